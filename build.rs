@@ -1,0 +1,24 @@
+//! Compiles the protobuf definitions into Rust, without protoc.
+
+use std::{env, fs, path::PathBuf};
+
+use prost::Message;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+
+    let contract = protox::compile(["resnet18/v1/classifier.proto"], ["proto"])?;
+    tonic_prost_build::configure()
+        .bytes(".resnet18.v1")
+        .compile_fds(contract.clone())?;
+    fs::write(out.join("classifier.bin"), contract.encode_to_vec())?;
+
+    let onnx = protox::compile(["onnx/onnx.proto"], ["proto"])?;
+    tonic_prost_build::configure()
+        .build_client(false)
+        .build_server(false)
+        .bytes(".onnx.TensorProto.raw_data")
+        .compile_fds(onnx)?;
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! The `resnet18` program.
+
+fn main() {}
