@@ -1,10 +1,21 @@
 //! A gRPC image-classification server.
 //!
-//! An image travels `grpc → image → scheduler → engine` and its classes travel back; each module of that name owns one
-//! step and knows nothing of the others' insides.
+//! An image travels `grpc → image → scheduler → engine`, its logits travel back through `answer` to `grpc`; each module
+//! owns one step and knows nothing of the others' insides.
 
+pub mod answer;
+pub mod cli;
+pub mod client;
+pub mod engine;
+pub mod grpc;
+pub mod http;
 pub mod image;
+pub mod metrics;
 pub mod model;
+pub mod registry;
+pub mod scheduler;
+pub mod server;
+pub mod state;
 
 /// The messages and services of `proto/resnet18/v1/classifier.proto`.
 #[allow(missing_docs)]
@@ -14,3 +25,8 @@ pub mod proto {
     /// The contract as a serialised `google.protobuf.FileDescriptorSet`, for reflection.
     pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/classifier.bin"));
 }
+
+/// The README's Rust code, compiled as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

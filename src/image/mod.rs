@@ -1,6 +1,24 @@
 //! Untrusted bytes or a raw frame → an upright RGB8 crop at the model's input size.
 
+mod decode;
+mod error;
+mod jpeg;
+mod orientation;
+mod raw;
+mod resize;
+mod sniff;
+#[cfg(test)]
+mod tests;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use bytes::Bytes;
+
+pub use decode::{Layout, Pixels, decode};
+pub use error::ImageError;
+pub use orientation::Orientation;
+pub use resize::Resizer;
+pub use sniff::Kind;
 
 /// What a model wants to see: images scaled until the shorter side has `resize_shorter_side` pixels, then cropped to
 /// `width` × `height` in the middle.
@@ -12,6 +30,13 @@ pub struct Geometry {
     pub height: u32,
     /// The shorter side after scaling, in pixels.
     pub resize_shorter_side: u32,
+}
+
+impl Geometry {
+    /// The size of a crop, in bytes: height · width · 3.
+    pub fn bytes(&self) -> usize {
+        self.height as usize * self.width as usize * 3
+    }
 }
 
 /// An image as it arrived.
@@ -49,4 +74,102 @@ pub enum PixelFormat {
     Gray8,
     Nv12,
     I420,
+}
+
+/// What to do about the orientation that EXIF gives an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exif {
+    /// Turn the image upright, as viewers do.
+    #[default]
+    Apply,
+    /// Take the pixels as they are stored, as Pillow does by itself.
+    Ignore,
+}
+
+/// How images are preprocessed, whatever the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PreprocessConfig {
+    /// Whether images are turned upright.
+    pub exif: Exif,
+    /// Larger images are refused by their headers, before memory is reserved for them.
+    pub max_pixels: u64,
+}
+
+impl Default for PreprocessConfig {
+    fn default() -> Self {
+        Self {
+            exif: Exif::Apply,
+            max_pixels: 64_000_000,
+        }
+    }
+}
+
+impl PreprocessConfig {
+    fn check_size(&self, width: u32, height: u32) -> Result<(), ImageError> {
+        if width == 0 || height == 0 {
+            return Err(ImageError::ZeroSize { width, height });
+        }
+        if u64::from(width) * u64::from(height) > self.max_pixels {
+            return Err(ImageError::TooManyPixels {
+                width,
+                height,
+                max_pixels: self.max_pixels,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Makes crops of images. Its buffers are reused, so give every worker thread one of its own.
+#[derive(Debug)]
+pub struct Preprocessor {
+    config: PreprocessConfig,
+    pixels: Pixels,
+    resizer: Resizer,
+}
+
+impl Preprocessor {
+    /// Buffers larger than this, in bytes, are not kept for the next image; 16 megapixels of RGB fit.
+    const KEPT_MEMORY: usize = 56 << 20;
+
+    /// A preprocessor with empty buffers.
+    pub fn new(config: PreprocessConfig) -> Self {
+        Self {
+            config,
+            pixels: Pixels::default(),
+            resizer: Resizer::default(),
+        }
+    }
+
+    /// Writes the upright crop of `source` as `geometry.height` x `geometry.width` x 3 bytes of RGB8.
+    ///
+    /// # Errors
+    /// Whatever makes the image unusable: see [`ImageError`]. Then the content of `crop` is unspecified, and the
+    /// preprocessor ready for the next image.
+    pub fn crop(&mut self, source: &Source, geometry: &Geometry, crop: &mut [u8]) -> Result<(), ImageError> {
+        // The decoders are memory-safe but not proven free of panics, and their input is anybody's.
+        let result = catch_unwind(AssertUnwindSafe(|| self.crop_unguarded(source, geometry, crop)));
+        let memory = self.pixels.data.capacity() + self.resizer.memory();
+        if result.is_err() || memory > Self::KEPT_MEMORY {
+            *self = Self::new(self.config);
+        }
+        result.unwrap_or(Err(ImageError::DecoderPanic))
+    }
+
+    fn crop_unguarded(&mut self, source: &Source, geometry: &Geometry, crop: &mut [u8]) -> Result<(), ImageError> {
+        match source {
+            Source::Encoded(encoded) => {
+                self.pixels.decode(encoded, &self.config)?;
+                self.resizer.crop(&self.pixels, geometry, crop)
+            }
+            Source::Raw(frame) => raw::crop(
+                frame,
+                &self.config,
+                geometry,
+                &mut self.pixels.data,
+                &mut self.resizer,
+                crop,
+            ),
+        }
+    }
 }

@@ -1,7 +1,197 @@
 //! The ONNX graph and its rewriting, the manifest, the models that are served.
 
+mod error;
+mod graph;
+mod labels;
+mod manifest;
+mod sniff;
+mod tensor;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::{fs, path::Path, sync::Arc};
+
+use bytes::Bytes;
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use self::onnx::ModelProto;
+pub use self::{
+    error::ModelError,
+    graph::{Batch, BodyPrecision, IMAGES, LOGITS, Normalization, ServingGraph},
+    labels::{imagenet, read_labels},
+    manifest::{InputSize, Manifest},
+};
+use crate::image::Geometry;
+
 /// The messages of `proto/onnx/onnx.proto`.
 #[allow(missing_docs, clippy::all)]
 pub mod onnx {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
+}
+
+/// The model that is served when the user names none.
+const BUNDLED: &[u8] = include_bytes!("../../models/resnet18-demo.onnx");
+
+/// What the user says about a model. Each field wins over the file's manifest, which wins over the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// What the model is called.
+    pub name: Option<String>,
+    /// The classes' names, in the order of the logits.
+    pub labels: Option<Vec<String>>,
+    /// What is subtracted from red, green and blue, where black is 0 and white 1.
+    pub mean: Option<[f32; 3]>,
+    /// What the differences are divided by.
+    pub std: Option<[f32; 3]>,
+    /// The shorter side after scaling, before the crop, in pixels.
+    pub resize_shorter_side: Option<u32>,
+}
+
+/// A model that is ready to be given to an engine.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// What clients call it.
+    pub name: String,
+    /// The first 12 hexadecimal digits of the SHA-256 of the file's content.
+    pub version: String,
+    /// The classes' names, one for each logit.
+    pub labels: Arc<[String]>,
+    /// How images are scaled and cropped for it.
+    pub geometry: Geometry,
+    /// The network, from pixels to logits.
+    pub graph: ServingGraph,
+    /// What the file says about itself.
+    pub manifest: Manifest,
+}
+
+impl Model {
+    /// A model from the content of an ONNX file. Without a name in `overrides` or the manifest it is called `model`.
+    ///
+    /// # Errors
+    /// Content that is not an ONNX classifier of RGB images; settings or labels that do not fit it.
+    pub fn from_bytes(onnx: Bytes, overrides: &Overrides) -> Result<Self, ModelError> {
+        Self::load(onnx, overrides, "model", None)
+    }
+
+    /// A model from an ONNX file. Without a name in `overrides` or the manifest it is called as the file is, and without
+    /// labels there it takes those of `NAME.labels.txt` beside `NAME.onnx`, if that exists.
+    ///
+    /// # Errors
+    /// As for [`Model::from_bytes`], and a file that cannot be read.
+    pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
+        let in_file = |error| ModelError::File {
+            path: path.to_owned(),
+            source: Box::new(error),
+        };
+        let onnx = fs::read(path).map_err(|error| in_file(ModelError::Read(error)))?;
+        let stem = path.file_stem().map_or("model".into(), |stem| stem.to_string_lossy());
+        let beside = path.with_file_name(format!("{stem}.labels.txt"));
+        Self::load(onnx.into(), overrides, &stem, Some(&beside)).map_err(in_file)
+    }
+
+    /// The model that comes with the program.
+    ///
+    /// # Errors
+    /// As for [`Model::from_bytes`].
+    pub fn bundled(overrides: &Overrides) -> Result<Self, ModelError> {
+        Self::from_bytes(Bytes::from_static(BUNDLED), overrides)
+    }
+
+    fn load(
+        onnx: Bytes,
+        overrides: &Overrides,
+        fallback_name: &str,
+        labels_beside: Option<&Path>,
+    ) -> Result<Self, ModelError> {
+        let version = Sha256::digest(&onnx)
+            .iter()
+            .take(6)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let model = decode(&onnx)?;
+        let manifest = Manifest::read(&model)?;
+        let normalization = Normalization {
+            mean: overrides.mean.or(manifest.mean).unwrap_or(Normalization::IMAGENET.mean),
+            std: overrides.std.or(manifest.std).unwrap_or(Normalization::IMAGENET.std),
+        };
+        let graph = ServingGraph::new(model, &normalization, manifest.input.as_ref())?;
+        if !graph.normalizes && (overrides.mean.is_some() || overrides.std.is_some()) {
+            return Err(ModelError::Normalization(
+                "the network takes integers and so gets the pixels from 0 to 255 as they are; leave mean and standard \
+                 deviation out"
+                    .into(),
+            ));
+        }
+        Ok(Self {
+            name: overrides
+                .name
+                .as_ref()
+                .or(manifest.name.as_ref())
+                .filter(|name| !name.is_empty())
+                .map_or_else(|| fallback_name.to_owned(), Clone::clone),
+            version,
+            labels: choose_labels(graph.classes, overrides, &manifest, labels_beside)?.into(),
+            geometry: geometry(&graph, overrides.resize_shorter_side.or(manifest.resize_shorter_side))?,
+            graph,
+            manifest,
+        })
+    }
+}
+
+/// Reads an ONNX file. Weights stay where they are in `onnx` and are shared, not copied.
+fn decode(onnx: &Bytes) -> Result<ModelProto, ModelError> {
+    match ModelProto::decode(onnx.clone()) {
+        Ok(model) if model.graph.as_ref().is_some_and(|graph| !graph.node.is_empty()) => Ok(model),
+        _ => Err(ModelError::NotOnnx(sniff::looks_like(onnx).to_owned())),
+    }
+}
+
+fn choose_labels(
+    classes: usize,
+    overrides: &Overrides,
+    manifest: &Manifest,
+    beside: Option<&Path>,
+) -> Result<Vec<String>, ModelError> {
+    let (labels, origin) = if let Some(labels) = &overrides.labels {
+        (labels.clone(), "was given".to_owned())
+    } else if let Some(labels) = &manifest.labels {
+        (labels.clone(), "its manifest holds".to_owned())
+    } else if let Some(path) = beside.filter(|path| path.exists()) {
+        (read_labels(path)?, format!("{} holds", path.display()))
+    } else if classes == 1000 {
+        (imagenet(), String::new())
+    } else {
+        return Err(ModelError::NoLabels { classes });
+    };
+    match labels.len() == classes {
+        true => Ok(labels),
+        false => Err(ModelError::LabelCount {
+            classes,
+            labels: labels.len(),
+            origin,
+        }),
+    }
+}
+
+/// Images are scaled as for ImageNet, 256 for a crop of 224, unless `resize_shorter_side` says otherwise.
+fn geometry(graph: &ServingGraph, resize_shorter_side: Option<u32>) -> Result<Geometry, ModelError> {
+    let (width, height) = (graph.width, graph.height);
+    let usual = || ((f64::from(width.min(height)) * 256.0 / 224.0).round() as u32).max(width.max(height));
+    let resize_shorter_side = resize_shorter_side.unwrap_or_else(usual);
+    if resize_shorter_side < width.max(height) {
+        return Err(ModelError::Resize {
+            resize_shorter_side,
+            width,
+            height,
+        });
+    }
+    Ok(Geometry {
+        width,
+        height,
+        resize_shorter_side,
+    })
 }

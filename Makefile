@@ -1,0 +1,51 @@
+# `make run` serves the bundled model, `make test` runs every test; both fetch what they need.
+
+OPENVINO := 2026.4.1
+PYTHON := python3
+VENV := .venv
+
+.PHONY: run build openvino test test-env lint bench help
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
+
+run: openvino ## fetch OpenVINO, build, and serve the bundled model
+	cargo run --release -- serve
+
+build: ## the program: target/release/resnet18
+	cargo build --release
+
+openvino: .runtime/openvino/$(OPENVINO) ## fetch the OpenVINO runtime into .runtime (with pip)
+
+# The libraries in the wheel don't depend on Python's version; --python-version only makes pip accept it.
+.runtime/openvino/$(OPENVINO):
+	@if $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+	    echo "Fetching OpenVINO $(OPENVINO) into .runtime/openvino (about 60 MB) ..."; \
+	    rm -rf .runtime/openvino; \
+	    if $(PYTHON) -m pip install --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+	        --root-user-action=ignore --target .runtime/openvino openvino==$(OPENVINO); \
+	    then touch $@; \
+	    else echo "OpenVINO could not be fetched; going on with the embedded engine, which is slower."; fi; \
+	else \
+	    echo "There is no pip; going on with the embedded engine, which is slower."; \
+	    echo "With pip, 'make openvino' fetches the faster one."; \
+	fi
+
+test: openvino test-env ## everything the tests need, then all of them
+	cargo test --release
+
+# Python clients for the tests; without them those tests say that they are skipped.
+test-env: $(VENV)/ready
+	@command -v ffmpeg >/dev/null || echo "ffmpeg is not installed: the video tests will be skipped."
+
+$(VENV)/ready: tests/python/requirements.txt
+	@if $(PYTHON) -m venv $(VENV) && $(VENV)/bin/python -m pip install --quiet -r $<; then touch $@; \
+	else echo "No Python environment: the Python tests will be skipped."; rm -rf $(VENV); fi
+
+lint: ## format, clippy, docs
+	cargo fmt --check
+	cargo clippy --release --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
+
+bench: openvino ## every bench; the last one measures the whole server
+	cargo bench

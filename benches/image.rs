@@ -1,0 +1,94 @@
+//! Decoding, resizing and both together, by format and size; raw frames.
+
+use std::{fs, path::Path};
+
+use bytes::Bytes;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use resnet18_server::image::{
+    Geometry, PixelFormat, PreprocessConfig, Preprocessor, RawFrame, Resizer, Source, decode,
+};
+
+const GEOMETRY: Geometry = Geometry {
+    width: 224,
+    height: 224,
+    resize_shorter_side: 256,
+};
+
+/// The project's own photos, and the larger ones of `../shared` where they are.
+const FILES: [&str; 9] = [
+    "tests/data/cat.jpg",
+    "tests/data/cat_lossy.webp",
+    "tests/data/moon_16bit.png",
+    "../shared/golden/images/bench_500x375.jpg",
+    "../shared/golden/images/bench_12mp.jpg",
+    "../shared/golden/images/coffee.png",
+    "../shared/golden/images/cat.gif",
+    "../shared/golden/images/sunflower.bmp",
+    "../shared/golden/images/sunflower_lossless.webp",
+];
+
+fn files(c: &mut Criterion) {
+    let config = PreprocessConfig::default();
+    let mut crop = vec![0; GEOMETRY.bytes()];
+    for file in FILES {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let Ok(bytes) = fs::read(&path) else {
+            eprintln!("skipped: there is no {file}");
+            continue;
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let mut group = c.benchmark_group(name);
+        group.sample_size(20).throughput(Throughput::Bytes(bytes.len() as u64));
+        group.bench_function("decode", |b| {
+            b.iter(|| decode(&bytes, &config).expect("the image is good"))
+        });
+        let pixels = decode(&bytes, &config).expect("the image is good");
+        let mut resizer = Resizer::default();
+        group.bench_function("resize", |b| {
+            b.iter(|| resizer.crop(&pixels, &GEOMETRY, &mut crop).expect("the image is good"));
+        });
+        let source = Source::Encoded(Bytes::from(bytes));
+        let mut preprocessor = Preprocessor::new(config);
+        group.bench_function("preprocess", |b| {
+            b.iter(|| {
+                preprocessor
+                    .crop(&source, &GEOMETRY, &mut crop)
+                    .expect("the image is good")
+            });
+        });
+        group.finish();
+    }
+}
+
+fn raw_frames(c: &mut Criterion) {
+    let mut crop = vec![0; GEOMETRY.bytes()];
+    let mut preprocessor = Preprocessor::new(PreprocessConfig::default());
+    let mut group = c.benchmark_group("raw 1280x720");
+    for (format, bits) in [
+        (PixelFormat::Rgb8, 24),
+        (PixelFormat::Bgra8, 32),
+        (PixelFormat::Gray8, 8),
+        (PixelFormat::Nv12, 12),
+        (PixelFormat::I420, 12),
+    ] {
+        let data = Bytes::from(vec![100; 1280 * 720 * bits / 8]);
+        let frame = Source::Raw(RawFrame {
+            format,
+            width: 1280,
+            height: 720,
+            stride: 0,
+            data,
+        });
+        group.bench_function(format!("{format:?}"), |b| {
+            b.iter(|| {
+                preprocessor
+                    .crop(&frame, &GEOMETRY, &mut crop)
+                    .expect("the frame is good")
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, files, raw_frames);
+criterion_main!(benches);

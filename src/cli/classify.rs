@@ -1,0 +1,226 @@
+//! `resnet18 classify`: image files to a server, their classes to the terminal.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use console::{measure_text_width, style, truncate_str};
+use futures_util::{StreamExt, stream};
+use serde::Serialize;
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::{
+    CliError, ServerArgs, files,
+    output::{self, BAR_WIDTH, ClassJson, ErrorJson, TimingJson},
+    values,
+};
+use crate::{
+    client::{self, Client, code_name, retry},
+    proto::{ClassifyRequest, ClassifyResponse, Image, image::Source},
+};
+
+const LONGEST_LABEL: usize = 40;
+
+const JSON_HELP: &str = "\
+With --json every image is one line on standard output, in the order of the arguments:
+  {\"file\", \"model\", \"model_version\", \"classifications\": [{\"class_id\", \"label\", \"probability\"}], \
+     \"timing_ms\": {\"decode\", \"queue\", \"inference\", \"total\", \"round_trip\"}}
+and one that failed is {\"file\", \"error\": {\"code\", \"message\"}}; code is a gRPC status such as NOT_FOUND.
+
+Exit status: 0 = every image was classified, 1 = some were not, 64 = wrong flags.";
+
+/// The flags of `resnet18 classify`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = JSON_HELP)]
+pub struct Args {
+    /// The image files (JPEG, PNG, WebP, GIF, BMP, TIFF, PNM); - reads one from standard input.
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+    #[command(flatten)]
+    server: ServerArgs,
+    /// How many classes to show for each image.
+    #[arg(long, env = "RESNET18_CLASSIFY_TOP_K", value_name = "N", default_value = "5", value_parser = values::count)]
+    top_k: usize,
+    /// Leave out classes that are less probable than this (0 to 1).
+    #[arg(long, env = "RESNET18_CLASSIFY_MIN_PROBABILITY", value_name = "P", default_value = "0",
+          value_parser = values::probability)]
+    min_probability: f32,
+    /// How long one image may take, retries included (ms, s, m or h).
+    #[arg(long, env = "RESNET18_CLASSIFY_TIMEOUT", value_name = "DURATION", default_value = "30s",
+          value_parser = values::positive_duration)]
+    timeout: Duration,
+    /// How many images are on their way at the same time.
+    #[arg(long, env = "RESNET18_CLASSIFY_CONCURRENCY", value_name = "N", default_value = "4",
+          value_parser = values::count)]
+    concurrency: usize,
+    /// Print JSON, one object a line for each image.
+    #[arg(long, env = "RESNET18_CLASSIFY_JSON")]
+    json: bool,
+}
+
+struct Answer {
+    response: ClassifyResponse,
+    round_trip: Duration,
+}
+
+/// Classifies the images and prints the answers in the order of the arguments.
+pub async fn run(args: Args) -> Result<ExitCode, CliError> {
+    if args.images.iter().filter(|path| files::is_stdin(path)).count() > 1 {
+        return Err(CliError::Usage("standard input (-) can only be read once".into()));
+    }
+    let mut client = client::connect(&args.server.server).await?;
+    client::find_model(&mut client, &args.server.server, &args.server.model, args.timeout).await?;
+
+    let mut answers = stream::iter(&args.images)
+        .map(|path| {
+            let (client, args) = (client.clone(), &args);
+            async move { (path, classify_file(client, path, args).await) }
+        })
+        .buffered(args.concurrency);
+    let mut failed = 0;
+    while let Some((path, answer)) = answers.next().await {
+        let name = if files::is_stdin(path) {
+            "standard input".into()
+        } else {
+            path.to_string_lossy()
+        };
+        failed += usize::from(answer.is_err());
+        match answer {
+            _ if args.json => output::print_json(&ImageJson::new(path, answer))?,
+            Ok(answer) => output::print_line(&table(&name, &answer, output::on_terminal()))?,
+            Err(status) => output::print_error(&format_args!("{name}: {}", status.message())),
+        }
+    }
+    if failed > 0 && !args.json && args.images.len() > 1 {
+        eprintln!("{failed} of {} images could not be classified", args.images.len());
+    }
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+async fn classify_file(mut client: Client, path: &Path, args: &Args) -> Result<Answer, Status> {
+    let image = files::read(path).await?;
+    let request = ClassifyRequest {
+        model: args.server.model.clone(),
+        image: Some(Image {
+            source: Some(Source::Encoded(image)),
+        }),
+        top_k: args.top_k as u32,
+        min_probability: args.min_probability,
+    };
+    let deadline = Instant::now() + args.timeout;
+    let mut attempt = 0;
+    loop {
+        let sent = Instant::now();
+        match client::classify(&mut client, request.clone(), deadline).await {
+            Ok(response) => {
+                return Ok(Answer {
+                    response,
+                    round_trip: sent.elapsed(),
+                });
+            }
+            Err(status) => match retry::delay_before(&status, attempt, deadline) {
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => return Err(status),
+            },
+        }
+        attempt += 1;
+    }
+}
+
+/// The answer as a block of lines: the name, a row for each class, the time.
+fn table(name: &str, answer: &Answer, bars: bool) -> String {
+    let classes = &answer.response.classifications;
+    let labels: Vec<_> = classes.iter().map(output::label).collect();
+    let width = labels
+        .iter()
+        .map(|label| measure_text_width(label))
+        .max()
+        .unwrap_or(0)
+        .min(LONGEST_LABEL);
+    let mut text = format!("{}\n", style(name).bold());
+    if classes.is_empty() {
+        text += "  (no class is that probable)\n";
+    }
+    for (rank, (class, label)) in classes.iter().zip(&labels).enumerate() {
+        let label = truncate_str(label, width, "…");
+        let padding = " ".repeat(width - measure_text_width(&label));
+        let label = if rank == 0 { style(label).green() } else { style(label) };
+        text += &format!("  {label}{padding}  {:5.1} %", class.probability * 100.0);
+        if bars {
+            let bar = style(output::bar(class.probability, BAR_WIDTH));
+            text += &format!("  {}", if rank == 0 { bar.green() } else { bar.cyan() });
+        }
+        text.push('\n');
+    }
+    let timing = TimingJson::new(answer.response.timing.as_ref());
+    let times = format!(
+        "  {} on the server (decode {}, queue {}, inference {}), {} round trip",
+        output::time(timing.total),
+        output::time(timing.decode),
+        output::time(timing.queue),
+        output::time(timing.inference),
+        output::time(answer.round_trip.as_secs_f64() * 1e3),
+    );
+    text + &style(times).dim().to_string()
+}
+
+#[derive(Serialize)]
+struct ImageJson {
+    file: String,
+    #[serde(flatten)]
+    outcome: OutcomeJson,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OutcomeJson {
+    Answer {
+        model: String,
+        model_version: String,
+        classifications: Vec<ClassJson>,
+        timing_ms: RoundTripJson,
+    },
+    Error {
+        error: ErrorJson,
+    },
+}
+
+#[derive(Serialize)]
+struct RoundTripJson {
+    #[serde(flatten)]
+    server: TimingJson,
+    round_trip: f64,
+}
+
+impl ImageJson {
+    fn new(path: &Path, answer: Result<Answer, Status>) -> Self {
+        let outcome = match answer {
+            Ok(Answer { response, round_trip }) => OutcomeJson::Answer {
+                model: response.model,
+                model_version: response.model_version,
+                classifications: output::classes_json(response.classifications),
+                timing_ms: RoundTripJson {
+                    server: TimingJson::new(response.timing.as_ref()),
+                    round_trip: round_trip.as_micros() as f64 / 1e3,
+                },
+            },
+            Err(status) => OutcomeJson::Error {
+                error: ErrorJson {
+                    code: code_name(status.code()),
+                    message: status.message().to_owned(),
+                },
+            },
+        };
+        Self {
+            file: path.to_string_lossy().into_owned(),
+            outcome,
+        }
+    }
+}

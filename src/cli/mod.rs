@@ -1,0 +1,164 @@
+//! The command line: one file a subcommand, which turns flags and environment variables into a typed configuration.
+
+use std::{io, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use thiserror::Error;
+
+use crate::client::{ClientError, video::VideoError};
+
+pub mod classify;
+mod files;
+pub mod load;
+mod output;
+pub mod serve;
+pub mod stream;
+mod values;
+
+/// The exit status for wrong flags (`EX_USAGE` of sysexits).
+pub const EXIT_USAGE: u8 = 64;
+
+/// Classifies images and live video: a gRPC server and its clients.
+#[derive(Debug, Parser)]
+#[command(name = "resnet18", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model over gRPC.
+    Serve(serve::Args),
+    /// Say what images show.
+    Classify(classify::Args),
+    /// Say what a video or a camera shows, frame by frame.
+    Stream(stream::Args),
+    /// Measure a server: throughput, latency and errors under load.
+    Load(load::Args),
+}
+
+/// Where the server is and which of its models to ask; every client subcommand has these flags.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServerArgs {
+    /// The server's address: http://HOST:PORT or HOST:PORT.
+    #[arg(
+        long,
+        env = "RESNET18_SERVER",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8001"
+    )]
+    pub server: crate::client::ServerAddress,
+    /// The model to ask, by its name on the server [default: the server's default model].
+    #[arg(
+        long,
+        env = "RESNET18_MODEL_NAME",
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub model: String,
+}
+
+/// Why a subcommand could not do its work.
+#[derive(Debug, Error)]
+pub enum CliError {
+    /// Flags that don't fit together.
+    #[error("{0}")]
+    Usage(String),
+    /// The server can't be reached or refuses.
+    #[error(transparent)]
+    Client(Box<ClientError>),
+    /// A video can't be read.
+    #[error(transparent)]
+    Video(#[from] VideoError),
+    /// The result can't be written.
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+    /// Anything else, in words for the user.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error.into())
+    }
+}
+
+impl CliError {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Usage(_) => ExitCode::from(EXIT_USAGE),
+            // The reader has seen enough, as `head` does.
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+impl Cli {
+    /// Runs the subcommand; an error is printed and becomes the exit status.
+    pub async fn run(self) -> ExitCode {
+        let result = match self.command {
+            Command::Serve(args) => serve::run(args).await,
+            Command::Classify(args) => classify::run(args).await,
+            Command::Stream(args) => stream::run(args).await,
+            Command::Load(args) => load::run(args).await,
+        };
+        result.unwrap_or_else(|error| {
+            let code = error.exit_code();
+            if code != ExitCode::SUCCESS {
+                output::print_error(&error);
+            }
+            code
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::Cli;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_an_environment_variable() {
+        for command in Cli::command().get_subcommands() {
+            for flag in command.get_arguments().filter(|arg| !arg.is_positional()) {
+                let id = flag.get_id().as_str();
+                if matches!(id, "help" | "version") {
+                    continue;
+                }
+                let variable = flag.get_env().and_then(|name| name.to_str()).unwrap_or_default();
+                assert!(
+                    variable.starts_with("RESNET18_"),
+                    "{} --{id}: {variable:?}",
+                    command.get_name()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_a_reason() {
+        for (arguments, reason) in [
+            (&["classify", "a.jpg", "--timeout", "5"][..], "unit"),
+            (&["classify", "a.jpg", "--server", "https://host:1"], "https"),
+            (&["classify", "a.jpg", "--min-probability", "1.5"], "between 0 and 1"),
+            (&["stream", "a.mp4", "--policy", "some"], "latest"),
+            (&["load", "a.jpg", "--rate", "0"], "more than 0"),
+        ] {
+            let error = Cli::try_parse_from(["resnet18"].iter().chain(arguments)).unwrap_err();
+            assert!(error.to_string().contains(reason), "{arguments:?}: {error}");
+            assert!(error.use_stderr());
+        }
+    }
+}

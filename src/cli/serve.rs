@@ -1,0 +1,395 @@
+//! `resnet18 serve`: flags → a [`ServerConfig`], then the server.
+
+use std::{
+    io,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    path::PathBuf,
+    process::ExitCode,
+    str::FromStr,
+    thread::available_parallelism,
+    time::{Duration, Instant},
+};
+
+use clap::{Args as ClapArgs, ValueEnum};
+use tokio::net::TcpListener;
+
+use super::{CliError, values};
+use crate::{
+    engine::{EngineConfig, EngineKind, Precision},
+    grpc::GrpcConfig,
+    image::{Exif, PreprocessConfig},
+    model::{self, Model, Overrides},
+    scheduler::SchedulerConfig,
+    server::{self, Listeners, ServerConfig},
+};
+
+/// The flags of `resnet18 serve`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = "Without --model the bundled ResNet18 is served: 106 everyday classes.")]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    queue: QueueArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Model")]
+struct ModelArgs {
+    /// An ONNX image classifier to serve instead of the bundled one, under NAME.
+    #[arg(long, env = "RESNET18_MODEL", value_name = "[NAME=]PATH")]
+    model: Option<ModelSource>,
+    /// The names of the classes, one a line [default: what the file has; for 1000 classes ImageNet-1k's].
+    #[arg(long, env = "RESNET18_LABELS", value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// Mean of the pixels, 0 to 1, for red, green and blue [default: what the file has, else 0.485,0.456,0.406].
+    #[arg(long, env = "RESNET18_MEAN", value_name = "R,G,B")]
+    mean: Option<Channels>,
+    /// Standard deviation of the pixels [default: what the file has, else 0.229,0.224,0.225].
+    #[arg(long, env = "RESNET18_STD", value_name = "R,G,B")]
+    std: Option<Channels>,
+    /// Scale the shorter side to this many pixels before cropping [default: what the file has, else 256 for 224].
+    #[arg(long, env = "RESNET18_RESIZE", value_name = "PIXELS")]
+    resize: Option<u32>,
+    /// Turn photos upright by their EXIF orientation, or take them as they are stored.
+    #[arg(long, env = "RESNET18_EXIF", value_enum, default_value = "apply")]
+    exif: ExifArg,
+    /// The most pixels an image may have, in millions.
+    #[arg(long, env = "RESNET18_MAX_MEGAPIXELS", value_name = "MP", default_value = "64",
+          value_parser = clap::value_parser!(u64).range(1..=1024))]
+    max_megapixels: u64,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Engine")]
+struct EngineArgs {
+    /// What runs the network; auto = the fastest that starts.
+    #[arg(long, env = "RESNET18_ENGINE", value_enum, default_value = "auto")]
+    engine: EngineArg,
+    /// The arithmetic; auto = the fastest that the processor has, except int8.
+    #[arg(long, env = "RESNET18_PRECISION", value_enum, default_value = "auto")]
+    precision: PrecisionArg,
+    /// The OpenVINO C library or its folder [default: the one that make fetched, else an installed one].
+    #[arg(long, env = "RESNET18_OPENVINO_LIB", value_name = "PATH")]
+    openvino_lib: Option<PathBuf>,
+    /// CPU threads that decode and infer [default: the CPUs that this process may use].
+    #[arg(long, env = "RESNET18_THREADS", value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// The most images in one call of the engine. On a CPU larger batches are not faster.
+    #[arg(long, env = "RESNET18_MAX_BATCH", value_name = "N", default_value = "1")]
+    max_batch: NonZeroUsize,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Network")]
+struct NetworkArgs {
+    /// Where gRPC is served.
+    #[arg(
+        long,
+        env = "RESNET18_GRPC",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8001"
+    )]
+    grpc: SocketAddr,
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(
+        long,
+        env = "RESNET18_HTTP",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8002"
+    )]
+    http: SocketAddr,
+    /// The largest message that is accepted, in MiB.
+    #[arg(long, env = "RESNET18_MAX_MESSAGE_MIB", value_name = "MIB", default_value = "16",
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    max_message_mib: u32,
+    /// The most streams that are open at once.
+    #[arg(long, env = "RESNET18_MAX_STREAMS", value_name = "N", default_value = "256")]
+    max_streams: NonZeroUsize,
+    /// How long accepted work may take to finish at shutdown.
+    #[arg(long, env = "RESNET18_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s",
+          value_parser = values::duration)]
+    drain_timeout: Duration,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Queue")]
+struct QueueArgs {
+    /// The most requests that wait [default: as many as take about 0.2 s, at least 16].
+    #[arg(long, env = "RESNET18_QUEUE_CAPACITY", value_name = "N")]
+    queue_capacity: Option<NonZeroUsize>,
+    /// How long an incomplete batch waits for more images.
+    #[arg(long, env = "RESNET18_MAX_QUEUE_DELAY", value_name = "DURATION", default_value = "0ms",
+          value_parser = values::duration)]
+    max_queue_delay: Duration,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Log")]
+struct LogArgs {
+    /// What is logged, on standard error: error, warn, info, debug or trace, or a list such as info,h2=debug.
+    #[arg(long, env = "RESNET18_LOG", value_name = "FILTER", default_value = "info")]
+    log: String,
+    /// Lines for people or JSON for machines.
+    #[arg(long, env = "RESNET18_LOG_FORMAT", value_enum, default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum EngineArg {
+    Auto,
+    Openvino,
+    Embedded,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PrecisionArg {
+    Auto,
+    Fp32,
+    Fp16,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ExifArg {
+    Apply,
+    Ignore,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+/// `[NAME=]PATH`.
+#[derive(Clone, Debug)]
+struct ModelSource {
+    name: Option<String>,
+    path: PathBuf,
+}
+
+impl FromStr for ModelSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, path) = match text.split_once('=') {
+            // A path may hold an equals sign, a name holds no slash.
+            Some((name, path)) if !name.contains(['/', '\\']) => (Some(name), path),
+            _ => (None, text),
+        };
+        if name.is_some_and(str::is_empty) || path.is_empty() {
+            return Err("expected PATH or NAME=PATH".into());
+        }
+        Ok(Self {
+            name: name.map(str::to_owned),
+            path: path.into(),
+        })
+    }
+}
+
+/// One number for each of red, green and blue.
+#[derive(Clone, Copy, Debug)]
+struct Channels([f32; 3]);
+
+impl FromStr for Channels {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers: Result<Vec<f32>, _> = text.split(',').map(|number| number.trim().parse()).collect();
+        let numbers = numbers.ok().and_then(|numbers| numbers.try_into().ok());
+        numbers
+            .map(Self)
+            .ok_or_else(|| "expected three numbers such as 0.485,0.456,0.406".into())
+    }
+}
+
+/// Serves until SIGTERM or Ctrl-C; a second signal ends the program at once.
+///
+/// # Errors
+/// A model that can't be served, an address that is taken, an engine that can't start.
+pub async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let started = Instant::now();
+    start_log(&args.log)?;
+    let model = load_model(&args.model)?;
+    let config = config(&args)?;
+    let listeners = Listeners {
+        grpc: bind(args.network.grpc, "grpc").await?,
+        http: bind(args.network.http, "http").await?,
+    };
+    // Not the flags' addresses: a port of 0 is chosen by the system.
+    let [grpc, http] = [listeners.grpc.local_addr()?, listeners.http.local_addr()?];
+    tracing::info!(
+        model = model.name,
+        version = model.version,
+        classes = model.graph.classes,
+        "serving gRPC on {grpc} and metrics on http://{http}/metrics",
+    );
+    if [grpc, http].iter().any(|address| !address.ip().is_loopback()) {
+        tracing::warn!("anyone who can reach this address can use the server: there is no TLS and no token");
+    }
+    tracing::debug!("flags and model read in {:.0?}", started.elapsed());
+    server::run(listeners, model, config, signal())
+        .await
+        .map_err(|error| CliError::Failed(error.to_string()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn load_model(args: &ModelArgs) -> Result<Model, CliError> {
+    let failed = |error: model::ModelError| CliError::Failed(error.to_string());
+    let labels = args
+        .labels
+        .as_deref()
+        .map(model::read_labels)
+        .transpose()
+        .map_err(failed)?;
+    let overrides = Overrides {
+        name: args.model.as_ref().and_then(|source| source.name.clone()),
+        labels,
+        mean: args.mean.map(|mean| mean.0),
+        std: args.std.map(|std| std.0),
+        resize_shorter_side: args.resize,
+    };
+    match &args.model {
+        Some(source) => Model::from_file(&source.path, &overrides),
+        None => Model::bundled(&overrides),
+    }
+    .map_err(failed)
+}
+
+fn config(args: &Args) -> Result<ServerConfig, CliError> {
+    let threads = match args.engine.threads {
+        Some(threads) => threads,
+        // Counts the CPUs of a container's limit too.
+        None => available_parallelism()
+            .map_err(|error| CliError::Usage(format!("the CPUs can't be counted ({error}); set --threads")))?,
+    };
+    Ok(ServerConfig {
+        engine: EngineConfig {
+            kind: match args.engine.engine {
+                EngineArg::Auto => None,
+                EngineArg::Openvino => Some(EngineKind::OpenVino),
+                EngineArg::Embedded => Some(EngineKind::Embedded),
+            },
+            precision: match args.engine.precision {
+                PrecisionArg::Auto => None,
+                PrecisionArg::Fp32 => Some(Precision::Fp32),
+                PrecisionArg::Fp16 => Some(Precision::Fp16),
+                PrecisionArg::Bf16 => Some(Precision::Bf16),
+            },
+            openvino_lib: args.engine.openvino_lib.clone(),
+            threads,
+            max_batch: args.engine.max_batch,
+        },
+        scheduler: SchedulerConfig {
+            queue_capacity: args.queue.queue_capacity,
+            max_queue_delay: args.queue.max_queue_delay,
+            preprocess: PreprocessConfig {
+                exif: match args.model.exif {
+                    ExifArg::Apply => Exif::Apply,
+                    ExifArg::Ignore => Exif::Ignore,
+                },
+                max_pixels: args.model.max_megapixels * 1_000_000,
+            },
+        },
+        grpc: GrpcConfig {
+            max_message_bytes: args.network.max_message_mib as usize * 1024 * 1024,
+            max_streams: args.network.max_streams.get(),
+        },
+        drain_timeout: args.network.drain_timeout,
+    })
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, CliError> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => "another program uses it",
+            io::ErrorKind::PermissionDenied => "this user may not",
+            io::ErrorKind::AddrNotAvailable => "this machine does not have that address",
+            _ => "it failed",
+        };
+        CliError::Failed(format!(
+            "can't listen on {address}: {advice} ({error}); choose another with --{flag}"
+        ))
+    })
+}
+
+fn start_log(args: &LogArgs) -> Result<(), CliError> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
+        .map_err(|error| CliError::Usage(format!("--log {}: {error}", args.log)))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_target(false);
+    // A logger that was installed before, by a test, stays.
+    let _ = match args.log_format {
+        LogFormat::Text => log.with_ansi(console::colors_enabled_stderr()).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}
+
+/// Returns at the first SIGTERM or Ctrl-C; the second one ends the process.
+async fn signal() {
+    one_signal().await;
+    tokio::spawn(async {
+        one_signal().await;
+        eprintln!("second signal: ending at once");
+        std::process::exit(130);
+    });
+}
+
+#[cfg(unix)]
+async fn one_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        },
+        Err(error) => {
+            tracing::warn!("SIGTERM can't be handled: {error}");
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}
+
+#[cfg(not(unix))]
+async fn one_signal() {
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_may_be_named() {
+        let parse = |text: &str| {
+            text.parse::<ModelSource>()
+                .map(|m| (m.name, m.path.display().to_string()))
+        };
+        assert_eq!(parse("a.onnx"), Ok((None, "a.onnx".into())));
+        assert_eq!(parse("cats=/m/a.onnx"), Ok((Some("cats".into()), "/m/a.onnx".into())));
+        assert_eq!(parse("/m/a=b.onnx"), Ok((None, "/m/a=b.onnx".into())));
+        assert!(parse("=a.onnx").is_err() && parse("cats=").is_err());
+    }
+
+    #[test]
+    fn channels_are_three_numbers() {
+        assert_eq!(
+            "0.485, 0.456,0.406".parse::<Channels>().unwrap().0,
+            [0.485, 0.456, 0.406]
+        );
+        for wrong in ["0.5", "0.5,0.5", "1,2,3,4", "a,b,c", ""] {
+            assert!(wrong.parse::<Channels>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Parsers of flag values.
+
+use std::time::Duration;
+
+/// Parses durations such as `300ms`, `10s`, `1.5m` and `2h`; a bare `0` is fine too.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let seconds_a_unit = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "" if number == "0" => 0.0,
+        "" => return Err("say the unit too: ms, s, m or h, as in 300ms or 10s".into()),
+        _ => {
+            return Err(format!(
+                "`{unit}` isn't a unit of time; use ms, s, m or h, as in 300ms or 10s"
+            ));
+        }
+    };
+    let number: f64 = number
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{number}` isn't a number; write for example 300ms or 10s"))?;
+    Duration::try_from_secs_f64(number * seconds_a_unit).map_err(|_| format!("`{text}` is out of range"))
+}
+
+/// Parses a duration that isn't zero.
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be more than 0".into()),
+        duration => Ok(duration),
+    }
+}
+
+/// Parses a probability.
+pub fn probability(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(p) if (0.0..=1.0).contains(&p) => Ok(p),
+        _ => Err("must be a number between 0 and 1".into()),
+    }
+}
+
+/// Parses a rate, in events a second.
+pub fn rate(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
+        _ => Err("must be a number, more than 0 and at most 1000000".into()),
+    }
+}
+
+/// Parses a count of at least one.
+pub fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=65_536).contains(&count) => Ok(count),
+        _ => Err("must be a whole number from 1 to 65536".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        for (text, milliseconds) in [
+            ("300ms", 300),
+            ("10s", 10_000),
+            ("2m", 120_000),
+            ("1.5s", 1500),
+            ("1h", 3_600_000),
+            ("0", 0),
+            ("5 s", 5000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["", "5", "s", "-1s", "5 parsecs", "1e400s", "nans", "infs", "1s2"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert!(positive_duration("0ms").is_err());
+    }
+
+    #[test]
+    fn numbers_stay_in_their_range() {
+        assert_eq!(probability("0.25"), Ok(0.25));
+        assert!(probability("NaN").is_err() && probability("-0.1").is_err());
+        assert_eq!(rate("29.97"), Ok(29.97));
+        assert!(rate("0").is_err() && rate("inf").is_err() && rate("NaN").is_err());
+        assert_eq!(count("16"), Ok(16));
+        assert!(count("0").is_err() && count("70000").is_err());
+    }
+}

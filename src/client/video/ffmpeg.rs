@@ -1,0 +1,322 @@
+//! Video through the `ffmpeg` program: any format, file or camera in, scaled I420 frames out.
+
+use std::{
+    collections::VecDeque,
+    ffi::OsString,
+    io::{self, IsTerminal},
+    process::Stdio,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, BufReader},
+    process::{Child, ChildStdout, Command},
+    task::JoinHandle,
+};
+
+use super::{
+    VideoError, VideoOptions, VideoSource,
+    y4m::{self, Header, Y4mError},
+};
+use crate::proto::{Image, PixelFormat, RawFrame, image::Source};
+
+/// How to get the program.
+pub const INSTALL: &str = if cfg!(target_os = "macos") {
+    "get it with `brew install ffmpeg`"
+} else if cfg!(windows) {
+    "get it with `winget install ffmpeg`"
+} else {
+    "get it with `apt install ffmpeg`, `dnf install ffmpeg` or your system's package manager"
+};
+
+const STDERR_LINES: usize = 12;
+
+/// A running `ffmpeg`; dropping it ends the process.
+pub struct Ffmpeg {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    stderr: Option<JoinHandle<String>>,
+    header: Header,
+    source_name: String,
+}
+
+impl Ffmpeg {
+    /// Starts the program and waits until it knows how large the frames are.
+    pub async fn start(options: &VideoOptions) -> Result<Self, VideoError> {
+        match &options.source {
+            VideoSource::File(path) if !path.exists() => return Err(VideoError::NotFound(path.clone())),
+            #[cfg(target_os = "linux")]
+            VideoSource::Camera(path) if !std::path::Path::new(path).exists() => {
+                return Err(VideoError::NotFound(path.into()));
+            }
+            VideoSource::Stdin if io::stdin().is_terminal() => return Err(VideoError::Keyboard),
+            _ => {}
+        }
+        let passthrough = passthrough_flag(&version(options).await?);
+        let mut command = Command::new(&options.ffmpeg);
+        command
+            .args(arguments(options, passthrough))
+            .stdin(if options.source == VideoSource::Stdin {
+                Stdio::inherit()
+            } else {
+                Stdio::null()
+            })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        // Ctrl-C is for this program, which then ends ffmpeg; both at once would look like a failure of ffmpeg.
+        #[cfg(unix)]
+        command.process_group(0);
+        let mut child = command.spawn().map_err(|error| start_error(options, error))?;
+        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+            return Err(VideoError::FfmpegIo(io::ErrorKind::BrokenPipe.into()));
+        };
+        let mut ffmpeg = Self {
+            child,
+            stdout: BufReader::new(stdout),
+            stderr: Some(tokio::spawn(last_lines(stderr))),
+            header: Header {
+                width: 0,
+                height: 0,
+                fps: None,
+            },
+            source_name: options.source.to_string(),
+        };
+        match y4m::read_header(&mut ffmpeg.stdout).await {
+            Ok(Some(header)) => ffmpeg.header = header,
+            Ok(None) => return Err(ffmpeg.failure("it holds no video".into()).await),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(ffmpeg)
+    }
+
+    /// Frames a second, if known.
+    pub fn fps(&self) -> Option<f64> {
+        self.header.fps
+    }
+
+    /// The next frame; `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Image>, VideoError> {
+        let data = match y4m::read_frame(&mut self.stdout, &self.header).await {
+            Ok(Some(data)) => data,
+            Ok(None) | Err(Y4mError::Truncated) => {
+                let status = self.child.wait().await.map_err(VideoError::FfmpegIo)?;
+                return if status.success() {
+                    Ok(None)
+                } else {
+                    Err(self.failure(status.to_string()).await)
+                };
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let frame = RawFrame {
+            format: PixelFormat::I420.into(),
+            width: self.header.width,
+            height: self.header.height,
+            stride: 0,
+            data,
+        };
+        Ok(Some(Image {
+            source: Some(Source::Raw(frame)),
+        }))
+    }
+
+    /// An error of what the program printed, or of `otherwise` if it printed nothing.
+    async fn failure(&mut self, otherwise: String) -> VideoError {
+        let printed = match self.stderr.take() {
+            Some(stderr) => stderr.await.unwrap_or_default(),
+            None => String::new(),
+        };
+        let messages = if printed.is_empty() { otherwise } else { printed };
+        VideoError::FfmpegFailed {
+            source_name: self.source_name.clone(),
+            messages,
+        }
+    }
+}
+
+fn start_error(options: &VideoOptions, error: io::Error) -> VideoError {
+    match error.kind() {
+        io::ErrorKind::NotFound => VideoError::FfmpegMissing {
+            program: options.ffmpeg.to_string_lossy().into_owned(),
+        },
+        _ => VideoError::FfmpegIo(error),
+    }
+}
+
+async fn version(options: &VideoOptions) -> Result<String, VideoError> {
+    let output = Command::new(&options.ffmpeg)
+        .arg("-version")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await;
+    let output = output.map_err(|error| start_error(options, error))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The flag that keeps frames from being doubled or dropped to reach a constant rate: renamed in version 5.1.
+fn passthrough_flag(version: &str) -> &'static str {
+    let number = version
+        .strip_prefix("ffmpeg version ")
+        .unwrap_or_default()
+        .trim_start_matches('n');
+    let mut parts = number
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|part| part.parse::<u32>().ok());
+    match (parts.next(), parts.next()) {
+        (Some(major), minor) if (major, minor.unwrap_or(0)) < (5, 1) => "-vsync",
+        _ => "-fps_mode",
+    }
+}
+
+/// The whole command line but the program's name.
+fn arguments(options: &VideoOptions, passthrough: &str) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+    push(&["-hide_banner", "-loglevel", "error", "-nostdin"]);
+    if options.source.is_live() {
+        push(&["-fflags", "nobuffer"]);
+    } else {
+        if options.real_time {
+            push(&["-re"]);
+        }
+        if options.repeat {
+            push(&["-stream_loop", "-1"]);
+        }
+    }
+    let input: OsString = match &options.source {
+        VideoSource::File(path) | VideoSource::Directory(path) => {
+            // The prefix keeps a colon in a name from being taken for a protocol.
+            let mut input = OsString::from("file:");
+            input.push(path);
+            input
+        }
+        VideoSource::Camera(name) if cfg!(target_os = "macos") => {
+            push(&["-f", "avfoundation", "-framerate", "30"]);
+            format!("{name}:none").into()
+        }
+        VideoSource::Camera(name) if cfg!(windows) => {
+            push(&["-f", "dshow"]);
+            format!("video={name}").into()
+        }
+        VideoSource::Camera(device) => {
+            push(&["-f", "v4l2"]);
+            device.into()
+        }
+        VideoSource::Url(url) => {
+            if url.starts_with("rtsp://") {
+                push(&["-rtsp_transport", "tcp"]);
+            }
+            url.into()
+        }
+        VideoSource::Stdin => "pipe:0".into(),
+    };
+    arguments.extend(["-i".into(), input]);
+    let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+    push(&["-map", "0:v:0", "-vf", &filter(options), passthrough, "passthrough"]);
+    // Without flushing, the end of each frame would wait in a buffer for the next one.
+    push(&["-flush_packets", "1", "-f", "yuv4mpegpipe", "pipe:1"]);
+    arguments
+}
+
+/// Scales down to the size that the model wants, with square pixels, even sides and the colours of the contract.
+fn filter(options: &VideoOptions) -> String {
+    let rate = options.fps.map(|fps| format!("fps={fps},")).unwrap_or_default();
+    let side = options.shorter_side.max(2).next_multiple_of(2);
+    let scale = format!("min(1,{side}/min(iw*sar,ih))");
+    format!(
+        "{rate}scale=w='2*max(1,floor(iw*sar*{scale}/2+.01))':h='2*max(1,floor(ih*{scale}/2+.01))'\
+         :flags=bilinear+accurate_rnd:out_color_matrix=bt601:out_range=tv,setsar=1,format=yuv420p"
+    )
+}
+
+/// Reads to the end and keeps the last lines, so that the program never blocks on a full pipe.
+async fn last_lines(stderr: impl AsyncRead + Unpin) -> String {
+    let mut reader = BufReader::new(stderr);
+    let mut lines = VecDeque::new();
+    let mut line = Vec::new();
+    while matches!(reader.read_until(b'\n', &mut line).await, Ok(1..)) {
+        if lines.len() == STDERR_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(format!("  {}", String::from_utf8_lossy(&line).trim_end()));
+        line.clear();
+    }
+    Vec::from(lines).join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flag_follows_the_version() {
+        for (version, flag) in [
+            ("ffmpeg version 5.1.9-0+deb12u1 Copyright", "-fps_mode"),
+            ("ffmpeg version 4.4.2-0ubuntu0.22.04.1 Copyright", "-vsync"),
+            ("ffmpeg version 5.0 Copyright", "-vsync"),
+            ("ffmpeg version 8 Copyright", "-fps_mode"),
+            ("ffmpeg version n7.1 Copyright", "-fps_mode"),
+            ("ffmpeg version N-118000-g1234567 Copyright", "-fps_mode"),
+            ("", "-fps_mode"),
+        ] {
+            assert_eq!(passthrough_flag(version), flag, "{version}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_the_last_lines_are_kept() {
+        let text: String = (0..100).map(|i| format!("line {i}\n")).collect();
+        let kept = last_lines(text.as_bytes()).await;
+        assert_eq!(kept.lines().count(), STDERR_LINES);
+        assert!(kept.ends_with("  line 99"));
+    }
+
+    #[tokio::test]
+    async fn frames_have_the_colours_and_size_of_the_contract() {
+        let folder = tempfile::tempdir().unwrap();
+        let video = folder.path().join("red: full range.avi");
+        let made = std::process::Command::new("ffmpeg")
+            .args([
+                "-loglevel",
+                "error",
+                "-nostdin",
+                "-f",
+                "lavfi",
+                "-i",
+                "color=red:size=1281x721,format=gbrp",
+            ])
+            .args(["-frames:v", "3", "-c:v", "mjpeg", "-pix_fmt", "yuvj444p"])
+            .arg(format!("file:{}", video.display()))
+            .status();
+        if let Err(error) = made {
+            eprintln!("SKIPPED: ffmpeg can't be run: {error}");
+            return;
+        }
+        for (shorter_side, width, height) in [(256, 454, 256), (255, 454, 256), (2000, 1280, 720)] {
+            let options = VideoOptions {
+                source: VideoSource::File(video.clone()),
+                fps: None,
+                real_time: false,
+                repeat: false,
+                shorter_side,
+                ffmpeg: "ffmpeg".into(),
+            };
+            let mut ffmpeg = Ffmpeg::start(&options).await.unwrap();
+            let mut frames = 0;
+            while let Some(Image {
+                source: Some(Source::Raw(frame)),
+            }) = ffmpeg.next().await.unwrap()
+            {
+                assert_eq!((frame.width, frame.height), (width, height));
+                let luma = (width * height) as usize;
+                let sample = |plane: usize| frame.data[luma + plane * luma / 4 + luma / 8];
+                for (sample, expected) in [(frame.data[luma / 2], 81), (sample(0), 90), (sample(1), 240)] {
+                    assert!(sample.abs_diff(expected) <= 2, "{sample} instead of {expected}");
+                }
+                frames += 1;
+            }
+            assert_eq!(frames, 3);
+        }
+    }
+}

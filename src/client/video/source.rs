@@ -1,0 +1,86 @@
+//! What a user may call a video.
+
+use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
+
+/// Where a video comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VideoSource {
+    /// A video file.
+    File(PathBuf),
+    /// A folder of images.
+    Directory(PathBuf),
+    /// A camera, by what the platform calls it: `/dev/video0` on Linux, an index on macOS, a name on Windows.
+    Camera(String),
+    /// A network stream.
+    Url(String),
+    /// Standard input.
+    Stdin,
+}
+
+impl VideoSource {
+    /// Whether frames come when they come, so that what isn't read in time is lost or stale.
+    pub fn is_live(&self) -> bool {
+        matches!(self, Self::Camera(_) | Self::Url(_) | Self::Stdin)
+    }
+}
+
+impl FromStr for VideoSource {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(if text == "-" {
+            Self::Stdin
+        } else if let Some(camera) = text.strip_prefix("camera:") {
+            let number = cfg!(target_os = "linux") && !camera.is_empty() && camera.bytes().all(|b| b.is_ascii_digit());
+            Self::Camera(if number {
+                format!("/dev/video{camera}")
+            } else {
+                camera.into()
+            })
+        } else if text.starts_with("/dev/video") {
+            Self::Camera(text.into())
+        } else if text.contains("://") {
+            Self::Url(text.into())
+        } else {
+            let path = PathBuf::from(text);
+            if path.is_dir() {
+                Self::Directory(path)
+            } else {
+                Self::File(path)
+            }
+        })
+    }
+}
+
+impl fmt::Display for VideoSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) | Self::Directory(path) => path.display().fmt(f),
+            Self::Camera(name) => write!(f, "camera {name}"),
+            Self::Url(url) => f.write_str(url),
+            Self::Stdin => f.write_str("standard input"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::VideoSource::{self, *};
+
+    #[test]
+    fn sources_are_recognised_by_their_form() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().to_str().unwrap();
+        for (text, expected) in [
+            ("-", Stdin),
+            ("/dev/video2", Camera("/dev/video2".into())),
+            ("rtsp://cam.lan/live", Url("rtsp://cam.lan/live".into())),
+            ("clips/a.mp4", File("clips/a.mp4".into())),
+            (folder, Directory(folder.into())),
+        ] {
+            assert_eq!(text.parse::<VideoSource>().unwrap(), expected);
+        }
+        let camera = if cfg!(target_os = "linux") { "/dev/video0" } else { "0" };
+        assert_eq!("camera:0".parse::<VideoSource>().unwrap(), Camera(camera.into()));
+    }
+}

@@ -1,0 +1,231 @@
+//! What runs the network: one trait, its implementations, and the choice between them.
+
+mod embedded;
+mod openvino;
+mod self_check;
+
+use std::{fmt, num::NonZeroUsize, path::PathBuf, time::Instant};
+
+use crate::model::Model;
+
+/// Runs one network on batches of images.
+///
+/// An engine is owned by one OS thread at a time; it is never called from async code.
+pub trait Engine: Send {
+    /// Computes the logits of `n` images.
+    ///
+    /// `images` is `uint8 [n, height, width, 3]` (RGB), `logits` is `float32 [n, classes]`, both of exactly that size,
+    /// and `n` is 1 to [`EngineInfo::max_batch`] (only `max_batch` for a network whose batch is fixed).
+    ///
+    /// # Errors
+    /// [`EngineError::Inference`] when the engine fails; the logits are then meaningless.
+    fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError>;
+}
+
+/// What an engine is and what it can take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineInfo {
+    /// Which implementation.
+    pub kind: EngineKind,
+    /// The implementation's own version.
+    pub version: String,
+    /// The arithmetic of the network's body.
+    pub precision: Precision,
+    /// The processor's name.
+    pub device: String,
+    /// The most images in one call.
+    pub max_batch: usize,
+    /// The network's batch is fixed in its file: every call must bring `max_batch` images.
+    pub fixed_batch: bool,
+}
+
+/// One network, loaded as many times as it can run at once.
+///
+/// A CPU gives the shortest latency when all cores work on one batch, and the highest throughput when each core works
+/// on a batch of its own. Both are kept ready, so that the scheduler can choose from moment to moment.
+pub struct Lanes {
+    /// What all the lanes are.
+    pub info: EngineInfo,
+    /// Uses every core for one batch; nothing else should run beside it. Absent where there is only one core.
+    pub wide: Option<Box<dyn Engine>>,
+    /// Each uses one core, side by side; at least one.
+    pub narrow: Vec<Box<dyn Engine>>,
+}
+
+/// The implementations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// OpenVINO, from a shared library.
+    OpenVino,
+    /// Compiled into the program; pure Rust.
+    Embedded,
+}
+
+/// The arithmetic of a network's body. Input and logits are the same for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Precision {
+    Fp32,
+    Fp16,
+    Bf16,
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::OpenVino => "openvino",
+            Self::Embedded => "embedded",
+        })
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// Which engine to start and how.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// `None` = the best that starts: OpenVINO, then the embedded one.
+    pub kind: Option<EngineKind>,
+    /// `None` = the fastest that the processor computes natively without calibration.
+    pub precision: Option<Precision>,
+    /// The OpenVINO C library, or the folder that holds it; `None` = look for it.
+    pub openvino_lib: Option<PathBuf>,
+    /// CPU threads in all.
+    pub threads: NonZeroUsize,
+    /// The most images in one call.
+    pub max_batch: NonZeroUsize,
+}
+
+/// Why an engine can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// What the engine needs is not on this machine.
+    #[error("the {kind} engine can't start: {reason}; {advice}")]
+    Unavailable {
+        /// Which engine.
+        kind: EngineKind,
+        /// What is missing.
+        reason: String,
+        /// What to do about it.
+        advice: String,
+    },
+    /// The engine does not support this network.
+    #[error("the {kind} engine can't run this model: {reason}")]
+    UnsupportedModel {
+        /// Which engine.
+        kind: EngineKind,
+        /// The engine's own words.
+        reason: String,
+    },
+    /// The engine answers differently from the embedded fp32 engine.
+    #[error(
+        "the {kind} engine ({precision}) failed its self-check: {reason}; use another --engine, or --precision fp32"
+    )]
+    SelfCheck {
+        /// Which engine.
+        kind: EngineKind,
+        /// In which arithmetic.
+        precision: Precision,
+        /// The figures.
+        reason: String,
+    },
+    /// A call failed.
+    #[error("the {kind} engine failed: {reason}")]
+    Inference {
+        /// Which engine.
+        kind: EngineKind,
+        /// The engine's own words.
+        reason: String,
+    },
+}
+
+/// Starts an engine for `model`, checks its answers and warms it up.
+///
+/// # Errors
+/// A forced engine that can't start, or none that can.
+pub fn start(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
+    let candidates: &[EngineKind] = match &config.kind {
+        Some(kind) => std::slice::from_ref(kind),
+        None => &[EngineKind::OpenVino, EngineKind::Embedded],
+    };
+    for (i, &kind) in candidates.iter().enumerate() {
+        match start_one(kind, config, model) {
+            Ok(lanes) => return Ok(lanes),
+            Err(error) if i + 1 == candidates.len() => return Err(error),
+            Err(error) => tracing::warn!("{error}; trying the {} engine", candidates[i + 1]),
+        }
+    }
+    unreachable!("there is always a candidate, and the last one returns")
+}
+
+fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
+    let started = Instant::now();
+    let load = || match kind {
+        EngineKind::OpenVino => openvino::load(config, model),
+        EngineKind::Embedded => embedded::load(config, model),
+    };
+    let mut lanes = if kind == EngineKind::Embedded {
+        load()?
+    } else {
+        self_check::load_checked(load, model)?
+    };
+    let loaded = started.elapsed();
+    warm_up(&mut lanes, model)?;
+    tracing::info!(
+        engine = %kind,
+        version = lanes.info.version,
+        precision = %lanes.info.precision,
+        device = lanes.info.device,
+        lanes = lanes.narrow.len(),
+        "engine ready: loaded and checked in {:.0?}, warmed up in {:.0?}",
+        loaded,
+        started.elapsed() - loaded,
+    );
+    Ok(lanes)
+}
+
+/// Runs every batch size once on every lane, so that no request pays for lazy initialisation.
+fn warm_up(lanes: &mut Lanes, model: &Model) -> Result<(), EngineError> {
+    let (max_batch, fixed_batch) = (lanes.info.max_batch, lanes.info.fixed_batch);
+    let sizes = if fixed_batch {
+        max_batch..=max_batch
+    } else {
+        1..=max_batch
+    };
+    let image = model.geometry.bytes();
+    let images = vec![0; max_batch * image];
+    let run_all = |engine: &mut Box<dyn Engine>| {
+        let mut logits = vec![0.0; max_batch * model.graph.classes];
+        sizes
+            .clone()
+            .try_for_each(|n| engine.infer(&images[..n * image], n, &mut logits[..n * model.graph.classes]))
+    };
+    lanes.wide.iter_mut().try_for_each(run_all)?;
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = lanes
+            .narrow
+            .iter_mut()
+            .map(|lane| scope.spawn(|| run_all(lane)))
+            .collect();
+        lanes
+            .into_iter()
+            .try_for_each(|lane| lane.join().expect("an engine reports errors instead of panicking"))
+    })
+}
+
+/// The CPU's name, as its maker calls it.
+fn cpu_name() -> String {
+    let linux = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|info| {
+        let line = info.lines().find(|line| line.starts_with("model name"))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    });
+    linux.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}

@@ -1,0 +1,237 @@
+//! OpenVINO on the CPU, from a shared library that is found at run time.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use openvino::{CompiledModel, Core, DeviceType, ElementType, InferRequest, PropertyKey, RwPropertyKey, Shape, Tensor};
+
+use super::{Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision};
+use crate::model::{Batch, BodyPrecision, Model};
+
+const KIND: EngineKind = EngineKind::OpenVino;
+
+/// Where `make` puts OpenVINO, from the project's folder.
+const MADE: &str = ".runtime/openvino/openvino/libs";
+
+pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
+    let library = find_library(config.openvino_lib.as_deref())?;
+    openvino_sys::library::load_from(&library).map_err(|reason| unavailable(reason, &library))?;
+    return_freed_memory();
+    let mut core = Core::new().map_err(|error| unavailable(error, &library))?;
+    let precision = choose_precision(&core, config.precision)?;
+    let device = core
+        .get_property(&DeviceType::CPU, &PropertyKey::DeviceFullName)
+        .map_err(failed)?;
+    let version = openvino::version().build_number;
+    let version = version.split('-').next().unwrap_or(&version).to_owned();
+
+    // A static shape runs faster than a symbolic one.
+    let (batch, max_batch) = match (model.graph.batch, config.max_batch.get()) {
+        (Batch::Fixed(n), _) => (Some(n), n),
+        (Batch::Any, 1) => (Some(1), 1),
+        (Batch::Any, max_batch) => (None, max_batch),
+    };
+    let network = read_network(&mut core, model, batch, precision)?;
+    let mut compile = |streams: usize, threads: usize| -> Result<CompiledModel, EngineError> {
+        let hint = match precision {
+            Precision::Fp32 => "f32",
+            Precision::Fp16 => "f16",
+            Precision::Bf16 => "bf16",
+        };
+        let settings = [
+            ("NUM_STREAMS", streams.to_string()),
+            ("INFERENCE_NUM_THREADS", threads.to_string()),
+            ("INFERENCE_PRECISION_HINT", hint.into()),
+            // Pinned, two streams can end up on one core.
+            ("ENABLE_CPU_PINNING", "NO".into()),
+        ];
+        for (key, value) in settings {
+            core.set_property(&DeviceType::CPU, &RwPropertyKey::Other(key.into()), &value)
+                .map_err(failed)?;
+        }
+        core.compile_model(&network, DeviceType::CPU).map_err(unsupported)
+    };
+    let lane = |compiled: &mut CompiledModel| -> Result<Box<dyn Engine>, EngineError> {
+        Ok(Box::new(OpenVino {
+            request: compiled.create_infer_request().map_err(failed)?,
+            image: [model.geometry.height.into(), model.geometry.width.into(), 3],
+            batch: 0,
+        }))
+    };
+    let threads = config.threads.get();
+    let mut narrow = compile(threads, threads)?;
+    let wide = if threads > 1 {
+        Some(lane(&mut compile(1, threads)?)?)
+    } else {
+        None
+    };
+    Ok(Lanes {
+        info: EngineInfo {
+            kind: KIND,
+            version,
+            precision,
+            device,
+            max_batch,
+            fixed_batch: batch == Some(max_batch),
+        },
+        wide,
+        narrow: (0..threads).map(|_| lane(&mut narrow)).collect::<Result<_, _>>()?,
+    })
+}
+
+fn read_network(
+    core: &mut Core,
+    model: &Model,
+    batch: Option<usize>,
+    precision: Precision,
+) -> Result<openvino::Model, EngineError> {
+    let body = match precision {
+        Precision::Fp32 => BodyPrecision::Fp32,
+        Precision::Fp16 => BodyPrecision::Fp16,
+        Precision::Bf16 => BodyPrecision::Bf16,
+    };
+    // Typing the body halves what OpenVINO keeps of the weights. A network that can't be typed still runs in the same
+    // arithmetic, by the precision hint.
+    let typed = model
+        .graph
+        .to_onnx(batch, body)
+        .map_err(unsupported)
+        .and_then(|onnx| core.read_model_from_buffer(&onnx, None).map_err(unsupported));
+    match typed {
+        Err(error) if body != BodyPrecision::Fp32 => {
+            tracing::debug!("{error}; leaving the choice of types to OpenVINO");
+            let onnx = model.graph.to_onnx(batch, BodyPrecision::Fp32).map_err(unsupported)?;
+            core.read_model_from_buffer(&onnx, None).map_err(unsupported)
+        }
+        typed => typed,
+    }
+}
+
+fn choose_precision(core: &Core, wanted: Option<Precision>) -> Result<Precision, EngineError> {
+    let native = core
+        .get_property(&DeviceType::CPU, &PropertyKey::DeviceCapabilities)
+        .map_err(failed)?;
+    let has = |name: &str| native.split_whitespace().any(|word| word == name);
+    let best = match () {
+        () if has("BF16") => Precision::Bf16,
+        () if has("FP16") => Precision::Fp16,
+        () => Precision::Fp32,
+    };
+    match wanted {
+        None => Ok(best),
+        Some(Precision::Bf16) if !has("BF16") => Err("bf16"),
+        Some(Precision::Fp16) if !has("FP16") => Err("fp16"),
+        Some(precision) => Ok(precision),
+    }
+    .map_err(|wanted| EngineError::Unavailable {
+        kind: KIND,
+        reason: format!("this processor does not compute in {wanted} (it has {native})"),
+        advice: format!("use --precision {best} or auto"),
+    })
+}
+
+struct OpenVino {
+    request: InferRequest,
+    /// height, width, channels.
+    image: [i64; 3],
+    /// The batch size that the request's input tensor has; 0 = none yet.
+    batch: usize,
+}
+
+impl Engine for OpenVino {
+    fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
+        if self.batch != n {
+            let [height, width, channels] = self.image;
+            let shape = Shape::new(&[n as i64, height, width, channels]).map_err(failed)?;
+            let tensor = Tensor::new(ElementType::U8, &shape).map_err(failed)?;
+            self.request.set_input_tensor(&tensor).map_err(failed)?;
+            self.batch = n;
+        }
+        let mut input = self.request.get_input_tensor().map_err(failed)?;
+        input.get_raw_data_mut().map_err(failed)?.copy_from_slice(images);
+        self.request.infer().map_err(failed)?;
+        let output = self.request.get_output_tensor().map_err(failed)?;
+        let values = output.get_data::<f32>().map_err(failed)?;
+        if values.len() != logits.len() {
+            return Err(failed(format!("{} logits instead of {}", values.len(), logits.len())));
+        }
+        logits.copy_from_slice(values);
+        Ok(())
+    }
+}
+
+/// The library that was asked for; else the one that `make` fetched; else one that is installed.
+fn find_library(asked: Option<&Path>) -> Result<PathBuf, EngineError> {
+    if let Some(path) = asked {
+        return library_at(path).ok_or_else(|| EngineError::Unavailable {
+            kind: KIND,
+            reason: format!("there is no OpenVINO C library at {}", path.display()),
+            advice: "give --openvino-lib the file libopenvino_c.so* or the folder that holds it".into(),
+        });
+    }
+    let program = std::env::current_exe().unwrap_or_default();
+    let made = program.ancestors().skip(1).map(|folder| folder.join(MADE));
+    let made = std::iter::once(PathBuf::from(MADE)).chain(made);
+    made.into_iter()
+        .find_map(|folder| library_at(&folder))
+        .or_else(openvino_sys::library::find)
+        .ok_or_else(|| EngineError::Unavailable {
+            kind: KIND,
+            reason: "its library was not found".into(),
+            advice: "run `make openvino` in the project's folder, or `pip install openvino` and point --openvino-lib \
+                     to its folder openvino/libs"
+                .into(),
+        })
+}
+
+/// The OpenVINO C library that `path` is or holds; its name bears a version, which differs from system to system.
+fn library_at(path: &Path) -> Option<PathBuf> {
+    if path.is_file() {
+        return Some(path.to_owned());
+    }
+    let names = fs::read_dir(path).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    names
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(&format!("{}openvino_c.", std::env::consts::DLL_PREFIX)) && !name.ends_with(".lib")
+        })
+        .max()
+}
+
+fn unavailable(reason: impl ToString, library: &Path) -> EngineError {
+    EngineError::Unavailable {
+        kind: KIND,
+        reason: format!("{}: {}", library.display(), reason.to_string()),
+        advice: "fetch a complete OpenVINO with `make openvino`".into(),
+    }
+}
+
+fn unsupported(reason: impl ToString) -> EngineError {
+    EngineError::UnsupportedModel {
+        kind: KIND,
+        reason: reason.to_string(),
+    }
+}
+
+fn failed(reason: impl ToString) -> EngineError {
+    EngineError::Inference {
+        kind: KIND,
+        reason: reason.to_string(),
+    }
+}
+
+/// Makes glibc give the memory of large freed blocks back to the system.
+///
+/// OpenVINO allocates and frees several copies of the weights while it compiles. By default glibc raises its threshold
+/// for mapped blocks after each large `free` and keeps what is freed later, here 20 to 40 MB for ever.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code)]
+fn return_freed_memory() {
+    // SAFETY: `mallopt` takes two integers, may be called at any time, and sets a tuning parameter only.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 17) };
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn return_freed_memory() {}

@@ -1,0 +1,96 @@
+//! The gRPC services, and the one place where errors become a [`tonic::Status`].
+
+mod arrival;
+mod classifier;
+mod convert;
+mod status;
+mod stream;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tonic::transport::{Server, server::TcpIncoming};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use self::classifier::{ClassifierService, Shared};
+use crate::{
+    proto::{self, classifier_server::ClassifierServer},
+    registry::Registry,
+    state::{State, StateCell},
+};
+
+/// The limits of the gRPC side.
+#[derive(Clone, Copy, Debug)]
+pub struct GrpcConfig {
+    /// The largest message that is accepted, in bytes.
+    pub max_message_bytes: usize,
+    /// The most streams that are open at once, over all connections.
+    pub max_streams: usize,
+}
+
+/// How much a sender may send ahead on one call. Large enough that a photo never waits for a round trip.
+const STREAM_WINDOW: u32 = 2 << 20;
+/// The same for all calls of a connection.
+const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Calls at once on one connection.
+const MAX_CONCURRENT_CALLS: u32 = 1024;
+/// A connection that is silent for this long is asked whether it is alive…
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// …and closed when it does not answer within this time.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves until the state is [`State::Draining`] and every accepted call has ended.
+///
+/// # Errors
+/// What the transport reports.
+pub async fn serve(
+    listener: TcpListener,
+    registry: Arc<Registry>,
+    state: StateCell,
+    config: GrpcConfig,
+) -> Result<(), tonic::transport::Error> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let follow = tokio::spawn(report_health(health, state.clone()));
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let valid = "the descriptors are made by the build";
+    let service = ClassifierService::new(registry, state.clone(), config.max_streams);
+    let classifier =
+        ClassifierServer::new(Shared(Arc::new(service))).max_decoding_message_size(config.max_message_bytes);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
+    let served = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_CONCURRENT_CALLS)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(tower::layer::layer_fn(arrival::Stamp))
+        .add_service(classifier)
+        .add_service(health_service)
+        .add_service(reflection().build_v1().expect(valid))
+        .add_service(reflection().build_v1alpha().expect(valid))
+        .serve_with_incoming_shutdown(incoming, async move { state.draining().await })
+        .await;
+    follow.abort();
+    served
+}
+
+/// Keeps the standard health service in step with the state.
+async fn report_health(health: HealthReporter, state: StateCell) {
+    let mut watch = state.watch();
+    loop {
+        let status = match *watch.borrow_and_update() {
+            State::Ready => ServingStatus::Serving,
+            _ => ServingStatus::NotServing,
+        };
+        for service in ["", "resnet18.v1.Classifier"] {
+            health.set_service_status(service, status).await;
+        }
+        if watch.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Errors → [`Status`]. What a caller is told is decided here and nowhere else.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::{
+    image::ImageError,
+    registry::UnknownModel,
+    scheduler::{JobError, QueueFull},
+    state::NotReady,
+};
+
+/// Why a call, or one frame of a stream, has no classes.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CallError {
+    #[error(transparent)]
+    Model(#[from] UnknownModel),
+    #[error(transparent)]
+    NotReady(#[from] NotReady),
+    #[error(transparent)]
+    QueueFull(#[from] QueueFull),
+    #[error("{open} streams are open, which is the most that this server takes; retry when others have ended")]
+    TooManyStreams { open: usize },
+    #[error(transparent)]
+    Job(#[from] JobError),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("the deadline of the stream has passed")]
+    StreamDeadline,
+    /// The transport's own: a message over the limit, a caller that reset the stream.
+    #[error("{}", .0.message())]
+    Transport(#[from] Status),
+}
+
+impl CallError {
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Model(_) => Code::NotFound,
+            Self::NotReady(_) => Code::Unavailable,
+            Self::QueueFull(_) | Self::Job(JobError::Displaced(_)) | Self::TooManyStreams { .. } => {
+                Code::ResourceExhausted
+            }
+            Self::Job(JobError::Image(
+                ImageError::Geometry { .. } | ImageError::CropLength { .. } | ImageError::Resize { .. },
+            )) => Code::Internal,
+            Self::Invalid(_) | Self::Job(JobError::Image(_)) => Code::InvalidArgument,
+            Self::Job(JobError::DeadlineExceeded) | Self::StreamDeadline => Code::DeadlineExceeded,
+            Self::Job(JobError::Engine(_)) => Code::Internal,
+            Self::Job(JobError::Abandoned) => Code::Unavailable,
+            Self::Transport(status) => status.code(),
+        }
+    }
+
+    /// What the caller reads. Details of an engine's failure stay in the server's log.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Job(JobError::Engine(_)) => "the engine failed; the server's log says why".into(),
+            other => other.to_string(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::QueueFull(full) | Self::Job(JobError::Displaced(full)) => Some(full.retry_after),
+            Self::TooManyStreams { .. } | Self::NotReady(_) => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+}
+
+impl From<ImageError> for CallError {
+    fn from(error: ImageError) -> Self {
+        Self::Job(error.into())
+    }
+}
+
+impl From<CallError> for Status {
+    fn from(error: CallError) -> Self {
+        match error.retry_after() {
+            None => Status::new(error.code(), error.message()),
+            delay => {
+                let details = ErrorDetails::with_retry_info(delay);
+                Status::with_error_details(error.code(), error.message(), details)
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The HTTP side: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever watches over the process.
+
+use std::{io, sync::Arc};
+
+use axum::{
+    Router,
+    extract::State as Shared,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
+use tokio::net::TcpListener;
+
+use crate::{
+    metrics::Exporter,
+    registry::Registry,
+    state::{State, StateCell},
+};
+
+/// What the pages show.
+#[derive(Clone)]
+pub struct HttpContext {
+    /// Whose readiness is shown.
+    pub state: StateCell,
+    /// Whose metrics are shown.
+    pub registry: Arc<Registry>,
+    /// Where the metrics are collected.
+    pub exporter: Exporter,
+}
+
+/// Serves until the returned future is dropped.
+///
+/// # Errors
+/// What the listener reports.
+pub async fn serve(listener: TcpListener, context: HttpContext) -> io::Result<()> {
+    let routes = Router::new()
+        .route("/", get(async || "resnet18: /metrics /healthz /readyz\n"))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(context);
+    axum::serve(listener, routes).await
+}
+
+async fn metrics(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
+    let models = context.registry.iter().map(|served| &*served.metrics);
+    (
+        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        context.exporter.render(models),
+    )
+}
+
+/// 200 while the process is worth keeping: also while it starts or drains.
+async fn healthz(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
+    match context.state.get() {
+        State::Failed(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("failed: {reason}\n")),
+        _ => (StatusCode::OK, "ok\n".into()),
+    }
+}
+
+/// 200 only while requests are accepted.
+async fn readyz(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
+    match context.state.get().ready() {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+    }
+}

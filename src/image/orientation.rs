@@ -1,0 +1,70 @@
+//! EXIF orientations: how an upright image's pixels lie in the stored one.
+
+/// Where the pixels of an upright image are stored: its axes may be swapped, and each may run backwards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Orientation {
+    /// Upright columns are stored as rows.
+    pub(super) swapped: bool,
+    /// Along a stored row, the upright axis runs backwards.
+    pub(super) mirrored_x: bool,
+    /// Along a stored column, the upright axis runs backwards.
+    pub(super) mirrored_y: bool,
+}
+
+impl Orientation {
+    /// The meaning of EXIF's values 1 to 8; any other counts as 1, upright.
+    pub fn from_exif(value: u8) -> Self {
+        let (swapped, mirrored_x, mirrored_y) = match value {
+            2 => (false, true, false),
+            3 => (false, true, true),
+            4 => (false, false, true),
+            5 => (true, false, false),
+            6 => (true, false, true),
+            7 => (true, true, true),
+            8 => (true, true, false),
+            _ => (false, false, false),
+        };
+        Self {
+            swapped,
+            mirrored_x,
+            mirrored_y,
+        }
+    }
+
+    /// Reads the orientation from an EXIF block that starts with its TIFF header. A broken block counts as upright.
+    pub(super) fn from_exif_block(block: &[u8]) -> Self {
+        image::metadata::Orientation::from_exif_chunk(block).map_or_else(Self::default, Self::from)
+    }
+}
+
+impl From<image::metadata::Orientation> for Orientation {
+    fn from(orientation: image::metadata::Orientation) -> Self {
+        Self::from_exif(orientation.to_exif())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broken_blocks_count_as_upright() {
+        for block in [
+            &b""[..],
+            b"II",
+            b"II*\0\xff\xff\xff\xff",
+            b"MM\0*\0\0\0\x08\xff\xff\0",
+            b"garbage, no TIFF header",
+        ] {
+            assert_eq!(Orientation::from_exif_block(block), Orientation::default());
+        }
+    }
+
+    #[test]
+    fn the_orientation_is_read_in_both_byte_orders() {
+        let little = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+        let big = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        assert_eq!(Orientation::from_exif_block(little), Orientation::from_exif(6));
+        assert_eq!(Orientation::from_exif_block(big), Orientation::from_exif(6));
+    }
+}

@@ -1,0 +1,201 @@
+//! Going through nodes together with the subgraphs in their attributes; the names of tensors.
+
+use std::collections::HashSet;
+
+use super::super::onnx::{AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto::AttributeType};
+
+/// Whether the node is this operator of the default domain.
+pub(super) fn is(node: &NodeProto, op_type: &str) -> bool {
+    is_standard(node) && node.op_type() == op_type
+}
+
+/// Whether the node is an operator of the default domain.
+pub(super) fn is_standard(node: &NodeProto) -> bool {
+    is_default_domain(node.domain())
+}
+
+/// Whether this is one of the default domain's two names.
+pub(super) fn is_default_domain(domain: &str) -> bool {
+    matches!(domain, "" | "ai.onnx")
+}
+
+/// What a message calls the node.
+pub(super) fn describe(node: &NodeProto) -> String {
+    let name = match node.name() {
+        "" => node.output.first().map_or("", String::as_str),
+        name => name,
+    };
+    format!("{name} ({})", node.op_type())
+}
+
+pub(super) fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
+    node.attribute.iter().find(|attribute| attribute.name() == name)
+}
+
+pub(super) fn int(node: &NodeProto, name: &str) -> Option<i64> {
+    attribute(node, name).map(AttributeProto::i)
+}
+
+/// The node's input, `None` where an optional one is left out.
+pub(super) fn input(node: &NodeProto, index: usize) -> Option<&str> {
+    node.input
+        .get(index)
+        .map(String::as_str)
+        .filter(|name| !name.is_empty())
+}
+
+/// A node of the default domain. Its name is that of its output.
+pub(super) fn node(op_type: &str, inputs: &[&str], output: &str, attribute: Option<AttributeProto>) -> NodeProto {
+    NodeProto {
+        op_type: Some(op_type.to_owned()),
+        name: Some(output.to_owned()),
+        input: inputs.iter().map(|&name| name.to_owned()).collect(),
+        output: vec![output.to_owned()],
+        attribute: attribute.into_iter().collect(),
+        ..Default::default()
+    }
+}
+
+pub(super) fn int_attribute(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(AttributeType::Int as i32),
+        i: Some(value),
+        ..Default::default()
+    }
+}
+
+pub(super) fn ints_attribute(name: &str, values: &[i64]) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(AttributeType::Ints as i32),
+        ints: values.to_vec(),
+        ..Default::default()
+    }
+}
+
+/// The graphs in the node's attributes.
+pub(super) fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
+    node.attribute
+        .iter()
+        .flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
+}
+
+/// Calls `visit` for each node, and for each one in subgraphs.
+pub(super) fn each_node(nodes: &mut [NodeProto], visit: &mut impl FnMut(&mut NodeProto)) {
+    for node in nodes {
+        visit(node);
+        for attribute in &mut node.attribute {
+            for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+                each_node(&mut graph.node, visit);
+            }
+        }
+    }
+}
+
+/// Calls `visit` for each tensor of the graph: initializers and the values of attributes, in subgraphs too.
+pub(super) fn each_tensor<E>(
+    graph: &GraphProto,
+    visit: &mut impl FnMut(&TensorProto) -> Result<(), E>,
+) -> Result<(), E> {
+    graph.initializer.iter().try_for_each(&mut *visit)?;
+    for sparse in &graph.sparse_initializer {
+        sparse.values.iter().chain(&sparse.indices).try_for_each(&mut *visit)?;
+    }
+    for attribute in graph.node.iter().flat_map(|node| &node.attribute) {
+        attribute.t.iter().chain(&attribute.tensors).try_for_each(&mut *visit)?;
+        for graph in attribute.g.iter().chain(&attribute.graphs) {
+            each_tensor(graph, visit)?;
+        }
+    }
+    Ok(())
+}
+
+/// Every tensor that the node needs, those that its subgraphs take from outside included.
+pub(super) fn uses(node: &NodeProto) -> Vec<&str> {
+    fn collect<'a>(node: &'a NodeProto, names: &mut Vec<&'a str>) {
+        names.extend(node.input.iter().map(String::as_str).filter(|name| !name.is_empty()));
+        for graph in subgraphs(node) {
+            names.extend(graph.output.iter().map(|output| output.name()));
+            graph.node.iter().for_each(|node| collect(node, names));
+        }
+    }
+    let mut names = Vec::new();
+    collect(node, &mut names);
+    names
+}
+
+/// Gives the tensor `from` the name `to`, wherever it is named.
+pub(super) fn rename(graph: &mut GraphProto, from: &str, to: &str) {
+    let swap = |name: &mut String| {
+        if name == from {
+            to.clone_into(name);
+        }
+    };
+    let swap_option = |name: &mut Option<String>| name.iter_mut().for_each(swap);
+    graph
+        .initializer
+        .iter_mut()
+        .for_each(|tensor| swap_option(&mut tensor.name));
+    graph
+        .sparse_initializer
+        .iter_mut()
+        .flat_map(|sparse| &mut sparse.values)
+        .for_each(|tensor| swap_option(&mut tensor.name));
+    for values in [&mut graph.input, &mut graph.output, &mut graph.value_info] {
+        values.iter_mut().for_each(|value| swap_option(&mut value.name));
+    }
+    graph
+        .quantization_annotation
+        .iter_mut()
+        .for_each(|annotation| swap_option(&mut annotation.tensor_name));
+    for node in &mut graph.node {
+        node.input.iter_mut().chain(&mut node.output).for_each(swap);
+        for attribute in &mut node.attribute {
+            for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+                rename(graph, from, to);
+            }
+        }
+    }
+}
+
+/// The names that a graph gives to tensors, to find ones that are free.
+pub(super) struct Names(HashSet<String>);
+
+impl Names {
+    pub(super) fn of(graph: &GraphProto) -> Self {
+        let mut names = HashSet::new();
+        collect_names(graph, &mut names);
+        Self(names)
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.0.contains(name)
+    }
+
+    /// `wish`, or `wish` with a number after it where that is taken.
+    pub(super) fn free(&mut self, wish: &str) -> String {
+        let mut name = wish.to_owned();
+        let mut number = 2;
+        while !self.0.insert(name.clone()) {
+            name = format!("{wish}_{number}");
+            number += 1;
+        }
+        name
+    }
+}
+
+fn collect_names(graph: &GraphProto, names: &mut HashSet<String>) {
+    names.extend(graph.initializer.iter().map(|tensor| tensor.name().to_owned()));
+    names.extend(
+        graph
+            .input
+            .iter()
+            .chain(&graph.output)
+            .map(|value| value.name().to_owned()),
+    );
+    for node in &graph.node {
+        names.extend(node.input.iter().chain(&node.output).cloned());
+        subgraphs(node).for_each(|graph| collect_names(graph, names));
+    }
+}

@@ -1,0 +1,143 @@
+//! The manifest: what a model says about itself, as JSON in its metadata.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{
+    ModelError,
+    onnx::{ModelProto, StringStringEntryProto},
+};
+
+/// What a model's file says about the model. Everything is optional; what is not known here is kept as it came.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// What the model is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The classes' names, in the order of the logits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
+    /// The size of the images that the network sees.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<InputSize>,
+    /// The shorter side after scaling, before the crop, in pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resize_shorter_side: Option<u32>,
+    /// What is subtracted from red, green and blue, where black is 0 and white 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean: Option<[f32; 3]>,
+    /// What the differences are divided by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub std: Option<[f32; 3]>,
+    /// All other keys.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// The size of the images that a network sees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct InputSize {
+    /// In pixels.
+    pub height: u32,
+    /// In pixels.
+    pub width: u32,
+    /// All other keys.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+impl Manifest {
+    /// The key of the ONNX `metadata_props` that holds the manifest.
+    pub const KEY: &str = "resnet18.manifest";
+
+    /// The manifest of `model`, an empty one where it has none.
+    ///
+    /// # Errors
+    /// A manifest that is not JSON or has a value of the wrong kind.
+    pub fn read(model: &ModelProto) -> Result<Self, ModelError> {
+        match model.metadata_props.iter().find(|entry| entry.key() == Self::KEY) {
+            Some(entry) => serde_json::from_str(entry.value()).map_err(|error| ModelError::Manifest(error.to_string())),
+            None => Ok(Self::default()),
+        }
+    }
+
+    /// Puts the manifest into `model`, in place of one that is there.
+    pub fn write(&self, model: &mut ModelProto) {
+        let entry = StringStringEntryProto {
+            key: Some(Self::KEY.into()),
+            value: Some(self.to_json()),
+        };
+        match model.metadata_props.iter_mut().find(|entry| entry.key() == Self::KEY) {
+            Some(old) => *old = entry,
+            None => model.metadata_props.push(entry),
+        }
+    }
+
+    /// The manifest as JSON, on one line.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("strings, numbers and JSON values always serialise")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JSON: &str = r#"{"name":"birds","labels":["owl","wren"],"input":{"height":192,"width":256,"layout":"NCHW"},
+        "resize_shorter_side":256,"mean":[0.485,0.456,0.406],"std":[0.229,0.224,0.225],
+        "training":{"epochs":8,"loss":[2.5,0.125]},"provenance":"photos"}"#;
+
+    fn model(manifest: &str) -> ModelProto {
+        let entry = |key: &str, value: &str| StringStringEntryProto {
+            key: Some(key.into()),
+            value: Some(value.into()),
+        };
+        ModelProto {
+            metadata_props: vec![entry("author", "me"), entry(Manifest::KEY, manifest)],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn unknown_keys_survive_a_round_trip() {
+        let mut model = model(JSON);
+        let mut manifest = Manifest::read(&model).unwrap();
+        assert_eq!(
+            manifest.input.as_ref().map(|input| (input.height, input.width)),
+            Some((192, 256))
+        );
+        assert_eq!(manifest.mean, Some([0.485, 0.456, 0.406]));
+        manifest.name = Some("garden birds".into());
+        manifest.write(&mut model);
+
+        assert_eq!(model.metadata_props.len(), 2);
+        assert_eq!(Manifest::read(&model).unwrap(), manifest);
+        let mut expected: Value = serde_json::from_str(JSON).unwrap();
+        expected["name"] = "garden birds".into();
+        assert_eq!(serde_json::from_str::<Value>(&manifest.to_json()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_model_without_a_manifest_gets_one() {
+        let mut model = ModelProto::default();
+        assert_eq!(Manifest::read(&model).unwrap(), Manifest::default());
+        Manifest {
+            name: Some("birds".into()),
+            ..Default::default()
+        }
+        .write(&mut model);
+        assert_eq!(model.metadata_props[0].value(), r#"{"name":"birds"}"#);
+    }
+
+    #[test]
+    fn wrong_manifests_are_refused() {
+        for (json, reason) in [
+            ("{", "EOF"),
+            (r#"{"mean":[1,2]}"#, "length 2"),
+            (r#"{"labels":"cat"}"#, "sequence"),
+        ] {
+            let error = Manifest::read(&model(json)).unwrap_err().to_string();
+            assert!(error.contains("resnet18.manifest") && error.contains(reason), "{error}");
+        }
+    }
+}

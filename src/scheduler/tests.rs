@@ -1,0 +1,473 @@
+//! The scheduler on engines that do as they are told.
+
+use std::sync::{
+    atomic::{AtomicUsize, Ordering::SeqCst},
+    mpsc,
+};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::{
+    engine::{EngineInfo, EngineKind, Precision},
+    image::{PixelFormat, RawFrame},
+};
+
+const GEOMETRY: Geometry = Geometry {
+    width: 2,
+    height: 2,
+    resize_shorter_side: 2,
+};
+
+/// One call of an engine: on which lane, with the first byte of each image.
+#[derive(Debug, PartialEq)]
+struct Call {
+    lane: &'static str,
+    images: Vec<u8>,
+}
+
+/// Reports each call and answers it when told to; the logits are the image's first byte, and an image of 255 fails.
+struct Scripted {
+    lane: &'static str,
+    calls: mpsc::Sender<Call>,
+    go: Arc<Mutex<mpsc::Receiver<()>>>,
+}
+
+impl Engine for Scripted {
+    fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
+        assert_eq!((images.len(), logits.len()), (n * GEOMETRY.bytes(), n));
+        let firsts: Vec<u8> = images.chunks_exact(GEOMETRY.bytes()).map(|image| image[0]).collect();
+        logits
+            .iter_mut()
+            .zip(&firsts)
+            .for_each(|(logit, first)| *logit = f32::from(*first));
+        self.calls
+            .send(Call {
+                lane: self.lane,
+                images: firsts.clone(),
+            })
+            .unwrap();
+        self.go.lock().unwrap().recv().unwrap();
+        match firsts[0] {
+            255 => Err(EngineError::Inference {
+                kind: EngineKind::Embedded,
+                reason: "as told".into(),
+            }),
+            254 => panic!("as told"),
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Bench {
+    scheduler: Arc<Scheduler>,
+    calls: mpsc::Receiver<Call>,
+    go: mpsc::Sender<()>,
+}
+
+struct Setup {
+    narrow: usize,
+    wide: bool,
+    max_batch: usize,
+    fixed_batch: bool,
+    config: SchedulerConfig,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        let config = SchedulerConfig {
+            queue_capacity: NonZeroUsize::new(16),
+            max_queue_delay: Duration::ZERO,
+            preprocess: PreprocessConfig::default(),
+        };
+        Self {
+            narrow: 1,
+            wide: false,
+            max_batch: 1,
+            fixed_batch: false,
+            config,
+        }
+    }
+}
+
+impl Setup {
+    fn start(self) -> Bench {
+        let (call_sender, calls) = mpsc::channel();
+        let (go, go_receiver) = mpsc::channel();
+        let go_receiver = Arc::new(Mutex::new(go_receiver));
+        let lane = |lane| -> Box<dyn Engine> {
+            Box::new(Scripted {
+                lane,
+                calls: call_sender.clone(),
+                go: Arc::clone(&go_receiver),
+            })
+        };
+        let lanes = Lanes {
+            info: EngineInfo {
+                kind: EngineKind::Embedded,
+                version: "1".into(),
+                precision: Precision::Fp32,
+                device: "test".into(),
+                max_batch: self.max_batch,
+                fixed_batch: self.fixed_batch,
+            },
+            wide: self.wide.then(|| lane("wide")),
+            narrow: (0..self.narrow).map(|_| lane("narrow")).collect(),
+        };
+        let metrics = Arc::new(ModelMetrics::new("test"));
+        let start = Start {
+            lanes,
+            geometry: GEOMETRY,
+            classes: 1,
+            metrics,
+        };
+        Bench {
+            scheduler: Arc::new(Scheduler::start(start, self.config)),
+            calls,
+            go,
+        }
+    }
+}
+
+fn arrival(value: u8) -> Arrival {
+    let data = Bytes::from(vec![value; GEOMETRY.bytes()]);
+    let frame = RawFrame {
+        format: PixelFormat::Rgb8,
+        width: 2,
+        height: 2,
+        stride: 0,
+        data,
+    };
+    Arrival {
+        image: Source::Raw(frame),
+        at: Instant::now(),
+    }
+}
+
+fn job(value: u8) -> Job {
+    Job {
+        client: ClientId(1),
+        deadline: None,
+        counts: true,
+        fetch: Box::new(move || Some(arrival(value))),
+    }
+}
+
+impl Bench {
+    fn submit(&self, value: u8) -> oneshot::Receiver<Outcome> {
+        self.scheduler
+            .submit(job(value))
+            .expect("there is a place in the queue")
+    }
+
+    /// The next call of an engine, which then waits for [`Bench::go`].
+    fn call(&self) -> Call {
+        self.calls
+            .recv_timeout(Duration::from_secs(5))
+            .expect("the engine is called")
+    }
+
+    fn no_call(&self) {
+        assert!(
+            self.calls.recv_timeout(Duration::from_millis(50)).is_err(),
+            "no engine should be called"
+        );
+    }
+
+    fn go(&self) {
+        self.go.send(()).unwrap();
+    }
+
+    /// Occupies the only lane with image `value`.
+    fn occupy(&self, value: u8) -> oneshot::Receiver<Outcome> {
+        let outcome = self.submit(value);
+        assert_eq!(self.call().images, [value]);
+        outcome
+    }
+}
+
+fn logit(outcome: oneshot::Receiver<Outcome>) -> f32 {
+    outcome.blocking_recv().unwrap().unwrap().logits[0]
+}
+
+#[test]
+fn an_image_is_decoded_inferred_and_answered() {
+    let bench = Setup::default().start();
+    let outcome = bench.submit(7);
+    assert_eq!(
+        bench.call(),
+        Call {
+            lane: "narrow",
+            images: vec![7]
+        }
+    );
+    bench.go();
+    let reply = outcome.blocking_recv().unwrap().unwrap();
+    assert_eq!(reply.logits, [7.0]);
+    assert!(reply.stages.decode > Duration::ZERO && reply.stages.inference > Duration::ZERO);
+}
+
+#[test]
+fn an_image_that_is_alone_gets_all_cores_and_several_share_them() {
+    let bench = Setup {
+        narrow: 2,
+        wide: true,
+        ..Setup::default()
+    }
+    .start();
+    let first = bench.submit(1);
+    assert_eq!(
+        bench.call(),
+        Call {
+            lane: "wide",
+            images: vec![1]
+        }
+    );
+    let (second, third) = (bench.submit(2), bench.submit(3));
+    bench.no_call();
+    bench.go();
+    assert_eq!(logit(first), 1.0);
+    let calls = [bench.call(), bench.call()];
+    assert!(calls.iter().all(|call| call.lane == "narrow"), "{calls:?}");
+    bench.go();
+    bench.go();
+    assert_eq!((logit(second), logit(third)), (2.0, 3.0));
+    let fourth = bench.submit(4);
+    assert_eq!(bench.call().lane, "wide");
+    bench.go();
+    assert_eq!(logit(fourth), 4.0);
+}
+
+#[test]
+fn batches_form_from_what_waits() {
+    let bench = Setup {
+        max_batch: 4,
+        ..Setup::default()
+    }
+    .start();
+    let first = bench.occupy(0);
+    let rest: Vec<_> = (1..=6).map(|value| bench.submit(value)).collect();
+    bench.go();
+    assert_eq!(bench.call().images, [1, 2, 3, 4]);
+    bench.go();
+    assert_eq!(bench.call().images, [5, 6]);
+    bench.go();
+    assert_eq!(logit(first), 0.0);
+    assert_eq!(
+        rest.into_iter().map(logit).collect::<Vec<_>>(),
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    );
+}
+
+#[test]
+fn an_incomplete_batch_waits_as_long_as_it_may() {
+    let config = SchedulerConfig {
+        max_queue_delay: Duration::from_millis(200),
+        ..Setup::default().config
+    };
+    let bench = Setup {
+        max_batch: 2,
+        config,
+        ..Setup::default()
+    }
+    .start();
+    let started = Instant::now();
+    let first = bench.submit(1);
+    bench.no_call();
+    let second = bench.submit(2);
+    assert_eq!(bench.call().images, [1, 2]);
+    assert!(
+        started.elapsed() < Duration::from_millis(190),
+        "a full batch does not wait"
+    );
+    bench.go();
+    assert_eq!((logit(first), logit(second)), (1.0, 2.0));
+    let started = Instant::now();
+    let third = bench.submit(3);
+    assert_eq!(bench.call().images, [3]);
+    assert!(started.elapsed() >= Duration::from_millis(200));
+    bench.go();
+    assert_eq!(logit(third), 3.0);
+}
+
+#[test]
+fn a_fixed_batch_is_filled_up() {
+    let bench = Setup {
+        max_batch: 3,
+        fixed_batch: true,
+        ..Setup::default()
+    }
+    .start();
+    let outcome = bench.submit(5);
+    assert_eq!(bench.call().images, [5, 0, 0]);
+    bench.go();
+    assert_eq!(outcome.blocking_recv().unwrap().unwrap().logits, [5.0]);
+}
+
+#[test]
+fn expired_and_abandoned_work_is_neither_decoded_nor_inferred() {
+    let bench = Setup::default().start();
+    let first = bench.occupy(1);
+    let fetched = Arc::new(AtomicUsize::new(0));
+    let counting = |deadline| {
+        let fetched = Arc::clone(&fetched);
+        let fetch = Box::new(move || {
+            fetched.fetch_add(1, SeqCst);
+            Some(arrival(9))
+        });
+        bench
+            .scheduler
+            .submit(Job {
+                deadline,
+                fetch,
+                ..job(9)
+            })
+            .unwrap()
+    };
+    let expired = counting(Some(Instant::now() + Duration::from_millis(10)));
+    drop(counting(None));
+    let last = bench.submit(2);
+    std::thread::sleep(Duration::from_millis(20));
+    bench.go();
+    assert_eq!(bench.call().images, [2]);
+    bench.go();
+    assert!(matches!(
+        expired.blocking_recv().unwrap(),
+        Err(JobError::DeadlineExceeded)
+    ));
+    assert_eq!((logit(first), logit(last)), (1.0, 2.0));
+    assert_eq!(fetched.load(SeqCst), 0);
+}
+
+#[test]
+fn a_full_queue_refuses_and_streams_are_not_counted() {
+    let config = SchedulerConfig {
+        queue_capacity: NonZeroUsize::new(2),
+        ..Setup::default().config
+    };
+    let bench = Setup {
+        config,
+        ..Setup::default()
+    }
+    .start();
+    let first = bench.occupy(0);
+    let waiting = [bench.submit(1), bench.submit(2)];
+    let full = bench.scheduler.submit(job(3)).unwrap_err();
+    assert_eq!(full.waiting, 2);
+    assert!(full.retry_after > Duration::ZERO);
+    let stream = bench
+        .scheduler
+        .submit(Job {
+            counts: false,
+            ..job(4)
+        })
+        .unwrap();
+    for _ in 0..4 {
+        bench.go();
+    }
+    assert_eq!(logit(first), 0.0);
+    assert_eq!((waiting.map(logit), logit(stream)), ([1.0, 2.0], 4.0));
+}
+
+#[test]
+fn a_flooding_client_gives_way_to_another() {
+    let config = SchedulerConfig {
+        queue_capacity: NonZeroUsize::new(3),
+        ..Setup::default().config
+    };
+    let bench = Setup {
+        config,
+        ..Setup::default()
+    }
+    .start();
+    let first = bench.occupy(0);
+    let flood: Vec<_> = (1..=3).map(|value| bench.submit(value)).collect();
+    let other = bench
+        .scheduler
+        .submit(Job {
+            client: ClientId(2),
+            ..job(9)
+        })
+        .unwrap();
+    for _ in 0..4 {
+        bench.go();
+    }
+    assert_eq!((logit(first), logit(other)), (0.0, 9.0));
+    let flood: Vec<_> = flood
+        .into_iter()
+        .map(|outcome| outcome.blocking_recv().unwrap())
+        .collect();
+    assert!(
+        matches!(flood[..], [Ok(_), Ok(_), Err(JobError::Displaced(_))]),
+        "{flood:?}"
+    );
+}
+
+#[test]
+fn a_bad_image_fails_alone() {
+    let bench = Setup::default().start();
+    let fetch = Box::new(|| {
+        Some(Arrival {
+            image: Source::Encoded(Bytes::new()),
+            at: Instant::now(),
+        })
+    });
+    let bad = bench.scheduler.submit(Job { fetch, ..job(0) }).unwrap();
+    assert!(matches!(bad.blocking_recv().unwrap(), Err(JobError::Image(_))));
+    let good = bench.occupy(1);
+    bench.go();
+    assert_eq!(logit(good), 1.0);
+}
+
+#[test]
+fn an_engine_that_fails_or_panics_fails_its_batch_only() {
+    let bench = Setup::default().start();
+    for (value, reason) in [(255, "as told"), (254, "panicked")] {
+        let failed = bench.occupy(value);
+        bench.go();
+        match failed.blocking_recv().unwrap() {
+            Err(JobError::Engine(error)) => assert!(error.to_string().contains(reason), "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let good = bench.occupy(1);
+    bench.go();
+    assert_eq!(logit(good), 1.0);
+}
+
+#[test]
+fn stopping_finishes_what_was_admitted() {
+    let bench = Setup {
+        narrow: 2,
+        wide: true,
+        ..Setup::default()
+    }
+    .start();
+    let outcomes: Vec<_> = (0..8).map(|value| bench.submit(value)).collect();
+    for _ in 0..8 {
+        bench.go();
+    }
+    let scheduler = Arc::into_inner(bench.scheduler).expect("the only one");
+    drop(scheduler);
+    assert_eq!(
+        outcomes.into_iter().map(logit).collect::<Vec<_>>(),
+        [0., 1., 2., 3., 4., 5., 6., 7.]
+    );
+}
+
+#[test]
+fn a_live_source_gives_its_newest_image_when_its_turn_comes() {
+    let bench = Setup::default().start();
+    let first = bench.occupy(0);
+    let newest = Arc::new(Mutex::new(1));
+    let fetch = {
+        let newest = Arc::clone(&newest);
+        Box::new(move || Some(arrival(*newest.lock().unwrap())))
+    };
+    let live = bench.scheduler.submit(Job { fetch, ..job(0) }).unwrap();
+    *newest.lock().unwrap() = 2;
+    bench.go();
+    assert_eq!(bench.call().images, [2]);
+    bench.go();
+    assert_eq!((logit(first), logit(live)), (0.0, 2.0));
+}

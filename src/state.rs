@@ -1,0 +1,103 @@
+//! What the server is doing: the one value that health, readiness and admission read.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// The life of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The model is being loaded, checked and warmed up.
+    Starting,
+    /// Requests are served.
+    Ready,
+    /// What was accepted is finished; nothing new is accepted.
+    Draining,
+    /// The model can't be served, for this reason.
+    Failed(Arc<str>),
+}
+
+/// Nothing new is accepted in this state.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    /// It will be, soon.
+    #[error("the server is starting; retry in a moment")]
+    Starting,
+    /// It won't be again.
+    #[error("the server is shutting down; connect to another one, or again in a moment")]
+    Draining,
+    /// The reason is in the server's log.
+    #[error("the server could not load its model")]
+    Failed,
+}
+
+impl State {
+    /// Whether requests are accepted.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn ready(&self) -> Result<(), NotReady> {
+        match self {
+            Self::Ready => Ok(()),
+            Self::Starting => Err(NotReady::Starting),
+            Self::Draining => Err(NotReady::Draining),
+            Self::Failed(_) => Err(NotReady::Failed),
+        }
+    }
+}
+
+/// Changes the state and hands out views of it.
+#[derive(Clone, Debug)]
+pub struct StateCell(watch::Sender<State>);
+
+impl Default for StateCell {
+    fn default() -> Self {
+        Self(watch::Sender::new(State::Starting))
+    }
+}
+
+impl StateCell {
+    /// The present state.
+    pub fn get(&self) -> State {
+        self.0.borrow().clone()
+    }
+
+    /// Moves on. A server that drains or failed does not come back.
+    pub fn set(&self, next: State) {
+        self.0.send_if_modified(|state| {
+            let moves = !matches!(state, State::Draining | State::Failed(_)) && *state != next;
+            if moves {
+                *state = next;
+            }
+            moves
+        });
+    }
+
+    /// A view that can wait for changes.
+    pub fn watch(&self) -> watch::Receiver<State> {
+        self.0.subscribe()
+    }
+
+    /// Returns when the server drains.
+    pub async fn draining(&self) {
+        let mut watch = self.watch();
+        // The sender lives in `self`.
+        let _ = watch.wait_for(|state| *state == State::Draining).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_draining_server_does_not_become_ready_again() {
+        let cell = StateCell::default();
+        assert_eq!(cell.get().ready(), Err(NotReady::Starting));
+        cell.set(State::Ready);
+        assert_eq!(cell.get().ready(), Ok(()));
+        cell.set(State::Draining);
+        cell.set(State::Ready);
+        assert_eq!(cell.get().ready(), Err(NotReady::Draining));
+    }
+}

@@ -1,0 +1,215 @@
+//! A real server process for the tests, and what they share.
+#![allow(dead_code, missing_docs)]
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use resnet18_server::proto::{
+    ClassifyRequest, Image, StreamClassifyRequest, StreamConfig, classifier_client::ClassifierClient, image::Source,
+    stream_classify_request::Message,
+};
+use tonic::transport::{Channel, Endpoint};
+
+/// The program under test.
+pub fn resnet18() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_resnet18"));
+    // What the developer has set must not leak into the tests.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("RESNET18_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// `resnet18 serve` on ports of its own; killed when dropped.
+pub struct Server {
+    child: Child,
+    pub grpc: SocketAddr,
+    pub http: SocketAddr,
+    log: Arc<Mutex<String>>,
+}
+
+impl Server {
+    /// Starts a server and waits until it is ready.
+    pub fn start(flags: &[&str]) -> Self {
+        let server = Self::spawn(flags);
+        server.wait_until_ready();
+        server
+    }
+
+    /// Starts a server and waits until its ports are open.
+    pub fn spawn(flags: &[&str]) -> Self {
+        let mut child = resnet18()
+            .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(flags)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
+        let (addresses, announced) = std::sync::mpsc::channel();
+        let sink = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                if let Some(found) = addresses_in(&line) {
+                    let _ = addresses.send(found);
+                }
+                let mut log = sink.lock().unwrap();
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        match announced.recv_timeout(Duration::from_secs(30)) {
+            Ok((grpc, http)) => Self { child, grpc, http, log },
+            Err(_) => panic!("the server did not open its ports:\n{}", log.lock().unwrap()),
+        }
+    }
+
+    pub fn wait_until_ready(&self) {
+        let until = Instant::now() + Duration::from_secs(60);
+        while self.get("/readyz").0 != 200 {
+            assert!(
+                Instant::now() < until,
+                "the server did not become ready:\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.grpc)
+    }
+
+    pub async fn client(&self) -> ClassifierClient<Channel> {
+        let channel = Endpoint::from_shared(self.url())
+            .unwrap()
+            .connect()
+            .await
+            .expect("the server accepts");
+        ClassifierClient::new(channel).max_encoding_message_size(64 << 20)
+    }
+
+    /// A plain HTTP/1.1 GET; status and body.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(self.http).expect("the HTTP port is open");
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").expect("an HTTP response");
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|code| code.parse().ok())
+            .expect("a status line");
+        (status, body.to_owned())
+    }
+
+    /// The value of one series, such as `classifier_requests_total{model="resnet18-demo",…}`; 0 when it is not there.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let (_, text) = self.get("/metrics");
+        let mut series = text.lines().filter(|line| {
+            line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label))
+        });
+        let value = series
+            .next()
+            .and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or(0.0);
+        assert!(series.next().is_none(), "several series {name} {labels:?}");
+        value
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    pub fn wait(&mut self, at_most: Duration) -> Option<ExitStatus> {
+        let until = Instant::now() + at_most;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return Some(status);
+            }
+            if Instant::now() > until {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `… gRPC on A and metrics on http://B/metrics …`
+fn addresses_in(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let (_, rest) = line.split_once("serving gRPC on ")?;
+    let (grpc, rest) = rest.split_once(" and metrics on http://")?;
+    let (http, _) = rest.split_once("/metrics")?;
+    Some((grpc.parse().ok()?, http.parse().ok()?))
+}
+
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+pub fn image(path: impl AsRef<Path>) -> Image {
+    let path = path.as_ref();
+    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    Image {
+        source: Some(Source::Encoded(bytes.into())),
+    }
+}
+
+pub fn request(image: Image) -> ClassifyRequest {
+    ClassifyRequest {
+        image: Some(image),
+        ..Default::default()
+    }
+}
+
+pub fn config(config: StreamConfig) -> StreamClassifyRequest {
+    StreamClassifyRequest {
+        message: Some(Message::Config(config)),
+    }
+}
+
+/// A folder of `../shared`, or `None` with a visible word where a clone stands alone.
+pub fn shared(folder: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(folder);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("SKIPPED: there is no ../shared/{folder} beside the project");
+    None
+}
+
+pub fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
