@@ -32,7 +32,7 @@ openvino: .runtime/openvino/$(OPENVINO) ## fetch the OpenVINO runtime into .runt
 	fi
 
 test: openvino test-env ## everything the tests need, then all of them
-	cargo test --release
+	cargo test --release --no-fail-fast
 
 # Python clients for the tests; without them those tests say that they are skipped.
 test-env: $(VENV)/ready

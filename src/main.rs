@@ -5,9 +5,6 @@ use std::process::ExitCode;
 use clap::Parser;
 use resnet18_server::cli::{Cli, EXIT_USAGE};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -212,7 +212,8 @@ async fn a_foreign_imagenet_classifier_is_served_by_flags_alone() {
 
 #[tokio::test]
 async fn the_best_engine_serves_it_too() {
-    efficientnet(&[], 0.05).await;
+    // bf16 moves this model's probabilities too far; the server notices and goes on in fp32.
+    efficientnet(&[], 0.02).await;
 }
 
 #[tokio::test]

@@ -127,7 +127,7 @@ pub enum EngineError {
     },
     /// The engine answers differently from the embedded fp32 engine.
     #[error(
-        "the {kind} engine ({precision}) failed its self-check: {reason}; use another --engine, or --precision fp32"
+        "the {kind} engine in {precision} failed its self-check: {reason}; --precision fp32 or another --engine may pass it"
     )]
     SelfCheck {
         /// Which engine.
@@ -168,14 +168,21 @@ pub fn start(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError>
 
 fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
     let started = Instant::now();
-    let load = || match kind {
-        EngineKind::OpenVino => openvino::load(config, model),
-        EngineKind::Embedded => embedded::load(config, model),
-    };
-    let mut lanes = if kind == EngineKind::Embedded {
-        load()?
-    } else {
-        self_check::load_checked(load, model)?
+    let mut lanes = match kind {
+        EngineKind::Embedded => embedded::load(config, model)?,
+        EngineKind::OpenVino => match self_check::load_checked(|| openvino::load(config, model), model) {
+            Err(error @ EngineError::SelfCheck { precision, .. })
+                if config.precision.is_none() && precision != Precision::Fp32 =>
+            {
+                tracing::warn!("{error}; going on in fp32");
+                let config = EngineConfig {
+                    precision: Some(Precision::Fp32),
+                    ..config.clone()
+                };
+                self_check::load_checked(|| openvino::load(&config, model), model)?
+            }
+            checked => checked?,
+        },
     };
     let loaded = started.elapsed();
     warm_up(&mut lanes, model)?;

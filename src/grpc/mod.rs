@@ -60,7 +60,9 @@ pub async fn serve(
     let service = ClassifierService::new(registry, state.clone(), config.max_streams);
     let classifier =
         ClassifierServer::new(Shared(Arc::new(service))).max_decoding_message_size(config.max_message_bytes);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
+    let incoming = TcpIncoming::from(listener)
+        .with_nodelay(Some(true))
+        .with_keepalive(Some(KEEPALIVE_INTERVAL));
     let served = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
