@@ -213,3 +213,27 @@ pub fn shared(folder: &str) -> Option<PathBuf> {
 pub fn json(path: &Path) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
+
+/// Python with grpcio, which `make test-env` sets up, or `None` with a visible word.
+pub fn python() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("SKIPPED: there is no Python with grpcio; `make test-env` sets it up");
+    None
+}
+
+/// Whether ffmpeg is there; a visible word if not.
+pub fn ffmpeg() -> bool {
+    let found = Command::new("ffmpeg")
+        .arg("-version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok();
+    if !found {
+        eprintln!("SKIPPED: ffmpeg is not installed");
+    }
+    found
+}

@@ -1,0 +1,28 @@
+//! The server as Python services see it: grpcio with stubs generated from the proto, health, reflection.
+
+mod common;
+
+use std::process::Command;
+
+use common::{Server, python};
+
+#[test]
+fn grpcio_classifies_streams_checks_health_and_reflects() {
+    let Some(python) = python() else { return };
+    let server = Server::start(&[]);
+    let output = Command::new(python)
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/test_client.py"))
+        .arg(server.grpc.to_string())
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(output.status.success(), "{stdout}{stderr}\nserver:\n{}", server.log());
+    assert_eq!(
+        stdout.lines().filter(|line| line.ends_with(" ok")).count(),
+        6,
+        "{stdout}"
+    );
+}
