@@ -58,7 +58,7 @@ fn what_cannot_be_served_is_refused_with_the_reason() {
         (vec!["serve", "--model", "/no/such.onnx"], "/no/such.onnx"),
         (vec!["serve", "--model", photo.to_str().unwrap()], "ONNX"),
         (vec!["serve", "--labels", labels.to_str().unwrap()], "106"),
-        (vec!["serve", "--std", "0,1,1"], "std"),
+        (vec!["serve", "--std", "0,1,1"], "deviation"),
         (vec!["serve", "--resize", "100"], "224"),
     ] {
         let output = run(&arguments);

@@ -24,6 +24,7 @@ mod display;
 
 use display::Display;
 
+const VIDEO_SMOOTHING: Duration = Duration::from_millis(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 const LONG_HELP: &str = "\
@@ -60,10 +61,9 @@ pub struct Args {
         default_value = "latest"
     )]
     policy: Policy,
-    /// Half-life of the mean over the frames, against flicker; 0 = off.
-    #[arg(long, env = "RESNET18_STREAM_SMOOTHING", value_name = "DURATION", default_value = "300ms",
-          value_parser = values::duration)]
-    smoothing: Duration,
+    /// Half-life of the mean over the frames, against flicker; 0 = off [default: 300ms, for a folder of images 0].
+    #[arg(long, env = "RESNET18_STREAM_SMOOTHING", value_name = "DURATION", value_parser = values::duration)]
+    smoothing: Option<Duration>,
     /// How many classes to ask for; only the first is shown without --json.
     #[arg(long, env = "RESNET18_STREAM_TOP_K", value_name = "N", default_value = "1", value_parser = values::count)]
     top_k: usize,
@@ -109,7 +109,10 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
             Policy::Latest => FramePolicy::Latest,
             Policy::Every => FramePolicy::Every,
         },
-        smoothing: args.smoothing,
+        smoothing: args.smoothing.unwrap_or(match args.source {
+            VideoSource::Directory(_) => Duration::ZERO,
+            _ => VIDEO_SMOOTHING,
+        }),
         reconnect: args.source.is_live() || real_time,
     };
     let video = VideoReader::open(&VideoOptions {
