@@ -8,11 +8,7 @@ use resnet18_server::image::{
     Geometry, PixelFormat, PreprocessConfig, Preprocessor, RawFrame, Resizer, Source, decode,
 };
 
-const GEOMETRY: Geometry = Geometry {
-    width: 224,
-    height: 224,
-    resize_shorter_side: 256,
-};
+const GEOMETRY: Geometry = Geometry { width: 224, height: 224, resize_shorter_side: 256 };
 
 /// The project's own photos, and the larger ones of `../shared` where they are.
 const FILES: [&str; 9] = [
@@ -39,9 +35,7 @@ fn files(c: &mut Criterion) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let mut group = c.benchmark_group(name);
         group.sample_size(20).throughput(Throughput::Bytes(bytes.len() as u64));
-        group.bench_function("decode", |b| {
-            b.iter(|| decode(&bytes, &config).expect("the image is good"))
-        });
+        group.bench_function("decode", |b| b.iter(|| decode(&bytes, &config).expect("the image is good")));
         let pixels = decode(&bytes, &config).expect("the image is good");
         let mut resizer = Resizer::default();
         group.bench_function("resize", |b| {
@@ -50,11 +44,7 @@ fn files(c: &mut Criterion) {
         let source = Source::Encoded(Bytes::from(bytes));
         let mut preprocessor = Preprocessor::new(config);
         group.bench_function("preprocess", |b| {
-            b.iter(|| {
-                preprocessor
-                    .crop(&source, &GEOMETRY, &mut crop)
-                    .expect("the image is good")
-            });
+            b.iter(|| preprocessor.crop(&source, &GEOMETRY, &mut crop).expect("the image is good"));
         });
         group.finish();
     }
@@ -72,19 +62,9 @@ fn raw_frames(c: &mut Criterion) {
         (PixelFormat::I420, 12),
     ] {
         let data = Bytes::from(vec![100; 1280 * 720 * bits / 8]);
-        let frame = Source::Raw(RawFrame {
-            format,
-            width: 1280,
-            height: 720,
-            stride: 0,
-            data,
-        });
+        let frame = Source::Raw(RawFrame { format, width: 1280, height: 720, stride: 0, data });
         group.bench_function(format!("{format:?}"), |b| {
-            b.iter(|| {
-                preprocessor
-                    .crop(&frame, &GEOMETRY, &mut crop)
-                    .expect("the frame is good")
-            });
+            b.iter(|| preprocessor.crop(&frame, &GEOMETRY, &mut crop).expect("the frame is good"));
         });
     }
     group.finish();

@@ -22,17 +22,10 @@ use tonic::Code;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let image = image_path();
-    let seconds = std::env::var("RESNET18_BENCH_SECONDS")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or(10.0);
+    let seconds = std::env::var("RESNET18_BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(10.0);
     let duration = Duration::from_secs_f64(seconds);
     let bytes = Bytes::from(fs::read(&image)?);
-    println!(
-        "{} ({} kB), {seconds} s a measurement\n",
-        image.display(),
-        bytes.len() / 1000
-    );
+    println!("{} ({} kB), {seconds} s a measurement\n", image.display(), bytes.len() / 1000);
 
     let limit = terms(&bytes, duration.min(Duration::from_secs(5)))?;
 
@@ -60,10 +53,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let report = measure(clients, on_rejection)?;
         let cpu = (server.cpu_seconds() - cpu) / started.elapsed().as_secs_f64();
         let latency = report.latency_ms.as_ref().ok_or("no request was answered")?;
-        let refusal = report
-            .rejection_latency_ms
-            .as_ref()
-            .map_or("-".into(), |r| format!("{:.1} ms", r.p99));
+        let refusal = report.rejection_latency_ms.as_ref().map_or("-".into(), |r| format!("{:.1} ms", r.p99));
         println!(
             "{clients:>7}  {:>8.1}  {:>8.2}  {:>6.1}  {:>6.1}  {:>6.1}  {:>7}  {refusal:>11}  {cpu:>10.2}  {:>7}{}",
             report.goodput,
@@ -73,11 +63,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             latency.max,
             report.count(Code::ResourceExhausted),
             server.resident_mib(),
-            if on_rejection == OnRejection::Retry {
-                "  (clients retry)"
-            } else {
-                ""
-            },
+            if on_rejection == OnRejection::Retry { "  (clients retry)" } else { "" },
         );
         if let Some(means) = &report.server_mean_ms {
             println!(
@@ -88,10 +74,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let idle = server.cpu_seconds();
     std::thread::sleep(Duration::from_secs(5));
-    println!(
-        "\nidle: {:.1} ms of CPU a second",
-        (server.cpu_seconds() - idle) * 200.0
-    );
+    println!("\nidle: {:.1} ms of CPU a second", (server.cpu_seconds() - idle) * 200.0);
     Ok(())
 }
 
@@ -113,9 +96,7 @@ fn terms(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::E
     let mut preprocessor = Preprocessor::new(PreprocessConfig::default());
     let mut crop = vec![0; model.geometry.bytes()];
     let mut preprocess = |geometry: &Geometry, crop: &mut [u8]| {
-        preprocessor
-            .crop(&Source::Encoded(bytes.clone()), geometry, crop)
-            .expect("the image can be decoded");
+        preprocessor.crop(&Source::Encoded(bytes.clone()), geometry, crop).expect("the image can be decoded");
     };
     let preprocessing = seconds_each(duration / 2, || preprocess(&model.geometry, &mut crop));
 
@@ -134,32 +115,17 @@ fn terms(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::E
     };
     let wide = lanes.wide.as_mut().map(|wide| seconds_each(duration, || infer(wide)));
     let narrow = std::thread::scope(|scope| {
-        let lanes: Vec<_> = lanes
-            .narrow
-            .iter_mut()
-            .map(|lane| scope.spawn(|| seconds_each(duration, || infer(lane))))
-            .collect();
-        let each: Vec<f64> = lanes
-            .into_iter()
-            .map(|lane| lane.join().expect("no lane panics"))
-            .collect();
+        let lanes: Vec<_> =
+            lanes.narrow.iter_mut().map(|lane| scope.spawn(|| seconds_each(duration, || infer(lane)))).collect();
+        let each: Vec<f64> = lanes.into_iter().map(|lane| lane.join().expect("no lane panics")).collect();
         each.iter().sum::<f64>() / each.len() as f64
     });
     let limit = cores.get() as f64 / (preprocessing + narrow);
-    println!(
-        "engine                 {} {} ({})",
-        lanes.info.kind, lanes.info.version, lanes.info.precision
-    );
+    println!("engine                 {} {} ({})", lanes.info.kind, lanes.info.version, lanes.info.precision);
     println!("decode + resize        {:.2} ms on one core", preprocessing * 1e3);
-    println!(
-        "inference              {:.2} ms on one core, all cores busy",
-        narrow * 1e3
-    );
+    println!("inference              {:.2} ms on one core, all cores busy", narrow * 1e3);
     if let Some(wide) = wide {
-        println!(
-            "inference              {:.2} ms on all {cores} cores together",
-            wide * 1e3
-        );
+        println!("inference              {:.2} ms on all {cores} cores together", wide * 1e3);
     }
     println!(
         "limit                  {limit:.1} images/s = {cores} / ({:.2} + {:.2}) ms\n",
@@ -207,31 +173,21 @@ impl Server {
             }
         }
         println!("start to ready         {:.0?}\n", started.elapsed());
-        Ok(Self {
-            child,
-            url: url.ok_or("the server says where it listens")?,
-        })
+        Ok(Self { child, url: url.ok_or("the server says where it listens")? })
     }
 
     /// CPU seconds used so far; 0 where there is no /proc.
     fn cpu_seconds(&self) -> f64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         let after_name = stat.rsplit(") ").next().unwrap_or_default();
-        let ticks: f64 = after_name
-            .split(' ')
-            .skip(11)
-            .take(2)
-            .filter_map(|t| t.parse::<f64>().ok())
-            .sum();
+        let ticks: f64 = after_name.split(' ').skip(11).take(2).filter_map(|t| t.parse::<f64>().ok()).sum();
         ticks / 100.0
     }
 
     fn resident_mib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-        line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
-            .unwrap_or(0)
-            / 1024
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) / 1024
     }
 }
 

@@ -29,9 +29,7 @@ pub fn top_k(probabilities: &[f32], k: usize, min_probability: f32) -> Vec<Class
         .filter(|class| class.probability >= min_probability)
         .collect();
     let descending = |a: &Class, b: &Class| -> Ordering {
-        b.probability
-            .total_cmp(&a.probability)
-            .then(a.class_id.cmp(&b.class_id))
+        b.probability.total_cmp(&a.probability).then(a.class_id.cmp(&b.class_id))
     };
     if k < classes.len() {
         if k > 0 {
@@ -56,11 +54,7 @@ pub struct Smoothing {
 impl Smoothing {
     /// `half_life` in seconds; 0 or less = no smoothing.
     pub fn new(half_life: f64) -> Self {
-        Self {
-            half_life,
-            mean: Vec::new(),
-            last: 0.0,
-        }
+        Self { half_life, mean: Vec::new(), last: 0.0 }
     }
 
     /// Takes in the probabilities of the frame at `time` (seconds, any origin) and returns the mean.

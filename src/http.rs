@@ -44,10 +44,7 @@ pub async fn serve(listener: TcpListener, context: HttpContext) -> io::Result<()
 
 async fn metrics(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
     let models = context.registry.iter().map(|served| &*served.metrics);
-    (
-        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        context.exporter.render(models),
-    )
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], context.exporter.render(models))
 }
 
 /// 200 while the process is worth keeping: also while it starts or drains.

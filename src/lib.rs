@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod cli;
 pub mod client;
+pub mod code;
 pub mod engine;
 pub mod grpc;
 pub mod http;

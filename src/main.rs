@@ -11,11 +11,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // Nothing can be done when even the explanation can't be written.
             let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(EXIT_USAGE)
-            } else {
-                ExitCode::SUCCESS
-            };
+            return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -15,7 +15,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 use tonic::Code;
 
-use crate::engine::EngineInfo;
+use crate::{code::code_name, engine::EngineInfo};
 
 const REQUESTS: &str = "classifier_requests_total";
 const REQUEST_DURATION: &str = "classifier_request_duration_seconds";
@@ -56,13 +56,7 @@ pub enum Rejection {
 }
 
 impl Rejection {
-    const ALL: [Self; 5] = [
-        Self::QueueFull,
-        Self::Deadline,
-        Self::Cancelled,
-        Self::NotReady,
-        Self::StreamLimit,
-    ];
+    const ALL: [Self; 5] = [Self::QueueFull, Self::Deadline, Self::Cancelled, Self::NotReady, Self::StreamLimit];
 
     fn label(self) -> &'static str {
         match self {
@@ -148,26 +142,12 @@ impl Exporter {
 
 fn describe() {
     describe_counter!(REQUESTS, "Finished requests by model, method and gRPC code.");
-    describe_histogram!(
-        REQUEST_DURATION,
-        Unit::Seconds,
-        "From a request's arrival to its answer."
-    );
-    describe_histogram!(
-        STAGE_DURATION,
-        Unit::Seconds,
-        "Time of an image in a stage: decode, queue or inference."
-    );
+    describe_histogram!(REQUEST_DURATION, Unit::Seconds, "From a request's arrival to its answer.");
+    describe_histogram!(STAGE_DURATION, Unit::Seconds, "Time of an image in a stage: decode, queue or inference.");
     describe_histogram!(BATCH_SIZE, "Images in one call of the engine.");
     describe_gauge!(QUEUE_DEPTH, "Images that wait to be decoded.");
-    describe_counter!(
-        FRAMES,
-        "Frames of streams by outcome: classified, dropped (replaced by a newer one) or failed."
-    );
-    describe_gauge!(
-        FPS,
-        "Images classified a second, single requests and frames, over the last 5 s."
-    );
+    describe_counter!(FRAMES, "Frames of streams by outcome: classified, dropped (replaced by a newer one) or failed.");
+    describe_gauge!(FPS, "Images classified a second, single requests and frames, over the last 5 s.");
     describe_gauge!(STREAMS_ACTIVE, "Open streams.");
     describe_counter!(REJECTED, "Work that was not done, by reason.");
     describe_gauge!(ENGINE_INFO, "1; its labels say which engine serves the model.");
@@ -287,13 +267,7 @@ pub struct RequestGuard {
 impl RequestGuard {
     /// A request that arrived at `arrived` and has to be answered until `deadline`.
     pub fn new(method: Method, arrived: Instant, deadline: Option<Instant>) -> Self {
-        Self {
-            method,
-            model: "".into(),
-            arrived,
-            deadline,
-            code: None,
-        }
+        Self { method, model: "".into(), arrived, deadline, code: None }
     }
 
     /// The served model that it is for.
@@ -314,32 +288,10 @@ impl Drop for RequestGuard {
             Some(deadline) if deadline <= now => Code::DeadlineExceeded,
             _ => Code::Cancelled,
         };
-        let code = code_label(self.code.unwrap_or(gone));
+        let code = code_name(self.code.unwrap_or(gone));
         let (model, method) = (Arc::clone(&self.model), self.method.label());
         counter!(REQUESTS, "model" => Arc::clone(&model), "method" => method, "code" => code).increment(1);
         metrics::histogram!(REQUEST_DURATION, "model" => model, "method" => method).record(now - self.arrived);
-    }
-}
-
-fn code_label(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 
@@ -364,10 +316,7 @@ const SLOTS: usize = 64;
 impl RateMeter {
     /// A meter that starts now.
     pub fn new(now: Instant) -> Self {
-        Self {
-            start: now,
-            slots: std::array::from_fn(|_| Slot::default()),
-        }
+        Self { start: now, slots: std::array::from_fn(|_| Slot::default()) }
     }
 
     /// Takes in that `events` things happened.
@@ -402,12 +351,7 @@ impl RateMeter {
             return 0.0;
         }
         let inside = |slot: &&Slot| (tick - window..tick).contains(&slot.tick.load(Relaxed));
-        let events: u64 = self
-            .slots
-            .iter()
-            .filter(inside)
-            .map(|slot| slot.count.load(Relaxed))
-            .sum();
+        let events: u64 = self.slots.iter().filter(inside).map(|slot| slot.count.load(Relaxed)).sum();
         events as f64 / (SLOT * window as u32).as_secs_f64()
     }
 }

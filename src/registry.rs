@@ -67,9 +67,7 @@ pub struct Registry {
 impl Registry {
     /// A registry of one model.
     pub fn new(model: Served) -> Self {
-        Self {
-            models: vec![Arc::new(model)],
-        }
+        Self { models: vec![Arc::new(model)] }
     }
 
     /// The model of that name; an empty name means the default.
@@ -78,11 +76,7 @@ impl Registry {
     /// [`UnknownModel`], which lists the models there are.
     pub fn find(&self, name: &str) -> Result<&Arc<Served>, UnknownModel> {
         let mut models = self.models.iter();
-        let found = if name.is_empty() {
-            models.next()
-        } else {
-            models.find(|model| model.name == name)
-        };
+        let found = if name.is_empty() { models.next() } else { models.find(|model| model.name == name) };
         found.ok_or_else(|| UnknownModel {
             // A name can be as long as a message; the answer must not be.
             name: name.chars().take(100).collect(),

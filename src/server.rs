@@ -71,11 +71,7 @@ pub async fn run(
     let state = StateCell::default();
     let registry = Arc::new(Registry::new(Served::new(&model)));
 
-    let context = HttpContext {
-        state: state.clone(),
-        registry: Arc::clone(&registry),
-        exporter: exporter.clone(),
-    };
+    let context = HttpContext { state: state.clone(), registry: Arc::clone(&registry), exporter: exporter.clone() };
     let http = http::serve(listeners.http, context);
     let grpc = grpc::serve(listeners.grpc, Arc::clone(&registry), state.clone(), config.grpc);
     let load = load(Arc::clone(&registry), model, config.clone(), state.clone());
@@ -87,16 +83,10 @@ pub async fn run(
     };
     let shutdown = async {
         shutdown.await;
-        tracing::info!(
-            "shutting down: finishing what was accepted, for {:?} at most",
-            config.drain_timeout
-        );
+        tracing::info!("shutting down: finishing what was accepted, for {:?} at most", config.drain_timeout);
         state.set(State::Draining);
         tokio::time::sleep(config.drain_timeout).await;
-        tracing::warn!(
-            "some calls had not ended after {:?}; closing them",
-            config.drain_timeout
-        );
+        tracing::warn!("some calls had not ended after {:?}; closing them", config.drain_timeout);
     };
 
     tokio::select! {
@@ -125,28 +115,15 @@ async fn load(
     state: StateCell,
 ) -> Result<(), ServerError> {
     let started = Instant::now();
-    let served = registry
-        .find(&model.name)
-        .map(Arc::clone)
-        .expect("the registry was made of this model");
+    let served = registry.find(&model.name).map(Arc::clone).expect("the registry was made of this model");
     let metrics = Arc::clone(&served.metrics);
     let loading = tokio::task::spawn_blocking(move || {
         let lanes = engine::start(&config.engine, &model)?;
         let engine = lanes.info.clone();
-        let start = Start {
-            lanes,
-            geometry: model.geometry,
-            classes: model.graph.classes,
-            metrics,
-        };
-        Ok(Running {
-            engine,
-            scheduler: Scheduler::start(start, config.scheduler),
-        })
+        let start = Start { lanes, geometry: model.geometry, classes: model.graph.classes, metrics };
+        Ok(Running { engine, scheduler: Scheduler::start(start, config.scheduler) })
     });
-    let loaded = loading
-        .await
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    let loaded = loading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     match loaded {
         Ok(running) => {
             served.metrics.loaded(&running.engine, started.elapsed());

@@ -32,22 +32,10 @@ fn wrong_flags_end_the_program_before_it_binds_with_status_64() {
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(64), "{arguments:?}");
-        assert!(
-            text(&output.stderr).contains(hint),
-            "{arguments:?}: {}",
-            text(&output.stderr)
-        );
+        assert!(text(&output.stderr).contains(hint), "{arguments:?}: {}", text(&output.stderr));
     }
-    let output = resnet18()
-        .args(["serve"])
-        .env("RESNET18_MAX_BATCH", "many")
-        .output()
-        .unwrap();
-    assert_eq!(
-        output.status.code(),
-        Some(64),
-        "a wrong environment variable is a wrong flag"
-    );
+    let output = resnet18().args(["serve"]).env("RESNET18_MAX_BATCH", "many").output().unwrap();
+    assert_eq!(output.status.code(), Some(64), "a wrong environment variable is a wrong flag");
 }
 
 #[test]
@@ -63,11 +51,7 @@ fn what_cannot_be_served_is_refused_with_the_reason() {
     ] {
         let output = run(&arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-        assert!(
-            text(&output.stderr).contains(hint),
-            "{arguments:?}: {}",
-            text(&output.stderr)
-        );
+        assert!(text(&output.stderr).contains(hint), "{arguments:?}: {}", text(&output.stderr));
     }
 }
 
@@ -83,10 +67,7 @@ fn a_taken_port_is_named() {
 fn a_forced_engine_that_cannot_start_ends_the_server_with_advice() {
     let flags = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"];
     for (engine, hint) in [
-        (
-            &["--engine", "openvino", "--openvino-lib", "/nowhere"][..],
-            "libopenvino_c",
-        ),
+        (&["--engine", "openvino", "--openvino-lib", "/nowhere"][..], "libopenvino_c"),
         (&["--engine", "embedded", "--precision", "bf16"], "fp32"),
     ] {
         let output = run(&[&["serve"], engine, &flags].concat());
@@ -115,10 +96,7 @@ fn classify_prints_a_table_or_json_and_reports_what_failed() {
     assert!(text(&output.stderr).contains("/no/such.jpg") && text(&output.stderr).contains("README.md"));
 
     let output = run(&[&["classify", "--json", "--server", &url], &files[..]].concat());
-    let lines: Vec<Value> = text(&output.stdout)
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 3);
     assert_eq!(lines[0]["classifications"][0]["label"], "cat");
     assert!(lines[0]["timing_ms"]["inference"].as_f64().unwrap() > 0.0);
@@ -126,11 +104,7 @@ fn classify_prints_a_table_or_json_and_reports_what_failed() {
 
     let output = run(&["classify", files[0], "--server", "http://127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stderr).contains("resnet18 serve"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stderr).contains("resnet18 serve"), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -165,12 +139,7 @@ fn video(folder: &std::path::Path, fps: u32, seconds: u32) -> std::path::PathBuf
     let status = Command::new("ffmpeg")
         .args(["-v", "error", "-y", "-loop", "1", "-framerate", &fps.to_string(), "-i"])
         .arg(data("cat.jpg"))
-        .args([
-            "-vf",
-            "scale=1408:-2,crop=1280:720:x='min(n,128)':y=100",
-            "-t",
-            &seconds.to_string(),
-        ])
+        .args(["-vf", "scale=1408:-2,crop=1280:720:x='min(n,128)':y=100", "-t", &seconds.to_string()])
         .args(["-c:v", "mpeg4", "-q:v", "3"])
         .arg(&path)
         .status()
@@ -189,20 +158,9 @@ fn a_live_video_is_never_answered_late() {
     for fps in [25, 120] {
         let path = video(folder.path(), fps, 4);
         let url = server.url();
-        let output = run(&[
-            "stream",
-            path.to_str().unwrap(),
-            "--policy",
-            "latest",
-            "--json",
-            "--server",
-            &url,
-        ]);
+        let output = run(&["stream", path.to_str().unwrap(), "--policy", "latest", "--json", "--server", &url]);
         assert!(output.status.success(), "{}", text(&output.stderr));
-        let lines: Vec<Value> = text(&output.stdout)
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let lines: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let summary = &lines.last().unwrap()["summary"];
         eprintln!("{fps} fps: {summary}");
         let answered = summary["answered"].as_u64().unwrap();
@@ -227,22 +185,11 @@ fn every_frame_of_a_video_is_answered() {
     let folder = tempfile::tempdir().unwrap();
     let path = video(folder.path(), 25, 3);
     let server = Server::start(&[]);
-    let output = run(&[
-        "stream",
-        path.to_str().unwrap(),
-        "--policy",
-        "every",
-        "--json",
-        "--server",
-        &server.url(),
-    ]);
+    let output = run(&["stream", path.to_str().unwrap(), "--policy", "every", "--json", "--server", &server.url()]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let summary: Value = serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
     assert_eq!(summary["summary"]["answered"], 75, "{summary}");
-    assert_eq!(
-        server.metric("classifier_frames_total", &["outcome=\"classified\""]),
-        75.0
-    );
+    assert_eq!(server.metric("classifier_frames_total", &["outcome=\"classified\""]), 75.0);
 }
 
 #[test]
@@ -252,9 +199,5 @@ fn readiness_and_liveness_are_told_apart() {
     server.wait_until_ready();
     assert_eq!(server.get("/nowhere").0, 404);
     server.signal("INT");
-    assert!(
-        server
-            .wait(Duration::from_secs(10))
-            .is_some_and(|status| status.success())
-    );
+    assert!(server.wait(Duration::from_secs(10)).is_some_and(|status| status.success()));
 }

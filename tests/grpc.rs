@@ -17,69 +17,36 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use tonic_types::StatusExt;
 
 fn frame(id: u64, image: Image) -> StreamClassifyRequest {
-    StreamClassifyRequest {
-        message: Some(Message::Frame(Frame {
-            id,
-            captured_at: None,
-            image: Some(image),
-        })),
-    }
+    StreamClassifyRequest { message: Some(Message::Frame(Frame { id, captured_at: None, image: Some(image) })) }
 }
 
 fn raw(format: PixelFormat, width: u32, height: u32, stride: u32, data: Vec<u8>) -> Image {
-    let frame = RawFrame {
-        format: format.into(),
-        width,
-        height,
-        stride,
-        data: data.into(),
-    };
-    Image {
-        source: Some(Source::Raw(frame)),
-    }
+    let frame = RawFrame { format: format.into(), width, height, stride, data: data.into() };
+    Image { source: Some(Source::Raw(frame)) }
 }
 
 /// Opens a stream; the sender feeds it.
 async fn open(
     server: &Server,
     first: StreamClassifyRequest,
-) -> (
-    mpsc::Sender<StreamClassifyRequest>,
-    tonic::Streaming<StreamClassifyResponse>,
-) {
+) -> (mpsc::Sender<StreamClassifyRequest>, tonic::Streaming<StreamClassifyResponse>) {
     let (sender, receiver) = mpsc::channel(4);
     sender.send(first).await.unwrap();
-    let answers = server
-        .client()
-        .await
-        .stream_classify(ReceiverStream::new(receiver))
-        .await
-        .unwrap()
-        .into_inner();
+    let answers = server.client().await.stream_classify(ReceiverStream::new(receiver)).await.unwrap().into_inner();
     (sender, answers)
 }
 
 #[tokio::test]
 async fn classify_answers_with_label_version_and_timing() {
     let server = Server::start(&[]);
-    let answer = server
-        .client()
-        .await
-        .classify(request(image(data("cat.jpg"))))
-        .await
-        .unwrap()
-        .into_inner();
+    let answer = server.client().await.classify(request(image(data("cat.jpg")))).await.unwrap().into_inner();
     assert_eq!(answer.model, "resnet18-demo");
     assert_eq!(answer.model_version.len(), 12);
     assert_eq!(answer.classifications.len(), 5);
     let first = &answer.classifications[0];
     assert_eq!(first.label, "cat");
     assert!((first.probability - 0.70).abs() < 0.02, "{}", first.probability);
-    assert!(
-        answer
-            .classifications
-            .is_sorted_by(|a, b| a.probability >= b.probability)
-    );
+    assert!(answer.classifications.is_sorted_by(|a, b| a.probability >= b.probability));
     let timing = answer.timing.unwrap();
     let seconds = |d: Option<prost_types::Duration>| Duration::try_from(d.unwrap()).unwrap().as_secs_f64();
     let parts = seconds(timing.decode) + seconds(timing.queue) + seconds(timing.inference);
@@ -91,11 +58,7 @@ async fn classify_answers_with_label_version_and_timing() {
 async fn top_k_and_min_probability_limit_the_answer() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
-    let ask = |top_k, min_probability| ClassifyRequest {
-        top_k,
-        min_probability,
-        ..request(image(data("cat.jpg")))
-    };
+    let ask = |top_k, min_probability| ClassifyRequest { top_k, min_probability, ..request(image(data("cat.jpg"))) };
     let count =
         |answer: tonic::Response<resnet18_server::proto::ClassifyResponse>| answer.into_inner().classifications.len();
     assert_eq!(count(client.classify(ask(1, 0.0)).await.unwrap()), 1);
@@ -112,71 +75,28 @@ async fn top_k_and_min_probability_limit_the_answer() {
 async fn bad_requests_say_what_would_be_right_and_harm_nobody() {
     let server = Server::start(&["--max-message-mib", "1"]);
     let mut client = server.client().await;
-    let encoded = |bytes: &[u8]| Image {
-        source: Some(Source::Encoded(bytes.to_vec().into())),
-    };
+    let encoded = |bytes: &[u8]| Image { source: Some(Source::Encoded(bytes.to_vec().into())) };
     let cat = std::fs::read(data("cat.jpg")).unwrap();
     let cases: Vec<(ClassifyRequest, Code, &str)> = vec![
         (ClassifyRequest::default(), Code::InvalidArgument, "image.encoded"),
         (request(Image { source: None }), Code::InvalidArgument, "image.encoded"),
         (request(encoded(b"")), Code::InvalidArgument, "empty"),
-        (
-            request(encoded(b"<html>not found</html>")),
-            Code::InvalidArgument,
-            "JPEG",
-        ),
+        (request(encoded(b"<html>not found</html>")), Code::InvalidArgument, "JPEG"),
         (request(encoded(&cat[..cat.len() / 2])), Code::InvalidArgument, "JPEG"),
-        (
-            request(raw(PixelFormat::Unspecified, 2, 2, 0, vec![0; 12])),
-            Code::InvalidArgument,
-            "RGB8",
-        ),
-        (
-            request(raw(PixelFormat::Rgb8, 2, 2, 5, vec![0; 12])),
-            Code::InvalidArgument,
-            "stride",
-        ),
-        (
-            request(raw(PixelFormat::Rgb8, 2, 2, 0, vec![0; 11])),
-            Code::InvalidArgument,
-            "12",
-        ),
-        (
-            ClassifyRequest {
-                model: "vgg".into(),
-                ..request(encoded(&cat))
-            },
-            Code::NotFound,
-            "resnet18-demo",
-        ),
+        (request(raw(PixelFormat::Unspecified, 2, 2, 0, vec![0; 12])), Code::InvalidArgument, "RGB8"),
+        (request(raw(PixelFormat::Rgb8, 2, 2, 5, vec![0; 12])), Code::InvalidArgument, "stride"),
+        (request(raw(PixelFormat::Rgb8, 2, 2, 0, vec![0; 11])), Code::InvalidArgument, "12"),
+        (ClassifyRequest { model: "vgg".into(), ..request(encoded(&cat)) }, Code::NotFound, "resnet18-demo"),
         (request(encoded(&vec![0; 2 << 20])), Code::OutOfRange, ""),
     ];
     for (request, code, hint) in cases {
         let status = client.classify(request).await.unwrap_err();
         assert_eq!(status.code(), code, "{status:?}");
-        assert!(
-            status.message().contains(hint),
-            "{hint:?} is not in {:?}",
-            status.message()
-        );
-        client
-            .classify(request_cat())
-            .await
-            .expect("the next request is served");
+        assert!(status.message().contains(hint), "{hint:?} is not in {:?}", status.message());
+        client.classify(request_cat()).await.expect("the next request is served");
     }
-    let unknown_format = RawFrame {
-        format: 99,
-        width: 1,
-        height: 1,
-        stride: 0,
-        data: vec![0; 3].into(),
-    };
-    let status = client
-        .classify(request(Image {
-            source: Some(Source::Raw(unknown_format)),
-        }))
-        .await
-        .unwrap_err();
+    let unknown_format = RawFrame { format: 99, width: 1, height: 1, stride: 0, data: vec![0; 3].into() };
+    let status = client.classify(request(Image { source: Some(Source::Raw(unknown_format)) })).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().contains("99"), "{}", status.message());
 }
@@ -208,20 +128,10 @@ async fn raw_frames_are_classified_like_the_photo() {
 #[tokio::test]
 async fn the_models_are_listed() {
     let server = Server::start(&["--engine", "embedded"]);
-    let models = server
-        .client()
-        .await
-        .list_models(ListModelsRequest {})
-        .await
-        .unwrap()
-        .into_inner()
-        .models;
+    let models = server.client().await.list_models(ListModelsRequest {}).await.unwrap().into_inner().models;
     assert_eq!(models.len(), 1);
     let model = &models[0];
-    assert_eq!(
-        (model.input_width, model.input_height, model.resize_shorter_side),
-        (224, 224, 256)
-    );
+    assert_eq!((model.input_width, model.input_height, model.resize_shorter_side), (224, 224, 256));
     assert_eq!((model.labels.len(), model.labels[16].as_str()), (106, "cat"));
     assert_eq!((model.engine.as_str(), model.precision.as_str()), ("embedded", "fp32"));
 }
@@ -229,60 +139,33 @@ async fn the_models_are_listed() {
 #[tokio::test]
 async fn health_follows_the_state() {
     let server = Server::spawn(&[]);
-    let channel = tonic::transport::Endpoint::from_shared(server.url())
-        .unwrap()
-        .connect()
-        .await
-        .unwrap();
+    let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
     let mut health = HealthClient::new(channel);
     for service in ["", "resnet18.v1.Classifier"] {
-        let mut watch = health
-            .watch(HealthCheckRequest {
-                service: service.into(),
-            })
-            .await
-            .unwrap()
-            .into_inner();
+        let mut watch = health.watch(HealthCheckRequest { service: service.into() }).await.unwrap().into_inner();
         let mut status = watch.message().await.unwrap().unwrap().status();
         while status != ServingStatus::Serving {
             assert_eq!(status, ServingStatus::NotServing);
             status = watch.message().await.unwrap().unwrap().status();
         }
     }
-    let unknown = health
-        .check(HealthCheckRequest {
-            service: "other".into(),
-        })
-        .await
-        .unwrap_err();
+    let unknown = health.check(HealthCheckRequest { service: "other".into() }).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
     let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     server.signal("TERM");
-    assert_eq!(
-        watch.message().await.unwrap().unwrap().status(),
-        ServingStatus::NotServing
-    );
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
 }
 
 #[tokio::test]
 async fn every_frame_is_answered_in_order_and_a_bad_one_keeps_its_place() {
     let server = Server::start(&[]);
-    let (sender, mut answers) = open(
-        &server,
-        config(StreamConfig {
-            policy: FramePolicy::Every.into(),
-            top_k: 1,
-            ..Default::default()
-        }),
-    )
-    .await;
+    let (sender, mut answers) =
+        open(&server, config(StreamConfig { policy: FramePolicy::Every.into(), top_k: 1, ..Default::default() })).await;
     let feed = tokio::spawn(async move {
         for id in 0..30 {
             let picture = match id % 10 {
-                3 => Image {
-                    source: Some(Source::Encoded("not an image".into())),
-                },
+                3 => Image { source: Some(Source::Encoded("not an image".into())) },
                 7 => raw(PixelFormat::Nv12, 64, 48, 0, vec![1; 3]),
                 _ => image(data(if id % 2 == 0 { "cat.jpg" } else { "sunflower_q30.jpg" })),
             };
@@ -303,14 +186,8 @@ async fn every_frame_is_answered_in_order_and_a_bad_one_keeps_its_place() {
         }
     }
     feed.await.unwrap();
-    assert!(
-        answers.message().await.unwrap().is_none(),
-        "the stream ends when the caller's side has ended"
-    );
-    assert_eq!(
-        server.metric("classifier_frames_total", &["outcome=\"classified\""]),
-        24.0
-    );
+    assert!(answers.message().await.unwrap().is_none(), "the stream ends when the caller's side has ended");
+    assert_eq!(server.metric("classifier_frames_total", &["outcome=\"classified\""]), 24.0);
     assert_eq!(server.metric("classifier_frames_total", &["outcome=\"failed\""]), 6.0);
     assert_eq!(server.metric("classifier_streams_active", &[]), 0.0);
 }
@@ -318,21 +195,13 @@ async fn every_frame_is_answered_in_order_and_a_bad_one_keeps_its_place() {
 #[tokio::test]
 async fn latest_answers_the_newest_frame_and_counts_the_dropped() {
     let server = Server::start(&[]);
-    let (sender, mut answers) = open(
-        &server,
-        config(StreamConfig {
-            policy: FramePolicy::Latest.into(),
-            ..Default::default()
-        }),
-    )
-    .await;
+    let (sender, mut answers) =
+        open(&server, config(StreamConfig { policy: FramePolicy::Latest.into(), ..Default::default() })).await;
     let total = 300;
     let cat = std::fs::read(data("cat.jpg")).unwrap();
     let feed = tokio::spawn(async move {
         for id in 1..=total {
-            let picture = Image {
-                source: Some(Source::Encoded(cat.clone().into())),
-            };
+            let picture = Image { source: Some(Source::Encoded(cat.clone().into())) };
             sender.send(frame(id, picture)).await.unwrap();
         }
     });
@@ -347,10 +216,7 @@ async fn latest_answers_the_newest_frame_and_counts_the_dropped() {
     assert_eq!(last, total, "the newest frame is always answered");
     assert_eq!(answered + dropped, total);
     assert!(dropped > 0, "300 frames at once can't all be classified");
-    assert_eq!(
-        server.metric("classifier_frames_total", &["outcome=\"dropped\""]),
-        dropped as f64
-    );
+    assert_eq!(server.metric("classifier_frames_total", &["outcome=\"dropped\""]), dropped as f64);
 }
 
 #[tokio::test]
@@ -361,37 +227,14 @@ async fn a_broken_protocol_ends_the_stream() {
     let cases: Vec<(Vec<StreamClassifyRequest>, Code, &str)> = vec![
         (vec![frame(1, cat())], Code::InvalidArgument, "config"),
         (vec![good(), good()], Code::InvalidArgument, "once"),
-        (
-            vec![good(), StreamClassifyRequest { message: None }],
-            Code::InvalidArgument,
-            "neither",
-        ),
-        (
-            vec![config(StreamConfig {
-                model: "x".into(),
-                ..Default::default()
-            })],
-            Code::NotFound,
-            "resnet18-demo",
-        ),
-        (
-            vec![config(StreamConfig {
-                policy: 9,
-                ..Default::default()
-            })],
-            Code::InvalidArgument,
-            "LATEST",
-        ),
+        (vec![good(), StreamClassifyRequest { message: None }], Code::InvalidArgument, "neither"),
+        (vec![config(StreamConfig { model: "x".into(), ..Default::default() })], Code::NotFound, "resnet18-demo"),
+        (vec![config(StreamConfig { policy: 9, ..Default::default() })], Code::InvalidArgument, "LATEST"),
         (vec![], Code::InvalidArgument, "config"),
     ];
     for (messages, code, hint) in cases {
-        let mut answers = server
-            .client()
-            .await
-            .stream_classify(tokio_stream::iter(messages))
-            .await
-            .unwrap()
-            .into_inner();
+        let mut answers =
+            server.client().await.stream_classify(tokio_stream::iter(messages)).await.unwrap().into_inner();
         let status = loop {
             match answers.message().await {
                 Ok(Some(_)) => {}
@@ -400,39 +243,20 @@ async fn a_broken_protocol_ends_the_stream() {
             }
         };
         assert_eq!(status.code(), code, "{status:?}");
-        assert!(
-            status.message().contains(hint),
-            "{hint:?} is not in {:?}",
-            status.message()
-        );
+        assert!(status.message().contains(hint), "{hint:?} is not in {:?}", status.message());
     }
 }
 
 #[tokio::test]
 async fn smoothing_steadies_the_probabilities() {
     let server = Server::start(&[]);
-    let smoothing = Some(prost_types::Duration {
-        seconds: 3600,
-        nanos: 0,
-    });
-    let (sender, mut answers) = open(
-        &server,
-        config(StreamConfig {
-            smoothing,
-            ..Default::default()
-        }),
-    )
-    .await;
+    let smoothing = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
+    let (sender, mut answers) = open(&server, config(StreamConfig { smoothing, ..Default::default() })).await;
     sender.send(frame(1, image(data("cat.jpg")))).await.unwrap();
     sender.send(frame(2, image(data("sunflower_q30.jpg")))).await.unwrap();
     for _ in 0..2 {
-        let Some(Outcome::Result(result)) = answers.message().await.unwrap().unwrap().outcome else {
-            panic!()
-        };
-        assert_eq!(
-            result.classifications[0].label, "cat",
-            "an hour's half-life hides one other frame"
-        );
+        let Some(Outcome::Result(result)) = answers.message().await.unwrap().unwrap().outcome else { panic!() };
+        assert_eq!(result.classifications[0].label, "cat", "an hour's half-life hides one other frame");
     }
 }
 
@@ -462,28 +286,14 @@ async fn the_deadline_is_kept_and_expired_work_is_never_done() {
         }
     }
     assert!(late > 5, "{late}");
-    server
-        .client()
-        .await
-        .classify(request_cat())
-        .await
-        .expect("the queue is free again");
+    server.client().await.classify(request_cat()).await.expect("the queue is free again");
     let skipped = server.metric("classifier_rejected_total", &["reason=\"deadline\""])
         + server.metric("classifier_rejected_total", &["reason=\"cancelled\""]);
     let inferred = server.metric("classifier_stage_duration_seconds_count", &["stage=\"inference\""]);
     assert!(skipped > 0.0);
-    assert_eq!(
-        skipped + inferred,
-        31.0,
-        "each request was either skipped or done: {skipped} + {inferred}"
-    );
-    let counted = server.metric(
-        "classifier_requests_total",
-        &["method=\"Classify\"", "code=\"DEADLINE_EXCEEDED\""],
-    ) + server.metric(
-        "classifier_requests_total",
-        &["method=\"Classify\"", "code=\"CANCELLED\""],
-    );
+    assert_eq!(skipped + inferred, 31.0, "each request was either skipped or done: {skipped} + {inferred}");
+    let counted = server.metric("classifier_requests_total", &["method=\"Classify\"", "code=\"DEADLINE_EXCEEDED\""])
+        + server.metric("classifier_requests_total", &["method=\"Classify\"", "code=\"CANCELLED\""]);
     assert_eq!(counted, f64::from(late));
 }
 
@@ -494,11 +304,7 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
         .map(|_| {
             let url = server.url();
             tokio::spawn(async move {
-                let channel = tonic::transport::Endpoint::from_shared(url)
-                    .unwrap()
-                    .connect()
-                    .await
-                    .unwrap();
+                let channel = tonic::transport::Endpoint::from_shared(url).unwrap().connect().await.unwrap();
                 let mut client = resnet18_server::proto::classifier_client::ClassifierClient::new(channel);
                 client.classify(request_cat()).await
             })
@@ -512,24 +318,13 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
             Err(status) => refused.push(status),
         }
     }
-    assert!(
-        served >= 2 && refused.len() >= 5,
-        "{served} served, {} refused",
-        refused.len()
-    );
+    assert!(served >= 2 && refused.len() >= 5, "{served} served, {} refused", refused.len());
     for status in &refused {
         assert_eq!(status.code(), Code::ResourceExhausted);
-        let delay = status
-            .get_error_details()
-            .retry_info()
-            .and_then(|info| info.retry_delay)
-            .expect("a RetryInfo");
+        let delay = status.get_error_details().retry_info().and_then(|info| info.retry_delay).expect("a RetryInfo");
         assert!(delay > Duration::ZERO && delay < Duration::from_secs(10), "{delay:?}");
     }
-    assert_eq!(
-        server.metric("classifier_rejected_total", &["reason=\"queue_full\""]),
-        refused.len() as f64
-    );
+    assert_eq!(server.metric("classifier_rejected_total", &["reason=\"queue_full\""]), refused.len() as f64);
 }
 
 #[tokio::test]
@@ -539,19 +334,8 @@ async fn many_streams_do_not_starve_another_clients_request() {
     let mut streams = Vec::new();
     for _ in 0..16 {
         let (sender, receiver) = mpsc::channel(4);
-        sender
-            .send(config(StreamConfig {
-                top_k: 1,
-                ..Default::default()
-            }))
-            .await
-            .unwrap();
-        let mut answers = hog
-            .clone()
-            .stream_classify(ReceiverStream::new(receiver))
-            .await
-            .unwrap()
-            .into_inner();
+        sender.send(config(StreamConfig { top_k: 1, ..Default::default() })).await.unwrap();
+        let mut answers = hog.clone().stream_classify(ReceiverStream::new(receiver)).await.unwrap().into_inner();
         streams.push(tokio::spawn(async move {
             let cat = image(data("cat.jpg"));
             let feed = async {
@@ -578,10 +362,7 @@ async fn many_streams_do_not_starve_another_clients_request() {
     // 16 streams × 3 frames are waiting; served in order of arrival, a request would wait for all of them.
     let inference = server.metric("classifier_stage_duration_seconds_sum", &["stage=\"inference\""])
         / server.metric("classifier_stage_duration_seconds_count", &["stage=\"inference\""]);
-    assert!(
-        alone[2].as_secs_f64() < inference * 12.0,
-        "{alone:?} against {inference} s an inference"
-    );
+    assert!(alone[2].as_secs_f64() < inference * 12.0, "{alone:?} against {inference} s an inference");
 }
 
 #[tokio::test]

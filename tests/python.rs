@@ -15,14 +15,7 @@ fn grpcio_classifies_streams_checks_health_and_reflects() {
         .arg(server.grpc.to_string())
         .output()
         .unwrap();
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}{stderr}\nserver:\n{}", server.log());
-    assert_eq!(
-        stdout.lines().filter(|line| line.ends_with(" ok")).count(),
-        6,
-        "{stdout}"
-    );
+    assert_eq!(stdout.lines().filter(|line| line.ends_with(" ok")).count(), 6, "{stdout}");
 }

@@ -12,9 +12,7 @@ const README: &str = include_str!("../README.md");
 fn blocks(language: &str) -> Vec<&'static str> {
     let parts: Vec<&str> = README.split("```").collect();
     let fenced = parts.iter().skip(1).step_by(2);
-    fenced
-        .filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n'))
-        .collect()
+    fenced.filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n')).collect()
 }
 
 /// Runs a line in the project's folder against `server`, with the program and the test's Python in the path.
@@ -38,10 +36,7 @@ fn run(server: &Server, line: &str) -> String {
         .env("RESNET18_SERVER", server.url())
         .output()
         .unwrap();
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{line}\n{stdout}{stderr}");
     stdout.into_owned()
 }
@@ -54,10 +49,7 @@ fn its_commands_do_what_it_says() {
         match line.split(' ').next().unwrap() {
             "make" => {
                 let target = line.split(' ').nth(1).unwrap();
-                assert!(
-                    include_str!("../Makefile").contains(&format!("\n{target}:")),
-                    "there is no `{line}`"
-                );
+                assert!(include_str!("../Makefile").contains(&format!("\n{target}:")), "there is no `{line}`");
             }
             "cargo" => assert_eq!(line, "cargo install --path ."),
             "python" if python().is_none() => {}
@@ -96,9 +88,7 @@ fn its_python_runs() {
         ),
     );
     let script = folder.path().join("example.py");
-    let [code] = blocks("python")[..] else {
-        panic!("one Python example")
-    };
+    let [code] = blocks("python")[..] else { panic!("one Python example") };
     std::fs::write(&script, code.replace("127.0.0.1:8001", &server.grpc.to_string())).unwrap();
     let output = run(&server, &format!("python {}", script.display()));
     assert!(output.lines().next().unwrap().contains("cat"), "{output}");
@@ -109,25 +99,17 @@ fn its_python_runs() {
 #[test]
 fn its_table_of_metrics_is_complete() {
     let server = Server::start(&[]);
-    run(
-        &server,
-        "resnet18 classify tests/data/photos/cat.jpg && resnet18 stream tests/data/photos --fps 50",
-    );
+    run(&server, "resnet18 classify tests/data/photos/cat.jpg && resnet18 stream tests/data/photos --fps 50");
     let (_, text) = server.get("/metrics");
-    let exported: BTreeSet<&str> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE classifier_")?.split(' ').next())
-        .collect();
+    let exported: BTreeSet<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE classifier_")?.split(' ').next()).collect();
     let documented: BTreeSet<&str> = README
         .lines()
         .skip_while(|line| *line != "## Metrics")
         .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
         .take_while(|name| !name.contains(' '))
         .collect();
-    assert_eq!(
-        exported,
-        documented.into_iter().filter(|name| !name.starts_with("no ")).collect()
-    );
+    assert_eq!(exported, documented.into_iter().filter(|name| !name.starts_with("no ")).collect());
 }
 
 #[test]

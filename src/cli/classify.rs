@@ -18,7 +18,8 @@ use super::{
     values,
 };
 use crate::{
-    client::{self, Client, code_name, retry},
+    client::{self, Client, retry},
+    code::code_name,
     proto::{ClassifyRequest, ClassifyResponse, Image, image::Source},
 };
 
@@ -82,11 +83,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         .buffered(args.concurrency);
     let mut failed = 0;
     while let Some((path, answer)) = answers.next().await {
-        let name = if files::is_stdin(path) {
-            "standard input".into()
-        } else {
-            path.to_string_lossy()
-        };
+        let name = if files::is_stdin(path) { "standard input".into() } else { path.to_string_lossy() };
         failed += usize::from(answer.is_err());
         match answer {
             _ if args.json => output::print_json(&ImageJson::new(path, answer))?,
@@ -97,20 +94,14 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     if failed > 0 && !args.json && args.images.len() > 1 {
         eprintln!("{failed} of {} images could not be classified", args.images.len());
     }
-    Ok(if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn classify_file(mut client: Client, path: &Path, args: &Args) -> Result<Answer, Status> {
     let image = files::read(path).await?;
     let request = ClassifyRequest {
         model: args.server.model.clone(),
-        image: Some(Image {
-            source: Some(Source::Encoded(image)),
-        }),
+        image: Some(Image { source: Some(Source::Encoded(image)) }),
         top_k: args.top_k as u32,
         min_probability: args.min_probability,
     };
@@ -120,10 +111,7 @@ async fn classify_file(mut client: Client, path: &Path, args: &Args) -> Result<A
         let sent = Instant::now();
         match client::classify(&mut client, request.clone(), deadline).await {
             Ok(response) => {
-                return Ok(Answer {
-                    response,
-                    round_trip: sent.elapsed(),
-                });
+                return Ok(Answer { response, round_trip: sent.elapsed() });
             }
             Err(status) => match retry::delay_before(&status, attempt, deadline) {
                 Some(delay) => tokio::time::sleep(delay).await,
@@ -138,12 +126,7 @@ async fn classify_file(mut client: Client, path: &Path, args: &Args) -> Result<A
 fn table(name: &str, answer: &Answer, bars: bool) -> String {
     let classes = &answer.response.classifications;
     let labels: Vec<_> = classes.iter().map(output::label).collect();
-    let width = labels
-        .iter()
-        .map(|label| measure_text_width(label))
-        .max()
-        .unwrap_or(0)
-        .min(LONGEST_LABEL);
+    let width = labels.iter().map(|label| measure_text_width(label)).max().unwrap_or(0).min(LONGEST_LABEL);
     let mut text = format!("{}\n", style(name).bold());
     if classes.is_empty() {
         text += "  (no class is that probable)\n";
@@ -181,15 +164,8 @@ struct ImageJson {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum OutcomeJson {
-    Answer {
-        model: String,
-        model_version: String,
-        classifications: Vec<ClassJson>,
-        timing_ms: RoundTripJson,
-    },
-    Error {
-        error: ErrorJson,
-    },
+    Answer { model: String, model_version: String, classifications: Vec<ClassJson>, timing_ms: RoundTripJson },
+    Error { error: ErrorJson },
 }
 
 #[derive(Serialize)]
@@ -212,15 +188,9 @@ impl ImageJson {
                 },
             },
             Err(status) => OutcomeJson::Error {
-                error: ErrorJson {
-                    code: code_name(status.code()),
-                    message: status.message().to_owned(),
-                },
+                error: ErrorJson { code: code_name(status.code()), message: status.message().to_owned() },
             },
         };
-        Self {
-            file: path.to_string_lossy().into_owned(),
-            outcome,
-        }
+        Self { file: path.to_string_lossy().into_owned(), outcome }
     }
 }

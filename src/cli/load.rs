@@ -12,9 +12,12 @@ use super::{
     output::{self, thousands, time},
     values,
 };
-use crate::client::{
-    LatencySummary, code_name,
-    load::{LoadConfig, LoadError, LoadMode, LoadProgress, LoadReport, OnRejection, run_load_observed},
+use crate::{
+    client::{
+        LatencySummary,
+        load::{LoadConfig, LoadError, LoadMode, LoadProgress, LoadReport, OnRejection, run_load_observed},
+    },
+    code::code_name,
 };
 
 const LONG_HELP: &str = "\
@@ -94,13 +97,8 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         model: args.server.model,
         images,
         mode: match args.rate {
-            None => LoadMode::Closed {
-                clients: args.concurrency.unwrap_or(16),
-            },
-            Some(rate) => LoadMode::Open {
-                rate,
-                max_in_flight: args.concurrency.unwrap_or(1024),
-            },
+            None => LoadMode::Closed { clients: args.concurrency.unwrap_or(16) },
+            Some(rate) => LoadMode::Open { rate, max_in_flight: args.concurrency.unwrap_or(1024) },
         },
         connections: args.connections,
         duration: args.duration,
@@ -118,11 +116,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     } else {
         output::print_line(&describe(&report))?;
     }
-    Ok(if report.count(Code::Ok) > 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if report.count(Code::Ok) > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Runs the load, shows a progress bar on a terminal, and ends early on Ctrl-C.
@@ -130,9 +124,7 @@ async fn observe(config: LoadConfig) -> Result<LoadReport, LoadError> {
     let progress = Arc::new(LoadProgress::default());
     let (begin, length) = (Instant::now(), config.warmup + config.duration);
     let bar = ProgressBar::new(length.as_millis() as u64).with_style(
-        ProgressStyle::with_template("{bar:32.cyan} {msg}")
-            .expect("the template is valid")
-            .progress_chars("██░"),
+        ProgressStyle::with_template("{bar:32.cyan} {msg}").expect("the template is valid").progress_chars("██░"),
     );
     let mut ticks = interval(Duration::from_millis(200));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -174,10 +166,7 @@ fn describe(report: &LoadReport) -> String {
         // Writing to a string can't fail.
         let _ = writeln!(text, "{:<13}{value}", style(name).bold());
     };
-    line(
-        "Load",
-        &format_args!("{sent}, {} connections, {:.1} s", report.connections, report.duration_s),
-    );
+    line("Load", &format_args!("{sent}, {} connections, {:.1} s", report.connections, report.duration_s));
     line(
         "Goodput",
         &format_args!(
@@ -189,19 +178,10 @@ fn describe(report: &LoadReport) -> String {
     line("Answers", &statuses(report));
     if report.missed > 0 {
         let note = "due, but too many were in flight; the server or this machine can't keep up";
-        line(
-            "Not sent",
-            &format_args!("{} ({note})", style(thousands(report.missed)).red()),
-        );
+        line("Not sent", &format_args!("{} ({note})", style(thousands(report.missed)).red()));
     }
     if report.gave_up > 0 {
-        line(
-            "Gave up",
-            &format_args!(
-                "{} still refused at their timeout",
-                style(thousands(report.gave_up)).red()
-            ),
-        );
+        line("Gave up", &format_args!("{} still refused at their timeout", style(thousands(report.gave_up)).red()));
     }
     if let Some(server) = report.server_mean_ms {
         line(
@@ -221,27 +201,11 @@ fn describe(report: &LoadReport) -> String {
         ("rejected", report.rejection_latency_ms),
     ];
     if latencies.iter().any(|(_, latency)| latency.is_some()) {
-        line(
-            "Latency",
-            &columns(["mean", "p50", "p90", "p95", "p99", "p99.9", "max"].map(str::to_owned)),
-        );
+        line("Latency", &columns(["mean", "p50", "p90", "p95", "p99", "p99.9", "max"].map(str::to_owned)));
     }
     for (name, latency) in latencies {
-        if let Some(LatencySummary {
-            mean,
-            p50,
-            p90,
-            p95,
-            p99,
-            p999,
-            max,
-            ..
-        }) = latency
-        {
-            line(
-                &format!("  {name}"),
-                &columns([mean, p50, p90, p95, p99, p999, max].map(time)),
-            );
+        if let Some(LatencySummary { mean, p50, p90, p95, p99, p999, max, .. }) = latency {
+            line(&format!("  {name}"), &columns([mean, p50, p90, p95, p99, p999, max].map(time)));
         }
     }
     text.truncate(text.trim_end().len());
@@ -258,12 +222,7 @@ fn statuses(report: &LoadReport) -> String {
     }
     let status = |(name, count): (&&'static str, &u64)| {
         let text = style(format!("{} {name}", thousands(*count)));
-        if *name == code_name(Code::Ok) {
-            text.green()
-        } else {
-            text.red()
-        }
-        .to_string()
+        if *name == code_name(Code::Ok) { text.green() } else { text.red() }.to_string()
     };
     report.statuses.iter().map(status).collect::<Vec<_>>().join(", ")
 }

@@ -44,21 +44,10 @@ pub enum Command {
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServerArgs {
     /// The server's address: http://HOST:PORT or HOST:PORT.
-    #[arg(
-        long,
-        env = "RESNET18_SERVER",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8001"
-    )]
+    #[arg(long, env = "RESNET18_SERVER", value_name = "URL", default_value = "http://127.0.0.1:8001")]
     pub server: crate::client::ServerAddress,
     /// The model to ask, by its name on the server [default: the server's default model].
-    #[arg(
-        long,
-        env = "RESNET18_MODEL_NAME",
-        value_name = "NAME",
-        default_value = "",
-        hide_default_value = true
-    )]
+    #[arg(long, env = "RESNET18_MODEL_NAME", value_name = "NAME", default_value = "", hide_default_value = true)]
     pub model: String,
 }
 
@@ -138,11 +127,7 @@ mod tests {
                     continue;
                 }
                 let variable = flag.get_env().and_then(|name| name.to_str()).unwrap_or_default();
-                assert!(
-                    variable.starts_with("RESNET18_"),
-                    "{} --{id}: {variable:?}",
-                    command.get_name()
-                );
+                assert!(variable.starts_with("RESNET18_"), "{} --{id}: {variable:?}", command.get_name());
             }
         }
     }

@@ -77,11 +77,7 @@ pub fn thousands(number: u64) -> String {
 
 /// A class's name; models without labels have only numbers.
 pub fn label(class: &Classification) -> String {
-    if class.label.is_empty() {
-        format!("class {}", class.class_id)
-    } else {
-        class.label.clone()
-    }
+    if class.label.is_empty() { format!("class {}", class.class_id) } else { class.label.clone() }
 }
 
 /// One class in JSON.
@@ -94,11 +90,7 @@ pub struct ClassJson {
 
 /// The classes in JSON, in the same order.
 pub fn classes_json(classes: Vec<Classification>) -> Vec<ClassJson> {
-    let json = |c: Classification| ClassJson {
-        class_id: c.class_id,
-        label: c.label,
-        probability: c.probability,
-    };
+    let json = |c: Classification| ClassJson { class_id: c.class_id, label: c.label, probability: c.probability };
     classes.into_iter().map(json).collect()
 }
 
@@ -165,13 +157,8 @@ mod tests {
     #[test]
     fn absent_timings_are_zero() {
         assert_eq!(TimingJson::new(None).total, 0.0);
-        let timing = Timing {
-            total: Some(prost_types::Duration {
-                seconds: 1,
-                nanos: 500_000_000,
-            }),
-            ..Timing::default()
-        };
+        let timing =
+            Timing { total: Some(prost_types::Duration { seconds: 1, nanos: 500_000_000 }), ..Timing::default() };
         assert_eq!(TimingJson::new(Some(&timing)).total, 1500.0);
     }
 }

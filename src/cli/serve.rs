@@ -91,20 +91,10 @@ struct EngineArgs {
 #[command(next_help_heading = "Network")]
 struct NetworkArgs {
     /// Where gRPC is served.
-    #[arg(
-        long,
-        env = "RESNET18_GRPC",
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:8001"
-    )]
+    #[arg(long, env = "RESNET18_GRPC", value_name = "ADDRESS", default_value = "127.0.0.1:8001")]
     grpc: SocketAddr,
     /// Where /metrics, /healthz and /readyz are served.
-    #[arg(
-        long,
-        env = "RESNET18_HTTP",
-        value_name = "ADDRESS",
-        default_value = "127.0.0.1:8002"
-    )]
+    #[arg(long, env = "RESNET18_HTTP", value_name = "ADDRESS", default_value = "127.0.0.1:8002")]
     http: SocketAddr,
     /// The largest message that is accepted, in MiB.
     #[arg(long, env = "RESNET18_MAX_MESSAGE_MIB", value_name = "MIB", default_value = "16",
@@ -188,10 +178,7 @@ impl FromStr for ModelSource {
         if name.is_some_and(str::is_empty) || path.is_empty() {
             return Err("expected PATH or NAME=PATH".into());
         }
-        Ok(Self {
-            name: name.map(str::to_owned),
-            path: path.into(),
-        })
+        Ok(Self { name: name.map(str::to_owned), path: path.into() })
     }
 }
 
@@ -205,9 +192,7 @@ impl FromStr for Channels {
     fn from_str(text: &str) -> Result<Self, String> {
         let numbers: Result<Vec<f32>, _> = text.split(',').map(|number| number.trim().parse()).collect();
         let numbers = numbers.ok().and_then(|numbers| numbers.try_into().ok());
-        numbers
-            .map(Self)
-            .ok_or_else(|| "expected three numbers such as 0.485,0.456,0.406".into())
+        numbers.map(Self).ok_or_else(|| "expected three numbers such as 0.485,0.456,0.406".into())
     }
 }
 
@@ -220,10 +205,8 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     start_log(&args.log)?;
     let model = load_model(&args.model)?;
     let config = config(&args)?;
-    let listeners = Listeners {
-        grpc: bind(args.network.grpc, "grpc").await?,
-        http: bind(args.network.http, "http").await?,
-    };
+    let listeners =
+        Listeners { grpc: bind(args.network.grpc, "grpc").await?, http: bind(args.network.http, "http").await? };
     // Not the flags' addresses: a port of 0 is chosen by the system.
     let [grpc, http] = [listeners.grpc.local_addr()?, listeners.http.local_addr()?];
     tracing::info!(
@@ -236,20 +219,13 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         tracing::warn!("anyone who can reach this address can use the server: there is no TLS and no token");
     }
     tracing::debug!("flags and model read in {:.0?}", started.elapsed());
-    server::run(listeners, model, config, signal())
-        .await
-        .map_err(|error| CliError::Failed(error.to_string()))?;
+    server::run(listeners, model, config, signal()).await.map_err(|error| CliError::Failed(error.to_string()))?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn load_model(args: &ModelArgs) -> Result<Model, CliError> {
     let failed = |error: model::ModelError| CliError::Failed(error.to_string());
-    let labels = args
-        .labels
-        .as_deref()
-        .map(model::read_labels)
-        .transpose()
-        .map_err(failed)?;
+    let labels = args.labels.as_deref().map(model::read_labels).transpose().map_err(failed)?;
     let overrides = Overrides {
         name: args.model.as_ref().and_then(|source| source.name.clone()),
         labels,
@@ -315,19 +291,14 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, CliError> 
             io::ErrorKind::AddrNotAvailable => "this machine does not have that address",
             _ => "it failed",
         };
-        CliError::Failed(format!(
-            "can't listen on {address}: {advice} ({error}); choose another with --{flag}"
-        ))
+        CliError::Failed(format!("can't listen on {address}: {advice} ({error}); choose another with --{flag}"))
     })
 }
 
 fn start_log(args: &LogArgs) -> Result<(), CliError> {
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
         .map_err(|error| CliError::Usage(format!("--log {}: {error}", args.log)))?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_target(false);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     // A logger that was installed before, by a test, stays.
     let _ = match args.log_format {
         LogFormat::Text => log.with_ansi(console::colors_enabled_stderr()).try_init(),
@@ -372,10 +343,7 @@ mod tests {
 
     #[test]
     fn a_model_may_be_named() {
-        let parse = |text: &str| {
-            text.parse::<ModelSource>()
-                .map(|m| (m.name, m.path.display().to_string()))
-        };
+        let parse = |text: &str| text.parse::<ModelSource>().map(|m| (m.name, m.path.display().to_string()));
         assert_eq!(parse("a.onnx"), Ok((None, "a.onnx".into())));
         assert_eq!(parse("cats=/m/a.onnx"), Ok((Some("cats".into()), "/m/a.onnx".into())));
         assert_eq!(parse("/m/a=b.onnx"), Ok((None, "/m/a=b.onnx".into())));
@@ -384,10 +352,7 @@ mod tests {
 
     #[test]
     fn channels_are_three_numbers() {
-        assert_eq!(
-            "0.485, 0.456,0.406".parse::<Channels>().unwrap().0,
-            [0.485, 0.456, 0.406]
-        );
+        assert_eq!("0.485, 0.456,0.406".parse::<Channels>().unwrap().0, [0.485, 0.456, 0.406]);
         for wrong in ["0.5", "0.5,0.5", "1,2,3,4", "a,b,c", ""] {
             assert!(wrong.parse::<Channels>().is_err(), "{wrong}");
         }

@@ -54,12 +54,7 @@ pub struct Args {
     #[arg(long, env = "RESNET18_STREAM_FPS", value_name = "N", value_parser = values::rate)]
     fps: Option<f64>,
     /// What happens to frames that come faster than they are classified.
-    #[arg(
-        long,
-        env = "RESNET18_STREAM_POLICY",
-        value_name = "POLICY",
-        default_value = "latest"
-    )]
+    #[arg(long, env = "RESNET18_STREAM_POLICY", value_name = "POLICY", default_value = "latest")]
     policy: Policy,
     /// Half-life of the mean over the frames, against flicker; 0 = off [default: 300ms, for a folder of images 0].
     #[arg(long, env = "RESNET18_STREAM_SMOOTHING", value_name = "DURATION", value_parser = values::duration)]
@@ -92,10 +87,7 @@ enum Policy {
 /// Classifies the frames and shows the answers as they come.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     if args.repeat && args.source.is_live() {
-        return Err(CliError::Usage(format!(
-            "{} can't begin again: leave out --loop",
-            args.source
-        )));
+        return Err(CliError::Usage(format!("{} can't begin again: leave out --loop", args.source)));
     }
     let server = &args.server.server;
     let mut client = client::connect(server).await?;

@@ -15,15 +15,11 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "" if number == "0" => 0.0,
         "" => return Err("say the unit too: ms, s, m or h, as in 300ms or 10s".into()),
         _ => {
-            return Err(format!(
-                "`{unit}` isn't a unit of time; use ms, s, m or h, as in 300ms or 10s"
-            ));
+            return Err(format!("`{unit}` isn't a unit of time; use ms, s, m or h, as in 300ms or 10s"));
         }
     };
-    let number: f64 = number
-        .trim()
-        .parse()
-        .map_err(|_| format!("`{number}` isn't a number; write for example 300ms or 10s"))?;
+    let number: f64 =
+        number.trim().parse().map_err(|_| format!("`{number}` isn't a number; write for example 300ms or 10s"))?;
     Duration::try_from_secs_f64(number * seconds_a_unit).map_err(|_| format!("`{text}` is out of range"))
 }
 

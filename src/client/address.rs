@@ -45,11 +45,7 @@ impl FromStr for ServerAddress {
 
 impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "http://{}",
-            self.0.authority().map_or("", |authority| authority.as_str())
-        )
+        write!(f, "http://{}", self.0.authority().map_or("", |authority| authority.as_str()))
     }
 }
 
@@ -60,20 +56,10 @@ mod tests {
     #[test]
     fn short_and_long_forms_mean_the_same() {
         for text in ["http://127.0.0.1:8001", "127.0.0.1:8001", "http://127.0.0.1:8001/"] {
-            assert_eq!(
-                text.parse::<ServerAddress>().unwrap().to_string(),
-                "http://127.0.0.1:8001",
-                "{text}"
-            );
+            assert_eq!(text.parse::<ServerAddress>().unwrap().to_string(), "http://127.0.0.1:8001", "{text}");
         }
-        assert_eq!(
-            "[::1]:8001".parse::<ServerAddress>().unwrap().to_string(),
-            "http://[::1]:8001"
-        );
-        assert_eq!(
-            "http://models.lan".parse::<ServerAddress>().unwrap().to_string(),
-            "http://models.lan"
-        );
+        assert_eq!("[::1]:8001".parse::<ServerAddress>().unwrap().to_string(), "http://[::1]:8001");
+        assert_eq!("http://models.lan".parse::<ServerAddress>().unwrap().to_string(), "http://models.lan");
     }
 
     #[test]

@@ -6,7 +6,10 @@ use thiserror::Error;
 use tokio::time::Instant;
 use tonic::{Code, Request, Status, TimeoutExpired, transport::Channel, transport::Endpoint};
 
-use crate::proto::{ClassifyRequest, ClassifyResponse, ListModelsRequest, Model, classifier_client::ClassifierClient};
+use crate::{
+    code::code_name,
+    proto::{ClassifyRequest, ClassifyResponse, ListModelsRequest, Model, classifier_client::ClassifierClient},
+};
 
 mod address;
 mod latency;
@@ -76,10 +79,7 @@ pub async fn connect(server: &ServerAddress) -> Result<Client, ClientError> {
         .http2_keep_alive_interval(KEEP_ALIVE)
         .connect()
         .await
-        .map_err(|error| ClientError::Unreachable {
-            server: server.clone(),
-            reason: root_cause(&error),
-        })?;
+        .map_err(|error| ClientError::Unreachable { server: server.clone(), reason: root_cause(&error) })?;
     Ok(ClassifierClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
@@ -105,31 +105,17 @@ pub async fn find_model(
         match retry::delay_before(&status, attempt, deadline) {
             Some(delay) => tokio::time::sleep(delay).await,
             None => {
-                return Err(ClientError::Refused {
-                    server: server.clone(),
-                    status: status.into(),
-                });
+                return Err(ClientError::Refused { server: server.clone(), status: status.into() });
             }
         }
         attempt += 1;
     };
-    let known = models
-        .iter()
-        .map(|model| model.name.as_str())
-        .collect::<Vec<_>>()
-        .join(", ");
-    models
-        .into_iter()
-        .find(|model| name.is_empty() || model.name == name)
-        .ok_or_else(|| ClientError::UnknownModel {
-            server: server.clone(),
-            model: name.into(),
-            known: if known.is_empty() {
-                "(it has none)".into()
-            } else {
-                known
-            },
-        })
+    let known = models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
+    models.into_iter().find(|model| name.is_empty() || model.name == name).ok_or_else(|| ClientError::UnknownModel {
+        server: server.clone(),
+        model: name.into(),
+        known: if known.is_empty() { "(it has none)".into() } else { known },
+    })
 }
 
 /// Sends one request, whose deadline travels with it.
@@ -140,17 +126,11 @@ pub async fn classify(
 ) -> Result<ClassifyResponse, Status> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
-        return Err(Status::deadline_exceeded(
-            "the timeout passed before the request could be sent",
-        ));
+        return Err(Status::deadline_exceeded("the timeout passed before the request could be sent"));
     }
     let mut request = Request::new(request);
     request.set_timeout(left);
-    client
-        .classify(request)
-        .await
-        .map(tonic::Response::into_inner)
-        .map_err(normalise_timeout)
+    client.classify(request).await.map(tonic::Response::into_inner).map_err(normalise_timeout)
 }
 
 /// tonic reports a deadline that it noticed itself as CANCELLED.
@@ -168,29 +148,6 @@ fn root_cause(error: &dyn std::error::Error) -> String {
         cause = source;
     }
     cause.to_string()
-}
-
-/// The canonical name of a status code, such as `NOT_FOUND`.
-pub fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }
 
 /// A duration of the contract in milliseconds; absent and negative ones are 0.

@@ -48,11 +48,7 @@ mod tests {
     use super::*;
 
     fn exhausted(delay: Option<Duration>) -> Status {
-        Status::with_error_details(
-            Code::ResourceExhausted,
-            "the queue is full",
-            ErrorDetails::with_retry_info(delay),
-        )
+        Status::with_error_details(Code::ResourceExhausted, "the queue is full", ErrorDetails::with_retry_info(delay))
     }
 
     fn in_a_minute() -> Instant {
@@ -70,23 +66,14 @@ mod tests {
     fn a_short_delay_is_stretched_by_the_backoff() {
         let status = exhausted(Some(Duration::from_millis(1)));
         assert_eq!(delay_before(&status, 0, in_a_minute()), Some(Duration::from_millis(50)));
-        assert_eq!(
-            delay_before(&status, 3, in_a_minute()),
-            Some(Duration::from_millis(400))
-        );
+        assert_eq!(delay_before(&status, 3, in_a_minute()), Some(Duration::from_millis(400)));
         assert_eq!(backoff(40), Duration::from_secs(2));
     }
 
     #[test]
     fn what_cannot_succeed_is_not_repeated() {
-        assert_eq!(
-            delay_before(&Status::invalid_argument("no image"), 0, in_a_minute()),
-            None
-        );
-        assert_eq!(
-            delay_before(&Status::resource_exhausted("message too large"), 0, in_a_minute()),
-            None
-        );
+        assert_eq!(delay_before(&Status::invalid_argument("no image"), 0, in_a_minute()), None);
+        assert_eq!(delay_before(&Status::resource_exhausted("message too large"), 0, in_a_minute()), None);
         let unavailable = Status::unavailable("starting");
         assert!(delay_before(&unavailable, 0, in_a_minute()).is_some());
         assert_eq!(delay_before(&unavailable, MAX_ATTEMPTS - 1, in_a_minute()), None);
@@ -95,11 +82,7 @@ mod tests {
 
     #[test]
     fn damaged_details_count_as_none() {
-        let status = Status::with_details(
-            Code::ResourceExhausted,
-            "full",
-            bytes::Bytes::from_static(b"\xff\xff\xff"),
-        );
+        let status = Status::with_details(Code::ResourceExhausted, "full", bytes::Bytes::from_static(b"\xff\xff\xff"));
         assert_eq!(requested_delay(&status), None);
     }
 }

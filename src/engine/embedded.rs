@@ -23,14 +23,11 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
         Batch::Any => (None, config.max_batch.get()),
         Batch::Fixed(n) => (Some(n), n),
     };
-    let onnx = model.graph.to_onnx(batch, BodyPrecision::Fp32).map_err(unsupported)?;
+    let onnx = model.graph.to_onnx(batch, BodyPrecision::Fp32).map_err(|error| KIND.unsupported(error))?;
     let network = Arc::new(Network::load(onnx, model)?);
     let threads = config.threads.get();
     let lane = |threads| -> Box<dyn Engine> {
-        Box::new(Embedded {
-            network: Arc::clone(&network),
-            pool: Arc::new(ThreadPool::with_num_threads(threads)),
-        })
+        Box::new(Embedded { network: Arc::clone(&network), pool: Arc::new(ThreadPool::with_num_threads(threads)) })
     };
     Ok(Lanes {
         info: EngineInfo {
@@ -56,10 +53,10 @@ struct Network {
 
 impl Network {
     fn load(onnx: Vec<u8>, model: &Model) -> Result<Self, EngineError> {
-        let network = rten::Model::load(onnx).map_err(unsupported)?;
+        let network = rten::Model::load(onnx).map_err(|error| KIND.unsupported(error))?;
         Ok(Self {
-            input: network.node_id("images").map_err(unsupported)?,
-            output: network.node_id("logits").map_err(unsupported)?,
+            input: network.node_id("images").map_err(|error| KIND.unsupported(error))?,
+            output: network.node_id("logits").map_err(|error| KIND.unsupported(error))?,
             model: network,
             image: [model.geometry.height as usize, model.geometry.width as usize, 3],
         })
@@ -73,36 +70,17 @@ struct Embedded {
 
 impl Engine for Embedded {
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
-        let Network {
-            model,
-            input,
-            output,
-            image: [height, width, channels],
-        } = &*self.network;
-        let images = ValueView::from_shape([n, *height, *width, *channels], images).map_err(failed)?;
+        let Network { model, input, output, image: [height, width, channels] } = &*self.network;
+        let images =
+            ValueView::from_shape([n, *height, *width, *channels], images).map_err(|error| KIND.failed(error))?;
         let options = RunOptions::default().with_thread_pool(Some(Arc::clone(&self.pool)));
-        let [values] = model
-            .run_n(vec![(*input, images.into())], [*output], Some(options))
-            .map_err(failed)?;
-        let ([_, _], values) = values.into_shape_vec::<f32, 2>().map_err(failed)?;
+        let [values] =
+            model.run_n(vec![(*input, images.into())], [*output], Some(options)).map_err(|error| KIND.failed(error))?;
+        let ([_, _], values) = values.into_shape_vec::<f32, 2>().map_err(|error| KIND.failed(error))?;
         if values.len() != logits.len() {
-            return Err(failed(format!("{} logits instead of {}", values.len(), logits.len())));
+            return Err(KIND.failed(format!("{} logits instead of {}", values.len(), logits.len())));
         }
         logits.copy_from_slice(&values);
         Ok(())
-    }
-}
-
-fn unsupported(reason: impl ToString) -> EngineError {
-    EngineError::UnsupportedModel {
-        kind: KIND,
-        reason: reason.to_string(),
-    }
-}
-
-fn failed(reason: impl ToString) -> EngineError {
-    EngineError::Inference {
-        kind: KIND,
-        reason: reason.to_string(),
     }
 }

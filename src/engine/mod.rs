@@ -70,6 +70,16 @@ pub enum Precision {
     Bf16,
 }
 
+impl EngineKind {
+    fn unsupported(self, reason: impl ToString) -> EngineError {
+        EngineError::UnsupportedModel { kind: self, reason: reason.to_string() }
+    }
+
+    fn failed(self, reason: impl ToString) -> EngineError {
+        EngineError::Inference { kind: self, reason: reason.to_string() }
+    }
+}
+
 impl fmt::Display for EngineKind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
@@ -175,10 +185,7 @@ fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<L
                 if config.precision.is_none() && precision != Precision::Fp32 =>
             {
                 tracing::warn!("{error}; going on in fp32");
-                let config = EngineConfig {
-                    precision: Some(Precision::Fp32),
-                    ..config.clone()
-                };
+                let config = EngineConfig { precision: Some(Precision::Fp32), ..config.clone() };
                 self_check::load_checked(|| openvino::load(&config, model), model)?
             }
             checked => checked?,
@@ -202,29 +209,17 @@ fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<L
 /// Runs every batch size once on every lane, so that no request pays for lazy initialisation.
 fn warm_up(lanes: &mut Lanes, model: &Model) -> Result<(), EngineError> {
     let (max_batch, fixed_batch) = (lanes.info.max_batch, lanes.info.fixed_batch);
-    let sizes = if fixed_batch {
-        max_batch..=max_batch
-    } else {
-        1..=max_batch
-    };
+    let sizes = if fixed_batch { max_batch..=max_batch } else { 1..=max_batch };
     let image = model.geometry.bytes();
     let images = vec![0; max_batch * image];
     let run_all = |engine: &mut Box<dyn Engine>| {
         let mut logits = vec![0.0; max_batch * model.graph.classes];
-        sizes
-            .clone()
-            .try_for_each(|n| engine.infer(&images[..n * image], n, &mut logits[..n * model.graph.classes]))
+        sizes.clone().try_for_each(|n| engine.infer(&images[..n * image], n, &mut logits[..n * model.graph.classes]))
     };
     lanes.wide.iter_mut().try_for_each(run_all)?;
     std::thread::scope(|scope| {
-        let lanes: Vec<_> = lanes
-            .narrow
-            .iter_mut()
-            .map(|lane| scope.spawn(|| run_all(lane)))
-            .collect();
-        lanes
-            .into_iter()
-            .try_for_each(|lane| lane.join().expect("an engine reports errors instead of panicking"))
+        let lanes: Vec<_> = lanes.narrow.iter_mut().map(|lane| scope.spawn(|| run_all(lane))).collect();
+        lanes.into_iter().try_for_each(|lane| lane.join().expect("an engine reports errors instead of panicking"))
     })
 }
 

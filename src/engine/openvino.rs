@@ -21,9 +21,8 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
     return_freed_memory();
     let mut core = Core::new().map_err(|error| unavailable(error, &library))?;
     let precision = choose_precision(&core, config.precision)?;
-    let device = core
-        .get_property(&DeviceType::CPU, &PropertyKey::DeviceFullName)
-        .map_err(failed)?;
+    let device =
+        core.get_property(&DeviceType::CPU, &PropertyKey::DeviceFullName).map_err(|error| KIND.failed(error))?;
     let version = openvino::version().build_number;
     let version = version.split('-').next().unwrap_or(&version).to_owned();
 
@@ -49,33 +48,22 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
         ];
         for (key, value) in settings {
             core.set_property(&DeviceType::CPU, &RwPropertyKey::Other(key.into()), &value)
-                .map_err(failed)?;
+                .map_err(|error| KIND.failed(error))?;
         }
-        core.compile_model(&network, DeviceType::CPU).map_err(unsupported)
+        core.compile_model(&network, DeviceType::CPU).map_err(|error| KIND.unsupported(error))
     };
     let lane = |compiled: &mut CompiledModel| -> Result<Box<dyn Engine>, EngineError> {
         Ok(Box::new(OpenVino {
-            request: compiled.create_infer_request().map_err(failed)?,
+            request: compiled.create_infer_request().map_err(|error| KIND.failed(error))?,
             image: [model.geometry.height.into(), model.geometry.width.into(), 3],
             batch: 0,
         }))
     };
     let threads = config.threads.get();
     let mut narrow = compile(threads, threads)?;
-    let wide = if threads > 1 {
-        Some(lane(&mut compile(1, threads)?)?)
-    } else {
-        None
-    };
+    let wide = if threads > 1 { Some(lane(&mut compile(1, threads)?)?) } else { None };
     Ok(Lanes {
-        info: EngineInfo {
-            kind: KIND,
-            version,
-            precision,
-            device,
-            max_batch,
-            fixed_batch: batch == Some(max_batch),
-        },
+        info: EngineInfo { kind: KIND, version, precision, device, max_batch, fixed_batch: batch == Some(max_batch) },
         wide,
         narrow: (0..threads).map(|_| lane(&mut narrow)).collect::<Result<_, _>>()?,
     })
@@ -97,22 +85,21 @@ fn read_network(
     let typed = model
         .graph
         .to_onnx(batch, body)
-        .map_err(unsupported)
-        .and_then(|onnx| core.read_model_from_buffer(&onnx, None).map_err(unsupported));
+        .map_err(|error| KIND.unsupported(error))
+        .and_then(|onnx| core.read_model_from_buffer(&onnx, None).map_err(|error| KIND.unsupported(error)));
     match typed {
         Err(error) if body != BodyPrecision::Fp32 => {
             tracing::debug!("{error}; leaving the choice of types to OpenVINO");
-            let onnx = model.graph.to_onnx(batch, BodyPrecision::Fp32).map_err(unsupported)?;
-            core.read_model_from_buffer(&onnx, None).map_err(unsupported)
+            let onnx = model.graph.to_onnx(batch, BodyPrecision::Fp32).map_err(|error| KIND.unsupported(error))?;
+            core.read_model_from_buffer(&onnx, None).map_err(|error| KIND.unsupported(error))
         }
         typed => typed,
     }
 }
 
 fn choose_precision(core: &Core, wanted: Option<Precision>) -> Result<Precision, EngineError> {
-    let native = core
-        .get_property(&DeviceType::CPU, &PropertyKey::DeviceCapabilities)
-        .map_err(failed)?;
+    let native =
+        core.get_property(&DeviceType::CPU, &PropertyKey::DeviceCapabilities).map_err(|error| KIND.failed(error))?;
     let has = |name: &str| native.split_whitespace().any(|word| word == name);
     let best = match () {
         () if has("BF16") => Precision::Bf16,
@@ -144,18 +131,18 @@ impl Engine for OpenVino {
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
         if self.batch != n {
             let [height, width, channels] = self.image;
-            let shape = Shape::new(&[n as i64, height, width, channels]).map_err(failed)?;
-            let tensor = Tensor::new(ElementType::U8, &shape).map_err(failed)?;
-            self.request.set_input_tensor(&tensor).map_err(failed)?;
+            let shape = Shape::new(&[n as i64, height, width, channels]).map_err(|error| KIND.failed(error))?;
+            let tensor = Tensor::new(ElementType::U8, &shape).map_err(|error| KIND.failed(error))?;
+            self.request.set_input_tensor(&tensor).map_err(|error| KIND.failed(error))?;
             self.batch = n;
         }
-        let mut input = self.request.get_input_tensor().map_err(failed)?;
-        input.get_raw_data_mut().map_err(failed)?.copy_from_slice(images);
-        self.request.infer().map_err(failed)?;
-        let output = self.request.get_output_tensor().map_err(failed)?;
-        let values = output.get_data::<f32>().map_err(failed)?;
+        let mut input = self.request.get_input_tensor().map_err(|error| KIND.failed(error))?;
+        input.get_raw_data_mut().map_err(|error| KIND.failed(error))?.copy_from_slice(images);
+        self.request.infer().map_err(|error| KIND.failed(error))?;
+        let output = self.request.get_output_tensor().map_err(|error| KIND.failed(error))?;
+        let values = output.get_data::<f32>().map_err(|error| KIND.failed(error))?;
         if values.len() != logits.len() {
-            return Err(failed(format!("{} logits instead of {}", values.len(), logits.len())));
+            return Err(KIND.failed(format!("{} logits instead of {}", values.len(), logits.len())));
         }
         logits.copy_from_slice(values);
         Ok(())
@@ -174,16 +161,15 @@ fn find_library(asked: Option<&Path>) -> Result<PathBuf, EngineError> {
     let program = std::env::current_exe().unwrap_or_default();
     let made = program.ancestors().skip(1).map(|folder| folder.join(MADE));
     let made = std::iter::once(PathBuf::from(MADE)).chain(made);
-    made.into_iter()
-        .find_map(|folder| library_at(&folder))
-        .or_else(openvino_sys::library::find)
-        .ok_or_else(|| EngineError::Unavailable {
+    made.into_iter().find_map(|folder| library_at(&folder)).or_else(openvino_sys::library::find).ok_or_else(|| {
+        EngineError::Unavailable {
             kind: KIND,
             reason: "its library was not found".into(),
             advice: "run `make openvino` in the project's folder, or `pip install openvino` and point --openvino-lib \
                      to its folder openvino/libs"
                 .into(),
-        })
+        }
+    })
 }
 
 /// The OpenVINO C library that `path` is or holds; its name bears a version, which differs from system to system.
@@ -205,20 +191,6 @@ fn unavailable(reason: impl ToString, library: &Path) -> EngineError {
         kind: KIND,
         reason: format!("{}: {}", library.display(), reason.to_string()),
         advice: "fetch a complete OpenVINO with `make openvino`".into(),
-    }
-}
-
-fn unsupported(reason: impl ToString) -> EngineError {
-    EngineError::UnsupportedModel {
-        kind: KIND,
-        reason: reason.to_string(),
-    }
-}
-
-fn failed(reason: impl ToString) -> EngineError {
-    EngineError::Inference {
-        kind: KIND,
-        reason: reason.to_string(),
     }
 }
 

@@ -34,12 +34,7 @@ pub(super) fn load_checked(
     let (reference, lanes) = std::thread::scope(|scope| {
         let reference = scope.spawn(|| reference(model, &crops));
         let lanes = load();
-        (
-            reference
-                .join()
-                .expect("the embedded engine reports errors instead of panicking"),
-            lanes,
-        )
+        (reference.join().expect("the embedded engine reports errors instead of panicking"), lanes)
     });
     let mut lanes = lanes?;
     match reference {
@@ -71,10 +66,7 @@ fn reference(model: &Model, crops: &[Vec<u8>]) -> Result<Vec<Vec<f32>>, EngineEr
     };
     let mut lanes = embedded::load(&config, model)?;
     let batch = lanes.info.max_batch;
-    crops
-        .iter()
-        .map(|crop| probabilities(&mut *lanes.narrow[0], batch, model, crop))
-        .collect()
+    crops.iter().map(|crop| probabilities(&mut *lanes.narrow[0], batch, model, crop)).collect()
 }
 
 /// The class probabilities of one crop, computed in a batch of `batch` (the crop repeated).
@@ -110,21 +102,13 @@ fn difference(actual: &[f32], expected: &[f32]) -> Result<f32, String> {
     if actual.iter().any(|p| !p.is_finite()) {
         return Err("its answers are not finite numbers".into());
     }
-    let worst = actual
-        .iter()
-        .zip(expected)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max);
+    let worst = actual.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     if worst > TOLERANCE {
-        return Err(format!(
-            "probabilities are off by up to {worst:.3} (allowed: {TOLERANCE})"
-        ));
+        return Err(format!("probabilities are off by up to {worst:.3} (allowed: {TOLERANCE})"));
     }
     // Where the first two are this close, rounding alone may swap them.
     let [top_actual, top_expected] = [actual, expected].map(|p| answer::top_k(p, 2, 0.0));
-    let close = top_expected
-        .get(1)
-        .is_some_and(|second| top_expected[0].probability - second.probability < TOLERANCE);
+    let close = top_expected.get(1).is_some_and(|second| top_expected[0].probability - second.probability < TOLERANCE);
     if top_actual[0].class_id != top_expected[0].class_id && !close {
         return Err(format!(
             "the most probable class is {} instead of {}",

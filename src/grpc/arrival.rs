@@ -21,10 +21,7 @@ pub(super) struct Arrived {
 impl Arrived {
     /// What [`Stamp`] noted of a call.
     pub fn of<T>(request: &tonic::Request<T>) -> Self {
-        let now = || Self {
-            at: Instant::now(),
-            deadline: None,
-        };
+        let now = || Self { at: Instant::now(), deadline: None };
         request.extensions().get().copied().unwrap_or_else(now)
     }
 }

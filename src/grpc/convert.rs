@@ -25,9 +25,7 @@ impl Wanted {
     pub fn new(top_k: u32, min_probability: f32) -> Result<Self, CallError> {
         // Written so that NaN fails.
         if !(0.0..=1.0).contains(&min_probability) {
-            return Err(CallError::Invalid(format!(
-                "min_probability is {min_probability}; it must be 0 to 1"
-            )));
+            return Err(CallError::Invalid(format!("min_probability is {min_probability}; it must be 0 to 1")));
         }
         let top_k = if top_k == 0 { DEFAULT_TOP_K } else { top_k as usize };
         Ok(Self { top_k, min_probability })
@@ -39,10 +37,7 @@ impl Wanted {
             label: model.labels.get(class_id).cloned().unwrap_or_default(),
             probability,
         };
-        top_k(probabilities, self.top_k, self.min_probability)
-            .into_iter()
-            .map(message)
-            .collect()
+        top_k(probabilities, self.top_k, self.min_probability).into_iter().map(message).collect()
     }
 }
 
@@ -74,12 +69,8 @@ fn pixel_format(value: i32) -> Result<PixelFormat, CallError> {
         Ok(Wire::Gray8) => Ok(PixelFormat::Gray8),
         Ok(Wire::Nv12) => Ok(PixelFormat::Nv12),
         Ok(Wire::I420) => Ok(PixelFormat::I420),
-        Ok(Wire::Unspecified) => Err(CallError::Invalid(format!(
-            "the raw frame's format is not set; {accepted}"
-        ))),
-        Err(_) => Err(CallError::Invalid(format!(
-            "the raw frame's format {value} is unknown; {accepted}"
-        ))),
+        Ok(Wire::Unspecified) => Err(CallError::Invalid(format!("the raw frame's format is not set; {accepted}"))),
+        Err(_) => Err(CallError::Invalid(format!("the raw frame's format {value} is unknown; {accepted}"))),
     }
 }
 
@@ -100,18 +91,14 @@ fn duration(duration: Duration) -> Option<prost_types::Duration> {
 pub(super) fn half_life(duration: Option<prost_types::Duration>) -> Result<f64, CallError> {
     let seconds = duration.map_or(0.0, |d| d.seconds as f64 + f64::from(d.nanos) * 1e-9);
     if seconds < 0.0 {
-        return Err(CallError::Invalid(format!(
-            "smoothing is {seconds} s; it must be 0 (off) or more"
-        )));
+        return Err(CallError::Invalid(format!("smoothing is {seconds} s; it must be 0 (off) or more")));
     }
     Ok(seconds)
 }
 
 /// When a frame was taken, in seconds since 1970; absent or before that = now.
 pub(super) fn captured_at(timestamp: Option<prost_types::Timestamp>) -> f64 {
-    let given = timestamp
-        .map(|t| t.seconds as f64 + f64::from(t.nanos) * 1e-9)
-        .filter(|seconds| *seconds > 0.0);
+    let given = timestamp.map(|t| t.seconds as f64 + f64::from(t.nanos) * 1e-9).filter(|seconds| *seconds > 0.0);
     given.unwrap_or_else(|| UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64())
 }
 

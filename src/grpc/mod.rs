@@ -2,6 +2,7 @@
 
 mod arrival;
 mod classifier;
+mod context;
 mod convert;
 mod status;
 mod stream;
@@ -12,7 +13,7 @@ use tokio::net::TcpListener;
 use tonic::transport::{Server, server::TcpIncoming};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use self::classifier::{ClassifierService, Shared};
+use self::{classifier::ClassifierService, context::Context};
 use crate::{
     proto::{self, classifier_server::ClassifierServer},
     registry::Registry,
@@ -57,12 +58,10 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let valid = "the descriptors are made by the build";
-    let service = ClassifierService::new(registry, state.clone(), config.max_streams);
+    let context = Context::new(registry, state.clone(), config.max_streams);
     let classifier =
-        ClassifierServer::new(Shared(Arc::new(service))).max_decoding_message_size(config.max_message_bytes);
-    let incoming = TcpIncoming::from(listener)
-        .with_nodelay(Some(true))
-        .with_keepalive(Some(KEEPALIVE_INTERVAL));
+        ClassifierServer::new(ClassifierService(Arc::new(context))).max_decoding_message_size(config.max_message_bytes);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
     let served = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

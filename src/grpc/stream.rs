@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::{Code, Status, Streaming};
 
 use super::{
-    classifier::{Call, ClassifierService, running},
+    context::{Call, Context, running},
     convert::{self, Wanted},
     status::CallError,
 };
@@ -33,7 +33,7 @@ pub(super) type Answers = mpsc::Sender<Result<StreamClassifyResponse, Status>>;
 
 /// Runs a stream to its end and tells the caller how it ended, unless the caller has gone.
 pub(super) async fn run(
-    service: Arc<ClassifierService>,
+    context: Arc<Context>,
     inbound: Streaming<StreamClassifyRequest>,
     call: Call,
     mut guard: RequestGuard,
@@ -41,12 +41,10 @@ pub(super) async fn run(
 ) {
     let work = async {
         match call.arrived.deadline {
-            None => open_and_answer(&service, inbound, call, &mut guard, &answers).await,
+            None => open_and_answer(&context, inbound, call, &mut guard, &answers).await,
             Some(deadline) => {
-                let work = open_and_answer(&service, inbound, call, &mut guard, &answers);
-                tokio::time::timeout_at(deadline.into(), work)
-                    .await
-                    .unwrap_or(Err(CallError::StreamDeadline))
+                let work = open_and_answer(&context, inbound, call, &mut guard, &answers);
+                tokio::time::timeout_at(deadline.into(), work).await.unwrap_or(Err(CallError::StreamDeadline))
             }
         }
     };
@@ -65,40 +63,30 @@ pub(super) async fn run(
 }
 
 async fn open_and_answer(
-    service: &ClassifierService,
+    context: &Context,
     mut inbound: Streaming<StreamClassifyRequest>,
     call: Call,
     guard: &mut RequestGuard,
     answers: &Answers,
 ) -> Result<(), CallError> {
-    let config = match next(&mut inbound, &service.state).await? {
+    let config = match next(&mut inbound, &context.state).await? {
         Some(Message::Config(config)) => config,
         Some(Message::Frame(_)) => {
-            return Err(CallError::Invalid(
-                "the first message of a stream must be its config, not a frame".into(),
-            ));
+            return Err(CallError::Invalid("the first message of a stream must be its config, not a frame".into()));
         }
         None => return Err(CallError::Invalid("the stream ended before its config".into())),
     };
-    let served = Arc::clone(service.model(&config.model, guard)?);
-    let Ok(_permit) = service.streams.try_acquire() else {
+    let served = Arc::clone(context.model(&config.model, guard)?);
+    let Ok(_permit) = context.streams.try_acquire() else {
         served.metrics.rejected(Rejection::StreamLimit);
-        return Err(CallError::TooManyStreams {
-            open: service.max_streams,
-        });
+        return Err(CallError::TooManyStreams { open: context.max_streams });
     };
     let _open = served.metrics.stream();
     let policy = FramePolicy::try_from(config.policy).map_err(|_| {
-        CallError::Invalid(format!(
-            "the frame policy {} is unknown; send EVERY or LATEST",
-            config.policy
-        ))
+        CallError::Invalid(format!("the frame policy {} is unknown; send EVERY or LATEST", config.policy))
     })?;
     let answerer = Answerer::new(Arc::clone(&served), &config, answers.clone())?;
-    let source = FrameSource {
-        inbound,
-        state: service.state.clone(),
-    };
+    let source = FrameSource { inbound, state: context.state.clone() };
     match policy {
         FramePolicy::Unspecified | FramePolicy::Every => every(source, answerer, call.client).await,
         FramePolicy::Latest => latest(source, answerer, call.client).await,
@@ -114,9 +102,9 @@ async fn next(inbound: &mut Streaming<StreamClassifyRequest>, state: &StateCell)
     match message {
         None => Ok(None),
         Some(StreamClassifyRequest { message: Some(message) }) => Ok(Some(message)),
-        Some(StreamClassifyRequest { message: None }) => Err(CallError::Invalid(
-            "a message of the stream is neither a config nor a frame".into(),
-        )),
+        Some(StreamClassifyRequest { message: None }) => {
+            Err(CallError::Invalid("a message of the stream is neither a config nor a frame".into()))
+        }
     }
 }
 
@@ -130,9 +118,9 @@ impl FrameSource {
         match next(&mut self.inbound, &self.state).await? {
             None => Ok(None),
             Some(Message::Frame(frame)) => Ok(Some(Incoming::new(frame))),
-            Some(Message::Config(_)) => Err(CallError::Invalid(
-                "the config of a stream comes once, as its first message".into(),
-            )),
+            Some(Message::Config(_)) => {
+                Err(CallError::Invalid("the config of a stream comes once, as its first message".into()))
+            }
         }
     }
 }
@@ -154,15 +142,8 @@ struct Stamp {
 impl Incoming {
     fn new(frame: Frame) -> Self {
         let captured_at = convert::captured_at(frame.captured_at);
-        let stamp = Stamp {
-            id: frame.id,
-            captured_at,
-            arrived: Instant::now(),
-        };
-        Self {
-            stamp,
-            image: convert::source(frame.image),
-        }
+        let stamp = Stamp { id: frame.id, captured_at, arrived: Instant::now() };
+        Self { stamp, image: convert::source(frame.image) }
     }
 }
 
@@ -177,12 +158,7 @@ async fn every(mut source: FrameSource, mut answerer: Answerer, client: ClientId
             let outcome = image.and_then(|image| {
                 let at = stamp.arrived;
                 let fetch = Box::new(move || Some(Arrival { image, at }));
-                Ok(scheduler.submit(Job {
-                    client,
-                    deadline: None,
-                    counts: false,
-                    fetch,
-                })?)
+                Ok(scheduler.submit(Job { client, deadline: None, counts: false, fetch })?)
             });
             if pending.send((stamp, outcome)).await.is_err() {
                 break;
@@ -238,18 +214,10 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, client: ClientI
                     };
                     // The stream may have ended meanwhile.
                     let _ = taken.send((stamp, error));
-                    Some(Arrival {
-                        image: image?,
-                        at: stamp.arrived,
-                    })
+                    Some(Arrival { image: image?, at: stamp.arrived })
                 }
             };
-            let outcome = scheduler.submit(Job {
-                client,
-                deadline: None,
-                counts: false,
-                fetch: Box::new(fetch),
-            })?;
+            let outcome = scheduler.submit(Job { client, deadline: None, counts: false, fetch: Box::new(fetch) })?;
             let outcome = received(outcome).await;
             // Without a stamp the scheduler stopped before it took the frame.
             let Ok((stamp, error)) = stamp.await else {
@@ -363,13 +331,7 @@ impl Answerer {
             Err(error @ CallError::Job(JobError::Abandoned)) => return Err(error),
             Err(error) => {
                 self.served.metrics.frame(FrameOutcome::Failed);
-                (
-                    Wire::Error(FrameError {
-                        code: error.code() as i32,
-                        message: error.message(),
-                    }),
-                    Default::default(),
-                )
+                (Wire::Error(FrameError { code: error.code() as i32, message: error.message() }), Default::default())
             }
         };
         self.fps.add(1);

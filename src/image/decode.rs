@@ -81,9 +81,7 @@ impl Pixels {
             return Err(ImageError::Empty);
         }
         let Some(kind) = Kind::of(encoded) else {
-            return Err(ImageError::Unrecognised {
-                looks_like: looks_like(encoded),
-            });
+            return Err(ImageError::Unrecognised { looks_like: looks_like(encoded) });
         };
         let input = Input { kind, encoded, config };
         let reader = Cursor::new(encoded);
@@ -114,13 +112,9 @@ impl Pixels {
             other => return Err(input.unsupported(format!("its pixels are {other:?}"))),
         };
         self.layout = layout;
-        decoder
-            .set_limits(input.limits())
-            .map_err(|error| input.explain(error))?;
+        decoder.set_limits(input.limits()).map_err(|error| input.explain(error))?;
         self.orientation = match input.config.exif {
-            Exif::Apply => decoder
-                .orientation()
-                .map_or_else(|_| Orientation::default(), Orientation::from),
+            Exif::Apply => decoder.orientation().map_or_else(|_| Orientation::default(), Orientation::from),
             Exif::Ignore => Orientation::default(),
         };
 
@@ -130,9 +124,7 @@ impl Pixels {
             return Err(input.unsupported("its pixels have an unknown size".to_owned()));
         }
         zero_buffer(&mut self.data, bytes);
-        decoder
-            .read_image(&mut self.data)
-            .map_err(|error| input.explain(error))?;
+        decoder.read_image(&mut self.data).map_err(|error| input.explain(error))?;
         if wide {
             narrow(&mut self.data, samples);
         }
@@ -161,10 +153,7 @@ impl Input<'_> {
     }
 
     fn unsupported(&self, reason: String) -> ImageError {
-        ImageError::UnsupportedVariety {
-            kind: self.kind,
-            reason,
-        }
+        ImageError::UnsupportedVariety { kind: self.kind, reason }
     }
 
     fn explain(&self, error: image::ImageError) -> ImageError {
@@ -172,19 +161,13 @@ impl Input<'_> {
         match error {
             image::ImageError::IoError(error) if ends_early(&error) => self.truncated(),
             image::ImageError::Decoding(error) => self.explain_decoding(&error),
-            image::ImageError::Limits(_) => ImageError::TooMuchMemory {
-                kind,
-                max_bytes: self.max_bytes(),
-            },
+            image::ImageError::Limits(_) => ImageError::TooMuchMemory { kind, max_bytes: self.max_bytes() },
             image::ImageError::Unsupported(error) => self.unsupported(match error.kind() {
                 UnsupportedErrorKind::Color(color) => format!("its pixels are {color:?}"),
                 UnsupportedErrorKind::GenericFeature(feature) => feature,
                 _ => error.to_string(),
             }),
-            other => ImageError::Damaged {
-                kind,
-                reason: other.to_string(),
-            },
+            other => ImageError::Damaged { kind, reason: other.to_string() },
         }
     }
 
@@ -202,23 +185,14 @@ impl Input<'_> {
             reason = "a checksum is wrong".to_owned();
         }
         // Not every decoder keeps the error that it met when it read.
-        if ["end of file", "eof"]
-            .iter()
-            .any(|end| reason.to_ascii_lowercase().contains(end))
-        {
+        if ["end of file", "eof"].iter().any(|end| reason.to_ascii_lowercase().contains(end)) {
             return self.truncated();
         }
-        ImageError::Damaged {
-            kind: self.kind,
-            reason,
-        }
+        ImageError::Damaged { kind: self.kind, reason }
     }
 
     fn truncated(&self) -> ImageError {
-        ImageError::Truncated {
-            kind: self.kind,
-            bytes: self.encoded.len(),
-        }
+        ImageError::Truncated { kind: self.kind, bytes: self.encoded.len() }
     }
 }
 

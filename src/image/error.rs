@@ -161,20 +161,11 @@ mod tests {
     #[test]
     fn messages_say_what_was_wrong_and_what_is_right() {
         assert_eq!(
-            ImageError::Unrecognised {
-                looks_like: Some("HEIC")
-            }
-            .to_string(),
+            ImageError::Unrecognised { looks_like: Some("HEIC") }.to_string(),
             "unsupported kind of image: looks like HEIC; send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM"
         );
         assert_eq!(
-            ImageError::Stride {
-                format: PixelFormat::Rgb8,
-                width: 10,
-                stride: 29,
-                minimum: 30
-            }
-            .to_string(),
+            ImageError::Stride { format: PixelFormat::Rgb8, width: 10, stride: 29, minimum: 30 }.to_string(),
             "the stride is 29 bytes, but a row of 10 RGB8 pixels takes 30; send at least that, or 0 for packed rows"
         );
     }

@@ -38,9 +38,7 @@ pub(super) fn decode(pixels: &mut Pixels, encoded: &[u8], config: &PreprocessCon
         .set_strict_mode(true)
         .jpeg_set_out_colorspace(channels);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&input[..]), options);
-    decoder
-        .decode_headers()
-        .map_err(|error| header.explain(error, encoded))?;
+    decoder.decode_headers().map_err(|error| header.explain(error, encoded))?;
     if decoder.dimensions() != Some((header.width as usize, header.height as usize)) {
         return Err(damaged("two headers disagree about the size"));
     }
@@ -56,18 +54,9 @@ pub(super) fn decode(pixels: &mut Pixels, encoded: &[u8], config: &PreprocessCon
     resize_buffer(&mut pixels.data, row * header.height as usize);
     // The decoder writes rows in order, and may stop early without an error: then the last row still has this pattern.
     let last_row = pixels.data.len() - row;
-    pixels.data[last_row..]
-        .iter_mut()
-        .zip(pattern())
-        .for_each(|(byte, mark)| *byte = mark);
-    decoder
-        .decode_into(&mut pixels.data)
-        .map_err(|error| header.explain(error, encoded))?;
-    if pixels.data[last_row..]
-        .iter()
-        .zip(pattern())
-        .all(|(byte, mark)| *byte == mark)
-    {
+    pixels.data[last_row..].iter_mut().zip(pattern()).for_each(|(byte, mark)| *byte = mark);
+    decoder.decode_into(&mut pixels.data).map_err(|error| header.explain(error, encoded))?;
+    if pixels.data[last_row..].iter().zip(pattern()).all(|(byte, mark)| *byte == mark) {
         return Err(truncated(encoded));
     }
     Ok(())
@@ -78,24 +67,15 @@ fn pattern() -> impl Iterator<Item = u8> {
 }
 
 fn truncated(encoded: &[u8]) -> ImageError {
-    ImageError::Truncated {
-        kind: Kind::Jpeg,
-        bytes: encoded.len(),
-    }
+    ImageError::Truncated { kind: Kind::Jpeg, bytes: encoded.len() }
 }
 
 fn damaged(reason: &str) -> ImageError {
-    ImageError::Damaged {
-        kind: Kind::Jpeg,
-        reason: reason.to_owned(),
-    }
+    ImageError::Damaged { kind: Kind::Jpeg, reason: reason.to_owned() }
 }
 
 fn unsupported(reason: &str) -> ImageError {
-    ImageError::UnsupportedVariety {
-        kind: Kind::Jpeg,
-        reason: reason.to_owned(),
-    }
+    ImageError::UnsupportedVariety { kind: Kind::Jpeg, reason: reason.to_owned() }
 }
 
 /// What a file says of itself before its first scan.
@@ -126,15 +106,8 @@ struct Adobe {
 
 impl Header {
     fn read(encoded: &[u8]) -> Result<Self, ImageError> {
-        let mut header = Self {
-            width: 0,
-            height: 0,
-            progressive: false,
-            components: Vec::new(),
-            jfif: false,
-            adobe: None,
-            scan: 0,
-        };
+        let mut header =
+            Self { width: 0, height: 0, progressive: false, components: Vec::new(), jfif: false, adobe: None, scan: 0 };
         let mut position = 2;
         loop {
             while *encoded.get(position).ok_or_else(|| truncated(encoded))? != 0xff {
@@ -158,17 +131,12 @@ impl Header {
             if length < 2 {
                 return Err(damaged("a segment's length is below 2"));
             }
-            let body = encoded
-                .get(position + 3..position + 1 + length)
-                .ok_or_else(|| truncated(encoded))?;
+            let body = encoded.get(position + 3..position + 1 + length).ok_or_else(|| truncated(encoded))?;
             match (marker, body) {
                 (0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf, _) => header.read_frame(marker, body)?,
                 (0xe0, [b'J', b'F', b'I', b'F', 0, ..]) => header.jfif = true,
                 (0xee, [b'A', b'd', b'o', b'b', b'e', _, _, _, _, _, _, transform, ..]) => {
-                    header.adobe = Some(Adobe {
-                        position,
-                        transform: *transform,
-                    });
+                    header.adobe = Some(Adobe { position, transform: *transform });
                 }
                 (0xda, _) => {
                     if header.components.is_empty() {
@@ -207,17 +175,9 @@ impl Header {
         self.height = u32::from(u16::from_be_bytes([h1, h0]));
         self.components = components
             .chunks_exact(3)
-            .map(|entry| Component {
-                id: entry[0],
-                horizontal: entry[1] >> 4,
-                vertical: entry[1] & 15,
-            })
+            .map(|entry| Component { id: entry[0], horizontal: entry[1] >> 4, vertical: entry[1] & 15 })
             .collect();
-        if self
-            .components
-            .iter()
-            .any(|c| !(1..=4).contains(&c.horizontal) || !(1..=4).contains(&c.vertical))
-        {
+        if self.components.iter().any(|c| !(1..=4).contains(&c.horizontal) || !(1..=4).contains(&c.vertical)) {
             return Err(damaged("a channel's sampling factor is not from 1 to 4"));
         }
         Ok(())

@@ -97,10 +97,7 @@ pub struct PreprocessConfig {
 
 impl Default for PreprocessConfig {
     fn default() -> Self {
-        Self {
-            exif: Exif::Apply,
-            max_pixels: 64_000_000,
-        }
+        Self { exif: Exif::Apply, max_pixels: 64_000_000 }
     }
 }
 
@@ -110,11 +107,7 @@ impl PreprocessConfig {
             return Err(ImageError::ZeroSize { width, height });
         }
         if u64::from(width) * u64::from(height) > self.max_pixels {
-            return Err(ImageError::TooManyPixels {
-                width,
-                height,
-                max_pixels: self.max_pixels,
-            });
+            return Err(ImageError::TooManyPixels { width, height, max_pixels: self.max_pixels });
         }
         Ok(())
     }
@@ -134,11 +127,7 @@ impl Preprocessor {
 
     /// A preprocessor with empty buffers.
     pub fn new(config: PreprocessConfig) -> Self {
-        Self {
-            config,
-            pixels: Pixels::default(),
-            resizer: Resizer::default(),
-        }
+        Self { config, pixels: Pixels::default(), resizer: Resizer::default() }
     }
 
     /// Writes the upright crop of `source` as `geometry.height` x `geometry.width` x 3 bytes of RGB8.
@@ -162,14 +151,9 @@ impl Preprocessor {
                 self.pixels.decode(encoded, &self.config)?;
                 self.resizer.crop(&self.pixels, geometry, crop)
             }
-            Source::Raw(frame) => raw::crop(
-                frame,
-                &self.config,
-                geometry,
-                &mut self.pixels.data,
-                &mut self.resizer,
-                crop,
-            ),
+            Source::Raw(frame) => {
+                raw::crop(frame, &self.config, geometry, &mut self.pixels.data, &mut self.resizer, crop)
+            }
         }
     }
 }

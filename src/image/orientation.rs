@@ -24,11 +24,7 @@ impl Orientation {
             8 => (true, true, false),
             _ => (false, false, false),
         };
-        Self {
-            swapped,
-            mirrored_x,
-            mirrored_y,
-        }
+        Self { swapped, mirrored_x, mirrored_y }
     }
 
     /// Reads the orientation from an EXIF block that starts with its TIFF header. A broken block counts as upright.
@@ -49,13 +45,9 @@ mod tests {
 
     #[test]
     fn broken_blocks_count_as_upright() {
-        for block in [
-            &b""[..],
-            b"II",
-            b"II*\0\xff\xff\xff\xff",
-            b"MM\0*\0\0\0\x08\xff\xff\0",
-            b"garbage, no TIFF header",
-        ] {
+        for block in
+            [&b""[..], b"II", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff\0", b"garbage, no TIFF header"]
+        {
             assert_eq!(Orientation::from_exif_block(block), Orientation::default());
         }
     }

@@ -30,31 +30,16 @@ impl Axis {
     /// small is padded.
     fn center(source: u32, scaled: u64, crop: u32) -> Self {
         match u32::try_from(scaled) {
-            Ok(length) if length < crop => Self {
-                source,
-                scaled,
-                offset: 0,
-                length,
-                padding: (crop - length) / 2,
-            },
+            Ok(length) if length < crop => Self { source, scaled, offset: 0, length, padding: (crop - length) / 2 },
             _ => {
                 let offset = ((scaled - u64::from(crop)) as f64 / 2.0).round_ties_even() as u64;
-                Self {
-                    source,
-                    scaled,
-                    offset,
-                    length: crop,
-                    padding: 0,
-                }
+                Self { source, scaled, offset, length: crop, padding: 0 }
             }
         }
     }
 
     fn mirrored(self) -> Self {
-        Self {
-            offset: self.scaled - self.offset - u64::from(self.length),
-            ..self
-        }
+        Self { offset: self.scaled - self.offset - u64::from(self.length), ..self }
     }
 
     /// Where the stretch starts and how long it is, in source pixels.
@@ -98,23 +83,11 @@ impl Plan {
         orientation: Orientation,
         geometry: &Geometry,
     ) -> Result<Self, ImageError> {
-        let &Geometry {
-            width: crop_width,
-            height: crop_height,
-            resize_shorter_side,
-        } = geometry;
+        let &Geometry { width: crop_width, height: crop_height, resize_shorter_side } = geometry;
         if crop_width == 0 || crop_height == 0 || resize_shorter_side == 0 {
-            return Err(ImageError::Geometry {
-                width: crop_width,
-                height: crop_height,
-                resize_shorter_side,
-            });
+            return Err(ImageError::Geometry { width: crop_width, height: crop_height, resize_shorter_side });
         }
-        let (upright_width, upright_height) = if orientation.swapped {
-            (height, width)
-        } else {
-            (width, height)
-        };
+        let (upright_width, upright_height) = if orientation.swapped { (height, width) } else { (width, height) };
         let shorter = upright_width.min(upright_height);
         let scale = |side: u32| {
             // The product is exact and the quotient rounded once, as in Python.
@@ -124,21 +97,9 @@ impl Plan {
         let x = Axis::center(upright_width, scale(upright_width), crop_width);
         let y = Axis::center(upright_height, scale(upright_height), crop_height);
         let (column, row) = if orientation.swapped { (y, x) } else { (x, y) };
-        let column = if orientation.mirrored_x {
-            column.mirrored()
-        } else {
-            column
-        };
+        let column = if orientation.mirrored_x { column.mirrored() } else { column };
         let row = if orientation.mirrored_y { row.mirrored() } else { row };
-        Ok(Self {
-            orientation,
-            crop_width,
-            crop_height,
-            x,
-            y,
-            column,
-            row,
-        })
+        Ok(Self { orientation, crop_width, crop_height, x, y, column, row })
     }
 
     /// The stored columns and rows that the crop depends on.
@@ -167,13 +128,7 @@ impl Resizer {
     /// # Errors
     /// [`ImageError::ZeroSize`], [`ImageError::Geometry`] or [`ImageError::CropLength`].
     pub fn crop(&mut self, pixels: &Pixels, geometry: &Geometry, crop: &mut [u8]) -> Result<(), ImageError> {
-        let &Pixels {
-            width,
-            height,
-            layout,
-            orientation,
-            ref data,
-        } = pixels;
+        let &Pixels { width, height, layout, orientation, ref data } = pixels;
         if width == 0 || height == 0 {
             return Err(ImageError::ZeroSize { width, height });
         }
@@ -193,10 +148,7 @@ impl Resizer {
     ) -> Result<(), ImageError> {
         let expected = u64::from(plan.crop_width) * u64::from(plan.crop_height) * 3;
         if crop.len() as u64 != expected {
-            return Err(ImageError::CropLength {
-                expected,
-                got: crop.len() as u64,
-            });
+            return Err(ImageError::CropLength { expected, got: crop.len() as u64 });
         }
         let (columns, rows) = (plan.column.length, plan.row.length);
         if columns == 0 || rows == 0 {
@@ -225,9 +177,7 @@ impl Resizer {
         plan: &Plan,
         target: &mut [u8],
     ) -> Result<(), ImageError> {
-        let options = ResizeOptions::new()
-            .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
-            .use_alpha(false);
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
         let (columns, rows) = (plan.column.length, plan.row.length);
         let (left, width) = plan.column.stretch();
         let (top, height) = plan.row.stretch();
@@ -245,9 +195,7 @@ impl Resizer {
         resize_buffer(&mut self.lines, columns as usize * lines.len() * layout.channels());
         let mut narrowed = Image::from_slice_u8(columns, line_count, &mut self.lines, pixel_type).map_err(defect)?;
         let horizontal = options.crop(left, f64::from(lines.start - origin.1), width, f64::from(line_count));
-        self.resizer
-            .resize(source, &mut narrowed, &horizontal)
-            .map_err(defect)?;
+        self.resizer.resize(source, &mut narrowed, &horizontal).map_err(defect)?;
         let vertical = options.crop(0.0, top - f64::from(lines.start), f64::from(columns), height);
         self.resizer.resize(&narrowed, &mut target, &vertical).map_err(defect)
     }
@@ -328,11 +276,7 @@ fn pick<const CHANNELS: usize>(source: &[u8], target: &mut [u8], picked: [usize;
 mod tests {
     use super::*;
 
-    const IMAGENET: Geometry = Geometry {
-        width: 224,
-        height: 224,
-        resize_shorter_side: 256,
-    };
+    const IMAGENET: Geometry = Geometry { width: 224, height: 224, resize_shorter_side: 256 };
 
     fn plan(width: u32, height: u32, geometry: &Geometry) -> Plan {
         Plan::new(width, height, Orientation::default(), geometry).unwrap()
@@ -363,18 +307,9 @@ mod tests {
 
     #[test]
     fn a_crop_larger_than_the_image_is_padded_with_black() {
-        let geometry = Geometry {
-            width: 5,
-            height: 4,
-            resize_shorter_side: 2,
-        };
-        let pixels = Pixels {
-            width: 2,
-            height: 2,
-            layout: Layout::Gray,
-            orientation: Orientation::default(),
-            data: vec![9; 4],
-        };
+        let geometry = Geometry { width: 5, height: 4, resize_shorter_side: 2 };
+        let pixels =
+            Pixels { width: 2, height: 2, layout: Layout::Gray, orientation: Orientation::default(), data: vec![9; 4] };
         let mut crop = vec![1; 5 * 4 * 3];
         Resizer::default().crop(&pixels, &geometry, &mut crop).unwrap();
         let gray: Vec<u8> = crop.chunks_exact(3).map(|pixel| pixel[0]).collect();
@@ -383,25 +318,12 @@ mod tests {
 
     #[test]
     fn a_wrong_geometry_or_buffer_is_an_error() {
-        let pixels = Pixels {
-            width: 2,
-            height: 2,
-            layout: Layout::Gray,
-            orientation: Orientation::default(),
-            data: vec![9; 4],
-        };
+        let pixels =
+            Pixels { width: 2, height: 2, layout: Layout::Gray, orientation: Orientation::default(), data: vec![9; 4] };
         let mut resizer = Resizer::default();
         let error = resizer.crop(&pixels, &IMAGENET, &mut [0; 7]).unwrap_err();
-        assert_eq!(
-            error,
-            ImageError::CropLength {
-                expected: 150_528,
-                got: 7
-            }
-        );
-        let error = resizer
-            .crop(&pixels, &Geometry { width: 0, ..IMAGENET }, &mut [])
-            .unwrap_err();
+        assert_eq!(error, ImageError::CropLength { expected: 150_528, got: 7 });
+        let error = resizer.crop(&pixels, &Geometry { width: 0, ..IMAGENET }, &mut []).unwrap_err();
         assert!(matches!(error, ImageError::Geometry { width: 0, .. }));
         let error = resizer.crop(&Pixels::default(), &IMAGENET, &mut []).unwrap_err();
         assert_eq!(error, ImageError::ZeroSize { width: 0, height: 0 });
@@ -409,11 +331,7 @@ mod tests {
 
     #[test]
     fn channels_are_reordered_and_alpha_is_dropped() {
-        let geometry = Geometry {
-            width: 1,
-            height: 1,
-            resize_shorter_side: 1,
-        };
+        let geometry = Geometry { width: 1, height: 1, resize_shorter_side: 1 };
         for (layout, data, expected) in [
             (Layout::Gray, vec![7], [7, 7, 7]),
             (Layout::GrayAlpha, vec![7, 0], [7, 7, 7]),
@@ -422,13 +340,7 @@ mod tests {
             (Layout::Rgba, vec![1, 2, 3, 0], [1, 2, 3]),
             (Layout::Bgra, vec![1, 2, 3, 0], [3, 2, 1]),
         ] {
-            let pixels = Pixels {
-                width: 1,
-                height: 1,
-                layout,
-                orientation: Orientation::default(),
-                data,
-            };
+            let pixels = Pixels { width: 1, height: 1, layout, orientation: Orientation::default(), data };
             let mut crop = [0; 3];
             Resizer::default().crop(&pixels, &geometry, &mut crop).unwrap();
             assert_eq!(crop, expected, "{layout:?}");
@@ -438,14 +350,8 @@ mod tests {
     #[test]
     fn every_orientation_agrees_with_the_pixels_turned_by_hand() {
         let (width, height) = (31u32, 47u32);
-        let stored: Vec<u8> = (0..width * height)
-            .flat_map(|i| [i as u8, (i / 7) as u8, (i * i / 11) as u8])
-            .collect();
-        let geometry = Geometry {
-            width: 20,
-            height: 14,
-            resize_shorter_side: 24,
-        };
+        let stored: Vec<u8> = (0..width * height).flat_map(|i| [i as u8, (i / 7) as u8, (i * i / 11) as u8]).collect();
+        let geometry = Geometry { width: 20, height: 14, resize_shorter_side: 24 };
         let at = |x: u32, y: u32| -> [u8; 3] { stored[3 * (y * width + x) as usize..][..3].try_into().unwrap() };
         for value in 1..=8u8 {
             let turned = value > 4;
@@ -467,13 +373,7 @@ mod tests {
                 }
             }
             let crop_of = |width, height, orientation, data: &[u8]| {
-                let pixels = Pixels {
-                    width,
-                    height,
-                    layout: Layout::Rgb,
-                    orientation,
-                    data: data.to_vec(),
-                };
+                let pixels = Pixels { width, height, layout: Layout::Rgb, orientation, data: data.to_vec() };
                 let mut crop = vec![0; 20 * 14 * 3];
                 Resizer::default().crop(&pixels, &geometry, &mut crop).unwrap();
                 crop

@@ -60,10 +60,7 @@ pub(super) fn looks_like(data: &[u8]) -> Option<&'static str> {
         (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
         (b"\xff\x4f\xff\x51", "JPEG 2000"),
         (b"\xff\xd8", "a JPEG that ends after its first bytes"),
-        (
-            b"\x89PNG",
-            "a PNG whose first bytes are damaged, as by a transfer in text mode",
-        ),
+        (b"\x89PNG", "a PNG whose first bytes are damaged, as by a transfer in text mode"),
         (b"%PDF", "PDF"),
         (b"%!PS", "PostScript"),
         (b"8BPS", "a Photoshop document"),
@@ -116,10 +113,7 @@ fn looks_like_text(data: &[u8]) -> Option<&'static str> {
         "XML"
     } else if text.starts_with("data:") {
         "a data: URL, where the image's bytes themselves are expected"
-    } else if ["/9j/", "ivborw0kggo", "uklgr", "r0lgod"]
-        .iter()
-        .any(|prefix| text.starts_with(prefix))
-    {
+    } else if ["/9j/", "ivborw0kggo", "uklgr", "r0lgod"].iter().any(|prefix| text.starts_with(prefix)) {
         "base64 text, where the image's bytes themselves are expected"
     } else if text.starts_with("http://") || text.starts_with("https://") || text.starts_with("file://") {
         "a URL, where the image's bytes themselves are expected"

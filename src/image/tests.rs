@@ -9,11 +9,7 @@ use image::{ExtendedColorType, ImageEncoder};
 
 use super::*;
 
-const IMAGENET: Geometry = Geometry {
-    width: 224,
-    height: 224,
-    resize_shorter_side: 256,
-};
+const IMAGENET: Geometry = Geometry { width: 224, height: 224, resize_shorter_side: 256 };
 const CROP_BYTES: usize = 224 * 224 * 3;
 
 fn crop(source: Source, geometry: &Geometry) -> Result<Vec<u8>, ImageError> {
@@ -59,20 +55,13 @@ fn golden() -> Option<PathBuf> {
 
 fn assert_as_torchvision(image: &Path, expected: &Path) -> (u8, f64) {
     let name = image.file_name().unwrap().to_str().unwrap();
-    let whole = Geometry {
-        width: 224,
-        height: 224,
-        resize_shorter_side: 224,
-    };
+    let whole = Geometry { width: 224, height: 224, resize_shorter_side: 224 };
     let expected = crop(Source::Encoded(read(expected).into()), &whole).unwrap();
     let got = crop_encoded(read(image)).unwrap_or_else(|error| panic!("{name}: {error}"));
     let (max, mean) = difference(&got, &expected);
     // JPEG decoders differ in how they interpolate and round chroma.
     let (max_allowed, mean_allowed) = if name.ends_with(".jpg") { (4, 0.3) } else { (1, 0.01) };
-    assert!(
-        max <= max_allowed && mean < mean_allowed,
-        "{name} differs by up to {max}, {mean:.3} in the mean"
-    );
+    assert!(max <= max_allowed && mean < mean_allowed, "{name} differs by up to {max}, {mean:.3} in the mean");
     (max, mean)
 }
 
@@ -96,10 +85,8 @@ fn golden_crops_are_torchvisions() {
     let Some(folder) = golden() else { return };
     let expected: serde_json::Value = serde_json::from_slice(&read(folder.join("expected.json"))).unwrap();
     for (name, entry) in expected.as_object().unwrap() {
-        let (max, mean) = assert_as_torchvision(
-            &folder.join("images").join(name),
-            &folder.join(entry["crop"].as_str().unwrap()),
-        );
+        let (max, mean) =
+            assert_as_torchvision(&folder.join("images").join(name), &folder.join(entry["crop"].as_str().unwrap()));
         println!("{name}: max {max}, mean {mean:.4}");
     }
 }
@@ -112,11 +99,7 @@ fn golden_bad_files_are_refused_cheaply() {
         let name = path.file_name().unwrap().to_str().unwrap();
         let start = Instant::now();
         let result = crop_encoded(read(&path)).map(|_| "answered");
-        assert!(
-            start.elapsed() < Duration::from_millis(500),
-            "{name} took {:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < Duration::from_millis(500), "{name} took {:?}", start.elapsed());
         println!(
             "{name}: {:?} {}",
             start.elapsed(),
@@ -165,12 +148,7 @@ fn jpegs_with_a_missing_end_or_more_after_it_are_whole() {
     let expected = crop_encoded(whole.clone()).unwrap();
     assert!(whole.ends_with(&[0xff, 0xd9]));
     assert_eq!(crop_encoded(whole[..whole.len() - 2].to_vec()).unwrap(), expected);
-    for tail in [
-        &b"\0\0\0\0"[..],
-        b"\xff\xd9",
-        b"\xff\xd8\xff\xe1 another, as in MPO",
-        &[0x55; 5000],
-    ] {
+    for tail in [&b"\0\0\0\0"[..], b"\xff\xd9", b"\xff\xd8\xff\xe1 another, as in MPO", &[0x55; 5000]] {
         assert_eq!(crop_encoded([&whole, tail].concat()).unwrap(), expected);
     }
 }
@@ -194,11 +172,7 @@ fn jpegs_that_lie_about_their_size_are_refused() {
     assert_eq!(resized(451, 0), ImageError::ZeroSize { width: 451, height: 0 });
     assert!(matches!(
         resized(8001, 8000),
-        ImageError::TooManyPixels {
-            width: 8001,
-            height: 8000,
-            max_pixels: 64_000_000
-        }
+        ImageError::TooManyPixels { width: 8001, height: 8000, max_pixels: 64_000_000 }
     ));
     assert!(matches!(resized(8000, 8000), ImageError::Truncated { .. }));
 }
@@ -235,70 +209,37 @@ fn jpegs_in_adobes_rgb_are_not_taken_for_ycbcr() {
 #[test]
 fn exif_can_be_ignored() {
     let encoded = Bytes::from(read(data().join("exif_6.jpg")));
-    let config = PreprocessConfig {
-        exif: Exif::Ignore,
-        ..Default::default()
-    };
+    let config = PreprocessConfig { exif: Exif::Ignore, ..Default::default() };
     assert_eq!(decode(&encoded, &config).unwrap().orientation, Orientation::default());
     let mut ignored = vec![0; CROP_BYTES];
-    Preprocessor::new(config)
-        .crop(&Source::Encoded(encoded.clone()), &IMAGENET, &mut ignored)
-        .unwrap();
+    Preprocessor::new(config).crop(&Source::Encoded(encoded.clone()), &IMAGENET, &mut ignored).unwrap();
     assert!(difference(&ignored, &crop_encoded(encoded).unwrap()).0 > 50);
 }
 
 #[test]
 fn png_and_webp_are_turned_upright_and_broken_exif_is_ignored() {
     let (width, height) = (30u32, 20u32);
-    let stored: Vec<u8> = (0..width * height)
-        .flat_map(|i| [(i % 251) as u8, (i / 3) as u8, (i % 30) as u8])
-        .collect();
-    let geometry = Geometry {
-        width: 12,
-        height: 12,
-        resize_shorter_side: 16,
-    };
+    let stored: Vec<u8> = (0..width * height).flat_map(|i| [(i % 251) as u8, (i / 3) as u8, (i % 30) as u8]).collect();
+    let geometry = Geometry { width: 12, height: 12, resize_shorter_side: 16 };
     let mut resizer = Resizer::default();
     for value in 0..=9u8 {
-        let exif = [
-            b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0",
-            &[value, 0, 0, 0, 0, 0, 0, 0][..],
-        ]
-        .concat();
+        let exif = [b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0", &[value, 0, 0, 0, 0, 0, 0, 0][..]].concat();
         let orientation = Orientation::from_exif(value);
-        let pixels = Pixels {
-            width,
-            height,
-            layout: Layout::Rgb,
-            orientation,
-            data: stored.clone(),
-        };
+        let pixels = Pixels { width, height, layout: Layout::Rgb, orientation, data: stored.clone() };
         let mut expected = vec![0; 12 * 12 * 3];
         resizer.crop(&pixels, &geometry, &mut expected).unwrap();
 
         let mut png = Vec::new();
         let mut encoder = PngEncoder::new(&mut png);
         encoder.set_exif_metadata(exif.clone()).unwrap();
-        encoder
-            .write_image(&stored, width, height, ExtendedColorType::Rgb8)
-            .unwrap();
-        assert_eq!(
-            crop(Source::Encoded(png.into()), &geometry).unwrap(),
-            expected,
-            "PNG, orientation {value}"
-        );
+        encoder.write_image(&stored, width, height, ExtendedColorType::Rgb8).unwrap();
+        assert_eq!(crop(Source::Encoded(png.into()), &geometry).unwrap(), expected, "PNG, orientation {value}");
 
         let mut webp = Vec::new();
         let mut encoder = WebPEncoder::new_lossless(&mut webp);
         encoder.set_exif_metadata(exif).unwrap();
-        encoder
-            .write_image(&stored, width, height, ExtendedColorType::Rgb8)
-            .unwrap();
-        assert_eq!(
-            crop(Source::Encoded(webp.into()), &geometry).unwrap(),
-            expected,
-            "WebP, orientation {value}"
-        );
+        encoder.write_image(&stored, width, height, ExtendedColorType::Rgb8).unwrap();
+        assert_eq!(crop(Source::Encoded(webp.into()), &geometry).unwrap(), expected, "WebP, orientation {value}");
     }
 }
 
@@ -313,24 +254,14 @@ fn files_of_every_kind_that_lie_about_their_size_are_refused_cheaply() {
         ("PNM", b"P6\n8000 8000\n255\nabc".to_vec()),
         ("PNM", b"P6\n99999999 99999999\n255\nabc".to_vec()),
         ("PNM", b"P6\n0 5\n255\n".to_vec()),
-        (
-            "GIF",
-            b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02\0;".to_vec(),
-        ),
+        ("GIF", b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02\0;".to_vec()),
         ("BMP", bmp),
         ("TIFF", b"II*\0\xff\xff\xff\xff".to_vec()),
-        (
-            "WebP",
-            b"RIFF\x20\0\0\0WEBPVP8L\x10\0\0\0\x2f\xff\xff\xff\x0f\0\0\0\0\0\0\0\0".to_vec(),
-        ),
+        ("WebP", b"RIFF\x20\0\0\0WEBPVP8L\x10\0\0\0\x2f\xff\xff\xff\x0f\0\0\0\0\0\0\0\0".to_vec()),
     ] {
         let start = Instant::now();
         let error = refusal(file);
-        assert!(
-            start.elapsed() < Duration::from_millis(500),
-            "{name}: {error} after {:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < Duration::from_millis(500), "{name}: {error} after {:?}", start.elapsed());
         assert_ne!(error, ImageError::DecoderPanic, "{name}");
     }
 }
@@ -353,19 +284,13 @@ fn a_preprocessor_serves_on_after_any_damage() {
             let mut damaged = whole.to_vec();
             for _ in 0..=random(8) {
                 // Half of the damage goes where headers are.
-                let end = if random(2) == 0 {
-                    damaged.len()
-                } else {
-                    damaged.len().min(700)
-                };
+                let end = if random(2) == 0 { damaged.len() } else { damaged.len().min(700) };
                 damaged[random(end)] = random(256) as u8;
             }
             // Some damage can't be noticed; nothing may end the thread.
             let _ = preprocessor.crop(&Source::Encoded(damaged.into()), &IMAGENET, &mut target);
         }
-        preprocessor
-            .crop(&Source::Encoded(whole), &IMAGENET, &mut target)
-            .unwrap();
+        preprocessor.crop(&Source::Encoded(whole), &IMAGENET, &mut target).unwrap();
         assert_eq!(target, expected, "{name}");
     }
 }
@@ -373,21 +298,11 @@ fn a_preprocessor_serves_on_after_any_damage() {
 /// A picture with smooth and sharp parts.
 fn pixel(x: u32, y: u32) -> [u8; 3] {
     let stripes = if (x / 9 + y / 5).is_multiple_of(2) { 60 } else { 0 };
-    [
-        (x * 2 % 190) as u8 + stripes,
-        (y * 3 % 190) as u8 + stripes,
-        ((x + y) % 190) as u8 + stripes,
-    ]
+    [(x * 2 % 190) as u8 + stripes, (y * 3 % 190) as u8 + stripes, ((x + y) % 190) as u8 + stripes]
 }
 
 fn frame(format: PixelFormat, width: u32, height: u32, stride: u32, data: Vec<u8>) -> RawFrame {
-    RawFrame {
-        format,
-        width,
-        height,
-        stride,
-        data: data.into(),
-    }
+    RawFrame { format, width, height, stride, data: data.into() }
 }
 
 /// Rows of `row` bytes, `stride` apart, with garbage between them but not after the last.
@@ -403,31 +318,15 @@ fn padded(rows: impl Iterator<Item = Vec<u8>>, stride: usize) -> Vec<u8> {
 #[test]
 fn interleaved_formats_agree_with_rgb_whatever_the_stride() {
     for (width, height) in [(320, 240), (241, 333), (1, 1), (1000, 3)] {
-        let rgb = padded(
-            (0..height).map(|y| (0..width).flat_map(|x| pixel(x, y)).collect()),
-            3 * width as usize,
-        );
-        let expected = crop(
-            Source::Raw(frame(PixelFormat::Rgb8, width, height, 0, rgb.clone())),
-            &IMAGENET,
-        )
-        .unwrap();
-        let pixels = Pixels {
-            width,
-            height,
-            layout: Layout::Rgb,
-            orientation: Orientation::default(),
-            data: rgb,
-        };
+        let rgb = padded((0..height).map(|y| (0..width).flat_map(|x| pixel(x, y)).collect()), 3 * width as usize);
+        let expected = crop(Source::Raw(frame(PixelFormat::Rgb8, width, height, 0, rgb.clone())), &IMAGENET).unwrap();
+        let pixels = Pixels { width, height, layout: Layout::Rgb, orientation: Orientation::default(), data: rgb };
         let mut direct = vec![0; CROP_BYTES];
         Resizer::default().crop(&pixels, &IMAGENET, &mut direct).unwrap();
         assert_eq!(expected, direct);
-        for (format, channels) in [
-            (PixelFormat::Rgb8, 3),
-            (PixelFormat::Bgr8, 3),
-            (PixelFormat::Rgba8, 4),
-            (PixelFormat::Bgra8, 4),
-        ] {
+        for (format, channels) in
+            [(PixelFormat::Rgb8, 3), (PixelFormat::Bgr8, 3), (PixelFormat::Rgba8, 4), (PixelFormat::Bgra8, 4)]
+        {
             for padding in [0, 1, 12, 64] {
                 let stride = channels * width + padding;
                 let row = |y| -> Vec<u8> {
@@ -455,20 +354,11 @@ fn interleaved_formats_agree_with_rgb_whatever_the_stride() {
 fn gray_frames_are_gray_rgb() {
     let (width, height) = (301, 257);
     let gray = |x, y| pixel(x, y)[0];
-    let rgb = (0..height)
-        .flat_map(|y| (0..width).flat_map(move |x| [gray(x, y); 3]))
-        .collect();
+    let rgb = (0..height).flat_map(|y| (0..width).flat_map(move |x| [gray(x, y); 3])).collect();
     let expected = crop(Source::Raw(frame(PixelFormat::Rgb8, width, height, 0, rgb)), &IMAGENET).unwrap();
     for stride in [0, 301, 320] {
-        let data = padded(
-            (0..height).map(|y| (0..width).map(|x| gray(x, y)).collect()),
-            stride.max(width) as usize,
-        );
-        let got = crop(
-            Source::Raw(frame(PixelFormat::Gray8, width, height, stride, data)),
-            &IMAGENET,
-        )
-        .unwrap();
+        let data = padded((0..height).map(|y| (0..width).map(|x| gray(x, y)).collect()), stride.max(width) as usize);
+        let got = crop(Source::Raw(frame(PixelFormat::Gray8, width, height, stride, data)), &IMAGENET).unwrap();
         assert!(difference(&got, &expected).0 <= 1, "stride {stride}");
     }
 }
@@ -489,17 +379,12 @@ fn video_formats_agree_with_rgb_at_even_and_odd_sizes_whatever_the_stride() {
         .map(|channel| channel.round().clamp(0.0, 255.0) as u8)
     };
     for (width, height) in [(320, 240), (321, 241), (241, 320), (1, 1), (3, 500), (1280, 720)] {
-        let rgb = (0..height)
-            .flat_map(|y| (0..width).flat_map(move |x| rgb_of(x, y)))
-            .collect();
+        let rgb = (0..height).flat_map(|y| (0..width).flat_map(move |x| rgb_of(x, y))).collect();
         let expected = crop(Source::Raw(frame(PixelFormat::Rgb8, width, height, 0, rgb)), &IMAGENET).unwrap();
         let (chroma_width, chroma_height) = (width.div_ceil(2), height.div_ceil(2));
         for padding in [None, Some(0), Some(1), Some(30)] {
             let stride = width + padding.unwrap_or(0);
-            let mut luma_plane = padded(
-                (0..height).map(|y| (0..width).map(|x| luma(x, y)).collect()),
-                stride as usize,
-            );
+            let mut luma_plane = padded((0..height).map(|y| (0..width).map(|x| luma(x, y)).collect()), stride as usize);
             luma_plane.resize((stride * height) as usize, 0xcd);
 
             let nv12_stride = stride.next_multiple_of(2) as usize;
@@ -519,10 +404,7 @@ fn video_formats_agree_with_rgb_at_even_and_odd_sizes_whatever_the_stride() {
             for (format, data) in [(PixelFormat::Nv12, nv12), (PixelFormat::I420, i420)] {
                 let got = crop(Source::Raw(frame(format, width, height, sent, data)), &IMAGENET).unwrap();
                 let (max, mean) = difference(&got, &expected);
-                assert!(
-                    max <= 2 && mean < 0.3,
-                    "{format} {width}x{height} stride {sent}: {max}, {mean}"
-                );
+                assert!(max <= 2 && mean < 0.3, "{format} {width}x{height} stride {sent}: {max}, {mean}");
             }
         }
     }
@@ -532,51 +414,19 @@ fn video_formats_agree_with_rgb_at_even_and_odd_sizes_whatever_the_stride() {
 fn frames_that_contradict_themselves_are_refused() {
     use PixelFormat::*;
     let refused = |format, width, height, stride, bytes| {
-        crop(
-            Source::Raw(frame(format, width, height, stride, vec![0; bytes])),
-            &IMAGENET,
-        )
-        .unwrap_err()
+        crop(Source::Raw(frame(format, width, height, stride, vec![0; bytes])), &IMAGENET).unwrap_err()
     };
     assert_eq!(refused(Rgb8, 0, 5, 0, 0), ImageError::ZeroSize { width: 0, height: 5 });
     assert_eq!(refused(Nv12, 5, 0, 0, 0), ImageError::ZeroSize { width: 5, height: 0 });
-    assert!(matches!(
-        refused(Gray8, 8001, 8000, 0, 1),
-        ImageError::TooManyPixels { .. }
-    ));
-    assert!(matches!(
-        refused(Rgba8, u32::MAX, u32::MAX, 0, 1),
-        ImageError::TooManyPixels { .. }
-    ));
-    for (format, row) in [
-        (Rgb8, 30),
-        (Bgr8, 30),
-        (Rgba8, 40),
-        (Bgra8, 40),
-        (Gray8, 10),
-        (Nv12, 10),
-        (I420, 10),
-    ] {
+    assert!(matches!(refused(Gray8, 8001, 8000, 0, 1), ImageError::TooManyPixels { .. }));
+    assert!(matches!(refused(Rgba8, u32::MAX, u32::MAX, 0, 1), ImageError::TooManyPixels { .. }));
+    for (format, row) in [(Rgb8, 30), (Bgr8, 30), (Rgba8, 40), (Bgra8, 40), (Gray8, 10), (Nv12, 10), (I420, 10)] {
         let error = refused(format, 10, 10, row as u32 - 1, 10_000);
-        assert_eq!(
-            error,
-            ImageError::Stride {
-                format,
-                width: 10,
-                stride: row as u32 - 1,
-                minimum: row
-            }
-        );
+        assert_eq!(error, ImageError::Stride { format, width: 10, stride: row as u32 - 1, minimum: row });
     }
-    for (format, expected) in [
-        (Rgb8, 99),
-        (Bgr8, 99),
-        (Rgba8, 132),
-        (Bgra8, 132),
-        (Gray8, 33),
-        (Nv12, 33 + 24),
-        (I420, 33 + 24),
-    ] {
+    for (format, expected) in
+        [(Rgb8, 99), (Bgr8, 99), (Rgba8, 132), (Bgra8, 132), (Gray8, 33), (Nv12, 33 + 24), (I420, 33 + 24)]
+    {
         match refused(format, 11, 3, 0, expected as usize - 1) {
             ImageError::DataTooShort { expected: e, got, .. } => assert_eq!((e, got), (expected, expected - 1)),
             other => panic!("{format}: {other}"),
@@ -592,15 +442,10 @@ fn frames_that_contradict_themselves_are_refused() {
         "a NV12 frame of 1280x720 pixels with 1280 bytes a row takes 1382400 bytes of data, but there are 1000; check \
          format, width, height and stride"
     );
-    let unlimited = PreprocessConfig {
-        max_pixels: u64::MAX,
-        ..Default::default()
-    };
+    let unlimited = PreprocessConfig { max_pixels: u64::MAX, ..Default::default() };
     for format in [Rgb8, Rgba8, Gray8, Nv12, I420] {
         let source = Source::Raw(frame(format, u32::MAX, u32::MAX, 0, vec![0; 100]));
-        let error = Preprocessor::new(unlimited)
-            .crop(&source, &IMAGENET, &mut [0; CROP_BYTES])
-            .unwrap_err();
+        let error = Preprocessor::new(unlimited).crop(&source, &IMAGENET, &mut [0; CROP_BYTES]).unwrap_err();
         assert!(matches!(error, ImageError::DataTooShort { .. }), "{format}: {error}");
     }
 }

@@ -138,8 +138,5 @@ pub enum ModelError {
 
 /// A tensor's refusal.
 pub(crate) fn tensor(name: &str, reason: impl Into<String>) -> ModelError {
-    ModelError::Tensor {
-        tensor: name.to_owned(),
-        reason: reason.into(),
-    }
+    ModelError::Tensor { tensor: name.to_owned(), reason: reason.into() }
 }

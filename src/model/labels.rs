@@ -6,10 +6,7 @@ use super::ModelError;
 
 /// The names of ImageNet-1k's 1000 classes, in the usual order.
 pub fn imagenet() -> Vec<String> {
-    include_str!("../../models/imagenet_classes.txt")
-        .lines()
-        .map(str::to_owned)
-        .collect()
+    include_str!("../../models/imagenet_classes.txt").lines().map(str::to_owned).collect()
 }
 
 /// Reads a file of labels: UTF-8, one label a line, in the order of the classes.
@@ -19,17 +16,10 @@ pub fn imagenet() -> Vec<String> {
 /// # Errors
 /// A file that cannot be read, is not UTF-8 or holds no label; a blank line before the last label.
 pub fn read_labels(path: &Path) -> Result<Vec<String>, ModelError> {
-    let wrong = |reason: String| ModelError::LabelFile {
-        path: path.to_owned(),
-        reason,
-    };
+    let wrong = |reason: String| ModelError::LabelFile { path: path.to_owned(), reason };
     let content = fs::read(path).map_err(|error| wrong(format!("the labels cannot be read: {error}")))?;
     let text = str::from_utf8(&content).map_err(|error| {
-        let line = content[..error.valid_up_to()]
-            .iter()
-            .filter(|&&byte| byte == b'\n')
-            .count()
-            + 1;
+        let line = content[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;
         wrong(format!("line {line} is not UTF-8; labels are text, one label a line"))
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim_end();
@@ -38,10 +28,7 @@ pub fn read_labels(path: &Path) -> Result<Vec<String>, ModelError> {
     }
     let labels: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
     match labels.iter().position(String::is_empty) {
-        Some(blank) => Err(wrong(format!(
-            "line {} is blank; every line must hold one label",
-            blank + 1
-        ))),
+        Some(blank) => Err(wrong(format!("line {} is blank; every line must hold one label", blank + 1))),
         None => Ok(labels),
     }
 }
@@ -58,10 +45,7 @@ mod tests {
 
     #[test]
     fn one_label_a_line_is_trimmed() {
-        assert_eq!(
-            read(b"\xef\xbb\xbfcat\r\n  sea lion \r\ndog\r\n\r\n").unwrap(),
-            ["cat", "sea lion", "dog"]
-        );
+        assert_eq!(read(b"\xef\xbb\xbfcat\r\n  sea lion \r\ndog\r\n\r\n").unwrap(), ["cat", "sea lion", "dog"]);
     }
 
     #[test]
@@ -73,12 +57,7 @@ mod tests {
     fn empty_foreign_and_missing_files_are_refused() {
         assert!(read(b" \n\n").unwrap_err().contains("holds no labels"));
         assert!(read(b"cat\ncaf\xe9\n").unwrap_err().contains("line 2 is not UTF-8"));
-        assert!(
-            read_labels(Path::new("/no/such/file"))
-                .unwrap_err()
-                .to_string()
-                .contains("cannot be read")
-        );
+        assert!(read_labels(Path::new("/no/such/file")).unwrap_err().to_string().contains("cannot be read"));
     }
 
     #[test]

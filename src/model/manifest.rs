@@ -63,10 +63,7 @@ impl Manifest {
 
     /// Puts the manifest into `model`, in place of one that is there.
     pub fn write(&self, model: &mut ModelProto) {
-        let entry = StringStringEntryProto {
-            key: Some(Self::KEY.into()),
-            value: Some(self.to_json()),
-        };
+        let entry = StringStringEntryProto { key: Some(Self::KEY.into()), value: Some(self.to_json()) };
         match model.metadata_props.iter_mut().find(|entry| entry.key() == Self::KEY) {
             Some(old) => *old = entry,
             None => model.metadata_props.push(entry),
@@ -88,24 +85,16 @@ mod tests {
         "training":{"epochs":8,"loss":[2.5,0.125]},"provenance":"photos"}"#;
 
     fn model(manifest: &str) -> ModelProto {
-        let entry = |key: &str, value: &str| StringStringEntryProto {
-            key: Some(key.into()),
-            value: Some(value.into()),
-        };
-        ModelProto {
-            metadata_props: vec![entry("author", "me"), entry(Manifest::KEY, manifest)],
-            ..Default::default()
-        }
+        let entry =
+            |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+        ModelProto { metadata_props: vec![entry("author", "me"), entry(Manifest::KEY, manifest)], ..Default::default() }
     }
 
     #[test]
     fn unknown_keys_survive_a_round_trip() {
         let mut model = model(JSON);
         let mut manifest = Manifest::read(&model).unwrap();
-        assert_eq!(
-            manifest.input.as_ref().map(|input| (input.height, input.width)),
-            Some((192, 256))
-        );
+        assert_eq!(manifest.input.as_ref().map(|input| (input.height, input.width)), Some((192, 256)));
         assert_eq!(manifest.mean, Some([0.485, 0.456, 0.406]));
         manifest.name = Some("garden birds".into());
         manifest.write(&mut model);
@@ -121,21 +110,13 @@ mod tests {
     fn a_model_without_a_manifest_gets_one() {
         let mut model = ModelProto::default();
         assert_eq!(Manifest::read(&model).unwrap(), Manifest::default());
-        Manifest {
-            name: Some("birds".into()),
-            ..Default::default()
-        }
-        .write(&mut model);
+        Manifest { name: Some("birds".into()), ..Default::default() }.write(&mut model);
         assert_eq!(model.metadata_props[0].value(), r#"{"name":"birds"}"#);
     }
 
     #[test]
     fn wrong_manifests_are_refused() {
-        for (json, reason) in [
-            ("{", "EOF"),
-            (r#"{"mean":[1,2]}"#, "length 2"),
-            (r#"{"labels":"cat"}"#, "sequence"),
-        ] {
+        for (json, reason) in [("{", "EOF"), (r#"{"mean":[1,2]}"#, "length 2"), (r#"{"labels":"cat"}"#, "sequence")] {
             let error = Manifest::read(&model(json)).unwrap_err().to_string();
             assert!(error.contains("resnet18.manifest") && error.contains(reason), "{error}");
         }

@@ -83,10 +83,7 @@ impl Model {
     /// # Errors
     /// As for [`Model::from_bytes`], and a file that cannot be read.
     pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
-        let in_file = |error| ModelError::File {
-            path: path.to_owned(),
-            source: Box::new(error),
-        };
+        let in_file = |error| ModelError::File { path: path.to_owned(), source: Box::new(error) };
         let onnx = fs::read(path).map_err(|error| in_file(ModelError::Read(error)))?;
         let stem = path.file_stem().map_or("model".into(), |stem| stem.to_string_lossy());
         let beside = path.with_file_name(format!("{stem}.labels.txt"));
@@ -107,11 +104,7 @@ impl Model {
         fallback_name: &str,
         labels_beside: Option<&Path>,
     ) -> Result<Self, ModelError> {
-        let version = Sha256::digest(&onnx)
-            .iter()
-            .take(6)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let version = Sha256::digest(&onnx).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         let model = decode(&onnx)?;
         let manifest = Manifest::read(&model)?;
         let normalization = Normalization {
@@ -169,11 +162,7 @@ fn choose_labels(
     };
     match labels.len() == classes {
         true => Ok(labels),
-        false => Err(ModelError::LabelCount {
-            classes,
-            labels: labels.len(),
-            origin,
-        }),
+        false => Err(ModelError::LabelCount { classes, labels: labels.len(), origin }),
     }
 }
 
@@ -183,15 +172,7 @@ fn geometry(graph: &ServingGraph, resize_shorter_side: Option<u32>) -> Result<Ge
     let usual = || ((f64::from(width.min(height)) * 256.0 / 224.0).round() as u32).max(width.max(height));
     let resize_shorter_side = resize_shorter_side.unwrap_or_else(usual);
     if resize_shorter_side < width.max(height) {
-        return Err(ModelError::Resize {
-            resize_shorter_side,
-            width,
-            height,
-        });
+        return Err(ModelError::Resize { resize_shorter_side, width, height });
     }
-    Ok(Geometry {
-        width,
-        height,
-        resize_shorter_side,
-    })
+    Ok(Geometry { width, height, resize_shorter_side })
 }

@@ -68,20 +68,13 @@ pub(super) fn make_raw(tensor: &mut TensorProto) -> Result<(), ModelError> {
             DataType::Float => floats.into_iter().flat_map(f32::to_le_bytes).collect(),
             DataType::Double => doubles.into_iter().flat_map(f64::to_le_bytes).collect(),
             // The 16 bits of a half lie in the lower part of an int32.
-            _ => halves
-                .into_iter()
-                .flat_map(|value| (value as u16).to_le_bytes())
-                .collect(),
+            _ => halves.into_iter().flat_map(|value| (value as u16).to_le_bytes()).collect(),
         };
         tensor.raw_data = Some(raw.into());
     }
     let (values, bytes) = (len(tensor)?, tensor.raw_data().len());
     if values.checked_mul(size) != Some(bytes) {
-        let reason = format!(
-            "the shape {:?} means {values} values, but there are {}",
-            tensor.dims,
-            bytes / size
-        );
+        let reason = format!("the shape {:?} means {values} values, but there are {}", tensor.dims, bytes / size);
         return Err(error::tensor(tensor.name(), reason));
     }
     Ok(())
@@ -115,10 +108,7 @@ pub(super) fn write_floats(
         store(values, to, out)
             .ok_or_else(|| error::tensor(tensor.name(), format!("cannot be written as {}", to.as_str_name())))?;
         if !overflow && let Some(value) = first_overflow(values, &out[start..], to) {
-            let reason = format!(
-                "its value {value} is outside the range of {}",
-                to.as_str_name().to_ascii_lowercase()
-            );
+            let reason = format!("its value {value} is outside the range of {}", to.as_str_name().to_ascii_lowercase());
             return Err(error::tensor(tensor.name(), reason));
         }
     }
@@ -131,11 +121,7 @@ pub(super) fn converted(tensor: &TensorProto, to: DataType, overflow: bool) -> R
     make_raw(&mut tensor)?;
     let mut raw = Vec::with_capacity(len(&tensor)? * float_size(to).unwrap_or_default());
     write_floats(&tensor, to, overflow, &mut raw)?;
-    Ok(TensorProto {
-        data_type: Some(to as i32),
-        raw_data: Some(raw.into()),
-        ..tensor
-    })
+    Ok(TensorProto { data_type: Some(to as i32), raw_data: Some(raw.into()), ..tensor })
 }
 
 /// A float32 tensor.
@@ -156,24 +142,15 @@ fn load(raw: &[u8], from: DataType, values: &mut [f32]) {
         DataType::Float16 => {
             let mut buffer = [f16::ZERO; CHUNK];
             let buffer = &mut buffer[..values.len()];
-            buffer
-                .iter_mut()
-                .zip(halves())
-                .for_each(|(value, bits)| *value = f16::from_bits(bits));
+            buffer.iter_mut().zip(halves()).for_each(|(value, bits)| *value = f16::from_bits(bits));
             buffer.convert_to_f32_slice(values);
         }
         DataType::Bfloat16 => {
-            values
-                .iter_mut()
-                .zip(halves())
-                .for_each(|(value, bits)| *value = f32::from_bits(u32::from(bits) << 16));
+            values.iter_mut().zip(halves()).for_each(|(value, bits)| *value = f32::from_bits(u32::from(bits) << 16));
         }
         DataType::Double => {
             let doubles = raw.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
-            values
-                .iter_mut()
-                .zip(doubles)
-                .for_each(|(value, double)| *value = double as f32);
+            values.iter_mut().zip(doubles).for_each(|(value, double)| *value = double as f32);
         }
         _ => {
             let floats = raw.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
@@ -192,21 +169,13 @@ fn store(values: &[f32], to: DataType, out: &mut Vec<u8>) -> Option<()> {
             let mut buffer = [f16::ZERO; CHUNK];
             let buffer = &mut buffer[..values.len()];
             buffer.convert_from_f32_slice(values);
-            halves
-                .zip(buffer)
-                .for_each(|(bytes, value)| *bytes = value.to_le_bytes());
+            halves.zip(buffer).for_each(|(bytes, value)| *bytes = value.to_le_bytes());
         }
         DataType::Bfloat16 => {
-            halves
-                .zip(values)
-                .for_each(|(bytes, &value)| *bytes = bfloat16(value).to_le_bytes());
+            halves.zip(values).for_each(|(bytes, &value)| *bytes = bfloat16(value).to_le_bytes());
         }
         DataType::Float => {
-            out.as_chunks_mut::<4>()
-                .0
-                .iter_mut()
-                .zip(values)
-                .for_each(|(bytes, value)| *bytes = value.to_le_bytes());
+            out.as_chunks_mut::<4>().0.iter_mut().zip(values).for_each(|(bytes, value)| *bytes = value.to_le_bytes());
         }
         _ => return None,
     }
@@ -251,21 +220,11 @@ mod tests {
 
     #[test]
     fn halves_are_rounded_to_even_and_widened_exactly() {
-        let values = [
-            1.0,
-            -2.5,
-            1.0 + 1.0 / 2048.0,
-            1.0 + 3.0 / 2048.0,
-            65504.0,
-            f32::NEG_INFINITY,
-        ];
+        let values = [1.0, -2.5, 1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, 65504.0, f32::NEG_INFINITY];
         let tensor = floats("w", &[6], &values);
         let half = converted(&tensor, DataType::Float16, false).unwrap();
         let expected = [1.0, -2.5, 1.0, 1.0 + 4.0 / 2048.0, 65504.0, f32::NEG_INFINITY];
-        assert_eq!(
-            raw(&converted(&half, DataType::Float, false).unwrap()),
-            raw(&floats("w", &[6], &expected))
-        );
+        assert_eq!(raw(&converted(&half, DataType::Float, false).unwrap()), raw(&floats("w", &[6], &expected)));
 
         let tensor = floats("w", &[2], &[1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0]);
         let brain = converted(&tensor, DataType::Bfloat16, false).unwrap();
@@ -275,22 +234,9 @@ mod tests {
 
     #[test]
     fn bfloat16_is_rounded_as_usual() {
-        let hard = [
-            0.0,
-            -0.0,
-            f32::MIN_POSITIVE,
-            1e-45,
-            f32::MAX,
-            f32::MIN,
-            f32::INFINITY,
-            f32::NEG_INFINITY,
-        ];
+        let hard = [0.0, -0.0, f32::MIN_POSITIVE, 1e-45, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY];
         let many = (0..100_000_u32).map(|index| f32::from_bits(index.wrapping_mul(2_654_435_761)));
-        for value in hard
-            .into_iter()
-            .chain(many)
-            .chain([f32::NAN, f32::from_bits(0x7f80_0001)])
-        {
+        for value in hard.into_iter().chain(many).chain([f32::NAN, f32::from_bits(0x7f80_0001)]) {
             assert_eq!(bfloat16(value), bf16::from_f32(value).to_bits(), "{value:e}");
         }
     }
@@ -299,43 +245,21 @@ mod tests {
     fn values_outside_the_range_are_named() {
         let tensor = floats("fc.weight", &[2], &[1.0, 70000.0]);
         let error = converted(&tensor, DataType::Float16, false).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "tensor `fc.weight`: its value 70000 is outside the range of float16"
-        );
-        assert_eq!(
-            raw(&converted(&tensor, DataType::Float16, true).unwrap())[2..],
-            f16::INFINITY.to_le_bytes()
-        );
+        assert_eq!(error, "tensor `fc.weight`: its value 70000 is outside the range of float16");
+        assert_eq!(raw(&converted(&tensor, DataType::Float16, true).unwrap())[2..], f16::INFINITY.to_le_bytes());
     }
 
     #[test]
     fn every_way_to_store_floats_is_read() {
         let expected = raw(&floats("w", &[2], &[0.5, -3.0]));
-        let tensor = |elem: DataType| TensorProto {
-            data_type: Some(elem as i32),
-            dims: vec![2],
-            ..Default::default()
-        };
-        let float = TensorProto {
-            float_data: vec![0.5, -3.0],
-            ..tensor(DataType::Float)
-        };
-        let double = TensorProto {
-            double_data: vec![0.5, -3.0],
-            ..tensor(DataType::Double)
-        };
+        let tensor = |elem: DataType| TensorProto { data_type: Some(elem as i32), dims: vec![2], ..Default::default() };
+        let float = TensorProto { float_data: vec![0.5, -3.0], ..tensor(DataType::Float) };
+        let double = TensorProto { double_data: vec![0.5, -3.0], ..tensor(DataType::Double) };
         let bits = |values: [u16; 2]| values.map(i32::from).to_vec();
         let half = [f16::from_f32(0.5).to_bits(), f16::from_f32(-3.0).to_bits()];
-        let half = TensorProto {
-            int32_data: bits(half),
-            ..tensor(DataType::Float16)
-        };
+        let half = TensorProto { int32_data: bits(half), ..tensor(DataType::Float16) };
         let brain = [bf16::from_f32(0.5).to_bits(), bf16::from_f32(-3.0).to_bits()];
-        let brain = TensorProto {
-            int32_data: bits(brain),
-            ..tensor(DataType::Bfloat16)
-        };
+        let brain = TensorProto { int32_data: bits(brain), ..tensor(DataType::Bfloat16) };
         for stored in [float, double, half, brain] {
             assert_eq!(raw(&converted(&stored, DataType::Float, false).unwrap()), expected);
         }

@@ -16,10 +16,7 @@ fn names() -> Vec<String> {
 }
 
 fn labelled() -> Overrides {
-    Overrides {
-        labels: Some(names()),
-        ..Default::default()
-    }
+    Overrides { labels: Some(names()), ..Default::default() }
 }
 
 fn with_manifest(json: &str) -> Bytes {
@@ -37,30 +34,13 @@ fn refusal(model: &ModelProto, overrides: &Overrides) -> String {
 fn flags_win_over_the_manifest_and_that_over_defaults() {
     let json = r#"{"name":"birds","labels":["e","f","g","h"],"resize_shorter_side":9,"note":"kept"}"#;
     let model = Model::from_bytes(with_manifest(json), &Overrides::default()).unwrap();
-    assert_eq!(
-        (model.name.as_str(), model.labels.join("")),
-        ("birds", "efgh".to_owned())
-    );
-    assert_eq!(
-        model.geometry,
-        Geometry {
-            width: 6,
-            height: 4,
-            resize_shorter_side: 9
-        }
-    );
+    assert_eq!((model.name.as_str(), model.labels.join("")), ("birds", "efgh".to_owned()));
+    assert_eq!(model.geometry, Geometry { width: 6, height: 4, resize_shorter_side: 9 });
     assert_eq!(model.manifest.other["note"], "kept");
 
-    let overrides = Overrides {
-        name: Some("owls".into()),
-        resize_shorter_side: Some(12),
-        ..labelled()
-    };
+    let overrides = Overrides { name: Some("owls".into()), resize_shorter_side: Some(12), ..labelled() };
     let model = Model::from_bytes(with_manifest(json), &overrides).unwrap();
-    assert_eq!(
-        (model.name.as_str(), model.labels.join("")),
-        ("owls", "abcd".to_owned())
-    );
+    assert_eq!((model.name.as_str(), model.labels.join("")), ("owls", "abcd".to_owned()));
     assert_eq!(model.geometry.resize_shorter_side, 12);
 
     let model = Model::from_bytes(bytes(&tiny()), &labelled()).unwrap();
@@ -81,47 +61,32 @@ fn a_file_gives_its_name_and_the_labels_beside_it() {
 
     fs::write(folder.path().join("garden.v2.labels.txt"), "e\nf\ng\nh\n").unwrap();
     let model = Model::from_file(&path, &Overrides::default()).unwrap();
-    assert_eq!(
-        (model.name.as_str(), model.labels.join("")),
-        ("garden.v2", "efgh".to_owned())
-    );
+    assert_eq!((model.name.as_str(), model.labels.join("")), ("garden.v2", "efgh".to_owned()));
 
     fs::write(folder.path().join("garden.v2.labels.txt"), "e\nf\n").unwrap();
     let error = Model::from_file(&path, &Overrides::default()).unwrap_err().to_string();
-    assert!(
-        error.contains("has 4 classes, but") && error.contains("garden.v2.labels.txt holds 2 labels"),
-        "{error}"
-    );
+    assert!(error.contains("has 4 classes, but") && error.contains("garden.v2.labels.txt holds 2 labels"), "{error}");
 
-    let missing = Model::from_file(Path::new("/no/such.onnx"), &Overrides::default())
-        .unwrap_err()
-        .to_string();
+    let missing = Model::from_file(Path::new("/no/such.onnx"), &Overrides::default()).unwrap_err().to_string();
     assert!(missing.starts_with("/no/such.onnx: cannot be read"), "{missing}");
 }
 
 #[test]
 fn labels_must_be_as_many_as_the_classes() {
-    let overrides = Overrides {
-        labels: Some(vec!["cat".into()]),
-        ..Default::default()
-    };
+    let overrides = Overrides { labels: Some(vec!["cat".into()]), ..Default::default() };
     assert_eq!(
         refusal(&tiny(), &overrides),
         "has 4 classes, but was given 1 labels; one label for each class is needed"
     );
-    let error = Model::from_bytes(with_manifest(r#"{"labels":["e"]}"#), &Overrides::default())
-        .unwrap_err()
-        .to_string();
+    let error = Model::from_bytes(with_manifest(r#"{"labels":["e"]}"#), &Overrides::default()).unwrap_err().to_string();
     assert!(error.contains("its manifest holds 1 labels"), "{error}");
 }
 
 #[test]
 fn a_thousand_classes_are_imagenets() {
     let mut model = tiny();
-    graph(&mut model).initializer = vec![
-        testing::floats("fc.weight", &[1000, 3], &[0.5; 3000]),
-        testing::floats("fc.bias", &[1000], &[0.0; 1000]),
-    ];
+    graph(&mut model).initializer =
+        vec![testing::floats("fc.weight", &[1000, 3], &[0.5; 3000]), testing::floats("fc.bias", &[1000], &[0.0; 1000])];
     graph(&mut model).output = vec![testing::value("scores", DataType::Float, &[-1, 1000])];
     let model = Model::from_bytes(bytes(&model), &Overrides::default()).unwrap();
     assert_eq!((model.labels.len(), model.labels[0].as_str()), (1000, "tench"));
@@ -129,31 +94,19 @@ fn a_thousand_classes_are_imagenets() {
 
 #[test]
 fn settings_that_cannot_be_used_are_refused() {
-    let with = |mean: Option<[f32; 3]>, std: Option<[f32; 3]>| Overrides {
-        mean,
-        std,
-        ..labelled()
-    };
+    let with = |mean: Option<[f32; 3]>, std: Option<[f32; 3]>| Overrides { mean, std, ..labelled() };
     assert!(refusal(&tiny(), &with(Some([0.5, f32::NAN, 0.5]), None)).contains("finite"));
     assert!(refusal(&tiny(), &with(None, Some([0.5, 0.0, 0.5]))).contains("above 0"));
     assert!(
         refusal(&tiny(), &with(Some([123.7, 116.3, 103.5]), Some([58.4, 57.1, 57.4]))).contains("divide them by 255")
     );
-    let small = Overrides {
-        resize_shorter_side: Some(5),
-        ..labelled()
-    };
+    let small = Overrides { resize_shorter_side: Some(5), ..labelled() };
     let error = refusal(&tiny(), &small);
-    assert!(
-        error.contains("is 5, but the network sees 6×4") && error.contains("6 or more"),
-        "{error}"
-    );
+    assert!(error.contains("is 5, but the network sees 6×4") && error.contains("6 or more"), "{error}");
 
     let mut model = tiny();
     graph(&mut model).input = vec![testing::value("pixels", DataType::Uint8, &[-1, 3, 4, 6])];
-    graph(&mut model)
-        .node
-        .insert(0, testing::node("Cast", &["pixels"], "float").with_int("to", 1));
+    graph(&mut model).node.insert(0, testing::node("Cast", &["pixels"], "float").with_int("to", 1));
     graph(&mut model).node[1].input[0] = "float".into();
     assert!(refusal(&model, &with(Some([0.5; 3]), None)).contains("pixels from 0 to 255 as they are"));
     assert!(Model::from_bytes(bytes(&model), &labelled()).is_ok());
@@ -162,21 +115,11 @@ fn settings_that_cannot_be_used_are_refused() {
 #[test]
 fn what_is_no_model_is_refused() {
     for (content, reason) in [(&b"PK\x03\x04"[..], "zip"), (b"", "empty"), (b"\x08\x08", "damaged")] {
-        let error = Model::from_bytes(Bytes::copy_from_slice(content), &Overrides::default())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("is not an ONNX model") && error.contains(reason),
-            "{error}"
-        );
+        let error = Model::from_bytes(Bytes::copy_from_slice(content), &Overrides::default()).unwrap_err().to_string();
+        assert!(error.contains("is not an ONNX model") && error.contains(reason), "{error}");
     }
     let cut = Bytes::from_static(&BUNDLED[..BUNDLED.len() / 2]);
-    assert!(
-        Model::from_bytes(cut, &Overrides::default())
-            .unwrap_err()
-            .to_string()
-            .contains("damaged or cut off")
-    );
+    assert!(Model::from_bytes(cut, &Overrides::default()).unwrap_err().to_string().contains("damaged or cut off"));
 }
 
 #[test]
@@ -195,34 +138,15 @@ fn the_bundled_model_shares_its_weights_with_the_program() {
 #[test]
 fn the_bundled_model_is_what_it_says() {
     let model = Model::bundled(&Overrides::default()).unwrap();
-    assert_eq!(
-        (model.name.as_str(), model.labels.len(), model.graph.classes),
-        ("resnet18-demo", 106, 106)
-    );
-    assert_eq!(
-        model.geometry,
-        Geometry {
-            width: 224,
-            height: 224,
-            resize_shorter_side: 256
-        }
-    );
+    assert_eq!((model.name.as_str(), model.labels.len(), model.graph.classes), ("resnet18-demo", 106, 106));
+    assert_eq!(model.geometry, Geometry { width: 224, height: 224, resize_shorter_side: 256 });
     assert_eq!((model.graph.batch, model.graph.softmax), (Batch::Any, false));
 
     let onnx = ModelProto::decode(model.graph.to_onnx(None, BodyPrecision::Fp32).unwrap().as_slice()).unwrap();
     assert!(Manifest::read(&onnx).unwrap() == model.manifest);
     let graph = onnx.graph.unwrap();
-    assert_eq!(
-        graph.node.iter().filter(|node| node.op_type() == "Cast").count(),
-        1,
-        "only the pixels are cast"
-    );
-    assert!(
-        graph
-            .initializer
-            .iter()
-            .all(|tensor| tensor.data_type() == DataType::Float as i32)
-    );
+    assert_eq!(graph.node.iter().filter(|node| node.op_type() == "Cast").count(), 1, "only the pixels are cast");
+    assert!(graph.initializer.iter().all(|tensor| tensor.data_type() == DataType::Float as i32));
 }
 
 /// The crops of `../shared/golden` and what is expected for them.
@@ -238,12 +162,7 @@ fn golden(expected: &str) -> Option<(Value, BTreeMap<String, Vec<u8>>)> {
 }
 
 fn numbers(value: &Value) -> Vec<f32> {
-    value
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|value| value.as_f64().unwrap() as f32)
-        .collect()
+    value.as_array().unwrap().iter().map(|value| value.as_f64().unwrap() as f32).collect()
 }
 
 /// The file's weights are stored in 16 bits and the reference's are not, so the file itself is up to 0.0026 off.
@@ -266,30 +185,18 @@ fn the_bundled_model_gives_the_golden_logits() {
         }
     }
     let (name, crop) = &crops[0];
-    assert_close(
-        &infer(&single, crop, [1, 224, 224, 3]),
-        &numbers(&expected[name]["logits"]),
-        STORED_IN_HALF,
-    );
+    assert_close(&infer(&single, crop, [1, 224, 224, 3]), &numbers(&expected[name]["logits"]), STORED_IN_HALF);
 }
 
 #[test]
 fn rewriting_does_not_change_the_bundled_models_answers() {
-    let pixels: Vec<u8> = (0..224 * 224 * 3)
-        .map(|index: usize| (index * index / 977 % 256) as u8)
-        .collect();
+    let pixels: Vec<u8> = (0..224 * 224 * 3).map(|index: usize| (index * index / 977 % 256) as u8).collect();
     let model = Model::bundled(&Overrides::default()).unwrap();
-    let served = testing::run(
-        model.graph.to_onnx(None, BodyPrecision::Fp32).unwrap(),
-        &pixels,
-        [1, 224, 224, 3],
-    );
+    let served = testing::run(model.graph.to_onnx(None, BodyPrecision::Fp32).unwrap(), &pixels, [1, 224, 224, 3]);
 
     let Normalization { mean, std } = Normalization::IMAGENET;
     let of = |colour: usize| move |&value: &u8| (f32::from(value) / 255.0 - mean[colour]) / std[colour];
-    let planes = (0..3)
-        .flat_map(|colour| pixels.iter().skip(colour).step_by(3).map(of(colour)))
-        .collect::<Vec<_>>();
+    let planes = (0..3).flat_map(|colour| pixels.iter().skip(colour).step_by(3).map(of(colour))).collect::<Vec<_>>();
     let input = rten_tensor::Tensor::from_data(&[1, 3, 224, 224], planes);
     let plain = rten::Model::load_static_slice(BUNDLED).unwrap();
     let logits: rten_tensor::Tensor<f32> = plain.run_one(input.into(), None).unwrap().try_into().unwrap();
@@ -301,16 +208,9 @@ fn another_exporters_network_gives_the_golden_answers() {
     let Some((expected, crops)) = golden("expected-efficientnet-lite0.json") else {
         return;
     };
-    let overrides = Overrides {
-        mean: Some([0.498; 3]),
-        std: Some([0.502; 3]),
-        ..Default::default()
-    };
+    let overrides = Overrides { mean: Some([0.498; 3]), std: Some([0.502; 3]), ..Default::default() };
     let model = Model::from_file(&shared("models/efficientnet-lite0.onnx").unwrap(), &overrides).unwrap();
-    assert_eq!(
-        (model.name.as_str(), model.graph.classes, model.graph.softmax),
-        ("efficientnet-lite0", 1000, true)
-    );
+    assert_eq!((model.name.as_str(), model.graph.classes, model.graph.softmax), ("efficientnet-lite0", 1000, true));
     for batch in [None, Some(1)] {
         let engine = rten::Model::load(model.graph.to_onnx(batch, BodyPrecision::Fp32).unwrap()).unwrap();
         for (name, crop) in crops.iter().step_by(12) {

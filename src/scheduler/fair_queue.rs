@@ -39,12 +39,7 @@ pub(super) enum Pushed<T> {
 
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Self {
-            clients: HashMap::default(),
-            turns: VecDeque::new(),
-            len: 0,
-            counted: 0,
-        }
+        Self { clients: HashMap::default(), turns: VecDeque::new(), len: 0, counted: 0 }
     }
 }
 
@@ -77,10 +72,7 @@ impl<T> FairQueue<T> {
         let counts = capacity.is_some();
         let entry = self.clients.entry(client).or_insert_with(|| {
             self.turns.push_back(client);
-            Client {
-                items: VecDeque::new(),
-                counted: 0,
-            }
+            Client { items: VecDeque::new(), counted: 0 }
         });
         entry.items.push_back(Item { counts, item });
         entry.counted += usize::from(counts);
@@ -106,10 +98,7 @@ impl<T> FairQueue<T> {
     }
 
     fn heaviest(&self) -> Option<(ClientId, usize)> {
-        self.clients
-            .iter()
-            .map(|(id, client)| (*id, client.counted))
-            .max_by_key(|(_, counted)| *counted)
+        self.clients.iter().map(|(id, client)| (*id, client.counted)).max_by_key(|(_, counted)| *counted)
     }
 
     fn remove_newest(&mut self, id: ClientId) -> Option<T> {
@@ -191,9 +180,7 @@ mod tests {
         let mut queue = FairQueue::default();
         let mut random = 12345_u64;
         let mut next = |n: u64| {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (random >> 33) % n
         };
         let (mut pushed, mut gone) = (0_u64, 0_u64);
@@ -215,9 +202,6 @@ mod tests {
             gone += 1;
         }
         assert_eq!(pushed, gone);
-        assert_eq!(
-            (queue.len(), queue.counted(), queue.turns.len(), queue.clients.len()),
-            (0, 0, 0, 0)
-        );
+        assert_eq!((queue.len(), queue.counted(), queue.turns.len(), queue.clients.len()), (0, 0, 0, 0));
     }
 }

@@ -176,12 +176,7 @@ struct Ready {
 impl Scheduler {
     /// Starts one worker thread a lane.
     pub fn start(start: Start, config: SchedulerConfig) -> Self {
-        let Start {
-            lanes,
-            geometry,
-            classes,
-            metrics,
-        } = start;
+        let Start { lanes, geometry, classes, metrics } = start;
         let count = lanes.narrow.len();
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -203,14 +198,9 @@ impl Scheduler {
         let workers = lanes.narrow.into_iter().enumerate().map(|(i, lane)| {
             let worker = Worker::new(Arc::clone(&shared), lane, count);
             let thread = std::thread::Builder::new().name(format!("worker-{i}"));
-            thread
-                .spawn(move || worker.run())
-                .expect("the system can start a thread for each core")
+            thread.spawn(move || worker.run()).expect("the system can start a thread for each core")
         });
-        Self {
-            workers: workers.collect(),
-            shared,
-        }
+        Self { workers: workers.collect(), shared }
     }
 
     /// Queues a job. Its outcome comes through the receiver; dropping that withdraws the job.
@@ -226,32 +216,19 @@ impl Scheduler {
             Some(capacity) => capacity.get(),
             None => state.pace.images_in(Duration::from_millis(200)).max(16),
         };
-        let pushed = state
-            .waiting
-            .push(client, counts.then_some(capacity), Waiting { job, reply });
+        let pushed = state.waiting.push(client, counts.then_some(capacity), Waiting { job, reply });
         let waiting = state.waiting.counted();
         let displaced = match pushed {
             Pushed::Queued => None,
             Pushed::Displaced(displaced) => Some(displaced),
             Pushed::Full => {
-                let full = QueueFull {
-                    waiting,
-                    retry_after: state.pace.next_place(waiting),
-                };
+                let full = QueueFull { waiting, retry_after: state.pace.next_place(waiting) };
                 drop(state);
                 self.shared.metrics.rejected(Rejection::QueueFull);
                 return Err(full);
             }
         };
-        let displaced = displaced.map(|d| {
-            (
-                d,
-                QueueFull {
-                    waiting,
-                    retry_after: state.pace.next_place(waiting),
-                },
-            )
-        });
+        let displaced = displaced.map(|d| (d, QueueFull { waiting, retry_after: state.pace.next_place(waiting) }));
         self.shared.metrics.queue_depth(state.waiting.len());
         drop(state);
         self.shared.work.notify_one();
@@ -283,9 +260,7 @@ impl Drop for Scheduler {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("nothing panics while it holds the scheduler's state")
+        self.state.lock().expect("nothing panics while it holds the scheduler's state")
     }
 }
 

@@ -19,11 +19,7 @@ pub(super) struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         let [decode, inference] = FIRST_GUESS.map(|guess| guess.as_secs_f64());
-        Self {
-            decode,
-            inference,
-            promised: None,
-        }
+        Self { decode, inference, promised: None }
     }
 }
 
@@ -54,9 +50,7 @@ impl Pace {
     fn next_place_at(&mut self, waiting: usize, now: Instant) -> Duration {
         let image = Duration::from_secs_f64(self.decode + self.inference);
         let worked_off = now + image * u32::try_from(waiting).unwrap_or(u32::MAX);
-        let place = self
-            .promised
-            .map_or(worked_off, |promised| (promised + image).max(worked_off));
+        let place = self.promised.map_or(worked_off, |promised| (promised + image).max(worked_off));
         let place = place.min(now + LONGEST_DELAY);
         self.promised = Some(place);
         // Whole milliseconds, rounded up, so that no client comes back at once.

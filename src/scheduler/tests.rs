@@ -13,11 +13,7 @@ use crate::{
     image::{PixelFormat, RawFrame},
 };
 
-const GEOMETRY: Geometry = Geometry {
-    width: 2,
-    height: 2,
-    resize_shorter_side: 2,
-};
+const GEOMETRY: Geometry = Geometry { width: 2, height: 2, resize_shorter_side: 2 };
 
 /// One call of an engine: on which lane, with the first byte of each image.
 #[derive(Debug, PartialEq)]
@@ -37,22 +33,11 @@ impl Engine for Scripted {
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
         assert_eq!((images.len(), logits.len()), (n * GEOMETRY.bytes(), n));
         let firsts: Vec<u8> = images.chunks_exact(GEOMETRY.bytes()).map(|image| image[0]).collect();
-        logits
-            .iter_mut()
-            .zip(&firsts)
-            .for_each(|(logit, first)| *logit = f32::from(*first));
-        self.calls
-            .send(Call {
-                lane: self.lane,
-                images: firsts.clone(),
-            })
-            .unwrap();
+        logits.iter_mut().zip(&firsts).for_each(|(logit, first)| *logit = f32::from(*first));
+        self.calls.send(Call { lane: self.lane, images: firsts.clone() }).unwrap();
         self.go.lock().unwrap().recv().unwrap();
         match firsts[0] {
-            255 => Err(EngineError::Inference {
-                kind: EngineKind::Embedded,
-                reason: "as told".into(),
-            }),
+            255 => Err(EngineError::Inference { kind: EngineKind::Embedded, reason: "as told".into() }),
             254 => panic!("as told"),
             _ => Ok(()),
         }
@@ -80,13 +65,7 @@ impl Default for Setup {
             max_queue_delay: Duration::ZERO,
             preprocess: PreprocessConfig::default(),
         };
-        Self {
-            narrow: 1,
-            wide: false,
-            max_batch: 1,
-            fixed_batch: false,
-            config,
-        }
+        Self { narrow: 1, wide: false, max_batch: 1, fixed_batch: false, config }
     }
 }
 
@@ -96,11 +75,7 @@ impl Setup {
         let (go, go_receiver) = mpsc::channel();
         let go_receiver = Arc::new(Mutex::new(go_receiver));
         let lane = |lane| -> Box<dyn Engine> {
-            Box::new(Scripted {
-                lane,
-                calls: call_sender.clone(),
-                go: Arc::clone(&go_receiver),
-            })
+            Box::new(Scripted { lane, calls: call_sender.clone(), go: Arc::clone(&go_receiver) })
         };
         let lanes = Lanes {
             info: EngineInfo {
@@ -115,63 +90,33 @@ impl Setup {
             narrow: (0..self.narrow).map(|_| lane("narrow")).collect(),
         };
         let metrics = Arc::new(ModelMetrics::new("test"));
-        let start = Start {
-            lanes,
-            geometry: GEOMETRY,
-            classes: 1,
-            metrics,
-        };
-        Bench {
-            scheduler: Arc::new(Scheduler::start(start, self.config)),
-            calls,
-            go,
-        }
+        let start = Start { lanes, geometry: GEOMETRY, classes: 1, metrics };
+        Bench { scheduler: Arc::new(Scheduler::start(start, self.config)), calls, go }
     }
 }
 
 fn arrival(value: u8) -> Arrival {
     let data = Bytes::from(vec![value; GEOMETRY.bytes()]);
-    let frame = RawFrame {
-        format: PixelFormat::Rgb8,
-        width: 2,
-        height: 2,
-        stride: 0,
-        data,
-    };
-    Arrival {
-        image: Source::Raw(frame),
-        at: Instant::now(),
-    }
+    let frame = RawFrame { format: PixelFormat::Rgb8, width: 2, height: 2, stride: 0, data };
+    Arrival { image: Source::Raw(frame), at: Instant::now() }
 }
 
 fn job(value: u8) -> Job {
-    Job {
-        client: ClientId(1),
-        deadline: None,
-        counts: true,
-        fetch: Box::new(move || Some(arrival(value))),
-    }
+    Job { client: ClientId(1), deadline: None, counts: true, fetch: Box::new(move || Some(arrival(value))) }
 }
 
 impl Bench {
     fn submit(&self, value: u8) -> oneshot::Receiver<Outcome> {
-        self.scheduler
-            .submit(job(value))
-            .expect("there is a place in the queue")
+        self.scheduler.submit(job(value)).expect("there is a place in the queue")
     }
 
     /// The next call of an engine, which then waits for [`Bench::go`].
     fn call(&self) -> Call {
-        self.calls
-            .recv_timeout(Duration::from_secs(5))
-            .expect("the engine is called")
+        self.calls.recv_timeout(Duration::from_secs(5)).expect("the engine is called")
     }
 
     fn no_call(&self) {
-        assert!(
-            self.calls.recv_timeout(Duration::from_millis(50)).is_err(),
-            "no engine should be called"
-        );
+        assert!(self.calls.recv_timeout(Duration::from_millis(50)).is_err(), "no engine should be called");
     }
 
     fn go(&self) {
@@ -194,13 +139,7 @@ fn logit(outcome: oneshot::Receiver<Outcome>) -> f32 {
 fn an_image_is_decoded_inferred_and_answered() {
     let bench = Setup::default().start();
     let outcome = bench.submit(7);
-    assert_eq!(
-        bench.call(),
-        Call {
-            lane: "narrow",
-            images: vec![7]
-        }
-    );
+    assert_eq!(bench.call(), Call { lane: "narrow", images: vec![7] });
     bench.go();
     let reply = outcome.blocking_recv().unwrap().unwrap();
     assert_eq!(reply.logits, [7.0]);
@@ -209,20 +148,9 @@ fn an_image_is_decoded_inferred_and_answered() {
 
 #[test]
 fn an_image_that_is_alone_gets_all_cores_and_several_share_them() {
-    let bench = Setup {
-        narrow: 2,
-        wide: true,
-        ..Setup::default()
-    }
-    .start();
+    let bench = Setup { narrow: 2, wide: true, ..Setup::default() }.start();
     let first = bench.submit(1);
-    assert_eq!(
-        bench.call(),
-        Call {
-            lane: "wide",
-            images: vec![1]
-        }
-    );
+    assert_eq!(bench.call(), Call { lane: "wide", images: vec![1] });
     let (second, third) = (bench.submit(2), bench.submit(3));
     bench.no_call();
     bench.go();
@@ -240,11 +168,7 @@ fn an_image_that_is_alone_gets_all_cores_and_several_share_them() {
 
 #[test]
 fn batches_form_from_what_waits() {
-    let bench = Setup {
-        max_batch: 4,
-        ..Setup::default()
-    }
-    .start();
+    let bench = Setup { max_batch: 4, ..Setup::default() }.start();
     let first = bench.occupy(0);
     let rest: Vec<_> = (1..=6).map(|value| bench.submit(value)).collect();
     bench.go();
@@ -253,33 +177,19 @@ fn batches_form_from_what_waits() {
     assert_eq!(bench.call().images, [5, 6]);
     bench.go();
     assert_eq!(logit(first), 0.0);
-    assert_eq!(
-        rest.into_iter().map(logit).collect::<Vec<_>>(),
-        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    );
+    assert_eq!(rest.into_iter().map(logit).collect::<Vec<_>>(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
 }
 
 #[test]
 fn an_incomplete_batch_waits_as_long_as_it_may() {
-    let config = SchedulerConfig {
-        max_queue_delay: Duration::from_millis(200),
-        ..Setup::default().config
-    };
-    let bench = Setup {
-        max_batch: 2,
-        config,
-        ..Setup::default()
-    }
-    .start();
+    let config = SchedulerConfig { max_queue_delay: Duration::from_millis(200), ..Setup::default().config };
+    let bench = Setup { max_batch: 2, config, ..Setup::default() }.start();
     let started = Instant::now();
     let first = bench.submit(1);
     bench.no_call();
     let second = bench.submit(2);
     assert_eq!(bench.call().images, [1, 2]);
-    assert!(
-        started.elapsed() < Duration::from_millis(190),
-        "a full batch does not wait"
-    );
+    assert!(started.elapsed() < Duration::from_millis(190), "a full batch does not wait");
     bench.go();
     assert_eq!((logit(first), logit(second)), (1.0, 2.0));
     let started = Instant::now();
@@ -292,12 +202,7 @@ fn an_incomplete_batch_waits_as_long_as_it_may() {
 
 #[test]
 fn a_fixed_batch_is_filled_up() {
-    let bench = Setup {
-        max_batch: 3,
-        fixed_batch: true,
-        ..Setup::default()
-    }
-    .start();
+    let bench = Setup { max_batch: 3, fixed_batch: true, ..Setup::default() }.start();
     let outcome = bench.submit(5);
     assert_eq!(bench.call().images, [5, 0, 0]);
     bench.go();
@@ -315,14 +220,7 @@ fn expired_and_abandoned_work_is_neither_decoded_nor_inferred() {
             fetched.fetch_add(1, SeqCst);
             Some(arrival(9))
         });
-        bench
-            .scheduler
-            .submit(Job {
-                deadline,
-                fetch,
-                ..job(9)
-            })
-            .unwrap()
+        bench.scheduler.submit(Job { deadline, fetch, ..job(9) }).unwrap()
     };
     let expired = counting(Some(Instant::now() + Duration::from_millis(10)));
     drop(counting(None));
@@ -331,37 +229,21 @@ fn expired_and_abandoned_work_is_neither_decoded_nor_inferred() {
     bench.go();
     assert_eq!(bench.call().images, [2]);
     bench.go();
-    assert!(matches!(
-        expired.blocking_recv().unwrap(),
-        Err(JobError::DeadlineExceeded)
-    ));
+    assert!(matches!(expired.blocking_recv().unwrap(), Err(JobError::DeadlineExceeded)));
     assert_eq!((logit(first), logit(last)), (1.0, 2.0));
     assert_eq!(fetched.load(SeqCst), 0);
 }
 
 #[test]
 fn a_full_queue_refuses_and_streams_are_not_counted() {
-    let config = SchedulerConfig {
-        queue_capacity: NonZeroUsize::new(2),
-        ..Setup::default().config
-    };
-    let bench = Setup {
-        config,
-        ..Setup::default()
-    }
-    .start();
+    let config = SchedulerConfig { queue_capacity: NonZeroUsize::new(2), ..Setup::default().config };
+    let bench = Setup { config, ..Setup::default() }.start();
     let first = bench.occupy(0);
     let waiting = [bench.submit(1), bench.submit(2)];
     let full = bench.scheduler.submit(job(3)).unwrap_err();
     assert_eq!(full.waiting, 2);
     assert!(full.retry_after > Duration::ZERO);
-    let stream = bench
-        .scheduler
-        .submit(Job {
-            counts: false,
-            ..job(4)
-        })
-        .unwrap();
+    let stream = bench.scheduler.submit(Job { counts: false, ..job(4) }).unwrap();
     for _ in 0..4 {
         bench.go();
     }
@@ -371,47 +253,23 @@ fn a_full_queue_refuses_and_streams_are_not_counted() {
 
 #[test]
 fn a_flooding_client_gives_way_to_another() {
-    let config = SchedulerConfig {
-        queue_capacity: NonZeroUsize::new(3),
-        ..Setup::default().config
-    };
-    let bench = Setup {
-        config,
-        ..Setup::default()
-    }
-    .start();
+    let config = SchedulerConfig { queue_capacity: NonZeroUsize::new(3), ..Setup::default().config };
+    let bench = Setup { config, ..Setup::default() }.start();
     let first = bench.occupy(0);
     let flood: Vec<_> = (1..=3).map(|value| bench.submit(value)).collect();
-    let other = bench
-        .scheduler
-        .submit(Job {
-            client: ClientId(2),
-            ..job(9)
-        })
-        .unwrap();
+    let other = bench.scheduler.submit(Job { client: ClientId(2), ..job(9) }).unwrap();
     for _ in 0..4 {
         bench.go();
     }
     assert_eq!((logit(first), logit(other)), (0.0, 9.0));
-    let flood: Vec<_> = flood
-        .into_iter()
-        .map(|outcome| outcome.blocking_recv().unwrap())
-        .collect();
-    assert!(
-        matches!(flood[..], [Ok(_), Ok(_), Err(JobError::Displaced(_))]),
-        "{flood:?}"
-    );
+    let flood: Vec<_> = flood.into_iter().map(|outcome| outcome.blocking_recv().unwrap()).collect();
+    assert!(matches!(flood[..], [Ok(_), Ok(_), Err(JobError::Displaced(_))]), "{flood:?}");
 }
 
 #[test]
 fn a_bad_image_fails_alone() {
     let bench = Setup::default().start();
-    let fetch = Box::new(|| {
-        Some(Arrival {
-            image: Source::Encoded(Bytes::new()),
-            at: Instant::now(),
-        })
-    });
+    let fetch = Box::new(|| Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now() }));
     let bad = bench.scheduler.submit(Job { fetch, ..job(0) }).unwrap();
     assert!(matches!(bad.blocking_recv().unwrap(), Err(JobError::Image(_))));
     let good = bench.occupy(1);
@@ -437,22 +295,14 @@ fn an_engine_that_fails_or_panics_fails_its_batch_only() {
 
 #[test]
 fn stopping_finishes_what_was_admitted() {
-    let bench = Setup {
-        narrow: 2,
-        wide: true,
-        ..Setup::default()
-    }
-    .start();
+    let bench = Setup { narrow: 2, wide: true, ..Setup::default() }.start();
     let outcomes: Vec<_> = (0..8).map(|value| bench.submit(value)).collect();
     for _ in 0..8 {
         bench.go();
     }
     let scheduler = Arc::into_inner(bench.scheduler).expect("the only one");
     drop(scheduler);
-    assert_eq!(
-        outcomes.into_iter().map(logit).collect::<Vec<_>>(),
-        [0., 1., 2., 3., 4., 5., 6., 7.]
-    );
+    assert_eq!(outcomes.into_iter().map(logit).collect::<Vec<_>>(), [0., 1., 2., 3., 4., 5., 6., 7.]);
 }
 
 #[test]

@@ -26,10 +26,7 @@ pub(super) struct Worker {
 
 enum Task {
     Decode(Waiting),
-    Infer {
-        batch: Vec<Ready>,
-        wide: Option<Box<dyn Engine>>,
-    },
+    Infer { batch: Vec<Ready>, wide: Option<Box<dyn Engine>> },
 }
 
 impl Worker {
@@ -60,9 +57,7 @@ impl Worker {
             Some(Arrival { image, at }) => {
                 let mut crop = vec![0; self.shared.geometry.bytes()];
                 let result = self.preprocessor.crop(&image, &self.shared.geometry, &mut crop);
-                result
-                    .map(|()| (crop, started.saturating_duration_since(at)))
-                    .map_err(JobError::Image)
+                result.map(|()| (crop, started.saturating_duration_since(at))).map_err(JobError::Image)
             }
         };
         let since = Instant::now();
@@ -73,18 +68,8 @@ impl Worker {
         state.pace.record_decode(took, self.share);
         match decoded {
             Ok((crop, queued)) => {
-                let stages = super::Stages {
-                    decode: took,
-                    queue: queued,
-                    ..Default::default()
-                };
-                state.ready.push_back(Ready {
-                    crop,
-                    deadline: job.deadline,
-                    reply,
-                    stages,
-                    since,
-                });
+                let stages = super::Stages { decode: took, queue: queued, ..Default::default() };
+                state.ready.push_back(Ready { crop, deadline: job.deadline, reply, stages, since });
             }
             Err(error) => {
                 drop(state);
@@ -120,10 +105,7 @@ impl Worker {
                     stages.queue += started - ready.since;
                     stages.inference = took;
                     self.shared.metrics.queued(stages.queue);
-                    let _ = ready.reply.send(Ok(Reply {
-                        logits: logits.to_vec(),
-                        stages,
-                    }));
+                    let _ = ready.reply.send(Ok(Reply { logits: logits.to_vec(), stages }));
                 }
             }
             Err(error) => {
@@ -138,29 +120,19 @@ impl Worker {
 
     fn run_engine(&mut self, batch: &[Ready], wide: Option<&mut Box<dyn Engine>>) -> Result<(), EngineError> {
         let engine = wide.unwrap_or(&mut self.lane);
-        let n = if self.shared.engine.fixed_batch {
-            self.shared.engine.max_batch
-        } else {
-            batch.len()
-        };
+        let n = if self.shared.engine.fixed_batch { self.shared.engine.max_batch } else { batch.len() };
         self.logits.resize(n * self.shared.classes, 0.0);
         let images = if n == 1 {
             &batch[0].crop
         } else {
             self.images.clear();
-            batch
-                .iter()
-                .for_each(|ready| self.images.extend_from_slice(&ready.crop));
+            batch.iter().for_each(|ready| self.images.extend_from_slice(&ready.crop));
             self.images.resize(n * self.shared.geometry.bytes(), 0);
             &self.images
         };
         let (kind, logits) = (self.shared.engine.kind, &mut self.logits);
-        catch_unwind(AssertUnwindSafe(|| engine.infer(images, n, logits))).unwrap_or_else(|_| {
-            Err(EngineError::Inference {
-                kind,
-                reason: "it panicked".into(),
-            })
-        })
+        catch_unwind(AssertUnwindSafe(|| engine.infer(images, n, logits)))
+            .unwrap_or_else(|_| Err(EngineError::Inference { kind, reason: "it panicked".into() }))
     }
 }
 
@@ -191,10 +163,7 @@ impl Shared {
                 return None;
             }
             state = match until_batch {
-                None => self
-                    .work
-                    .wait(state)
-                    .expect("nothing panics while it holds the scheduler's state"),
+                None => self.work.wait(state).expect("nothing panics while it holds the scheduler's state"),
                 Some(time) => {
                     let waited = self.work.wait_timeout(state, time);
                     waited.expect("nothing panics while it holds the scheduler's state").0

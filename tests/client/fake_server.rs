@@ -56,28 +56,18 @@ struct Fake(Arc<Script>);
 
 /// Takes one off a counter that isn't zero.
 fn take_one(counter: &AtomicU64) -> bool {
-    counter
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
-        .is_ok()
+    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
 }
 
 fn classes() -> Vec<Classification> {
     [(207, "golden retriever", 0.75), (208, "Labrador retriever", 0.125)]
-        .map(|(class_id, label, probability)| Classification {
-            class_id,
-            label: label.into(),
-            probability,
-        })
+        .map(|(class_id, label, probability)| Classification { class_id, label: label.into(), probability })
         .into()
 }
 
 fn timing(inference: Duration) -> Timing {
     let inference = prost_types::Duration::try_from(inference).unwrap();
-    Timing {
-        inference: Some(inference),
-        total: Some(inference),
-        ..Timing::default()
-    }
+    Timing { inference: Some(inference), total: Some(inference), ..Timing::default() }
 }
 
 /// Frames must be I420 of the size that the model wants, or images.
@@ -87,11 +77,7 @@ fn check(image: Option<Image>) -> Result<(), String> {
         Some(Source::Raw(frame)) if frame.format() == PixelFormat::I420 => {
             let (width, height) = (frame.width as usize, frame.height as usize);
             let expected = width * height + 2 * width.div_ceil(2) * height.div_ceil(2);
-            if width.min(height) <= 256 && frame.data.len() == expected {
-                Ok(())
-            } else {
-                Err("wrong size".into())
-            }
+            if width.min(height) <= 256 && frame.data.len() == expected { Ok(()) } else { Err("wrong size".into()) }
         }
         _ => Err("the image can't be decoded".into()),
     }
@@ -103,11 +89,7 @@ impl Classifier for Fake {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         if take_one(&self.0.rejections) {
             let details = ErrorDetails::with_retry_info(Some(self.0.retry_delay));
-            return Err(Status::with_error_details(
-                Code::ResourceExhausted,
-                "the queue is full",
-                details,
-            ));
+            return Err(Status::with_error_details(Code::ResourceExhausted, "the queue is full", details));
         }
         tokio::time::sleep(self.0.delay).await;
         let request = request.into_inner();
@@ -151,13 +133,8 @@ impl Classifier for Fake {
                 Ok(StreamClassifyResponse {
                     frame_id: frame.id,
                     outcome: Some(match check(frame.image) {
-                        Ok(()) => Outcome::Result(Classifications {
-                            classifications: classes(),
-                        }),
-                        Err(message) => Outcome::Error(FrameError {
-                            code: Code::InvalidArgument.into(),
-                            message,
-                        }),
+                        Ok(()) => Outcome::Result(Classifications { classifications: classes() }),
+                        Err(message) => Outcome::Error(FrameError { code: Code::InvalidArgument.into(), message }),
                     }),
                     dropped_frames: 0,
                     fps: 25.0,
@@ -169,11 +146,7 @@ impl Classifier for Fake {
     }
 
     async fn list_models(&self, _: Request<ListModelsRequest>) -> Result<Response<ListModelsResponse>, Status> {
-        let model = Model {
-            name: "fake".into(),
-            resize_shorter_side: 256,
-            ..Model::default()
-        };
+        let model = Model { name: "fake".into(), resize_shorter_side: 256, ..Model::default() };
         Ok(Response::new(ListModelsResponse { models: vec![model] }))
     }
 }

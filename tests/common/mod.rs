@@ -75,11 +75,7 @@ impl Server {
     pub fn wait_until_ready(&self) {
         let until = Instant::now() + Duration::from_secs(60);
         while self.get("/readyz").0 != 200 {
-            assert!(
-                Instant::now() < until,
-                "the server did not become ready:\n{}",
-                self.log()
-            );
+            assert!(Instant::now() < until, "the server did not become ready:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -93,30 +89,18 @@ impl Server {
     }
 
     pub async fn client(&self) -> ClassifierClient<Channel> {
-        let channel = Endpoint::from_shared(self.url())
-            .unwrap()
-            .connect()
-            .await
-            .expect("the server accepts");
+        let channel = Endpoint::from_shared(self.url()).unwrap().connect().await.expect("the server accepts");
         ClassifierClient::new(channel).max_encoding_message_size(64 << 20)
     }
 
     /// A plain HTTP/1.1 GET; status and body.
     pub fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.http).expect("the HTTP port is open");
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-        )
-        .unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         let mut response = String::new();
         stream.read_to_string(&mut response).unwrap();
         let (head, body) = response.split_once("\r\n\r\n").expect("an HTTP response");
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|code| code.parse().ok())
-            .expect("a status line");
+        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status line");
         (status, body.to_owned())
     }
 
@@ -126,19 +110,13 @@ impl Server {
         let mut series = text.lines().filter(|line| {
             line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label))
         });
-        let value = series
-            .next()
-            .and_then(|line| line.rsplit(' ').next()?.parse().ok())
-            .unwrap_or(0.0);
+        let value = series.next().and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0);
         assert!(series.next().is_none(), "several series {name} {labels:?}");
         value
     }
 
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.child.id().to_string())
-            .status();
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
         assert!(status.expect("kill runs").success());
     }
 
@@ -182,22 +160,15 @@ pub fn data(name: &str) -> PathBuf {
 pub fn image(path: impl AsRef<Path>) -> Image {
     let path = path.as_ref();
     let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    Image {
-        source: Some(Source::Encoded(bytes.into())),
-    }
+    Image { source: Some(Source::Encoded(bytes.into())) }
 }
 
 pub fn request(image: Image) -> ClassifyRequest {
-    ClassifyRequest {
-        image: Some(image),
-        ..Default::default()
-    }
+    ClassifyRequest { image: Some(image), ..Default::default() }
 }
 
 pub fn config(config: StreamConfig) -> StreamClassifyRequest {
-    StreamClassifyRequest {
-        message: Some(Message::Config(config)),
-    }
+    StreamClassifyRequest { message: Some(Message::Config(config)) }
 }
 
 /// A folder of `../shared`, or `None` with a visible word where a clone stands alone.
@@ -226,12 +197,7 @@ pub fn python() -> Option<PathBuf> {
 
 /// Whether ffmpeg is there; a visible word if not.
 pub fn ffmpeg() -> bool {
-    let found = Command::new("ffmpeg")
-        .arg("-version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok();
+    let found = Command::new("ffmpeg").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     if !found {
         eprintln!("SKIPPED: ffmpeg is not installed");
     }

@@ -9,10 +9,8 @@ use tokio::time::Instant;
 
 use crate::{
     cli::output::{self, ClassJson, ErrorJson, TimingJson, thousands, time},
-    client::{
-        code_name,
-        stream::{FrameAnswer, FrameOutcome, StreamEvent, StreamSummary},
-    },
+    client::stream::{FrameAnswer, FrameOutcome, StreamEvent, StreamSummary},
+    code::code_name,
 };
 
 const LABEL_WIDTH: usize = 24;
@@ -38,21 +36,12 @@ impl Display {
         let line = (!json && output::on_terminal()).then(|| {
             let target = ProgressDrawTarget::stdout_with_hz(DRAWS_A_SECOND);
             let look = ProgressStyle::with_template("{wide_msg}").expect("the template is valid");
-            ProgressBar::with_draw_target(None, target)
-                .with_style(look)
-                .with_message("waiting for the first answer")
+            ProgressBar::with_draw_target(None, target).with_style(look).with_message("waiting for the first answer")
         });
         if let Some(line) = &line {
             line.tick();
         }
-        Self {
-            json,
-            line,
-            begin: Instant::now(),
-            last_plain: None,
-            mean_latency_ms: None,
-            errors: 0,
-        }
+        Self { json, line, begin: Instant::now(), last_plain: None, mean_latency_ms: None, errors: 0 }
     }
 
     /// Shows one event; fails only if standard output does.
@@ -89,11 +78,7 @@ impl Display {
                 self.errors += 1;
                 if self.errors <= SHOWN_ERRORS {
                     let name = code_name(*code);
-                    let more = if self.errors == SHOWN_ERRORS {
-                        " (further ones are only counted)"
-                    } else {
-                        ""
-                    };
+                    let more = if self.errors == SHOWN_ERRORS { " (further ones are only counted)" } else { "" };
                     self.aside(|| {
                         output::print_error(&format_args!("frame {}: {name}: {message}{more}", answer.frame_id));
                     });
@@ -108,9 +93,8 @@ impl Display {
             self.mean_latency_ms = Some(mean + 0.1 * (latency - mean));
         }
         let latency = time(self.mean_latency_ms.unwrap_or(0.0));
-        let (label, probability) = classes.first().map_or(("(nothing)".into(), 0.0), |class| {
-            (output::label(class), class.probability)
-        });
+        let (label, probability) =
+            classes.first().map_or(("(nothing)".into(), 0.0), |class| (output::label(class), class.probability));
         let percent = probability * 100.0;
         let (fps, server, client) = (answer.fps, answer.dropped_by_server, answer.dropped_by_client);
         if let Some(line) = &self.line {
@@ -144,11 +128,7 @@ pub fn describe(summary: &StreamSummary) -> String {
         // Writing to a string can't fail.
         let _ = writeln!(text, "{:<11}{value}", style(name).bold());
     };
-    let mut frames = format!(
-        "{} sent, {} answered",
-        thousands(summary.sent),
-        thousands(summary.answered)
-    );
+    let mut frames = format!("{} sent, {} answered", thousands(summary.sent), thousands(summary.answered));
     for (count, what) in [
         (summary.failed, "failed"),
         (summary.dropped_by_server, "dropped by the server"),
@@ -160,10 +140,7 @@ pub fn describe(summary: &StreamSummary) -> String {
         }
     }
     line("Frames", &frames);
-    line(
-        "Speed",
-        &format_args!("{:.1} fps over {:.1} s", summary.mean_fps, summary.duration_s),
-    );
+    line("Speed", &format_args!("{:.1} fps over {:.1} s", summary.mean_fps, summary.duration_s));
     if let Some(latency) = &summary.latency_ms {
         line(
             "Latency",
@@ -176,19 +153,11 @@ pub fn describe(summary: &StreamSummary) -> String {
             ),
         );
     }
-    let width = summary
-        .labels
-        .iter()
-        .map(|l| console::measure_text_width(&l.label))
-        .max()
-        .unwrap_or(0);
+    let width = summary.labels.iter().map(|l| console::measure_text_width(&l.label)).max().unwrap_or(0);
     for (rank, shown) in summary.labels.iter().enumerate() {
         let name = if rank == 0 { "On top" } else { "" };
         let label = pad_str(&shown.label, width, console::Alignment::Left, None);
-        line(
-            name,
-            &format_args!("{label}  {:5.1} % of the time", shown.share * 100.0),
-        );
+        line(name, &format_args!("{label}  {:5.1} % of the time", shown.share * 100.0));
     }
     text.truncate(text.trim_end().len());
     text
@@ -212,13 +181,7 @@ impl AnswerJson {
     fn new(answer: FrameAnswer) -> Self {
         let (classifications, error) = match answer.outcome {
             FrameOutcome::Classes(classes) => (Some(output::classes_json(classes)), None),
-            FrameOutcome::Failed { code, message } => (
-                None,
-                Some(ErrorJson {
-                    code: code_name(code),
-                    message,
-                }),
-            ),
+            FrameOutcome::Failed { code, message } => (None, Some(ErrorJson { code: code_name(code), message })),
         };
         Self {
             frame_id: answer.frame_id,

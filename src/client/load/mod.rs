@@ -156,10 +156,7 @@ pub async fn run_load_observed(config: LoadConfig, progress: Arc<LoadProgress>) 
     let clients = connect_all(&config).await?;
     let connections = clients.len();
     let begin = Instant::now();
-    let window = Window {
-        start: begin + config.warmup,
-        end: begin + config.warmup + config.duration,
-    };
+    let window = Window { start: begin + config.warmup, end: begin + config.warmup + config.duration };
     let run = Arc::new(Run {
         requests: requests(&config),
         next_request: AtomicUsize::new(0),
@@ -194,9 +191,7 @@ async fn connect_all(config: &LoadConfig) -> Result<Vec<Client>, ClientError> {
 fn requests(config: &LoadConfig) -> Vec<ClassifyRequest> {
     let request = |image: &Bytes| ClassifyRequest {
         model: config.model.clone(),
-        image: Some(Image {
-            source: Some(Source::Encoded(image.clone())),
-        }),
+        image: Some(Image { source: Some(Source::Encoded(image.clone())) }),
         ..ClassifyRequest::default()
     };
     config.images.iter().map(request).collect()
@@ -277,18 +272,13 @@ impl Run {
                 Ok(response) => {
                     self.progress.ok.fetch_add(1, Ordering::Relaxed);
                     let timing = response.timing.unwrap_or_default();
-                    self.recorder()
-                        .answered(due, began, finished, image_bytes(request), &timing);
+                    self.recorder().answered(due, began, finished, image_bytes(request), &timing);
                     return None;
                 }
                 Err(status) => status,
             };
             let rejected = status.code() == Code::ResourceExhausted;
-            let counter = if rejected {
-                &self.progress.rejected
-            } else {
-                &self.progress.failed
-            };
+            let counter = if rejected { &self.progress.rejected } else { &self.progress.failed };
             counter.fetch_add(1, Ordering::Relaxed);
             self.recorder().refused(due, began, finished, status.code());
             let pause = self.pause_after(&status)?;

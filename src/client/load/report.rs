@@ -8,7 +8,8 @@ use tonic::Code;
 
 use super::{LoadConfig, LoadMode, OnRejection};
 use crate::{
-    client::{LatencySummary, code_name, latency::Latencies, milliseconds},
+    client::{LatencySummary, latency::Latencies, milliseconds},
+    code::code_name,
     proto::Timing,
 };
 
@@ -105,12 +106,7 @@ impl Recorder {
             latency: Latencies::default(),
             latency_with_waits: Latencies::default(),
             rejection_latency: Latencies::default(),
-            server_sums: ServerMeans {
-                decode: 0.0,
-                queue: 0.0,
-                inference: 0.0,
-                total: 0.0,
-            },
+            server_sums: ServerMeans { decode: 0.0, queue: 0.0, inference: 0.0, total: 0.0 },
         }
     }
 
@@ -200,20 +196,11 @@ mod tests {
 
     fn recorder() -> (Recorder, Instant) {
         let start = Instant::now();
-        (
-            Recorder::new(Window {
-                start,
-                end: start + Duration::from_secs(10),
-            }),
-            start,
-        )
+        (Recorder::new(Window { start, end: start + Duration::from_secs(10) }), start)
     }
 
     fn report(recorder: &Recorder, on_rejection: OnRejection) -> LoadReport {
-        let config = LoadConfig {
-            on_rejection,
-            ..LoadConfig::new("localhost:1".parse().unwrap(), vec![])
-        };
+        let config = LoadConfig { on_rejection, ..LoadConfig::new("localhost:1".parse().unwrap(), vec![]) };
         recorder.report(&config, 1)
     }
 
@@ -251,13 +238,7 @@ mod tests {
     #[test]
     fn late_answers_count_for_latency_but_not_for_throughput() {
         let (mut recorder, start) = recorder();
-        recorder.answered(
-            start + ms(9000),
-            start + ms(9000),
-            start + ms(12_000),
-            1,
-            &Timing::default(),
-        );
+        recorder.answered(start + ms(9000), start + ms(9000), start + ms(12_000), 1, &Timing::default());
         let report = report(&recorder, OnRejection::Wait);
         assert_eq!((report.count(Code::Ok), report.goodput), (1, 0.0));
         assert_eq!(report.latency_ms.unwrap().max, 3000.0);

@@ -122,15 +122,8 @@ pub async fn run_stream(
 ) -> StreamResult {
     let slot = Arc::new(FrameSlot::new(options.policy));
     let reader = tokio::spawn(read_frames(video, slot.clone(), stop.clone()));
-    let mut session = Session {
-        options,
-        client,
-        slot,
-        sent: Arc::default(),
-        tally: Tally::new(),
-        dropped_before: 0,
-        dropped_now: 0,
-    };
+    let mut session =
+        Session { options, client, slot, sent: Arc::default(), tally: Tally::new(), dropped_before: 0, dropped_now: 0 };
     let ended = tokio::select! {
         ended = session.run(&mut on_event) => ended,
         () = give_up(stop) => Ok(()),
@@ -141,10 +134,8 @@ pub async fn run_stream(
         reader.abort();
     }
     let video_error = reader.await.unwrap_or(Ok(())).err();
-    let server_error = ended.err().map(|status| ClientError::Refused {
-        server: options.server.clone(),
-        status: status.into(),
-    });
+    let server_error =
+        ended.err().map(|status| ClientError::Refused { server: options.server.clone(), status: status.into() });
     let dropped_by_server = session.dropped_before + session.dropped_now;
     let sent = session.sent().count;
     StreamResult {
@@ -206,11 +197,7 @@ impl SentFrames {
         if self.waiting.len() == REMEMBERED_FRAMES {
             self.waiting.pop_front();
         }
-        self.waiting.push_back(SentFrame {
-            id,
-            read_at: frame.read_at,
-            captured_at: frame.captured_at,
-        });
+        self.waiting.push_back(SentFrame { id, read_at: frame.read_at, captured_at: frame.captured_at });
         id
     }
 
@@ -267,11 +254,7 @@ impl Session<'_> {
             self.tally.add(&answer);
             on_event(StreamEvent::Answer(answer));
         }
-        if self.slot.is_finished() {
-            Ok(())
-        } else {
-            Err(Status::unavailable("the server ended the stream"))
-        }
+        if self.slot.is_finished() { Ok(()) } else { Err(Status::unavailable("the server ended the stream")) }
     }
 
     fn answer(&mut self, response: StreamClassifyResponse) -> FrameAnswer {
@@ -281,14 +264,10 @@ impl Session<'_> {
             frame_id: response.frame_id,
             outcome: match response.outcome {
                 Some(Outcome::Result(result)) => FrameOutcome::Classes(result.classifications),
-                Some(Outcome::Error(error)) => FrameOutcome::Failed {
-                    code: Code::from_i32(error.code),
-                    message: error.message,
-                },
-                None => FrameOutcome::Failed {
-                    code: Code::Unknown,
-                    message: "the answer is empty".into(),
-                },
+                Some(Outcome::Error(error)) => {
+                    FrameOutcome::Failed { code: Code::from_i32(error.code), message: error.message }
+                }
+                None => FrameOutcome::Failed { code: Code::Unknown, message: "the answer is empty".into() },
             },
             latency: sent.map(|frame| frame.read_at.elapsed()),
             captured_at: sent.map(|frame| frame.captured_at),
@@ -331,18 +310,13 @@ fn requests(
         top_k: options.top_k,
         min_probability: 0.0,
         policy: options.policy.into(),
-        smoothing: prost_types::Duration::try_from(options.smoothing)
-            .ok()
-            .filter(|_| !options.smoothing.is_zero()),
+        smoothing: prost_types::Duration::try_from(options.smoothing).ok().filter(|_| !options.smoothing.is_zero()),
     };
     let frames = stream::unfold((slot, sent), |(slot, sent)| async move {
         let frame = slot.take().await?;
         let id = sent.lock().unwrap_or_else(PoisonError::into_inner).push(&frame);
-        let message = Message::Frame(Frame {
-            id,
-            captured_at: Some(frame.captured_at.into()),
-            image: Some(frame.image),
-        });
+        let message =
+            Message::Frame(Frame { id, captured_at: Some(frame.captured_at.into()), image: Some(frame.image) });
         Some((message, (slot, sent)))
     });
     stream::once(future::ready(Message::Config(config)))
@@ -356,11 +330,7 @@ mod tests {
     use crate::proto::Image;
 
     fn frame() -> VideoFrame {
-        VideoFrame {
-            image: Image::default(),
-            captured_at: SystemTime::UNIX_EPOCH,
-            read_at: Instant::now(),
-        }
+        VideoFrame { image: Image::default(), captured_at: SystemTime::UNIX_EPOCH, read_at: Instant::now() }
     }
 
     #[test]

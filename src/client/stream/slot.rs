@@ -29,11 +29,7 @@ impl<T> FrameSlot<T> {
     /// An empty slot.
     pub fn new(policy: FramePolicy) -> Self {
         Self {
-            state: Mutex::new(State {
-                item: None,
-                replaced: 0,
-                closed: false,
-            }),
+            state: Mutex::new(State { item: None, replaced: 0, closed: false }),
             filled: Notify::new(),
             emptied: Notify::new(),
             replace: policy == FramePolicy::Latest,

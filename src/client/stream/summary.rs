@@ -112,11 +112,7 @@ impl Tally {
             dropped_by_client,
             unanswered: sent.saturating_sub(answers + dropped_by_server),
             duration_s,
-            mean_fps: if duration_s > 0.0 {
-                answers as f64 / duration_s
-            } else {
-                0.0
-            },
+            mean_fps: if duration_s > 0.0 { answers as f64 / duration_s } else { 0.0 },
             latency_ms: self.latencies.summary(),
             labels: self.labels(),
         }
@@ -127,18 +123,11 @@ impl Tally {
         let mut seconds = self.seconds_on_top.clone();
         if let Some((label, _)) = &self.on_top {
             let known: f64 = seconds.values().sum();
-            let last = if known > 0.0 {
-                known / (self.answered - 1) as f64
-            } else {
-                1.0
-            };
+            let last = if known > 0.0 { known / (self.answered - 1) as f64 } else { 1.0 };
             *seconds.entry(label.clone()).or_default() += last;
         }
         let total: f64 = seconds.values().sum();
-        let share = |(label, seconds): (String, f64)| LabelShare {
-            label,
-            share: seconds / total,
-        };
+        let share = |(label, seconds): (String, f64)| LabelShare { label, share: seconds / total };
         let mut labels: Vec<_> = seconds.into_iter().map(share).collect();
         labels.sort_by(|a, b| b.share.total_cmp(&a.share).then_with(|| a.label.cmp(&b.label)));
         labels.truncate(TOP_LABELS);
@@ -154,11 +143,7 @@ mod tests {
     fn answer(label: &str, second: f64) -> FrameAnswer {
         FrameAnswer {
             frame_id: 0,
-            outcome: FrameOutcome::Classes(vec![Classification {
-                class_id: 0,
-                label: label.into(),
-                probability: 0.9,
-            }]),
+            outcome: FrameOutcome::Classes(vec![Classification { class_id: 0, label: label.into(), probability: 0.9 }]),
             latency: Some(Duration::from_millis(20)),
             captured_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs_f64(second)),
             fps: 0.0,
@@ -187,10 +172,7 @@ mod tests {
     #[test]
     fn a_single_frame_has_all_the_time_and_gaps_count_little() {
         assert_eq!(shares(&[("cat", 5.0)]), [("cat".into(), 1.0)]);
-        assert_eq!(
-            shares(&[("cat", 0.0), ("dog", 100.0)]),
-            [("cat".into(), 0.5), ("dog".into(), 0.5)]
-        );
+        assert_eq!(shares(&[("cat", 0.0), ("dog", 100.0)]), [("cat".into(), 0.5), ("dog".into(), 0.5)]);
         assert!(shares(&[]).is_empty());
     }
 
@@ -199,10 +181,7 @@ mod tests {
         let mut tally = Tally::new();
         tally.add(&answer("cat", 0.0));
         tally.add(&FrameAnswer {
-            outcome: FrameOutcome::Failed {
-                code: tonic::Code::InvalidArgument,
-                message: "bad stride".into(),
-            },
+            outcome: FrameOutcome::Failed { code: tonic::Code::InvalidArgument, message: "bad stride".into() },
             ..answer("", 0.1)
         });
         let summary = tally.summary(10, 5, 3);

@@ -11,9 +11,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::{DEFAULT_FPS, VideoError, VideoOptions};
 use crate::proto::{Image, image::Source};
 
-const EXTENSIONS: [&str; 11] = [
-    "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "pnm", "ppm", "pgm",
-];
+const EXTENSIONS: [&str; 11] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "pnm", "ppm", "pgm"];
 
 /// Images in the order of their names, sent as they are.
 pub struct Directory {
@@ -26,10 +24,7 @@ pub struct Directory {
 impl Directory {
     /// Lists the images of a folder.
     pub fn open(folder: &Path, options: &VideoOptions) -> Result<Self, VideoError> {
-        let read_error = |error| VideoError::Read {
-            path: folder.into(),
-            error,
-        };
+        let read_error = |error| VideoError::Read { path: folder.into(), error };
         let mut paths = Vec::new();
         for entry in fs::read_dir(folder).map_err(read_error)? {
             let path = entry.map_err(read_error)?.path();
@@ -46,12 +41,7 @@ impl Directory {
             pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
             pace
         });
-        Ok(Self {
-            paths,
-            next: 0,
-            repeat: options.repeat,
-            pace,
-        })
+        Ok(Self { paths, next: 0, repeat: options.repeat, pace })
     }
 
     /// The next image; `None` at the end.
@@ -65,21 +55,14 @@ impl Directory {
         if let Some(pace) = &mut self.pace {
             pace.tick().await;
         }
-        let data = tokio::fs::read(path).await.map_err(|error| VideoError::Read {
-            path: path.clone(),
-            error,
-        })?;
+        let data = tokio::fs::read(path).await.map_err(|error| VideoError::Read { path: path.clone(), error })?;
         self.next += 1;
-        Ok(Some(Image {
-            source: Some(Source::Encoded(data.into())),
-        }))
+        Ok(Some(Image { source: Some(Source::Encoded(data.into())) }))
     }
 }
 
 fn is_image(path: &Path) -> bool {
-    let extension = path
-        .extension()
-        .map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
 }
 

@@ -55,11 +55,7 @@ impl Ffmpeg {
         let mut command = Command::new(&options.ffmpeg);
         command
             .args(arguments(options, passthrough))
-            .stdin(if options.source == VideoSource::Stdin {
-                Stdio::inherit()
-            } else {
-                Stdio::null()
-            })
+            .stdin(if options.source == VideoSource::Stdin { Stdio::inherit() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
@@ -74,11 +70,7 @@ impl Ffmpeg {
             child,
             stdout: BufReader::new(stdout),
             stderr: Some(tokio::spawn(last_lines(stderr))),
-            header: Header {
-                width: 0,
-                height: 0,
-                fps: None,
-            },
+            header: Header { width: 0, height: 0, fps: None },
             source_name: options.source.to_string(),
         };
         match y4m::read_header(&mut ffmpeg.stdout).await {
@@ -100,11 +92,7 @@ impl Ffmpeg {
             Ok(Some(data)) => data,
             Ok(None) | Err(Y4mError::Truncated) => {
                 let status = self.child.wait().await.map_err(VideoError::FfmpegIo)?;
-                return if status.success() {
-                    Ok(None)
-                } else {
-                    Err(self.failure(status.to_string()).await)
-                };
+                return if status.success() { Ok(None) } else { Err(self.failure(status.to_string()).await) };
             }
             Err(error) => return Err(error.into()),
         };
@@ -115,9 +103,7 @@ impl Ffmpeg {
             stride: 0,
             data,
         };
-        Ok(Some(Image {
-            source: Some(Source::Raw(frame)),
-        }))
+        Ok(Some(Image { source: Some(Source::Raw(frame)) }))
     }
 
     /// An error of what the program printed, or of `otherwise` if it printed nothing.
@@ -127,42 +113,27 @@ impl Ffmpeg {
             None => String::new(),
         };
         let messages = if printed.is_empty() { otherwise } else { printed };
-        VideoError::FfmpegFailed {
-            source_name: self.source_name.clone(),
-            messages,
-        }
+        VideoError::FfmpegFailed { source_name: self.source_name.clone(), messages }
     }
 }
 
 fn start_error(options: &VideoOptions, error: io::Error) -> VideoError {
     match error.kind() {
-        io::ErrorKind::NotFound => VideoError::FfmpegMissing {
-            program: options.ffmpeg.to_string_lossy().into_owned(),
-        },
+        io::ErrorKind::NotFound => VideoError::FfmpegMissing { program: options.ffmpeg.to_string_lossy().into_owned() },
         _ => VideoError::FfmpegIo(error),
     }
 }
 
 async fn version(options: &VideoOptions) -> Result<String, VideoError> {
-    let output = Command::new(&options.ffmpeg)
-        .arg("-version")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await;
+    let output = Command::new(&options.ffmpeg).arg("-version").stdin(Stdio::null()).kill_on_drop(true).output().await;
     let output = output.map_err(|error| start_error(options, error))?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The flag that keeps frames from being doubled or dropped to reach a constant rate: renamed in version 5.1.
 fn passthrough_flag(version: &str) -> &'static str {
-    let number = version
-        .strip_prefix("ffmpeg version ")
-        .unwrap_or_default()
-        .trim_start_matches('n');
-    let mut parts = number
-        .split(|c: char| !c.is_ascii_digit())
-        .map_while(|part| part.parse::<u32>().ok());
+    let number = version.strip_prefix("ffmpeg version ").unwrap_or_default().trim_start_matches('n');
+    let mut parts = number.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
     match (parts.next(), parts.next()) {
         (Some(major), minor) if (major, minor.unwrap_or(0)) < (5, 1) => "-vsync",
         _ => "-fps_mode",
@@ -277,15 +248,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let video = folder.path().join("red: full range.avi");
         let made = std::process::Command::new("ffmpeg")
-            .args([
-                "-loglevel",
-                "error",
-                "-nostdin",
-                "-f",
-                "lavfi",
-                "-i",
-                "color=red:size=1281x721,format=gbrp",
-            ])
+            .args(["-loglevel", "error", "-nostdin", "-f", "lavfi", "-i", "color=red:size=1281x721,format=gbrp"])
             .args(["-frames:v", "3", "-c:v", "mjpeg", "-pix_fmt", "yuvj444p"])
             .arg(format!("file:{}", video.display()))
             .status();
@@ -304,10 +267,7 @@ mod tests {
             };
             let mut ffmpeg = Ffmpeg::start(&options).await.unwrap();
             let mut frames = 0;
-            while let Some(Image {
-                source: Some(Source::Raw(frame)),
-            }) = ffmpeg.next().await.unwrap()
-            {
+            while let Some(Image { source: Some(Source::Raw(frame)) }) = ffmpeg.next().await.unwrap() {
                 assert_eq!((frame.width, frame.height), (width, height));
                 let luma = (width * height) as usize;
                 let sample = |plane: usize| frame.data[luma + plane * luma / 4 + luma / 8];

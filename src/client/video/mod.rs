@@ -117,15 +117,7 @@ impl VideoReader {
             }
         };
         let real_time = options.real_time || options.source.is_live();
-        Ok(Self {
-            frames,
-            clock: FrameClock {
-                begin: SystemTime::now(),
-                fps,
-                number: 0,
-                real_time,
-            },
-        })
+        Ok(Self { frames, clock: FrameClock { begin: SystemTime::now(), fps, number: 0, real_time } })
     }
 
     /// The next frame; `None` at the end.
@@ -135,11 +127,7 @@ impl VideoReader {
             Frames::Directory(directory) => directory.next().await?,
         };
         let captured_at = self.clock.tick();
-        Ok(image.map(|image| VideoFrame {
-            image,
-            captured_at,
-            read_at: Instant::now(),
-        }))
+        Ok(image.map(|image| VideoFrame { image, captured_at, read_at: Instant::now() }))
     }
 }
 

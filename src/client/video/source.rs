@@ -32,22 +32,14 @@ impl FromStr for VideoSource {
             Self::Stdin
         } else if let Some(camera) = text.strip_prefix("camera:") {
             let number = cfg!(target_os = "linux") && !camera.is_empty() && camera.bytes().all(|b| b.is_ascii_digit());
-            Self::Camera(if number {
-                format!("/dev/video{camera}")
-            } else {
-                camera.into()
-            })
+            Self::Camera(if number { format!("/dev/video{camera}") } else { camera.into() })
         } else if text.starts_with("/dev/video") {
             Self::Camera(text.into())
         } else if text.contains("://") {
             Self::Url(text.into())
         } else {
             let path = PathBuf::from(text);
-            if path.is_dir() {
-                Self::Directory(path)
-            } else {
-                Self::File(path)
-            }
+            if path.is_dir() { Self::Directory(path) } else { Self::File(path) }
         })
     }
 }

@@ -106,11 +106,9 @@ async fn read_line(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Option<St
     let mut line = Vec::new();
     match reader.take(LONGEST_LINE).read_until(b'\n', &mut line).await? {
         0 => Ok(None),
-        _ if line.last() != Some(&b'\n') => Err(if line.starts_with(b"F") {
-            Y4mError::Truncated
-        } else {
-            Y4mError::NoMagic
-        }),
+        _ if line.last() != Some(&b'\n') => {
+            Err(if line.starts_with(b"F") { Y4mError::Truncated } else { Y4mError::NoMagic })
+        }
         _ => Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned())),
     }
 }
@@ -141,15 +139,9 @@ mod tests {
         use Y4mError::*;
         assert!(matches!(header(b"RIFF....\n").await, Err(NoMagic)));
         assert!(matches!(header(&[b'Y'; 5000]).await, Err(NoMagic)));
-        assert!(matches!(
-            header("YUV4MPEG2 W2 H2 \u{e9}\n".as_bytes()).await,
-            Ok(Some(_))
-        ));
+        assert!(matches!(header("YUV4MPEG2 W2 H2 \u{e9}\n".as_bytes()).await, Ok(Some(_))));
         for size in ["W2", "W0 H2", "W-2 H2", "W99999999 H2", "W2 H"] {
-            assert!(
-                matches!(header(format!("YUV4MPEG2 {size}\n").as_bytes()).await, Err(NoSize)),
-                "{size}"
-            );
+            assert!(matches!(header(format!("YUV4MPEG2 {size}\n").as_bytes()).await, Err(NoSize)), "{size}");
         }
         for format in ["422", "420p10", "444", "mono"] {
             let text = format!("YUV4MPEG2 W2 H2 C{format}\n");
@@ -159,22 +151,12 @@ mod tests {
 
     #[tokio::test]
     async fn frames_are_read_exactly() {
-        let header = Header {
-            width: 2,
-            height: 2,
-            fps: None,
-        };
+        let header = Header { width: 2, height: 2, fps: None };
         let mut stream: &[u8] = b"FRAME\nABCDEFFRAME Ip\nGHI\nKLFRAME\nabc";
         assert_eq!(read_frame(&mut stream, &header).await.unwrap().unwrap(), "ABCDEF");
         assert_eq!(read_frame(&mut stream, &header).await.unwrap().unwrap(), "GHI\nKL");
-        assert!(matches!(
-            read_frame(&mut stream, &header).await,
-            Err(Y4mError::Truncated)
-        ));
+        assert!(matches!(read_frame(&mut stream, &header).await, Err(Y4mError::Truncated)));
         assert!(read_frame(&mut &b""[..], &header).await.unwrap().is_none());
-        assert!(matches!(
-            read_frame(&mut &b"PLANE\n"[..], &header).await,
-            Err(Y4mError::NoFrame)
-        ));
+        assert!(matches!(read_frame(&mut &b"PLANE\n"[..], &header).await, Err(Y4mError::NoFrame)));
     }
 }

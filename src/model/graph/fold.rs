@@ -18,11 +18,7 @@ use super::{
 pub(super) fn widen(model: &mut ModelProto) -> Result<(), ModelError> {
     for function in &mut model.functions {
         widen_nodes(&mut function.node)?;
-        function
-            .value_info
-            .iter_mut()
-            .flat_map(|value| &mut value.r#type)
-            .for_each(widen_type);
+        function.value_info.iter_mut().flat_map(|value| &mut value.r#type).for_each(widen_type);
     }
     let Some(graph) = &mut model.graph else { return Ok(()) };
     graph.initializer.iter_mut().try_for_each(tensor::make_raw)?;
@@ -65,10 +61,7 @@ fn widen_attribute(attribute: &mut AttributeProto) -> Result<(), ModelError> {
 
 fn widen_values(graph: &mut GraphProto) {
     for values in [&mut graph.input, &mut graph.output, &mut graph.value_info] {
-        values
-            .iter_mut()
-            .flat_map(|value| &mut value.r#type)
-            .for_each(widen_type);
+        values.iter_mut().flat_map(|value| &mut value.r#type).for_each(widen_type);
     }
 }
 
@@ -124,18 +117,14 @@ pub(super) fn casts(graph: &mut GraphProto) -> Result<(), ModelError> {
     let used: HashSet<&str> = graph.node.iter().flat_map(uses).collect();
     sources.retain(|name| !used.contains(name.as_str()) && !outputs.contains(name));
     graph.initializer.retain(|tensor| !sources.contains(tensor.name()));
-    graph
-        .node
-        .retain(|node| constant(node).is_none() || !sources.contains(&node.output[0]));
+    graph.node.retain(|node| constant(node).is_none() || !sources.contains(&node.output[0]));
     graph.value_info.retain(|value| !sources.contains(value.name()));
     Ok(())
 }
 
 /// The tensor of a `Constant` node.
 pub(super) fn constant(node: &NodeProto) -> Option<&super::super::onnx::TensorProto> {
-    (is(node, "Constant") && node.output.len() == 1)
-        .then(|| attribute(node, "value")?.t.as_ref())
-        .flatten()
+    (is(node, "Constant") && node.output.len() == 1).then(|| attribute(node, "value")?.t.as_ref()).flatten()
 }
 
 /// Keeps what stands at the indices that `keep` answers with true.
@@ -148,11 +137,7 @@ pub(super) fn retain_indices<T>(items: &mut Vec<T>, keep: impl Fn(usize) -> bool
 }
 
 fn names<'a>(names: impl Iterator<Item = &'a str>) -> HashMap<String, usize> {
-    names
-        .enumerate()
-        .filter(|(_, name)| !name.is_empty())
-        .map(|(index, name)| (name.to_owned(), index))
-        .collect()
+    names.enumerate().filter(|(_, name)| !name.is_empty()).map(|(index, name)| (name.to_owned(), index)).collect()
 }
 
 /// Writes the floating-point values of `Constant` nodes as tensors, so that there is one way to look at them.
@@ -164,10 +149,7 @@ pub(super) fn constants_as_tensors(graph: &mut GraphProto) {
         for attribute in &mut node.attribute {
             let (dims, values) = match attribute.name() {
                 "value_float" => (vec![], vec![attribute.f()]),
-                "value_floats" => (
-                    vec![attribute.floats.len() as i64],
-                    std::mem::take(&mut attribute.floats),
-                ),
+                "value_floats" => (vec![attribute.floats.len() as i64], std::mem::take(&mut attribute.floats)),
                 _ => continue,
             };
             *attribute = super::tensor_attribute("value", tensor::floats("", &dims, &values));

@@ -48,10 +48,7 @@ pub struct Normalization {
 
 impl Normalization {
     /// What networks trained on ImageNet usually expect.
-    pub const IMAGENET: Self = Self {
-        mean: [0.485, 0.456, 0.406],
-        std: [0.229, 0.224, 0.225],
-    };
+    pub const IMAGENET: Self = Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
 
     fn check(&self) -> Result<(), ModelError> {
         let Self { mean, std } = self;
@@ -60,9 +57,7 @@ impl Normalization {
             return wrong(format!("the mean {mean:?} must be three finite numbers"));
         }
         if std.iter().any(|value| !value.is_normal() || *value < 0.0) {
-            return wrong(format!(
-                "the standard deviation {std:?} must be three finite numbers above 0"
-            ));
+            return wrong(format!("the standard deviation {std:?} must be three finite numbers above 0"));
         }
         if mean.iter().chain(std).all(|value| *value > 1.0) {
             return wrong(format!(
@@ -196,16 +191,10 @@ impl ServingGraph {
         };
         let typed = typing::apply(
             &mut model,
-            &typing::Body {
-                input: &self.network_input,
-                elem: self.network_elem,
-                first: self.prologue,
-            },
+            &typing::Body { input: &self.network_input, elem: self.network_elem, first: self.prologue },
             elem,
         )?;
-        encode::encode(model, |tensor| {
-            typed.get(tensor.name()).copied().unwrap_or_else(|| as_float(tensor))
-        })
+        encode::encode(model, |tensor| typed.get(tensor.name()).copied().unwrap_or_else(|| as_float(tensor)))
     }
 }
 
@@ -226,42 +215,28 @@ impl fmt::Debug for ServingGraph {
 /// Halves are written as float32, everything else as it is.
 fn as_float(tensor: &TensorProto) -> Storage {
     let elem = tensor::elem(tensor);
-    Storage {
-        elem: if tensor::is_half(elem) { DataType::Float } else { elem },
-        overflow: false,
-    }
+    Storage { elem: if tensor::is_half(elem) { DataType::Float } else { elem }, overflow: false }
 }
 
 fn check_file(model: &ModelProto) -> Result<(), ModelError> {
     if !model.training_info.is_empty() {
         return Err(ModelError::Training);
     }
-    let opset = model
-        .opset_import
-        .iter()
-        .find(|opset| walk::is_default_domain(opset.domain()));
+    let opset = model.opset_import.iter().find(|opset| walk::is_default_domain(opset.domain()));
     match opset.map(|opset| opset.version()) {
         None => return Err(ModelError::NoOpset),
         Some(found) if found < OLDEST_OPSET => return Err(ModelError::Opset { found }),
         Some(_) => {}
     }
-    model
-        .graph
-        .iter()
-        .try_for_each(|graph| walk::each_tensor(graph, &mut tensor::refuse_external))
+    model.graph.iter().try_for_each(|graph| walk::each_tensor(graph, &mut tensor::refuse_external))
 }
 
 /// Refuses nodes that use what no node before them makes.
 fn check_order(graph: &GraphProto) -> Result<(), ModelError> {
-    let mut known: HashSet<&str> = initializer_names(graph)
-        .chain(graph.input.iter().map(|input| input.name()))
-        .collect();
+    let mut known: HashSet<&str> =
+        initializer_names(graph).chain(graph.input.iter().map(|input| input.name())).collect();
     for node in &graph.node {
-        if let Some(name) = node
-            .input
-            .iter()
-            .find(|name| !name.is_empty() && !known.contains(name.as_str()))
-        {
+        if let Some(name) = node.input.iter().find(|name| !name.is_empty() && !known.contains(name.as_str())) {
             return Err(ModelError::Node {
                 node: walk::describe(node),
                 reason: format!("uses the tensor `{name}`, which nothing before it makes"),
@@ -285,16 +260,11 @@ fn take_scores(graph: &mut GraphProto, scores: &Scores) -> Result<String, ModelE
             last.clone_from(&softmax.logits);
         } else {
             let inputs = graph.node.iter_mut().flat_map(|node| &mut node.input);
-            inputs
-                .filter(|name| **name == softmax.probabilities)
-                .for_each(|name| name.clone_from(&softmax.logits));
+            inputs.filter(|name| **name == softmax.probabilities).for_each(|name| name.clone_from(&softmax.logits));
         }
     }
     if inspect::producer(graph, &last).is_none() {
-        return Err(ModelError::Output(format!(
-            "output `{}` is not computed from the images",
-            scores.output
-        )));
+        return Err(ModelError::Output(format!("output `{}` is not computed from the images", scores.output)));
     }
     graph.output.retain(|output| output.name() == scores.output);
 
@@ -317,11 +287,7 @@ fn take_scores(graph: &mut GraphProto, scores: &Scores) -> Result<String, ModelE
         .iter()
         .zip(keep.iter().rev())
         .filter(|(_, keep)| !**keep)
-        .flat_map(|(node, _)| {
-            walk::uses(node)
-                .into_iter()
-                .chain(node.output.iter().map(String::as_str))
-        })
+        .flat_map(|(node, _)| walk::uses(node).into_iter().chain(node.output.iter().map(String::as_str)))
         .filter(|name| !needed.contains(*name))
         .map(str::to_owned)
         .collect();
@@ -349,19 +315,12 @@ fn free_reserved(graph: &mut GraphProto, mut last: String, names: &mut Names) ->
 fn finish(graph: &mut GraphProto, scores: &Scores, mut last: String, names: &mut Names) {
     if !scores.flat {
         let flat = names.free("network_scores");
-        graph
-            .node
-            .push(node("Flatten", &[&last], &flat, Some(int_attribute("axis", 1))));
+        graph.node.push(node("Flatten", &[&last], &flat, Some(int_attribute("axis", 1))));
         last = flat;
     }
     if scores.elem == DataType::Double {
         let float = names.free("network_scores_float");
-        graph.node.push(node(
-            "Cast",
-            &[&last],
-            &float,
-            Some(int_attribute("to", DataType::Float as i64)),
-        ));
+        graph.node.push(node("Cast", &[&last], &float, Some(int_attribute("to", DataType::Float as i64))));
         last = float;
     }
     walk::rename(graph, &last, LOGITS);
@@ -391,26 +350,16 @@ fn begin(
             let [scale, bias] = ["preprocess_scale", "preprocess_bias"].map(|name| names.free(name));
             let of = |formula: fn(f64, f64) -> f64| {
                 let pairs = normalization.mean.iter().zip(normalization.std);
-                pairs
-                    .map(|(&mean, std)| formula(mean.into(), std.into()) as f32)
-                    .collect::<Vec<_>>()
+                pairs.map(|(&mean, std)| formula(mean.into(), std.into()) as f32).collect::<Vec<_>>()
             };
-            graph
-                .initializer
-                .push(tensor::floats(&scale, &channels, &of(|_, std| 1.0 / (255.0 * std))));
-            graph
-                .initializer
-                .push(tensor::floats(&bias, &channels, &of(|mean, std| -mean / std)));
+            graph.initializer.push(tensor::floats(&scale, &channels, &of(|_, std| 1.0 / (255.0 * std))));
+            graph.initializer.push(tensor::floats(&bias, &channels, &of(|mean, std| -mean / std)));
             vec![
                 cast(DataType::Float),
                 to_nchw,
                 Some(("Mul", AttributeProto::default(), Some(scale))),
                 Some(("Add", AttributeProto::default(), Some(bias))),
-                if input.elem == DataType::Double {
-                    cast(DataType::Double)
-                } else {
-                    None
-                },
+                if input.elem == DataType::Double { cast(DataType::Double) } else { None },
             ]
         }
         DataType::Uint8 if to_nchw.is_some() => vec![to_nchw],
@@ -426,33 +375,21 @@ fn begin(
             false => names.free(&format!("preprocess_{}", op_type.to_ascii_lowercase())),
         };
         let inputs: Vec<&str> = std::iter::once(before.as_str()).chain(operand.as_deref()).collect();
-        nodes.push(node(
-            op_type,
-            &inputs,
-            &output,
-            Some(attribute).filter(|attribute| attribute.name.is_some()),
-        ));
+        nodes.push(node(op_type, &inputs, &output, Some(attribute).filter(|attribute| attribute.name.is_some())));
         before = output;
     }
     nodes.append(&mut graph.node);
     graph.node = nodes;
     for value in &mut graph.input {
         value.name = Some(IMAGES.into());
-        value.r#type = Some(tensor_type(
-            DataType::Uint8,
-            &[-1, input.height.into(), input.width.into(), 3],
-        ));
+        value.r#type = Some(tensor_type(DataType::Uint8, &[-1, input.height.into(), input.width.into(), 3]));
     }
     count
 }
 
 /// Drops the shapes declared for tensors within the network: they may tell of another batch or size.
 fn forget_shapes(graph: &mut GraphProto) {
-    for value in graph
-        .value_info
-        .iter_mut()
-        .filter_map(|value| value.r#type.as_mut()?.value.as_mut())
-    {
+    for value in graph.value_info.iter_mut().filter_map(|value| value.r#type.as_mut()?.value.as_mut()) {
         if let type_proto::Value::TensorType(tensor) = value {
             tensor.shape = None;
         }
@@ -468,21 +405,10 @@ fn set_first_dimension(value: &mut ValueInfoProto, first: &dimension::Value) {
 }
 
 fn tensor_type(elem: DataType, dims: &[i64]) -> TypeProto {
-    let dim = |&dim: &i64| Dimension {
-        denotation: None,
-        value: Some(dimension::Value::DimValue(dim)),
-    };
-    let shape = TensorShapeProto {
-        dim: dims.iter().map(dim).collect(),
-    };
-    let tensor = type_proto::Tensor {
-        elem_type: Some(elem as i32),
-        shape: Some(shape),
-    };
-    TypeProto {
-        denotation: None,
-        value: Some(type_proto::Value::TensorType(tensor)),
-    }
+    let dim = |&dim: &i64| Dimension { denotation: None, value: Some(dimension::Value::DimValue(dim)) };
+    let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
+    let tensor = type_proto::Tensor { elem_type: Some(elem as i32), shape: Some(shape) };
+    TypeProto { denotation: None, value: Some(type_proto::Value::TensorType(tensor)) }
 }
 
 fn tensor_attribute(name: &str, value: TensorProto) -> AttributeProto {

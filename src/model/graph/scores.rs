@@ -14,15 +14,7 @@ use super::{
 /// Longest chain of nodes that is followed back from an output.
 const STEPS: usize = 64;
 /// Operators that only give the same numbers another shape or type.
-const SAME_NUMBERS: [&str; 7] = [
-    "Identity",
-    "Cast",
-    "Flatten",
-    "Reshape",
-    "Squeeze",
-    "Unsqueeze",
-    "Dropout",
-];
+const SAME_NUMBERS: [&str; 7] = ["Identity", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout"];
 /// Operators that keep the number of channels.
 const SAME_CHANNELS: [&str; 12] = [
     "Relu",
@@ -67,9 +59,7 @@ pub(super) struct Softmax {
 /// must be the same logits with and without Softmax.
 pub(super) fn scores(graph: &GraphProto) -> Result<Scores, ModelError> {
     match &graph.output[..] {
-        [] => Err(ModelError::Output(
-            "the graph has no output; one with scores, [N, classes], is needed".into(),
-        )),
+        [] => Err(ModelError::Output("the graph has no output; one with scores, [N, classes], is needed".into())),
         [output] => examine(graph, output),
         outputs => {
             let listed: Vec<&ValueInfoProto> = outputs.iter().filter(|output| is_list(output)).collect();
@@ -84,11 +74,7 @@ pub(super) fn scores(graph: &GraphProto) -> Result<Scores, ModelError> {
                  with that output only",
                 outputs.len(),
                 list(outputs.iter().map(|output| output.name())),
-                if sources.is_empty() {
-                    "none".to_owned()
-                } else {
-                    sources.len().to_string()
-                },
+                if sources.is_empty() { "none".to_owned() } else { sources.len().to_string() },
             )))
         }
     }
@@ -96,10 +82,7 @@ pub(super) fn scores(graph: &GraphProto) -> Result<Scores, ModelError> {
 
 /// The tensor that the scores are before any Softmax.
 fn source(scores: &Scores) -> &str {
-    scores
-        .softmax
-        .as_ref()
-        .map_or(&scores.output, |softmax| &softmax.logits)
+    scores.softmax.as_ref().map_or(&scores.output, |softmax| &softmax.logits)
 }
 
 /// Whether the shape, as far as it is declared, is one list for an image.
@@ -113,10 +96,7 @@ fn is_list(output: &ValueInfoProto) -> bool {
 }
 
 fn is_score(elem: DataType) -> bool {
-    matches!(
-        elem,
-        DataType::Float | DataType::Double | DataType::Float16 | DataType::Bfloat16
-    )
+    matches!(elem, DataType::Float | DataType::Double | DataType::Float16 | DataType::Bfloat16)
 }
 
 fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelError> {
@@ -125,9 +105,7 @@ fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelEr
     let (elem, dims) = tensor_type(value.r#type.as_ref()).ok_or_else(|| wrong("is not a tensor".into()))?;
     if !is_score(elem) {
         let elem = elem.as_str_name().to_ascii_lowercase();
-        return Err(wrong(format!(
-            "has the element type {elem}; scores are float32 (no ArgMax or TopK at the end)"
-        )));
+        return Err(wrong(format!("has the element type {elem}; scores are float32 (no ArgMax or TopK at the end)")));
     }
     let softmax = match ending(graph, &output) {
         Ending::Softmax(softmax) => Some(softmax),
@@ -152,22 +130,11 @@ fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelEr
     let classes = counted.or_else(|| classes_by_weights(graph, &output)).ok_or_else(|| {
         wrong("has no fixed number of classes, and no last layer tells it; export with the shape [N, classes]".into())
     })?;
-    let classes = usize::try_from(classes)
-        .ok()
-        .filter(|&classes| classes > 1)
-        .ok_or_else(|| {
-            wrong(format!(
-                "gives {classes} score for an image; a classifier with two classes or more is needed"
-            ))
-        })?;
+    let classes = usize::try_from(classes).ok().filter(|&classes| classes > 1).ok_or_else(|| {
+        wrong(format!("gives {classes} score for an image; a classifier with two classes or more is needed"))
+    })?;
     let flat = dims.is_some_and(|dims| dims.len() == 2);
-    Ok(Scores {
-        output,
-        elem,
-        classes,
-        flat,
-        softmax,
-    })
+    Ok(Scores { output, elem, classes, flat, softmax })
 }
 
 enum Ending {
@@ -183,12 +150,8 @@ fn ending(graph: &GraphProto, output: &str) -> Ending {
         if node.output.first().is_none_or(|first| first != name) {
             break;
         }
-        let softmax = |logits: &str| {
-            Ending::Softmax(Softmax {
-                logits: logits.to_owned(),
-                probabilities: name.to_owned(),
-            })
-        };
+        let softmax =
+            |logits: &str| Ending::Softmax(Softmax { logits: logits.to_owned(), probabilities: name.to_owned() });
         match input(node, 0) {
             Some(logits) if is_softmax(node) => return softmax(logits),
             Some(_) if is(node, "Sigmoid") || is(node, "HardSigmoid") => return Ending::Sigmoid,

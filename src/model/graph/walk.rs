@@ -38,10 +38,7 @@ pub(super) fn int(node: &NodeProto, name: &str) -> Option<i64> {
 
 /// The node's input, `None` where an optional one is left out.
 pub(super) fn input(node: &NodeProto, index: usize) -> Option<&str> {
-    node.input
-        .get(index)
-        .map(String::as_str)
-        .filter(|name| !name.is_empty())
+    node.input.get(index).map(String::as_str).filter(|name| !name.is_empty())
 }
 
 /// A node of the default domain. Its name is that of its output.
@@ -76,9 +73,7 @@ pub(super) fn ints_attribute(name: &str, values: &[i64]) -> AttributeProto {
 
 /// The graphs in the node's attributes.
 pub(super) fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
-    node.attribute
-        .iter()
-        .flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
+    node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
 }
 
 /// Calls `visit` for each node, and for each one in subgraphs.
@@ -133,10 +128,7 @@ pub(super) fn rename(graph: &mut GraphProto, from: &str, to: &str) {
         }
     };
     let swap_option = |name: &mut Option<String>| name.iter_mut().for_each(swap);
-    graph
-        .initializer
-        .iter_mut()
-        .for_each(|tensor| swap_option(&mut tensor.name));
+    graph.initializer.iter_mut().for_each(|tensor| swap_option(&mut tensor.name));
     graph
         .sparse_initializer
         .iter_mut()
@@ -145,10 +137,7 @@ pub(super) fn rename(graph: &mut GraphProto, from: &str, to: &str) {
     for values in [&mut graph.input, &mut graph.output, &mut graph.value_info] {
         values.iter_mut().for_each(|value| swap_option(&mut value.name));
     }
-    graph
-        .quantization_annotation
-        .iter_mut()
-        .for_each(|annotation| swap_option(&mut annotation.tensor_name));
+    graph.quantization_annotation.iter_mut().for_each(|annotation| swap_option(&mut annotation.tensor_name));
     for node in &mut graph.node {
         node.input.iter_mut().chain(&mut node.output).for_each(swap);
         for attribute in &mut node.attribute {
@@ -187,13 +176,7 @@ impl Names {
 
 fn collect_names(graph: &GraphProto, names: &mut HashSet<String>) {
     names.extend(graph.initializer.iter().map(|tensor| tensor.name().to_owned()));
-    names.extend(
-        graph
-            .input
-            .iter()
-            .chain(&graph.output)
-            .map(|value| value.name().to_owned()),
-    );
+    names.extend(graph.input.iter().chain(&graph.output).map(|value| value.name().to_owned()));
     for node in &graph.node {
         names.extend(node.input.iter().chain(&node.output).cloned());
         subgraphs(node).for_each(|graph| collect_names(graph, names));
