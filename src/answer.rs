@@ -48,27 +48,24 @@ pub fn top_k(probabilities: &[f32], k: usize, min_probability: f32) -> Vec<Class
 pub struct Smoothing {
     half_life: f64,
     mean: Vec<f32>,
-    last: f64,
 }
 
 impl Smoothing {
     /// `half_life` in seconds; 0 or less = no smoothing.
     pub fn new(half_life: f64) -> Self {
-        Self { half_life, mean: Vec::new(), last: 0.0 }
+        Self { half_life, mean: Vec::new() }
     }
 
-    /// Takes in the probabilities of the frame at `time` (seconds, any origin) and returns the mean.
-    pub fn update(&mut self, probabilities: Vec<f32>, time: f64) -> &[f32] {
+    /// Takes in the probabilities of a frame taken `elapsed` seconds after the one before, and returns the mean.
+    pub fn update(&mut self, probabilities: Vec<f32>, elapsed: f64) -> &[f32] {
         if self.half_life <= 0.0 || self.mean.len() != probabilities.len() {
             self.mean = probabilities;
         } else {
-            let elapsed = (time - self.last).max(0.0);
-            let keep = 0.5_f64.powf(elapsed / self.half_life) as f32;
+            let keep = 0.5_f64.powf(elapsed.max(0.0) / self.half_life) as f32;
             for (mean, new) in self.mean.iter_mut().zip(probabilities) {
                 *mean = *mean * keep + new * (1.0 - keep);
             }
         }
-        self.last = time;
         &self.mean
     }
 }
@@ -99,10 +96,10 @@ mod tests {
     #[test]
     fn smoothing_halves_old_evidence_after_the_half_life() {
         let mut smoothing = Smoothing::new(2.0);
-        assert_eq!(smoothing.update(vec![1.0, 0.0], 10.0), [1.0, 0.0]);
-        assert_eq!(smoothing.update(vec![0.0, 1.0], 12.0), [0.5, 0.5]);
-        assert_eq!(smoothing.update(vec![0.0, 1.0], 12.0), [0.5, 0.5]);
-        let mean = smoothing.update(vec![0.0, 1.0], 16.0);
+        assert_eq!(smoothing.update(vec![1.0, 0.0], 0.0), [1.0, 0.0]);
+        assert_eq!(smoothing.update(vec![0.0, 1.0], 2.0), [0.5, 0.5]);
+        assert_eq!(smoothing.update(vec![0.0, 1.0], 0.0), [0.5, 0.5]);
+        let mean = smoothing.update(vec![0.0, 1.0], 4.0);
         assert!((mean[0] - 0.125).abs() < 1e-6);
     }
 

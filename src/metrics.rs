@@ -53,10 +53,13 @@ pub enum Rejection {
     NotReady,
     /// Too many streams were open.
     StreamLimit,
+    /// Too many calls were in progress.
+    CallLimit,
 }
 
 impl Rejection {
-    const ALL: [Self; 5] = [Self::QueueFull, Self::Deadline, Self::Cancelled, Self::NotReady, Self::StreamLimit];
+    const ALL: [Self; 6] =
+        [Self::QueueFull, Self::Deadline, Self::Cancelled, Self::NotReady, Self::StreamLimit, Self::CallLimit];
 
     fn label(self) -> &'static str {
         match self {
@@ -65,6 +68,7 @@ impl Rejection {
             Self::Cancelled => "cancelled",
             Self::NotReady => "not_ready",
             Self::StreamLimit => "stream_limit",
+            Self::CallLimit => "call_limit",
         }
     }
 }
@@ -221,6 +225,10 @@ impl ModelMetrics {
     pub fn inferred(&self, images: usize, took: Duration) {
         self.batch_size.record(images as f64);
         self.inference.record(took);
+    }
+
+    /// Images have their classes.
+    pub fn classified(&self, images: usize) {
         self.meter.add(images as u64);
     }
 

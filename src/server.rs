@@ -20,6 +20,9 @@ use crate::{
     state::{State, StateCell},
 };
 
+/// How long the last answers may take to leave, once they have been made.
+const FLUSH: Duration = Duration::from_millis(300);
+
 /// How a server runs.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -74,7 +77,7 @@ pub async fn run(
     let context = HttpContext { state: state.clone(), registry: Arc::clone(&registry), exporter: exporter.clone() };
     let http = http::serve(listeners.http, context);
     let grpc = grpc::serve(listeners.grpc, Arc::clone(&registry), state.clone(), config.grpc);
-    let load = load(Arc::clone(&registry), model, config.clone(), state.clone());
+    let load = load(Arc::clone(&registry), model, (config.engine, config.scheduler), state.clone());
     let upkeep = async {
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
@@ -85,8 +88,13 @@ pub async fn run(
         shutdown.await;
         tracing::info!("shutting down: finishing what was accepted, for {:?} at most", config.drain_timeout);
         state.set(State::Draining);
-        tokio::time::sleep(config.drain_timeout).await;
-        tracing::warn!("some calls had not ended after {:?}; closing them", config.drain_timeout);
+        // Connections may stay open for ever, by a health watch for example: what counts is the calls.
+        tokio::select! {
+            () = state.idle() => tokio::time::sleep(FLUSH).await,
+            () = tokio::time::sleep(config.drain_timeout) => {
+                tracing::warn!("some calls had not ended after {:?}; closing them", config.drain_timeout);
+            }
+        }
     };
 
     tokio::select! {
@@ -111,17 +119,17 @@ async fn failed(load: impl Future<Output = Result<(), ServerError>>) -> ServerEr
 async fn load(
     registry: Arc<Registry>,
     model: Model,
-    config: ServerConfig,
+    (engine_config, scheduler_config): (EngineConfig, SchedulerConfig),
     state: StateCell,
 ) -> Result<(), ServerError> {
     let started = Instant::now();
     let served = registry.find(&model.name).map(Arc::clone).expect("the registry was made of this model");
     let metrics = Arc::clone(&served.metrics);
     let loading = tokio::task::spawn_blocking(move || {
-        let lanes = engine::start(&config.engine, &model)?;
+        let lanes = engine::start(&engine_config, &model)?;
         let engine = lanes.info.clone();
         let start = Start { lanes, geometry: model.geometry, classes: model.graph.classes, metrics };
-        Ok(Running { engine, scheduler: Scheduler::start(start, config.scheduler) })
+        Ok(Running { engine, scheduler: Scheduler::start(start, scheduler_config) })
     });
     let loaded = loading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     match loaded {

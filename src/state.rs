@@ -46,25 +46,38 @@ impl State {
     }
 }
 
-/// Changes the state and hands out views of it.
+/// Changes the state and hands out views of it; counts the calls that are in progress.
 #[derive(Clone, Debug)]
-pub struct StateCell(watch::Sender<State>);
+pub struct StateCell {
+    state: watch::Sender<State>,
+    calls: watch::Sender<usize>,
+}
 
 impl Default for StateCell {
     fn default() -> Self {
-        Self(watch::Sender::new(State::Starting))
+        Self { state: watch::Sender::new(State::Starting), calls: watch::Sender::new(0) }
+    }
+}
+
+/// A call in progress, until it is dropped.
+#[derive(Debug)]
+pub struct CallInProgress(watch::Sender<usize>);
+
+impl Drop for CallInProgress {
+    fn drop(&mut self) {
+        self.0.send_modify(|calls| *calls -= 1);
     }
 }
 
 impl StateCell {
     /// The present state.
     pub fn get(&self) -> State {
-        self.0.borrow().clone()
+        self.state.borrow().clone()
     }
 
     /// Moves on. A server that drains or failed does not come back.
     pub fn set(&self, next: State) {
-        self.0.send_if_modified(|state| {
+        self.state.send_if_modified(|state| {
             let moves = !matches!(state, State::Draining | State::Failed(_)) && *state != next;
             if moves {
                 *state = next;
@@ -75,7 +88,19 @@ impl StateCell {
 
     /// A view that can wait for changes.
     pub fn watch(&self) -> watch::Receiver<State> {
-        self.0.subscribe()
+        self.state.subscribe()
+    }
+
+    /// A call has begun.
+    pub fn call(&self) -> CallInProgress {
+        self.calls.send_modify(|calls| *calls += 1);
+        CallInProgress(self.calls.clone())
+    }
+
+    /// Returns when no call is in progress.
+    pub async fn idle(&self) {
+        // The sender lives in `self`.
+        let _ = self.calls.subscribe().wait_for(|calls| *calls == 0).await;
     }
 
     /// Returns when the server drains.
@@ -99,5 +124,17 @@ mod tests {
         cell.set(State::Draining);
         cell.set(State::Ready);
         assert_eq!(cell.get().ready(), Err(NotReady::Draining));
+    }
+
+    #[tokio::test]
+    async fn it_is_idle_when_the_last_call_has_ended() {
+        let cell = StateCell::default();
+        cell.idle().await;
+        let (first, second) = (cell.call(), cell.call());
+        drop(first);
+        let wait = tokio::time::timeout(std::time::Duration::from_millis(20), cell.idle());
+        assert!(wait.await.is_err());
+        drop(second);
+        cell.idle().await;
     }
 }

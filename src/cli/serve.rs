@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 
 use super::{CliError, values};
 use crate::{
-    engine::{EngineConfig, EngineKind, Precision},
+    engine::{self, EngineConfig, EngineKind, Precision},
     grpc::GrpcConfig,
     image::{Exif, PreprocessConfig},
     model::{self, Model, Overrides},
@@ -80,10 +80,10 @@ struct EngineArgs {
     #[arg(long, env = "RESNET18_OPENVINO_LIB", value_name = "PATH")]
     openvino_lib: Option<PathBuf>,
     /// CPU threads that decode and infer [default: the CPUs that this process may use].
-    #[arg(long, env = "RESNET18_THREADS", value_name = "N")]
+    #[arg(long, env = "RESNET18_THREADS", value_name = "N", value_parser = at_most::<1024>)]
     threads: Option<NonZeroUsize>,
     /// The most images in one call of the engine. On a CPU larger batches are not faster.
-    #[arg(long, env = "RESNET18_MAX_BATCH", value_name = "N", default_value = "1")]
+    #[arg(long, env = "RESNET18_MAX_BATCH", value_name = "N", default_value = "1", value_parser = at_most::<64>)]
     max_batch: NonZeroUsize,
 }
 
@@ -103,6 +103,12 @@ struct NetworkArgs {
     /// The most streams that are open at once.
     #[arg(long, env = "RESNET18_MAX_STREAMS", value_name = "N", default_value = "256")]
     max_streams: NonZeroUsize,
+    /// The most calls that are in progress at once; each may hold one message.
+    #[arg(long, env = "RESNET18_MAX_CALLS", value_name = "N", default_value = "512")]
+    max_calls: NonZeroUsize,
+    /// The most connections that are open at once; further ones wait.
+    #[arg(long, env = "RESNET18_MAX_CONNECTIONS", value_name = "N", default_value = "1024")]
+    max_connections: NonZeroUsize,
     /// How long accepted work may take to finish at shutdown.
     #[arg(long, env = "RESNET18_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s",
           value_parser = values::duration)]
@@ -182,6 +188,12 @@ impl FromStr for ModelSource {
     }
 }
 
+/// A number from 1 to `MAX`.
+fn at_most<const MAX: usize>(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.parse().ok().filter(|number: &NonZeroUsize| number.get() <= MAX);
+    number.ok_or_else(|| format!("expected a whole number from 1 to {MAX}"))
+}
+
 /// One number for each of red, green and blue.
 #[derive(Clone, Copy, Debug)]
 struct Channels([f32; 3]);
@@ -220,7 +232,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     }
     tracing::debug!("flags and model read in {:.0?}", started.elapsed());
     server::run(listeners, model, config, signal()).await.map_err(|error| CliError::Failed(error.to_string()))?;
-    Ok(ExitCode::SUCCESS)
+    engine::exit_at_once(0)
 }
 
 fn load_model(args: &ModelArgs) -> Result<Model, CliError> {
@@ -278,6 +290,8 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
         grpc: GrpcConfig {
             max_message_bytes: args.network.max_message_mib as usize * 1024 * 1024,
             max_streams: args.network.max_streams.get(),
+            max_calls: args.network.max_calls.get(),
+            max_connections: args.network.max_connections.get(),
         },
         drain_timeout: args.network.drain_timeout,
     })
@@ -313,7 +327,7 @@ async fn signal() {
     tokio::spawn(async {
         one_signal().await;
         eprintln!("second signal: ending at once");
-        std::process::exit(130);
+        engine::exit_at_once(130);
     });
 }
 

@@ -75,7 +75,7 @@ impl EngineKind {
         EngineError::UnsupportedModel { kind: self, reason: reason.to_string() }
     }
 
-    fn failed(self, reason: impl ToString) -> EngineError {
+    pub(crate) fn failed(self, reason: impl ToString) -> EngineError {
         EngineError::Inference { kind: self, reason: reason.to_string() }
     }
 }
@@ -221,6 +221,13 @@ fn warm_up(lanes: &mut Lanes, model: &Model) -> Result<(), EngineError> {
         let lanes: Vec<_> = lanes.narrow.iter_mut().map(|lane| scope.spawn(|| run_all(lane))).collect();
         lanes.into_iter().try_for_each(|lane| lane.join().expect("an engine reports errors instead of panicking"))
     })
+}
+
+/// Ends the process without the destructors of C++ libraries, which would run under threads that may still compute.
+#[allow(unsafe_code)]
+pub fn exit_at_once(status: i32) -> ! {
+    // SAFETY: `_exit` may be called at any time and from any thread; it runs no code of the process.
+    unsafe { libc::_exit(status) }
 }
 
 /// The CPU's name, as its maker calls it.

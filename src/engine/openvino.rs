@@ -174,16 +174,15 @@ fn find_library(asked: Option<&Path>) -> Result<PathBuf, EngineError> {
 
 /// The OpenVINO C library that `path` is or holds; its name bears a version, which differs from system to system.
 fn library_at(path: &Path) -> Option<PathBuf> {
+    let is_library = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.contains("openvino_c.") && !name.ends_with(".lib")
+    };
     if path.is_file() {
-        return Some(path.to_owned());
+        return is_library(path).then(|| path.to_owned());
     }
-    let names = fs::read_dir(path).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    names
-        .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with(&format!("{}openvino_c.", std::env::consts::DLL_PREFIX)) && !name.ends_with(".lib")
-        })
-        .max()
+    let files = fs::read_dir(path).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    files.filter(|path| is_library(path)).max()
 }
 
 fn unavailable(reason: impl ToString, library: &Path) -> EngineError {
@@ -202,7 +201,7 @@ fn unavailable(reason: impl ToString, library: &Path) -> EngineError {
 #[allow(unsafe_code)]
 fn return_freed_memory() {
     // SAFETY: `mallopt` takes two integers, may be called at any time, and sets a tuning parameter only.
-    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 17) };
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20) };
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]

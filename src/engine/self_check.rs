@@ -14,6 +14,9 @@ use crate::{
 /// How far a probability may be from the embedded fp32 engine's.
 pub const TOLERANCE: f32 = 0.05;
 
+/// How far the logits may be off as a part of their spread.
+const LOGITS_TOLERANCE: f32 = 0.2;
+
 /// Small photos (see `tests/data/README.md`): two that most models are sure of, and the moon, which few are; where a model
 /// is torn between classes, low precision shows first.
 const PHOTOS: [&[u8]; 3] = [
@@ -56,6 +59,7 @@ fn crops(model: &Model) -> Vec<Vec<u8>> {
     PHOTOS.map(crop).into()
 }
 
+/// The embedded engine's logits for each crop.
 fn reference(model: &Model, crops: &[Vec<u8>]) -> Result<Vec<Vec<f32>>, EngineError> {
     let config = EngineConfig {
         kind: None,
@@ -66,48 +70,59 @@ fn reference(model: &Model, crops: &[Vec<u8>]) -> Result<Vec<Vec<f32>>, EngineEr
     };
     let mut lanes = embedded::load(&config, model)?;
     let batch = lanes.info.max_batch;
-    crops.iter().map(|crop| probabilities(&mut *lanes.narrow[0], batch, model, crop)).collect()
+    crops.iter().map(|crop| Ok(infer(&mut *lanes.narrow[0], model, &vec![crop; batch])?.remove(0))).collect()
 }
 
-/// The class probabilities of one crop, computed in a batch of `batch` (the crop repeated).
-fn probabilities(engine: &mut dyn Engine, batch: usize, model: &Model, crop: &[u8]) -> Result<Vec<f32>, EngineError> {
+/// The logits of each of the crops, computed in one call.
+fn infer(engine: &mut dyn Engine, model: &Model, crops: &[&Vec<u8>]) -> Result<Vec<Vec<f32>>, EngineError> {
     let classes = model.graph.classes;
-    let mut logits = vec![0.0; batch * classes];
-    engine.infer(&crop.repeat(batch), batch, &mut logits)?;
-    logits.truncate(classes);
-    Ok(answer::softmax(&logits))
+    let images: Vec<u8> = crops.iter().flat_map(|crop| crop.iter().copied()).collect();
+    let mut logits = vec![0.0; crops.len() * classes];
+    engine.infer(&images, crops.len(), &mut logits)?;
+    Ok(logits.chunks_exact(classes).map(<[f32]>::to_vec).collect())
 }
 
+/// Compares every lane, photo by photo and in a full batch of different ones.
 fn compare(lanes: &mut Lanes, model: &Model, crops: &[Vec<u8>], reference: &[Vec<f32>]) -> Result<(), EngineError> {
     let info = lanes.info.clone();
-    let batch = info.max_batch;
+    let one_by_one = crops.iter().enumerate().map(|(photo, _)| vec![photo]).filter(|_| !info.fixed_batch);
+    let full = (info.max_batch > 1 || info.fixed_batch).then(|| (0..info.max_batch).map(|i| i % crops.len()).collect());
+    let batches: Vec<Vec<usize>> = one_by_one.chain(full).collect();
     let mut worst = 0_f32;
-    for (crop, expected) in crops.iter().zip(reference) {
-        for lane in lanes.wide.iter_mut().chain(&mut lanes.narrow) {
-            let actual = probabilities(&mut **lane, batch, model, crop)?;
-            let difference = difference(&actual, expected).map_err(|reason| EngineError::SelfCheck {
-                kind: info.kind,
-                precision: info.precision,
-                reason,
-            })?;
-            worst = worst.max(difference);
+    for lane in lanes.wide.iter_mut().chain(&mut lanes.narrow) {
+        for photos in &batches {
+            let rows: Vec<_> = photos.iter().map(|photo| &crops[*photo]).collect();
+            for (logits, photo) in infer(&mut **lane, model, &rows)?.iter().zip(photos) {
+                let difference = difference(logits, &reference[*photo]).map_err(|reason| EngineError::SelfCheck {
+                    kind: info.kind,
+                    precision: info.precision,
+                    reason,
+                })?;
+                worst = worst.max(difference);
+            }
         }
     }
     tracing::debug!("self-check: probabilities within {worst:.4} of the embedded fp32 engine's");
     Ok(())
 }
 
-/// The largest difference of two answers, or why they don't agree.
-fn difference(actual: &[f32], expected: &[f32]) -> Result<f32, String> {
-    if actual.iter().any(|p| !p.is_finite()) {
-        return Err("its answers are not finite numbers".into());
+/// The largest difference of the probabilities of two answers, or why they don't agree.
+fn difference(logits: &[f32], reference: &[f32]) -> Result<f32, String> {
+    if logits.iter().any(|logit| !logit.is_finite()) {
+        return Err("its logits are not finite numbers".into());
     }
-    let worst = actual.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let [actual, expected] = [logits, reference].map(answer::softmax);
+    let worst = actual.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     if worst > TOLERANCE {
         return Err(format!("probabilities are off by up to {worst:.3} (allowed: {TOLERANCE})"));
     }
+    // Where a model is sure of nothing, small probabilities agree whatever the logits are.
+    let off = relative_error(logits, reference);
+    if off > LOGITS_TOLERANCE {
+        return Err(format!("logits are off by {off:.2} of their spread (allowed: {LOGITS_TOLERANCE})"));
+    }
     // Where the first two are this close, rounding alone may swap them.
-    let [top_actual, top_expected] = [actual, expected].map(|p| answer::top_k(p, 2, 0.0));
+    let [top_actual, top_expected] = [&actual, &expected].map(|p| answer::top_k(p, 2, 0.0));
     let close = top_expected.get(1).is_some_and(|second| top_expected[0].probability - second.probability < TOLERANCE);
     if top_actual[0].class_id != top_expected[0].class_id && !close {
         return Err(format!(
@@ -118,27 +133,51 @@ fn difference(actual: &[f32], expected: &[f32]) -> Result<f32, String> {
     Ok(worst)
 }
 
+/// ‖a − b‖ / ‖b − mean(b)‖, after taking out what all logits have in common, which softmax does not see.
+fn relative_error(logits: &[f32], reference: &[f32]) -> f32 {
+    let centred = |logits: &[f32]| -> Vec<f32> {
+        let mean = logits.iter().sum::<f32>() / logits.len() as f32;
+        logits.iter().map(|logit| logit - mean).collect()
+    };
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
+    let (a, b) = (centred(logits), centred(reference));
+    let spread = norm(&mut b.iter().copied());
+    norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / spread.max(f32::MIN_POSITIVE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::difference;
 
+    /// Logits with these probabilities.
+    fn logits(probabilities: [f32; 3]) -> [f32; 3] {
+        probabilities.map(f32::ln)
+    }
+
     #[test]
     fn small_differences_pass() {
-        let worst = difference(&[0.71, 0.29], &[0.70, 0.30]).unwrap();
+        let worst = difference(&logits([0.71, 0.19, 0.10]), &logits([0.70, 0.20, 0.10])).unwrap();
         assert!((worst - 0.01).abs() < 1e-6);
     }
 
     #[test]
     fn large_differences_are_refused_with_the_figures() {
-        let reason = difference(&[0.6, 0.4], &[0.7, 0.3]).unwrap_err();
+        let reason = difference(&logits([0.6, 0.3, 0.1]), &logits([0.7, 0.2, 0.1])).unwrap_err();
         assert!(reason.contains("0.100"), "{reason}");
     }
 
     #[test]
     fn another_top_1_is_refused_unless_it_was_a_tie() {
-        assert!(difference(&[0.30, 0.34, 0.36], &[0.30, 0.37, 0.33]).is_ok());
-        let reason = difference(&[0.445, 0.455, 0.10], &[0.48, 0.42, 0.10]).unwrap_err();
+        assert!(difference(&logits([0.10, 0.44, 0.46]), &logits([0.10, 0.47, 0.43])).is_ok());
+        let reason = difference(&logits([0.445, 0.455, 0.10]), &logits([0.48, 0.42, 0.10])).unwrap_err();
         assert!(reason.contains("class is 1 instead of 0"), "{reason}");
+    }
+
+    #[test]
+    fn an_engine_that_answers_zeros_is_refused_however_unsure_the_model_is() {
+        let reference: Vec<f32> = (0..100).map(|class| (class % 7) as f32 * 0.1).collect();
+        let reason = difference(&[0.0; 100], &reference).unwrap_err();
+        assert!(reason.contains("spread"), "{reason}");
     }
 
     #[test]

@@ -1,15 +1,21 @@
-//! Notes when a call arrived and until when it must be answered, and answers calls whose time is up.
+//! What happens to a call before its message is read: it is counted against the limit, its arrival and its deadline are
+//! noted, and it is answered when its time is up.
 
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use http::{HeaderMap, Request, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Status, body::Body};
-use tower::Service;
+use tower::{Layer, Service, layer::layer_fn};
+
+use super::status::CallError;
+use crate::{metrics::Rejection, registry::Registry};
 
 /// When a call arrived and until when its caller waits.
 #[derive(Clone, Copy, Debug)]
@@ -19,20 +25,55 @@ pub(super) struct Arrived {
 }
 
 impl Arrived {
-    /// What [`Stamp`] noted of a call.
+    /// What [`Admit`] noted of a call.
     pub fn of<T>(request: &tonic::Request<T>) -> Self {
         let now = || Self { at: Instant::now(), deadline: None };
         request.extensions().get().copied().unwrap_or_else(now)
     }
 }
 
-/// Puts [`Arrived`] into each call's extensions.
+/// Admits a limited number of calls and puts [`Arrived`] into the extensions of each.
 ///
 /// tonic answers an expired call with CANCELLED; this answers first, and with what gRPC prescribes.
 #[derive(Clone)]
-pub(super) struct Stamp<S>(pub S);
+pub(super) struct Admit<S> {
+    inner: S,
+    limit: CallLimit,
+}
 
-impl<S, B> Service<Request<B>> for Stamp<S>
+/// How many calls of the `Classifier` service may be in progress: from their headers on, since a message is stored while
+/// it arrives.
+#[derive(Clone)]
+pub(super) struct CallLimit {
+    permits: Arc<Semaphore>,
+    max: usize,
+    registry: Arc<Registry>,
+}
+
+impl CallLimit {
+    pub fn new(max: usize, registry: Arc<Registry>) -> Self {
+        Self { permits: Arc::new(Semaphore::new(max)), max, registry }
+    }
+
+    pub fn layer<S>(self) -> impl Layer<S, Service = Admit<S>> + Clone {
+        layer_fn(move |inner| Admit { inner, limit: self.clone() })
+    }
+
+    /// A permit if the path needs one.
+    fn admit(&self, path: &str) -> Result<Option<OwnedSemaphorePermit>, CallError> {
+        if !path.starts_with("/resnet18.") {
+            return Ok(None);
+        }
+        Arc::clone(&self.permits).try_acquire_owned().map(Some).map_err(|_| {
+            if let Ok(default) = self.registry.find("") {
+                default.metrics.rejected(Rejection::CallLimit);
+            }
+            CallError::TooManyCalls { open: self.max }
+        })
+    }
+}
+
+impl<S, B> Service<Request<B>> for Admit<S>
 where
     S: Service<Request<B>, Response = Response<Body>>,
     S::Future: Send + 'static,
@@ -43,25 +84,27 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
+        self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let at = Instant::now();
         let deadline = grpc_timeout(request.headers()).and_then(|timeout| at.checked_add(timeout));
         request.extensions_mut().insert(Arrived { at, deadline });
-        let response = self.0.call(request);
-        match deadline {
-            None => Box::pin(response),
-            Some(deadline) => Box::pin(async move {
-                match tokio::time::timeout_at(deadline.into(), response).await {
-                    Ok(response) => response,
-                    Err(_) => {
-                        Ok(Status::deadline_exceeded("the deadline passed before the answer was ready").into_http())
-                    }
-                }
-            }),
-        }
+        let permit = match self.limit.admit(request.uri().path()) {
+            Ok(permit) => permit,
+            Err(error) => return Box::pin(std::future::ready(Ok(Status::from(error).into_http()))),
+        };
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let _permit = permit;
+            match deadline {
+                None => response.await,
+                Some(deadline) => tokio::time::timeout_at(deadline.into(), response).await.unwrap_or_else(|_| {
+                    Ok(Status::deadline_exceeded("the deadline passed before the answer was ready").into_http())
+                }),
+            }
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     arrival::Arrived,
-    context::{Call, Context, running},
+    context::{Call, Context},
     convert::{self, Wanted},
     status::CallError,
     stream,
@@ -29,12 +29,12 @@ async fn classify(
     call: Call,
     guard: &mut RequestGuard,
 ) -> Result<ClassifyResponse, CallError> {
-    let served = context.model(&request.model, guard)?;
+    let (served, scheduler) = context.model(&request.model, guard)?;
     let wanted = Wanted::new(request.top_k, request.min_probability)?;
     let image = convert::source(request.image)?;
     let Call { arrived: Arrived { at, deadline }, client } = call;
     let fetch = Box::new(move || Some(Arrival { image, at }));
-    let outcome = running(served).scheduler.submit(Job { client, deadline, counts: true, fetch })?;
+    let outcome = scheduler.submit(Job { client, deadline, counts: true, fetch })?;
     // A sender that is dropped without an answer belongs to a scheduler that has stopped.
     let reply = outcome.await.unwrap_or(Err(JobError::Abandoned))?;
     Ok(ClassifyResponse {
@@ -59,6 +59,7 @@ impl Classifier for ClassifierService {
     type StreamClassifyStream = ReceiverStream<Result<StreamClassifyResponse, Status>>;
 
     async fn classify(&self, request: Request<ClassifyRequest>) -> Result<Response<ClassifyResponse>, Status> {
+        let _in_progress = self.0.state.call();
         let call = Call::of(&request);
         let mut guard = call.guard(Method::Classify);
         let result = classify(&self.0, request.into_inner(), call, &mut guard).await;

@@ -11,9 +11,9 @@ use tonic::Request;
 use super::{arrival::Arrived, status::CallError};
 use crate::{
     metrics::{Method, Rejection, RequestGuard},
-    registry::{Registry, Running, Served},
-    scheduler::ClientId,
-    state::StateCell,
+    registry::{Registry, Served},
+    scheduler::{ClientId, Scheduler},
+    state::{NotReady, StateCell},
 };
 
 /// What every call of the `Classifier` service needs.
@@ -30,12 +30,13 @@ impl Context {
         Self { registry, state, max_streams, streams: Semaphore::new(max_streams) }
     }
 
-    /// The model of that name, if the server is ready to run it.
-    pub fn model(&self, name: &str, guard: &mut RequestGuard) -> Result<&Arc<Served>, CallError> {
+    /// The model of that name and what runs it, if the server is ready.
+    pub fn model(&self, name: &str, guard: &mut RequestGuard) -> Result<(&Arc<Served>, &Scheduler), CallError> {
         let served = self.registry.find(name)?;
         guard.model(&served.metrics);
-        self.state.get().ready().inspect_err(|_| served.metrics.rejected(Rejection::NotReady))?;
-        Ok(served)
+        let ready = self.state.get().ready().and_then(|()| served.running().ok_or(NotReady::Starting));
+        let running = ready.inspect_err(|_| served.metrics.rejected(Rejection::NotReady))?;
+        Ok((served, &running.scheduler))
     }
 }
 
@@ -56,9 +57,4 @@ impl Call {
     pub fn guard(&self, method: Method) -> RequestGuard {
         RequestGuard::new(method, self.arrived.at, self.arrived.deadline)
     }
-}
-
-/// What runs a model of a server that is ready.
-pub(super) fn running(served: &Served) -> &Running {
-    served.running().expect("the state becomes Ready after every model has been started")
 }

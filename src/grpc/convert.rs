@@ -1,6 +1,6 @@
 //! Between the contract's messages and the rest of the program.
 
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::status::CallError;
 use crate::{
@@ -96,10 +96,9 @@ pub(super) fn half_life(duration: Option<prost_types::Duration>) -> Result<f64, 
     Ok(seconds)
 }
 
-/// When a frame was taken, in seconds since 1970; absent or before that = now.
-pub(super) fn captured_at(timestamp: Option<prost_types::Timestamp>) -> f64 {
-    let given = timestamp.map(|t| t.seconds as f64 + f64::from(t.nanos) * 1e-9).filter(|seconds| *seconds > 0.0);
-    given.unwrap_or_else(|| UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64())
+/// When a frame was taken, in seconds since 1970.
+pub(super) fn captured_at(timestamp: Option<prost_types::Timestamp>) -> Option<f64> {
+    timestamp.map(|t| t.seconds as f64 + f64::from(t.nanos) * 1e-9)
 }
 
 pub(super) fn model(served: &Served) -> proto::Model {

@@ -1,5 +1,6 @@
 //! The gRPC services, and the one place where errors become a [`tonic::Status`].
 
+mod accept;
 mod arrival;
 mod classifier;
 mod context;
@@ -10,10 +11,10 @@ mod stream;
 use std::{sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::transport::Server;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use self::{classifier::ClassifierService, context::Context};
+use self::{arrival::CallLimit, classifier::ClassifierService, context::Context};
 use crate::{
     proto::{self, classifier_server::ClassifierServer},
     registry::Registry,
@@ -27,14 +28,19 @@ pub struct GrpcConfig {
     pub max_message_bytes: usize,
     /// The most streams that are open at once, over all connections.
     pub max_streams: usize,
+    /// The most calls in progress at once, over all connections; each may hold one message.
+    pub max_calls: usize,
+    /// The most connections.
+    pub max_connections: usize,
 }
 
 /// How much a sender may send ahead on one call. Large enough that a photo never waits for a round trip.
-const STREAM_WINDOW: u32 = 2 << 20;
-/// The same for all calls of a connection.
-const CONNECTION_WINDOW: u32 = 8 << 20;
+const STREAM_WINDOW: u32 = 1 << 20;
 /// Calls at once on one connection.
-const MAX_CONCURRENT_CALLS: u32 = 1024;
+const MAX_CONCURRENT_CALLS: u32 = 128;
+/// How much may be sent ahead on one connection: by every call its share, so that streams that are not read don't stop
+/// the others.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_CONCURRENT_CALLS;
 /// A connection that is silent for this long is asked whether it is alive…
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// …and closed when it does not answer within this time.
@@ -51,6 +57,8 @@ pub async fn serve(
     config: GrpcConfig,
 ) -> Result<(), tonic::transport::Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
+    // The reporter begins with SERVING.
+    set_health(&health, ServingStatus::NotServing).await;
     let follow = tokio::spawn(report_health(health, state.clone()));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -58,17 +66,18 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let valid = "the descriptors are made by the build";
+    let limit = CallLimit::new(config.max_calls, Arc::clone(&registry));
     let context = Context::new(registry, state.clone(), config.max_streams);
     let classifier =
         ClassifierServer::new(ClassifierService(Arc::new(context))).max_decoding_message_size(config.max_message_bytes);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
+    let incoming = accept::connections(listener, config.max_connections);
     let served = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_CONCURRENT_CALLS)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(tower::layer::layer_fn(arrival::Stamp))
+        .layer(limit.layer())
         .add_service(classifier)
         .add_service(health_service)
         .add_service(reflection().build_v1().expect(valid))
@@ -87,11 +96,15 @@ async fn report_health(health: HealthReporter, state: StateCell) {
             State::Ready => ServingStatus::Serving,
             _ => ServingStatus::NotServing,
         };
-        for service in ["", "resnet18.v1.Classifier"] {
-            health.set_service_status(service, status).await;
-        }
+        set_health(&health, status).await;
         if watch.changed().await.is_err() {
             return;
         }
+    }
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in ["", "resnet18.v1.Classifier"] {
+        health.set_service_status(service, status).await;
     }
 }

@@ -12,6 +12,9 @@ use crate::{
     state::NotReady,
 };
 
+/// In characters; a status travels in headers, which are limited.
+const LONGEST_MESSAGE: usize = 500;
+
 /// Why a call, or one frame of a stream, has no classes.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
@@ -29,6 +32,10 @@ pub(super) enum CallError {
     Invalid(String),
     #[error("the deadline of the stream has passed")]
     StreamDeadline,
+    #[error("{open} calls are in progress, which is the most that this server takes; retry in a moment")]
+    TooManyCalls { open: usize },
+    #[error("the server failed on this stream; its log says why")]
+    Panicked,
     /// The transport's own: a message over the limit, a caller that reset the stream.
     #[error("{}", .0.message())]
     Transport(#[from] Status),
@@ -39,15 +46,16 @@ impl CallError {
         match self {
             Self::Model(_) => Code::NotFound,
             Self::NotReady(_) => Code::Unavailable,
-            Self::QueueFull(_) | Self::Job(JobError::Displaced(_)) | Self::TooManyStreams { .. } => {
-                Code::ResourceExhausted
-            }
+            Self::QueueFull(_)
+            | Self::Job(JobError::Displaced(_))
+            | Self::TooManyStreams { .. }
+            | Self::TooManyCalls { .. } => Code::ResourceExhausted,
             Self::Job(JobError::Image(
                 ImageError::Geometry { .. } | ImageError::CropLength { .. } | ImageError::Resize { .. },
             )) => Code::Internal,
             Self::Invalid(_) | Self::Job(JobError::Image(_)) => Code::InvalidArgument,
             Self::Job(JobError::DeadlineExceeded) | Self::StreamDeadline => Code::DeadlineExceeded,
-            Self::Job(JobError::Engine(_)) => Code::Internal,
+            Self::Job(JobError::Engine(_)) | Self::Panicked => Code::Internal,
             Self::Job(JobError::Abandoned) => Code::Unavailable,
             Self::Transport(status) => status.code(),
         }
@@ -57,22 +65,25 @@ impl CallError {
     pub fn message(&self) -> String {
         match self {
             Self::Job(JobError::Engine(_)) => "the engine failed; the server's log says why".into(),
-            other => other.to_string(),
+            other => {
+                // Decoders quote what they stumble on, which can be as long as the image.
+                let mut message = other.to_string();
+                if let Some((end, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
+                    message.truncate(end);
+                    message.push('…');
+                }
+                message
+            }
         }
     }
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull(full) | Self::Job(JobError::Displaced(full)) => Some(full.retry_after),
-            Self::TooManyStreams { .. } | Self::NotReady(_) => Some(Duration::from_secs(1)),
+            Self::TooManyStreams { .. } | Self::TooManyCalls { .. } => Some(Duration::from_secs(1)),
+            Self::NotReady(NotReady::Starting | NotReady::Draining) => Some(Duration::from_secs(1)),
             _ => None,
         }
-    }
-}
-
-impl From<ImageError> for CallError {
-    fn from(error: ImageError) -> Self {
-        Self::Job(error.into())
     }
 }
 

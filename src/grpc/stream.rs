@@ -1,18 +1,24 @@
 //! `StreamClassify`: both frame policies, in bounded memory.
 
 use std::{
+    panic::AssertUnwindSafe,
+    pin::pin,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, mpsc, oneshot};
+use futures_util::FutureExt;
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::{timeout, timeout_at},
+};
 use tonic::{Code, Status, Streaming};
 
 use super::{
-    context::{Call, Context, running},
+    context::{Call, Context},
     convert::{self, Wanted},
     status::CallError,
 };
@@ -25,11 +31,16 @@ use crate::{
         stream_classify_request::Message, stream_classify_response,
     },
     registry::Served,
-    scheduler::{Arrival, ClientId, Job, JobError, Outcome},
+    scheduler::{Arrival, Job, JobError, Outcome, Reply, Scheduler},
     state::{NotReady, StateCell},
 };
 
 pub(super) type Answers = mpsc::Sender<Result<StreamClassifyResponse, Status>>;
+
+/// A stream whose config does not come within this time is ended.
+const CONFIG_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most frames of a stream under `FRAME_POLICY_EVERY` that wait for their answers.
+const MAX_FRAMES_IN_WORK: usize = 4;
 
 /// Runs a stream to its end and tells the caller how it ended, unless the caller has gone.
 pub(super) async fn run(
@@ -39,15 +50,16 @@ pub(super) async fn run(
     mut guard: RequestGuard,
     answers: Answers,
 ) {
+    let _in_progress = context.state.call();
     let work = async {
+        let work = open_and_answer(&context, inbound, call, &mut guard, &answers);
         match call.arrived.deadline {
-            None => open_and_answer(&context, inbound, call, &mut guard, &answers).await,
-            Some(deadline) => {
-                let work = open_and_answer(&context, inbound, call, &mut guard, &answers);
-                tokio::time::timeout_at(deadline.into(), work).await.unwrap_or(Err(CallError::StreamDeadline))
-            }
+            None => work.await,
+            Some(deadline) => timeout_at(deadline.into(), work).await.unwrap_or(Err(CallError::StreamDeadline)),
         }
     };
+    // A bug must not look like a stream that ended well.
+    let work = AssertUnwindSafe(work).catch_unwind().map(|ended| ended.unwrap_or(Err(CallError::Panicked)));
     let ended = tokio::select! {
         ended = work => ended,
         () = answers.closed() => return,
@@ -69,27 +81,33 @@ async fn open_and_answer(
     guard: &mut RequestGuard,
     answers: &Answers,
 ) -> Result<(), CallError> {
-    let config = match next(&mut inbound, &context.state).await? {
-        Some(Message::Config(config)) => config,
-        Some(Message::Frame(_)) => {
-            return Err(CallError::Invalid("the first message of a stream must be its config, not a frame".into()));
+    let permit = context.streams.try_acquire();
+    let config = match timeout(CONFIG_TIMEOUT, next(&mut inbound, &context.state)).await {
+        Err(_) => {
+            return Err(CallError::Invalid(format!("the stream's config did not come within {CONFIG_TIMEOUT:?}")));
         }
-        None => return Err(CallError::Invalid("the stream ended before its config".into())),
+        Ok(message) => match message? {
+            Some(Message::Config(config)) => config,
+            Some(Message::Frame(_)) => {
+                return Err(CallError::Invalid("the first message of a stream must be its config, not a frame".into()));
+            }
+            None => return Err(CallError::Invalid("the stream ended before its config".into())),
+        },
     };
-    let served = Arc::clone(context.model(&config.model, guard)?);
-    let Ok(_permit) = context.streams.try_acquire() else {
+    let (served, scheduler) = context.model(&config.model, guard)?;
+    if permit.is_err() {
         served.metrics.rejected(Rejection::StreamLimit);
         return Err(CallError::TooManyStreams { open: context.max_streams });
-    };
+    }
     let _open = served.metrics.stream();
     let policy = FramePolicy::try_from(config.policy).map_err(|_| {
         CallError::Invalid(format!("the frame policy {} is unknown; send EVERY or LATEST", config.policy))
     })?;
-    let answerer = Answerer::new(Arc::clone(&served), &config, answers.clone())?;
+    let answerer = Answerer::new(Arc::clone(served), &config, answers.clone())?;
     let source = FrameSource { inbound, state: context.state.clone() };
     match policy {
-        FramePolicy::Unspecified | FramePolicy::Every => every(source, answerer, call.client).await,
-        FramePolicy::Latest => latest(source, answerer, call.client).await,
+        FramePolicy::Unspecified | FramePolicy::Every => every(source, answerer, Submitter { scheduler, call }).await,
+        FramePolicy::Latest => latest(source, answerer, Submitter { scheduler, call }).await,
     }
 }
 
@@ -105,6 +123,23 @@ async fn next(inbound: &mut Streaming<StreamClassifyRequest>, state: &StateCell)
         Some(StreamClassifyRequest { message: None }) => {
             Err(CallError::Invalid("a message of the stream is neither a config nor a frame".into()))
         }
+    }
+}
+
+/// Puts frames into the queue.
+struct Submitter<'a> {
+    scheduler: &'a Scheduler,
+    call: Call,
+}
+
+impl Submitter<'_> {
+    fn submit(
+        &self,
+        fetch: impl FnOnce() -> Option<Arrival> + Send + 'static,
+    ) -> Result<oneshot::Receiver<Outcome>, CallError> {
+        let Call { client, arrived } = self.call;
+        let job = Job { client, deadline: arrived.deadline, counts: false, fetch: Box::new(fetch) };
+        Ok(self.scheduler.submit(job)?)
     }
 }
 
@@ -127,46 +162,51 @@ impl FrameSource {
 
 /// A frame that has arrived.
 struct Incoming {
-    stamp: Stamp,
+    stamp: FrameStamp,
     image: Result<Source, CallError>,
 }
 
 /// What an answer needs to know of its frame.
 #[derive(Clone, Copy)]
-struct Stamp {
+struct FrameStamp {
     id: u64,
-    captured_at: f64,
+    /// In seconds since 1970, if the sender says so.
+    captured_at: Option<f64>,
     arrived: Instant,
+}
+
+impl FrameStamp {
+    /// By the sender's clock, or by ours where the sender's did not move on.
+    fn seconds_since(self, earlier: Self) -> f64 {
+        let captured = self.captured_at.unwrap_or(0.0) - earlier.captured_at.unwrap_or(0.0);
+        if captured > 0.0 { captured } else { (self.arrived - earlier.arrived).as_secs_f64() }
+    }
 }
 
 impl Incoming {
     fn new(frame: Frame) -> Self {
         let captured_at = convert::captured_at(frame.captured_at);
-        let stamp = Stamp { id: frame.id, captured_at, arrived: Instant::now() };
+        let stamp = FrameStamp { id: frame.id, captured_at, arrived: Instant::now() };
         Self { stamp, image: convert::source(frame.image) }
     }
 }
 
 /// Every frame is answered in order. Only a few are in work at once; while they are, no further one is read.
-async fn every(mut source: FrameSource, mut answerer: Answerer, client: ClientId) -> Result<(), CallError> {
-    let served = Arc::clone(&answerer.served);
-    let scheduler = &running(&served).scheduler;
-    // One more than can be worked on, so that no lane waits for the network.
-    let (pending, mut in_order) = mpsc::channel(scheduler.lanes());
+async fn every(mut source: FrameSource, mut answerer: Answerer, submitter: Submitter<'_>) -> Result<(), CallError> {
+    // Enough that no lane waits for the network, few enough that many streams stay small.
+    let (pending, mut in_order) = mpsc::channel(submitter.scheduler.lanes().min(MAX_FRAMES_IN_WORK));
     let read = async move {
         while let Some(Incoming { stamp, image }) = source.next().await? {
-            let outcome = image.and_then(|image| {
-                let at = stamp.arrived;
-                let fetch = Box::new(move || Some(Arrival { image, at }));
-                Ok(scheduler.submit(Job { client, deadline: None, counts: false, fetch })?)
-            });
+            let at = stamp.arrived;
+            let outcome = image.and_then(|image| submitter.submit(move || Some(Arrival { image, at })));
             if pending.send((stamp, outcome)).await.is_err() {
                 break;
             }
         }
         Ok(())
     };
-    let answer = async {
+    // Owns the receiver, so that reading ends when answering fails.
+    let answer = async move {
         while let Some((stamp, outcome)) = in_order.recv().await {
             let outcome = match outcome {
                 Ok(outcome) => received(outcome).await.map_err(CallError::from),
@@ -176,22 +216,19 @@ async fn every(mut source: FrameSource, mut answerer: Answerer, client: ClientId
         }
         Ok(())
     };
-    // Reading ends first; then what was read is answered; then the caller learns why reading ended.
-    let (read, answered) = tokio::join!(read, answer);
-    answered.and(read)
+    both(read, answer).await
 }
 
 /// Only the newest frame is of interest: it waits in a slot of one, where a newer one replaces it.
-async fn latest(mut source: FrameSource, mut answerer: Answerer, client: ClientId) -> Result<(), CallError> {
-    let served = Arc::clone(&answerer.served);
-    let scheduler = &running(&served).scheduler;
-    let slot = Arc::new(Slot::default());
+async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Submitter<'_>) -> Result<(), CallError> {
+    let metrics = Arc::clone(&answerer.served.metrics);
+    let slot = Arc::new(Newest::default());
     let read = async {
         let ended = loop {
             match source.next().await {
                 Ok(Some(frame)) => {
                     if slot.put(frame) {
-                        served.metrics.frame(FrameOutcome::Dropped);
+                        metrics.frame(FrameOutcome::Dropped);
                     }
                 }
                 Ok(None) => break Ok(()),
@@ -204,32 +241,44 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, client: ClientI
     let answer = async {
         while slot.filled().await {
             let (taken, stamp) = oneshot::channel();
-            let fetch = {
-                let slot = Arc::clone(&slot);
-                move || {
-                    let Incoming { stamp, image } = slot.take()?;
-                    let (image, error) = match image {
-                        Ok(image) => (Some(image), None),
-                        Err(error) => (None, Some(error)),
-                    };
-                    // The stream may have ended meanwhile.
-                    let _ = taken.send((stamp, error));
-                    Some(Arrival { image: image?, at: stamp.arrived })
-                }
-            };
-            let outcome = scheduler.submit(Job { client, deadline: None, counts: false, fetch: Box::new(fetch) })?;
+            let from = Arc::clone(&slot);
+            let outcome = submitter.submit(move || {
+                let Incoming { stamp, image } = from.take()?;
+                let (image, error) = match image {
+                    Ok(image) => (Some(image), None),
+                    Err(error) => (None, Some(error)),
+                };
+                // The stream may have ended meanwhile.
+                let _ = taken.send((stamp, error));
+                Some(Arrival { image: image?, at: stamp.arrived })
+            })?;
             let outcome = received(outcome).await;
-            // Without a stamp the scheduler stopped before it took the frame.
+            // Without a stamp the frame was not taken: the scheduler has stopped or the time is up.
             let Ok((stamp, error)) = stamp.await else {
-                return Err(JobError::Abandoned.into());
+                return Err(outcome.err().unwrap_or(JobError::Abandoned).into());
             };
             let outcome = error.map_or(outcome.map_err(CallError::from), Err);
             answerer.answer(stamp, outcome, slot.dropped()).await?;
         }
         Ok(())
     };
-    let (read, answered) = tokio::join!(read, answer);
-    answered.and(read)
+    both(read, answer).await
+}
+
+/// Runs reading and answering side by side. Reading ends first, then what was read is answered, then the caller learns
+/// why reading ended; but when answering fails, nothing more is read.
+async fn both(
+    read: impl Future<Output = Result<(), CallError>>,
+    answer: impl Future<Output = Result<(), CallError>>,
+) -> Result<(), CallError> {
+    let (mut read, mut answer) = (pin!(read), pin!(answer));
+    tokio::select! {
+        ended = &mut read => answer.await.and(ended),
+        answered = &mut answer => match answered {
+            Ok(()) => read.await,
+            Err(error) => Err(error),
+        },
+    }
 }
 
 async fn received(outcome: oneshot::Receiver<Outcome>) -> Outcome {
@@ -238,20 +287,20 @@ async fn received(outcome: oneshot::Receiver<Outcome>) -> Outcome {
 
 /// Holds the newest frame.
 #[derive(Default)]
-struct Slot {
-    frame: Mutex<SlotState>,
+struct Newest {
+    frame: Mutex<NewestState>,
     changed: Notify,
     dropped: AtomicU64,
 }
 
 #[derive(Default)]
-struct SlotState {
+struct NewestState {
     frame: Option<Incoming>,
     closed: bool,
 }
 
-impl Slot {
-    fn lock(&self) -> std::sync::MutexGuard<'_, SlotState> {
+impl Newest {
+    fn lock(&self) -> std::sync::MutexGuard<'_, NewestState> {
         self.frame.lock().expect("nothing panics while it holds the slot")
     }
 
@@ -298,6 +347,7 @@ struct Answerer {
     served: Arc<Served>,
     wanted: Wanted,
     smoothing: Smoothing,
+    last: Option<FrameStamp>,
     fps: RateMeter,
     answers: Answers,
 }
@@ -308,6 +358,7 @@ impl Answerer {
             served,
             wanted: Wanted::new(config.top_k, config.min_probability)?,
             smoothing: Smoothing::new(convert::half_life(config.smoothing)?),
+            last: None,
             fps: RateMeter::new(Instant::now()),
             answers,
         })
@@ -316,14 +367,15 @@ impl Answerer {
     /// Answers one frame; a frame that failed gets its error, and the stream goes on.
     async fn answer(
         &mut self,
-        stamp: Stamp,
-        outcome: Result<crate::scheduler::Reply, CallError>,
+        stamp: FrameStamp,
+        outcome: Result<Reply, CallError>,
         dropped_frames: u64,
     ) -> Result<(), CallError> {
         use stream_classify_response::Outcome as Wire;
         let (outcome, stages) = match outcome {
             Ok(reply) => {
-                let probabilities = self.smoothing.update(softmax(&reply.logits), stamp.captured_at);
+                let elapsed = self.last.replace(stamp).map_or(0.0, |last| stamp.seconds_since(last));
+                let probabilities = self.smoothing.update(softmax(&reply.logits), elapsed);
                 let classifications = self.wanted.classifications(probabilities, &self.served);
                 self.served.metrics.frame(FrameOutcome::Classified);
                 (Wire::Result(Classifications { classifications }), reply.stages)

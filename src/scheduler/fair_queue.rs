@@ -1,15 +1,12 @@
 //! A queue that serves its clients in turn, however much each of them sends.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    hash::BuildHasherDefault,
-};
+use std::collections::{HashMap, VecDeque};
 
 use super::ClientId;
 
 /// Items in order of arrival for each client, one client after the other.
 pub(super) struct FairQueue<T> {
-    clients: HashMap<ClientId, Client<T>, BuildHasherDefault<std::hash::DefaultHasher>>,
+    clients: HashMap<ClientId, Client<T>>,
     /// Every client that has items, the next to be served first.
     turns: VecDeque<ClientId>,
     len: usize,
@@ -33,8 +30,8 @@ pub(super) enum Pushed<T> {
     Queued,
     /// It waits, in the place of this newest item of the client that had most.
     Displaced(T),
-    /// There is no place for it.
-    Full,
+    /// There is no place for it; here it is.
+    Full(T),
 }
 
 impl<T> Default for FairQueue<T> {
@@ -65,7 +62,7 @@ impl<T> FairQueue<T> {
         if capacity.is_some_and(|capacity| self.counted >= capacity) {
             let own = self.clients.get(&client).map_or(0, |client| client.counted);
             let Some(heaviest) = self.heaviest().filter(|(_, counted)| *counted > own + 1) else {
-                return Pushed::Full;
+                return Pushed::Full(item);
             };
             displaced = self.remove_newest(heaviest.0);
         }
@@ -95,6 +92,23 @@ impl<T> FairQueue<T> {
             self.turns.push_back(id);
         }
         Some(item)
+    }
+
+    /// Takes out every item for which `dead` holds, in no particular order.
+    pub fn remove_dead(&mut self, dead: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut removed = Vec::new();
+        for client in self.clients.values_mut() {
+            let (gone, kept): (VecDeque<_>, VecDeque<_>) =
+                std::mem::take(&mut client.items).into_iter().partition(|item| dead(&item.item));
+            client.items = kept;
+            client.counted = client.items.iter().filter(|item| item.counts).count();
+            removed.extend(gone);
+        }
+        self.clients.retain(|_, client| !client.items.is_empty());
+        self.turns.retain(|turn| self.clients.contains_key(turn));
+        self.len -= removed.len();
+        self.counted -= removed.iter().filter(|item| item.counts).count();
+        removed.into_iter().map(|item| item.item).collect()
     }
 
     fn heaviest(&self) -> Option<(ClientId, usize)> {
@@ -147,8 +161,8 @@ mod tests {
         let mut queue = FairQueue::default();
         assert_eq!(queue.push(A, Some(2), "a1"), Pushed::Queued);
         assert_eq!(queue.push(B, Some(2), "b1"), Pushed::Queued);
-        assert_eq!(queue.push(C, Some(2), "c1"), Pushed::Full);
-        assert_eq!(queue.push(A, Some(2), "a2"), Pushed::Full);
+        assert_eq!(queue.push(C, Some(2), "c1"), Pushed::Full("c1"));
+        assert_eq!(queue.push(A, Some(2), "a2"), Pushed::Full("a2"));
     }
 
     #[test]
@@ -158,7 +172,7 @@ mod tests {
             queue.push(A, Some(3), item);
         }
         assert_eq!(queue.push(B, Some(3), "b1"), Pushed::Displaced("a3"));
-        assert_eq!(queue.push(B, Some(3), "b2"), Pushed::Full, "both would have as many");
+        assert_eq!(queue.push(B, Some(3), "b2"), Pushed::Full("b2"), "both would have as many");
         assert_eq!(drain(&mut queue), ["a1", "b1", "a2"]);
     }
 
@@ -169,8 +183,25 @@ mod tests {
             assert_eq!(queue.push(A, None, item), Pushed::Queued);
         }
         queue.push(A, Some(1), "a1");
-        assert_eq!(queue.push(B, Some(1), "b1"), Pushed::Full);
+        assert_eq!(queue.push(B, Some(1), "b1"), Pushed::Full("b1"));
         assert_eq!(drain(&mut queue), ["s1", "s2", "s3", "a1"]);
+    }
+
+    #[test]
+    fn dead_items_make_room() {
+        let mut queue = FairQueue::default();
+        for item in [1, 2, 3] {
+            queue.push(A, Some(4), item);
+        }
+        queue.push(B, Some(4), 10);
+        queue.push(C, None, 11);
+        assert_eq!(queue.push(C, Some(4), 12), Pushed::Displaced(3));
+        let mut removed = queue.remove_dead(|item| *item >= 10);
+        removed.sort_unstable();
+        assert_eq!(removed, [10, 11, 12]);
+        assert_eq!((queue.len(), queue.counted()), (2, 2));
+        assert_eq!(queue.push(B, Some(4), 4), Pushed::Queued);
+        assert_eq!(drain(&mut queue), [1, 4, 2]);
     }
 
     /// Against a plain model: whatever is pushed comes out once or was refused or displaced, and nobody is served
@@ -190,7 +221,7 @@ mod tests {
                 pushed += 1;
                 match queue.push(ClientId(next(5)), capacity, i) {
                     Pushed::Queued => {}
-                    Pushed::Displaced(_) | Pushed::Full => gone += 1,
+                    Pushed::Displaced(_) | Pushed::Full(_) => gone += 1,
                 }
             } else if queue.pop().is_some() {
                 gone += 1;

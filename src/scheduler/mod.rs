@@ -164,6 +164,20 @@ struct Waiting {
     reply: oneshot::Sender<Outcome>,
 }
 
+impl Waiting {
+    fn expired(&self, now: Instant) -> Option<Rejection> {
+        expired(self.job.deadline, &self.reply, now)
+    }
+}
+
+/// Why work is not worth doing any more.
+fn expired(deadline: Option<Instant>, reply: &oneshot::Sender<Outcome>, now: Instant) -> Option<Rejection> {
+    match deadline {
+        Some(deadline) if deadline <= now => Some(Rejection::Deadline),
+        _ => reply.is_closed().then_some(Rejection::Cancelled),
+    }
+}
+
 /// A decoded image.
 struct Ready {
     crop: Vec<u8>,
@@ -216,26 +230,35 @@ impl Scheduler {
             Some(capacity) => capacity.get(),
             None => state.pace.images_in(Duration::from_millis(200)).max(16),
         };
+        let mut dead = Vec::new();
+        if counts && state.waiting.counted() >= capacity {
+            let now = Instant::now();
+            dead = state.waiting.remove_dead(|waiting| waiting.expired(now).is_some());
+        }
         let pushed = state.waiting.push(client, counts.then_some(capacity), Waiting { job, reply });
-        let waiting = state.waiting.counted();
-        let displaced = match pushed {
-            Pushed::Queued => None,
-            Pushed::Displaced(displaced) => Some(displaced),
-            Pushed::Full => {
-                let full = QueueFull { waiting, retry_after: state.pace.next_place(waiting) };
-                drop(state);
-                self.shared.metrics.rejected(Rejection::QueueFull);
+        let (refused, queued) = match pushed {
+            Pushed::Queued => (None, true),
+            Pushed::Displaced(other) => (Some(other), true),
+            Pushed::Full(own) => (Some(own), false),
+        };
+        let full = refused.as_ref().map(|_| {
+            let waiting = state.waiting.counted();
+            QueueFull { waiting, retry_after: state.pace.next_place(waiting) }
+        });
+        self.shared.metrics.queue_depth(state.waiting.len());
+        // Images can be large: they are freed when nobody waits for the lock.
+        drop(state);
+        dead.into_iter().for_each(|waiting| self.shared.give_up(waiting));
+        if queued {
+            self.shared.work.notify_one();
+        }
+        if let (Some(refused), Some(full)) = (refused, full) {
+            self.shared.metrics.rejected(Rejection::QueueFull);
+            if !queued {
                 return Err(full);
             }
-        };
-        let displaced = displaced.map(|d| (d, QueueFull { waiting, retry_after: state.pace.next_place(waiting) }));
-        self.shared.metrics.queue_depth(state.waiting.len());
-        drop(state);
-        self.shared.work.notify_one();
-        if let Some((displaced, full)) = displaced {
-            self.shared.metrics.rejected(Rejection::QueueFull);
             // The receiver may have gone; then nobody is left to tell.
-            let _ = displaced.reply.send(Err(full.into()));
+            let _ = refused.reply.send(Err(full.into()));
         }
         Ok(outcome)
     }

@@ -39,6 +39,10 @@ impl Engine for Scripted {
         match firsts[0] {
             255 => Err(EngineError::Inference { kind: EngineKind::Embedded, reason: "as told".into() }),
             254 => panic!("as told"),
+            253 => {
+                logits.fill(f32::NAN);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -232,6 +236,57 @@ fn expired_and_abandoned_work_is_neither_decoded_nor_inferred() {
     assert!(matches!(expired.blocking_recv().unwrap(), Err(JobError::DeadlineExceeded)));
     assert_eq!((logit(first), logit(last)), (1.0, 2.0));
     assert_eq!(fetched.load(SeqCst), 0);
+}
+
+#[test]
+fn a_withdrawn_job_does_not_hold_up_the_batch_before_it() {
+    let bench = Setup { max_batch: 2, ..Setup::default() }.start();
+    let first = bench.occupy(0);
+    let live = bench.submit(1);
+    drop(bench.submit(9));
+    bench.go();
+    assert_eq!(bench.call().images, [1]);
+    bench.go();
+    assert_eq!((logit(first), logit(live)), (0.0, 1.0));
+}
+
+#[test]
+fn images_that_cannot_be_decoded_do_not_hold_up_the_batch_before_them() {
+    let bench = Setup { max_batch: 2, ..Setup::default() }.start();
+    let slow = || {
+        let fetch = Box::new(|| {
+            std::thread::sleep(Duration::from_millis(5));
+            Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now() })
+        });
+        bench.scheduler.submit(Job { fetch, counts: false, ..job(0) }).unwrap()
+    };
+    let good = bench.submit(1);
+    let bad: Vec<_> = (0..200).map(|_| slow()).collect();
+    assert_eq!(bench.call().images, [1]);
+    assert!(bench.scheduler.shared.lock().waiting.len() > 100, "most of the bad ones still wait");
+    bench.go();
+    assert_eq!(logit(good), 1.0);
+    drop(bad);
+}
+
+#[test]
+fn jobs_whose_callers_have_gone_give_their_places_back() {
+    let config = SchedulerConfig { queue_capacity: NonZeroUsize::new(2), ..Setup::default().config };
+    let bench = Setup { config, ..Setup::default() }.start();
+    let first = bench.occupy(0);
+    drop([bench.submit(8), bench.submit(9)]);
+    let second = bench.submit(1);
+    bench.go();
+    bench.go();
+    assert_eq!((logit(first), logit(second)), (0.0, 1.0));
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_an_error() {
+    let bench = Setup::default().start();
+    let outcome = bench.occupy(253);
+    bench.go();
+    assert!(matches!(outcome.blocking_recv().unwrap(), Err(JobError::Engine(_))));
 }
 
 #[test]

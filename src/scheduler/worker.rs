@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Arrival, JobError, Ready, Reply, Shared, State, Waiting};
+use tokio::sync::oneshot;
+
+use super::{Arrival, JobError, Outcome, Ready, Reply, Shared, State, Waiting, expired};
 use crate::{
     engine::{Engine, EngineError},
     image::Preprocessor,
@@ -22,7 +24,12 @@ pub(super) struct Worker {
     share: f64,
     images: Vec<u8>,
     logits: Vec<f32>,
+    /// Crops that have been inferred, to be filled again: fresh memory costs a page fault every 4 KiB.
+    spare: Vec<Vec<u8>>,
 }
+
+/// A decoded image waits no longer than this for others to be decoded into its batch.
+const LONGEST_DECODING_FIRST: Duration = Duration::from_millis(20);
 
 enum Task {
     Decode(Waiting),
@@ -38,6 +45,7 @@ impl Worker {
             share: 1.0 / workers as f64,
             images: Vec::new(),
             logits: Vec::new(),
+            spare: Vec::new(),
         }
     }
 
@@ -55,17 +63,19 @@ impl Worker {
         let decoded = match (job.fetch)() {
             None => Err(JobError::Abandoned),
             Some(Arrival { image, at }) => {
-                let mut crop = vec![0; self.shared.geometry.bytes()];
+                let mut crop = self.spare.pop().unwrap_or_else(|| vec![0; self.shared.geometry.bytes()]);
                 let result = self.preprocessor.crop(&image, &self.shared.geometry, &mut crop);
                 result.map(|()| (crop, started.saturating_duration_since(at))).map_err(JobError::Image)
             }
         };
         let since = Instant::now();
         let took = since - started;
-        self.shared.metrics.decoded(took);
         let mut state = self.shared.lock();
         state.active -= 1;
-        state.pace.record_decode(took, self.share);
+        if !matches!(decoded, Err(JobError::Abandoned)) {
+            self.shared.metrics.decoded(took);
+            state.pace.record_decode(took, self.share);
+        }
         match decoded {
             Ok((crop, queued)) => {
                 let stages = super::Stages { decode: took, queue: queued, ..Default::default() };
@@ -100,11 +110,15 @@ impl Worker {
         self.shared.metrics.inferred(n, took);
         match result {
             Ok(()) => {
-                for (ready, logits) in batch.into_iter().zip(self.logits.chunks_exact(self.shared.classes)) {
+                self.shared.metrics.classified(n);
+                for (mut ready, logits) in batch.into_iter().zip(self.logits.chunks_exact(self.shared.classes)) {
                     let mut stages = ready.stages;
                     stages.queue += started - ready.since;
                     stages.inference = took;
                     self.shared.metrics.queued(stages.queue);
+                    if self.spare.len() < self.shared.engine.max_batch {
+                        self.spare.push(std::mem::take(&mut ready.crop));
+                    }
                     let _ = ready.reply.send(Ok(Reply { logits: logits.to_vec(), stages }));
                 }
             }
@@ -132,7 +146,12 @@ impl Worker {
         };
         let (kind, logits) = (self.shared.engine.kind, &mut self.logits);
         catch_unwind(AssertUnwindSafe(|| engine.infer(images, n, logits)))
-            .unwrap_or_else(|_| Err(EngineError::Inference { kind, reason: "it panicked".into() }))
+            .unwrap_or_else(|_| Err(kind.failed("it panicked")))?;
+        if self.logits.iter().all(|logit| logit.is_finite()) {
+            Ok(())
+        } else {
+            Err(kind.failed("its logits are not finite numbers"))
+        }
     }
 }
 
@@ -149,13 +168,21 @@ impl Shared {
                         let alone = state.active == 1 && state.waiting.is_empty() && state.ready.is_empty();
                         let wide = if alone { state.wide.take() } else { None };
                         state.exclusive = wide.is_some();
+                        self.wake_another(&state);
                         return Some(Task::Infer { batch, wide });
                     }
                     Err(wait) => until_batch = wait,
                 }
-                if let Some(waiting) = self.take_waiting(&mut state) {
-                    state.active += 1;
-                    return Some(Task::Decode(waiting));
+                if !state.waiting.is_empty() {
+                    match self.take_waiting(&mut state) {
+                        Some(waiting) => {
+                            state.active += 1;
+                            self.wake_another(&state);
+                            return Some(Task::Decode(waiting));
+                        }
+                        // Nothing alive was waiting, so the batch need not wait for it.
+                        None => continue,
+                    }
                 }
             }
             if state.stopping && state.waiting.is_empty() && state.ready.is_empty() && state.active == 0 {
@@ -172,20 +199,26 @@ impl Shared {
         }
     }
 
+    /// A worker that takes work hands over the watch over what remains, including the time of an incomplete batch.
+    fn wake_another(&self, state: &State) {
+        if !state.ready.is_empty() || !state.waiting.is_empty() {
+            self.work.notify_one();
+        }
+    }
+
     /// A batch that should run now, or how long to wait for a fuller one (`None` = until there is anything).
     fn take_batch(&self, state: &mut State) -> Result<Vec<Ready>, Option<Duration>> {
         let now = Instant::now();
         self.discard(&mut state.ready, now);
         if state.ready.len() < self.engine.max_batch {
-            let Some(oldest) = state.ready.front() else {
-                return Err(None);
-            };
-            if !state.waiting.is_empty() {
+            let Some(oldest) = state.ready.front() else { return Err(None) };
+            let waited = now - oldest.since;
+            let delay = self.config.max_queue_delay;
+            if !state.waiting.is_empty() && waited < delay.max(LONGEST_DECODING_FIRST) {
                 return Err(None);
             }
-            let waited = now - oldest.since;
-            if waited < self.config.max_queue_delay && !state.stopping {
-                return Err(Some(self.config.max_queue_delay - waited));
+            if state.waiting.is_empty() && waited < delay && !state.stopping {
+                return Err(Some(delay - waited));
             }
         }
         let n = state.ready.len().min(self.engine.max_batch);
@@ -196,11 +229,11 @@ impl Shared {
     fn discard(&self, ready: &mut VecDeque<Ready>, now: Instant) {
         let mut i = 0;
         while let Some(item) = ready.get(i) {
-            match self.expired(item.reply.is_closed(), item.deadline, now) {
+            match expired(item.deadline, &item.reply, now) {
                 None => i += 1,
-                Some(error) => {
+                Some(reason) => {
                     let item = ready.remove(i).expect("the index was just used");
-                    let _ = item.reply.send(Err(error));
+                    self.tell(item.reply, reason);
                 }
             }
         }
@@ -210,24 +243,23 @@ impl Shared {
         loop {
             let waiting = state.waiting.pop()?;
             self.metrics.queue_depth(state.waiting.len());
-            match self.expired(waiting.reply.is_closed(), waiting.job.deadline, Instant::now()) {
-                None => return Some(waiting),
-                Some(error) => {
-                    let _ = waiting.reply.send(Err(error));
-                }
+            if waiting.expired(Instant::now()).is_none() {
+                return Some(waiting);
             }
+            self.give_up(waiting);
         }
     }
 
-    fn expired(&self, closed: bool, deadline: Option<Instant>, now: Instant) -> Option<JobError> {
-        if deadline.is_some_and(|deadline| deadline <= now) {
-            self.metrics.rejected(Rejection::Deadline);
-            Some(JobError::DeadlineExceeded)
-        } else if closed {
-            self.metrics.rejected(Rejection::Cancelled);
-            Some(JobError::Abandoned)
-        } else {
-            None
-        }
+    /// Ends work that has expired.
+    pub(super) fn give_up(&self, waiting: Waiting) {
+        let reason = waiting.expired(Instant::now()).unwrap_or(Rejection::Cancelled);
+        self.tell(waiting.reply, reason);
+    }
+
+    fn tell(&self, reply: oneshot::Sender<Outcome>, reason: Rejection) {
+        self.metrics.rejected(reason);
+        let error = if reason == Rejection::Deadline { JobError::DeadlineExceeded } else { JobError::Abandoned };
+        // The receiver may have gone; then nobody is left to tell.
+        let _ = reply.send(Err(error));
     }
 }
