@@ -63,7 +63,14 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
     let mut narrow = compile(threads, threads)?;
     let wide = if threads > 1 { Some(lane(&mut compile(1, threads)?)?) } else { None };
     Ok(Lanes {
-        info: EngineInfo { kind: KIND, version, precision, device, max_batch, fixed_batch: batch == Some(max_batch) },
+        info: EngineInfo {
+            kind: KIND,
+            version,
+            precision,
+            device,
+            max_batch,
+            fixed_batch: matches!(model.graph.batch, Batch::Fixed(_)),
+        },
         wide,
         narrow: (0..threads).map(|_| lane(&mut narrow)).collect::<Result<_, _>>()?,
     })

@@ -82,12 +82,15 @@ fn infer(engine: &mut dyn Engine, model: &Model, crops: &[&Vec<u8>]) -> Result<V
     Ok(logits.chunks_exact(classes).map(<[f32]>::to_vec).collect())
 }
 
-/// Compares every lane, photo by photo and in a full batch of different ones.
+/// Compares every lane on every photo, alone and in a full batch of different ones.
 fn compare(lanes: &mut Lanes, model: &Model, crops: &[Vec<u8>], reference: &[Vec<f32>]) -> Result<(), EngineError> {
     let info = lanes.info.clone();
-    let one_by_one = crops.iter().enumerate().map(|(photo, _)| vec![photo]).filter(|_| !info.fixed_batch);
-    let full = (info.max_batch > 1 || info.fixed_batch).then(|| (0..info.max_batch).map(|i| i % crops.len()).collect());
-    let batches: Vec<Vec<usize>> = one_by_one.chain(full).collect();
+    let smallest = if info.fixed_batch { info.max_batch } else { 1 };
+    let rows = |first, n| -> Vec<usize> { (first..first + n).map(|row| row % crops.len()).collect() };
+    let mut batches: Vec<_> = (0..crops.len()).map(|first| rows(first, smallest)).collect();
+    if info.max_batch > smallest {
+        batches.push(rows(0, info.max_batch));
+    }
     let mut worst = 0_f32;
     for lane in lanes.wide.iter_mut().chain(&mut lanes.narrow) {
         for photos in &batches {
