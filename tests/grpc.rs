@@ -108,9 +108,6 @@ fn request_cat() -> ClassifyRequest {
 #[tokio::test]
 async fn raw_frames_are_classified_like_the_photo() {
     let server = Server::start(&[]);
-    let photo = image::open(data("cat.jpg")).ok();
-    // `image` is built without a JPEG decoder here; a PNG crop is as good.
-    assert!(photo.is_none());
     let crop = image::open(data("crops/cat_jpg.png")).unwrap().to_rgb8();
     let (width, height) = crop.dimensions();
     let stride = width * 3 + 13;
@@ -390,6 +387,107 @@ async fn shutdown_finishes_what_was_accepted_and_ends_streams_clearly() {
     }
     let status = server.wait(Duration::from_secs(10)).expect("the server ends");
     assert!(status.success(), "{status:?}\n{}", server.log());
+}
+
+#[tokio::test]
+async fn connections_without_work_do_not_hold_up_the_shutdown() {
+    let mut server = Server::start(&["--drain-timeout", "20s"]);
+    let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
+    let mut health = HealthClient::new(channel);
+    let _watch = health.watch(HealthCheckRequest::default()).await.unwrap();
+    let _silent = std::net::TcpStream::connect(server.grpc).unwrap();
+    server.signal("TERM");
+    let status = server.wait(Duration::from_secs(5)).expect("the server ends long before the drain's time limit");
+    assert!(status.success());
+}
+
+#[tokio::test]
+async fn streams_that_are_not_read_do_not_stop_other_calls_of_their_connection() {
+    let server = Server::start(&[]);
+    let client = server.client().await;
+    let cat = image(data("cat.jpg"));
+    let mut unread = Vec::new();
+    for _ in 0..12 {
+        let (sender, receiver) = mpsc::channel(4);
+        sender.send(config(StreamConfig::default())).await.unwrap();
+        unread.push(client.clone().stream_classify(ReceiverStream::new(receiver)).await.unwrap());
+        let cat = cat.clone();
+        tokio::spawn(async move { while sender.send(frame(1, cat.clone())).await.is_ok() {} });
+    }
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let mut request = Request::new(request_cat());
+    request.set_timeout(Duration::from_secs(5));
+    client.clone().classify(request).await.expect("the connection still works");
+}
+
+#[tokio::test]
+async fn calls_and_streams_beyond_their_limits_are_refused() {
+    let server = Server::start(&["--max-streams", "1", "--max-calls", "3", "--engine", "embedded"]);
+    let (sender, mut answers) = open(&server, config(StreamConfig::default())).await;
+    sender.send(frame(1, image(data("cat.jpg")))).await.unwrap();
+    answers.message().await.unwrap().unwrap();
+    let (_second, mut refused) = open(&server, config(StreamConfig::default())).await;
+    let status = refused.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    assert!(status.message().contains("streams"), "{}", status.message());
+
+    let client = server.client().await;
+    let calls: Vec<_> = (0..12)
+        .map(|_| {
+            let mut client = client.clone();
+            tokio::spawn(async move { client.classify(request_cat()).await })
+        })
+        .collect();
+    let mut refused = 0;
+    for call in calls {
+        if let Err(status) = call.await.unwrap() {
+            assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+            assert!(status.get_error_details().retry_info().is_some());
+            refused += 1;
+        }
+    }
+    assert!(refused > 0);
+    assert_eq!(server.metric("classifier_rejected_total", &["call_limit"]), f64::from(refused));
+    assert_eq!(server.metric("classifier_rejected_total", &["stream_limit"]), 1.0);
+}
+
+#[tokio::test]
+async fn batches_give_the_answers_of_single_images() {
+    let server = Server::start(&["--max-batch", "4", "--max-queue-delay", "20ms"]);
+    let client = server.client().await;
+    let calls: Vec<_> = (0..24)
+        .map(|i| {
+            let mut client = client.clone();
+            let (name, label) = if i % 2 == 0 { ("cat.jpg", "cat") } else { ("sunflower_q30.jpg", "sunflower") };
+            tokio::spawn(async move {
+                loop {
+                    match client.classify(request(image(data(name)))).await {
+                        Ok(answer) => return assert_eq!(answer.into_inner().classifications[0].label, label),
+                        Err(status) => assert_eq!(status.code(), Code::ResourceExhausted),
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap();
+    }
+    let images = server.metric("classifier_batch_size_sum", &[]);
+    let batches = server.metric("classifier_batch_size_count", &[]);
+    assert_eq!(images, 24.0);
+    assert!(batches < images, "{images} images in {batches} batches");
+}
+
+#[tokio::test]
+async fn a_long_complaint_is_cut_short() {
+    let server = Server::start(&[]);
+    let mut bytes = b"P7\n".to_vec();
+    bytes.resize(1 << 20, b'A');
+    let picture = Image { source: Some(Source::Encoded(bytes.into())) };
+    let status = server.client().await.classify(request(picture)).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert!(status.message().chars().count() <= 501);
 }
 
 #[tokio::test]
