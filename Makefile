@@ -4,7 +4,8 @@ OPENVINO := 2026.4.1
 PYTHON := python3
 VENV := .venv
 
-.PHONY: run build openvino test test-env lint bench help
+
+.PHONY: run build openvino test test-turbojpeg test-env lint bench help
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,6 +34,9 @@ openvino: .runtime/openvino/$(OPENVINO) ## fetch the OpenVINO runtime into .runt
 
 test: openvino test-env ## everything the tests need, then all of them
 	cargo test --release --no-fail-fast
+
+test-turbojpeg: ## the image tests with libjpeg-turbo (needs cmake and nasm)
+	cargo test --release --features turbojpeg --lib image
 
 # Python clients for the tests; without them those tests say that they are skipped.
 test-env: $(VENV)/ready

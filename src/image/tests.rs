@@ -60,7 +60,13 @@ fn assert_as_torchvision(image: &Path, expected: &Path) -> (u8, f64) {
     let got = crop_encoded(read(image)).unwrap_or_else(|error| panic!("{name}: {error}"));
     let (max, mean) = difference(&got, &expected);
     // JPEG decoders differ in how they interpolate and round chroma.
-    let (max_allowed, mean_allowed) = if name.ends_with(".jpg") { (4, 0.3) } else { (1, 0.01) };
+    // With libjpeg-turbo the pixels are Pillow's. zune-jpeg rounds up twice when it interpolates chroma, where libjpeg
+    // rounds once: a quarter of a step on average where colours change.
+    let (max_allowed, mean_allowed) = match name.ends_with(".jpg") {
+        true if cfg!(feature = "turbojpeg") => (2, 0.02),
+        true => (4, 0.3),
+        false => (1, 0.01),
+    };
     assert!(max <= max_allowed && mean < mean_allowed, "{name} differs by up to {max}, {mean:.3} in the mean");
     (max, mean)
 }
@@ -147,7 +153,9 @@ fn jpegs_with_a_missing_end_or_more_after_it_are_whole() {
     let whole = read(data().join("cat.jpg"));
     let expected = crop_encoded(whole.clone()).unwrap();
     assert!(whole.ends_with(&[0xff, 0xd9]));
-    assert_eq!(crop_encoded(whole[..whole.len() - 2].to_vec()).unwrap(), expected);
+    // The two decoders differ by a little where both are there.
+    let without_end = crop_encoded(whole[..whole.len() - 2].to_vec()).unwrap();
+    assert!(difference(&without_end, &expected).0 <= 4);
     for tail in [&b"\0\0\0\0"[..], b"\xff\xd9", b"\xff\xd8\xff\xe1 another, as in MPO", &[0x55; 5000]] {
         assert_eq!(crop_encoded([&whole, tail].concat()).unwrap(), expected);
     }
