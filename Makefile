@@ -4,7 +4,6 @@ OPENVINO := 2026.4.1
 PYTHON := python3
 VENV := .venv
 
-
 .PHONY: run build openvino test test-turbojpeg test-env lint bench help
 
 help: ## what can be made
