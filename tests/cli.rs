@@ -39,6 +39,19 @@ fn wrong_flags_end_the_program_before_it_binds_with_status_64() {
 }
 
 #[test]
+fn the_program_is_one_file_that_needs_nothing_but_the_c_library() {
+    let program = env!("CARGO_BIN_EXE_resnet18");
+    let megabytes = std::fs::metadata(program).unwrap().len() / 1_000_000;
+    assert!(cfg!(debug_assertions) || megabytes < 60, "{megabytes} MB");
+    let Ok(output) = Command::new("ldd").arg(program).output() else { return };
+    for line in text(&output.stdout).lines() {
+        let name = line.split_whitespace().next().unwrap_or_default();
+        let known = ["linux-vdso", "libc.so", "libm.so", "libgcc_s.so", "ld-linux", "/lib"];
+        assert!(known.iter().any(|known| name.starts_with(known)), "linked to {line}");
+    }
+}
+
+#[test]
 fn what_cannot_be_served_is_refused_with_the_reason() {
     let photo = data("cat.jpg");
     let labels = data("../../models/imagenet_classes.txt");

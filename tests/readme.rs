@@ -51,7 +51,7 @@ fn its_commands_do_what_it_says() {
                 let target = line.split(' ').nth(1).unwrap();
                 assert!(include_str!("../Makefile").contains(&format!("\n{target}:")), "there is no `{line}`");
             }
-            "cargo" => assert_eq!(line, "cargo install --path ."),
+            "cargo" => assert_eq!(line, "cargo install --path . --locked"),
             "python" if python().is_none() => {}
             "python" => {
                 let folder = tempfile::tempdir().unwrap();
