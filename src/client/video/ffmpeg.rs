@@ -145,9 +145,8 @@ fn arguments(options: &VideoOptions, passthrough: &str) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
     push(&["-hide_banner", "-loglevel", "error", "-nostdin"]);
-    if options.source.is_live() {
-        push(&["-fflags", "nobuffer"]);
-    } else {
+    // No `-fflags nobuffer` for live sources: with it ffmpeg throws away what it read to recognise the format.
+    if !options.source.is_live() {
         if options.real_time {
             push(&["-re"]);
         }
