@@ -166,9 +166,10 @@ fn find_library(asked: Option<&Path>) -> Result<PathBuf, EngineError> {
         });
     }
     let program = std::env::current_exe().unwrap_or_default();
-    let made = program.ancestors().skip(1).map(|folder| folder.join(MADE));
-    let made = std::iter::once(PathBuf::from(MADE)).chain(made);
-    made.into_iter().find_map(|folder| library_at(&folder)).or_else(openvino_sys::library::find).ok_or_else(|| {
+    // Not the current folder, which may be anyone's: where the program was built, and above where it lies.
+    let folders = std::iter::once(Path::new(env!("CARGO_MANIFEST_DIR"))).chain(program.ancestors().skip(1));
+    let mut made = folders.map(|folder| folder.join(MADE));
+    made.find_map(|folder| library_at(&folder)).or_else(openvino_sys::library::find).ok_or_else(|| {
         EngineError::Unavailable {
             kind: KIND,
             reason: "its library was not found".into(),
