@@ -24,6 +24,7 @@ fn wrong_flags_end_the_program_before_it_binds_with_status_64() {
         (&["serve", "--engine", "magic"][..], "openvino"),
         (&["serve", "--grpc", "nowhere"], "--grpc"),
         (&["serve", "--mean", "1,2"], "0.485,0.456,0.406"),
+        (&["serve", "--mean", "124,116,104"], "255"),
         (&["serve", "--max-batch", "0"], "--max-batch"),
         (&["serve", "--log", "loud=very"], "--log"),
         (&["serve", "--no-such-flag"], "--no-such-flag"),
