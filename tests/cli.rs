@@ -27,6 +27,7 @@ fn wrong_flags_end_the_program_before_it_binds_with_status_64() {
         (&["serve", "--mean", "124,116,104"], "255"),
         (&["serve", "--max-batch", "0"], "--max-batch"),
         (&["serve", "--log", "loud=very"], "--log"),
+        (&["serve", "--log", "verbose"], "debug"),
         (&["serve", "--no-such-flag"], "--no-such-flag"),
         (&["dance"], "dance"),
         (&[], "Usage"),

@@ -13,6 +13,7 @@ use std::{
 
 use clap::{Args as ClapArgs, ValueEnum};
 use tokio::net::TcpListener;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{CliError, values};
 use crate::{
@@ -314,8 +315,12 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, CliError> 
 }
 
 fn start_log(args: &LogArgs) -> Result<(), CliError> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
-        .map_err(|error| CliError::Usage(format!("--log {}: {error}", args.log)))?;
+    let wrong = |reason: String| CliError::Usage(format!("--log {}: {reason}", args.log));
+    // The filter takes a lone word that is no level for a module's name, and then logs nothing else.
+    if let Some(word) = args.log.split(',').find(|word| !word.contains('=') && word.parse::<LevelFilter>().is_err()) {
+        return Err(wrong(format!("`{word}` is not error, warn, info, debug, trace, off or MODULE=LEVEL")));
+    }
+    let filter = EnvFilter::try_new(&args.log).map_err(|error| wrong(error.to_string()))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     // A logger that was installed before, by a test, stays.
     let _ = match args.log_format {
