@@ -17,6 +17,8 @@ pub mod registry;
 pub mod scheduler;
 pub mod server;
 pub mod state;
+#[cfg(test)]
+mod testing;
 
 /// The messages and services of `proto/resnet18/v1/classifier.proto`.
 #[allow(missing_docs)]

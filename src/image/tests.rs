@@ -8,6 +8,7 @@ use image::codecs::{png::PngEncoder, webp::WebPEncoder};
 use image::{ExtendedColorType, ImageEncoder};
 
 use super::*;
+use crate::testing::shared;
 
 const IMAGENET: Geometry = Geometry { width: 224, height: 224, resize_shorter_side: 256 };
 const CROP_BYTES: usize = 224 * 224 * 3;
@@ -41,16 +42,6 @@ fn data() -> PathBuf {
 fn read(path: impl AsRef<Path>) -> Vec<u8> {
     let path = path.as_ref();
     std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-/// The folder with images of every kind; the tests that need it pass without it, but say so.
-fn golden() -> Option<PathBuf> {
-    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/golden"));
-    if !folder.is_dir() {
-        eprintln!("skipped: no ../shared");
-        return None;
-    }
-    Some(folder)
 }
 
 fn assert_as_torchvision(image: &Path, expected: &Path) -> (u8, f64) {
@@ -88,7 +79,7 @@ fn crops_are_torchvisions() {
 
 #[test]
 fn golden_crops_are_torchvisions() {
-    let Some(folder) = golden() else { return };
+    let Some(folder) = shared("golden") else { return };
     let expected: serde_json::Value = serde_json::from_slice(&read(folder.join("expected.json"))).unwrap();
     for (name, entry) in expected.as_object().unwrap() {
         let (max, mean) =
@@ -99,7 +90,7 @@ fn golden_crops_are_torchvisions() {
 
 #[test]
 fn golden_bad_files_are_refused_cheaply() {
-    let Some(folder) = golden() else { return };
+    let Some(folder) = shared("golden") else { return };
     for entry in std::fs::read_dir(folder.join("bad")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();

@@ -1,7 +1,5 @@
 //! Small models, and running them, for tests.
 
-use std::path::PathBuf;
-
 use prost::Message;
 use rten_tensor::{AsView, Tensor};
 
@@ -152,14 +150,4 @@ pub(crate) fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
     assert_eq!(found.len(), expected.len());
     let deviation = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(deviation <= tolerance, "off by {deviation}: {found:?} instead of {expected:?}");
-}
-
-/// A file or folder of the reference data beside the repository; `None`, with a message, where it is missing.
-pub(crate) fn shared(path: &str) -> Option<PathBuf> {
-    let shared = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared"));
-    if shared.is_dir() {
-        return Some(shared.join(path));
-    }
-    eprintln!("skipped: no ../shared");
-    None
 }

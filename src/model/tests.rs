@@ -7,9 +7,10 @@ use serde_json::Value;
 
 use super::{
     onnx::{ModelProto, StringStringEntryProto, tensor_proto::DataType},
-    testing::{self, assert_close, bytes, graph, infer, shared, tiny},
+    testing::{self, assert_close, bytes, graph, infer, tiny},
     *,
 };
+use crate::testing::shared;
 
 fn names() -> Vec<String> {
     ["a", "b", "c", "d"].map(str::to_owned).to_vec()

@@ -252,7 +252,7 @@ mod tests {
             .arg(format!("file:{}", video.display()))
             .status();
         if let Err(error) = made {
-            eprintln!("SKIPPED: ffmpeg can't be run: {error}");
+            crate::testing::skipped(&format!("ffmpeg can't be run: {error}"));
             return;
         }
         for (shorter_side, width, height) in [(256, 454, 256), (255, 454, 256), (2000, 1280, 720)] {
