@@ -9,6 +9,7 @@ use crate::client::{ClientError, video::VideoError};
 
 pub mod classify;
 mod files;
+mod flags;
 pub mod load;
 mod output;
 pub mod serve;

@@ -7,7 +7,6 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     str::FromStr,
-    thread::available_parallelism,
     time::{Duration, Instant},
 };
 
@@ -15,12 +14,15 @@ use clap::{Args as ClapArgs, ValueEnum};
 use tokio::net::TcpListener;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{CliError, values};
+use super::{
+    CliError,
+    flags::{EngineFlags, ImageFlags, ManifestFlags},
+    values,
+};
 use crate::{
-    engine::{self, EngineConfig, EngineKind, Precision},
+    engine,
     grpc::GrpcConfig,
-    image::{Exif, PreprocessConfig},
-    model::{self, Model, Overrides},
+    model::{Model, ModelError},
     scheduler::SchedulerConfig,
     server::{self, Listeners, ServerConfig},
 };
@@ -32,7 +34,9 @@ pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    engine: EngineArgs,
+    images: ImageFlags,
+    #[command(flatten)]
+    engine: EngineFlags,
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
@@ -47,45 +51,8 @@ struct ModelArgs {
     /// An ONNX image classifier to serve instead of the bundled one, under NAME.
     #[arg(long, env = "RESNET18_MODEL", value_name = "[NAME=]PATH")]
     model: Option<ModelSource>,
-    /// The names of the classes, one a line [default: what the file has; for 1000 classes ImageNet-1k's].
-    #[arg(long, env = "RESNET18_LABELS", value_name = "FILE")]
-    labels: Option<PathBuf>,
-    /// Mean of the pixels, 0 to 1, for red, green and blue [default: what the file has, else 0.485,0.456,0.406].
-    #[arg(long, env = "RESNET18_MEAN", value_name = "R,G,B")]
-    mean: Option<Channels>,
-    /// Standard deviation of the pixels [default: what the file has, else 0.229,0.224,0.225].
-    #[arg(long, env = "RESNET18_STD", value_name = "R,G,B")]
-    std: Option<Channels>,
-    /// Scale the shorter side to this many pixels before cropping [default: what the file has, else 256 for 224].
-    #[arg(long, env = "RESNET18_RESIZE", value_name = "PIXELS")]
-    resize: Option<u32>,
-    /// Turn photos upright by their EXIF orientation, or take them as they are stored.
-    #[arg(long, env = "RESNET18_EXIF", value_enum, default_value = "apply")]
-    exif: ExifArg,
-    /// The most pixels an image may have, in millions.
-    #[arg(long, env = "RESNET18_MAX_MEGAPIXELS", value_name = "MP", default_value = "64",
-          value_parser = clap::value_parser!(u64).range(1..=1024))]
-    max_megapixels: u64,
-}
-
-#[derive(Debug, ClapArgs)]
-#[command(next_help_heading = "Engine")]
-struct EngineArgs {
-    /// What runs the network; auto = the fastest that starts.
-    #[arg(long, env = "RESNET18_ENGINE", value_enum, default_value = "auto")]
-    engine: EngineArg,
-    /// The arithmetic; auto = the fastest that the processor has, except int8.
-    #[arg(long, env = "RESNET18_PRECISION", value_enum, default_value = "auto")]
-    precision: PrecisionArg,
-    /// The OpenVINO C library or its folder [default: the one that make fetched, else an installed one].
-    #[arg(long, env = "RESNET18_OPENVINO_LIB", value_name = "PATH")]
-    openvino_lib: Option<PathBuf>,
-    /// CPU threads that decode and infer [default: the CPUs that this process may use].
-    #[arg(long, env = "RESNET18_THREADS", value_name = "N", value_parser = at_most::<1024>)]
-    threads: Option<NonZeroUsize>,
-    /// The most images in one call of the engine. On a CPU more than 1 gains a few percent of throughput at the cost of latency.
-    #[arg(long, env = "RESNET18_MAX_BATCH", value_name = "N", default_value = "1", value_parser = at_most::<64>)]
-    max_batch: NonZeroUsize,
+    #[command(flatten)]
+    manifest: ManifestFlags,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -140,27 +107,6 @@ struct LogArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum EngineArg {
-    Auto,
-    Openvino,
-    Embedded,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum PrecisionArg {
-    Auto,
-    Fp32,
-    Fp16,
-    Bf16,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum ExifArg {
-    Apply,
-    Ignore,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
 enum LogFormat {
     Text,
     Json,
@@ -189,30 +135,6 @@ impl FromStr for ModelSource {
     }
 }
 
-/// A number from 1 to `MAX`.
-fn at_most<const MAX: usize>(text: &str) -> Result<NonZeroUsize, String> {
-    let number = text.parse().ok().filter(|number: &NonZeroUsize| number.get() <= MAX);
-    number.ok_or_else(|| format!("expected a whole number from 1 to {MAX}"))
-}
-
-/// One number for each of red, green and blue.
-#[derive(Clone, Copy, Debug)]
-struct Channels([f32; 3]);
-
-impl FromStr for Channels {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let numbers: Result<Vec<f32>, _> = text.split(',').map(|number| number.trim().parse()).collect();
-        let numbers: Option<[f32; 3]> = numbers.ok().and_then(|numbers| numbers.try_into().ok());
-        let numbers = numbers.ok_or("expected three numbers such as 0.485,0.456,0.406")?;
-        if numbers.iter().any(|number| !(0.0..=1.0).contains(number)) {
-            return Err("expected numbers from 0 to 1; divide those for pixels of 0 to 255 by 255".into());
-        }
-        Ok(Self(numbers))
-    }
-}
-
 /// Serves until SIGTERM or Ctrl-C; a second signal ends the program at once.
 ///
 /// # Errors
@@ -220,7 +142,7 @@ impl FromStr for Channels {
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let started = Instant::now();
     start_log(&args.log)?;
-    let model = load_model(&args.model)?;
+    let model = load_model(&args.model).map_err(|error| CliError::Failed(error.to_string()))?;
     let config = config(&args)?;
     let listeners =
         Listeners { grpc: bind(args.network.grpc, "grpc").await?, http: bind(args.network.http, "http").await? };
@@ -240,57 +162,21 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     engine::exit_at_once(0)
 }
 
-fn load_model(args: &ModelArgs) -> Result<Model, CliError> {
-    let failed = |error: model::ModelError| CliError::Failed(error.to_string());
-    let labels = args.labels.as_deref().map(model::read_labels).transpose().map_err(failed)?;
-    let overrides = Overrides {
-        name: args.model.as_ref().and_then(|source| source.name.clone()),
-        labels,
-        mean: args.mean.map(|mean| mean.0),
-        std: args.std.map(|std| std.0),
-        resize_shorter_side: args.resize,
-    };
+fn load_model(args: &ModelArgs) -> Result<Model, ModelError> {
+    let overrides = args.manifest.overrides(args.model.as_ref().and_then(|source| source.name.clone()))?;
     match &args.model {
         Some(source) => Model::from_file(&source.path, &overrides),
         None => Model::bundled(&overrides),
     }
-    .map_err(failed)
 }
 
 fn config(args: &Args) -> Result<ServerConfig, CliError> {
-    let threads = match args.engine.threads {
-        Some(threads) => threads,
-        // Counts the CPUs of a container's limit too.
-        None => available_parallelism()
-            .map_err(|error| CliError::Usage(format!("the CPUs can't be counted ({error}); set --threads")))?,
-    };
     Ok(ServerConfig {
-        engine: EngineConfig {
-            kind: match args.engine.engine {
-                EngineArg::Auto => None,
-                EngineArg::Openvino => Some(EngineKind::OpenVino),
-                EngineArg::Embedded => Some(EngineKind::Embedded),
-            },
-            precision: match args.engine.precision {
-                PrecisionArg::Auto => None,
-                PrecisionArg::Fp32 => Some(Precision::Fp32),
-                PrecisionArg::Fp16 => Some(Precision::Fp16),
-                PrecisionArg::Bf16 => Some(Precision::Bf16),
-            },
-            openvino_lib: args.engine.openvino_lib.clone(),
-            threads,
-            max_batch: args.engine.max_batch,
-        },
+        engine: args.engine.config()?,
         scheduler: SchedulerConfig {
             queue_capacity: args.queue.queue_capacity,
             max_queue_delay: args.queue.max_queue_delay,
-            preprocess: PreprocessConfig {
-                exif: match args.model.exif {
-                    ExifArg::Apply => Exif::Apply,
-                    ExifArg::Ignore => Exif::Ignore,
-                },
-                max_pixels: args.model.max_megapixels * 1_000_000,
-            },
+            preprocess: args.images.config(),
         },
         grpc: GrpcConfig {
             max_message_bytes: args.network.max_message_mib as usize * 1024 * 1024,
@@ -371,13 +257,5 @@ mod tests {
         assert_eq!(parse("cats=/m/a.onnx"), Ok((Some("cats".into()), "/m/a.onnx".into())));
         assert_eq!(parse("/m/a=b.onnx"), Ok((None, "/m/a=b.onnx".into())));
         assert!(parse("=a.onnx").is_err() && parse("cats=").is_err());
-    }
-
-    #[test]
-    fn channels_are_three_numbers() {
-        assert_eq!("0.485, 0.456,0.406".parse::<Channels>().unwrap().0, [0.485, 0.456, 0.406]);
-        for wrong in ["0.5", "0.5,0.5", "0,0,0,0", "a,b,c", "", "124,116,104", "0,0,NaN"] {
-            assert!(wrong.parse::<Channels>().is_err(), "{wrong}");
-        }
     }
 }

@@ -37,6 +37,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             device: cpu_name(),
             max_batch,
             fixed_batch: batch.is_some(),
+            offloaded: false,
         },
         wide: (threads > 1).then(|| lane(threads)),
         narrow: (0..threads).map(|_| lane(1)).collect(),

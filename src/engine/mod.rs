@@ -37,6 +37,8 @@ pub struct EngineInfo {
     pub max_batch: usize,
     /// The network's batch is fixed in its file: every call must bring `max_batch` images.
     pub fixed_batch: bool,
+    /// It computes on a device of its own: while it runs, the CPU's cores are free to decode.
+    pub offloaded: bool,
 }
 
 /// One network, loaded as many times as it can run at once.
@@ -48,7 +50,7 @@ pub struct Lanes {
     pub info: EngineInfo,
     /// Uses every core for one batch; nothing else should run beside it. Absent where there is only one core.
     pub wide: Option<Box<dyn Engine>>,
-    /// Each uses one core, side by side; at least one.
+    /// Each uses one core (or is one context of the device that an offloaded engine uses), side by side; at least one.
     pub narrow: Vec<Box<dyn Engine>>,
 }
 
@@ -150,6 +152,14 @@ pub enum EngineError {
     /// A call failed.
     #[error("the {kind} engine failed: {reason}")]
     Inference {
+        /// Which engine.
+        kind: EngineKind,
+        /// The engine's own words.
+        reason: String,
+    },
+    /// A call failed, and so will all that follow in this process.
+    #[error("the {kind} engine is lost: {reason}; the server has to be restarted")]
+    Lost {
         /// Which engine.
         kind: EngineKind,
         /// The engine's own words.

@@ -70,6 +70,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             device,
             max_batch,
             fixed_batch: matches!(model.graph.batch, Batch::Fixed(_)),
+            offloaded: false,
         },
         wide,
         narrow: (0..threads).map(|_| lane(&mut narrow)).collect::<Result<_, _>>()?,

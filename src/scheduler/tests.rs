@@ -89,6 +89,7 @@ impl Setup {
                 device: "test".into(),
                 max_batch: self.max_batch,
                 fixed_batch: self.fixed_batch,
+                offloaded: false,
             },
             wide: self.wide.then(|| lane("wide")),
             narrow: (0..self.narrow).map(|_| lane("narrow")).collect(),
