@@ -11,6 +11,7 @@ pub mod engine;
 pub mod grpc;
 pub mod http;
 pub mod image;
+pub mod loader;
 pub mod metrics;
 pub mod model;
 pub mod registry;

@@ -1,22 +1,17 @@
 //! A whole server: bind, load, serve, drain.
 
-use std::{
-    future::Future,
-    io,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{
-    engine::{self, EngineConfig, EngineError},
+    engine::EngineError,
     grpc::{self, GrpcConfig},
     http::{self, HttpContext},
+    loader::{LoadError, Loader, LoaderConfig},
     metrics::Exporter,
-    model::Model,
-    registry::{Registry, Running, Served},
-    scheduler::{Scheduler, SchedulerConfig, Start},
+    registry::Registry,
+    scheduler::{Scheduler, SchedulerConfig},
     state::{State, StateCell},
 };
 
@@ -26,8 +21,10 @@ const FLUSH: Duration = Duration::from_millis(300);
 /// How a server runs.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// What runs the network.
-    pub engine: EngineConfig,
+    /// Which models are served, and what runs them.
+    pub loader: LoaderConfig,
+    /// The model that answers where none is named; `None` = the first.
+    pub default_model: Option<String>,
     /// How requests are queued and batched.
     pub scheduler: SchedulerConfig,
     /// The limits of the gRPC side.
@@ -47,9 +44,12 @@ pub struct Listeners {
 /// Why a server ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// No engine can run the model.
+    /// A model can't be served.
     #[error(transparent)]
-    Engine(#[from] EngineError),
+    Load(#[from] LoadError),
+    /// An engine will never answer again.
+    #[error(transparent)]
+    Engine(#[from] Arc<EngineError>),
     /// The gRPC side failed.
     #[error("serving gRPC failed: {0}")]
     Grpc(#[from] tonic::transport::Error),
@@ -58,34 +58,50 @@ pub enum ServerError {
     Http(#[from] io::Error),
 }
 
-/// Serves `model` until `shutdown` completes and what was accepted has been answered.
+/// What tells a running server what to do.
+pub struct Control<S> {
+    /// Completes when the server is to finish what it accepted and end.
+    pub shutdown: S,
+    /// Asks for a look at the models' files.
+    pub reload: Arc<Notify>,
+}
+
+/// Serves until `shutdown` completes and what was accepted has been answered.
 ///
-/// Both ports answer at once; requests are accepted when the model has been loaded, checked and warmed up.
+/// Both ports answer at once; requests are accepted when the first model has been loaded, checked and warmed up.
 ///
 /// # Errors
-/// When the model can't be loaded or a listener fails.
+/// When a model can't be loaded at the start, an engine is lost or a listener fails.
 pub async fn run(
     listeners: Listeners,
-    model: Model,
     config: ServerConfig,
-    shutdown: impl Future<Output = ()>,
+    control: Control<impl Future<Output = ()>>,
 ) -> Result<(), ServerError> {
     let exporter = Exporter::install();
     let state = StateCell::default();
-    let registry = Arc::new(Registry::new(Served::new(&model)));
+    let registry = Arc::new(Registry::new(config.default_model));
+    let scheduler = Arc::new(Scheduler::new(config.scheduler));
 
     let context = HttpContext { state: state.clone(), registry: Arc::clone(&registry), exporter: exporter.clone() };
     let http = http::serve(listeners.http, context);
     let grpc = grpc::serve(listeners.grpc, Arc::clone(&registry), state.clone(), config.grpc);
-    let load = load(Arc::clone(&registry), model, (config.engine, config.scheduler), state.clone());
+    let loader = Loader { config: config.loader, registry, scheduler: Arc::clone(&scheduler), state: state.clone() };
+    let load = loader.run(control.reload);
     let upkeep = async {
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
             exporter.upkeep();
         }
     };
+    let lost = async {
+        let error = scheduler.lost().await;
+        state.set(State::Failed(error.to_string().into()));
+        // Those who wait are answered; whoever watches over the process starts a new one.
+        tokio::time::sleep(FLUSH).await;
+        error
+    };
     let shutdown = async {
-        shutdown.await;
+        control.shutdown.await;
         tracing::info!("shutting down: finishing what was accepted, for {:?} at most", config.drain_timeout);
         state.set(State::Draining);
         // Connections may stay open for ever, by a health watch for example: what counts is the calls.
@@ -101,48 +117,10 @@ pub async fn run(
         served = grpc => served?,
         served = http => served?,
         () = shutdown => {}
-        error = failed(load) => return Err(error),
+        loaded = load => match loaded? {},
+        error = lost => return Err(error.into()),
         () = upkeep => {}
     }
     tracing::info!("stopped");
     Ok(())
-}
-
-/// Completes only when loading fails.
-async fn failed(load: impl Future<Output = Result<(), ServerError>>) -> ServerError {
-    match load.await {
-        Err(error) => error,
-        Ok(()) => std::future::pending().await,
-    }
-}
-
-async fn load(
-    registry: Arc<Registry>,
-    model: Model,
-    (engine_config, scheduler_config): (EngineConfig, SchedulerConfig),
-    state: StateCell,
-) -> Result<(), ServerError> {
-    let started = Instant::now();
-    let served = registry.find(&model.name).map(Arc::clone).expect("the registry was made of this model");
-    let metrics = Arc::clone(&served.metrics);
-    let loading = tokio::task::spawn_blocking(move || {
-        let lanes = engine::start(&engine_config, &model)?;
-        let engine = lanes.info.clone();
-        let start = Start { lanes, geometry: model.geometry, classes: model.graph.classes, metrics };
-        Ok(Running { engine, scheduler: Scheduler::start(start, scheduler_config) })
-    });
-    let loaded = loading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-    match loaded {
-        Ok(running) => {
-            served.metrics.loaded(&running.engine, started.elapsed());
-            served.start(running);
-            state.set(State::Ready);
-            Ok(())
-        }
-        Err(error) => {
-            let error: EngineError = error;
-            state.set(State::Failed(error.to_string().into()));
-            Err(error.into())
-        }
-    }
 }

@@ -38,6 +38,12 @@ impl ManifestFlags {
             resize_shorter_side: self.resize,
         })
     }
+
+    /// Whether nothing was said.
+    pub fn is_empty(&self) -> bool {
+        let Self { labels, mean, std, resize } = self;
+        labels.is_none() && mean.is_none() && std.is_none() && resize.is_none()
+    }
 }
 
 /// One number for each of red, green and blue.
