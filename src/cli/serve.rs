@@ -73,10 +73,12 @@ struct ModelArgs {
 #[command(next_help_heading = "Network")]
 struct NetworkArgs {
     /// Where gRPC is served.
-    #[arg(long, env = "RESNET18_GRPC", value_name = "ADDRESS", default_value = "127.0.0.1:8001")]
+    #[arg(long, env = "RESNET18_GRPC", value_name = "ADDRESS", default_value = "127.0.0.1:8001",
+          value_parser = values::listen_address)]
     grpc: SocketAddr,
     /// Where /metrics, /healthz and /readyz are served.
-    #[arg(long, env = "RESNET18_HTTP", value_name = "ADDRESS", default_value = "127.0.0.1:8002")]
+    #[arg(long, env = "RESNET18_HTTP", value_name = "ADDRESS", default_value = "127.0.0.1:8002",
+          value_parser = values::listen_address)]
     http: SocketAddr,
     /// The largest message that is accepted, in MiB.
     #[arg(long, env = "RESNET18_MAX_MESSAGE_MIB", value_name = "MIB", default_value = "16",
@@ -283,7 +285,9 @@ fn start_log(args: &LogArgs) -> Result<(), CliError> {
     if let Some(word) = args.log.split(',').find(|word| !word.contains('=') && word.parse::<LevelFilter>().is_err()) {
         return Err(wrong(format!("`{word}` is not error, warn, info, debug, trace, off or MODULE=LEVEL")));
     }
-    let filter = EnvFilter::try_new(&args.log).map_err(|error| wrong(error.to_string()))?;
+    // The finder talks of each place that it looks at; what came of it is told by the engine.
+    let filter = format!("openvino_finder=warn,{}", args.log);
+    let filter = EnvFilter::try_new(filter).map_err(|error| wrong(error.to_string()))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     // A logger that was installed before, by a test, stays.
     let _ = match args.log_format {
