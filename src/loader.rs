@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    engine::{self, EngineConfig, EngineError},
+    engine::{EngineConfig, EngineError, Lanes},
     model::{Model, ModelError, Overrides},
     registry::{Registry, Served},
     scheduler::{Scheduler, Start},
@@ -89,11 +89,16 @@ impl ListedModel {
     }
 }
 
+/// What makes an engine of a model; [`engine::start`](crate::engine::start), or a test's own.
+pub type StartEngine = fn(&EngineConfig, &Model) -> Result<Lanes, EngineError>;
+
 /// Loads models and puts them into the registry.
 #[derive(Clone)]
 pub struct Loader {
     /// How.
     pub config: LoaderConfig,
+    /// What makes their engines.
+    pub start: StartEngine,
     /// Where they go.
     pub registry: Arc<Registry>,
     /// What runs them.
@@ -177,7 +182,7 @@ impl Loader {
             blocking(move || -> Result<(), LoadError> {
                 let started = Instant::now();
                 let model = model.read()?;
-                let lanes = engine::start(&loader.config.engine, &model)?;
+                let lanes = (loader.start)(&loader.config.engine, &model)?;
                 let engine = lanes.info.clone();
                 let start = Start {
                     lanes,

@@ -5,10 +5,10 @@ use std::{future::Future, io, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{
-    engine::EngineError,
+    engine::{self, EngineError},
     grpc::{self, GrpcConfig},
     http::{self, HttpContext},
-    loader::{LoadError, Loader, LoaderConfig},
+    loader::{LoadError, Loader, LoaderConfig, StartEngine},
     metrics::Exporter,
     registry::Registry,
     scheduler::{Scheduler, SchedulerConfig},
@@ -77,6 +77,15 @@ pub async fn run(
     config: ServerConfig,
     control: Control<impl Future<Output = ()>>,
 ) -> Result<(), ServerError> {
+    run_with(engine::start, listeners, config, control).await
+}
+
+async fn run_with(
+    start: StartEngine,
+    listeners: Listeners,
+    config: ServerConfig,
+    control: Control<impl Future<Output = ()>>,
+) -> Result<(), ServerError> {
     let exporter = Exporter::install();
     let state = StateCell::default();
     let registry = Arc::new(Registry::new(config.default_model));
@@ -85,7 +94,8 @@ pub async fn run(
     let context = HttpContext { state: state.clone(), registry: Arc::clone(&registry), exporter: exporter.clone() };
     let http = http::serve(listeners.http, context);
     let grpc = grpc::serve(listeners.grpc, Arc::clone(&registry), state.clone(), config.grpc);
-    let loader = Loader { config: config.loader, registry, scheduler: Arc::clone(&scheduler), state: state.clone() };
+    let loader =
+        Loader { config: config.loader, start, registry, scheduler: Arc::clone(&scheduler), state: state.clone() };
     let load = loader.run(control.reload);
     let upkeep = async {
         loop {
@@ -123,4 +133,101 @@ pub async fn run(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroUsize, path::Path};
+
+    use tonic::{Code, transport::Endpoint};
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+    use super::*;
+    use crate::{
+        engine::{Engine, EngineConfig, EngineInfo, EngineKind, Lanes, Precision},
+        image::PreprocessConfig,
+        loader::{ListedModel, ModelSource},
+        model::{Model, Overrides},
+        proto::{ClassifyRequest, Image, classifier_client::ClassifierClient, image::Source},
+    };
+
+    /// Answers once, then is lost.
+    struct Failing(usize);
+
+    impl Engine for Failing {
+        fn infer(&mut self, _: &[u8], _: usize, logits: &mut [f32]) -> Result<(), EngineError> {
+            self.0 += 1;
+            logits.fill(0.0);
+            match self.0 {
+                1 => Ok(()),
+                _ => Err(EngineError::Lost { kind: EngineKind::Embedded, reason: "as told".into() }),
+            }
+        }
+    }
+
+    fn start_failing(_: &EngineConfig, _: &Model) -> Result<Lanes, EngineError> {
+        let info = EngineInfo {
+            kind: EngineKind::Embedded,
+            version: "1".into(),
+            precision: Precision::Fp32,
+            device: "test".into(),
+            max_batch: 1,
+            fixed_batch: false,
+            offloaded: false,
+        };
+        Ok(Lanes { info, wide: None, narrow: vec![Box::new(Failing(0))] })
+    }
+
+    fn config() -> ServerConfig {
+        let one = NonZeroUsize::MIN;
+        let overrides = Overrides::default();
+        ServerConfig {
+            loader: LoaderConfig {
+                source: ModelSource::Listed(vec![ListedModel { name: "model".into(), path: None, overrides }]),
+                engine: EngineConfig { kind: None, precision: None, openvino_lib: None, threads: one, max_batch: one },
+                watch_interval: None,
+            },
+            default_model: None,
+            scheduler: SchedulerConfig {
+                threads: one,
+                queue_capacity: None,
+                max_queue_delay: Duration::ZERO,
+                preprocess: PreprocessConfig::default(),
+            },
+            grpc: GrpcConfig { max_message_bytes: 1 << 24, max_streams: 8, max_calls: 8, max_connections: 8 },
+            drain_timeout: Duration::from_secs(5),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_engine_fails_the_server_which_then_ends_with_the_error() {
+        let bind = || TcpListener::bind("127.0.0.1:0");
+        let listeners = Listeners { grpc: bind().await.unwrap(), http: bind().await.unwrap() };
+        let url = format!("http://{}", listeners.grpc.local_addr().unwrap());
+        let control = Control { shutdown: std::future::pending(), reload: Arc::default() };
+        let server = tokio::spawn(run_with(start_failing, listeners, config(), control));
+
+        let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
+        let mut watch = HealthClient::new(channel.clone())
+            .watch(HealthCheckRequest { service: "resnet18.v1.Classifier".into() })
+            .await
+            .unwrap()
+            .into_inner();
+        let mut until = async |wanted: ServingStatus| {
+            while watch.message().await.unwrap().unwrap().status() != wanted {}
+        };
+        until(ServingStatus::Serving).await;
+
+        let photo = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cat.jpg")).unwrap();
+        let request = ClassifyRequest {
+            image: Some(Image { source: Some(Source::Encoded(photo.into())) }),
+            ..Default::default()
+        };
+        let mut client = ClassifierClient::new(channel);
+        assert!(client.classify(request.clone()).await.is_ok());
+        assert_eq!(client.classify(request).await.unwrap_err().code(), Code::Internal);
+        until(ServingStatus::NotServing).await;
+        let ended = tokio::time::timeout(Duration::from_secs(5), server).await.expect("the server ends by itself");
+        assert!(matches!(ended.unwrap(), Err(ServerError::Engine(_))));
+    }
 }
