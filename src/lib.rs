@@ -18,6 +18,8 @@ pub mod registry;
 pub mod scheduler;
 pub mod server;
 pub mod state;
+pub mod watch;
+
 #[cfg(test)]
 mod testing;
 

@@ -5,7 +5,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
@@ -16,6 +16,7 @@ use crate::{
     registry::{Registry, Served},
     scheduler::{Scheduler, Start},
     state::{State, StateCell},
+    watch::Stamp,
 };
 
 /// The most models that are served out of a folder; each has engines of its own in memory.
@@ -85,7 +86,9 @@ impl ListedModel {
     }
 
     fn stamp(&self) -> Stamp {
-        self.path.as_deref().map_or(Stamp::default(), Stamp::of)
+        // The labels beside it count too.
+        let files = self.path.iter().flat_map(|path| [path.clone(), path.with_extension("labels.txt")]);
+        Stamp::of(files)
     }
 }
 
@@ -168,7 +171,10 @@ impl Loader {
                 true => self.load(&model, look == Look::First).await?,
                 false => before.is_some_and(|known| known.failed),
             };
-            let tried = if due { stamp } else { before.map_or(Stamp::default(), |known| known.tried) };
+            let tried = match due {
+                true => stamp.clone(),
+                false => before.map(|known| known.tried.clone()).unwrap_or_default(),
+            };
             known.insert(model.name.clone(), Known { seen: stamp, tried, failed, missing: 0 });
         }
         Ok(())
@@ -245,31 +251,6 @@ struct Known {
     failed: bool,
     /// Looks since they were there.
     missing: u32,
-}
-
-/// Tells whether a model's files have changed: the ONNX, and the labels beside it.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Stamp([Option<(u64, SystemTime, u64)>; 2]);
-
-impl Stamp {
-    fn of(path: &Path) -> Self {
-        let one = |path: &Path| {
-            let metadata = fs::metadata(path).ok()?;
-            Some((metadata.len(), metadata.modified().ok()?, file_number(&metadata)))
-        };
-        Self([one(path), one(&path.with_extension("labels.txt"))])
-    }
-}
-
-/// Distinguishes a file from another that took its place.
-#[cfg(unix)]
-fn file_number(metadata: &fs::Metadata) -> u64 {
-    std::os::unix::fs::MetadataExt::ino(metadata)
-}
-
-#[cfg(not(unix))]
-fn file_number(_: &fs::Metadata) -> u64 {
-    0
 }
 
 /// The models that there are, with their files' stamps.

@@ -6,7 +6,7 @@ use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{
     engine::{self, EngineError},
-    grpc::{self, GrpcConfig},
+    grpc::{self, GrpcConfig, Listener},
     http::{self, HttpContext},
     loader::{LoadError, Loader, LoaderConfig, StartEngine},
     metrics::Exporter,
@@ -19,7 +19,7 @@ use crate::{
 const FLUSH: Duration = Duration::from_millis(300);
 
 /// How a server runs.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServerConfig {
     /// Which models are served, and what runs them.
     pub loader: LoaderConfig,
@@ -29,6 +29,8 @@ pub struct ServerConfig {
     pub scheduler: SchedulerConfig,
     /// The limits of the gRPC side.
     pub grpc: GrpcConfig,
+    /// How long requests are still served when the server shuts down, while health and readiness say no.
+    pub drain_delay: Duration,
     /// How long accepted work may take to finish when the server shuts down.
     pub drain_timeout: Duration,
 }
@@ -36,7 +38,7 @@ pub struct ServerConfig {
 /// Where a server listens.
 pub struct Listeners {
     /// For gRPC.
-    pub grpc: TcpListener,
+    pub grpc: Listener,
     /// For HTTP.
     pub http: TcpListener,
 }
@@ -112,6 +114,11 @@ async fn run_with(
     };
     let shutdown = async {
         control.shutdown.await;
+        if !config.drain_delay.is_zero() {
+            tracing::info!("no longer ready; still serving for {:?}", config.drain_delay);
+            state.set(State::Leaving);
+            tokio::time::sleep(config.drain_delay).await;
+        }
         tracing::info!("shutting down: finishing what was accepted, for {:?} at most", config.drain_timeout);
         state.set(State::Draining);
         // Connections may stay open for ever, by a health watch for example: what counts is the calls.
@@ -145,10 +152,12 @@ mod tests {
     use super::*;
     use crate::{
         engine::{Engine, EngineConfig, EngineInfo, EngineKind, Lanes, Precision},
+        grpc::Deadlines,
         image::PreprocessConfig,
         loader::{ListedModel, ModelSource},
         model::{Model, Overrides},
         proto::{ClassifyRequest, Image, classifier_client::ClassifierClient, image::Source},
+        scheduler::Capacity,
     };
 
     /// Answers once, then is lost.
@@ -190,11 +199,21 @@ mod tests {
             default_model: None,
             scheduler: SchedulerConfig {
                 threads: one,
-                queue_capacity: None,
+                queue_capacity: Capacity::Usual,
                 max_queue_delay: Duration::ZERO,
                 preprocess: PreprocessConfig::default(),
             },
-            grpc: GrpcConfig { max_message_bytes: 1 << 24, max_streams: 8, max_calls: 8, max_connections: 8 },
+            grpc: GrpcConfig {
+                max_message_bytes: 1 << 24,
+                max_streams: 8,
+                max_calls: 8,
+                max_connections: 8,
+                max_connection_age: None,
+                connection_grace: Duration::ZERO,
+                deadlines: Deadlines::default(),
+                gatekeeper: Arc::default(),
+            },
+            drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(5),
         }
     }
@@ -202,8 +221,8 @@ mod tests {
     #[tokio::test]
     async fn a_lost_engine_fails_the_server_which_then_ends_with_the_error() {
         let bind = || TcpListener::bind("127.0.0.1:0");
-        let listeners = Listeners { grpc: bind().await.unwrap(), http: bind().await.unwrap() };
-        let url = format!("http://{}", listeners.grpc.local_addr().unwrap());
+        let listeners = Listeners { grpc: Listener::Tcp(bind().await.unwrap()), http: bind().await.unwrap() };
+        let url = format!("http://{}", listeners.grpc);
         let control = Control { shutdown: std::future::pending(), reload: Arc::default() };
         let server = tokio::spawn(run_with(start_failing, listeners, config(), control));
 

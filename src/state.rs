@@ -11,6 +11,8 @@ pub enum State {
     Starting,
     /// Requests are served.
     Ready,
+    /// Requests are still served, but whoever asks for health or readiness is sent elsewhere.
+    Leaving,
     /// What was accepted is finished; nothing new is accepted.
     Draining,
     /// Nothing can be served any more, for this reason.
@@ -35,7 +37,7 @@ pub enum NotReady {
 }
 
 impl State {
-    /// Whether requests are accepted.
+    /// Whether requests should be sent here.
     ///
     /// # Errors
     /// Why not.
@@ -43,8 +45,19 @@ impl State {
         match self {
             Self::Ready => Ok(()),
             Self::Starting => Err(NotReady::Starting),
-            Self::Draining => Err(NotReady::Draining),
+            Self::Leaving | Self::Draining => Err(NotReady::Draining),
             Self::Failed(_) => Err(NotReady::Failed),
+        }
+    }
+
+    /// Whether requests that come nevertheless are accepted.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn admits(&self) -> Result<(), NotReady> {
+        match self {
+            Self::Leaving => Ok(()),
+            other => other.ready(),
         }
     }
 }
@@ -81,7 +94,11 @@ impl StateCell {
     /// Moves on. A server that drains or failed does not come back.
     pub fn set(&self, next: State) {
         self.state.send_if_modified(|state| {
-            let moves = !matches!(state, State::Draining | State::Failed(_)) && *state != next;
+            let moves = match state {
+                State::Draining | State::Failed(_) => false,
+                State::Leaving => next != State::Ready && next != State::Leaving,
+                State::Starting | State::Ready => *state != next,
+            };
             if moves {
                 *state = next;
             }
@@ -124,8 +141,13 @@ mod tests {
         assert_eq!(cell.get().ready(), Err(NotReady::Starting));
         cell.set(State::Ready);
         assert_eq!(cell.get().ready(), Ok(()));
+        cell.set(State::Leaving);
+        cell.set(State::Ready);
+        assert_eq!(cell.get().ready(), Err(NotReady::Draining));
+        assert_eq!(cell.get().admits(), Ok(()));
         cell.set(State::Draining);
         cell.set(State::Ready);
+        assert_eq!(cell.get().admits(), Err(NotReady::Draining));
         assert_eq!(cell.get().ready(), Err(NotReady::Draining));
     }
 

@@ -73,7 +73,7 @@ fn what_cannot_be_served_is_refused_with_the_reason() {
 #[test]
 fn a_taken_port_is_named() {
     let server = Server::spawn(&[]);
-    let output = run(&["serve", "--grpc", &server.grpc.to_string(), "--http", "127.0.0.1:0"]);
+    let output = run(&["serve", "--grpc", &server.grpc, "--http", "127.0.0.1:0"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("--grpc"), "{}", text(&output.stderr));
 }

@@ -397,7 +397,7 @@ async fn connections_without_work_do_not_hold_up_the_shutdown() {
     let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
     let mut health = HealthClient::new(channel);
     let _watch = health.watch(HealthCheckRequest::default()).await.unwrap();
-    let _silent = std::net::TcpStream::connect(server.grpc).unwrap();
+    let _silent = std::net::TcpStream::connect(&server.grpc).unwrap();
     server.signal("TERM");
     let status = server.wait(Duration::from_secs(5)).expect("the server ends long before the drain's time limit");
     assert!(status.success());

@@ -12,7 +12,7 @@ fn grpcio_classifies_streams_checks_health_and_reflects() {
     let server = Server::start(&[]);
     let output = Command::new(python)
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/test_client.py"))
-        .arg(server.grpc.to_string())
+        .arg(&server.grpc)
         .output()
         .unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

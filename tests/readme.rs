@@ -25,12 +25,7 @@ fn run(server: &Server, line: &str) -> String {
             .chain(std::env::split_paths(&std::env::var("PATH").unwrap())),
     );
     let output = Command::new("sh")
-        .args([
-            "-c",
-            &line
-                .replace("127.0.0.1:8001", &server.grpc.to_string())
-                .replace("127.0.0.1:8002", &server.http.to_string()),
-        ])
+        .args(["-c", &line.replace("127.0.0.1:8001", &server.grpc).replace("127.0.0.1:8002", &server.http.to_string())])
         .current_dir(root)
         .env("PATH", path.unwrap())
         .env("RESNET18_SERVER", server.url())
@@ -89,7 +84,7 @@ fn its_python_runs() {
     );
     let script = folder.path().join("example.py");
     let [code] = blocks("python")[..] else { panic!("one Python example") };
-    std::fs::write(&script, code.replace("127.0.0.1:8001", &server.grpc.to_string())).unwrap();
+    std::fs::write(&script, code.replace("127.0.0.1:8001", &server.grpc)).unwrap();
     let output = run(&server, &format!("python {}", script.display()));
     assert!(output.lines().next().unwrap().contains("cat"), "{output}");
     assert!(output.lines().last().unwrap().starts_with("9 cat"), "{output}");

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
-    CliError, ServerArgs, files,
+    CliError, files,
+    flags::ServerFlags,
     output::{self, BAR_WIDTH, ClassJson, ErrorJson, TimingJson},
     values,
 };
@@ -41,7 +42,7 @@ pub struct Args {
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ServerFlags,
     /// How many classes to show for each image.
     #[arg(long, env = "RESNET18_CLASSIFY_TOP_K", value_name = "N", default_value = "5", value_parser = values::count)]
     top_k: usize,
@@ -72,8 +73,9 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     if args.images.iter().filter(|path| files::is_stdin(path)).count() > 1 {
         return Err(CliError::Usage("standard input (-) can only be read once".into()));
     }
-    let mut client = client::connect(&args.server.server).await?;
-    client::find_model(&mut client, &args.server.server, &args.server.model, args.timeout).await?;
+    let server = args.server.server()?;
+    let mut client = client::connect(&server).await?;
+    client::find_model(&mut client, &server.address, &args.server.model, args.timeout).await?;
 
     let mut answers = stream::iter(&args.images)
         .map(|path| {

@@ -8,7 +8,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::Code;
 
 use super::{
-    CliError, ServerArgs, files,
+    CliError, files,
+    flags::ServerFlags,
     output::{self, thousands, time},
     values,
 };
@@ -43,7 +44,7 @@ pub struct Args {
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ServerFlags,
     /// Clients that send at the same time; with --rate, requests that may be in flight [default: 16; with --rate 1024].
     #[arg(long, env = "RESNET18_LOAD_CONCURRENCY", value_name = "N", value_parser = values::count)]
     concurrency: Option<usize>,
@@ -93,7 +94,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         images.push(image.map_err(|s| CliError::Failed(format!("{}: {}", path.display(), s.message())))?);
     }
     let config = LoadConfig {
-        server: args.server.server,
+        server: args.server.server()?,
         model: args.server.model,
         images,
         mode: match args.rate {

@@ -32,24 +32,13 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve a model over gRPC.
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Say what images show.
     Classify(classify::Args),
     /// Say what a video or a camera shows, frame by frame.
     Stream(stream::Args),
     /// Measure a server: throughput, latency and errors under load.
     Load(load::Args),
-}
-
-/// Where the server is and which of its models to ask; every client subcommand has these flags.
-#[derive(Clone, Debug, clap::Args)]
-pub struct ServerArgs {
-    /// The server's address: http://HOST:PORT or HOST:PORT.
-    #[arg(long, env = "RESNET18_SERVER", value_name = "URL", default_value = "http://127.0.0.1:8001")]
-    pub server: crate::client::ServerAddress,
-    /// The model to ask, by its name on the server [default: the server's default model].
-    #[arg(long, env = "RESNET18_MODEL_NAME", value_name = "NAME", default_value = "", hide_default_value = true)]
-    pub model: String,
 }
 
 /// Why a subcommand could not do its work.
@@ -93,7 +82,7 @@ impl Cli {
     /// Runs the subcommand; an error is printed and becomes the exit status.
     pub async fn run(self) -> ExitCode {
         let result = match self.command {
-            Command::Serve(args) => serve::run(args).await,
+            Command::Serve(args) => serve::run(*args).await,
             Command::Classify(args) => classify::run(args).await,
             Command::Stream(args) => stream::run(args).await,
             Command::Load(args) => load::run(args).await,
@@ -137,7 +126,7 @@ mod tests {
     fn wrong_values_are_refused_with_a_reason() {
         for (arguments, reason) in [
             (&["classify", "a.jpg", "--timeout", "5"][..], "unit"),
-            (&["classify", "a.jpg", "--server", "https://host:1"], "https"),
+            (&["classify", "a.jpg", "--server", "ftp://host:1"], "https"),
             (&["classify", "a.jpg", "--min-probability", "1.5"], "between 0 and 1"),
             (&["stream", "a.mp4", "--policy", "some"], "latest"),
             (&["load", "a.jpg", "--rate", "0"], "more than 0"),

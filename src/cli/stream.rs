@@ -10,7 +10,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{CliError, ServerArgs, output, values};
+use super::{CliError, flags::ServerFlags, output, values};
 use crate::{
     client::{
         self,
@@ -49,7 +49,7 @@ pub struct Args {
     #[arg(value_name = "VIDEO")]
     source: VideoSource,
     #[command(flatten)]
-    server: ServerArgs,
+    server: ServerFlags,
     /// Frames to send a second [default: as many as the video has; 25 for folders played in real time].
     #[arg(long, env = "RESNET18_STREAM_FPS", value_name = "N", value_parser = values::rate)]
     fps: Option<f64>,
@@ -89,12 +89,12 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     if args.repeat && args.source.is_live() {
         return Err(CliError::Usage(format!("{} can't begin again: leave out --loop", args.source)));
     }
-    let server = &args.server.server;
-    let mut client = client::connect(server).await?;
-    let model = client::find_model(&mut client, server, &args.server.model, CONNECT_TIMEOUT).await?;
+    let server = args.server.server()?;
+    let mut client = client::connect(&server).await?;
+    let model = client::find_model(&mut client, &server.address, &args.server.model, CONNECT_TIMEOUT).await?;
     let real_time = args.policy == Policy::Latest || args.fps.is_some();
     let options = StreamOptions {
-        server: server.clone(),
+        server,
         model: args.server.model,
         top_k: args.top_k as u32,
         policy: match args.policy {

@@ -3,15 +3,25 @@
 use std::{fmt, str::FromStr};
 
 use http::Uri;
+use tonic::transport::Endpoint;
 
-/// Where a server listens: `http://host:port`, or `host:port` for short.
+/// Where a server listens: `http://host:port` or `https://host:port`, `host:port` for short, or `unix:path`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerAddress(Uri);
+pub struct ServerAddress {
+    /// As tonic takes it.
+    text: String,
+    tls: bool,
+}
 
 impl ServerAddress {
-    /// The address as a URI with scheme and authority only.
-    pub fn uri(&self) -> &Uri {
-        &self.0
+    /// What a connection to the server begins with.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::from_shared(self.text.clone()).expect("the address was checked when it was parsed")
+    }
+
+    /// Whether connections are encrypted.
+    pub fn uses_tls(&self) -> bool {
+        self.tls
     }
 }
 
@@ -19,15 +29,21 @@ impl FromStr for ServerAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let text = text.trim().trim_end_matches('/');
+        let text = text.trim();
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return match path.is_empty() {
+                true => Err("say the path too, as in unix:/run/resnet18.sock".into()),
+                false => Ok(Self { text: format!("unix:{path}"), tls: false }),
+            };
+        }
+        let text = text.trim_end_matches('/');
         let (scheme, authority) = text.split_once("://").unwrap_or(("http", text));
-        match scheme {
-            "http" => {}
-            "https" => return Err("https isn't supported yet; use http://HOST:PORT".into()),
-            _ => return Err(format!("`{scheme}://` isn't supported; use http://HOST:PORT")),
+        if !matches!(scheme, "http" | "https") {
+            return Err(format!("`{scheme}://` isn't supported; use http://HOST:PORT, https://HOST:PORT or unix:PATH"));
         }
         let malformed = || format!("`{text}` isn't an address; write for example http://127.0.0.1:8001");
-        let uri: Uri = format!("http://{authority}/").parse().map_err(|_| malformed())?;
+        let uri: Uri = format!("{scheme}://{authority}/").parse().map_err(|_| malformed())?;
         // A colon after the brackets of an IPv6 address, if any, begins the port.
         let after_brackets = authority.rsplit(']').next().unwrap_or(authority);
         if after_brackets.contains(':') && uri.port_u16().is_none() {
@@ -39,13 +55,13 @@ impl FromStr for ServerAddress {
         if !text.contains("://") && uri.port_u16().is_none() {
             return Err(format!("say the port too, as in {authority}:8001"));
         }
-        Ok(Self(uri))
+        Ok(Self { text: format!("{scheme}://{authority}"), tls: scheme == "https" })
     }
 }
 
 impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "http://{}", self.0.authority().map_or("", |authority| authority.as_str()))
+        f.write_str(&self.text)
     }
 }
 
@@ -59,14 +75,18 @@ mod tests {
             assert_eq!(text.parse::<ServerAddress>().unwrap().to_string(), "http://127.0.0.1:8001", "{text}");
         }
         assert_eq!("[::1]:8001".parse::<ServerAddress>().unwrap().to_string(), "http://[::1]:8001");
+        assert_eq!("https://models.lan:443".parse::<ServerAddress>().unwrap().to_string(), "https://models.lan:443");
+        for text in ["unix:/run/a.sock", "unix:///run/a.sock"] {
+            assert_eq!(text.parse::<ServerAddress>().unwrap().to_string(), "unix:/run/a.sock");
+        }
         assert_eq!("http://models.lan".parse::<ServerAddress>().unwrap().to_string(), "http://models.lan");
     }
 
     #[test]
     fn other_forms_are_refused_with_advice() {
         for (text, advice) in [
-            ("https://host:1", "https isn't supported yet"),
             ("grpc://host:1", "use http://"),
+            ("unix:", "path"),
             ("localhost", "localhost:8001"),
             ("http://host:1/path", "no path"),
             ("", "isn't an address"),

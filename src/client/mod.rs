@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tokio::time::Instant;
-use tonic::{Code, Request, Status, TimeoutExpired, transport::Channel, transport::Endpoint};
+use tonic::{Code, Request, Status, TimeoutExpired, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::{
     code::code_name,
@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod address;
+mod credentials;
 mod latency;
 pub mod load;
 pub mod retry;
@@ -19,6 +20,8 @@ pub mod stream;
 pub mod video;
 
 pub use address::ServerAddress;
+use credentials::SendToken;
+pub use credentials::{Credentials, Token};
 pub use latency::LatencySummary;
 
 /// The largest message that the clients send or accept, in bytes.
@@ -28,7 +31,25 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// A connection to a server.
-pub type Client = ClassifierClient<Channel>;
+pub type Client = ClassifierClient<InterceptedService<Channel, SendToken>>;
+
+/// Where a server is, and how to be let in.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Where it is.
+    pub address: ServerAddress,
+    /// How to be let in.
+    pub credentials: Credentials,
+}
+
+impl std::str::FromStr for Server {
+    type Err = String;
+
+    /// A server at an address, which wants to see nothing.
+    fn from_str(address: &str) -> Result<Self, String> {
+        Ok(Self { address: address.parse()?, credentials: Credentials::default() })
+    }
+}
 
 /// Why a server could not be used.
 #[derive(Debug, Error)]
@@ -39,6 +60,14 @@ pub enum ClientError {
         /// The address that was tried.
         server: ServerAddress,
         /// What the operating system said.
+        reason: String,
+    },
+    /// The certificates that were given can't be used.
+    #[error("the connection to {server} can't be encrypted: {reason}")]
+    Tls {
+        /// The address that was to be connected to.
+        server: ServerAddress,
+        /// What is wrong.
         reason: String,
     },
     /// The server has no model of that name.
@@ -66,21 +95,29 @@ fn advice(code: Code) -> &'static str {
         Code::Unavailable => "; it is starting or shutting down, try again in a moment",
         Code::ResourceExhausted => "; it is overloaded, try again in a moment",
         Code::DeadlineExceeded => "; give it more time with --timeout",
+        Code::Unauthenticated => "; give the token with --token or RESNET18_TOKEN",
         Code::Unimplemented => "; is this a resnet18 server?",
         _ => "",
     }
 }
 
 /// Connects to a server.
-pub async fn connect(server: &ServerAddress) -> Result<Client, ClientError> {
-    let channel = Endpoint::from(server.uri().clone())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE)
+///
+/// # Errors
+/// When nobody answers there, or not in the way that was expected.
+pub async fn connect(server: &Server) -> Result<Client, ClientError> {
+    let Server { address, credentials } = server;
+    let mut endpoint =
+        address.endpoint().connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).http2_keep_alive_interval(KEEP_ALIVE);
+    if address.uses_tls() {
+        let tls = |error| ClientError::Tls { server: address.clone(), reason: root_cause(&error) };
+        endpoint = endpoint.tls_config(credentials.tls()).map_err(tls)?;
+    }
+    let channel = endpoint
         .connect()
         .await
-        .map_err(|error| ClientError::Unreachable { server: server.clone(), reason: root_cause(&error) })?;
-    Ok(ClassifierClient::new(channel)
+        .map_err(|error| ClientError::Unreachable { server: address.clone(), reason: root_cause(&error) })?;
+    Ok(ClassifierClient::with_interceptor(channel, SendToken(credentials.token.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
 }

@@ -1,69 +1,196 @@
-//! Connections: a limited number of them, and none that stays silent.
+//! Connections: a limited number of them, over TCP, TLS or a UNIX socket, and none that stays silent.
 
 use std::{
+    fmt,
     future::Future,
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::{Stream, stream::unfold};
+use futures_util::Stream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Sleep, sleep, timeout},
 };
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+use super::{arrival::Peer, tls::Certificates};
 
 /// A connection that has sent nothing for this long is closed.
 const SILENCE: Duration = Duration::from_secs(10);
+/// A TLS handshake that takes longer is given up.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 /// After an error, such as too many open files, accepting pauses instead of spinning.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The connections that `listener` accepts; while `max` are open, further ones wait in the system's backlog.
-pub(super) fn connections(listener: TcpListener, max: usize) -> impl Stream<Item = io::Result<Connection>> {
-    let permits = Arc::new(Semaphore::new(max));
-    unfold(listener, move |listener| {
-        let permits = Arc::clone(&permits);
-        async move {
-            if permits.available_permits() == 0 {
-                tracing::warn!("{max} connections are open; further ones wait (--max-connections)");
+/// Where gRPC is served.
+pub enum Listener {
+    /// On an address.
+    Tcp(TcpListener),
+    /// On a socket in the file system.
+    #[cfg(unix)]
+    Unix(tokio::net::UnixListener),
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => address.fmt(f),
+                Err(error) => write!(f, "an unknown address ({error})"),
+            },
+            #[cfg(unix)]
+            Self::Unix(listener) => {
+                let path = listener.local_addr().ok().and_then(|address| address.as_pathname().map(ToOwned::to_owned));
+                write!(f, "unix:{}", path.unwrap_or_default().display())
             }
-            let permit = permits.acquire_owned().await.expect("the semaphore is never closed");
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => {
-                        // Answers are small and must not wait for more data.
-                        let _ = stream.set_nodelay(true);
-                        let silence = Some(Box::pin(sleep(SILENCE)));
-                        return Some((Ok(Connection { stream, silence, _permit: permit }), listener));
-                    }
+        }
+    }
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<(Accepted, String)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                // Answers are small and must not wait for more data.
+                let _ = stream.set_nodelay(true);
+                Ok((Accepted::Tcp(stream), address.to_string()))
+            }
+            #[cfg(unix)]
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Accepted::Local(Box::new(stream)), "unix".into()))
+            }
+        }
+    }
+}
+
+enum Accepted {
+    Tcp(TcpStream),
+    Local(Box<dyn Duplex>),
+}
+
+/// The connections that `listener` accepts; while `max` are open, further ones wait in the system's backlog. With
+/// `certificates` those over TCP begin with a TLS handshake, each beside the others.
+pub(super) fn connections(
+    listener: Listener,
+    max: usize,
+    certificates: Option<Arc<Certificates>>,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let (accepted, connections) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let acceptor = Acceptor { listener, permits: Arc::new(Semaphore::new(max)), max, certificates };
+        tokio::select! {
+            () = acceptor.run(&accepted) => {}
+            // The server takes no more.
+            () = accepted.closed() => {}
+        }
+    });
+    ReceiverStream::new(connections)
+}
+
+struct Acceptor {
+    listener: Listener,
+    permits: Arc<Semaphore>,
+    max: usize,
+    certificates: Option<Arc<Certificates>>,
+}
+
+type Connections = mpsc::Sender<io::Result<Connection>>;
+
+impl Acceptor {
+    async fn run(&self, connections: &Connections) {
+        loop {
+            if self.permits.available_permits() == 0 {
+                tracing::warn!("{} connections are open; further ones wait (--max-connections)", self.max);
+            }
+            let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed");
+            let (stream, address) = loop {
+                match self.listener.accept().await {
+                    Ok(accepted) => break accepted,
                     Err(error) => {
                         tracing::warn!("a connection can't be accepted: {error}");
                         sleep(PAUSE).await;
                     }
                 }
+            };
+            let peer = Peer::new(next_id(), address);
+            match (stream, &self.certificates) {
+                (Accepted::Tcp(stream), Some(certificates)) => {
+                    let acceptor = TlsAcceptor::from(Arc::clone(&*certificates.get()));
+                    let connections = connections.clone();
+                    tokio::spawn(async move {
+                        if let Some(stream) = handshake(acceptor, stream, &peer).await {
+                            // The server may have stopped meanwhile.
+                            let _ = connections.send(Ok(Connection::new(stream, peer, permit))).await;
+                        }
+                    });
+                }
+                (Accepted::Tcp(stream), None) => {
+                    let _ = connections.send(Ok(Connection::new(Box::new(stream), peer, permit))).await;
+                }
+                (Accepted::Local(stream), _) => {
+                    let _ = connections.send(Ok(Connection::new(stream, peer, permit))).await;
+                }
             }
         }
-    })
+    }
 }
 
-/// A TCP connection that counts against the limit while it is open.
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Relaxed)
+}
+
+async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, peer: &Peer) -> Option<Box<dyn Duplex>> {
+    let refused = |reason: &dyn fmt::Display| tracing::warn!(peer = peer.address(), "TLS refused: {reason}");
+    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => return Some(Box::new(stream)),
+        Ok(Err(error)) => match error.kind() {
+            io::ErrorKind::UnexpectedEof => refused(&"the caller hung up during the handshake"),
+            _ => refused(&error),
+        },
+        Err(_) => refused(&format_args!("the handshake took longer than {HANDSHAKE:?}")),
+    }
+    None
+}
+
+/// What bytes come from and go to.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A connection that counts against the limit while it is open.
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Box<dyn Duplex>,
+    peer: Peer,
     /// Runs until the first bytes arrive.
     silence: Option<Pin<Box<Sleep>>>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+impl Connection {
+    fn new(stream: Box<dyn Duplex>, peer: Peer, permit: OwnedSemaphorePermit) -> Self {
+        Self { stream, peer, silence: Some(Box::pin(sleep(SILENCE))), _permit: permit }
+    }
+}
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
     }
 }
 

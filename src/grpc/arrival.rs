@@ -1,5 +1,5 @@
-//! What happens to a call before its message is read: it is counted against the limit, its arrival and its deadline are
-//! noted, and it is answered when its time is up.
+//! What happens to a call before its message is read: its token is checked, it is counted against the limit, its arrival
+//! and its deadline are noted, and it is answered when its time is up.
 
 use std::{
     future::Future,
@@ -14,8 +14,52 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service, layer::layer_fn};
 
-use super::status::CallError;
+use super::{
+    auth::{Caller, Tokens},
+    status::CallError,
+};
 use crate::{metrics::Rejection, registry::Registry};
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    /// No two connections have the same.
+    pub id: u64,
+    address: Arc<str>,
+}
+
+impl Peer {
+    pub fn new(id: u64, address: String) -> Self {
+        Self { id, address: address.into() }
+    }
+
+    /// For the log.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+/// How long callers may wait.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Deadlines {
+    /// For single requests that come without a deadline; `None` = they wait as long as it takes.
+    pub default: Option<Duration>,
+    /// A single request waits no longer than this, whatever it says.
+    pub longest: Option<Duration>,
+}
+
+impl Deadlines {
+    /// How long a call waits that asks for `asked`. Streams last as long as they like.
+    fn of(&self, path: &str, asked: Option<Duration>) -> Option<Duration> {
+        if path.ends_with("/StreamClassify") || !path.starts_with(OURS) {
+            return asked;
+        }
+        [asked.or(self.default), self.longest].into_iter().flatten().min()
+    }
+}
+
+/// What the paths of the services that do work begin with.
+const OURS: &str = "/resnet18.";
 
 /// When a call arrived and until when its caller waits.
 #[derive(Clone, Copy, Debug)]
@@ -32,43 +76,51 @@ impl Arrived {
     }
 }
 
-/// Admits a limited number of calls and puts [`Arrived`] into the extensions of each.
+/// Admits a limited number of callers that are known, and puts [`Arrived`] into the extensions of each call.
 ///
 /// tonic answers an expired call with CANCELLED; this answers first, and with what gRPC prescribes.
 #[derive(Clone)]
 pub(super) struct Admit<S> {
     inner: S,
-    limit: CallLimit,
+    rules: Admission,
 }
 
-/// How many calls of the `Classifier` service may be in progress: from their headers on, since a message is stored while
-/// it arrives.
+/// What is asked of a call before its message is read.
 #[derive(Clone)]
-pub(super) struct CallLimit {
+pub(super) struct Admission {
+    /// One permit for each call of the `Classifier` service that may be in progress: from its headers on, since a message
+    /// is stored while it arrives.
     permits: Arc<Semaphore>,
-    max: usize,
+    max_calls: usize,
+    deadlines: Deadlines,
+    tokens: Option<Arc<Tokens>>,
     registry: Arc<Registry>,
 }
 
-impl CallLimit {
-    pub fn new(max: usize, registry: Arc<Registry>) -> Self {
-        Self { permits: Arc::new(Semaphore::new(max)), max, registry }
+impl Admission {
+    pub fn new(max_calls: usize, deadlines: Deadlines, tokens: Option<Arc<Tokens>>, registry: Arc<Registry>) -> Self {
+        Self { permits: Arc::new(Semaphore::new(max_calls)), max_calls, deadlines, tokens, registry }
     }
 
     pub fn layer<S>(self) -> impl Layer<S, Service = Admit<S>> + Clone {
-        layer_fn(move |inner| Admit { inner, limit: self.clone() })
+        layer_fn(move |inner| Admit { inner, rules: self.clone() })
+    }
+
+    fn caller<B>(&self, request: &Request<B>) -> Result<Option<Caller>, CallError> {
+        let Some(tokens) = &self.tokens else { return Ok(None) };
+        tokens.check(request.uri().path(), request.headers(), request.extensions().get())
     }
 
     /// A permit if the path needs one.
-    fn admit(&self, path: &str) -> Result<Option<OwnedSemaphorePermit>, CallError> {
-        if !path.starts_with("/resnet18.") {
+    fn permit(&self, path: &str) -> Result<Option<OwnedSemaphorePermit>, CallError> {
+        if !path.starts_with(OURS) {
             return Ok(None);
         }
         Arc::clone(&self.permits).try_acquire_owned().map(Some).map_err(|_| {
             if let Ok(default) = self.registry.find("") {
                 default.metrics.rejected(Rejection::CallLimit);
             }
-            CallError::TooManyCalls { open: self.max }
+            CallError::TooManyCalls { open: self.max_calls }
         })
     }
 }
@@ -89,12 +141,18 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let at = Instant::now();
-        let deadline = grpc_timeout(request.headers()).and_then(|timeout| at.checked_add(timeout));
-        request.extensions_mut().insert(Arrived { at, deadline });
-        let permit = match self.limit.admit(request.uri().path()) {
-            Ok(permit) => permit,
+        let path = request.uri().path();
+        let timeout = self.rules.deadlines.of(path, grpc_timeout(request.headers()));
+        let deadline = timeout.and_then(|timeout| at.checked_add(timeout));
+        let admitted = self.rules.caller(&request).and_then(|caller| Ok((caller, self.rules.permit(path)?)));
+        let (caller, permit) = match admitted {
+            Ok(admitted) => admitted,
             Err(error) => return Box::pin(std::future::ready(Ok(Status::from(error).into_http()))),
         };
+        request.extensions_mut().insert(Arrived { at, deadline });
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller);
+        }
         let response = self.inner.call(request);
         Box::pin(async move {
             let _permit = permit;
@@ -145,6 +203,19 @@ mod tests {
         assert_eq!(parse("99999999m"), Some(Duration::from_millis(99_999_999)));
         assert_eq!(parse("5u"), Some(Duration::from_micros(5)));
         assert_eq!(parse("6n"), Some(Duration::from_nanos(6)));
+    }
+
+    #[test]
+    fn deadlines_are_given_and_limited() {
+        let s = |seconds| Some(Duration::from_secs(seconds));
+        let none = Deadlines::default();
+        let both = Deadlines { default: s(5), longest: s(60) };
+        let (single, stream) = ("/resnet18.v1.Classifier/Classify", "/resnet18.v1.Classifier/StreamClassify");
+        assert_eq!((none.of(single, None), none.of(single, s(90))), (None, s(90)));
+        assert_eq!((both.of(single, None), both.of(single, s(1)), both.of(single, s(90))), (s(5), s(1), s(60)));
+        assert_eq!((both.of(stream, None), both.of(stream, s(90))), (None, s(90)));
+        assert_eq!(both.of("/grpc.health.v1.Health/Watch", None), None);
+        assert_eq!(Deadlines { default: s(90), longest: s(60) }.of(single, None), s(60));
     }
 
     #[test]

@@ -8,7 +8,11 @@ use std::{
 use tokio::sync::Semaphore;
 use tonic::Request;
 
-use super::{arrival::Arrived, status::CallError};
+use super::{
+    arrival::{Arrived, Peer},
+    auth::Caller,
+    status::CallError,
+};
 use crate::{
     metrics::{Method, Rejection, RequestGuard},
     registry::{Entry, Registry, Served},
@@ -35,10 +39,10 @@ impl Context {
         let entry = match self.registry.find(name) {
             Ok(entry) => entry,
             // A server that has not looked for its models yet does not know what there is.
-            Err(unknown) => return Err(self.state.get().ready().map_or_else(CallError::from, |()| unknown.into())),
+            Err(unknown) => return Err(self.state.get().admits().map_or_else(CallError::from, |()| unknown.into())),
         };
         guard.model(&entry.metrics);
-        let ready = self.state.get().ready().and_then(|()| self.newest(&entry));
+        let ready = self.state.get().admits().and_then(|()| self.newest(&entry));
         ready.map_err(|why| {
             entry.metrics.rejected(Rejection::NotReady);
             why.into()
@@ -65,7 +69,11 @@ pub(super) struct Call {
 impl Call {
     pub fn of<T>(request: &Request<T>) -> Self {
         let mut hasher = DefaultHasher::new();
-        request.remote_addr().hash(&mut hasher);
+        // A caller with a name is the same on all its connections.
+        match request.extensions().get::<Caller>() {
+            Some(Caller(name)) => name.hash(&mut hasher),
+            None => request.extensions().get::<Peer>().map(|peer| peer.id).hash(&mut hasher),
+        }
         Self { arrived: Arrived::of(request), client: ClientId(hasher.finish()) }
     }
 

@@ -2,27 +2,34 @@
 
 mod accept;
 mod arrival;
+mod auth;
 mod classifier;
 mod context;
 mod convert;
 mod status;
 mod stream;
+mod tls;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
-use tonic::transport::Server;
+use tonic::{codec::CompressionEncoding, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use self::{arrival::CallLimit, classifier::ClassifierService, context::Context};
+pub use self::{
+    accept::Listener,
+    arrival::Deadlines,
+    auth::{OpenService, TokenConfig},
+    tls::TlsConfig,
+};
+use self::{arrival::Admission, auth::Tokens, classifier::ClassifierService, context::Context, tls::Certificates};
 use crate::{
     proto::{self, classifier_server::ClassifierServer},
     registry::Registry,
     state::{State, StateCell},
 };
 
-/// The limits of the gRPC side.
-#[derive(Clone, Copy, Debug)]
+/// The limits of the gRPC side, and who may come in.
+#[derive(Clone)]
 pub struct GrpcConfig {
     /// The largest message that is accepted, in bytes.
     pub max_message_bytes: usize,
@@ -32,7 +39,52 @@ pub struct GrpcConfig {
     pub max_calls: usize,
     /// The most connections.
     pub max_connections: usize,
+    /// A connection that is older is asked to go, so that load balancers spread; `None` = connections may stay.
+    pub max_connection_age: Option<Duration>,
+    /// How long calls may go on after that.
+    pub connection_grace: Duration,
+    /// How long single requests may wait.
+    pub deadlines: Deadlines,
+    /// Certificates and tokens.
+    pub gatekeeper: Arc<Gatekeeper>,
 }
+
+/// Who may come in, as the files say at present.
+#[derive(Default)]
+pub struct Gatekeeper {
+    certificates: Option<Arc<Certificates>>,
+    tokens: Option<Arc<Tokens>>,
+}
+
+impl Gatekeeper {
+    /// Reads certificates and tokens; `None` = no TLS, and anyone may call.
+    ///
+    /// # Errors
+    /// What is wrong with which file.
+    pub fn new(tls: Option<TlsConfig>, tokens: Option<TokenConfig>) -> Result<Self, String> {
+        Ok(Self {
+            certificates: tls.map(tls::certificates).transpose()?.map(Arc::new),
+            tokens: tokens.map(Tokens::read).transpose()?.map(Arc::new),
+        })
+    }
+
+    /// Reads changed files again, now and then, for ever.
+    async fn follow(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(REFRESH).await;
+            let gatekeeper = Arc::clone(&self);
+            // A panic there has said so on standard error.
+            let _ = tokio::task::spawn_blocking(move || {
+                gatekeeper.certificates.iter().for_each(|certificates| certificates.refresh());
+                gatekeeper.tokens.iter().for_each(|tokens| tokens.refresh());
+            })
+            .await;
+        }
+    }
+}
+
+/// How often certificates and tokens are looked at.
+const REFRESH: Duration = Duration::from_secs(1);
 
 const SERVICE: &str = "resnet18.v1.Classifier";
 /// How much a sender may send ahead on one call. Large enough that a photo never waits for a round trip.
@@ -52,11 +104,13 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// What the transport reports.
 pub async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     registry: Arc<Registry>,
     state: StateCell,
     config: GrpcConfig,
 ) -> Result<(), tonic::transport::Error> {
+    let gatekeeper = Arc::clone(&config.gatekeeper);
+    let watch = tokio::spawn(Arc::clone(&gatekeeper).follow());
     let (health, health_service) = tonic_health::server::health_reporter();
     // The reporter begins with SERVING.
     set_health(&health, ServingStatus::NotServing).await;
@@ -67,18 +121,26 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let valid = "the descriptors are made by the build";
-    let limit = CallLimit::new(config.max_calls, Arc::clone(&registry));
+    let tokens = gatekeeper.tokens.clone();
+    let admission = Admission::new(config.max_calls, config.deadlines, tokens, Arc::clone(&registry));
     let context = Context::new(registry, state.clone(), config.max_streams);
-    let classifier =
-        ClassifierServer::new(ClassifierService(Arc::new(context))).max_decoding_message_size(config.max_message_bytes);
-    let incoming = accept::connections(listener, config.max_connections);
-    let served = Server::builder()
+    let classifier = ClassifierServer::new(ClassifierService(Arc::new(context)))
+        .max_decoding_message_size(config.max_message_bytes)
+        // Images are compressed already, raw frames may gain; answers are too small to gain.
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Zstd);
+    let incoming = accept::connections(listener, config.max_connections, gatekeeper.certificates.clone());
+    let mut server = Server::builder();
+    if let Some(age) = config.max_connection_age {
+        server = server.max_connection_age(age).max_connection_age_grace(config.connection_grace);
+    }
+    let served = server
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_CONCURRENT_CALLS)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(limit.layer())
+        .layer(admission.layer())
         .add_service(classifier)
         .add_service(health_service)
         .add_service(reflection().build_v1().expect(valid))
@@ -86,6 +148,7 @@ pub async fn serve(
         .serve_with_incoming_shutdown(incoming, async move { state.draining().await })
         .await;
     follow.abort();
+    watch.abort();
     served
 }
 

@@ -34,6 +34,10 @@ pub(super) enum CallError {
     StreamDeadline,
     #[error("{open} calls are in progress, which is the most that this server takes; retry in a moment")]
     TooManyCalls { open: usize },
+    #[error("this server wants a token: send the metadata `authorization: Bearer TOKEN`")]
+    NoToken,
+    #[error("the token is none that this server knows")]
+    WrongToken,
     #[error("the server failed on this stream; its log says why")]
     Panicked,
     /// The transport's own: a message over the limit, a caller that reset the stream.
@@ -53,6 +57,7 @@ impl CallError {
             Self::Job(JobError::Image(
                 ImageError::Geometry { .. } | ImageError::CropLength { .. } | ImageError::Resize { .. },
             )) => Code::Internal,
+            Self::NoToken | Self::WrongToken => Code::Unauthenticated,
             Self::Invalid(_) | Self::Job(JobError::Image(_)) => Code::InvalidArgument,
             Self::Job(JobError::DeadlineExceeded) | Self::StreamDeadline => Code::DeadlineExceeded,
             Self::Job(JobError::Engine(_)) | Self::Panicked => Code::Internal,

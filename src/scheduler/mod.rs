@@ -25,6 +25,7 @@ use tokio::sync::{oneshot, watch};
 use self::{
     fair_queue::Pushed,
     model_queue::{ModelQueue, Waiting},
+    pace::Pace,
     worker::{CoreWorker, DeviceWorker},
 };
 use crate::{
@@ -38,13 +39,40 @@ use crate::{
 pub struct SchedulerConfig {
     /// Worker threads: one for each core that may decode and infer.
     pub threads: NonZeroUsize,
-    /// The most single requests that may wait for one model; `None` = as many as take about 0.2 s, but at least 16,
-    /// where other models are busy their part of that.
-    pub queue_capacity: Option<NonZeroUsize>,
+    /// The most single requests that may wait for one model.
+    pub queue_capacity: Capacity,
     /// How long an incomplete batch may wait for more images.
     pub max_queue_delay: Duration,
     /// How images are decoded.
     pub preprocess: PreprocessConfig,
+}
+
+/// How many single requests may wait for one model.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Capacity {
+    /// As many as take about 0.2 s, but at least 16; where other models are busy, their part of that.
+    #[default]
+    Usual,
+    /// As many as are answered within this time, by the pace that is measured; where other models are busy, their part.
+    Within(Duration),
+    /// This many.
+    Exactly(NonZeroUsize),
+}
+
+impl Capacity {
+    const USUAL: (Duration, usize) = (Duration::from_millis(200), 16);
+
+    /// For a model that works off images at `pace`, with its `share` of the machine, so many of them at once.
+    fn images(self, pace: &Pace, share: f64, parallelism: usize) -> usize {
+        let ((time, at_least), reserve) = match self {
+            Self::Exactly(images) => return images.get(),
+            Self::Usual => (Self::USUAL, 0),
+            // Those in work are answered before those that wait.
+            Self::Within(target) => ((target, 0), parallelism),
+        };
+        let images = pace.images_in(time).saturating_sub(reserve).max(at_least);
+        ((images as f64 * share) as usize).max(1)
+    }
 }
 
 /// Whoever shares one place in the round of fairness: a connection.
@@ -271,13 +299,7 @@ impl Queue {
             // What it did not use while it had nothing to do is not saved up.
             queue.used = queue.used.max(clock);
         }
-        let capacity = match self.shared.config.queue_capacity {
-            Some(capacity) => capacity.get(),
-            None => {
-                let images = queue.pace.images_in(Duration::from_millis(200)).max(16);
-                ((images as f64 * share) as usize).max(4)
-            }
-        };
+        let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, self.parallelism);
         let mut dead = Vec::new();
         if counts && queue.waiting.counted() >= capacity {
             let now = Instant::now();

@@ -69,7 +69,7 @@ impl Default for Setup {
     fn default() -> Self {
         let config = SchedulerConfig {
             threads: NonZeroUsize::MIN,
-            queue_capacity: NonZeroUsize::new(16),
+            queue_capacity: Capacity::Exactly(NonZeroUsize::new(16).unwrap()),
             max_queue_delay: Duration::ZERO,
             preprocess: PreprocessConfig::default(),
         };
@@ -287,7 +287,8 @@ fn images_that_cannot_be_decoded_do_not_hold_up_the_batch_before_them() {
 
 #[test]
 fn jobs_whose_callers_have_gone_give_their_places_back() {
-    let config = SchedulerConfig { queue_capacity: NonZeroUsize::new(2), ..Setup::default().config };
+    let config =
+        SchedulerConfig { queue_capacity: Capacity::Exactly(NonZeroUsize::new(2).unwrap()), ..Setup::default().config };
     let bench = Setup { config, ..Setup::default() }.start();
     let first = bench.occupy(0);
     drop([bench.submit(8), bench.submit(9)]);
@@ -307,7 +308,8 @@ fn logits_that_are_no_numbers_are_an_error() {
 
 #[test]
 fn a_full_queue_refuses_and_streams_are_not_counted() {
-    let config = SchedulerConfig { queue_capacity: NonZeroUsize::new(2), ..Setup::default().config };
+    let config =
+        SchedulerConfig { queue_capacity: Capacity::Exactly(NonZeroUsize::new(2).unwrap()), ..Setup::default().config };
     let bench = Setup { config, ..Setup::default() }.start();
     let first = bench.occupy(0);
     let waiting = [bench.submit(1), bench.submit(2)];
@@ -324,7 +326,8 @@ fn a_full_queue_refuses_and_streams_are_not_counted() {
 
 #[test]
 fn a_flooding_client_gives_way_to_another() {
-    let config = SchedulerConfig { queue_capacity: NonZeroUsize::new(3), ..Setup::default().config };
+    let config =
+        SchedulerConfig { queue_capacity: Capacity::Exactly(NonZeroUsize::new(3).unwrap()), ..Setup::default().config };
     let bench = Setup { config, ..Setup::default() }.start();
     let first = bench.occupy(0);
     let flood: Vec<_> = (1..=3).map(|value| bench.submit(value)).collect();
@@ -495,4 +498,17 @@ fn an_engine_that_is_lost_is_told_to_whoever_watches() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         assert!(matches!(*runtime.block_on(bench.scheduler.lost()), EngineError::Lost { .. }));
     }
+}
+
+#[test]
+fn the_capacity_follows_the_pace_and_the_share() {
+    let mut pace = Pace::default();
+    (0..300).for_each(|_| pace.record_inference(1, Duration::from_millis(18), 0.5));
+    // 1 ms of decoding and 9 of inference an image.
+    let capacity = |capacity: Capacity, share| capacity.images(&pace, share, 2);
+    assert_eq!((capacity(Capacity::Usual, 1.0), capacity(Capacity::Usual, 0.5)), (20, 10));
+    assert_eq!(capacity(Capacity::Within(Duration::from_millis(105)), 1.0), 8);
+    assert_eq!(capacity(Capacity::Within(Duration::from_millis(105)), 0.5), 4);
+    assert_eq!(capacity(Capacity::Within(Duration::from_millis(1)), 1.0), 1);
+    assert_eq!(capacity(Capacity::Exactly(NonZeroUsize::new(3).unwrap()), 0.1), 3);
 }

@@ -31,7 +31,8 @@ pub fn resnet18() -> Command {
 /// `resnet18 serve` on ports of its own; killed when dropped.
 pub struct Server {
     child: Child,
-    pub grpc: SocketAddr,
+    /// An address, or `unix:` and a path.
+    pub grpc: String,
     pub http: SocketAddr,
     log: Arc<Mutex<String>>,
 }
@@ -46,8 +47,10 @@ impl Server {
 
     /// Starts a server and waits until its ports are open.
     pub fn spawn(flags: &[&str]) -> Self {
+        let grpc = if flags.contains(&"--grpc") { &[][..] } else { &["--grpc", "127.0.0.1:0"] };
         let mut child = resnet18()
-            .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(["serve", "--http", "127.0.0.1:0"])
+            .args(grpc)
             .args(flags)
             .stderr(Stdio::piped())
             .spawn()
@@ -85,7 +88,10 @@ impl Server {
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.grpc)
+        match self.grpc.starts_with("unix:") {
+            true => self.grpc.clone(),
+            false => format!("http://{}", self.grpc),
+        }
     }
 
     pub async fn client(&self) -> ClassifierClient<Channel> {
@@ -146,11 +152,11 @@ impl Drop for Server {
 }
 
 /// `… gRPC on A and metrics on http://B/metrics …`
-fn addresses_in(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+fn addresses_in(line: &str) -> Option<(String, SocketAddr)> {
     let (_, rest) = line.split_once("serving gRPC on ")?;
     let (grpc, rest) = rest.split_once(" and metrics on http://")?;
     let (http, _) = rest.split_once("/metrics")?;
-    Some((grpc.parse().ok()?, http.parse().ok()?))
+    Some((grpc.to_owned(), http.parse().ok()?))
 }
 
 pub fn data(name: &str) -> PathBuf {

@@ -3,5 +3,6 @@
 mod engine;
 mod image;
 mod manifest;
+mod server;
 
-pub use self::{engine::EngineFlags, image::ImageFlags, manifest::ManifestFlags};
+pub use self::{engine::EngineFlags, image::ImageFlags, manifest::ManifestFlags, server::ServerFlags};

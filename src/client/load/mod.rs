@@ -17,7 +17,7 @@ use tokio::{
 };
 use tonic::{Code, Status};
 
-use super::{Client, ClientError, ServerAddress, classify, connect, find_model, retry::requested_delay};
+use super::{Client, ClientError, Server, classify, connect, find_model, retry::requested_delay};
 use crate::proto::{ClassifyRequest, Image, image::Source};
 
 mod report;
@@ -35,7 +35,7 @@ const UNAVAILABLE_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct LoadConfig {
     /// The server to measure.
-    pub server: ServerAddress,
+    pub server: Server,
     /// The model's name; empty = the server's default model.
     pub model: String,
     /// Encoded images, sent in turn.
@@ -56,7 +56,7 @@ pub struct LoadConfig {
 
 impl LoadConfig {
     /// 16 clients in a closed loop for 10 s after 1 s of warm-up.
-    pub fn new(server: ServerAddress, images: Vec<Bytes>) -> Self {
+    pub fn new(server: Server, images: Vec<Bytes>) -> Self {
         Self {
             server,
             model: String::new(),
@@ -180,7 +180,7 @@ async fn connect_all(config: &LoadConfig) -> Result<Vec<Client>, ClientError> {
         LoadMode::Open { max_in_flight, .. } => max_in_flight.min(OPEN_LOOP_CONNECTIONS),
     });
     let mut first = connect(&config.server).await?;
-    find_model(&mut first, &config.server, &config.model, config.timeout).await?;
+    find_model(&mut first, &config.server.address, &config.model, config.timeout).await?;
     let mut clients = vec![first];
     while clients.len() < count {
         clients.push(connect(&config.server).await?);

@@ -17,7 +17,7 @@ use tokio::{
 use tonic::{Code, Status, Streaming};
 
 use super::{
-    Client, ClientError, ServerAddress,
+    Client, ClientError, Server,
     retry::backoff,
     video::{VideoError, VideoFrame, VideoReader},
 };
@@ -44,7 +44,7 @@ const RECONNECTS: u32 = 10;
 #[derive(Clone, Debug)]
 pub struct StreamOptions {
     /// The server.
-    pub server: ServerAddress,
+    pub server: Server,
     /// The model's name; empty = the server's default model.
     pub model: String,
     /// Classes for each frame; 0 = 5.
@@ -134,8 +134,9 @@ pub async fn run_stream(
         reader.abort();
     }
     let video_error = reader.await.unwrap_or(Ok(())).err();
-    let server_error =
-        ended.err().map(|status| ClientError::Refused { server: options.server.clone(), status: status.into() });
+    let server_error = ended
+        .err()
+        .map(|status| ClientError::Refused { server: options.server.address.clone(), status: status.into() });
     let dropped_by_server = session.dropped_before + session.dropped_now;
     let sent = session.sent().count;
     StreamResult {

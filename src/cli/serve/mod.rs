@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     num::NonZeroUsize,
     path::PathBuf,
     process::ExitCode,
@@ -12,9 +11,12 @@ use std::{
 };
 
 use clap::{Args as ClapArgs, ValueEnum};
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::sync::Notify;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
+mod network;
+
+use self::network::{NetworkFlags, SecurityFlags};
 use super::{
     CliError,
     flags::{EngineFlags, ImageFlags, ManifestFlags},
@@ -22,11 +24,10 @@ use super::{
 };
 use crate::{
     engine,
-    grpc::GrpcConfig,
     loader::{ListedModel, LoaderConfig, ModelSource},
     model::{Model, ModelError},
-    scheduler::SchedulerConfig,
-    server::{self, Control, Listeners, ServerConfig},
+    scheduler::{Capacity, SchedulerConfig},
+    server::{self, Control, ServerConfig},
 };
 
 /// The flags of `resnet18 serve`.
@@ -40,7 +41,9 @@ pub struct Args {
     #[command(flatten)]
     engine: EngineFlags,
     #[command(flatten)]
-    network: NetworkArgs,
+    network: NetworkFlags,
+    #[command(flatten)]
+    security: SecurityFlags,
     #[command(flatten)]
     queue: QueueArgs,
     #[command(flatten)]
@@ -70,41 +73,14 @@ struct ModelArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(next_help_heading = "Network")]
-struct NetworkArgs {
-    /// Where gRPC is served.
-    #[arg(long, env = "RESNET18_GRPC", value_name = "ADDRESS", default_value = "127.0.0.1:8001",
-          value_parser = values::listen_address)]
-    grpc: SocketAddr,
-    /// Where /metrics, /healthz and /readyz are served.
-    #[arg(long, env = "RESNET18_HTTP", value_name = "ADDRESS", default_value = "127.0.0.1:8002",
-          value_parser = values::listen_address)]
-    http: SocketAddr,
-    /// The largest message that is accepted, in MiB.
-    #[arg(long, env = "RESNET18_MAX_MESSAGE_MIB", value_name = "MIB", default_value = "16",
-          value_parser = clap::value_parser!(u32).range(1..=1024))]
-    max_message_mib: u32,
-    /// The most streams that are open at once.
-    #[arg(long, env = "RESNET18_MAX_STREAMS", value_name = "N", default_value = "256")]
-    max_streams: NonZeroUsize,
-    /// The most calls that are in progress at once; each may hold one message.
-    #[arg(long, env = "RESNET18_MAX_CALLS", value_name = "N", default_value = "512")]
-    max_calls: NonZeroUsize,
-    /// The most connections that are open at once; further ones wait.
-    #[arg(long, env = "RESNET18_MAX_CONNECTIONS", value_name = "N", default_value = "1024")]
-    max_connections: NonZeroUsize,
-    /// How long accepted work may take to finish at shutdown.
-    #[arg(long, env = "RESNET18_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s",
-          value_parser = values::duration)]
-    drain_timeout: Duration,
-}
-
-#[derive(Debug, ClapArgs)]
 #[command(next_help_heading = "Queue")]
 struct QueueArgs {
-    /// The most requests that wait [default: as many as take about 0.2 s, at least 16].
-    #[arg(long, env = "RESNET18_QUEUE_CAPACITY", value_name = "N")]
+    /// The most requests that wait for a model [default: as many as take about 0.2 s, at least 16].
+    #[arg(long, env = "RESNET18_QUEUE_CAPACITY", value_name = "N", conflicts_with = "latency_target")]
     queue_capacity: Option<NonZeroUsize>,
+    /// Accept only what can be answered within this time, by the pace that is measured; the rest is refused at once.
+    #[arg(long, env = "RESNET18_LATENCY_TARGET", value_name = "DURATION", value_parser = values::positive_duration)]
+    latency_target: Option<Duration>,
     /// How long an incomplete batch waits for more images.
     #[arg(long, env = "RESNET18_MAX_QUEUE_DELAY", value_name = "DURATION", default_value = "0ms",
           value_parser = values::duration)]
@@ -159,14 +135,15 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let started = Instant::now();
     start_log(&args.log)?;
     let config = config(&args)?;
-    let listeners =
-        Listeners { grpc: bind(args.network.grpc, "grpc").await?, http: bind(args.network.http, "http").await? };
-    // Not the flags' addresses: a port of 0 is chosen by the system.
-    let [grpc, http] = [listeners.grpc.local_addr()?, listeners.http.local_addr()?];
-    tracing::info!("serving gRPC on {grpc} and metrics on http://{http}/metrics; loading {}", describe(&config.loader));
-    if [grpc, http].iter().any(|address| !address.ip().is_loopback()) {
-        tracing::warn!("anyone who can reach this address can use the server: there is no TLS and no token");
-    }
+    let listeners = args.network.listen().await?;
+    // Not the flag's address: a port of 0 is chosen by the system.
+    let http = listeners.http.local_addr()?;
+    tracing::info!(
+        "serving gRPC on {} and metrics on http://{http}/metrics; loading {}",
+        listeners.grpc,
+        describe(&config.loader)
+    );
+    args.network.warn(&args.security);
     tracing::debug!("flags and models read in {:.0?}", started.elapsed());
     let control = Control { shutdown: signal(), reload: reload_on_hangup() };
     server::run(listeners, config, control).await.map_err(|error| CliError::Failed(error.to_string()))?;
@@ -178,7 +155,11 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
     Ok(ServerConfig {
         scheduler: SchedulerConfig {
             threads: engine.threads,
-            queue_capacity: args.queue.queue_capacity,
+            queue_capacity: match (args.queue.queue_capacity, args.queue.latency_target) {
+                (Some(images), _) => Capacity::Exactly(images),
+                (None, Some(target)) => Capacity::Within(target),
+                (None, None) => Capacity::Usual,
+            },
             max_queue_delay: args.queue.max_queue_delay,
             preprocess: args.images.config(),
         },
@@ -188,12 +169,8 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
             watch_interval: Some(args.model.watch_interval).filter(|interval| !interval.is_zero()),
         },
         default_model: args.model.default_model.clone(),
-        grpc: GrpcConfig {
-            max_message_bytes: args.network.max_message_mib as usize * 1024 * 1024,
-            max_streams: args.network.max_streams.get(),
-            max_calls: args.network.max_calls.get(),
-            max_connections: args.network.max_connections.get(),
-        },
+        grpc: args.network.config(&args.security)?,
+        drain_delay: args.network.drain_delay,
         drain_timeout: args.network.drain_timeout,
     })
 }
@@ -265,18 +242,6 @@ fn reload_on_hangup() -> Arc<Notify> {
         }
     }
     reload
-}
-
-async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, CliError> {
-    TcpListener::bind(address).await.map_err(|error| {
-        let advice = match error.kind() {
-            io::ErrorKind::AddrInUse => "another program uses it",
-            io::ErrorKind::PermissionDenied => "this user may not",
-            io::ErrorKind::AddrNotAvailable => "this machine does not have that address",
-            _ => "it failed",
-        };
-        CliError::Failed(format!("can't listen on {address}: {advice} ({error}); choose another with --{flag}"))
-    })
 }
 
 fn start_log(args: &LogArgs) -> Result<(), CliError> {

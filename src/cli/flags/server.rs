@@ -1,0 +1,76 @@
+//! Which server to ask, and how to be let in: flags → a [`Server`].
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::{
+    cli::CliError,
+    client::{Credentials, Server, ServerAddress, Token},
+};
+
+/// Where the server is and which of its models to ask; every client subcommand has these flags.
+#[derive(Clone, Debug, Args)]
+pub struct ServerFlags {
+    /// The server's address: http://HOST:PORT, https://HOST:PORT, HOST:PORT or unix:PATH.
+    #[arg(long, env = "RESNET18_SERVER", value_name = "URL", default_value = "http://127.0.0.1:8001")]
+    server: ServerAddress,
+    /// The model to ask, by its name on the server [default: the server's default model].
+    #[arg(long, env = "RESNET18_MODEL_NAME", value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub model: String,
+    #[command(flatten)]
+    credentials: CredentialFlags,
+}
+
+impl ServerFlags {
+    /// The server that was named.
+    ///
+    /// # Errors
+    /// Certificates that can't be read.
+    pub fn server(&self) -> Result<Server, CliError> {
+        self.credentials.server(self.server.clone())
+    }
+}
+
+/// The flags by which a client shows who it is.
+#[derive(Clone, Debug, Args)]
+pub struct CredentialFlags {
+    /// The authority of the server's certificate, PEM [default: those that the system trusts].
+    #[arg(long, env = "RESNET18_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The client's own certificate, PEM, for servers that want one.
+    #[arg(long, env = "RESNET18_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
+    client_cert: Option<PathBuf>,
+    /// The private key of the client's certificate, PEM.
+    #[arg(long, env = "RESNET18_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
+    client_key: Option<PathBuf>,
+    /// The token, for servers that want one. Better in RESNET18_TOKEN: flags can be seen by others on the machine.
+    #[arg(long, env = "RESNET18_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+}
+
+impl CredentialFlags {
+    /// The server at `address`, with what it wants to see.
+    ///
+    /// # Errors
+    /// Certificates that can't be read, or that the address has no use for.
+    pub fn server(&self, address: ServerAddress) -> Result<Server, CliError> {
+        if !address.uses_tls() && (self.ca.is_some() || self.client_cert.is_some()) {
+            return Err(CliError::Usage(format!("certificates are for https://, but the server is {address}")));
+        }
+        let identity = match (&self.client_cert, &self.client_key) {
+            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            _ => None,
+        };
+        let credentials = Credentials {
+            authority: self.ca.as_deref().map(read).transpose()?,
+            identity,
+            token: self.token.as_deref().map(Token::new).transpose().map_err(CliError::Usage)?,
+        };
+        Ok(Server { address, credentials })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CliError> {
+    std::fs::read(path).map_err(|error| CliError::Usage(format!("{} can't be read: {error}", path.display())))
+}
