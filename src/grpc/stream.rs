@@ -198,7 +198,8 @@ async fn every(mut source: FrameSource, mut answerer: Answerer, submitter: Submi
     let read = async move {
         while let Some(Incoming { stamp, image }) = source.next().await? {
             let at = stamp.arrived;
-            let outcome = image.and_then(|image| submitter.submit(move || Some(Arrival { image, at })));
+            let outcome =
+                image.and_then(|image| submitter.submit(move || Some(Arrival { image, at, mirrored: false })));
             if pending.send((stamp, outcome)).await.is_err() {
                 break;
             }
@@ -250,7 +251,7 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Subm
                 };
                 // The stream may have ended meanwhile.
                 let _ = taken.send((stamp, error));
-                Some(Arrival { image: image?, at: stamp.arrived })
+                Some(Arrival { image: image?, at: stamp.arrived, mirrored: false })
             })?;
             let outcome = received(outcome).await;
             // Without a stamp the frame was not taken: the scheduler has stopped or the time is up.

@@ -1,5 +1,6 @@
 //! The ONNX graph and its rewriting, the manifest, the models that are served.
 
+mod base;
 mod error;
 mod graph;
 mod labels;
@@ -20,8 +21,9 @@ use sha2::{Digest, Sha256};
 
 use self::onnx::ModelProto;
 pub use self::{
+    base::{Base, Description},
     error::ModelError,
-    graph::{Batch, BodyPrecision, IMAGES, LOGITS, Normalization, ServingGraph},
+    graph::{Batch, BodyPrecision, IMAGES, LOGITS, LinearLayer, Normalization, ServingGraph},
     labels::{imagenet, read_labels},
     manifest::{InputSize, Manifest},
 };
@@ -83,11 +85,9 @@ impl Model {
     /// # Errors
     /// As for [`Model::from_bytes`], and a file that cannot be read.
     pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
-        let in_file = |error| ModelError::File { path: path.to_owned(), source: Box::new(error) };
-        let onnx = fs::read(path).map_err(|error| in_file(ModelError::Read(error)))?;
-        let stem = path.file_stem().map_or("model".into(), |stem| stem.to_string_lossy());
+        let stem = file_stem(path);
         let beside = path.with_file_name(format!("{stem}.labels.txt"));
-        Self::load(onnx.into(), overrides, &stem, Some(&beside)).map_err(in_file)
+        in_file(path, |onnx| Self::load(onnx, overrides, &stem, Some(&beside)))
     }
 
     /// The model that comes with the program.
@@ -104,8 +104,18 @@ impl Model {
         fallback_name: &str,
         labels_beside: Option<&Path>,
     ) -> Result<Self, ModelError> {
-        let version = Sha256::digest(&onnx).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        let model = decode(&onnx)?;
+        let version = version(&onnx);
+        let labels = |classes, manifest: &Manifest| choose_labels(classes, overrides, manifest, labels_beside);
+        Self::assemble(decode(&onnx)?, version, overrides, fallback_name, labels)
+    }
+
+    fn assemble(
+        model: ModelProto,
+        version: String,
+        overrides: &Overrides,
+        fallback_name: &str,
+        labels: impl FnOnce(usize, &Manifest) -> Result<Vec<String>, ModelError>,
+    ) -> Result<Self, ModelError> {
         let manifest = Manifest::read(&model)?;
         let normalization = Normalization {
             mean: overrides.mean.or(manifest.mean).unwrap_or(Normalization::IMAGENET.mean),
@@ -127,12 +137,29 @@ impl Model {
                 .filter(|name| !name.is_empty())
                 .map_or_else(|| fallback_name.to_owned(), Clone::clone),
             version,
-            labels: choose_labels(graph.classes, overrides, &manifest, labels_beside)?.into(),
+            labels: labels(graph.classes, &manifest)?.into(),
             geometry: geometry(&graph, overrides.resize_shorter_side.or(manifest.resize_shorter_side))?,
             graph,
             manifest,
         })
     }
+}
+
+/// Does something with the content of the file; an error says which file it was.
+fn in_file<T>(path: &Path, work: impl FnOnce(Bytes) -> Result<T, ModelError>) -> Result<T, ModelError> {
+    let content = fs::read(path).map_err(ModelError::Read);
+    let named = |error| ModelError::File { path: path.to_owned(), source: Box::new(error) };
+    content.and_then(|onnx| work(onnx.into())).map_err(named)
+}
+
+/// What a model in this file is called when nothing else gives it a name.
+fn file_stem(path: &Path) -> String {
+    path.file_stem().map_or("model".into(), |stem| stem.to_string_lossy().into_owned())
+}
+
+/// Names the exact content.
+fn version(onnx: &[u8]) -> String {
+    Sha256::digest(onnx).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Reads an ONNX file. Weights stay where they are in `onnx` and are shared, not copied.

@@ -62,9 +62,12 @@ impl Worker {
         let started = Instant::now();
         let decoded = match (job.fetch)() {
             None => Err(JobError::Abandoned),
-            Some(Arrival { image, at }) => {
+            Some(Arrival { image, at, mirrored }) => {
                 let mut crop = self.spare.pop().unwrap_or_else(|| vec![0; self.shared.geometry.bytes()]);
                 let result = self.preprocessor.crop(&image, &self.shared.geometry, &mut crop);
+                if mirrored {
+                    self.shared.geometry.mirror(&mut crop);
+                }
                 result.map(|()| (crop, started.saturating_duration_since(at))).map_err(JobError::Image)
             }
         };

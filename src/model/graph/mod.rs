@@ -2,6 +2,7 @@
 
 mod encode;
 mod fold;
+mod head;
 mod inspect;
 mod scores;
 mod typing;
@@ -12,6 +13,8 @@ mod tests;
 
 use std::{collections::HashSet, fmt};
 
+pub(super) use self::head::Head;
+pub use self::head::LinearLayer;
 use self::{
     encode::Storage,
     inspect::{Input, Layout},
@@ -106,6 +109,8 @@ pub struct ServingGraph {
     pub softmax: bool,
     /// Whether the graph normalises; not so where the network takes integers.
     pub normalizes: bool,
+    /// Whether the numbers that come out are no logits but what a last layer would take (see [`Base`](super::Base)).
+    pub features: bool,
     /// The rewritten model. Initializers stored as halves mean float32.
     model: ModelProto,
     /// How many nodes at the start are ours.
@@ -157,6 +162,7 @@ impl ServingGraph {
             batch: input.batch,
             softmax: scores.softmax.is_some(),
             normalizes: input.elem == DataType::Float || input.elem == DataType::Double,
+            features: false,
             model,
             prologue,
             network_input,
@@ -208,6 +214,7 @@ impl fmt::Debug for ServingGraph {
             .field("batch", &self.batch)
             .field("softmax", &self.softmax)
             .field("normalizes", &self.normalizes)
+            .field("features", &self.features)
             .finish_non_exhaustive()
     }
 }
@@ -267,8 +274,12 @@ fn take_scores(graph: &mut GraphProto, scores: &Scores) -> Result<String, ModelE
         return Err(ModelError::Output(format!("output `{}` is not computed from the images", scores.output)));
     }
     graph.output.retain(|output| output.name() == scores.output);
+    keep_only(graph, HashSet::from([last.clone()]));
+    Ok(last)
+}
 
-    let mut needed: HashSet<String> = HashSet::from([last.clone()]);
+/// Removes what is not needed to compute the tensors `needed`.
+fn keep_only(graph: &mut GraphProto, mut needed: HashSet<String>) {
     let keep: Vec<bool> = graph
         .node
         .iter()
@@ -294,7 +305,6 @@ fn take_scores(graph: &mut GraphProto, scores: &Scores) -> Result<String, ModelE
     fold::retain_indices(&mut graph.node, |index| keep[count - 1 - index]);
     graph.initializer.retain(|tensor| !removed.contains(tensor.name()));
     graph.value_info.retain(|value| !removed.contains(value.name()));
-    Ok(last)
 }
 
 /// Takes the serving graph's two names away from the network's tensors. Returns the new name of the tensor `last`.
