@@ -10,6 +10,7 @@ use crate::client::{ClientError, video::VideoError};
 pub mod classify;
 mod files;
 mod flags;
+pub mod import;
 pub mod load;
 mod output;
 pub mod serve;
@@ -37,6 +38,8 @@ pub enum Command {
     Classify(classify::Args),
     /// Say what a video or a camera shows, frame by frame.
     Stream(stream::Args),
+    /// Make a model of a checkpoint: weights that PyTorch or Hugging Face saved.
+    Import(import::Args),
     /// Measure a server: throughput, latency and errors under load.
     Load(load::Args),
 }
@@ -96,6 +99,7 @@ impl Cli {
             Command::Serve(args) => serve::run(args).await,
             Command::Classify(args) => classify::run(args).await,
             Command::Stream(args) => stream::run(args).await,
+            Command::Import(args) => import::run(args).await,
             Command::Load(args) => load::run(args).await,
         };
         result.unwrap_or_else(|error| {

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use bytes::Bytes;
 use prost::Message;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
-    BUNDLED, InputSize, LinearLayer, Manifest, Model, ModelError, Normalization, Overrides, decode, file_stem,
-    graph::Head, in_file, onnx::ModelProto, version,
+    BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides, complete, decode, file_stem, graph::Head, in_file,
+    onnx::ModelProto, version,
 };
 
 /// A model whose last layer is to be learned anew, on other classes.
@@ -18,7 +18,7 @@ pub struct Base {
     pub backbone: Model,
     model: ModelProto,
     head: Head,
-    normalization: Normalization,
+    overrides: Overrides,
 }
 
 /// What a new model says about itself beside what it has from its base.
@@ -52,7 +52,7 @@ impl Base {
     fn load(onnx: &Bytes, overrides: &Overrides, fallback_name: &str) -> Result<Self, ModelError> {
         let model = decode(onnx)?;
         let head = Head::find(&model)?;
-        let mut backbone = Model::assemble(
+        let mut backbone = Model::from_proto(
             head.backbone(&model),
             version(onnx),
             overrides,
@@ -61,12 +61,7 @@ impl Base {
             |_, _| Ok(Vec::new()),
         )?;
         backbone.graph.features = true;
-        let usual = Normalization::IMAGENET;
-        let normalization = Normalization {
-            mean: overrides.mean.or(backbone.manifest.mean).unwrap_or(usual.mean),
-            std: overrides.std.or(backbone.manifest.std).unwrap_or(usual.std),
-        };
-        Ok(Self { backbone, model, head, normalization })
+        Ok(Self { backbone, model, head, overrides: overrides.clone() })
     }
 
     /// Features that the last layer takes for an image.
@@ -77,30 +72,18 @@ impl Base {
     /// The base's ONNX file with another last layer and a manifest that says everything that serving it takes.
     ///
     /// # Errors
-    /// Weights that are no whole rows of features, or that the file's element type can't hold.
+    /// Weights that are no whole rows of features, or that the file's element type can't hold; labels that don't fit them.
     pub fn with_layer(&self, layer: &LinearLayer, description: Description) -> Result<Vec<u8>, ModelError> {
         let mut model = self.head.replace(&self.model, layer)?;
-        let base = &self.backbone;
-        let mut manifest = Manifest {
-            name: Some(description.name),
-            labels: Some(description.labels),
-            input: Some(InputSize {
-                height: base.geometry.height,
-                width: base.geometry.width,
-                other: base.manifest.input.as_ref().map(|input| input.other.clone()).unwrap_or_default(),
-            }),
-            resize_shorter_side: Some(base.geometry.resize_shorter_side),
-            mean: base.graph.normalizes.then_some(self.normalization.mean),
-            std: base.graph.normalizes.then_some(self.normalization.std),
-            ..Default::default()
-        };
-        manifest.other.insert("training".into(), description.training);
+        let Description { name, labels, training } = description;
         // Where the network comes from has to stay known: its licence may depend on it.
-        let mut origin = base.manifest.other.clone();
-        origin.insert("name".into(), base.name.as_str().into());
-        origin.insert("version".into(), base.version.as_str().into());
-        manifest.other.insert("base".into(), origin.into());
-        manifest.write(&mut model);
+        let mut origin = self.backbone.manifest.other.clone();
+        origin.insert("name".into(), self.backbone.name.as_str().into());
+        origin.insert("version".into(), self.backbone.version.as_str().into());
+        let other = Map::from_iter([("training".to_owned(), training), ("base".to_owned(), origin.into())]);
+        Manifest { name: None, labels: None, other, ..self.backbone.manifest.clone() }.write(&mut model);
+        let overrides = Overrides { name: Some(name), labels: Some(labels), ..self.overrides.clone() };
+        complete(&mut model, &overrides, "model", None)?;
         Ok(model.encode_to_vec())
     }
 }

@@ -1,6 +1,7 @@
 //! The ONNX graph and its rewriting, the manifest, the models that are served.
 
 mod base;
+pub mod checkpoint;
 mod error;
 mod graph;
 mod labels;
@@ -13,7 +14,11 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use prost::Message;
@@ -86,8 +91,7 @@ impl Model {
     /// As for [`Model::from_bytes`], and a file that cannot be read.
     pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
         let stem = file_stem(path);
-        let beside = path.with_file_name(format!("{stem}.labels.txt"));
-        in_file(path, |onnx| Self::load(onnx, overrides, &stem, Some(&beside)))
+        in_file(path, |onnx| Self::load(onnx, overrides, &stem, Some(&labels_beside(path))))
     }
 
     /// The model that comes with the program.
@@ -104,12 +108,11 @@ impl Model {
         fallback_name: &str,
         labels_beside: Option<&Path>,
     ) -> Result<Self, ModelError> {
-        let version = version(&onnx);
         let labels = |classes, manifest: &Manifest| choose_labels(classes, overrides, manifest, labels_beside);
-        Self::assemble(decode(&onnx)?, version, overrides, fallback_name, labels)
+        Self::from_proto(decode(&onnx)?, version(&onnx), overrides, fallback_name, labels)
     }
 
-    fn assemble(
+    fn from_proto(
         model: ModelProto,
         version: String,
         overrides: &Overrides,
@@ -117,10 +120,7 @@ impl Model {
         labels: impl FnOnce(usize, &Manifest) -> Result<Vec<String>, ModelError>,
     ) -> Result<Self, ModelError> {
         let manifest = Manifest::read(&model)?;
-        let normalization = Normalization {
-            mean: overrides.mean.or(manifest.mean).unwrap_or(Normalization::IMAGENET.mean),
-            std: overrides.std.or(manifest.std).unwrap_or(Normalization::IMAGENET.std),
-        };
+        let normalization = normalization(overrides, &manifest);
         let graph = ServingGraph::new(model, &normalization, manifest.input.as_ref())?;
         if !graph.normalizes && (overrides.mean.is_some() || overrides.std.is_some()) {
             return Err(ModelError::Normalization(
@@ -162,12 +162,62 @@ fn version(onnx: &[u8]) -> String {
     Sha256::digest(onnx).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Writes everything that a model is served with into its manifest, so that the file needs nothing beside it.
+///
+/// `overrides` win over what the manifest says, and where neither says anything the defaults of [`Model::from_file`] are
+/// written. Without a name it is called `fallback_name`. `origin` is the file that the model is from: its labels may lie
+/// beside it.
+///
+/// # Errors
+/// As for [`Model::from_bytes`].
+pub fn complete(
+    model: &mut ModelProto,
+    overrides: &Overrides,
+    fallback_name: &str,
+    origin: Option<&Path>,
+) -> Result<(), ModelError> {
+    let beside = origin.map(labels_beside);
+    let labels = |classes, manifest: &Manifest| choose_labels(classes, overrides, manifest, beside.as_deref());
+    let served = Model::from_proto(model.clone(), String::new(), overrides, fallback_name, labels)?;
+    let manifest = served.manifest;
+    // A network that normalises by itself uses neither.
+    let normalization = served.graph.normalizes.then(|| normalization(overrides, &manifest));
+    let size = manifest.input.map_or_else(Default::default, |input| input.other);
+    Manifest {
+        name: Some(served.name),
+        labels: Some(served.labels.to_vec()),
+        input: Some(InputSize { height: served.geometry.height, width: served.geometry.width, other: size }),
+        resize_shorter_side: Some(served.geometry.resize_shorter_side),
+        mean: normalization.map(|normalization| normalization.mean).or(manifest.mean),
+        std: normalization.map(|normalization| normalization.std).or(manifest.std),
+        other: manifest.other,
+    }
+    .write(model);
+    Ok(())
+}
+
 /// Reads an ONNX file. Weights stay where they are in `onnx` and are shared, not copied.
-fn decode(onnx: &Bytes) -> Result<ModelProto, ModelError> {
+///
+/// # Errors
+/// Content that is not an ONNX model.
+pub fn decode(onnx: &Bytes) -> Result<ModelProto, ModelError> {
     match ModelProto::decode(onnx.clone()) {
         Ok(model) if model.graph.as_ref().is_some_and(|graph| !graph.node.is_empty()) => Ok(model),
         _ => Err(ModelError::NotOnnx(sniff::looks_like(onnx).to_owned())),
     }
+}
+
+fn normalization(overrides: &Overrides, manifest: &Manifest) -> Normalization {
+    Normalization {
+        mean: overrides.mean.or(manifest.mean).unwrap_or(Normalization::IMAGENET.mean),
+        std: overrides.std.or(manifest.std).unwrap_or(Normalization::IMAGENET.std),
+    }
+}
+
+/// The file of labels that may lie beside a model's.
+fn labels_beside(path: &Path) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{stem}.labels.txt"))
 }
 
 fn choose_labels(

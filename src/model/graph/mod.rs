@@ -15,11 +15,12 @@ use std::{collections::HashSet, fmt};
 
 pub(super) use self::head::Head;
 pub use self::head::LinearLayer;
+pub(super) use self::walk::{int_attribute, ints_attribute, node};
 use self::{
     encode::Storage,
     inspect::{Input, Layout},
     scores::Scores,
-    walk::{Names, int_attribute, ints_attribute, node},
+    walk::Names,
 };
 use super::{
     InputSize, ModelError,
@@ -39,6 +40,8 @@ pub const IMAGES: &str = "images";
 pub const LOGITS: &str = "logits";
 /// The oldest version of the standard operators that is taken.
 const OLDEST_OPSET: i64 = 13;
+/// What a batch's dimension is called where it is open.
+const ANY_BATCH: &str = "N";
 
 /// How a pixel becomes what the network was trained on: `(value / 255 - mean) / std`, for red, green and blue.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -185,7 +188,7 @@ impl ServingGraph {
         let graph = model.graph.get_or_insert_default();
         let first = match batch {
             Some(batch) => dimension::Value::DimValue(batch as i64),
-            None => dimension::Value::DimParam("N".into()),
+            None => dimension::Value::DimParam(ANY_BATCH.into()),
         };
         for value in graph.input.iter_mut().chain(&mut graph.output) {
             set_first_dimension(value, &first);
@@ -414,8 +417,15 @@ fn set_first_dimension(value: &mut ValueInfoProto, first: &dimension::Value) {
     }
 }
 
-fn tensor_type(elem: DataType, dims: &[i64]) -> TypeProto {
-    let dim = |&dim: &i64| Dimension { denotation: None, value: Some(dimension::Value::DimValue(dim)) };
+/// The type of a tensor; a dimension of -1 is a batch of any size.
+pub(super) fn tensor_type(elem: DataType, dims: &[i64]) -> TypeProto {
+    let dim = |&dim: &i64| Dimension {
+        denotation: None,
+        value: Some(match dim {
+            -1 => dimension::Value::DimParam(ANY_BATCH.into()),
+            dim => dimension::Value::DimValue(dim),
+        }),
+    };
     let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
     let tensor = type_proto::Tensor { elem_type: Some(elem as i32), shape: Some(shape) };
     TypeProto { denotation: None, value: Some(type_proto::Value::TensorType(tensor)) }
