@@ -218,14 +218,5 @@ fn table(report: &Report) -> String {
     for (name, value) in rows {
         text += &format!("  {}{value}\n", style(format!("{name:<14}")).dim());
     }
-    text + &format!("Serve it: {}", style(format!("resnet18 serve --model {}", quoted(&report.output))).green())
-}
-
-/// The path as a shell takes it.
-fn quoted(path: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-+@%:,".contains(c);
-    match path.chars().all(plain) {
-        true => path.to_owned(),
-        false => format!("'{}'", path.replace('\'', r"'\''")),
-    }
+    text + &format!("Serve it: {}", style(format!("resnet18 serve --model {}", output::quoted(&report.output))).green())
 }

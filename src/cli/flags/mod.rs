@@ -1,7 +1,13 @@
 //! Flags that several subcommands share, each group with what it turns into.
 
 mod engine;
+mod engine_choice;
 mod image;
 mod manifest;
 
-pub use self::{engine::EngineFlags, image::ImageFlags, manifest::ManifestFlags};
+pub use self::{
+    engine::EngineFlags,
+    engine_choice::EngineChoice,
+    image::ImageFlags,
+    manifest::{ManifestFlags, PixelFlags},
+};
