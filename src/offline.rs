@@ -217,7 +217,71 @@ pub fn sort_out<E: std::fmt::Display>(
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use super::*;
+    use crate::{
+        engine::EngineKind,
+        model::{
+            Overrides,
+            onnx::tensor_proto::DataType,
+            testing::{self, CLASSES, tiny},
+        },
+    };
+
+    fn start(batch: i64) -> Offline {
+        let mut network = tiny();
+        let graph = testing::graph(&mut network);
+        graph.input = vec![testing::value("pixels", DataType::Float, &[batch, 3, 4, 6])];
+        graph.output = vec![testing::value("scores", DataType::Float, &[batch, CLASSES as i64])];
+        let labels = Some(["a", "b", "c", "d"].map(str::to_owned).to_vec());
+        let model = Model::from_bytes(testing::bytes(&network), &Overrides { labels, ..Default::default() }).unwrap();
+        let engine = EngineConfig {
+            kind: Some(EngineKind::Embedded),
+            precision: None,
+            openvino_lib: None,
+            threads: NonZeroUsize::new(2).unwrap(),
+            max_batch: NonZeroUsize::MIN,
+        };
+        Offline::start(&OfflineConfig { engine, preprocess: PreprocessConfig::default() }, &model).unwrap()
+    }
+
+    fn photos(mirrored: bool) -> Vec<Photo> {
+        let data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data"));
+        let names = ["cat.jpg", "README.md", "moon_16bit.png", "no_such.jpg", "tiny_33x47.png"];
+        names.map(|name| Photo { path: data.join(name), mirrored }).into()
+    }
+
+    #[tokio::test]
+    async fn outputs_come_in_order_and_broken_files_are_errors_in_their_place() {
+        let mut heard = Vec::new();
+        let outputs = start(-1).run(&photos(false), |done| heard.push(done)).await.unwrap();
+        assert_eq!(heard, [1, 2, 3, 4, 5]);
+        let lengths: Vec<_> = outputs.iter().map(|output| output.as_ref().map_or(0, Vec::len)).collect();
+        assert_eq!(lengths, [CLASSES, 0, CLASSES, 0, CLASSES]);
+        assert!(matches!(outputs[1], Err(PhotoError::Image(_))) && matches!(outputs[3], Err(PhotoError::Read(_))));
+        assert_ne!(outputs[0].as_ref().unwrap(), outputs[2].as_ref().unwrap());
+
+        // A mean over the image is the same for the mirror image.
+        let mirrored = start(-1).run(&photos(true), |_| {}).await.unwrap();
+        for (one, other) in
+            outputs.iter().zip(&mirrored).filter_map(|(one, other)| one.as_ref().ok().zip(other.as_ref().ok()))
+        {
+            testing::assert_close(one, other, 1e-4);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_network_of_a_fixed_batch_gives_the_same() {
+        let any = start(-1).run(&photos(false), |_| {}).await.unwrap();
+        let fixed = start(3).run(&photos(false), |_| {}).await.unwrap();
+        for (any, fixed) in any.iter().zip(&fixed) {
+            assert_eq!(any.is_ok(), fixed.is_ok());
+            if let (Ok(any), Ok(fixed)) = (any, fixed) {
+                testing::assert_close(fixed, any, 1e-5);
+            }
+        }
+    }
 
     #[test]
     fn a_few_unreadable_files_are_set_apart_and_many_are_an_error() {

@@ -319,15 +319,19 @@ fn describe(report: &Report) -> String {
     text.push('\n');
     text += &line("Model", format!("{} ({})", report.model, report.model_version));
     text += &line("Photos", thousands(evaluation.photos as u64));
+    let engines = std::iter::once(&report.engine).chain(report.compared.as_ref().map(|other| &other.engine));
+    let width = engines.map(|engine| console::measure_text_width(engine)).max().unwrap_or(0);
     let row = |engine: &str, top1: f64, top5: f64, speed: f64| {
-        let [top1, top5] = [top1, top5].map(|share| style(percent(share)).green().bold());
-        line("Right", format!("top-1 {top1}, top-5 {top5}  {engine}, {speed:.0} images/s"))
+        let [top1, top5] = [top1, top5].map(|share| style(format!("{:>8}", percent(share))).green().bold());
+        format!("{engine:<width$}  {top1}  {top5}  {speed:>8.0}\n")
     };
+    text += &style(format!("\n{:<width$}     top-1     top-5  images/s\n", "")).bold().to_string();
     text += &row(&report.engine, evaluation.top1, evaluation.top5, report.images_per_second);
     if let Some(Compared { engine, top1, top5, images_per_second, agreement, .. }) = &report.compared {
         text += &row(engine, *top1, *top5, *images_per_second);
         let change = format!("probabilities differ by {:.4} at most", agreement.largest_change);
         let most = agreement.changed_most.as_ref().map_or(String::new(), |file| format!(" ({file})"));
+        text.push('\n');
         text += &line("Agreement", format!("{} the same top-1, {change}{most}", percent(agreement.same_top1)));
     }
     text.truncate(text.trim_end().len());

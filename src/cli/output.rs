@@ -54,12 +54,27 @@ pub fn print_warnings() {
 
 /// A bar on standard error for work on `images`; it is only seen on a terminal.
 pub fn progress(images: usize, what: &'static str) -> ProgressBar {
-    let look = "{msg:<12} {bar:32.cyan} {human_pos} of {human_len} images  {per_sec}  {eta} left";
-    let style = ProgressStyle::with_template(look).expect("the template is valid").progress_chars("██░");
     let per_second = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // What can't be shown is not worth an error.
         let _ = write!(out, "{:.0} images/s", state.per_sec());
     };
-    ProgressBar::new(images as u64).with_style(style.with_key("per_sec", per_second)).with_message(what)
+    let look = "{msg:<12} {bar:32.cyan} {human_pos} of {human_len}  {speed}  {eta} left";
+    bar_on_stderr(images as u64, look, what, |style| style.with_key("speed", per_second))
+}
+
+/// A bar on standard error for work of 100 parts.
+pub fn progress_in_percent(what: &'static str) -> ProgressBar {
+    bar_on_stderr(100, "{msg:<12} {bar:32.cyan} {percent} %  {eta} left", what, |style| style)
+}
+
+fn bar_on_stderr(
+    length: u64,
+    look: &str,
+    what: &'static str,
+    keys: impl FnOnce(ProgressStyle) -> ProgressStyle,
+) -> ProgressBar {
+    let style = ProgressStyle::with_template(look).expect("the template is valid").progress_chars("██░");
+    ProgressBar::new(length).with_style(keys(style)).with_message(what)
 }
 
 /// A name at the left of a line, of which there are several one below the other.

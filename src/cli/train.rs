@@ -293,7 +293,7 @@ fn learn(args: &Args, plan: &Plan, examples: &Examples, threads: std::num::NonZe
     let mut settings = args.training.settings();
     let mut found = None;
     if args.training.auto {
-        let bar = output::progress(100, "Settings");
+        let bar = output::progress_in_percent("Settings");
         let search = search::search(&train, plan.classes.len(), settings, threads, |done| {
             bar.set_position((done * 100.0) as u64)
         });

@@ -10,7 +10,7 @@ mod sniff;
 mod tensor;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
