@@ -168,7 +168,7 @@ impl Server {
             if let Some((_, rest)) = line.split_once("serving gRPC on ") {
                 url = rest.split(' ').next().map(|address| format!("http://{address}"));
             }
-            if line.contains("engine ready") {
+            if line.contains("serving, loaded") {
                 break;
             }
         }

@@ -43,7 +43,8 @@ pub async fn serve(listener: TcpListener, context: HttpContext) -> io::Result<()
 }
 
 async fn metrics(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
-    let models = context.registry.iter().map(|served| &*served.metrics);
+    let models = context.registry.list();
+    let models = models.iter().map(|entry| &*entry.metrics);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], context.exporter.render(models))
 }
 

@@ -13,6 +13,7 @@ pub mod evaluation;
 pub mod grpc;
 pub mod http;
 pub mod image;
+pub mod loader;
 pub mod metrics;
 pub mod model;
 pub mod offline;

@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -28,6 +28,8 @@ const STREAMS_ACTIVE: &str = "classifier_streams_active";
 const REJECTED: &str = "classifier_rejected_total";
 const ENGINE_INFO: &str = "classifier_engine_info";
 const MODEL_LOAD: &str = "classifier_model_load_seconds";
+const MODEL_LOADS: &str = "classifier_model_loads_total";
+const MODEL_READY: &str = "classifier_model_ready";
 const BUILD_INFO: &str = "classifier_build_info";
 
 /// From 0.1 ms to 10 s, finest where a request usually lies.
@@ -156,6 +158,8 @@ fn describe() {
     describe_counter!(REJECTED, "Work that was not done, by reason.");
     describe_gauge!(ENGINE_INFO, "1; its labels say which engine serves the model.");
     describe_gauge!(MODEL_LOAD, Unit::Seconds, "Time to load, check and warm up the model.");
+    describe_counter!(MODEL_LOADS, "Attempts to load the model or a new version of it, by outcome: loaded or failed.");
+    describe_gauge!(MODEL_READY, "1 while a version of the model answers.");
     describe_gauge!(BUILD_INFO, "1; its label is the server's version.");
 }
 
@@ -172,6 +176,11 @@ pub struct ModelMetrics {
     rejected: [Counter; Rejection::ALL.len()],
     fps: Gauge,
     meter: RateMeter,
+    /// Loaded, failed.
+    loads: [Counter; 2],
+    ready: Gauge,
+    /// What [`ENGINE_INFO`] says at present.
+    engine: Mutex<Option<Gauge>>,
 }
 
 impl ModelMetrics {
@@ -193,22 +202,49 @@ impl ModelMetrics {
                 .map(|reason| counter!(REJECTED, "model" => Arc::clone(&model), "reason" => reason.label())),
             fps: gauge!(FPS, "model" => Arc::clone(&model)),
             meter: RateMeter::new(Instant::now()),
+            loads: ["loaded", "failed"]
+                .map(|outcome| counter!(MODEL_LOADS, "model" => Arc::clone(&model), "outcome" => outcome)),
+            ready: gauge!(MODEL_READY, "model" => Arc::clone(&model)),
+            engine: Mutex::default(),
             model,
         }
     }
 
-    /// The model is ready, after `took`, on this engine.
+    /// A version of the model is ready, after `took`, on this engine.
     pub fn loaded(&self, engine: &EngineInfo, took: Duration) {
         gauge!(MODEL_LOAD, "model" => Arc::clone(&self.model)).set(took.as_secs_f64());
-        gauge!(
+        self.loads[0].increment(1);
+        self.ready.set(1.0);
+        self.tell_engine(Some(gauge!(
             ENGINE_INFO,
             "model" => Arc::clone(&self.model),
             "engine" => engine.kind.to_string(),
             "precision" => engine.precision.to_string(),
             "device" => engine.device.clone(),
             "version" => engine.version.clone(),
-        )
-        .set(1.0);
+        )));
+    }
+
+    /// A version of the model could not be loaded.
+    pub fn load_failed(&self) {
+        self.loads[1].increment(1);
+    }
+
+    /// The model is no longer served.
+    pub fn removed(&self) {
+        self.ready.set(0.0);
+        self.fps.set(0.0);
+        self.tell_engine(None);
+    }
+
+    fn tell_engine(&self, info: Option<Gauge>) {
+        let mut engine = self.engine.lock().expect("nothing panics while it holds the gauge");
+        if let Some(old) = std::mem::replace(&mut *engine, info) {
+            old.set(0.0);
+        }
+        if let Some(new) = &*engine {
+            new.set(1.0);
+        }
     }
 
     /// An image was decoded, well or badly.

@@ -19,7 +19,7 @@ use crate::{
     image::{ImageError, PreprocessConfig, Source},
     metrics::ModelMetrics,
     model::Model,
-    scheduler::{Arrival, ClientId, Job, JobError, Scheduler, SchedulerConfig, Start},
+    scheduler::{Arrival, ClientId, Job, JobError, Queue, Scheduler, SchedulerConfig, Start},
 };
 
 /// Larger files are not read, in bytes.
@@ -38,7 +38,9 @@ pub struct OfflineConfig {
 pub struct Offline {
     /// What runs it.
     pub engine: EngineInfo,
-    scheduler: Scheduler,
+    queue: Queue,
+    /// Its threads serve the queue.
+    _scheduler: Scheduler,
 }
 
 /// An image file, as it is or mirrored left to right.
@@ -90,16 +92,14 @@ impl Offline {
         let engine = lanes.info.clone();
         let metrics = Arc::new(ModelMetrics::new(&model.name));
         let start = Start { lanes, geometry: model.geometry, classes: model.graph.classes, metrics };
-        let scheduler = Scheduler::start(
-            start,
-            SchedulerConfig {
-                // What is submitted here does not count against it.
-                queue_capacity: None,
-                max_queue_delay: Duration::ZERO,
-                preprocess: config.preprocess,
-            },
-        );
-        Ok(Self { engine, scheduler })
+        let scheduler = Scheduler::new(SchedulerConfig {
+            threads: config.engine.threads,
+            // What is submitted here does not count against it.
+            queue_capacity: None,
+            max_queue_delay: Duration::ZERO,
+            preprocess: config.preprocess,
+        });
+        Ok(Self { engine, queue: scheduler.add(start), _scheduler: scheduler })
     }
 
     /// The network's output for each photo, in their order; `progress` hears how many are done.
@@ -112,7 +112,7 @@ impl Offline {
         mut progress: impl FnMut(usize),
     ) -> Result<Vec<Result<Vec<f32>, PhotoError>>, OfflineError> {
         // Enough to keep every worker busy while the oldest one is waited for.
-        let in_flight = 4 * (self.scheduler.lanes() + self.engine.max_batch);
+        let in_flight = 4 * (self.queue.parallelism() + self.engine.max_batch);
         let mut answers = stream::iter(photos).map(|photo| self.one(photo)).buffered(in_flight);
         let mut outputs = Vec::with_capacity(photos.len());
         while let Some(answer) = answers.next().await {
@@ -132,7 +132,7 @@ impl Offline {
         let arrival = Arrival { image, at: Instant::now(), mirrored: photo.mirrored };
         let job = Job { client: ClientId(0), deadline: None, counts: false, fetch: Box::new(move || Some(arrival)) };
         let stopped = |error: &dyn std::fmt::Display| OfflineError::Stopped(error.to_string());
-        let outcome = self.scheduler.submit(job).map_err(|error| stopped(&error))?;
+        let outcome = self.queue.submit(job).map_err(|error| stopped(&error))?;
         match outcome.await.map_err(|error| stopped(&error))? {
             Ok(reply) => Ok(Ok(reply.logits)),
             Err(JobError::Image(error)) => Ok(Err(error.into())),

@@ -1,22 +1,17 @@
 //! A whole server: bind, load, serve, drain.
 
-use std::{
-    future::Future,
-    io,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{
-    engine::{self, EngineConfig, EngineError},
+    engine::{self, EngineError},
     grpc::{self, GrpcConfig},
     http::{self, HttpContext},
+    loader::{LoadError, Loader, LoaderConfig, StartEngine},
     metrics::Exporter,
-    model::Model,
-    registry::{Registry, Running, Served},
-    scheduler::{Scheduler, SchedulerConfig, Start},
+    registry::Registry,
+    scheduler::{Scheduler, SchedulerConfig},
     state::{State, StateCell},
 };
 
@@ -26,8 +21,10 @@ const FLUSH: Duration = Duration::from_millis(300);
 /// How a server runs.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// What runs the network.
-    pub engine: EngineConfig,
+    /// Which models are served, and what runs them.
+    pub loader: LoaderConfig,
+    /// The model that answers where none is named; `None` = the first.
+    pub default_model: Option<String>,
     /// How requests are queued and batched.
     pub scheduler: SchedulerConfig,
     /// The limits of the gRPC side.
@@ -47,9 +44,12 @@ pub struct Listeners {
 /// Why a server ended before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// No engine can run the model.
+    /// A model can't be served.
     #[error(transparent)]
-    Engine(#[from] EngineError),
+    Load(#[from] LoadError),
+    /// An engine will never answer again.
+    #[error(transparent)]
+    Engine(#[from] Arc<EngineError>),
     /// The gRPC side failed.
     #[error("serving gRPC failed: {0}")]
     Grpc(#[from] tonic::transport::Error),
@@ -58,34 +58,60 @@ pub enum ServerError {
     Http(#[from] io::Error),
 }
 
-/// Serves `model` until `shutdown` completes and what was accepted has been answered.
+/// What tells a running server what to do.
+pub struct Control<S> {
+    /// Completes when the server is to finish what it accepted and end.
+    pub shutdown: S,
+    /// Asks for a look at the models' files.
+    pub reload: Arc<Notify>,
+}
+
+/// Serves until `shutdown` completes and what was accepted has been answered.
 ///
-/// Both ports answer at once; requests are accepted when the model has been loaded, checked and warmed up.
+/// Both ports answer at once; requests are accepted when the first model has been loaded, checked and warmed up.
 ///
 /// # Errors
-/// When the model can't be loaded or a listener fails.
+/// When a model can't be loaded at the start, an engine is lost or a listener fails.
 pub async fn run(
     listeners: Listeners,
-    model: Model,
     config: ServerConfig,
-    shutdown: impl Future<Output = ()>,
+    control: Control<impl Future<Output = ()>>,
+) -> Result<(), ServerError> {
+    run_with(engine::start, listeners, config, control).await
+}
+
+async fn run_with(
+    start: StartEngine,
+    listeners: Listeners,
+    config: ServerConfig,
+    control: Control<impl Future<Output = ()>>,
 ) -> Result<(), ServerError> {
     let exporter = Exporter::install();
     let state = StateCell::default();
-    let registry = Arc::new(Registry::new(Served::new(&model)));
+    let registry = Arc::new(Registry::new(config.default_model));
+    let scheduler = Arc::new(Scheduler::new(config.scheduler));
 
     let context = HttpContext { state: state.clone(), registry: Arc::clone(&registry), exporter: exporter.clone() };
     let http = http::serve(listeners.http, context);
     let grpc = grpc::serve(listeners.grpc, Arc::clone(&registry), state.clone(), config.grpc);
-    let load = load(Arc::clone(&registry), model, (config.engine, config.scheduler), state.clone());
+    let loader =
+        Loader { config: config.loader, start, registry, scheduler: Arc::clone(&scheduler), state: state.clone() };
+    let load = loader.run(control.reload);
     let upkeep = async {
         loop {
             tokio::time::sleep(Duration::from_secs(5)).await;
             exporter.upkeep();
         }
     };
+    let lost = async {
+        let error = scheduler.lost().await;
+        state.set(State::Failed(error.to_string().into()));
+        // Those who wait are answered; whoever watches over the process starts a new one.
+        tokio::time::sleep(FLUSH).await;
+        error
+    };
     let shutdown = async {
-        shutdown.await;
+        control.shutdown.await;
         tracing::info!("shutting down: finishing what was accepted, for {:?} at most", config.drain_timeout);
         state.set(State::Draining);
         // Connections may stay open for ever, by a health watch for example: what counts is the calls.
@@ -101,48 +127,107 @@ pub async fn run(
         served = grpc => served?,
         served = http => served?,
         () = shutdown => {}
-        error = failed(load) => return Err(error),
+        loaded = load => match loaded? {},
+        error = lost => return Err(error.into()),
         () = upkeep => {}
     }
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Completes only when loading fails.
-async fn failed(load: impl Future<Output = Result<(), ServerError>>) -> ServerError {
-    match load.await {
-        Err(error) => error,
-        Ok(()) => std::future::pending().await,
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::{num::NonZeroUsize, path::Path};
 
-async fn load(
-    registry: Arc<Registry>,
-    model: Model,
-    (engine_config, scheduler_config): (EngineConfig, SchedulerConfig),
-    state: StateCell,
-) -> Result<(), ServerError> {
-    let started = Instant::now();
-    let served = registry.find(&model.name).map(Arc::clone).expect("the registry was made of this model");
-    let metrics = Arc::clone(&served.metrics);
-    let loading = tokio::task::spawn_blocking(move || {
-        let lanes = engine::start(&engine_config, &model)?;
-        let engine = lanes.info.clone();
-        let start = Start { lanes, geometry: model.geometry, classes: model.graph.classes, metrics };
-        Ok(Running { engine, scheduler: Scheduler::start(start, scheduler_config) })
-    });
-    let loaded = loading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-    match loaded {
-        Ok(running) => {
-            served.metrics.loaded(&running.engine, started.elapsed());
-            served.start(running);
-            state.set(State::Ready);
-            Ok(())
+    use tonic::{Code, transport::Endpoint};
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+    use super::*;
+    use crate::{
+        engine::{Engine, EngineConfig, EngineInfo, EngineKind, Lanes, Precision},
+        image::PreprocessConfig,
+        loader::{ListedModel, ModelSource},
+        model::{Model, Overrides},
+        proto::{ClassifyRequest, Image, classifier_client::ClassifierClient, image::Source},
+    };
+
+    /// Answers once, then is lost.
+    struct Failing(usize);
+
+    impl Engine for Failing {
+        fn infer(&mut self, _: &[u8], _: usize, logits: &mut [f32]) -> Result<(), EngineError> {
+            self.0 += 1;
+            logits.fill(0.0);
+            match self.0 {
+                1 => Ok(()),
+                _ => Err(EngineError::Lost { kind: EngineKind::Embedded, reason: "as told".into() }),
+            }
         }
-        Err(error) => {
-            let error: EngineError = error;
-            state.set(State::Failed(error.to_string().into()));
-            Err(error.into())
+    }
+
+    fn start_failing(_: &EngineConfig, _: &Model) -> Result<Lanes, EngineError> {
+        let info = EngineInfo {
+            kind: EngineKind::Embedded,
+            version: "1".into(),
+            precision: Precision::Fp32,
+            device: "test".into(),
+            max_batch: 1,
+            fixed_batch: false,
+            offloaded: false,
+        };
+        Ok(Lanes { info, wide: None, narrow: vec![Box::new(Failing(0))] })
+    }
+
+    fn config() -> ServerConfig {
+        let one = NonZeroUsize::MIN;
+        let overrides = Overrides::default();
+        ServerConfig {
+            loader: LoaderConfig {
+                source: ModelSource::Listed(vec![ListedModel { name: "model".into(), path: None, overrides }]),
+                engine: EngineConfig { kind: None, precision: None, openvino_lib: None, threads: one, max_batch: one },
+                watch_interval: None,
+            },
+            default_model: None,
+            scheduler: SchedulerConfig {
+                threads: one,
+                queue_capacity: None,
+                max_queue_delay: Duration::ZERO,
+                preprocess: PreprocessConfig::default(),
+            },
+            grpc: GrpcConfig { max_message_bytes: 1 << 24, max_streams: 8, max_calls: 8, max_connections: 8 },
+            drain_timeout: Duration::from_secs(5),
         }
+    }
+
+    #[tokio::test]
+    async fn a_lost_engine_fails_the_server_which_then_ends_with_the_error() {
+        let bind = || TcpListener::bind("127.0.0.1:0");
+        let listeners = Listeners { grpc: bind().await.unwrap(), http: bind().await.unwrap() };
+        let url = format!("http://{}", listeners.grpc.local_addr().unwrap());
+        let control = Control { shutdown: std::future::pending(), reload: Arc::default() };
+        let server = tokio::spawn(run_with(start_failing, listeners, config(), control));
+
+        let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
+        let mut watch = HealthClient::new(channel.clone())
+            .watch(HealthCheckRequest { service: "resnet18.v1.Classifier".into() })
+            .await
+            .unwrap()
+            .into_inner();
+        let mut until = async |wanted: ServingStatus| {
+            while watch.message().await.unwrap().unwrap().status() != wanted {}
+        };
+        until(ServingStatus::Serving).await;
+
+        let photo = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cat.jpg")).unwrap();
+        let request = ClassifyRequest {
+            image: Some(Image { source: Some(Source::Encoded(photo.into())) }),
+            ..Default::default()
+        };
+        let mut client = ClassifierClient::new(channel);
+        assert!(client.classify(request.clone()).await.is_ok());
+        assert_eq!(client.classify(request).await.unwrap_err().code(), Code::Internal);
+        until(ServingStatus::NotServing).await;
+        let ended = tokio::time::timeout(Duration::from_secs(5), server).await.expect("the server ends by itself");
+        assert!(matches!(ended.unwrap(), Err(ServerError::Engine(_))));
     }
 }

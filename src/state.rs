@@ -7,13 +7,13 @@ use tokio::sync::watch;
 /// The life of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// The model is being loaded, checked and warmed up.
+    /// The first model is being loaded, checked and warmed up.
     Starting,
     /// Requests are served.
     Ready,
     /// What was accepted is finished; nothing new is accepted.
     Draining,
-    /// The model can't be served, for this reason.
+    /// Nothing can be served any more, for this reason.
     Failed(Arc<str>),
 }
 
@@ -27,8 +27,11 @@ pub enum NotReady {
     #[error("the server is shutting down; connect to another one, or again in a moment")]
     Draining,
     /// The reason is in the server's log.
-    #[error("the server could not load its model")]
+    #[error("the server has failed; its log says why")]
     Failed,
+    /// Others of its models answer.
+    #[error("the model could not be loaded; ListModels says why")]
+    ModelFailed,
 }
 
 impl State {

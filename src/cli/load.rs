@@ -176,6 +176,9 @@ fn describe(report: &LoadReport) -> String {
         ),
     );
     line("Answers", &statuses(report));
+    if let Some(error) = &report.first_error {
+        line("First error", &style(error).red());
+    }
     if report.missed > 0 {
         let note = "due, but too many were in flight; the server or this machine can't keep up";
         line("Not sent", &format_args!("{} ({note})", style(thousands(report.missed)).red()));

@@ -7,11 +7,12 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     str::FromStr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use clap::{Args as ClapArgs, ValueEnum};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Notify};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
@@ -22,9 +23,10 @@ use super::{
 use crate::{
     engine,
     grpc::GrpcConfig,
+    loader::{ListedModel, LoaderConfig, ModelSource},
     model::{Model, ModelError},
     scheduler::SchedulerConfig,
-    server::{self, Listeners, ServerConfig},
+    server::{self, Control, Listeners, ServerConfig},
 };
 
 /// The flags of `resnet18 serve`.
@@ -48,9 +50,21 @@ pub struct Args {
 #[derive(Debug, ClapArgs)]
 #[command(next_help_heading = "Model")]
 struct ModelArgs {
-    /// An ONNX image classifier to serve instead of the bundled one, under NAME.
-    #[arg(long, env = "RESNET18_MODEL", value_name = "[NAME=]PATH")]
-    model: Option<ModelSource>,
+    /// An ONNX image classifier to serve instead of the bundled one, under NAME; several by repeating the flag or with
+    /// commas.
+    #[arg(long, env = "RESNET18_MODEL", value_name = "[NAME=]PATH", value_delimiter = ',')]
+    model: Vec<ModelFile>,
+    /// A folder whose *.onnx files are all served, each under its file's name.
+    #[arg(long, env = "RESNET18_MODEL_DIR", value_name = "DIR", conflicts_with = "model")]
+    model_dir: Option<PathBuf>,
+    /// The model that answers where none is named [default: the first].
+    #[arg(long, env = "RESNET18_DEFAULT_MODEL", value_name = "NAME")]
+    default_model: Option<String>,
+    /// How often the models' files are looked at; a changed, new or removed one takes effect without a restart. 0 = only
+    /// on SIGHUP.
+    #[arg(long, env = "RESNET18_WATCH_INTERVAL", value_name = "DURATION", default_value = "1s",
+          value_parser = values::duration)]
+    watch_interval: Duration,
     #[command(flatten)]
     manifest: ManifestFlags,
 }
@@ -59,10 +73,12 @@ struct ModelArgs {
 #[command(next_help_heading = "Network")]
 struct NetworkArgs {
     /// Where gRPC is served.
-    #[arg(long, env = "RESNET18_GRPC", value_name = "ADDRESS", default_value = "127.0.0.1:8001")]
+    #[arg(long, env = "RESNET18_GRPC", value_name = "ADDRESS", default_value = "127.0.0.1:8001",
+          value_parser = values::listen_address)]
     grpc: SocketAddr,
     /// Where /metrics, /healthz and /readyz are served.
-    #[arg(long, env = "RESNET18_HTTP", value_name = "ADDRESS", default_value = "127.0.0.1:8002")]
+    #[arg(long, env = "RESNET18_HTTP", value_name = "ADDRESS", default_value = "127.0.0.1:8002",
+          value_parser = values::listen_address)]
     http: SocketAddr,
     /// The largest message that is accepted, in MiB.
     #[arg(long, env = "RESNET18_MAX_MESSAGE_MIB", value_name = "MIB", default_value = "16",
@@ -114,12 +130,12 @@ enum LogFormat {
 
 /// `[NAME=]PATH`.
 #[derive(Clone, Debug)]
-struct ModelSource {
+struct ModelFile {
     name: Option<String>,
     path: PathBuf,
 }
 
-impl FromStr for ModelSource {
+impl FromStr for ModelFile {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -142,42 +158,36 @@ impl FromStr for ModelSource {
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let started = Instant::now();
     start_log(&args.log)?;
-    let model = load_model(&args.model).map_err(|error| CliError::Failed(error.to_string()))?;
     let config = config(&args)?;
     let listeners =
         Listeners { grpc: bind(args.network.grpc, "grpc").await?, http: bind(args.network.http, "http").await? };
     // Not the flags' addresses: a port of 0 is chosen by the system.
     let [grpc, http] = [listeners.grpc.local_addr()?, listeners.http.local_addr()?];
-    tracing::info!(
-        model = model.name,
-        version = model.version,
-        classes = model.graph.classes,
-        "serving gRPC on {grpc} and metrics on http://{http}/metrics",
-    );
+    tracing::info!("serving gRPC on {grpc} and metrics on http://{http}/metrics; loading {}", describe(&config.loader));
     if [grpc, http].iter().any(|address| !address.ip().is_loopback()) {
         tracing::warn!("anyone who can reach this address can use the server: there is no TLS and no token");
     }
-    tracing::debug!("flags and model read in {:.0?}", started.elapsed());
-    server::run(listeners, model, config, signal()).await.map_err(|error| CliError::Failed(error.to_string()))?;
+    tracing::debug!("flags and models read in {:.0?}", started.elapsed());
+    let control = Control { shutdown: signal(), reload: reload_on_hangup() };
+    server::run(listeners, config, control).await.map_err(|error| CliError::Failed(error.to_string()))?;
     engine::exit_at_once(0)
 }
 
-fn load_model(args: &ModelArgs) -> Result<Model, ModelError> {
-    let overrides = args.manifest.overrides(args.model.as_ref().and_then(|source| source.name.clone()))?;
-    match &args.model {
-        Some(source) => Model::from_file(&source.path, &overrides),
-        None => Model::bundled(&overrides),
-    }
-}
-
 fn config(args: &Args) -> Result<ServerConfig, CliError> {
+    let engine = args.engine.config()?;
     Ok(ServerConfig {
-        engine: args.engine.config()?,
         scheduler: SchedulerConfig {
+            threads: engine.threads,
             queue_capacity: args.queue.queue_capacity,
             max_queue_delay: args.queue.max_queue_delay,
             preprocess: args.images.config(),
         },
+        loader: LoaderConfig {
+            source: source(&args.model)?,
+            engine,
+            watch_interval: Some(args.model.watch_interval).filter(|interval| !interval.is_zero()),
+        },
+        default_model: args.model.default_model.clone(),
         grpc: GrpcConfig {
             max_message_bytes: args.network.max_message_mib as usize * 1024 * 1024,
             max_streams: args.network.max_streams.get(),
@@ -186,6 +196,75 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
         },
         drain_timeout: args.network.drain_timeout,
     })
+}
+
+/// The models that were asked for. Listed files are read here, so that a wrong one is told before anything is bound.
+fn source(args: &ModelArgs) -> Result<ModelSource, CliError> {
+    let failed = |error: ModelError| CliError::Failed(error.to_string());
+    if (args.model.len() > 1 || args.model_dir.is_some()) && !args.manifest.is_empty() {
+        return Err(CliError::Usage(
+            "--labels, --mean, --std and --resize are for one model; with several, write them into each file: \
+             resnet18 import MODEL.onnx --labels FILE --output MODEL.onnx"
+                .into(),
+        ));
+    }
+    if let Some(folder) = &args.model_dir {
+        return match folder.is_dir() {
+            true => Ok(ModelSource::Folder(folder.clone())),
+            false => Err(CliError::Usage(format!("--model-dir {}: there is no such folder", folder.display()))),
+        };
+    }
+    let files = match &args.model[..] {
+        [] => vec![(None, None)],
+        files => files.iter().map(|file| (file.name.clone(), Some(file.path.clone()))).collect(),
+    };
+    let mut models: Vec<ListedModel> = Vec::new();
+    for (name, path) in files {
+        let overrides = args.manifest.overrides(name.clone()).map_err(failed)?;
+        let model = match &path {
+            Some(path) => Model::from_file(path, &overrides),
+            None => Model::bundled(&overrides),
+        };
+        let name = model.map_err(failed)?.name;
+        if models.iter().any(|model| model.name == name) {
+            return Err(CliError::Usage(format!("two models are called \"{name}\"; name them: --model NAME=PATH")));
+        }
+        models.push(ListedModel { name, path, overrides });
+    }
+    if let Some(default) = &args.default_model
+        && !models.iter().any(|model| model.name == *default)
+    {
+        let names: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
+        return Err(CliError::Usage(format!("--default-model {default}: the models are {}", names.join(", "))));
+    }
+    Ok(ModelSource::Listed(models))
+}
+
+fn describe(loader: &LoaderConfig) -> String {
+    match &loader.source {
+        ModelSource::Folder(folder) => format!("the models in {}", folder.display()),
+        ModelSource::Listed(models) => models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// What SIGHUP asks for.
+fn reload_on_hangup() -> Arc<Notify> {
+    let reload = Arc::new(Notify::new());
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let reload = Arc::clone(&reload);
+        match signal(SignalKind::hangup()) {
+            Err(error) => tracing::warn!("SIGHUP can't be handled: {error}"),
+            Ok(mut hangup) => drop(tokio::spawn(async move {
+                while hangup.recv().await.is_some() {
+                    tracing::info!("SIGHUP: looking at the models' files");
+                    reload.notify_one();
+                }
+            })),
+        }
+    }
+    reload
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, CliError> {
@@ -206,7 +285,9 @@ fn start_log(args: &LogArgs) -> Result<(), CliError> {
     if let Some(word) = args.log.split(',').find(|word| !word.contains('=') && word.parse::<LevelFilter>().is_err()) {
         return Err(wrong(format!("`{word}` is not error, warn, info, debug, trace, off or MODULE=LEVEL")));
     }
-    let filter = EnvFilter::try_new(&args.log).map_err(|error| wrong(error.to_string()))?;
+    // The finder talks of each place that it looks at; what came of it is told by the engine.
+    let filter = format!("openvino_finder=warn,{}", args.log);
+    let filter = EnvFilter::try_new(filter).map_err(|error| wrong(error.to_string()))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
     // A logger that was installed before, by a test, stays.
     let _ = match args.log_format {
@@ -252,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_model_may_be_named() {
-        let parse = |text: &str| text.parse::<ModelSource>().map(|m| (m.name, m.path.display().to_string()));
+        let parse = |text: &str| text.parse::<ModelFile>().map(|m| (m.name, m.path.display().to_string()));
         assert_eq!(parse("a.onnx"), Ok((None, "a.onnx".into())));
         assert_eq!(parse("cats=/m/a.onnx"), Ok((Some("cats".into()), "/m/a.onnx".into())));
         assert_eq!(parse("/m/a=b.onnx"), Ok((None, "/m/a=b.onnx".into())));

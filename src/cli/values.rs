@@ -1,6 +1,9 @@
 //! Parsers of flag values.
 
-use std::time::Duration;
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    time::Duration,
+};
 
 /// Parses durations such as `300ms`, `10s`, `1.5m` and `2h`; a bare `0` is fine too.
 pub fn duration(text: &str) -> Result<Duration, String> {
@@ -29,6 +32,15 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("must be more than 0".into()),
         duration => Ok(duration),
     }
+}
+
+/// Parses where to listen: `HOST:PORT`, where the host is an address or a name that stands for one.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    if !text.contains(':') {
+        return Err("say the port too, as in 127.0.0.1:8001 or [::1]:8001".into());
+    }
+    let mut addresses = text.to_socket_addrs().map_err(|error| format!("not HOST:PORT ({error})"))?;
+    addresses.next().ok_or_else(|| "the name has no address".into())
 }
 
 /// Parses a probability.
@@ -88,6 +100,17 @@ mod tests {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(positive_duration("0ms").is_err());
+    }
+
+    #[test]
+    fn listen_addresses_are_numbers_or_names() {
+        assert_eq!(listen_address("127.0.0.1:0"), Ok(([127, 0, 0, 1], 0).into()));
+        assert!(listen_address("[::1]:8001").unwrap().is_ipv6());
+        assert!(listen_address("localhost:8001").unwrap().ip().is_loopback());
+        for (wrong, reason) in [("8001", "port"), ("127.0.0.1:99999", "not HOST:PORT"), (":", "not HOST:PORT")] {
+            let error = listen_address(wrong).unwrap_err();
+            assert!(error.contains(reason), "{wrong}: {error}");
+        }
     }
 
     #[test]

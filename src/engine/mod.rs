@@ -203,13 +203,13 @@ fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<L
     };
     let loaded = started.elapsed();
     warm_up(&mut lanes, model)?;
-    tracing::info!(
+    tracing::debug!(
         engine = %kind,
         version = lanes.info.version,
         precision = %lanes.info.precision,
         device = lanes.info.device,
         lanes = lanes.narrow.len(),
-        "engine ready: loaded and checked in {:.0?}, warmed up in {:.0?}",
+        "engine loaded and checked in {:.0?}, warmed up in {:.0?}",
         loaded,
         started.elapsed() - loaded,
     );

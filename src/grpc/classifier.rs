@@ -29,18 +29,18 @@ async fn classify(
     call: Call,
     guard: &mut RequestGuard,
 ) -> Result<ClassifyResponse, CallError> {
-    let (served, scheduler) = context.model(&request.model, guard)?;
+    let served = context.model(&request.model, guard)?;
     let wanted = Wanted::new(request.top_k, request.min_probability)?;
     let image = convert::source(request.image)?;
     let Call { arrived: Arrived { at, deadline }, client } = call;
     let fetch = Box::new(move || Some(Arrival { image, at, mirrored: false }));
-    let outcome = scheduler.submit(Job { client, deadline, counts: true, fetch })?;
+    let outcome = served.queue.submit(Job { client, deadline, counts: true, fetch })?;
     // A sender that is dropped without an answer belongs to a scheduler that has stopped.
     let reply = outcome.await.unwrap_or(Err(JobError::Abandoned))?;
     Ok(ClassifyResponse {
         model: served.name.clone(),
         model_version: served.version.clone(),
-        classifications: wanted.classifications(&softmax(&reply.logits), served),
+        classifications: wanted.classifications(&softmax(&reply.logits), &served),
         timing: Some(convert::timing(reply.stages, at)),
     })
 }
@@ -80,7 +80,7 @@ impl Classifier for ClassifierService {
 
     async fn list_models(&self, request: Request<ListModelsRequest>) -> Result<Response<ListModelsResponse>, Status> {
         let guard = Call::of(&request).guard(Method::ListModels);
-        let models = self.0.registry.iter().map(|served| convert::model(served)).collect();
+        let models = self.0.registry.list().iter().map(convert::model).collect();
         answer(guard, Ok(ListModelsResponse { models }))
     }
 }

@@ -11,8 +11,8 @@ use tonic::Request;
 use super::{arrival::Arrived, status::CallError};
 use crate::{
     metrics::{Method, Rejection, RequestGuard},
-    registry::{Registry, Served},
-    scheduler::{ClientId, Scheduler},
+    registry::{Entry, Registry, Served},
+    scheduler::ClientId,
     state::{NotReady, StateCell},
 };
 
@@ -30,13 +30,28 @@ impl Context {
         Self { registry, state, max_streams, streams: Semaphore::new(max_streams) }
     }
 
-    /// The model of that name and what runs it, if the server is ready.
-    pub fn model(&self, name: &str, guard: &mut RequestGuard) -> Result<(&Arc<Served>, &Scheduler), CallError> {
-        let served = self.registry.find(name)?;
-        guard.model(&served.metrics);
-        let ready = self.state.get().ready().and_then(|()| served.running().ok_or(NotReady::Starting));
-        let running = ready.inspect_err(|_| served.metrics.rejected(Rejection::NotReady))?;
-        Ok((served, &running.scheduler))
+    /// The model of that name, if it and the server are ready.
+    pub fn model(&self, name: &str, guard: &mut RequestGuard) -> Result<Arc<Served>, CallError> {
+        let entry = match self.registry.find(name) {
+            Ok(entry) => entry,
+            // A server that has not looked for its models yet does not know what there is.
+            Err(unknown) => return Err(self.state.get().ready().map_or_else(CallError::from, |()| unknown.into())),
+        };
+        guard.model(&entry.metrics);
+        let ready = self.state.get().ready().and_then(|()| self.newest(&entry));
+        ready.map_err(|why| {
+            entry.metrics.rejected(Rejection::NotReady);
+            why.into()
+        })
+    }
+
+    /// The version of a model that answers now.
+    ///
+    /// # Errors
+    /// There is none yet, or there won't be.
+    pub fn newest(&self, entry: &Entry) -> Result<Arc<Served>, NotReady> {
+        let missing = if entry.problem.is_some() { NotReady::ModelFailed } else { NotReady::Starting };
+        entry.served.clone().ok_or(missing)
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::status::CallError;
+use super::status::{CallError, shorten};
 use crate::{
     answer::{Class, top_k},
     image::{PixelFormat, RawFrame, Source},
     proto,
-    registry::Served,
+    registry::{Entry, Served},
     scheduler::Stages,
 };
 
@@ -101,17 +101,28 @@ pub(super) fn captured_at(timestamp: Option<prost_types::Timestamp>) -> Option<f
     timestamp.map(|t| t.seconds as f64 + f64::from(t.nanos) * 1e-9)
 }
 
-pub(super) fn model(served: &Served) -> proto::Model {
-    let engine = served.running().map(|running| &running.engine);
+pub(super) fn model(entry: &Entry) -> proto::Model {
+    let state = match entry {
+        Entry { served: Some(_), .. } => proto::ModelState::Ready,
+        Entry { problem: Some(_), .. } => proto::ModelState::Failed,
+        _ => proto::ModelState::Loading,
+    };
+    let known = proto::Model {
+        name: entry.name.clone(),
+        state: state.into(),
+        problem: entry.problem.as_deref().map(shorten).unwrap_or_default(),
+        ..Default::default()
+    };
+    let Some(served) = &entry.served else { return known };
     proto::Model {
-        name: served.name.clone(),
         version: served.version.clone(),
         labels: served.labels.to_vec(),
         input_width: served.geometry.width,
         input_height: served.geometry.height,
         resize_shorter_side: served.geometry.resize_shorter_side,
-        engine: engine.map_or_else(String::new, |engine| engine.kind.to_string()),
-        precision: engine.map_or_else(String::new, |engine| engine.precision.to_string()),
-        device: engine.map_or_else(String::new, |engine| engine.device.clone()),
+        engine: served.engine.kind.to_string(),
+        precision: served.engine.precision.to_string(),
+        device: served.engine.device.clone(),
+        ..known
     }
 }

@@ -8,7 +8,7 @@ mod convert;
 mod status;
 mod stream;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 use tonic::transport::Server;
@@ -34,6 +34,7 @@ pub struct GrpcConfig {
     pub max_connections: usize,
 }
 
+const SERVICE: &str = "resnet18.v1.Classifier";
 /// How much a sender may send ahead on one call. Large enough that a photo never waits for a round trip.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// Calls at once on one connection.
@@ -59,7 +60,7 @@ pub async fn serve(
     let (health, health_service) = tonic_health::server::health_reporter();
     // The reporter begins with SERVING.
     set_health(&health, ServingStatus::NotServing).await;
-    let follow = tokio::spawn(report_health(health, state.clone()));
+    let follow = tokio::spawn(report_health(health, state.clone(), Arc::clone(&registry)));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
@@ -88,23 +89,43 @@ pub async fn serve(
     served
 }
 
-/// Keeps the standard health service in step with the state.
-async fn report_health(health: HealthReporter, state: StateCell) {
-    let mut watch = state.watch();
+/// Keeps the standard health service in step with the state and the models: the server as a whole, and each model as
+/// `resnet18.v1.Classifier/NAME`.
+async fn report_health(health: HealthReporter, state: StateCell, registry: Arc<Registry>) {
+    let (mut state, mut models) = (state.watch(), registry.watch());
+    let mut reported = BTreeSet::new();
     loop {
-        let status = match *watch.borrow_and_update() {
-            State::Ready => ServingStatus::Serving,
-            _ => ServingStatus::NotServing,
+        models.mark_unchanged();
+        let ready = *state.borrow_and_update() == State::Ready;
+        set_health(&health, if ready { ServingStatus::Serving } else { ServingStatus::NotServing }).await;
+        let entries = registry.list();
+        for entry in &entries {
+            let serves = ready && entry.served.is_some();
+            let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+            health.set_service_status(service_of(&entry.name), status).await;
+        }
+        let present: BTreeSet<String> = entries.into_iter().map(|entry| entry.name).collect();
+        for gone in reported.difference(&present) {
+            health.clone().clear_service_status(&service_of(gone)).await;
+        }
+        reported = present;
+        let changed = tokio::select! {
+            changed = state.changed() => changed,
+            changed = models.changed() => changed,
         };
-        set_health(&health, status).await;
-        if watch.changed().await.is_err() {
+        if changed.is_err() {
             return;
         }
     }
 }
 
+/// The name under which a model's health is asked for.
+fn service_of(model: &str) -> String {
+    format!("{SERVICE}/{model}")
+}
+
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in ["", "resnet18.v1.Classifier"] {
+    for service in ["", SERVICE] {
         health.set_service_status(service, status).await;
     }
 }

@@ -65,15 +65,8 @@ impl CallError {
     pub fn message(&self) -> String {
         match self {
             Self::Job(JobError::Engine(_)) => "the engine failed; the server's log says why".into(),
-            other => {
-                // Decoders quote what they stumble on, which can be as long as the image.
-                let mut message = other.to_string();
-                if let Some((end, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
-                    message.truncate(end);
-                    message.push('…');
-                }
-                message
-            }
+            // Decoders quote what they stumble on, which can be as long as the image.
+            other => shorten(&other.to_string()),
         }
     }
 
@@ -84,6 +77,14 @@ impl CallError {
             Self::NotReady(NotReady::Starting | NotReady::Draining) => Some(Duration::from_secs(1)),
             _ => None,
         }
+    }
+}
+
+/// A message that fits into a status.
+pub(super) fn shorten(message: &str) -> String {
+    match message.char_indices().nth(LONGEST_MESSAGE) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message.to_owned(),
     }
 }
 

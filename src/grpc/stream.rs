@@ -31,7 +31,7 @@ use crate::{
         stream_classify_request::Message, stream_classify_response,
     },
     registry::Served,
-    scheduler::{Arrival, Job, JobError, Outcome, Reply, Scheduler},
+    scheduler::{Arrival, Job, JobError, Outcome, Reply},
     state::{NotReady, StateCell},
 };
 
@@ -94,7 +94,7 @@ async fn open_and_answer(
             None => return Err(CallError::Invalid("the stream ended before its config".into())),
         },
     };
-    let (served, scheduler) = context.model(&config.model, guard)?;
+    let served = context.model(&config.model, guard)?;
     if permit.is_err() {
         served.metrics.rejected(Rejection::StreamLimit);
         return Err(CallError::TooManyStreams { open: context.max_streams });
@@ -103,11 +103,14 @@ async fn open_and_answer(
     let policy = FramePolicy::try_from(config.policy).map_err(|_| {
         CallError::Invalid(format!("the frame policy {} is unknown; send EVERY or LATEST", config.policy))
     })?;
-    let answerer = Answerer::new(Arc::clone(served), &config, answers.clone())?;
+    let answerer = Answerer::new(Arc::clone(&served), &config, answers.clone())?;
     let source = FrameSource { inbound, state: context.state.clone() };
+    let submitter = Submitter { context, model: served.name.clone(), call };
     match policy {
-        FramePolicy::Unspecified | FramePolicy::Every => every(source, answerer, Submitter { scheduler, call }).await,
-        FramePolicy::Latest => latest(source, answerer, Submitter { scheduler, call }).await,
+        FramePolicy::Unspecified | FramePolicy::Every => {
+            every(source, answerer, submitter, served.queue.parallelism()).await
+        }
+        FramePolicy::Latest => latest(source, answerer, submitter).await,
     }
 }
 
@@ -126,20 +129,37 @@ async fn next(inbound: &mut Streaming<StreamClassifyRequest>, state: &StateCell)
     }
 }
 
-/// Puts frames into the queue.
+/// Puts frames into the queue of the model's newest version.
 struct Submitter<'a> {
-    scheduler: &'a Scheduler,
+    context: &'a Context,
+    model: String,
     call: Call,
 }
 
+/// A frame in the queue, and the version of the model that answers it.
+struct Submitted {
+    served: Arc<Served>,
+    outcome: oneshot::Receiver<Outcome>,
+}
+
 impl Submitter<'_> {
-    fn submit(
-        &self,
-        fetch: impl FnOnce() -> Option<Arrival> + Send + 'static,
-    ) -> Result<oneshot::Receiver<Outcome>, CallError> {
+    fn submit(&self, fetch: impl FnOnce() -> Option<Arrival> + Send + 'static) -> Result<Submitted, CallError> {
         let Call { client, arrived } = self.call;
+        let served = self.newest()?;
         let job = Job { client, deadline: arrived.deadline, counts: false, fetch: Box::new(fetch) };
-        Ok(self.scheduler.submit(job)?)
+        let outcome = served.queue.submit(job)?;
+        Ok(Submitted { served, outcome })
+    }
+
+    /// A stream outlives versions of its model.
+    fn newest(&self) -> Result<Arc<Served>, CallError> {
+        Ok(self.context.newest(&self.context.registry.find(&self.model)?)?)
+    }
+}
+
+impl Submitted {
+    async fn outcome(self) -> (Arc<Served>, Outcome) {
+        (self.served, self.outcome.await.unwrap_or(Err(JobError::Abandoned)))
     }
 }
 
@@ -192,15 +212,22 @@ impl Incoming {
 }
 
 /// Every frame is answered in order. Only a few are in work at once; while they are, no further one is read.
-async fn every(mut source: FrameSource, mut answerer: Answerer, submitter: Submitter<'_>) -> Result<(), CallError> {
+async fn every(
+    mut source: FrameSource,
+    mut answerer: Answerer,
+    submitter: Submitter<'_>,
+    parallelism: usize,
+) -> Result<(), CallError> {
     // Enough that no lane waits for the network, few enough that many streams stay small.
-    let (pending, mut in_order) = mpsc::channel(submitter.scheduler.lanes().min(MAX_FRAMES_IN_WORK));
+    let (pending, mut in_order) = mpsc::channel(parallelism.min(MAX_FRAMES_IN_WORK));
     let read = async move {
         while let Some(Incoming { stamp, image }) = source.next().await? {
             let at = stamp.arrived;
-            let outcome =
-                image.and_then(|image| submitter.submit(move || Some(Arrival { image, at, mirrored: false })));
-            if pending.send((stamp, outcome)).await.is_err() {
+            let submitted = match image {
+                Ok(image) => Ok(submitter.submit(move || Some(Arrival { image, at, mirrored: false }))?),
+                Err(error) => Err(error),
+            };
+            if pending.send((stamp, submitted)).await.is_err() {
                 break;
             }
         }
@@ -208,9 +235,13 @@ async fn every(mut source: FrameSource, mut answerer: Answerer, submitter: Submi
     };
     // Owns the receiver, so that reading ends when answering fails.
     let answer = async move {
-        while let Some((stamp, outcome)) = in_order.recv().await {
-            let outcome = match outcome {
-                Ok(outcome) => received(outcome).await.map_err(CallError::from),
+        while let Some((stamp, submitted)) = in_order.recv().await {
+            let outcome = match submitted {
+                Ok(submitted) => {
+                    let (served, outcome) = submitted.outcome().await;
+                    answerer.follow(served);
+                    outcome.map_err(CallError::from)
+                }
                 Err(error) => Err(error),
             };
             answerer.answer(stamp, outcome, 0).await?;
@@ -243,7 +274,7 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Subm
         while slot.filled().await {
             let (taken, stamp) = oneshot::channel();
             let from = Arc::clone(&slot);
-            let outcome = submitter.submit(move || {
+            let submitted = submitter.submit(move || {
                 let Incoming { stamp, image } = from.take()?;
                 let (image, error) = match image {
                     Ok(image) => (Some(image), None),
@@ -253,7 +284,8 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Subm
                 let _ = taken.send((stamp, error));
                 Some(Arrival { image: image?, at: stamp.arrived, mirrored: false })
             })?;
-            let outcome = received(outcome).await;
+            let (served, outcome) = submitted.outcome().await;
+            answerer.follow(served);
             // Without a stamp the frame was not taken: the scheduler has stopped or the time is up.
             let Ok((stamp, error)) = stamp.await else {
                 return Err(outcome.err().unwrap_or(JobError::Abandoned).into());
@@ -280,10 +312,6 @@ async fn both(
             Err(error) => Err(error),
         },
     }
-}
-
-async fn received(outcome: oneshot::Receiver<Outcome>) -> Outcome {
-    outcome.await.unwrap_or(Err(JobError::Abandoned))
 }
 
 /// Holds the newest frame.
@@ -347,6 +375,7 @@ impl Newest {
 struct Answerer {
     served: Arc<Served>,
     wanted: Wanted,
+    half_life: f64,
     smoothing: Smoothing,
     last: Option<FrameStamp>,
     fps: RateMeter,
@@ -355,14 +384,24 @@ struct Answerer {
 
 impl Answerer {
     fn new(served: Arc<Served>, config: &StreamConfig, answers: Answers) -> Result<Self, CallError> {
+        let half_life = convert::half_life(config.smoothing)?;
         Ok(Self {
             served,
             wanted: Wanted::new(config.top_k, config.min_probability)?,
-            smoothing: Smoothing::new(convert::half_life(config.smoothing)?),
+            half_life,
+            smoothing: Smoothing::new(half_life),
             last: None,
             fps: RateMeter::new(Instant::now()),
             answers,
         })
+    }
+
+    /// The next frame was classified by this version of the model; what another one said is not mixed into it.
+    fn follow(&mut self, served: Arc<Served>) {
+        if !Arc::ptr_eq(&self.served, &served) {
+            self.served = served;
+            self.smoothing = Smoothing::new(self.half_life);
+        }
     }
 
     /// Answers one frame; a frame that failed gets its error, and the stream goes on.

@@ -77,6 +77,16 @@ impl Pixels {
     /// # Errors
     /// Whatever makes the file unusable: see [`ImageError`].
     pub fn decode(&mut self, encoded: &[u8], config: &PreprocessConfig) -> Result<(), ImageError> {
+        self.decode_at_least(encoded, config, None)
+    }
+
+    /// Like [`Pixels::decode`], but a JPEG may be scaled down to a shorter side of `enough` pixels or more.
+    pub(super) fn decode_at_least(
+        &mut self,
+        encoded: &[u8],
+        config: &PreprocessConfig,
+        enough: Option<u32>,
+    ) -> Result<(), ImageError> {
         if encoded.is_empty() {
             return Err(ImageError::Empty);
         }
@@ -86,7 +96,7 @@ impl Pixels {
         let input = Input { kind, encoded, config };
         let reader = Cursor::new(encoded);
         match kind {
-            Kind::Jpeg => jpeg::decode(self, encoded, config),
+            Kind::Jpeg => jpeg::decode(self, encoded, config, enough),
             Kind::Png => self.decode_with(&input, PngDecoder::with_limits(reader, input.limits())),
             Kind::WebP => self.decode_with(&input, WebPDecoder::new(reader)),
             Kind::Gif => self.decode_with(&input, GifDecoder::new(reader)),

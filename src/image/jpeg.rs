@@ -12,14 +12,22 @@ use super::decode::{Layout, Pixels, resize_buffer};
 use super::orientation::Orientation;
 use super::{Exif, ImageError, Kind, PreprocessConfig};
 
+mod scaled;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
+
+use scaled::Scale;
 
 const MAX_SIDE: usize = u16::MAX as usize;
 const APP15: u8 = 0xef;
 
-/// Decodes a JPEG file into `pixels`.
-pub(super) fn decode(pixels: &mut Pixels, encoded: &[u8], config: &PreprocessConfig) -> Result<(), ImageError> {
+/// Decodes a JPEG file into `pixels`, possibly scaled down to a shorter side of at least `enough` pixels.
+pub(super) fn decode(
+    pixels: &mut Pixels,
+    encoded: &[u8],
+    config: &PreprocessConfig,
+    enough: Option<u32>,
+) -> Result<(), ImageError> {
     let header = Header::read(encoded)?;
     config.check_size(header.width, header.height)?;
     header.check_length(encoded)?;
@@ -53,6 +61,16 @@ pub(super) fn decode(pixels: &mut Pixels, encoded: &[u8], config: &PreprocessCon
         (Exif::Apply, Some(block)) => Orientation::from_exif_block(block),
         _ => Orientation::default(),
     };
+    // Four channels, and files whose colours are labelled wrongly, are left to the decoder that is known to read them.
+    if let Some(scale) = enough.and_then(|least| Scale::choose(&header, least))
+        && header.components.len() < 4
+        && unwanted.is_none()
+        && (channels == ColorSpace::RGB || layout == Layout::Gray)
+        && header.is_complete(encoded)
+        && scaled::decode(pixels, encoded, &header, scale).is_some()
+    {
+        return Ok(());
+    }
     let row = header.width as usize * layout.channels();
     resize_buffer(&mut pixels.data, row * header.height as usize);
     // What libjpeg-turbo complains about is judged below, so that both builds refuse the same files in the same words.
@@ -218,8 +236,8 @@ impl Header {
         let hide_if = |wrong: fn(u8) -> bool| adobe.filter(|a| wrong(a.transform)).map(|a| a.position);
         match &self.components[..] {
             [_] => Ok((Layout::Gray, ColorSpace::Luma, hide_if(|transform| transform > 2))),
-            [red, green, blue] => {
-                if [red.id, green.id, blue.id] == *b"RGB" {
+            [_, _, _] => {
+                if self.stores_rgb() {
                     return Ok((Layout::Rgb, ColorSpace::RGB, hide_if(|transform| transform > 2)));
                 }
                 let plain_rgb = !self.jfif && adobe.is_some_and(|a| a.transform == 0);
@@ -232,10 +250,19 @@ impl Header {
         }
     }
 
+    /// Whether red, green and blue are stored as they are, by the channels' names.
+    fn stores_rgb(&self) -> bool {
+        self.components.iter().map(|component| component.id).eq(*b"RGB")
+    }
+
+    /// Whether the marker of the end is there.
+    fn is_complete(&self, encoded: &[u8]) -> bool {
+        encoded[self.scan..].windows(2).rev().any(|pair| pair == [0xff, 0xd9])
+    }
+
     fn explain(&self, error: DecodeErrors, encoded: &[u8]) -> ImageError {
-        let ended = encoded[self.scan..].windows(2).any(|pair| pair == [0xff, 0xd9]);
         match error {
-            _ if !ended => truncated(encoded),
+            _ if !self.is_complete(encoded) => truncated(encoded),
             DecodeErrors::ExhaustedData | DecodeErrors::IoErrors(_) => truncated(encoded),
             error => damaged(error.to_string().trim().trim_matches('"')),
         }

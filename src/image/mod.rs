@@ -93,6 +93,26 @@ pub enum Exif {
     Ignore,
 }
 
+/// Whether large JPEGs are scaled down while they are decoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum JpegScaling {
+    /// Never: the answers are exactly those of the whole image.
+    #[default]
+    Off,
+    /// To a half, a quarter or an eighth, as long as the shorter side stays at least twice what is needed.
+    Auto,
+}
+
+impl JpegScaling {
+    /// The shorter side that is enough for an image which will be scaled to one of `needed` pixels; `None` = the whole.
+    fn enough(self, needed: u32) -> Option<u32> {
+        match self {
+            Self::Off => None,
+            Self::Auto => needed.checked_mul(2),
+        }
+    }
+}
+
 /// How images are preprocessed, whatever the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PreprocessConfig {
@@ -100,11 +120,13 @@ pub struct PreprocessConfig {
     pub exif: Exif,
     /// Larger images are refused by their headers, before memory is reserved for them.
     pub max_pixels: u64,
+    /// Whether large JPEGs are scaled down while they are decoded.
+    pub jpeg_scaling: JpegScaling,
 }
 
 impl Default for PreprocessConfig {
     fn default() -> Self {
-        Self { exif: Exif::Apply, max_pixels: 64_000_000 }
+        Self { exif: Exif::Apply, max_pixels: 64_000_000, jpeg_scaling: JpegScaling::Off }
     }
 }
 
@@ -155,7 +177,8 @@ impl Preprocessor {
     fn crop_unguarded(&mut self, source: &Source, geometry: &Geometry, crop: &mut [u8]) -> Result<(), ImageError> {
         match source {
             Source::Encoded(encoded) => {
-                self.pixels.decode(encoded, &self.config)?;
+                let enough = self.config.jpeg_scaling.enough(geometry.resize_shorter_side);
+                self.pixels.decode_at_least(encoded, &self.config, enough)?;
                 self.resizer.crop(&self.pixels, geometry, crop)
             }
             Source::Raw(frame) => {

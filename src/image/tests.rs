@@ -456,3 +456,73 @@ fn a_mirrored_crop_has_left_and_right_swapped() {
     geometry.mirror(&mut crop);
     assert_eq!(crop, [6, 7, 8, 3, 4, 5, 0, 1, 2, 15, 16, 17, 12, 13, 14, 9, 10, 11]);
 }
+
+const SCALED: PreprocessConfig =
+    PreprocessConfig { exif: Exif::Apply, max_pixels: 64_000_000, jpeg_scaling: JpegScaling::Auto };
+
+fn crop_scaled(encoded: &[u8], geometry: &Geometry) -> Result<Vec<u8>, ImageError> {
+    let mut crop = vec![0; geometry.bytes()];
+    Preprocessor::new(SCALED).crop(&Source::Encoded(encoded.to_vec().into()), geometry, &mut crop)?;
+    Ok(crop)
+}
+
+#[test]
+fn large_jpegs_are_scaled_down_as_far_as_is_harmless() {
+    let photo = read(data().join("cat.jpg"));
+    let whole = decode(&photo, &SCALED).unwrap();
+    let shorter = whole.width.min(whole.height);
+    for (enough, divisor) in [(shorter, 1), (shorter / 2, 2), (shorter / 2 + 1, 1), (shorter / 4, 4), (10, 8)] {
+        let mut pixels = Pixels::default();
+        pixels.decode_at_least(&photo, &SCALED, Some(enough)).unwrap();
+        let expected = [whole.width, whole.height].map(|side| side.div_ceil(divisor));
+        assert_eq!([pixels.width, pixels.height], expected, "at least {enough} pixels");
+        assert_eq!(pixels.data.len(), (pixels.width * pixels.height * 3) as usize);
+    }
+}
+
+#[test]
+fn scaled_crops_are_close_to_exact_ones_and_upright() {
+    let small = Geometry { width: 40, height: 40, resize_shorter_side: 45 };
+    for name in ["cat.jpg", "exif_6.jpg", "sunflower_q30.jpg", "cat_cmyk.jpg"] {
+        let photo = read(data().join(name));
+        let exact = crop(Source::Encoded(photo.clone().into()), &small).unwrap();
+        let (max, mean) = difference(&crop_scaled(&photo, &small).unwrap(), &exact);
+        println!("{name}: max {max}, mean {mean:.3}");
+        assert!(mean < 2.5, "{name} differs by up to {max}, {mean:.3} in the mean");
+        // Four channels are never scaled.
+        assert_eq!(mean == 0.0, name == "cat_cmyk.jpg", "{name}");
+    }
+}
+
+#[test]
+fn scaling_refuses_the_same_files_in_the_same_words() {
+    let small = Geometry { width: 40, height: 40, resize_shorter_side: 45 };
+    let photo = read(data().join("cat.jpg"));
+    let mut cases: Vec<Vec<u8>> = (1..40).map(|i| photo[..photo.len() * i / 40].to_vec()).collect();
+    // The end is there, but some of what should come before is not.
+    cases.extend((1..20).map(|i| [&photo[..photo.len() * i / 20], &[0xff, 0xd9]].concat()));
+    cases.extend((1..40).map(|i| {
+        let mut flipped = photo.clone();
+        flipped[photo.len() * i / 40] ^= 0x55;
+        flipped
+    }));
+    let message =
+        |result: Result<Vec<u8>, ImageError>| result.map_or_else(|error| error.to_string(), |_| "a crop".into());
+    for (i, case) in cases.iter().enumerate() {
+        let exact = message(crop(Source::Encoded(case.clone().into()), &small));
+        assert_eq!(message(crop_scaled(case, &small)), exact, "case {i}");
+    }
+}
+
+#[test]
+fn golden_photos_scaled_down_stay_close() {
+    let Some(folder) = shared("golden") else { return };
+    for name in ["bench_12mp.jpg", "big_4032x2688.jpg", "bench_500x375.jpg"] {
+        let photo = read(folder.join("images").join(name));
+        let exact = crop_encoded(photo.clone()).unwrap();
+        let (max, mean) = difference(&crop_scaled(&photo, &IMAGENET).unwrap(), &exact);
+        println!("{name}: max {max}, mean {mean:.3}");
+        assert!(mean < 1.5, "{name} differs by up to {max}, {mean:.3} in the mean");
+        assert_eq!(mean == 0.0, name == "bench_500x375.jpg", "a small photo is not scaled");
+    }
+}

@@ -3,28 +3,32 @@
 //! Each CPU core has one worker thread, which takes whatever is most advanced: a decoded image to infer, else a waiting
 //! one to decode. So the machine never runs more compute threads than it has cores, and nothing is decoded long before
 //! it can be inferred. An image that is alone gets all the cores at once (see [`Lanes`]).
+//!
+//! Several models share these threads: each has a queue of its own, and the one that has had least of the machine is
+//! served next. An engine with a device of its own has a thread for each of its lanes, which only waits for the device.
 
 mod fair_queue;
+mod model_queue;
 mod pace;
 mod worker;
 
 use std::{
-    collections::VecDeque,
+    collections::BTreeMap,
     num::NonZeroUsize,
     sync::{Arc, Condvar, Mutex, MutexGuard},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use self::{
-    fair_queue::{FairQueue, Pushed},
-    pace::Pace,
-    worker::Worker,
+    fair_queue::Pushed,
+    model_queue::{ModelQueue, Waiting},
+    worker::{CoreWorker, DeviceWorker},
 };
 use crate::{
-    engine::{Engine, EngineError, EngineInfo, Lanes},
+    engine::{EngineError, EngineInfo, Lanes},
     image::{Geometry, ImageError, PreprocessConfig, Source},
     metrics::{ModelMetrics, Rejection},
 };
@@ -32,7 +36,10 @@ use crate::{
 /// How the scheduler treats what waits.
 #[derive(Clone, Copy, Debug)]
 pub struct SchedulerConfig {
-    /// The most single requests that may wait; `None` = as many as take about 0.2 s, but at least 16.
+    /// Worker threads: one for each core that may decode and infer.
+    pub threads: NonZeroUsize,
+    /// The most single requests that may wait for one model; `None` = as many as take about 0.2 s, but at least 16,
+    /// where other models are busy their part of that.
     pub queue_capacity: Option<NonZeroUsize>,
     /// How long an incomplete batch may wait for more images.
     pub max_queue_delay: Duration,
@@ -119,13 +126,20 @@ pub struct QueueFull {
     pub retry_after: Duration,
 }
 
-/// Runs jobs on the lanes of one model.
+/// The threads that decode and infer, and the models' queues that they serve.
 pub struct Scheduler {
     shared: Arc<Shared>,
-    workers: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// What a [`Scheduler`] is started with.
+/// The queue of one model. Dropping it retires the model: what was admitted is finished, then the engine goes.
+pub struct Queue {
+    shared: Arc<Shared>,
+    id: QueueId,
+    parallelism: usize,
+}
+
+/// A loaded network to be served.
 pub struct Start {
     /// The loaded network.
     pub lanes: Lanes,
@@ -137,88 +151,113 @@ pub struct Start {
     pub metrics: Arc<ModelMetrics>,
 }
 
-struct Shared {
-    state: Mutex<State>,
-    /// Signalled whenever a worker may find something to do.
-    work: Condvar,
-    config: SchedulerConfig,
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct QueueId(u64);
+
+/// What the workers need to know of a queue's network.
+struct Network {
     geometry: Geometry,
     classes: usize,
     engine: EngineInfo,
     metrics: Arc<ModelMetrics>,
 }
 
+struct Shared {
+    state: Mutex<State>,
+    /// Signalled whenever a core's worker may find something to do.
+    work: Condvar,
+    config: SchedulerConfig,
+    /// The engine that was lost, once one was.
+    lost: watch::Sender<Option<Arc<EngineError>>>,
+}
+
+#[derive(Default)]
 struct State {
-    waiting: FairQueue<Waiting>,
-    ready: VecDeque<Ready>,
-    /// The engine that uses all cores, while it is idle.
-    wide: Option<Box<dyn Engine>>,
-    /// The wide engine runs; nothing else may.
+    queues: BTreeMap<QueueId, ModelQueue>,
+    next_id: u64,
+    /// How much of the machine the queue that was served last had had before.
+    clock: f64,
+    /// A wide engine runs; nothing else may.
     exclusive: bool,
-    /// Workers that decode or infer.
+    /// Core workers that decode or infer.
     active: usize,
-    pace: Pace,
+    /// Retired queues whose engines are to be dropped by whoever has time for it.
+    finished: Vec<ModelQueue>,
     stopping: bool,
 }
 
-struct Waiting {
-    job: Job,
-    reply: oneshot::Sender<Outcome>,
-}
-
-impl Waiting {
-    fn expired(&self, now: Instant) -> Option<Rejection> {
-        expired(self.job.deadline, &self.reply, now)
-    }
-}
-
-/// Why work is not worth doing any more.
-fn expired(deadline: Option<Instant>, reply: &oneshot::Sender<Outcome>, now: Instant) -> Option<Rejection> {
-    match deadline {
-        Some(deadline) if deadline <= now => Some(Rejection::Deadline),
-        _ => reply.is_closed().then_some(Rejection::Cancelled),
-    }
-}
-
-/// A decoded image.
-struct Ready {
-    crop: Vec<u8>,
-    deadline: Option<Instant>,
-    reply: oneshot::Sender<Outcome>,
-    stages: Stages,
-    since: Instant,
-}
-
 impl Scheduler {
-    /// Starts one worker thread a lane.
-    pub fn start(start: Start, config: SchedulerConfig) -> Self {
-        let Start { lanes, geometry, classes, metrics } = start;
-        let count = lanes.narrow.len();
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                waiting: FairQueue::default(),
-                ready: VecDeque::new(),
-                wide: lanes.wide,
-                exclusive: false,
-                active: 0,
-                pace: Pace::default(),
-                stopping: false,
-            }),
-            work: Condvar::new(),
-            config,
-            geometry,
-            classes,
-            engine: lanes.info,
-            metrics,
+    /// Starts one worker thread a core.
+    pub fn new(config: SchedulerConfig) -> Self {
+        let shared =
+            Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), config, lost: watch::Sender::new(None) });
+        let workers = (0..config.threads.get()).map(|i| {
+            let worker = CoreWorker::new(Arc::clone(&shared));
+            spawn(format!("worker-{i}"), move || worker.run())
         });
-        let workers = lanes.narrow.into_iter().enumerate().map(|(i, lane)| {
-            let worker = Worker::new(Arc::clone(&shared), lane, count);
-            let thread = std::thread::Builder::new().name(format!("worker-{i}"));
-            thread.spawn(move || worker.run()).expect("the system can start a thread for each core")
-        });
-        Self { workers: workers.collect(), shared }
+        let threads = Mutex::new(workers.collect());
+        Self { shared, threads }
     }
 
+    /// Serves another network beside those that are served already.
+    pub fn add(&self, start: Start) -> Queue {
+        let Start { lanes: Lanes { info, wide, narrow }, geometry, classes, metrics } = start;
+        let (offloaded, cores) = (info.offloaded, self.shared.config.threads.get());
+        let parallelism = if offloaded { cores + narrow.len() } else { cores.min(narrow.len()) };
+        let network = Arc::new(Network { geometry, classes, engine: info, metrics });
+        let mut queue = ModelQueue::new(network, narrow.len());
+        let arrived = Arc::clone(&queue.arrived);
+        let on_device = match offloaded {
+            true => narrow,
+            false => {
+                (queue.wide, queue.narrow) = (wide, narrow);
+                Vec::new()
+            }
+        };
+        let mut state = self.shared.lock();
+        let id = QueueId(state.next_id);
+        state.next_id += 1;
+        state.queues.insert(id, queue);
+        drop(state);
+
+        let mut threads = self.threads.lock().expect("nothing panics while it holds the list of threads");
+        threads.retain(|thread| !thread.is_finished());
+        for (i, lane) in on_device.into_iter().enumerate() {
+            let worker = DeviceWorker { shared: Arc::clone(&self.shared), id, arrived: Arc::clone(&arrived), lane };
+            threads.push(spawn(format!("device-{i}"), move || worker.run()));
+        }
+        Queue { shared: Arc::clone(&self.shared), id, parallelism }
+    }
+
+    /// Completes when an engine says that it will never answer again.
+    pub async fn lost(&self) -> Arc<EngineError> {
+        let mut lost = self.shared.lost.subscribe();
+        let error = lost.wait_for(Option::is_some).await.expect("the sender lives in `self`");
+        Arc::clone(error.as_ref().expect("this was waited for"))
+    }
+}
+
+fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    std::thread::Builder::new().name(name).spawn(run).expect("the system can start a thread for each core and lane")
+}
+
+/// Finishes what was admitted, then ends the threads.
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.stopping = true;
+        state.queues.values().for_each(|queue| queue.arrived.notify_all());
+        drop(state);
+        self.shared.work.notify_all();
+        let threads = self.threads.get_mut().expect("nothing panics while it holds the list of threads");
+        for thread in threads.drain(..) {
+            // A worker that panicked has said so on standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Queue {
     /// Queues a job. Its outcome comes through the receiver; dropping that withdraws the job.
     ///
     /// # Errors
@@ -228,34 +267,47 @@ impl Scheduler {
         let (reply, outcome) = oneshot::channel();
         let (client, counts) = (job.client, job.counts);
         let mut state = self.shared.lock();
+        let (clock, share) = (state.clock, state.share(self.id));
+        let queue = state.queues.get_mut(&self.id).expect("a queue lives at least as long as its handle");
+        if queue.is_idle() {
+            // What it did not use while it had nothing to do is not saved up.
+            queue.used = queue.used.max(clock);
+        }
         let capacity = match self.shared.config.queue_capacity {
             Some(capacity) => capacity.get(),
-            None => state.pace.images_in(Duration::from_millis(200)).max(16),
+            None => {
+                let images = queue.pace.images_in(Duration::from_millis(200)).max(16);
+                ((images as f64 * share) as usize).max(4)
+            }
         };
         let mut dead = Vec::new();
-        if counts && state.waiting.counted() >= capacity {
+        if counts && queue.waiting.counted() >= capacity {
             let now = Instant::now();
-            dead = state.waiting.remove_dead(|waiting| waiting.expired(now).is_some());
+            dead = queue.waiting.remove_dead(|waiting| waiting.expired(now).is_some());
         }
-        let pushed = state.waiting.push(client, counts.then_some(capacity), Waiting { job, reply });
+        let pushed = queue.waiting.push(client, counts.then_some(capacity), Waiting { job, reply });
         let (refused, queued) = match pushed {
             Pushed::Queued => (None, true),
             Pushed::Displaced(other) => (Some(other), true),
             Pushed::Full(own) => (Some(own), false),
         };
         let full = refused.as_ref().map(|_| {
-            let waiting = state.waiting.counted();
-            QueueFull { waiting, retry_after: state.pace.next_place(waiting) }
+            let waiting = queue.waiting.counted();
+            QueueFull { waiting, retry_after: queue.pace.next_place(waiting, share) }
         });
-        self.shared.metrics.queue_depth(state.waiting.len());
+        let metrics = &queue.network.metrics;
+        metrics.queue_depth(queue.waiting.len());
+        if full.is_some() {
+            metrics.rejected(Rejection::QueueFull);
+        }
+        dead.iter().filter_map(|waiting| waiting.expired(Instant::now())).for_each(|reason| metrics.rejected(reason));
         // Images can be large: they are freed when nobody waits for the lock.
         drop(state);
-        dead.into_iter().for_each(|waiting| self.shared.give_up(waiting));
+        dead.into_iter().for_each(Waiting::give_up);
         if queued {
             self.shared.work.notify_one();
         }
         if let (Some(refused), Some(full)) = (refused, full) {
-            self.shared.metrics.rejected(Rejection::QueueFull);
             if !queued {
                 return Err(full);
             }
@@ -266,26 +318,45 @@ impl Scheduler {
     }
 
     /// How many images can be worked on at once.
-    pub fn lanes(&self) -> usize {
-        self.workers.len()
+    pub fn parallelism(&self) -> usize {
+        self.parallelism
     }
 }
 
-/// Finishes what was admitted, then ends the threads.
-impl Drop for Scheduler {
+impl Drop for Queue {
     fn drop(&mut self) {
-        self.shared.lock().stopping = true;
-        self.shared.work.notify_all();
-        for worker in self.workers.drain(..) {
-            // A worker that panicked has said so on standard error.
-            let _ = worker.join();
+        let mut state = self.shared.lock();
+        if let Some(queue) = state.queues.get_mut(&self.id) {
+            queue.retired = true;
+            // A batch that waits for more images waits in vain.
+            queue.arrived.notify_all();
         }
+        state.bury(self.id);
+        drop(state);
+        self.shared.work.notify_all();
     }
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nothing panics while it holds the scheduler's state")
+    }
+}
+
+impl State {
+    /// The part of the machine that a queue gets while the others go on as they do, 0 to 1.
+    fn share(&self, id: QueueId) -> f64 {
+        let others = self.queues.iter().filter(|(other, queue)| **other != id && !queue.is_idle()).count();
+        1.0 / (1 + others) as f64
+    }
+
+    /// Takes a queue out that is retired and has nothing left to do.
+    fn bury(&mut self, id: QueueId) {
+        if self.queues.get(&id).is_some_and(|queue| queue.retired && queue.is_idle()) {
+            let queue = self.queues.remove(&id).expect("it was just looked at");
+            queue.arrived.notify_all();
+            self.finished.push(queue);
+        }
     }
 }
 

@@ -34,21 +34,32 @@ impl Pace {
         follow(&mut self.inference, busy.as_secs_f64() * share / images as f64);
     }
 
+    /// Seconds of the whole machine that decoding an image takes.
+    pub fn decode(&self) -> f64 {
+        self.decode
+    }
+
+    /// Seconds of the whole machine that inferring `images` images takes.
+    pub fn inference(&self, images: usize) -> f64 {
+        self.inference * images as f64
+    }
+
     /// How many images are worked off in `time`.
     pub fn images_in(&self, time: Duration) -> usize {
         (time.as_secs_f64() / (self.decode + self.inference).max(1e-6)) as usize
     }
 
-    /// When the next client that is refused should try again, while `waiting` images wait.
+    /// When the next client that is refused should try again, while `waiting` images wait for their `share` (0 to 1] of
+    /// the machine.
     ///
     /// Not before the queue has been worked off, and each refused client one image later than the one before, so that
     /// they come back at the rate at which they can be served instead of all at once.
-    pub fn next_place(&mut self, waiting: usize) -> Duration {
-        self.next_place_at(waiting, Instant::now())
+    pub fn next_place(&mut self, waiting: usize, share: f64) -> Duration {
+        self.next_place_at(waiting, share, Instant::now())
     }
 
-    fn next_place_at(&mut self, waiting: usize, now: Instant) -> Duration {
-        let image = Duration::from_secs_f64(self.decode + self.inference);
+    fn next_place_at(&mut self, waiting: usize, share: f64, now: Instant) -> Duration {
+        let image = Duration::from_secs_f64((self.decode + self.inference) / share);
         let worked_off = now + image * u32::try_from(waiting).unwrap_or(u32::MAX);
         let place = self.promised.map_or(worked_off, |promised| (promised + image).max(worked_off));
         let place = place.min(now + LONGEST_DELAY);
@@ -81,17 +92,19 @@ mod tests {
     fn refused_clients_come_back_one_after_the_other() {
         let mut pace = Pace::default();
         let now = Instant::now();
-        let delays: Vec<_> = (0..3).map(|_| pace.next_place_at(20, now).as_millis()).collect();
+        let delays: Vec<_> = (0..3).map(|_| pace.next_place_at(20, 1.0, now).as_millis()).collect();
         assert_eq!(delays, [201, 211, 221]);
-        let later = pace.next_place_at(20, now + Duration::from_millis(500)).as_millis();
+        let later = pace.next_place_at(20, 1.0, now + Duration::from_millis(500)).as_millis();
         assert_eq!(later, 201, "promises that have passed are forgotten");
+        let half = Pace::default().next_place_at(20, 0.5, now).as_millis();
+        assert_eq!(half, 401, "half the machine takes twice as long");
     }
 
     #[test]
     fn nobody_is_sent_away_for_ever() {
         let mut pace = Pace::default();
         let now = Instant::now();
-        let last = (0..5000).map(|_| pace.next_place_at(20, now)).last();
+        let last = (0..5000).map(|_| pace.next_place_at(20, 1.0, now)).last();
         assert_eq!(last, Some(Duration::from_millis(10_001)));
     }
 }

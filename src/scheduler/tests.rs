@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::{
-    engine::{EngineInfo, EngineKind, Precision},
+    engine::{Engine, EngineInfo, EngineKind, Precision},
     image::{PixelFormat, RawFrame},
 };
 
@@ -38,6 +38,7 @@ impl Engine for Scripted {
         self.go.lock().unwrap().recv().unwrap();
         match firsts[0] {
             255 => Err(EngineError::Inference { kind: EngineKind::Embedded, reason: "as told".into() }),
+            252 => Err(EngineError::Lost { kind: EngineKind::Embedded, reason: "as told".into() }),
             254 => panic!("as told"),
             253 => {
                 logits.fill(f32::NAN);
@@ -49,7 +50,8 @@ impl Engine for Scripted {
 }
 
 struct Bench {
-    scheduler: Arc<Scheduler>,
+    queue: Queue,
+    scheduler: Scheduler,
     calls: mpsc::Receiver<Call>,
     go: mpsc::Sender<()>,
 }
@@ -59,22 +61,34 @@ struct Setup {
     wide: bool,
     max_batch: usize,
     fixed_batch: bool,
+    offloaded: bool,
     config: SchedulerConfig,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let config = SchedulerConfig {
+            threads: NonZeroUsize::MIN,
             queue_capacity: NonZeroUsize::new(16),
             max_queue_delay: Duration::ZERO,
             preprocess: PreprocessConfig::default(),
         };
-        Self { narrow: 1, wide: false, max_batch: 1, fixed_batch: false, config }
+        Self { narrow: 1, wide: false, max_batch: 1, fixed_batch: false, offloaded: false, config }
     }
 }
 
 impl Setup {
+    /// As many cores as lanes, unless the lanes are on a device.
     fn start(self) -> Bench {
+        let threads = if self.offloaded { 1 } else { self.narrow };
+        let config = SchedulerConfig { threads: NonZeroUsize::new(threads).unwrap(), ..self.config };
+        let scheduler = Scheduler::new(config);
+        let (calls, go, queue) = self.add("narrow", &scheduler);
+        Bench { scheduler, queue, calls, go }
+    }
+
+    /// One more model on the same scheduler.
+    fn add(self, name: &'static str, scheduler: &Scheduler) -> (mpsc::Receiver<Call>, mpsc::Sender<()>, Queue) {
         let (call_sender, calls) = mpsc::channel();
         let (go, go_receiver) = mpsc::channel();
         let go_receiver = Arc::new(Mutex::new(go_receiver));
@@ -89,14 +103,14 @@ impl Setup {
                 device: "test".into(),
                 max_batch: self.max_batch,
                 fixed_batch: self.fixed_batch,
-                offloaded: false,
+                offloaded: self.offloaded,
             },
             wide: self.wide.then(|| lane("wide")),
-            narrow: (0..self.narrow).map(|_| lane("narrow")).collect(),
+            narrow: (0..self.narrow).map(|_| lane(name)).collect(),
         };
         let metrics = Arc::new(ModelMetrics::new("test"));
-        let start = Start { lanes, geometry: GEOMETRY, classes: 1, metrics };
-        Bench { scheduler: Arc::new(Scheduler::start(start, self.config)), calls, go }
+        let queue = scheduler.add(Start { lanes, geometry: GEOMETRY, classes: 1, metrics });
+        (calls, go, queue)
     }
 }
 
@@ -112,7 +126,7 @@ fn job(value: u8) -> Job {
 
 impl Bench {
     fn submit(&self, value: u8) -> oneshot::Receiver<Outcome> {
-        self.scheduler.submit(job(value)).expect("there is a place in the queue")
+        self.queue.submit(job(value)).expect("there is a place in the queue")
     }
 
     /// The next call of an engine, which then waits for [`Bench::go`].
@@ -225,7 +239,7 @@ fn expired_and_abandoned_work_is_neither_decoded_nor_inferred() {
             fetched.fetch_add(1, SeqCst);
             Some(arrival(9))
         });
-        bench.scheduler.submit(Job { deadline, fetch, ..job(9) }).unwrap()
+        bench.queue.submit(Job { deadline, fetch, ..job(9) }).unwrap()
     };
     let expired = counting(Some(Instant::now() + Duration::from_millis(10)));
     drop(counting(None));
@@ -259,12 +273,13 @@ fn images_that_cannot_be_decoded_do_not_hold_up_the_batch_before_them() {
             std::thread::sleep(Duration::from_millis(5));
             Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now(), mirrored: false })
         });
-        bench.scheduler.submit(Job { fetch, counts: false, ..job(0) }).unwrap()
+        bench.queue.submit(Job { fetch, counts: false, ..job(0) }).unwrap()
     };
     let good = bench.submit(1);
     let bad: Vec<_> = (0..200).map(|_| slow()).collect();
     assert_eq!(bench.call().images, [1]);
-    assert!(bench.scheduler.shared.lock().waiting.len() > 100, "most of the bad ones still wait");
+    let waiting = bench.scheduler.shared.lock().queues.values().map(|queue| queue.waiting.len()).sum::<usize>();
+    assert!(waiting > 100, "most of the bad ones still wait");
     bench.go();
     assert_eq!(logit(good), 1.0);
     drop(bad);
@@ -296,10 +311,10 @@ fn a_full_queue_refuses_and_streams_are_not_counted() {
     let bench = Setup { config, ..Setup::default() }.start();
     let first = bench.occupy(0);
     let waiting = [bench.submit(1), bench.submit(2)];
-    let full = bench.scheduler.submit(job(3)).unwrap_err();
+    let full = bench.queue.submit(job(3)).unwrap_err();
     assert_eq!(full.waiting, 2);
     assert!(full.retry_after > Duration::ZERO);
-    let stream = bench.scheduler.submit(Job { counts: false, ..job(4) }).unwrap();
+    let stream = bench.queue.submit(Job { counts: false, ..job(4) }).unwrap();
     for _ in 0..4 {
         bench.go();
     }
@@ -313,7 +328,7 @@ fn a_flooding_client_gives_way_to_another() {
     let bench = Setup { config, ..Setup::default() }.start();
     let first = bench.occupy(0);
     let flood: Vec<_> = (1..=3).map(|value| bench.submit(value)).collect();
-    let other = bench.scheduler.submit(Job { client: ClientId(2), ..job(9) }).unwrap();
+    let other = bench.queue.submit(Job { client: ClientId(2), ..job(9) }).unwrap();
     for _ in 0..4 {
         bench.go();
     }
@@ -327,7 +342,7 @@ fn a_bad_image_fails_alone() {
     let bench = Setup::default().start();
     let fetch =
         Box::new(|| Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now(), mirrored: false }));
-    let bad = bench.scheduler.submit(Job { fetch, ..job(0) }).unwrap();
+    let bad = bench.queue.submit(Job { fetch, ..job(0) }).unwrap();
     assert!(matches!(bad.blocking_recv().unwrap(), Err(JobError::Image(_))));
     let good = bench.occupy(1);
     bench.go();
@@ -357,8 +372,7 @@ fn stopping_finishes_what_was_admitted() {
     for _ in 0..8 {
         bench.go();
     }
-    let scheduler = Arc::into_inner(bench.scheduler).expect("the only one");
-    drop(scheduler);
+    drop(bench);
     assert_eq!(outcomes.into_iter().map(logit).collect::<Vec<_>>(), [0., 1., 2., 3., 4., 5., 6., 7.]);
 }
 
@@ -371,10 +385,116 @@ fn a_live_source_gives_its_newest_image_when_its_turn_comes() {
         let newest = Arc::clone(&newest);
         Box::new(move || Some(arrival(*newest.lock().unwrap())))
     };
-    let live = bench.scheduler.submit(Job { fetch, ..job(0) }).unwrap();
+    let live = bench.queue.submit(Job { fetch, ..job(0) }).unwrap();
     *newest.lock().unwrap() = 2;
     bench.go();
     assert_eq!(bench.call().images, [2]);
     bench.go();
     assert_eq!((logit(first), logit(live)), (0.0, 2.0));
+}
+
+#[test]
+fn models_take_turns_however_much_is_asked_of_one() {
+    let bench = Setup::default().start();
+    let (calls, go, other) = Setup::default().add("other", &bench.scheduler);
+    let submit = |queue: &Queue, value| queue.submit(Job { counts: false, ..job(value) }).unwrap();
+    let first = bench.occupy(0);
+    let flood: Vec<_> = (1..=20).map(|value| submit(&bench.queue, value)).collect();
+    let few: Vec<_> = (100..104).map(|value| submit(&other, value)).collect();
+    bench.go();
+    assert_eq!(logit(first), 0.0);
+    let mut order = Vec::new();
+    while order.len() < 24 {
+        if let Ok(call) = bench.calls.recv_timeout(Duration::from_millis(5)) {
+            order.push(call.images[0]);
+            bench.go();
+        } else if let Ok(call) = calls.recv_timeout(Duration::from_millis(5)) {
+            order.push(call.images[0]);
+            go.send(()).unwrap();
+        }
+    }
+    let last_of_few = order.iter().position(|value| *value == 103).unwrap();
+    assert!(last_of_few <= 10, "four images of one model wait for about as many of the other: {order:?}");
+    flood.into_iter().chain(few).for_each(|outcome| assert!(outcome.blocking_recv().unwrap().is_ok()));
+}
+
+#[test]
+fn a_retired_model_finishes_what_it_was_given_and_then_drops_its_engines() {
+    let bench = Setup { max_batch: 2, ..Setup::default() }.start();
+    let (calls, go, other) = Setup::default().add("other", &bench.scheduler);
+    let outcomes = [other.submit(job(1)).unwrap(), other.submit(job(2)).unwrap()];
+    drop(other);
+    for _ in 0..2 {
+        calls.recv_timeout(Duration::from_secs(5)).expect("what was admitted is inferred");
+        go.send(()).unwrap();
+    }
+    assert_eq!(outcomes.map(logit), [1.0, 2.0]);
+    // The sender lives in the engine.
+    let gone = calls.recv_timeout(Duration::from_secs(5));
+    assert!(matches!(gone, Err(mpsc::RecvTimeoutError::Disconnected)), "{gone:?}");
+    let first = bench.occupy(7);
+    bench.go();
+    assert_eq!(logit(first), 7.0);
+}
+
+#[test]
+fn an_idle_model_is_retired_at_once() {
+    for offloaded in [false, true] {
+        let bench = Setup::default().start();
+        let (calls, _go, other) = Setup { offloaded, ..Setup::default() }.add("other", &bench.scheduler);
+        drop(other);
+        let gone = calls.recv_timeout(Duration::from_secs(5));
+        assert!(matches!(gone, Err(mpsc::RecvTimeoutError::Disconnected)), "{gone:?}");
+    }
+}
+
+#[test]
+fn images_are_decoded_while_a_device_is_busy() {
+    let bench = Setup { narrow: 2, max_batch: 2, offloaded: true, ..Setup::default() }.start();
+    let first = bench.occupy(0);
+    let second = bench.occupy(1);
+    let fetched = Arc::new(AtomicUsize::new(0));
+    let rest: Vec<_> = (2..12)
+        .map(|value| {
+            let fetched = Arc::clone(&fetched);
+            let fetch = Box::new(move || {
+                fetched.fetch_add(1, SeqCst);
+                Some(arrival(value))
+            });
+            bench.queue.submit(Job { fetch, ..job(value) }).unwrap()
+        })
+        .collect();
+    bench.no_call();
+    assert_eq!(fetched.load(SeqCst), 6, "one batch for each lane is decoded ahead, and one more");
+    (0..7).for_each(|_| bench.go());
+    assert_eq!((logit(first), logit(second)), (0.0, 1.0));
+    let calls: Vec<_> = (0..5).map(|_| bench.call().images.len()).collect();
+    assert_eq!(calls, [2; 5]);
+    assert_eq!(rest.into_iter().map(logit).collect::<Vec<_>>(), (2_u8..12).map(f32::from).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_incomplete_batch_does_not_wait_for_bad_images_before_a_device() {
+    let config = SchedulerConfig { max_queue_delay: Duration::from_millis(100), ..Setup::default().config };
+    let bench = Setup { max_batch: 2, offloaded: true, config, ..Setup::default() }.start();
+    let good = bench.submit(1);
+    let fetch =
+        Box::new(|| Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now(), mirrored: false }));
+    let bad = bench.queue.submit(Job { fetch, ..job(0) }).unwrap();
+    assert!(bad.blocking_recv().unwrap().is_err());
+    assert_eq!(bench.call().images, [1]);
+    bench.go();
+    assert_eq!(logit(good), 1.0);
+}
+
+#[test]
+fn an_engine_that_is_lost_is_told_to_whoever_watches() {
+    for offloaded in [false, true] {
+        let bench = Setup { offloaded, ..Setup::default() }.start();
+        let failed = bench.occupy(252);
+        bench.go();
+        assert!(matches!(failed.blocking_recv().unwrap(), Err(JobError::Engine(_))));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        assert!(matches!(*runtime.block_on(bench.scheduler.lost()), EngineError::Lost { .. }));
+    }
 }

@@ -1,153 +1,201 @@
-//! One core's thread: takes the most advanced work that there is, and does it.
+//! The threads: one for each core, which takes the most advanced work that there is, and one for each lane of a device.
 
 use std::{
-    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, Condvar, MutexGuard},
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
-
-use super::{Arrival, JobError, Outcome, Ready, Reply, Shared, State, Waiting, expired};
+use super::{
+    Arrival, JobError, Network, QueueId, Reply, Shared, Stages, State,
+    model_queue::{ModelQueue, Ready, Waiting},
+};
 use crate::{
     engine::{Engine, EngineError},
     image::Preprocessor,
-    metrics::Rejection,
 };
 
-pub(super) struct Worker {
+/// Decodes, and infers with the engines that run on the cores.
+pub(super) struct CoreWorker {
     shared: Arc<Shared>,
-    lane: Box<dyn Engine>,
     preprocessor: Preprocessor,
     /// This worker's part of the machine, 0 to 1.
     share: f64,
+    buffers: Buffers,
+}
+
+/// A task of the queue `id`.
+struct Task {
+    id: QueueId,
+    network: Arc<Network>,
+    kind: TaskKind,
+}
+
+enum TaskKind {
+    Decode { waiting: Waiting, crop: Vec<u8> },
+    Infer { batch: Vec<Ready>, lane: Box<dyn Engine>, wide: bool },
+}
+
+enum Next {
+    Task(Task),
+    /// Drop a model that has been retired.
+    Bury(ModelQueue),
+}
+
+/// What one call of an engine needs beside the batch.
+#[derive(Default)]
+struct Buffers {
     images: Vec<u8>,
     logits: Vec<f32>,
-    /// Crops that have been inferred, to be filled again: fresh memory costs a page fault every 4 KiB.
-    spare: Vec<Vec<u8>>,
 }
 
-/// A decoded image waits no longer than this for others to be decoded into its batch.
-const LONGEST_DECODING_FIRST: Duration = Duration::from_millis(20);
-
-enum Task {
-    Decode(Waiting),
-    Infer { batch: Vec<Ready>, wide: Option<Box<dyn Engine>> },
-}
-
-impl Worker {
-    pub fn new(shared: Arc<Shared>, lane: Box<dyn Engine>, workers: usize) -> Self {
+impl CoreWorker {
+    pub fn new(shared: Arc<Shared>) -> Self {
         Self {
             preprocessor: Preprocessor::new(shared.config.preprocess),
+            share: 1.0 / shared.config.threads.get() as f64,
             shared,
-            lane,
-            share: 1.0 / workers as f64,
-            images: Vec::new(),
-            logits: Vec::new(),
-            spare: Vec::new(),
+            buffers: Buffers::default(),
         }
     }
 
     pub fn run(mut self) {
-        while let Some(task) = self.shared.next_task() {
-            match task {
-                Task::Decode(waiting) => self.decode(waiting),
-                Task::Infer { batch, wide } => self.infer(batch, wide),
+        while let Some(next) = self.shared.next() {
+            match next {
+                Next::Task(Task { id, network, kind }) => match kind {
+                    TaskKind::Decode { waiting, crop } => self.decode(id, &network, waiting, crop),
+                    TaskKind::Infer { batch, lane, wide } => self.infer(id, &network, batch, (lane, wide)),
+                },
+                Next::Bury(model) => drop(model),
             }
         }
     }
 
-    fn decode(&mut self, Waiting { job, reply }: Waiting) {
+    fn decode(&mut self, id: QueueId, network: &Network, Waiting { job, reply }: Waiting, mut crop: Vec<u8>) {
         let started = Instant::now();
         let decoded = match (job.fetch)() {
             None => Err(JobError::Abandoned),
             Some(Arrival { image, at, mirrored }) => {
-                let mut crop = self.spare.pop().unwrap_or_else(|| vec![0; self.shared.geometry.bytes()]);
-                let result = self.preprocessor.crop(&image, &self.shared.geometry, &mut crop);
+                let result = self.preprocessor.crop(&image, &network.geometry, &mut crop);
                 if mirrored {
-                    self.shared.geometry.mirror(&mut crop);
+                    network.geometry.mirror(&mut crop);
                 }
-                result.map(|()| (crop, started.saturating_duration_since(at))).map_err(JobError::Image)
+                result.map(|()| started.saturating_duration_since(at)).map_err(JobError::Image)
             }
         };
         let since = Instant::now();
         let took = since - started;
         let mut state = self.shared.lock();
         state.active -= 1;
+        let queue = state.in_work(id);
         if !matches!(decoded, Err(JobError::Abandoned)) {
-            self.shared.metrics.decoded(took);
-            state.pace.record_decode(took, self.share);
+            network.metrics.decoded(took);
+            queue.pace.record_decode(took, self.share);
         }
-        match decoded {
-            Ok((crop, queued)) => {
-                let stages = super::Stages { decode: took, queue: queued, ..Default::default() };
-                state.ready.push_back(Ready { crop, deadline: job.deadline, reply, stages, since });
+        let failed = match decoded {
+            Ok(queued) => {
+                let stages = Stages { decode: took, queue: queued, ..Default::default() };
+                queue.ready.push_back(Ready { crop, deadline: job.deadline, reply, stages, since });
+                if network.engine.offloaded {
+                    queue.arrived.notify_one();
+                }
+                None
             }
             Err(error) => {
-                drop(state);
-                let _ = reply.send(Err(error));
+                queue.recycle(crop);
+                Some((reply, error))
             }
+        };
+        state.done(id);
+        drop(state);
+        if let Some((reply, error)) = failed {
+            let _ = reply.send(Err(error));
         }
     }
 
-    fn infer(&mut self, batch: Vec<Ready>, mut wide: Option<Box<dyn Engine>>) {
+    fn infer(&mut self, id: QueueId, network: &Network, batch: Vec<Ready>, (mut lane, wide): (Box<dyn Engine>, bool)) {
         let started = Instant::now();
-        let n = batch.len();
-        let result = self.run_engine(&batch, wide.as_mut());
+        let result = self.buffers.run(&mut *lane, network, &batch);
         let took = started.elapsed();
-        let share = if wide.is_some() { 1.0 } else { self.share };
-
         let mut state = self.shared.lock();
         state.active -= 1;
-        state.pace.record_inference(n, took, share);
-        if wide.is_some() {
-            state.wide = wide;
+        let queue = state.in_work(id);
+        if wide {
+            queue.wide = Some(lane);
             state.exclusive = false;
-            drop(state);
             self.shared.work.notify_all();
         } else {
-            drop(state);
+            queue.narrow.push(lane);
         }
+        let share = if wide { 1.0 } else { self.share };
+        let call = Inferred { id, network, batch, result, started, took, share };
+        self.shared.answer(state, call, &self.buffers.logits);
+    }
+}
 
-        self.shared.metrics.inferred(n, took);
-        match result {
-            Ok(()) => {
-                self.shared.metrics.classified(n);
-                for (mut ready, logits) in batch.into_iter().zip(self.logits.chunks_exact(self.shared.classes)) {
-                    let mut stages = ready.stages;
-                    stages.queue += started - ready.since;
-                    stages.inference = took;
-                    self.shared.metrics.queued(stages.queue);
-                    if self.spare.len() < self.shared.engine.max_batch {
-                        self.spare.push(std::mem::take(&mut ready.crop));
-                    }
-                    let _ = ready.reply.send(Ok(Reply { logits: logits.to_vec(), stages }));
-                }
-            }
-            Err(error) => {
-                tracing::error!("{error}");
-                let error = Arc::new(error);
-                for ready in batch {
-                    let _ = ready.reply.send(Err(JobError::Engine(Arc::clone(&error))));
-                }
-            }
+/// Infers on one lane of a device.
+pub(super) struct DeviceWorker {
+    pub shared: Arc<Shared>,
+    pub id: QueueId,
+    /// Signalled when there is something to infer.
+    pub arrived: Arc<Condvar>,
+    pub lane: Box<dyn Engine>,
+}
+
+impl DeviceWorker {
+    pub fn run(mut self) {
+        let mut buffers = Buffers::default();
+        while let Some((network, batch, lanes)) = self.next_batch() {
+            // There is room to decode ahead again.
+            self.shared.work.notify_one();
+            let started = Instant::now();
+            let result = buffers.run(&mut *self.lane, &network, &batch);
+            let took = started.elapsed();
+            let share = 1.0 / lanes as f64;
+            let call = Inferred { id: self.id, network: &network, batch, result, started, took, share };
+            self.shared.answer(self.shared.lock(), call, &buffers.logits);
         }
     }
 
-    fn run_engine(&mut self, batch: &[Ready], wide: Option<&mut Box<dyn Engine>>) -> Result<(), EngineError> {
-        let engine = wide.unwrap_or(&mut self.lane);
-        let n = if self.shared.engine.fixed_batch { self.shared.engine.max_batch } else { batch.len() };
-        self.logits.resize(n * self.shared.classes, 0.0);
+    /// Waits for a batch; `None` when the model has been retired and all is done.
+    fn next_batch(&self) -> Option<(Arc<Network>, Vec<Ready>, usize)> {
+        let mut state = self.shared.lock();
+        loop {
+            let stopping = state.stopping;
+            let queue = state.queues.get_mut(&self.id)?;
+            let delay = if stopping { Duration::ZERO } else { self.shared.config.max_queue_delay };
+            let until = match queue.take_batch(delay) {
+                Ok(batch) => {
+                    queue.in_work += 1;
+                    if !queue.ready.is_empty() {
+                        self.arrived.notify_one();
+                    }
+                    return Some((Arc::clone(&queue.network), batch, queue.lanes));
+                }
+                Err(until) => until,
+            };
+            if stopping && queue.is_idle() {
+                return None;
+            }
+            state = wait(&self.arrived, state, until);
+        }
+    }
+}
+
+impl Buffers {
+    /// Leaves the logits of the batch in the buffer.
+    fn run(&mut self, engine: &mut dyn Engine, network: &Network, batch: &[Ready]) -> Result<(), EngineError> {
+        let n = if network.engine.fixed_batch { network.engine.max_batch } else { batch.len() };
+        self.logits.resize(n * network.classes, 0.0);
         let images = if n == 1 {
             &batch[0].crop
         } else {
             self.images.clear();
             batch.iter().for_each(|ready| self.images.extend_from_slice(&ready.crop));
-            self.images.resize(n * self.shared.geometry.bytes(), 0);
+            self.images.resize(n * network.geometry.bytes(), 0);
             &self.images
         };
-        let (kind, logits) = (self.shared.engine.kind, &mut self.logits);
+        let (kind, logits) = (network.engine.kind, &mut self.logits);
         catch_unwind(AssertUnwindSafe(|| engine.infer(images, n, logits)))
             .unwrap_or_else(|_| Err(kind.failed("it panicked")))?;
         if self.logits.iter().all(|logit| logit.is_finite()) {
@@ -158,111 +206,178 @@ impl Worker {
     }
 }
 
+/// An engine's call that has ended.
+struct Inferred<'a> {
+    id: QueueId,
+    network: &'a Network,
+    batch: Vec<Ready>,
+    result: Result<(), EngineError>,
+    started: Instant,
+    took: Duration,
+    /// The part of the machine that the call kept busy.
+    share: f64,
+}
+
 impl Shared {
-    /// Waits for something to do; `None` when the scheduler stops and all is done.
-    fn next_task(&self) -> Option<Task> {
-        let mut state = self.lock();
-        loop {
-            let mut until_batch = None;
-            if !state.exclusive {
-                match self.take_batch(&mut state) {
-                    Ok(batch) => {
-                        state.active += 1;
-                        let alone = state.active == 1 && state.waiting.is_empty() && state.ready.is_empty();
-                        let wide = if alone { state.wide.take() } else { None };
-                        state.exclusive = wide.is_some();
-                        self.wake_another(&state);
-                        return Some(Task::Infer { batch, wide });
-                    }
-                    Err(wait) => until_batch = wait,
-                }
-                if !state.waiting.is_empty() {
-                    match self.take_waiting(&mut state) {
-                        Some(waiting) => {
-                            state.active += 1;
-                            self.wake_another(&state);
-                            return Some(Task::Decode(waiting));
-                        }
-                        // Nothing alive was waiting, so the batch need not wait for it.
-                        None => continue,
-                    }
+    /// Ends a call of an engine: accounts for it, then sends each image's logits to whoever waits for them.
+    fn answer(&self, mut state: MutexGuard<'_, State>, call: Inferred, logits: &[f32]) {
+        let Inferred { id, network, mut batch, result, started, took, share } = call;
+        let n = batch.len();
+        let queue = state.in_work(id);
+        queue.pace.record_inference(n, took, share);
+        batch.iter_mut().for_each(|ready| queue.recycle(std::mem::take(&mut ready.crop)));
+        state.done(id);
+        drop(state);
+        if network.engine.offloaded {
+            // There may be a retired model to bury.
+            self.work.notify_one();
+        }
+
+        network.metrics.inferred(n, took);
+        match result {
+            Ok(()) => {
+                network.metrics.classified(n);
+                for (ready, logits) in batch.into_iter().zip(logits.chunks_exact(network.classes)) {
+                    let mut stages = ready.stages;
+                    stages.queue += started - ready.since;
+                    stages.inference = took;
+                    network.metrics.queued(stages.queue);
+                    let _ = ready.reply.send(Ok(Reply { logits: logits.to_vec(), stages }));
                 }
             }
-            if state.stopping && state.waiting.is_empty() && state.ready.is_empty() && state.active == 0 {
+            Err(error) => {
+                tracing::error!("{error}");
+                let error = Arc::new(error);
+                if matches!(*error, EngineError::Lost { .. }) {
+                    self.lost.send_if_modified(|lost| lost.replace(Arc::clone(&error)).is_none());
+                }
+                for ready in batch {
+                    let _ = ready.reply.send(Err(JobError::Engine(Arc::clone(&error))));
+                }
+            }
+        }
+    }
+
+    /// Waits for something to do; `None` when the scheduler stops and all is done.
+    fn next(&self) -> Option<Next> {
+        let mut state = self.lock();
+        loop {
+            let mut until = None;
+            if let Some(model) = state.finished.pop() {
+                return Some(Next::Bury(model));
+            }
+            if !state.exclusive {
+                match self.next_task(&mut state) {
+                    Ok(task) => {
+                        // A worker that takes work hands over the watch over what remains, including the time of an
+                        // incomplete batch.
+                        if state.queues.values().any(|queue| !queue.is_empty()) {
+                            self.work.notify_one();
+                        }
+                        return Some(Next::Task(task));
+                    }
+                    Err(wait) => until = wait,
+                }
+            }
+            if state.stopping && state.queues.values().all(ModelQueue::is_idle) {
+                state.queues.values().for_each(|queue| queue.arrived.notify_all());
                 self.work.notify_all();
                 return None;
             }
-            state = match until_batch {
-                None => self.work.wait(state).expect("nothing panics while it holds the scheduler's state"),
-                Some(time) => {
-                    let waited = self.work.wait_timeout(state, time);
-                    waited.expect("nothing panics while it holds the scheduler's state").0
+            state = wait(&self.work, state, until);
+        }
+    }
+
+    /// The most advanced work of the queue that has had least of the machine; else when to look again.
+    fn next_task(&self, state: &mut State) -> Result<Task, Option<Duration>> {
+        let delay = if state.stopping { Duration::ZERO } else { self.config.max_queue_delay };
+        let mut order: Vec<_> = state.queues.iter().filter(|(_, queue)| !queue.is_empty()).collect();
+        order.sort_by(|(_, a), (_, b)| a.used.total_cmp(&b.used));
+        let order: Vec<QueueId> = order.into_iter().map(|(id, _)| *id).collect();
+        let mut until: Option<Duration> = None;
+        for id in order {
+            let queue = state.queues.get_mut(&id).expect("the ids were just taken from there");
+            let before = queue.used;
+            let kind = match self.infer(queue, delay) {
+                Ok((batch, lane)) => {
+                    queue.used += queue.pace.inference(batch.len());
+                    Some(TaskKind::Infer { batch, lane, wide: false })
+                }
+                Err(wait) => {
+                    until = [until, wait].into_iter().flatten().min();
+                    queue.take_waiting().map(|waiting| {
+                        queue.used += queue.pace.decode();
+                        TaskKind::Decode { waiting, crop: queue.crop() }
+                    })
                 }
             };
-        }
-    }
-
-    /// A worker that takes work hands over the watch over what remains, including the time of an incomplete batch.
-    fn wake_another(&self, state: &State) {
-        if !state.ready.is_empty() || !state.waiting.is_empty() {
-            self.work.notify_one();
-        }
-    }
-
-    /// A batch that should run now, or how long to wait for a fuller one (`None` = until there is anything).
-    fn take_batch(&self, state: &mut State) -> Result<Vec<Ready>, Option<Duration>> {
-        let now = Instant::now();
-        self.discard(&mut state.ready, now);
-        if state.ready.len() < self.engine.max_batch {
-            let Some(oldest) = state.ready.front() else { return Err(None) };
-            let waited = now - oldest.since;
-            let delay = self.config.max_queue_delay;
-            if !state.waiting.is_empty() && waited < delay.max(LONGEST_DECODING_FIRST) {
-                return Err(None);
-            }
-            if state.waiting.is_empty() && waited < delay && !state.stopping {
-                return Err(Some(delay - waited));
-            }
-        }
-        let n = state.ready.len().min(self.engine.max_batch);
-        Ok(state.ready.drain(..n).collect())
-    }
-
-    /// Drops what nobody waits for any more.
-    fn discard(&self, ready: &mut VecDeque<Ready>, now: Instant) {
-        let mut i = 0;
-        while let Some(item) = ready.get(i) {
-            match expired(item.deadline, &item.reply, now) {
-                None => i += 1,
-                Some(reason) => {
-                    let item = ready.remove(i).expect("the index was just used");
-                    self.tell(item.reply, reason);
+            let Some(kind) = kind else {
+                // Nothing alive was waiting, so the batch need not wait for it.
+                if queue.waiting.is_empty() && !queue.ready.is_empty() && !queue.narrow.is_empty() {
+                    until = Some(Duration::ZERO);
                 }
+                queue.arrived.notify_one();
+                state.bury(id);
+                continue;
+            };
+            queue.in_work += 1;
+            let network = Arc::clone(&queue.network);
+            state.active += 1;
+            state.clock = state.clock.max(before);
+            let kind = state.widen(id, kind);
+            return Ok(Task { id, network, kind });
+        }
+        Err(until)
+    }
+
+    /// A batch that should run now on one of the cores, and what to run it with.
+    #[allow(clippy::type_complexity)]
+    fn infer(
+        &self,
+        queue: &mut ModelQueue,
+        delay: Duration,
+    ) -> Result<(Vec<Ready>, Box<dyn Engine>), Option<Duration>> {
+        if queue.network.engine.offloaded || queue.narrow.is_empty() {
+            return Err(None);
+        }
+        let batch = queue.take_batch(delay)?;
+        Ok((batch, queue.narrow.pop().expect("it was just seen not to be empty")))
+    }
+}
+
+impl State {
+    /// The queue of a task that is in work.
+    fn in_work(&mut self, id: QueueId) -> &mut ModelQueue {
+        self.queues.get_mut(&id).expect("a queue with work stays")
+    }
+
+    /// A task of the queue has ended.
+    fn done(&mut self, id: QueueId) {
+        self.in_work(id).in_work -= 1;
+        self.bury(id);
+    }
+
+    /// Gives a batch that is alone on the machine the engine that uses all the cores.
+    fn widen(&mut self, id: QueueId, kind: TaskKind) -> TaskKind {
+        let alone =
+            self.active == 1 && self.queues.values().all(|queue| queue.network.engine.offloaded || queue.is_empty());
+        let TaskKind::Infer { batch, lane, .. } = kind else { return kind };
+        let queue = self.in_work(id);
+        match queue.wide.take_if(|_| alone) {
+            None => TaskKind::Infer { batch, lane, wide: false },
+            Some(wide) => {
+                queue.narrow.push(lane);
+                self.exclusive = true;
+                TaskKind::Infer { batch, lane: wide, wide: true }
             }
         }
     }
+}
 
-    fn take_waiting(&self, state: &mut State) -> Option<Waiting> {
-        loop {
-            let waiting = state.waiting.pop()?;
-            self.metrics.queue_depth(state.waiting.len());
-            if waiting.expired(Instant::now()).is_none() {
-                return Some(waiting);
-            }
-            self.give_up(waiting);
-        }
-    }
-
-    /// Ends work that has expired.
-    pub(super) fn give_up(&self, waiting: Waiting) {
-        let reason = waiting.expired(Instant::now()).unwrap_or(Rejection::Cancelled);
-        self.tell(waiting.reply, reason);
-    }
-
-    fn tell(&self, reply: oneshot::Sender<Outcome>, reason: Rejection) {
-        self.metrics.rejected(reason);
-        let error = if reason == Rejection::Deadline { JobError::DeadlineExceeded } else { JobError::Abandoned };
-        // The receiver may have gone; then nobody is left to tell.
-        let _ = reply.send(Err(error));
+fn wait<'a>(signal: &Condvar, state: MutexGuard<'a, State>, time: Option<Duration>) -> MutexGuard<'a, State> {
+    let calm = "nothing panics while it holds the scheduler's state";
+    match time {
+        None => signal.wait(state).expect(calm),
+        Some(time) => signal.wait_timeout(state, time).expect(calm).0,
     }
 }

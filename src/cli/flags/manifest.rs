@@ -33,6 +33,12 @@ pub struct PixelFlags {
 }
 
 impl ManifestFlags {
+    /// Whether nothing was said.
+    pub fn is_empty(&self) -> bool {
+        let PixelFlags { mean, std, resize } = &self.pixels;
+        self.labels.is_none() && mean.is_none() && std.is_none() && resize.is_none()
+    }
+
     /// What was said, for a model that is to be called `name`.
     ///
     /// # Errors

@@ -280,7 +280,7 @@ impl Run {
             let rejected = status.code() == Code::ResourceExhausted;
             let counter = if rejected { &self.progress.rejected } else { &self.progress.failed };
             counter.fetch_add(1, Ordering::Relaxed);
-            self.recorder().refused(due, began, finished, status.code());
+            self.recorder().refused(due, began, finished, &status);
             let pause = self.pause_after(&status)?;
             if self.on_rejection != OnRejection::Retry {
                 return Some(pause);

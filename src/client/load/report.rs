@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use tokio::time::Instant;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::{LoadConfig, LoadMode, OnRejection};
 use crate::{
@@ -33,6 +33,8 @@ pub struct LoadReport {
     pub bytes_per_second: f64,
     /// Answers by the name of their gRPC status; every attempt counts.
     pub statuses: BTreeMap<&'static str, u64>,
+    /// What the server, or the connection to it, first complained of other than a full queue.
+    pub first_error: Option<String>,
     /// Requests that were due but not sent, because too many were in flight.
     pub missed: u64,
     /// Requests that were still refused when their timeout came; with retries only.
@@ -86,6 +88,7 @@ pub(super) struct Recorder {
     answered_in_window: u64,
     bytes_in_window: u64,
     statuses: BTreeMap<&'static str, u64>,
+    first_error: Option<String>,
     missed: u64,
     gave_up: u64,
     latency: Latencies,
@@ -101,6 +104,7 @@ impl Recorder {
             answered_in_window: 0,
             bytes_in_window: 0,
             statuses: BTreeMap::new(),
+            first_error: None,
             missed: 0,
             gave_up: 0,
             latency: Latencies::default(),
@@ -129,13 +133,15 @@ impl Recorder {
     }
 
     /// Notes an answer other than OK.
-    pub fn refused(&mut self, due: Instant, began: Instant, finished: Instant, code: Code) {
+    pub fn refused(&mut self, due: Instant, began: Instant, finished: Instant, status: &Status) {
         if !self.window.contains(due) {
             return;
         }
-        *self.statuses.entry(code_name(code)).or_default() += 1;
-        if code == Code::ResourceExhausted {
+        *self.statuses.entry(code_name(status.code())).or_default() += 1;
+        if status.code() == Code::ResourceExhausted {
             self.rejection_latency.record(finished - began);
+        } else if self.first_error.is_none() {
+            self.first_error = Some(format!("{}: {}", code_name(status.code()), status.message()));
         }
     }
 
@@ -173,6 +179,7 @@ impl Recorder {
             goodput: a_second(self.answered_in_window),
             bytes_per_second: a_second(self.bytes_in_window),
             statuses: self.statuses.clone(),
+            first_error: self.first_error.clone(),
             missed: self.missed,
             gave_up: self.gave_up,
             latency_ms: self.latency.summary(),
@@ -228,7 +235,7 @@ mod tests {
     fn the_warm_up_is_not_counted() {
         let (mut recorder, start) = recorder();
         recorder.answered(start - ms(500), start - ms(500), start - ms(400), 1, &Timing::default());
-        recorder.refused(start - ms(500), start - ms(500), start, Code::ResourceExhausted);
+        recorder.refused(start - ms(500), start - ms(500), start, &Status::resource_exhausted(""));
         recorder.missed(start - ms(1));
         let report = report(&recorder, OnRejection::Wait);
         assert!(report.statuses.is_empty() && report.latency_ms.is_none() && report.server_mean_ms.is_none());
@@ -247,7 +254,7 @@ mod tests {
     #[test]
     fn waits_are_told_apart_from_the_accepted_attempt() {
         let (mut recorder, start) = recorder();
-        recorder.refused(start, start, start + ms(2), Code::ResourceExhausted);
+        recorder.refused(start, start, start + ms(2), &Status::resource_exhausted(""));
         recorder.answered(start, start + ms(102), start + ms(112), 1, &Timing::default());
         let report = report(&recorder, OnRejection::Retry);
         assert_eq!(report.latency_ms.unwrap().max, 10.0);

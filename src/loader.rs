@@ -1,0 +1,306 @@
+//! Brings models into the registry: at the start, and whenever their files change.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    engine::{EngineConfig, EngineError, Lanes},
+    model::{Model, ModelError, Overrides},
+    registry::{Registry, Served},
+    scheduler::{Scheduler, Start},
+    state::{State, StateCell},
+};
+
+/// The most models that are served out of a folder; each has engines of its own in memory.
+const MAX_MODELS: usize = 64;
+
+/// Which models are served.
+#[derive(Clone, Debug)]
+pub enum ModelSource {
+    /// These, by name, in this order.
+    Listed(Vec<ListedModel>),
+    /// Every `*.onnx` of a folder, by its file's name.
+    Folder(PathBuf),
+}
+
+/// One model.
+#[derive(Clone, Debug)]
+pub struct ListedModel {
+    /// What callers call it.
+    pub name: String,
+    /// Its ONNX file; `None` = the bundled model.
+    pub path: Option<PathBuf>,
+    /// What the user says about it.
+    pub overrides: Overrides,
+}
+
+/// How models are loaded.
+#[derive(Clone, Debug)]
+pub struct LoaderConfig {
+    /// Which.
+    pub source: ModelSource,
+    /// What runs them.
+    pub engine: EngineConfig,
+    /// How often their files are looked at; `None` = only when asked to.
+    pub watch_interval: Option<Duration>,
+}
+
+/// Why a model can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file is no model that can be served.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// No engine runs it.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The folder can't be read.
+    #[error("the models' folder {} can't be read: {source}", path.display())]
+    Folder {
+        /// Which folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl ListedModel {
+    /// Reads the model's file.
+    ///
+    /// # Errors
+    /// As for [`Model::from_file`].
+    pub fn read(&self) -> Result<Model, ModelError> {
+        let overrides = Overrides { name: Some(self.name.clone()), ..self.overrides.clone() };
+        match &self.path {
+            Some(path) => Model::from_file(path, &overrides),
+            None => Model::bundled(&overrides),
+        }
+    }
+
+    fn stamp(&self) -> Stamp {
+        self.path.as_deref().map_or(Stamp::default(), Stamp::of)
+    }
+}
+
+/// What makes an engine of a model; [`engine::start`](crate::engine::start), or a test's own.
+pub type StartEngine = fn(&EngineConfig, &Model) -> Result<Lanes, EngineError>;
+
+/// Loads models and puts them into the registry.
+#[derive(Clone)]
+pub struct Loader {
+    /// How.
+    pub config: LoaderConfig,
+    /// What makes their engines.
+    pub start: StartEngine,
+    /// Where they go.
+    pub registry: Arc<Registry>,
+    /// What runs them.
+    pub scheduler: Arc<Scheduler>,
+    /// Becomes ready with the first model.
+    pub state: StateCell,
+}
+
+impl Loader {
+    /// Loads what there is, then keeps it as the files are. `reload` asks for a look at them at once.
+    ///
+    /// # Errors
+    /// At the start only: a listed model that can't be served, or an engine that was asked for and can't start.
+    pub async fn run(self, reload: Arc<Notify>) -> Result<std::convert::Infallible, LoadError> {
+        let mut known = BTreeMap::new();
+        self.look(&mut known, Look::First).await.inspect_err(|error| {
+            self.state.set(State::Failed(error.to_string().into()));
+        })?;
+        loop {
+            let asked = match self.config.watch_interval {
+                Some(interval) => tokio::time::timeout(interval, reload.notified()).await.is_ok(),
+                None => {
+                    reload.notified().await;
+                    true
+                }
+            };
+            let look = if asked { Look::Asked } else { Look::Watching };
+            if let Err(error) = self.look(&mut known, look).await {
+                tracing::warn!("{error}; what was loaded is served on");
+            }
+        }
+    }
+
+    /// Looks at every file once, and loads what is new.
+    async fn look(&self, known: &mut BTreeMap<String, Known>, look: Look) -> Result<(), LoadError> {
+        let found = {
+            let source = self.config.source.clone();
+            blocking(move || find(source)).await?
+        };
+        if look == Look::First {
+            // In their order, so that the first is the default.
+            found.iter().for_each(|(model, _)| drop(self.registry.announce(&model.name)));
+            if let (true, ModelSource::Folder(path)) = (found.is_empty(), &self.config.source) {
+                tracing::warn!("there is no *.onnx in {} yet; not ready until one comes", path.display());
+            }
+        }
+        known.retain(|name, known| {
+            known.missing = if found.iter().any(|(model, _)| model.name == *name) { 0 } else { known.missing + 1 };
+            // A file that is replaced by hand may be gone for a moment.
+            let gone = known.missing > 1 || known.missing == 1 && look == Look::Asked;
+            if gone {
+                tracing::info!(model = name, "its file is gone: no longer served");
+                self.registry.remove(name);
+            }
+            !gone
+        });
+        for (model, stamp) in found {
+            let before = known.get(&model.name);
+            // While somebody still writes it, a file changes from one look to the next.
+            let due = match before {
+                _ if look == Look::Asked => before.is_none_or(|known| known.tried != stamp || known.failed),
+                _ if look == Look::First => true,
+                None => false,
+                Some(known) => known.tried != stamp && known.seen == stamp,
+            };
+            let failed = match due {
+                true => self.load(&model, look == Look::First).await?,
+                false => before.is_some_and(|known| known.failed),
+            };
+            let tried = if due { stamp } else { before.map_or(Stamp::default(), |known| known.tried) };
+            known.insert(model.name.clone(), Known { seen: stamp, tried, failed, missing: 0 });
+        }
+        Ok(())
+    }
+
+    /// Loads one model beside the running ones and puts it in its place. Whether that failed; failing for good is an error.
+    async fn load(&self, model: &ListedModel, first: bool) -> Result<bool, LoadError> {
+        let metrics = self.registry.announce(&model.name);
+        let loaded = {
+            let (loader, model, metrics) = (self.clone(), model.clone(), Arc::clone(&metrics));
+            blocking(move || -> Result<(), LoadError> {
+                let started = Instant::now();
+                let model = model.read()?;
+                let lanes = (loader.start)(&loader.config.engine, &model)?;
+                let engine = lanes.info.clone();
+                let start = Start {
+                    lanes,
+                    geometry: model.geometry,
+                    classes: model.graph.classes,
+                    metrics: Arc::clone(&metrics),
+                };
+                metrics.loaded(&engine, started.elapsed());
+                let queue = loader.scheduler.add(start);
+                tracing::info!(
+                    model = model.name,
+                    version = model.version,
+                    classes = model.graph.classes,
+                    engine = %engine.kind,
+                    precision = %engine.precision,
+                    "serving, loaded in {:.0?}",
+                    started.elapsed(),
+                );
+                loader.registry.publish(Served::new(&model, engine, queue, metrics));
+                loader.state.set(State::Ready);
+                Ok(())
+            })
+            .await
+        };
+        let Err(error) = loaded else { return Ok(false) };
+        metrics.load_failed();
+        self.registry.report(&model.name, &error.to_string());
+        let fatal = first
+            && (matches!(self.config.source, ModelSource::Listed(_))
+                || matches!(error, LoadError::Engine(EngineError::Unavailable { .. })));
+        if fatal {
+            return Err(error);
+        }
+        let still = match self.registry.find(&model.name) {
+            Ok(entry) if entry.served.is_some() => "the version before is served on",
+            _ => "it is not served",
+        };
+        tracing::error!(model = model.name, "{error}; {still}");
+        Ok(true)
+    }
+}
+
+/// Why the files are looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// The server starts.
+    First,
+    /// The time has come.
+    Watching,
+    /// Somebody asked for it: without waiting for files to settle, and what failed is tried again.
+    Asked,
+}
+
+/// What is known of a model's files.
+struct Known {
+    /// As they were at the last look.
+    seen: Stamp,
+    /// As they were when they were loaded, well or badly.
+    tried: Stamp,
+    failed: bool,
+    /// Looks since they were there.
+    missing: u32,
+}
+
+/// Tells whether a model's files have changed: the ONNX, and the labels beside it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Stamp([Option<(u64, SystemTime, u64)>; 2]);
+
+impl Stamp {
+    fn of(path: &Path) -> Self {
+        let one = |path: &Path| {
+            let metadata = fs::metadata(path).ok()?;
+            Some((metadata.len(), metadata.modified().ok()?, file_number(&metadata)))
+        };
+        Self([one(path), one(&path.with_extension("labels.txt"))])
+    }
+}
+
+/// Distinguishes a file from another that took its place.
+#[cfg(unix)]
+fn file_number(metadata: &fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(metadata)
+}
+
+#[cfg(not(unix))]
+fn file_number(_: &fs::Metadata) -> u64 {
+    0
+}
+
+/// The models that there are, with their files' stamps.
+fn find(source: ModelSource) -> Result<Vec<(ListedModel, Stamp)>, LoadError> {
+    let models = match source {
+        ModelSource::Listed(models) => models,
+        ModelSource::Folder(path) => {
+            models_in(&path).map_err(|source| LoadError::Folder { path: path.clone(), source })?
+        }
+    };
+    Ok(models.into_iter().map(|model| (model.stamp(), model)).map(|(stamp, model)| (model, stamp)).collect())
+}
+
+/// Every `*.onnx` of the folder, in the order of their names.
+fn models_in(folder: &Path) -> io::Result<Vec<ListedModel>> {
+    let mut models = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_stem().and_then(|stem| stem.to_str()).filter(|stem| !stem.starts_with('.'));
+        if let (Some(name), true, true) = (name, path.extension().is_some_and(|e| e == "onnx"), path.is_file()) {
+            models.push(ListedModel { name: name.into(), path: Some(path), overrides: Overrides::default() });
+        }
+    }
+    models.sort_by(|a, b| a.name.cmp(&b.name));
+    if models.len() > MAX_MODELS {
+        tracing::warn!("{} holds {} models; the first {MAX_MODELS} are served", folder.display(), models.len());
+        models.truncate(MAX_MODELS);
+    }
+    Ok(models)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
