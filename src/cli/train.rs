@@ -194,7 +194,11 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     .await?;
     let (examples, took) = features(&args, &plan, &backbone).await?;
     let engine = backbone.engine.clone();
-    blocking(move || Ok(drop(backbone))).await?;
+    blocking(move || {
+        drop(backbone);
+        Ok(())
+    })
+    .await?;
     if !args.json {
         report::print_skipped(&examples.skipped);
     }
