@@ -7,13 +7,16 @@ pub mod answer;
 pub mod cli;
 pub mod client;
 pub mod code;
+pub mod dataset;
 pub mod engine;
+pub mod evaluation;
 pub mod grpc;
 pub mod http;
 pub mod image;
 pub mod loader;
 pub mod metrics;
 pub mod model;
+pub mod offline;
 pub mod registry;
 pub mod scheduler;
 pub mod server;
@@ -22,6 +25,7 @@ pub mod watch;
 
 #[cfg(test)]
 mod testing;
+pub mod training;
 
 /// The messages and services of `proto/resnet18/v1/classifier.proto`.
 #[allow(missing_docs)]

@@ -19,7 +19,7 @@ use super::{
     values,
 };
 use crate::{
-    client::{self, Client, retry},
+    client::{self, Client},
     code::code_name,
     proto::{ClassifyRequest, ClassifyResponse, Image, image::Source},
 };
@@ -108,20 +108,8 @@ async fn classify_file(mut client: Client, path: &Path, args: &Args) -> Result<A
         min_probability: args.min_probability,
     };
     let deadline = Instant::now() + args.timeout;
-    let mut attempt = 0;
-    loop {
-        let sent = Instant::now();
-        match client::classify(&mut client, request.clone(), deadline).await {
-            Ok(response) => {
-                return Ok(Answer { response, round_trip: sent.elapsed() });
-            }
-            Err(status) => match retry::delay_before(&status, attempt, deadline) {
-                Some(delay) => tokio::time::sleep(delay).await,
-                None => return Err(status),
-            },
-        }
-        attempt += 1;
-    }
+    let (response, sent) = client::classify_with_retries(&mut client, request, deadline).await?;
+    Ok(Answer { response, round_trip: sent.elapsed() })
 }
 
 /// The answer as a block of lines: the name, a row for each class, the time.

@@ -1,7 +1,8 @@
-//! Image files named on the command line.
+//! Files named on the command line.
 
 use std::{
-    io::{self, Read},
+    fs::{self, File},
+    io::{self, Read, Write},
     path::Path,
 };
 
@@ -43,6 +44,58 @@ pub async fn read(path: &Path) -> Result<Bytes, Status> {
         data if data.len() as u64 > limit => Err(too_large()),
         data => Ok(data.into()),
     }
+}
+
+/// Reads a whole file of at most `limit` bytes, or says why not.
+pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
+    let reason = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => "no such file".to_owned(),
+        io::ErrorKind::PermissionDenied => "no permission to read the file".to_owned(),
+        _ => format!("can't be read: {error}"),
+    };
+    let file = File::open(path).map_err(reason)?;
+    let metadata = file.metadata().map_err(reason)?;
+    if metadata.is_dir() {
+        return Err("is a directory; name the file in it".into());
+    }
+    let mut content = Vec::new();
+    // One byte more, because the size is only known for plain files. Reserving it all saves the vector from growing.
+    let expected = metadata.len().min(limit) as usize + 1;
+    content.try_reserve_exact(expected).map_err(|error| format!("can't be read: {error}"))?;
+    file.take(limit + 1).read_to_end(&mut content).map_err(reason)?;
+    match content.len() as u64 > limit {
+        true => Err(format!("larger than {} GiB, the most that is read", limit >> 30)),
+        false => Ok(content),
+    }
+}
+
+/// Refuses a file that can't be written, before the work whose result is to go there.
+pub fn check_output(path: &Path) -> Result<(), String> {
+    if path.is_dir() {
+        return Err(format!("{} is a directory; name the file to write", path.display()));
+    }
+    match folder(path) {
+        folder if folder.is_dir() => Ok(()),
+        folder => Err(format!("there is no folder {} to write {} into", folder.display(), path.display())),
+    }
+}
+
+/// Writes a file whole or not at all: under another name first, which is then changed.
+pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?.to_string_lossy();
+    let unfinished = folder(path).join(format!(".{name}.{}.tmp", std::process::id()));
+    let written = (|| {
+        let mut file = File::create(&unfinished)?;
+        file.write_all(content)?;
+        // Else a crash of the machine could leave the name with nothing behind it.
+        file.sync_all()?;
+        fs::rename(&unfinished, path)
+    })();
+    written.inspect_err(|_| drop(fs::remove_file(&unfinished)))
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn unreadable(error: &io::Error) -> Status {

@@ -8,12 +8,16 @@ use thiserror::Error;
 use crate::client::{ClientError, video::VideoError};
 
 pub mod classify;
+pub mod evaluate;
 mod files;
 mod flags;
+pub mod import;
 pub mod load;
 mod output;
+mod report;
 pub mod serve;
 pub mod stream;
+pub mod train;
 mod values;
 
 /// The exit status for wrong flags (`EX_USAGE` of sysexits).
@@ -37,6 +41,12 @@ pub enum Command {
     Classify(classify::Args),
     /// Say what a video or a camera shows, frame by frame.
     Stream(stream::Args),
+    /// Make a model of a checkpoint: weights that PyTorch or Hugging Face saved.
+    Import(import::Args),
+    /// Teach a model new classes, from a folder of photos.
+    Train(train::Args),
+    /// Measure how often a model is right, on a folder of photos.
+    Evaluate(evaluate::Args),
     /// Measure a server: throughput, latency and errors under load.
     Load(load::Args),
 }
@@ -68,6 +78,11 @@ impl From<ClientError> for CliError {
 }
 
 impl CliError {
+    /// The error in its own words.
+    fn failed(error: impl std::fmt::Display) -> Self {
+        Self::Failed(error.to_string())
+    }
+
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Usage(_) => ExitCode::from(EXIT_USAGE),
@@ -85,6 +100,9 @@ impl Cli {
             Command::Serve(args) => serve::run(*args).await,
             Command::Classify(args) => classify::run(args).await,
             Command::Stream(args) => stream::run(args).await,
+            Command::Import(args) => import::run(args).await,
+            Command::Train(args) => train::run(args).await,
+            Command::Evaluate(args) => evaluate::run(args).await,
             Command::Load(args) => load::run(args).await,
         };
         result.unwrap_or_else(|error| {

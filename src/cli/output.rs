@@ -6,6 +6,7 @@ use std::{
 };
 
 use console::style;
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 use crate::{
@@ -42,6 +43,52 @@ pub fn print_json(value: &impl Serialize) -> io::Result<()> {
 /// Whether a person watches standard output.
 pub fn on_terminal() -> bool {
     io::stdout().is_terminal()
+}
+
+/// Prints the warnings of what works in this process; a server has a log for that.
+pub fn print_warnings() {
+    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr);
+    // A logger that was installed before, by a test, stays.
+    let _ = log.with_target(false).without_time().with_ansi(console::colors_enabled_stderr()).try_init();
+}
+
+/// A bar on standard error for work on `images`; it is only seen on a terminal.
+pub fn progress(images: usize, what: &'static str) -> ProgressBar {
+    let per_second = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // What can't be shown is not worth an error.
+        let _ = write!(out, "{:.0} images/s", state.per_sec());
+    };
+    let look = "{msg:<12} {bar:32.cyan} {human_pos} of {human_len}  {speed}  {eta} left";
+    bar_on_stderr(images as u64, look, what, |style| style.with_key("speed", per_second))
+}
+
+/// A bar on standard error for work of 100 parts.
+pub fn progress_in_percent(what: &'static str) -> ProgressBar {
+    bar_on_stderr(100, "{msg:<12} {bar:32.cyan} {percent} %  {eta} left", what, |style| style)
+}
+
+fn bar_on_stderr(
+    length: u64,
+    look: &str,
+    what: &'static str,
+    keys: impl FnOnce(ProgressStyle) -> ProgressStyle,
+) -> ProgressBar {
+    let style = ProgressStyle::with_template(look).expect("the template is valid").progress_chars("██░");
+    ProgressBar::new(length).with_style(keys(style)).with_message(what)
+}
+
+/// A name at the left of a line, of which there are several one below the other.
+pub fn heading(name: &str) -> String {
+    style(format!("{name:<13}")).bold().to_string()
+}
+
+/// The path as a shell takes it.
+pub fn quoted(path: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+@%:,".contains(c);
+    match path.chars().all(plain) {
+        true => path.to_owned(),
+        false => format!("'{}'", path.replace('\'', r"'\''")),
+    }
 }
 
 /// A bar of at most `width` characters, in steps of an eighth of a character.

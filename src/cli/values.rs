@@ -59,6 +59,18 @@ pub fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Parses a number that is more than 0.
+pub fn positive(text: &str) -> Result<f32, String> {
+    let number = text.parse().ok().filter(|number: &f32| number.is_finite() && *number > 0.0);
+    number.ok_or_else(|| "must be a number, more than 0".into())
+}
+
+/// Parses a number that is 0 or more.
+pub fn not_negative(text: &str) -> Result<f32, String> {
+    let number = text.parse().ok().filter(|number: &f32| number.is_finite() && *number >= 0.0);
+    number.ok_or_else(|| "must be a number, 0 or more".into())
+}
+
 /// Parses a count of at least one.
 pub fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
@@ -107,6 +119,8 @@ mod tests {
         assert!(probability("NaN").is_err() && probability("-0.1").is_err());
         assert_eq!(rate("29.97"), Ok(29.97));
         assert!(rate("0").is_err() && rate("inf").is_err() && rate("NaN").is_err());
+        assert!(positive("0").is_err() && positive("inf").is_err() && positive("1e-3") == Ok(1e-3));
+        assert!(not_negative("-1").is_err() && not_negative("NaN").is_err() && not_negative("0") == Ok(0.0));
         assert_eq!(count("16"), Ok(16));
         assert!(count("0").is_err() && count("70000").is_err());
     }

@@ -170,6 +170,28 @@ pub async fn classify(
     client.classify(request).await.map(tonic::Response::into_inner).map_err(normalise_timeout)
 }
 
+/// Sends one request until it is answered: one that is refused for a moment is sent again after the delay that the server
+/// asks for. Also returns when the request was sent that was answered.
+pub async fn classify_with_retries(
+    client: &mut Client,
+    request: ClassifyRequest,
+    deadline: Instant,
+) -> Result<(ClassifyResponse, Instant), Status> {
+    let mut attempt = 0;
+    loop {
+        let sent = Instant::now();
+        let status = match classify(client, request.clone(), deadline).await {
+            Ok(response) => return Ok((response, sent)),
+            Err(status) => status,
+        };
+        match retry::delay_before(&status, attempt, deadline) {
+            Some(delay) => tokio::time::sleep(delay).await,
+            None => return Err(status),
+        }
+        attempt += 1;
+    }
+}
+
 /// tonic reports a deadline that it noticed itself as CANCELLED.
 fn normalise_timeout(status: Status) -> Status {
     if status.code() == Code::Cancelled && status.message() == TimeoutExpired(()).to_string() {

@@ -96,6 +96,7 @@ fn compare(lanes: &mut Lanes, model: &Model, crops: &[Vec<u8>], reference: &[Vec
         for photos in &batches {
             let rows: Vec<_> = photos.iter().map(|photo| &crops[*photo]).collect();
             for (logits, photo) in infer(&mut **lane, model, &rows)?.iter().zip(photos) {
+                let difference = if model.graph.features { features_difference } else { difference };
                 let difference = difference(logits, &reference[*photo]).map_err(|reason| EngineError::SelfCheck {
                     kind: info.kind,
                     precision: info.precision,
@@ -105,7 +106,7 @@ fn compare(lanes: &mut Lanes, model: &Model, crops: &[Vec<u8>], reference: &[Vec
             }
         }
     }
-    tracing::debug!("self-check: probabilities within {worst:.4} of the embedded fp32 engine's");
+    tracing::debug!("self-check: within {worst:.4} of the embedded fp32 engine's answers");
     Ok(())
 }
 
@@ -136,6 +137,18 @@ fn difference(logits: &[f32], reference: &[f32]) -> Result<f32, String> {
     Ok(worst)
 }
 
+/// How far features, of which no probabilities can be made, are off as a part of their spread, or why they don't agree.
+fn features_difference(features: &[f32], reference: &[f32]) -> Result<f32, String> {
+    if features.iter().any(|feature| !feature.is_finite()) {
+        return Err("its features are not finite numbers".into());
+    }
+    let off = relative_error(features, reference);
+    if off > LOGITS_TOLERANCE {
+        return Err(format!("features are off by {off:.2} of their spread (allowed: {LOGITS_TOLERANCE})"));
+    }
+    Ok(off)
+}
+
 /// ‖a − b‖ / ‖b − mean(b)‖, after taking out what all logits have in common, which softmax does not see.
 fn relative_error(logits: &[f32], reference: &[f32]) -> f32 {
     let centred = |logits: &[f32]| -> Vec<f32> {
@@ -150,7 +163,7 @@ fn relative_error(logits: &[f32], reference: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::difference;
+    use super::{difference, features_difference};
 
     /// Logits with these probabilities.
     fn logits(probabilities: [f32; 3]) -> [f32; 3] {
@@ -184,7 +197,16 @@ mod tests {
     }
 
     #[test]
+    fn features_are_compared_by_their_spread() {
+        let reference = [0.0, 3.0, 30.0, 0.5];
+        assert!(features_difference(&[0.01, 2.9, 30.4, 0.5], &reference).unwrap() < 0.05);
+        let reason = features_difference(&[0.0, 3.0, 20.0, 0.5], &reference).unwrap_err();
+        assert!(reason.contains("spread"), "{reason}");
+    }
+
+    #[test]
     fn nan_is_refused() {
         assert!(difference(&[f32::NAN, 0.3], &[0.7, 0.3]).is_err());
+        assert!(features_difference(&[f32::NAN, 0.3], &[0.7, 0.3]).is_err());
     }
 }

@@ -33,7 +33,7 @@ async fn classify(
     let wanted = Wanted::new(request.top_k, request.min_probability)?;
     let image = convert::source(request.image)?;
     let Call { arrived: Arrived { at, deadline }, client } = call;
-    let fetch = Box::new(move || Some(Arrival { image, at }));
+    let fetch = Box::new(move || Some(Arrival { image, at, mirrored: false }));
     let outcome = served.queue.submit(Job { client, deadline, counts: true, fetch })?;
     // A sender that is dropped without an answer belongs to a scheduler that has stopped.
     let reply = outcome.await.unwrap_or(Err(JobError::Abandoned))?;

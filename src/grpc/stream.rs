@@ -224,7 +224,7 @@ async fn every(
         while let Some(Incoming { stamp, image }) = source.next().await? {
             let at = stamp.arrived;
             let submitted = match image {
-                Ok(image) => Ok(submitter.submit(move || Some(Arrival { image, at }))?),
+                Ok(image) => Ok(submitter.submit(move || Some(Arrival { image, at, mirrored: false }))?),
                 Err(error) => Err(error),
             };
             if pending.send((stamp, submitted)).await.is_err() {
@@ -282,7 +282,7 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Subm
                 };
                 // The stream may have ended meanwhile.
                 let _ = taken.send((stamp, error));
-                Some(Arrival { image: image?, at: stamp.arrived })
+                Some(Arrival { image: image?, at: stamp.arrived, mirrored: false })
             })?;
             let (served, outcome) = submitted.outcome().await;
             answerer.follow(served);

@@ -37,6 +37,13 @@ impl Geometry {
     pub fn bytes(&self) -> usize {
         self.height as usize * self.width as usize * 3
     }
+
+    /// Swaps left and right in a crop of this size.
+    pub fn mirror(&self, crop: &mut [u8]) {
+        for row in crop.chunks_exact_mut(self.width as usize * 3) {
+            row.as_chunks_mut::<3>().0.reverse();
+        }
+    }
 }
 
 /// An image as it arrived.

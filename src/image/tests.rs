@@ -449,6 +449,14 @@ fn frames_that_contradict_themselves_are_refused() {
     }
 }
 
+#[test]
+fn a_mirrored_crop_has_left_and_right_swapped() {
+    let geometry = Geometry { width: 3, height: 2, resize_shorter_side: 3 };
+    let mut crop: Vec<u8> = (0..18).collect();
+    geometry.mirror(&mut crop);
+    assert_eq!(crop, [6, 7, 8, 3, 4, 5, 0, 1, 2, 15, 16, 17, 12, 13, 14, 9, 10, 11]);
+}
+
 const SCALED: PreprocessConfig =
     PreprocessConfig { exif: Exif::Apply, max_pixels: 64_000_000, jpeg_scaling: JpegScaling::Auto };
 

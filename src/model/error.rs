@@ -124,6 +124,12 @@ pub enum ModelError {
         /// The batch that was asked for.
         asked: String,
     },
+    /// The last layer can't be replaced by another one.
+    #[error(
+        "its last layer can't be replaced: {0}; a linear layer (a Gemm, or a MatMul and an Add) with stored weights, right \
+         before the scores, is needed"
+    )]
+    Head(String),
     /// The network cannot be given another element type.
     #[error("cannot run in {}: node `{node}` {reason}", precision.as_str_name().to_ascii_lowercase())]
     Typing {

@@ -1,5 +1,7 @@
 //! The ONNX graph and its rewriting, the manifest, the models that are served.
 
+mod base;
+pub mod checkpoint;
 mod error;
 mod graph;
 mod labels;
@@ -8,11 +10,15 @@ mod sniff;
 mod tensor;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use prost::Message;
@@ -20,8 +26,9 @@ use sha2::{Digest, Sha256};
 
 use self::onnx::ModelProto;
 pub use self::{
+    base::{Base, Description},
     error::ModelError,
-    graph::{Batch, BodyPrecision, IMAGES, LOGITS, Normalization, ServingGraph},
+    graph::{Batch, BodyPrecision, IMAGES, LOGITS, LinearLayer, Normalization, ServingGraph},
     labels::{imagenet, read_labels},
     manifest::{InputSize, Manifest},
 };
@@ -83,11 +90,8 @@ impl Model {
     /// # Errors
     /// As for [`Model::from_bytes`], and a file that cannot be read.
     pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
-        let in_file = |error| ModelError::File { path: path.to_owned(), source: Box::new(error) };
-        let onnx = fs::read(path).map_err(|error| in_file(ModelError::Read(error)))?;
-        let stem = path.file_stem().map_or("model".into(), |stem| stem.to_string_lossy());
-        let beside = path.with_file_name(format!("{stem}.labels.txt"));
-        Self::load(onnx.into(), overrides, &stem, Some(&beside)).map_err(in_file)
+        let stem = file_stem(path);
+        in_file(path, |onnx| Self::load(onnx, overrides, &stem, Some(&labels_beside(path))))
     }
 
     /// The model that comes with the program.
@@ -104,13 +108,19 @@ impl Model {
         fallback_name: &str,
         labels_beside: Option<&Path>,
     ) -> Result<Self, ModelError> {
-        let version = Sha256::digest(&onnx).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        let model = decode(&onnx)?;
+        let labels = |classes, manifest: &Manifest| choose_labels(classes, overrides, manifest, labels_beside);
+        Self::from_proto(decode(&onnx)?, version(&onnx), overrides, fallback_name, labels)
+    }
+
+    fn from_proto(
+        model: ModelProto,
+        version: String,
+        overrides: &Overrides,
+        fallback_name: &str,
+        labels: impl FnOnce(usize, &Manifest) -> Result<Vec<String>, ModelError>,
+    ) -> Result<Self, ModelError> {
         let manifest = Manifest::read(&model)?;
-        let normalization = Normalization {
-            mean: overrides.mean.or(manifest.mean).unwrap_or(Normalization::IMAGENET.mean),
-            std: overrides.std.or(manifest.std).unwrap_or(Normalization::IMAGENET.std),
-        };
+        let normalization = normalization(overrides, &manifest);
         let graph = ServingGraph::new(model, &normalization, manifest.input.as_ref())?;
         if !graph.normalizes && (overrides.mean.is_some() || overrides.std.is_some()) {
             return Err(ModelError::Normalization(
@@ -127,7 +137,7 @@ impl Model {
                 .filter(|name| !name.is_empty())
                 .map_or_else(|| fallback_name.to_owned(), Clone::clone),
             version,
-            labels: choose_labels(graph.classes, overrides, &manifest, labels_beside)?.into(),
+            labels: labels(graph.classes, &manifest)?.into(),
             geometry: geometry(&graph, overrides.resize_shorter_side.or(manifest.resize_shorter_side))?,
             graph,
             manifest,
@@ -135,12 +145,79 @@ impl Model {
     }
 }
 
+/// Does something with the content of the file; an error says which file it was.
+fn in_file<T>(path: &Path, work: impl FnOnce(Bytes) -> Result<T, ModelError>) -> Result<T, ModelError> {
+    let content = fs::read(path).map_err(ModelError::Read);
+    let named = |error| ModelError::File { path: path.to_owned(), source: Box::new(error) };
+    content.and_then(|onnx| work(onnx.into())).map_err(named)
+}
+
+/// What a model in this file is called when nothing else gives it a name.
+fn file_stem(path: &Path) -> String {
+    path.file_stem().map_or("model".into(), |stem| stem.to_string_lossy().into_owned())
+}
+
+/// Names the exact content.
+fn version(onnx: &[u8]) -> String {
+    Sha256::digest(onnx).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Writes everything that a model is served with into its manifest, so that the file needs nothing beside it.
+///
+/// `overrides` win over what the manifest says, and where neither says anything the defaults of [`Model::from_file`] are
+/// written. Without a name it is called `fallback_name`. `origin` is the file that the model is from: its labels may lie
+/// beside it.
+///
+/// # Errors
+/// As for [`Model::from_bytes`].
+pub fn complete(
+    model: &mut ModelProto,
+    overrides: &Overrides,
+    fallback_name: &str,
+    origin: Option<&Path>,
+) -> Result<(), ModelError> {
+    let beside = origin.map(labels_beside);
+    let labels = |classes, manifest: &Manifest| choose_labels(classes, overrides, manifest, beside.as_deref());
+    let served = Model::from_proto(model.clone(), String::new(), overrides, fallback_name, labels)?;
+    let manifest = served.manifest;
+    // A network that normalises by itself uses neither.
+    let normalization = served.graph.normalizes.then(|| normalization(overrides, &manifest));
+    let size = manifest.input.map_or_else(Default::default, |input| input.other);
+    Manifest {
+        name: Some(served.name),
+        labels: Some(served.labels.to_vec()),
+        input: Some(InputSize { height: served.geometry.height, width: served.geometry.width, other: size }),
+        resize_shorter_side: Some(served.geometry.resize_shorter_side),
+        mean: normalization.map(|normalization| normalization.mean).or(manifest.mean),
+        std: normalization.map(|normalization| normalization.std).or(manifest.std),
+        other: manifest.other,
+    }
+    .write(model);
+    Ok(())
+}
+
 /// Reads an ONNX file. Weights stay where they are in `onnx` and are shared, not copied.
-fn decode(onnx: &Bytes) -> Result<ModelProto, ModelError> {
+///
+/// # Errors
+/// Content that is not an ONNX model.
+pub fn decode(onnx: &Bytes) -> Result<ModelProto, ModelError> {
     match ModelProto::decode(onnx.clone()) {
         Ok(model) if model.graph.as_ref().is_some_and(|graph| !graph.node.is_empty()) => Ok(model),
         _ => Err(ModelError::NotOnnx(sniff::looks_like(onnx).to_owned())),
     }
+}
+
+fn normalization(overrides: &Overrides, manifest: &Manifest) -> Normalization {
+    Normalization {
+        mean: overrides.mean.or(manifest.mean).unwrap_or(Normalization::IMAGENET.mean),
+        std: overrides.std.or(manifest.std).unwrap_or(Normalization::IMAGENET.std),
+    }
+}
+
+/// The file of labels that may lie beside a model's.
+fn labels_beside(path: &Path) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{stem}.labels.txt"))
 }
 
 fn choose_labels(

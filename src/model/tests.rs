@@ -225,3 +225,46 @@ fn another_exporters_network_gives_the_golden_answers() {
         }
     }
 }
+
+/// Gives `base` a layer of three classes, and checks that the new file is that layer on the backbone's features.
+fn assert_layer_replaced(base: &Base, mean: [f32; 3]) {
+    let features = base.features();
+    let weight: Vec<f32> = (0..3 * features).map(|i| ((i * 37 % 23) as f32 - 11.0) * 0.01).collect();
+    let layer = LinearLayer { weight, bias: vec![0.5, -0.25, 0.0] };
+    let labels = ["x", "y", "z"].map(str::to_owned).to_vec();
+    let training = serde_json::json!({ "validation_accuracy": 0.5 });
+    let onnx = base.with_layer(&layer, Description { name: "mine".into(), labels, training }).unwrap();
+    let model = Model::from_bytes(onnx.into(), &Overrides::default()).unwrap();
+    assert_eq!((model.name.as_str(), model.labels.join("")), ("mine", "xyz".to_owned()));
+    assert_eq!((model.geometry, model.manifest.mean), (base.backbone.geometry, Some(mean)));
+    assert_eq!(model.manifest.other["training"]["validation_accuracy"], 0.5);
+    assert_eq!(model.manifest.other["base"]["name"], base.backbone.name);
+
+    let run = |graph: &ServingGraph| {
+        let image: Vec<u8> = (0..224 * 224 * 3).map(|i| (i * 7919 % 251) as u8).collect();
+        let engine = rten::Model::load(graph.to_onnx(Some(1), BodyPrecision::Fp32).unwrap()).unwrap();
+        infer(&engine, &image, [1, 224, 224, 3])
+    };
+    let seen = run(&base.backbone.graph);
+    let rows = layer.weight.chunks(features).zip(&layer.bias);
+    let expected: Vec<f32> =
+        rows.map(|(row, bias)| row.iter().zip(&seen).map(|(a, b)| a * b).sum::<f32>() + bias).collect();
+    assert_close(&run(&model.graph), &expected, 1e-3);
+    assert!(base.backbone.graph.features && !model.graph.features);
+}
+
+#[test]
+fn the_bundled_models_last_layer_can_be_replaced() {
+    let base = Base::bundled(&Overrides::default()).unwrap();
+    assert_eq!(base.features(), 512);
+    assert_layer_replaced(&base, Normalization::IMAGENET.mean);
+}
+
+#[test]
+fn another_exporters_last_layer_can_be_replaced_too() {
+    let Some(path) = shared("models/efficientnet-lite0.onnx") else { return };
+    let overrides = Overrides { mean: Some([0.498; 3]), std: Some([0.502; 3]), ..Default::default() };
+    let base = Base::from_file(&path, &overrides).unwrap();
+    assert_eq!(base.features(), 1280);
+    assert_layer_replaced(&base, [0.498; 3]);
+}

@@ -85,6 +85,8 @@ pub struct Arrival {
     pub image: Source,
     /// When it reached the server.
     pub at: Instant,
+    /// Whether its crop is mirrored, left to right; training looks at photos both ways.
+    pub mirrored: bool,
 }
 
 /// One image to classify.

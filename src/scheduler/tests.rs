@@ -118,7 +118,7 @@ impl Setup {
 fn arrival(value: u8) -> Arrival {
     let data = Bytes::from(vec![value; GEOMETRY.bytes()]);
     let frame = RawFrame { format: PixelFormat::Rgb8, width: 2, height: 2, stride: 0, data };
-    Arrival { image: Source::Raw(frame), at: Instant::now() }
+    Arrival { image: Source::Raw(frame), at: Instant::now(), mirrored: false }
 }
 
 fn job(value: u8) -> Job {
@@ -272,7 +272,7 @@ fn images_that_cannot_be_decoded_do_not_hold_up_the_batch_before_them() {
     let slow = || {
         let fetch = Box::new(|| {
             std::thread::sleep(Duration::from_millis(5));
-            Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now() })
+            Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now(), mirrored: false })
         });
         bench.queue.submit(Job { fetch, counts: false, ..job(0) }).unwrap()
     };
@@ -344,7 +344,8 @@ fn a_flooding_client_gives_way_to_another() {
 #[test]
 fn a_bad_image_fails_alone() {
     let bench = Setup::default().start();
-    let fetch = Box::new(|| Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now() }));
+    let fetch =
+        Box::new(|| Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now(), mirrored: false }));
     let bad = bench.queue.submit(Job { fetch, ..job(0) }).unwrap();
     assert!(matches!(bad.blocking_recv().unwrap(), Err(JobError::Image(_))));
     let good = bench.occupy(1);
@@ -486,7 +487,8 @@ fn an_incomplete_batch_does_not_wait_for_bad_images_before_a_device() {
     let config = SchedulerConfig { max_queue_delay: Duration::from_millis(100), ..Setup::default().config };
     let bench = Setup { max_batch: 2, offloaded: true, config, ..Setup::default() }.start();
     let good = bench.submit(1);
-    let fetch = Box::new(|| Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now() }));
+    let fetch =
+        Box::new(|| Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now(), mirrored: false }));
     let bad = bench.queue.submit(Job { fetch, ..job(0) }).unwrap();
     assert!(bad.blocking_recv().unwrap().is_err());
     assert_eq!(bench.call().images, [1]);

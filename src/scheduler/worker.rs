@@ -75,8 +75,11 @@ impl CoreWorker {
         let started = Instant::now();
         let decoded = match (job.fetch)() {
             None => Err(JobError::Abandoned),
-            Some(Arrival { image, at }) => {
+            Some(Arrival { image, at, mirrored }) => {
                 let result = self.preprocessor.crop(&image, &network.geometry, &mut crop);
+                if mirrored {
+                    network.geometry.mirror(&mut crop);
+                }
                 result.map(|()| started.saturating_duration_since(at)).map_err(JobError::Image)
             }
         };

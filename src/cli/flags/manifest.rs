@@ -13,6 +13,14 @@ pub struct ManifestFlags {
     /// The names of the classes, one a line [default: what the file has; for 1000 classes ImageNet-1k's].
     #[arg(long, env = "RESNET18_LABELS", value_name = "FILE")]
     labels: Option<PathBuf>,
+    #[command(flatten)]
+    pixels: PixelFlags,
+}
+
+/// The flags that say how images are prepared for a model.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct PixelFlags {
     /// Mean of the pixels, 0 to 1, for red, green and blue [default: what the file has, else 0.485,0.456,0.406].
     #[arg(long, env = "RESNET18_MEAN", value_name = "R,G,B")]
     mean: Option<Channels>,
@@ -25,24 +33,31 @@ pub struct ManifestFlags {
 }
 
 impl ManifestFlags {
+    /// Whether nothing was said.
+    pub fn is_empty(&self) -> bool {
+        let PixelFlags { mean, std, resize } = &self.pixels;
+        self.labels.is_none() && mean.is_none() && std.is_none() && resize.is_none()
+    }
+
     /// What was said, for a model that is to be called `name`.
     ///
     /// # Errors
     /// A file of labels that can't be read.
     pub fn overrides(&self, name: Option<String>) -> Result<Overrides, ModelError> {
-        Ok(Overrides {
-            name,
-            labels: self.labels.as_deref().map(model::read_labels).transpose()?,
+        let labels = self.labels.as_deref().map(model::read_labels).transpose()?;
+        Ok(Overrides { name, labels, ..self.pixels.overrides() })
+    }
+}
+
+impl PixelFlags {
+    /// What was said.
+    pub fn overrides(&self) -> Overrides {
+        Overrides {
             mean: self.mean.map(|mean| mean.0),
             std: self.std.map(|std| std.0),
             resize_shorter_side: self.resize,
-        })
-    }
-
-    /// Whether nothing was said.
-    pub fn is_empty(&self) -> bool {
-        let Self { labels, mean, std, resize } = self;
-        labels.is_none() && mean.is_none() && std.is_none() && resize.is_none()
+            ..Default::default()
+        }
     }
 }
 

@@ -1,8 +1,15 @@
 //! Flags that several subcommands share, each group with what it turns into.
 
 mod engine;
+mod engine_choice;
 mod image;
 mod manifest;
 mod server;
 
-pub use self::{engine::EngineFlags, image::ImageFlags, manifest::ManifestFlags, server::ServerFlags};
+pub use self::{
+    engine::EngineFlags,
+    engine_choice::EngineChoice,
+    image::ImageFlags,
+    manifest::{ManifestFlags, PixelFlags},
+    server::{CredentialFlags, ServerFlags},
+};

@@ -2,6 +2,7 @@
 
 mod encode;
 mod fold;
+mod head;
 mod inspect;
 mod scores;
 mod typing;
@@ -12,11 +13,14 @@ mod tests;
 
 use std::{collections::HashSet, fmt};
 
+pub(super) use self::head::Head;
+pub use self::head::LinearLayer;
+pub(super) use self::walk::{int_attribute, ints_attribute, node};
 use self::{
     encode::Storage,
     inspect::{Input, Layout},
     scores::Scores,
-    walk::{Names, int_attribute, ints_attribute, node},
+    walk::Names,
 };
 use super::{
     InputSize, ModelError,
@@ -36,6 +40,8 @@ pub const IMAGES: &str = "images";
 pub const LOGITS: &str = "logits";
 /// The oldest version of the standard operators that is taken.
 const OLDEST_OPSET: i64 = 13;
+/// What a batch's dimension is called where it is open.
+const ANY_BATCH: &str = "N";
 
 /// How a pixel becomes what the network was trained on: `(value / 255 - mean) / std`, for red, green and blue.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -106,6 +112,8 @@ pub struct ServingGraph {
     pub softmax: bool,
     /// Whether the graph normalises; not so where the network takes integers.
     pub normalizes: bool,
+    /// Whether the numbers that come out are no logits but what a last layer would take (see [`Base`](super::Base)).
+    pub features: bool,
     /// The rewritten model. Initializers stored as halves mean float32.
     model: ModelProto,
     /// How many nodes at the start are ours.
@@ -157,6 +165,7 @@ impl ServingGraph {
             batch: input.batch,
             softmax: scores.softmax.is_some(),
             normalizes: input.elem == DataType::Float || input.elem == DataType::Double,
+            features: false,
             model,
             prologue,
             network_input,
@@ -179,7 +188,7 @@ impl ServingGraph {
         let graph = model.graph.get_or_insert_default();
         let first = match batch {
             Some(batch) => dimension::Value::DimValue(batch as i64),
-            None => dimension::Value::DimParam("N".into()),
+            None => dimension::Value::DimParam(ANY_BATCH.into()),
         };
         for value in graph.input.iter_mut().chain(&mut graph.output) {
             set_first_dimension(value, &first);
@@ -208,6 +217,7 @@ impl fmt::Debug for ServingGraph {
             .field("batch", &self.batch)
             .field("softmax", &self.softmax)
             .field("normalizes", &self.normalizes)
+            .field("features", &self.features)
             .finish_non_exhaustive()
     }
 }
@@ -267,8 +277,12 @@ fn take_scores(graph: &mut GraphProto, scores: &Scores) -> Result<String, ModelE
         return Err(ModelError::Output(format!("output `{}` is not computed from the images", scores.output)));
     }
     graph.output.retain(|output| output.name() == scores.output);
+    keep_only(graph, HashSet::from([last.clone()]));
+    Ok(last)
+}
 
-    let mut needed: HashSet<String> = HashSet::from([last.clone()]);
+/// Removes what is not needed to compute the tensors `needed`.
+fn keep_only(graph: &mut GraphProto, mut needed: HashSet<String>) {
     let keep: Vec<bool> = graph
         .node
         .iter()
@@ -294,7 +308,6 @@ fn take_scores(graph: &mut GraphProto, scores: &Scores) -> Result<String, ModelE
     fold::retain_indices(&mut graph.node, |index| keep[count - 1 - index]);
     graph.initializer.retain(|tensor| !removed.contains(tensor.name()));
     graph.value_info.retain(|value| !removed.contains(value.name()));
-    Ok(last)
 }
 
 /// Takes the serving graph's two names away from the network's tensors. Returns the new name of the tensor `last`.
@@ -404,8 +417,15 @@ fn set_first_dimension(value: &mut ValueInfoProto, first: &dimension::Value) {
     }
 }
 
-fn tensor_type(elem: DataType, dims: &[i64]) -> TypeProto {
-    let dim = |&dim: &i64| Dimension { denotation: None, value: Some(dimension::Value::DimValue(dim)) };
+/// The type of a tensor; a dimension of -1 is a batch of any size.
+pub(super) fn tensor_type(elem: DataType, dims: &[i64]) -> TypeProto {
+    let dim = |&dim: &i64| Dimension {
+        denotation: None,
+        value: Some(match dim {
+            -1 => dimension::Value::DimParam(ANY_BATCH.into()),
+            dim => dimension::Value::DimValue(dim),
+        }),
+    };
     let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
     let tensor = type_proto::Tensor { elem_type: Some(elem as i32), shape: Some(shape) };
     TypeProto { denotation: None, value: Some(type_proto::Value::TensorType(tensor)) }

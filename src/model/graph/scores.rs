@@ -81,7 +81,7 @@ pub(super) fn scores(graph: &GraphProto) -> Result<Scores, ModelError> {
 }
 
 /// The tensor that the scores are before any Softmax.
-fn source(scores: &Scores) -> &str {
+pub(super) fn source(scores: &Scores) -> &str {
     scores.softmax.as_ref().map_or(&scores.output, |softmax| &softmax.logits)
 }
 

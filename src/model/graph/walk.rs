@@ -42,7 +42,12 @@ pub(super) fn input(node: &NodeProto, index: usize) -> Option<&str> {
 }
 
 /// A node of the default domain. Its name is that of its output.
-pub(super) fn node(op_type: &str, inputs: &[&str], output: &str, attribute: Option<AttributeProto>) -> NodeProto {
+pub(in crate::model) fn node(
+    op_type: &str,
+    inputs: &[&str],
+    output: &str,
+    attribute: Option<AttributeProto>,
+) -> NodeProto {
     NodeProto {
         op_type: Some(op_type.to_owned()),
         name: Some(output.to_owned()),
@@ -53,7 +58,7 @@ pub(super) fn node(op_type: &str, inputs: &[&str], output: &str, attribute: Opti
     }
 }
 
-pub(super) fn int_attribute(name: &str, value: i64) -> AttributeProto {
+pub(in crate::model) fn int_attribute(name: &str, value: i64) -> AttributeProto {
     AttributeProto {
         name: Some(name.to_owned()),
         r#type: Some(AttributeType::Int as i32),
@@ -62,7 +67,7 @@ pub(super) fn int_attribute(name: &str, value: i64) -> AttributeProto {
     }
 }
 
-pub(super) fn ints_attribute(name: &str, values: &[i64]) -> AttributeProto {
+pub(in crate::model) fn ints_attribute(name: &str, values: &[i64]) -> AttributeProto {
     AttributeProto {
         name: Some(name.to_owned()),
         r#type: Some(AttributeType::Ints as i32),

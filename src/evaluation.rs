@@ -1,0 +1,252 @@
+//! How often a model is right: overall, class by class, what it takes for what, and whether two engines agree.
+
+use std::collections::HashMap;
+
+use serde::Serialize;
+
+use crate::answer;
+
+/// A photo, what it shows, and what a model says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Case {
+    /// The photo's file.
+    pub file: String,
+    /// The right class's index.
+    pub class: usize,
+    /// `float32 [classes]`.
+    pub probabilities: Vec<f32>,
+}
+
+/// How often a model is right.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// How many photos were classified.
+    pub photos: usize,
+    /// The share whose most probable class is the right one, 0 to 1.
+    pub top1: f64,
+    /// The share whose right class is among the five most probable ones, 0 to 1.
+    pub top5: f64,
+    /// The classes of which there are photos, in the order of the labels.
+    pub classes: Vec<ClassResult>,
+    /// What was taken for something else, the most frequent first.
+    pub confusions: Vec<Confusion>,
+    /// The wrong answers, those that the model was surest of first.
+    pub mistakes: Vec<Mistake>,
+}
+
+/// How often a model is right about one class.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ClassResult {
+    /// The class's name.
+    pub label: String,
+    /// How many photos show it.
+    pub photos: usize,
+    /// How many of them are recognised.
+    pub right: usize,
+    /// `right / photos`.
+    pub recall: f64,
+    /// Of all photos that are taken for this class, the share that shows it; absent where there is none.
+    pub precision: Option<f64>,
+}
+
+/// Photos of one class that were taken for another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Confusion {
+    /// What they show.
+    pub label: String,
+    /// What they were taken for.
+    pub predicted: String,
+    /// How many.
+    pub photos: usize,
+}
+
+/// A wrong answer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Mistake {
+    /// The photo's file.
+    pub file: String,
+    /// What it shows.
+    pub label: String,
+    /// What it was taken for.
+    pub predicted: String,
+    /// How sure the model was of that, 0 to 1.
+    pub probability: f32,
+}
+
+/// How far two sets of answers to the same photos agree.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Agreement {
+    /// Photos that both answered.
+    pub photos: usize,
+    /// The share that has the same most probable class, 0 to 1.
+    pub same_top1: f64,
+    /// The largest difference of any probability.
+    pub largest_change: f32,
+    /// The photo with that.
+    pub changed_most: Option<String>,
+}
+
+impl Evaluation {
+    /// Counts. `labels` are the classes' names; classes of the same name count as one.
+    pub fn new(labels: &[String], cases: &[Case]) -> Self {
+        let mut first = HashMap::new();
+        let same: Vec<usize> = labels.iter().enumerate().map(|(i, label)| *first.entry(label).or_insert(i)).collect();
+        let (mut top1, mut top5, mut mistakes) = (0, 0, Vec::new());
+        let mut counts: HashMap<(usize, usize), usize> = HashMap::new();
+        for case in cases {
+            let class = same[case.class];
+            let best = answer::top_k(&case.probabilities, 5, 0.0);
+            top5 += usize::from(best.iter().any(|best| same[best.class_id] == class));
+            let Some(best) = best.first() else { continue };
+            let predicted = same[best.class_id];
+            *counts.entry((class, predicted)).or_default() += 1;
+            if predicted == class {
+                top1 += 1;
+            } else {
+                mistakes.push(Mistake {
+                    file: case.file.clone(),
+                    label: labels[class].clone(),
+                    predicted: labels[predicted].clone(),
+                    probability: best.probability,
+                });
+            }
+        }
+        mistakes.sort_by(|a, b| b.probability.total_cmp(&a.probability).then_with(|| a.file.cmp(&b.file)));
+
+        let sum = |part: &dyn Fn(usize, usize) -> bool| -> usize {
+            counts.iter().filter(|((class, predicted), _)| part(*class, *predicted)).map(|(_, count)| count).sum()
+        };
+        let classes = (0..labels.len()).filter_map(|class| {
+            let photos = sum(&|of, _| of == class);
+            let right = counts.get(&(class, class)).copied().unwrap_or(0);
+            let taken = sum(&|_, predicted| predicted == class);
+            (photos > 0).then(|| ClassResult {
+                label: labels[class].clone(),
+                photos,
+                right,
+                recall: share(right, photos),
+                precision: (taken > 0).then(|| share(right, taken)),
+            })
+        });
+        let mut confusions: Vec<Confusion> = counts
+            .iter()
+            .filter(|((class, predicted), _)| class != predicted)
+            .map(|((class, predicted), count)| Confusion {
+                label: labels[*class].clone(),
+                predicted: labels[*predicted].clone(),
+                photos: *count,
+            })
+            .collect();
+        confusions.sort_by(|a, b| {
+            b.photos.cmp(&a.photos).then_with(|| (&a.label, &a.predicted).cmp(&(&b.label, &b.predicted)))
+        });
+        Self {
+            photos: cases.len(),
+            top1: share(top1, cases.len()),
+            top5: share(top5, cases.len()),
+            classes: classes.collect(),
+            confusions,
+            mistakes,
+        }
+    }
+
+    /// The confusion matrix over `labels`: a row for each class, with how many of its photos were taken for which class.
+    pub fn matrix(&self, labels: &[String]) -> Vec<Vec<usize>> {
+        let index = |label: &String| labels.iter().position(|other| other == label);
+        let mut matrix = vec![vec![0; labels.len()]; labels.len()];
+        for class in &self.classes {
+            if let Some(at) = index(&class.label) {
+                matrix[at][at] = class.right;
+            }
+        }
+        for confusion in &self.confusions {
+            if let (Some(row), Some(column)) = (index(&confusion.label), index(&confusion.predicted)) {
+                matrix[row][column] = confusion.photos;
+            }
+        }
+        matrix
+    }
+}
+
+impl Agreement {
+    /// Compares answers to the same photos, found by their files.
+    pub fn new(one: &[Case], other: &[Case]) -> Self {
+        let others: HashMap<&str, &Case> = other.iter().map(|case| (case.file.as_str(), case)).collect();
+        let pairs: Vec<(&Case, &Case)> =
+            one.iter().filter_map(|case| Some((case, *others.get(case.file.as_str())?))).collect();
+        let best = |case: &Case| answer::top_k(&case.probabilities, 1, 0.0).first().map(|best| best.class_id);
+        let change = |(a, b): &(&Case, &Case)| {
+            a.probabilities.iter().zip(&b.probabilities).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        let most = pairs.iter().map(|pair| (change(pair), pair.0)).max_by(|a, b| a.0.total_cmp(&b.0));
+        Self {
+            photos: pairs.len(),
+            same_top1: share(pairs.iter().filter(|(a, b)| best(a) == best(b)).count(), pairs.len()),
+            largest_change: most.map_or(0.0, |(change, _)| change),
+            changed_most: most.map(|(_, case)| case.file.clone()),
+        }
+    }
+}
+
+fn share(part: usize, all: usize) -> f64 {
+    if all == 0 { 0.0 } else { part as f64 / all as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    fn case(file: &str, class: usize, probabilities: &[f32]) -> Case {
+        Case { file: file.into(), class, probabilities: probabilities.into() }
+    }
+
+    #[test]
+    fn right_and_wrong_answers_are_counted_by_class() {
+        let labels = labels(&["cat", "dog", "owl"]);
+        let cases = [
+            case("1", 0, &[0.7, 0.2, 0.1]),
+            case("2", 0, &[0.3, 0.6, 0.1]),
+            case("3", 1, &[0.1, 0.8, 0.1]),
+            case("4", 0, &[0.05, 0.9, 0.05]),
+        ];
+        let evaluation = Evaluation::new(&labels, &cases);
+        assert_eq!((evaluation.photos, evaluation.top1, evaluation.top5), (4, 0.5, 1.0));
+        let classes: Vec<_> = evaluation.classes.iter().map(|c| (c.label.as_str(), c.photos, c.right)).collect();
+        assert_eq!(classes, [("cat", 3, 1), ("dog", 1, 1)], "no photo shows an owl");
+        assert_eq!(evaluation.classes[0].precision, Some(1.0));
+        assert_eq!(evaluation.classes[1].precision, Some(1.0 / 3.0));
+        assert_eq!(evaluation.matrix(&labels), [[1, 2, 0], [0, 1, 0], [0, 0, 0]]);
+        let files: Vec<_> = evaluation.mistakes.iter().map(|mistake| mistake.file.as_str()).collect();
+        assert_eq!(files, ["4", "2"], "the surest mistake comes first");
+    }
+
+    #[test]
+    fn the_sixth_guess_does_not_count() {
+        let labels = labels(&["a", "b", "c", "d", "e", "f"]);
+        let cases =
+            [case("1", 4, &[0.3, 0.2, 0.15, 0.14, 0.11, 0.1]), case("2", 5, &[0.3, 0.2, 0.15, 0.14, 0.11, 0.1])];
+        let evaluation = Evaluation::new(&labels, &cases);
+        assert_eq!((evaluation.top1, evaluation.top5), (0.0, 0.5));
+    }
+
+    #[test]
+    fn classes_of_the_same_name_are_one() {
+        let labels = labels(&["crane", "owl", "crane"]);
+        let evaluation = Evaluation::new(&labels, &[case("1", 0, &[0.1, 0.2, 0.7])]);
+        assert_eq!((evaluation.top1, evaluation.classes.len()), (1.0, 1));
+    }
+
+    #[test]
+    fn agreement_finds_the_largest_change() {
+        let one = [case("1", 0, &[0.6, 0.4]), case("2", 0, &[0.9, 0.1]), case("3", 0, &[0.5, 0.5])];
+        let other = [case("1", 0, &[0.45, 0.55]), case("2", 0, &[0.89, 0.11])];
+        let agreement = Agreement::new(&one, &other);
+        assert_eq!((agreement.photos, agreement.same_top1), (2, 0.5));
+        assert!((agreement.largest_change - 0.15).abs() < 1e-6);
+        assert_eq!(agreement.changed_most.as_deref(), Some("1"));
+    }
+}

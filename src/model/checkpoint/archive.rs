@@ -1,0 +1,117 @@
+//! The zip archive that `torch.save` writes: a pickle, and a file for each storage.
+
+use std::{
+    collections::HashMap,
+    io::{Cursor, Read},
+    rc::Rc,
+};
+
+use bytes::Bytes;
+use zip::{CompressionMethod, ZipArchive, result::ZipError};
+
+use super::{
+    Checkpoint, CheckpointError,
+    error::{damaged, unsupported},
+    pickle::{Pickle, Storage},
+    state_dict,
+    tensor::Elem,
+};
+
+/// Weights are hardly ever compressed, and cannot be by much: more than this many times is an attack.
+const MOST_INFLATION: usize = 16;
+
+pub(super) fn read(content: &Bytes) -> Result<Checkpoint, CheckpointError> {
+    let mut archive = Archive::new(content)?;
+    let pickle = Pickle::read(&archive.entry("data.pkl")?)?;
+    let mut storages: HashMap<Rc<str>, Bytes> = HashMap::new();
+    state_dict::read(&pickle, |storage| {
+        if let Some(bytes) = storages.get(&storage.key) {
+            return Ok(bytes.clone());
+        }
+        let bytes = archive.entry(&format!("data/{}", storage.key))?;
+        check_len(storage, bytes.len())?;
+        storages.insert(Rc::clone(&storage.key), bytes.clone());
+        Ok(bytes)
+    })
+}
+
+fn check_len(storage: &Storage, bytes: usize) -> Result<(), CheckpointError> {
+    match storage.len.checked_mul(storage.elem.map_or(1, Elem::size)) == Some(bytes) {
+        true => Ok(()),
+        false => Err(damaged(format!(
+            "the storage {} should have {} values, but there are {bytes} bytes",
+            storage.key, storage.len
+        ))),
+    }
+}
+
+struct Archive {
+    content: Bytes,
+    zip: ZipArchive<Cursor<Bytes>>,
+    /// The folder that everything lies in, with a slash.
+    folder: String,
+    /// How many bytes compressed entries may still become.
+    allowance: usize,
+}
+
+impl Archive {
+    fn new(content: &Bytes) -> Result<Self, CheckpointError> {
+        let zip = ZipArchive::new(Cursor::new(content.clone())).map_err(broken)?;
+        let folder = zip.file_names().find_map(|name| name.strip_suffix("data.pkl")).map(str::to_owned);
+        let Some(folder) = folder.filter(|folder| folder.is_empty() || folder.ends_with('/')) else {
+            return Err(unsupported("is a zip archive, but holds no `data.pkl`: PyTorch did not write it"));
+        };
+        if zip.index_for_name(&format!("{folder}constants.pkl")).is_some() {
+            return Err(unsupported(
+                "is a TorchScript program; its weights are read when saved alone: \
+                 `torch.save(torch.jit.load(PATH).state_dict(), PATH)`",
+            ));
+        }
+        let allowance = content.len().saturating_mul(MOST_INFLATION);
+        let mut archive = Self { content: content.clone(), zip, folder, allowance };
+        if archive.zip.index_for_name(&format!("{}byteorder", archive.folder)).is_some()
+            && archive.entry("byteorder")?.trim_ascii() != b"little"
+        {
+            return Err(unsupported("was saved on a big-endian machine; save it again on a little-endian one"));
+        }
+        Ok(archive)
+    }
+
+    /// An entry's content: where it is stored as it is, a view into the file.
+    fn entry(&mut self, name: &str) -> Result<Bytes, CheckpointError> {
+        let name = format!("{}{name}", self.folder);
+        let mut entry = self.zip.by_name(&name).map_err(|error| match error {
+            ZipError::FileNotFound => damaged(format!("the archive has no `{name}`")),
+            error => broken(error),
+        })?;
+        let cut = || damaged(format!("`{name}` reaches beyond the end of the file"));
+        let size = usize::try_from(entry.size()).map_err(|_| cut())?;
+        if entry.compression() == CompressionMethod::Stored {
+            let start = entry.data_start().and_then(|start| usize::try_from(start).ok()).ok_or_else(cut)?;
+            let end = start.checked_add(size).filter(|end| *end <= self.content.len()).ok_or_else(cut)?;
+            let bytes = self.content.slice(start..end);
+            if crc32fast::hash(&bytes) != entry.crc32() {
+                return Err(damaged(format!("the checksum of `{name}` is wrong")));
+            }
+            return Ok(bytes);
+        }
+        self.allowance = self
+            .allowance
+            .checked_sub(size)
+            .ok_or_else(|| damaged(format!("`{name}` would become {size} bytes, far more than its file has")))?;
+        let mut bytes = Vec::new();
+        entry
+            .by_ref()
+            .take(size as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| damaged(format!("`{name}`: {error}")))?;
+        match bytes.len() == size {
+            true => Ok(bytes.into()),
+            false => Err(damaged(format!("`{name}` has {} bytes instead of {size}", bytes.len()))),
+        }
+    }
+}
+
+fn broken(error: ZipError) -> CheckpointError {
+    damaged(format!("the archive is broken ({error})"))
+}
