@@ -113,7 +113,7 @@ fn what_is_no_state_dict_is_refused_with_advice() {
         (archive(&[("a.npy", vec![1])], CompressionMethod::Stored), "no `data.pkl`"),
         (archive(&[("data.pkl", vec![]), ("constants.pkl", vec![])], CompressionMethod::Stored), "TorchScript"),
         (archive(&[("data.pkl", vec![]), ("byteorder", b"big".into())], CompressionMethod::Stored), "big-endian"),
-        (pickle(&dict(&[])), "pickle"),
+        (pickle(&dict(&[])), "not one that `torch.save` writes"),
         (b"GGUF....".into(), "GGUF"),
         (vec![], "is empty"),
         ([vec![0; 257], b"ustar".into()].concat(), "tar archive"),
