@@ -106,3 +106,41 @@ fn unreadable(error: &io::Error) -> Status {
     };
     Status::new(code, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_is_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        fs::write(&path, "old").unwrap();
+        write_atomically(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+
+        let taken = folder.path().join("folder");
+        fs::create_dir(&taken).unwrap();
+        assert!(write_atomically(&taken, b"new").is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn files_beyond_the_limit_are_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "four").unwrap();
+        assert_eq!(read_at_most(file.path(), 4).unwrap(), b"four");
+        assert!(read_at_most(file.path(), 3).unwrap_err().contains("larger than"));
+        // A device has no size and no end.
+        assert!(read_at_most(Path::new("/dev/zero"), 1 << 20).unwrap_err().contains("larger than"));
+    }
+
+    #[test]
+    fn outputs_that_cannot_be_written_are_known_beforehand() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(check_output(&folder.path().join("new.onnx")).is_ok());
+        assert!(check_output(Path::new("new.onnx")).is_ok());
+        assert!(check_output(folder.path()).unwrap_err().contains("is a directory"));
+        assert!(check_output(&folder.path().join("a/b.onnx")).unwrap_err().contains("there is no folder"));
+    }
+}

@@ -56,11 +56,11 @@ pub struct Args {
     /// What clients call the model [default: what the file has, else the name of the output].
     #[arg(long, env = "RESNET18_IMPORT_NAME", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
-    #[command(flatten)]
-    manifest: ManifestFlags,
     /// Print one line of JSON.
     #[arg(long, env = "RESNET18_IMPORT_JSON")]
     json: bool,
+    #[command(flatten)]
+    manifest: ManifestFlags,
 }
 
 /// Imports and says what came of it.

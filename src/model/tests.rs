@@ -73,6 +73,19 @@ fn a_file_gives_its_name_and_the_labels_beside_it() {
 }
 
 #[test]
+fn a_completed_model_needs_nothing_beside_it() {
+    let mut model =
+        decode(&with_manifest(r#"{"labels":["e","f","g","h"],"std":[0.5,0.5,0.5],"note":"kept"}"#)).unwrap();
+    let overrides = Overrides { mean: Some([0.25; 3]), resize_shorter_side: Some(9), ..Default::default() };
+    complete(&mut model, &overrides, "owls", None).unwrap();
+    let served = Model::from_bytes(bytes(&model), &Overrides::default()).unwrap();
+    assert_eq!((served.name.as_str(), served.labels.join("")), ("owls", "efgh".to_owned()));
+    assert_eq!(served.geometry, Geometry { width: 6, height: 4, resize_shorter_side: 9 });
+    let Manifest { mean, std, other, .. } = served.manifest;
+    assert_eq!((mean, std, &other["note"]), (Some([0.25; 3]), Some([0.5; 3]), &Value::from("kept")));
+}
+
+#[test]
 fn labels_must_be_as_many_as_the_classes() {
     let overrides = Overrides { labels: Some(vec!["cat".into()]), ..Default::default() };
     assert_eq!(

@@ -5,7 +5,7 @@ use std::{collections::HashMap, rc::Rc};
 use bytes::Bytes;
 
 use super::{
-    Checkpoint, CheckpointError,
+    Checkpoint, CheckpointError, PICKLE,
     error::{damaged, unsupported},
     pickle::{Pickle, Value},
     state_dict,
@@ -18,7 +18,7 @@ const PROTOCOL: i64 = 1001;
 
 /// Whether `content` begins as such files do: with a pickle of the magic number.
 pub(super) fn is_legacy(content: &[u8]) -> bool {
-    content.first() == Some(&0x80) && content[..content.len().min(32)].windows(MAGIC.len()).any(|part| part == MAGIC)
+    content.first() == Some(&PICKLE) && content[..content.len().min(32)].windows(MAGIC.len()).any(|part| part == MAGIC)
 }
 
 pub(super) fn read(content: &Bytes) -> Result<Checkpoint, CheckpointError> {

@@ -26,6 +26,9 @@ use self::tensor::Tensor;
 pub use self::{error::CheckpointError, resnet::ResNet};
 use super::sniff;
 
+/// What pickles begin with.
+const PICKLE: u8 = 0x80;
+
 /// The tensors of a checkpoint, by the names they have in the file.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -37,7 +40,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Whether the content is a checkpoint's, sound or not.
     pub fn is_one(content: &[u8]) -> bool {
-        is_zip(content) || content.first() == Some(&0x80) || sniff::is_safetensors(content)
+        is_zip(content) || content.first() == Some(&PICKLE) || sniff::is_safetensors(content)
     }
 
     /// Reads the content of a `.pth`, `.pt` or `.safetensors` file. The values stay where they are in `content`.
@@ -55,6 +58,8 @@ impl Checkpoint {
             safetensors::read(&content)
         } else if content.get(257..262) == Some(b"ustar") {
             Err(error::unsupported("is a tar archive, as PyTorch wrote before 0.2; save it again with a newer one"))
+        } else if content.first() == Some(&PICKLE) {
+            Err(error::unsupported("is a Python pickle, but not one that `torch.save` writes"))
         } else {
             Err(CheckpointError::Unknown(sniff::looks_like(&content).to_owned()))
         }

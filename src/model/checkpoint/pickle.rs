@@ -255,7 +255,7 @@ impl Machine<'_> {
                 // BINPERSID
                 b'Q' => {
                     let id = self.pop()?;
-                    self.push_storage(id);
+                    self.push_persistent(id);
                 }
                 // BINPUT, LONG_BINPUT, MEMOIZE, BINGET, LONG_BINGET
                 b'q' => {
@@ -275,7 +275,7 @@ impl Machine<'_> {
                     let index = self.size::<4>()?;
                     self.recall(index)?;
                 }
-                other => return Err(self.wrong(format!("the opcode {other:#04x} is none that PyTorch writes"))),
+                other => return Err(self.wrong(format!("the opcode {other:#04x} is none of protocols 2 to 5"))),
             }
         }
     }
@@ -526,8 +526,13 @@ impl Machine<'_> {
         Some(Value::Tensor(TensorView { storage: Rc::clone(storage), elem: elem.or(storage.elem)?, layout }))
     }
 
-    /// `("storage", type, key, device, length, part)`.
-    fn push_storage(&mut self, id: Id) {
+    /// `("storage", type, key, device, length, part)`, or `("module", class, …)` for a class and its source.
+    fn push_persistent(&mut self, id: Id) {
+        if let [kind, class, ..] = *self.items(id)
+            && self.text(kind).is_some_and(|kind| &**kind == "module")
+        {
+            return self.stack.push(class);
+        }
         let storage = self.storage(id).map(Rc::new);
         if let Some(storage) = &storage {
             self.storages.insert(Rc::clone(&storage.key), Rc::clone(storage));

@@ -191,17 +191,30 @@ impl Builder {
     /// The values of a tensor, in f64, so that folding does not lose precision.
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f64>, CheckpointError> {
         let Some(tensor) = self.checkpoint.tensors.remove(name) else {
-            let hint = match self.checkpoint.others.get(name) {
-                Some(what) => format!("; under that name it holds {what}"),
-                None if name.starts_with(self.naming.head()) => "; without its last layer it cannot classify".into(),
-                None => String::new(),
-            };
+            let hint = self.whereabouts(name);
             return Err(CheckpointError::Missing { tensor: name.into(), hint });
         };
         if tensor.shape() != shape {
             return Err(error::tensor(name, format!("has the shape {:?} instead of {shape:?}", tensor.shape())));
         }
         tensor.values(name)
+    }
+
+    /// What may have become of a tensor that is not there.
+    fn whereabouts(&self, name: &str) -> String {
+        let Checkpoint { tensors, others } = &self.checkpoint;
+        let layer = &name[..=name.rfind('.').unwrap_or_default()];
+        let similar: Vec<String> =
+            tensors.keys().chain(others.keys()).filter(|name| name.starts_with(layer)).cloned().collect();
+        if let Some(what) = others.get(name) {
+            format!("; under that name it holds {what}")
+        } else if !similar.is_empty() {
+            format!("; of that layer there are only {}", list(&similar))
+        } else if layer.strip_suffix('.') == Some(self.naming.head()) {
+            "; without its last layer it cannot classify".into()
+        } else {
+            String::new()
+        }
     }
 
     fn take_learned(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f64>, CheckpointError> {
