@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use resnet18_server::{
-    engine::{self, EngineConfig, EngineKind},
+    engine::{self, EngineConfig, EngineKind, tensorrt::TensorRtConfig},
     model::{Model, Overrides},
 };
 
@@ -18,7 +18,8 @@ fn engines(c: &mut Criterion) {
                 precision: None,
                 openvino_lib: None,
                 threads: cores,
-                max_batch: NonZeroUsize::new(max_batch).expect("not zero"),
+                max_batch: NonZeroUsize::new(max_batch),
+                tensorrt: TensorRtConfig::default(),
             };
             let mut lanes = match engine::start(&config, &model) {
                 Ok(lanes) => lanes,

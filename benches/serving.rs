@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use resnet18_server::{
     client::load::{LoadConfig, LoadMode, LoadReport, OnRejection, run_load},
-    engine::{self, Engine, EngineConfig},
+    engine::{self, Engine, EngineConfig, tensorrt::TensorRtConfig},
     image::{Geometry, PreprocessConfig, Preprocessor, Source},
     model::{Model, Overrides},
 };
@@ -105,7 +105,8 @@ fn terms(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::E
         precision: None,
         openvino_lib: None,
         threads: cores,
-        max_batch: std::num::NonZeroUsize::MIN,
+        max_batch: None,
+        tensorrt: TensorRtConfig::default(),
     };
     let mut lanes = engine::start(&config, &model)?;
     let classes = model.graph.classes;

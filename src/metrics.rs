@@ -30,6 +30,8 @@ const ENGINE_INFO: &str = "classifier_engine_info";
 const MODEL_LOAD: &str = "classifier_model_load_seconds";
 const MODEL_LOADS: &str = "classifier_model_loads_total";
 const MODEL_READY: &str = "classifier_model_ready";
+const ENGINE_BUILD: &str = "classifier_engine_build_seconds";
+const ENGINE_CACHE: &str = "classifier_engine_cache_total";
 const BUILD_INFO: &str = "classifier_build_info";
 
 /// From 0.1 ms to 10 s, finest where a request usually lies.
@@ -160,7 +162,21 @@ fn describe() {
     describe_gauge!(MODEL_LOAD, Unit::Seconds, "Time to load, check and warm up the model.");
     describe_counter!(MODEL_LOADS, "Attempts to load the model or a new version of it, by outcome: loaded or failed.");
     describe_gauge!(MODEL_READY, "1 while a version of the model answers.");
+    describe_gauge!(ENGINE_BUILD, Unit::Seconds, "Time of the last build of a TensorRT engine.");
+    describe_counter!(ENGINE_CACHE, "TensorRT engines that were looked for in the cache, by result: hit or miss.");
     describe_gauge!(BUILD_INFO, "1; its label is the server's version.");
+}
+
+/// An engine was built for a GPU.
+#[cfg(feature = "tensorrt")]
+pub(crate) fn engine_built(took: Duration) {
+    gauge!(ENGINE_BUILD).set(took.as_secs_f64());
+}
+
+/// An engine was found in the cache, or not.
+#[cfg(feature = "tensorrt")]
+pub(crate) fn engine_cache(hit: bool) {
+    counter!(ENGINE_CACHE, "result" => if hit { "hit" } else { "miss" }).increment(1);
 }
 
 /// The metrics of one served model.

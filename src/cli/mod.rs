@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::client::{ClientError, video::VideoError};
 
+pub mod build;
 pub mod classify;
 mod files;
 mod flags;
@@ -39,6 +40,8 @@ pub enum Command {
     Stream(stream::Args),
     /// Measure a server: throughput, latency and errors under load.
     Load(load::Args),
+    /// Build TensorRT engines ahead of time, without a GPU.
+    Build(build::Args),
 }
 
 /// Where the server is and which of its models to ask; every client subcommand has these flags.
@@ -97,6 +100,7 @@ impl Cli {
             Command::Classify(args) => classify::run(args).await,
             Command::Stream(args) => stream::run(args).await,
             Command::Load(args) => load::run(args).await,
+            Command::Build(args) => build::run(args).await,
         };
         result.unwrap_or_else(|error| {
             let code = error.exit_code();

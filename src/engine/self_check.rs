@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use bytes::Bytes;
 
-use super::{Engine, EngineConfig, EngineError, Lanes, embedded};
+use super::{Engine, EngineConfig, EngineError, Lanes, embedded, tensorrt::TensorRtConfig};
 use crate::{
     answer,
     image::{PreprocessConfig, Preprocessor, Source},
@@ -66,7 +66,8 @@ fn reference(model: &Model, crops: &[Vec<u8>]) -> Result<Vec<Vec<f32>>, EngineEr
         precision: None,
         openvino_lib: None,
         threads: NonZeroUsize::MIN,
-        max_batch: NonZeroUsize::MIN,
+        max_batch: None,
+        tensorrt: TensorRtConfig::default(),
     };
     let mut lanes = embedded::load(&config, model)?;
     let batch = lanes.info.max_batch;

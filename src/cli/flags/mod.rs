@@ -3,5 +3,11 @@
 mod engine;
 mod image;
 mod manifest;
+mod tensorrt;
 
-pub use self::{engine::EngineFlags, image::ImageFlags, manifest::ManifestFlags};
+pub use self::{
+    engine::EngineFlags,
+    image::ImageFlags,
+    manifest::ManifestFlags,
+    tensorrt::{PlanFlags, TensorRtFlags},
+};
