@@ -8,6 +8,8 @@ pub mod cli;
 pub mod client;
 pub mod code;
 pub mod engine;
+#[cfg(feature = "tensorrt")]
+pub mod gpu;
 pub mod grpc;
 pub mod http;
 pub mod image;

@@ -19,9 +19,9 @@ mod pipeline;
 use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
 #[cfg(feature = "tensorrt")]
-pub use self::engine::{DeviceTimes, build_ahead, measure};
-#[cfg(feature = "tensorrt")]
 pub(super) use self::engine::prepare;
+#[cfg(feature = "tensorrt")]
+pub use self::engine::{DeviceTimes, build_ahead, measure};
 #[cfg(not(feature = "tensorrt"))]
 use super::{EngineConfig, EngineError, Lanes};
 use super::{EngineKind, plan_cache::Origin};
