@@ -120,7 +120,10 @@ impl Network {
                 (None, Some(Batches { usual, max }), max)
             }
         };
-        let onnx = model.graph.to_onnx(fixed, body).map_err(|error| KIND.unsupported(error))?;
+        let onnx = model.graph.to_onnx(fixed, body).map_err(|error| {
+            let advice = if precision == Precision::Fp32 { "" } else { "; --precision fp32 does without" };
+            KIND.unsupported(format!("{error}{advice}"))
+        })?;
         let key = Key::new([
             ("kind", format!("{FLAVOUR} plan")),
             ("version", version.to_owned()),
