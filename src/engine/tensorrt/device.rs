@@ -237,8 +237,9 @@ impl Loaded {
             let kept = Mutex::new(known.map_or(0, |kept| kept.len()));
             Some(Kernels { cache: Arc::new(cache), keep: store.keep, kept })
         };
+        // The data-centre TensorRT compiles when it builds, so there is nothing more to keep.
         #[cfg(feature = "tensorrt-enterprise")]
-        let (_, _) = (store, &mut engine);
+        let (_, _, _) = (store.kept, store.keep, &mut engine);
         Ok(Arc::new(Self {
             engine: Mutex::new(engine),
             _runtime: Mutex::new(runtime),

@@ -181,6 +181,17 @@ pub(super) fn take_errors(otherwise: impl ToString) -> String {
     if errors.is_empty() { otherwise.to_string() } else { errors.join("; ") }
 }
 
+/// A message on one line, without the place in TensorRT's source; `None` for mere decoration.
+fn tidy(message: &str) -> Option<String> {
+    let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = match words.split_once(": ") {
+        Some((place, text)) if place.contains(".cpp:") && !place.contains(' ') => text,
+        _ => &words,
+    };
+    let text = text.replace("--- Begin node --- ", "").trim_end_matches(':').to_owned();
+    (!text.is_empty() && !text.contains("--- End node ---")).then_some(text)
+}
+
 struct ToTracing;
 
 impl LogHandler for ToTracing {
@@ -191,13 +202,35 @@ impl LogHandler for ToTracing {
             Severity::InternalError | Severity::Error => {
                 tracing::debug!("{message}");
                 ERRORS.with_borrow_mut(|errors| {
-                    if errors.len() < MAX_ERRORS {
-                        errors.push(message.to_owned());
-                    }
+                    errors.extend(tidy(message).filter(|_| errors.len() < MAX_ERRORS));
                 });
             }
             Severity::Warning | Severity::Info => tracing::debug!("{message}"),
             Severity::Verbose => tracing::trace!("{message}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_told_on_one_line_without_decoration() {
+        assert_eq!(
+            tidy("ModelImporter.cpp:142: --- Begin node ---\nNode name: /relu/Relu").unwrap(),
+            "Node name: /relu/Relu"
+        );
+        assert_eq!(tidy("ModelImporter.cpp:143: --- End node ---"), None);
+        assert_eq!(tidy("Error Code 2: out\n of memory").unwrap(), "Error Code 2: out of memory");
+        assert_eq!(tidy(" \n"), None);
+    }
+
+    #[test]
+    fn errors_are_taken_once() {
+        ToTracing.log(Severity::Error, "one");
+        ToTracing.log(Severity::Warning, "two");
+        assert_eq!(take_errors("nothing"), "one");
+        assert_eq!(take_errors("nothing"), "nothing");
     }
 }
