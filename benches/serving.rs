@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use resnet18_server::{
     client::load::{LoadConfig, LoadMode, LoadReport, OnRejection, run_load},
-    engine::{self, Engine, EngineConfig, tensorrt::TensorRtConfig},
+    engine::{self, Engine, EngineConfig},
     image::{Geometry, PreprocessConfig, Preprocessor, Source},
     model::{Model, Overrides},
 };
@@ -100,14 +100,7 @@ fn terms(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::E
     };
     let preprocessing = seconds_each(duration / 2, || preprocess(&model.geometry, &mut crop));
 
-    let config = EngineConfig {
-        kind: None,
-        precision: None,
-        openvino_lib: None,
-        threads: cores,
-        max_batch: None,
-        tensorrt: TensorRtConfig::default(),
-    };
+    let config = EngineConfig::new(cores);
     let mut lanes = engine::start(&config, &model)?;
     let classes = model.graph.classes;
     let infer = |engine: &mut Box<dyn Engine>| {

@@ -64,10 +64,9 @@ fn build_all(args: &Args) -> Result<(), CliError> {
     let config = EngineConfig {
         kind: Some(EngineKind::TensorRt),
         precision: args.plan.precision(),
-        openvino_lib: None,
-        threads: NonZeroUsize::MIN,
         max_batch: args.plan.max_batch,
         tensorrt: args.tensorrt.config(None),
+        ..EngineConfig::new(NonZeroUsize::MIN)
     };
     for &target in &args.sm {
         let bar = progress_bar(target);

@@ -125,6 +125,18 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
+    /// The best engine that starts, in the precision and with the batches that suit it.
+    pub fn new(threads: NonZeroUsize) -> Self {
+        Self {
+            kind: None,
+            precision: None,
+            openvino_lib: None,
+            threads,
+            max_batch: None,
+            tensorrt: TensorRtConfig::default(),
+        }
+    }
+
     /// The most images in one call on a CPU, where larger batches gain little and cost latency.
     fn cpu_max_batch(&self) -> usize {
         self.max_batch.map_or(1, NonZeroUsize::get)
