@@ -33,7 +33,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve a model over gRPC.
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     /// Say what images show.
     Classify(classify::Args),
     /// Say what a video or a camera shows, frame by frame.
@@ -96,7 +96,7 @@ impl Cli {
     /// Runs the subcommand; an error is printed and becomes the exit status.
     pub async fn run(self) -> ExitCode {
         let result = match self.command {
-            Command::Serve(args) => serve::run(args).await,
+            Command::Serve(args) => serve::run(*args).await,
             Command::Classify(args) => classify::run(args).await,
             Command::Stream(args) => stream::run(args).await,
             Command::Load(args) => load::run(args).await,

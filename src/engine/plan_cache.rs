@@ -438,7 +438,7 @@ mod tests {
     fn a_failure_to_make_keeps_nothing() {
         let (_folder, cache) = cache(1000);
         assert_eq!(cache.get_or_make(&key("a", 1), |_| Err("no")), Err("no"));
-        assert_eq!(cache.entries(), [PathBuf::new(); 0]);
+        assert!(cache.entries().is_empty());
     }
 
     #[test]

@@ -25,6 +25,10 @@ pub fn resnet18() -> Command {
             command.env_remove(name);
         }
     }
+    // `make test-gpu` runs tests that were not written for an engine on one.
+    if let Some(engine) = std::env::var_os("TEST_ENGINE") {
+        command.env("RESNET18_ENGINE", engine);
+    }
     command
 }
 
@@ -91,6 +95,11 @@ impl Server {
     pub async fn client(&self) -> ClassifierClient<Channel> {
         let channel = Endpoint::from_shared(self.url()).unwrap().connect().await.expect("the server accepts");
         ClassifierClient::new(channel).max_encoding_message_size(64 << 20)
+    }
+
+    /// As `get`, or `None` when the server has ended.
+    pub fn get_if_open(&self, path: &str) -> Option<(u16, String)> {
+        TcpStream::connect(self.http).ok().map(|_| self.get(path))
     }
 
     /// A plain HTTP/1.1 GET; status and body.

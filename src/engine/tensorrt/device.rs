@@ -196,7 +196,7 @@ unsafe impl Sync for Loaded {}
 #[cfg(not(feature = "tensorrt-enterprise"))]
 struct Kernels {
     cache: Arc<trtx::RuntimeCache>,
-    keep: Box<dyn Fn(&[u8]) + Send + Sync>,
+    keep: Keep,
     kept: Mutex<usize>,
 }
 
@@ -214,10 +214,13 @@ impl Kernels {
     }
 }
 
+/// Keeps compiled kernels for the next start.
+pub(super) type Keep = Box<dyn Fn(&[u8]) + Send + Sync>;
+
 /// Where compiled kernels come from and go to.
 pub(super) struct KernelStore {
     pub(super) kept: Option<Vec<u8>>,
-    pub(super) keep: Box<dyn Fn(&[u8]) + Send + Sync>,
+    pub(super) keep: Keep,
 }
 
 impl Loaded {
