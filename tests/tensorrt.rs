@@ -237,23 +237,25 @@ fn what_is_no_tensorrt_is_refused() {
     assert_has(&failure(&["--tensorrt-lib", path]), &["can't be loaded", "libtensorrt_rtx.so.1"]);
 }
 
-/// A library that says that it is this version of TensorRT, and nothing else; `None` where there is no C compiler.
-fn pretender(folder: &Path, version: [u32; 4]) -> Option<()> {
-    let source = folder.join("pretender.c");
-    let [major, minor, patch, build] = version;
-    let functions = [("Major", major), ("Minor", minor), ("Patch", patch), ("Build", build)];
-    let code: String =
-        functions.iter().map(|(name, n)| format!("int getInferLib{name}Version(void) {{ return {n}; }}\n")).collect();
+/// Compiles C into a shared library; `None`, with a visible word, where there is no compiler.
+fn compile(code: &str, library: &Path) -> Option<()> {
+    let source = library.with_extension("c");
     fs::write(&source, code).unwrap();
-    let compile =
-        |name: &str| Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(folder.join(name)).arg(&source).status();
-    let compiled = ["libtensorrt_rtx.so.9", "libtensorrt_onnxparser_rtx.so.9"]
-        .map(|name| compile(name).is_ok_and(|s| s.success()));
-    if compiled != [true; 2] {
+    let status = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(library).arg(&source).status();
+    if !status.is_ok_and(|status| status.success()) {
         skipped("there is no C compiler");
         return None;
     }
     Some(())
+}
+
+/// A library that says that it is this version of TensorRT, and nothing else.
+fn pretender(folder: &Path, version: [u32; 4]) -> Option<()> {
+    let functions = ["Major", "Minor", "Patch", "Build"].iter().zip(version);
+    let code: String =
+        functions.map(|(name, n)| format!("int getInferLib{name}Version(void) {{ return {n}; }}\n")).collect();
+    compile(&code, &folder.join("libtensorrt_rtx.so.9"))?;
+    compile("", &folder.join("libtensorrt_onnxparser_rtx.so.9"))
 }
 
 #[test]
@@ -328,4 +330,99 @@ fn a_value_outside_of_fp16_is_named_with_its_tensor() {
     assert_has(&failure(&[&model]), &[&name, "1000000", "float16", "--precision fp32"]);
     let cache = tempfile::tempdir().unwrap();
     assert_eq!(build(cache.path(), &["--sm", "86", "--precision", "fp32", &model]).len(), 1);
+}
+
+/// A driver with one GPU that answers questions about it and can do nothing else.
+#[derive(Clone, Copy)]
+struct FakeDriver {
+    /// What `cuInit` returns.
+    init: u32,
+    /// The CUDA that it supports, as CUDA numbers versions.
+    cuda: u32,
+    name: &'static str,
+    /// Its compute capability.
+    capability: [u32; 2],
+    free_mib: u32,
+}
+
+impl FakeDriver {
+    /// One that everything suits.
+    const RTX_3090: Self =
+        Self { init: 0, cuda: 12090, name: "NVIDIA GeForce RTX 3090", capability: [8, 6], free_mib: 20000 };
+
+    /// `serve` under this driver, until it ends, which it must. What it said.
+    fn serve(&self, flags: &[&str]) -> Option<String> {
+        let Self { init, cuda, name, capability: [major, minor], free_mib } = self;
+        let folder = tempfile::tempdir().unwrap();
+        let code = format!(
+            r#"
+            typedef unsigned long size;
+            static void *context;
+            int cuInit(unsigned flags) {{ return {init}; }}
+            int cuDriverGetVersion(int *version) {{ *version = {cuda}; return 0; }}
+            int cuDeviceGetCount(int *count) {{ *count = 1; return 0; }}
+            int cuDeviceGet(int *device, int index) {{ *device = index; return 0; }}
+            int cuDeviceGetName(char *name, int length, int device) {{
+                const char *it = "{name}"; int i = 0;
+                do name[i] = it[i]; while (it[i++]);
+                return 0;
+            }}
+            int cuDeviceGetAttribute(int *value, int attribute, int device) {{
+                *value = attribute == 75 ? {major} : attribute == 76 ? {minor} : 1; return 0;
+            }}
+            int cuDevicePrimaryCtxRetain(void **it, int device) {{ *it = &context; return 0; }}
+            int cuDevicePrimaryCtxRelease_v2(int device) {{ return 0; }}
+            int cuCtxGetCurrent(void **it) {{ *it = context; return 0; }}
+            int cuCtxSetCurrent(void *it) {{ context = it; return 0; }}
+            int cuMemGetInfo_v2(size *free, size *total) {{ *free = {free_mib}ul << 20; *total = 24ul << 30; return 0; }}
+            int cuGetErrorName(int error, const char **name) {{ *name = "CUDA_ERROR"; return 0; }}
+            int cuGetErrorString(int error, const char **text) {{ *text = "an error of the driver"; return 0; }}
+            "#
+        );
+        compile(&code, &folder.path().join("libcuda.so"))?;
+        let output = resnet18()
+            .args(["serve", "--engine", "tensorrt", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(flags)
+            .env("LD_LIBRARY_PATH", folder.path())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+        Some(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+#[test]
+fn what_is_wrong_with_driver_and_gpu_is_said_before_anything_is_loaded() {
+    if library().is_none() || gpu() {
+        return;
+    }
+    let good = FakeDriver::RTX_3090;
+    for (driver, flags, words) in [
+        (FakeDriver { init: 100, ..good }, &[][..], &["finds no GPU", "--engine openvino"][..]),
+        (FakeDriver { init: 803, ..good }, &[], &["driver does not start", "an error of the driver"]),
+        (FakeDriver { cuda: 11080, ..good }, &[], &["too old", "CUDA 11.8", "CUDA 12.9"]),
+        (FakeDriver { name: "NVIDIA H100", capability: [9, 0], ..good }, &[], &["NVIDIA H100", "tensorrt-enterprise"]),
+        (FakeDriver { name: "GTX 1080", capability: [6, 1], ..good }, &[], &["GTX 1080", "Turing"]),
+        (FakeDriver { ..good }, &["--device", "1"], &["no GPU 1", "below 1"]),
+    ] {
+        let Some(said) = driver.serve(flags) else { return };
+        assert_has(&said, words);
+    }
+}
+
+#[test]
+fn serve_finds_the_engine_that_was_built_ahead() {
+    if library().is_none() || gpu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().to_str().unwrap();
+    let file = build(folder.path(), &["--sm", "86", "--max-batch", "16"])[0]["file"].as_str().unwrap().to_owned();
+    // It gets as far as a GPU is needed for.
+    let flags = ["--engine-cache", cache, "--max-batch", "16"];
+    let Some(said) = (FakeDriver { free_mib: 10, ..FakeDriver::RTX_3090 }).serve(&flags) else { return };
+    assert_has(&said, &["engine cache hit", &file, "too little memory", "10 of 24576 MiB are free"]);
+
+    let ada = FakeDriver { name: "an Ada card", capability: [8, 9], free_mib: 10, ..FakeDriver::RTX_3090 };
+    assert_has(&ada.serve(&flags).unwrap(), &["engine cache miss", "compute capability 8.9 instead of 8.6"]);
 }

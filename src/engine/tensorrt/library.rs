@@ -95,7 +95,12 @@ fn at(path: &Path, flavour: Flavour) -> Result<Option<Library>, EngineError> {
     let folder = if path.is_file() { path.parent().unwrap_or(Path::new(".")) } else { path };
     let in_folder = |stem: &str| {
         let files = fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-        files.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(stem))).max()
+        // `libname.so`, or a version after that.
+        let is_it = |path: &PathBuf| {
+            let version = path.file_name()?.to_str()?.strip_prefix(stem)?;
+            version.chars().all(|c| c == '.' || c.is_ascii_digit()).then_some(())
+        };
+        files.filter(|path| is_it(path).is_some()).max()
     };
     let runtime = if path.is_file() { Some(path.to_owned()) } else { in_folder(names.runtime) };
     let Some(runtime) = runtime else { return Ok(None) };
@@ -138,7 +143,7 @@ pub(super) fn load(library: &Library) -> Result<String, EngineError> {
     let unusable = |reason: String, advice: String| EngineError::Unavailable { kind: KIND, reason, advice };
     let file = library.runtime.display();
     let version = device::library_version(&library.runtime)
-        .map_err(|error| unusable(format!("{file} can't be loaded: {error}"), advice()))?;
+        .map_err(|reason| unusable(format!("{file} can't be loaded: {reason}"), advice()))?;
     let wanted = device::header_version();
     if version[0] != wanted[0] || version[1] < wanted[1] {
         let [major, minor, ..] = wanted;
