@@ -99,6 +99,14 @@ fn a_forced_engine_that_cannot_start_ends_the_server_with_advice() {
     }
 }
 
+#[cfg(not(feature = "tensorrt"))]
+#[test]
+fn a_program_without_tensorrt_says_how_to_build_it_in() {
+    let output = run(&["build", "--sm", "86"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("--features tensorrt"), "{}", text(&output.stderr));
+}
+
 #[test]
 fn auto_goes_on_with_the_embedded_engine_and_says_why() {
     let server = Server::start(&["--openvino-lib", "/nowhere"]);
