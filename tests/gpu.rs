@@ -86,7 +86,7 @@ async fn with_too_little_memory_it_takes_smaller_batches_or_says_so() {
     for leave in [1200, 900, 700, 600, 500, 400, 300, 200] {
         let (_context, _taken) = hog(leave).unwrap();
         let mut server = Server::spawn(&flags);
-        while server.get_if_open("/readyz").is_some_and(|(code, _)| code != 200) {
+        while server.try_get("/readyz").is_some_and(|(code, _)| code != 200) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let ended = server.wait(Duration::from_millis(300));

@@ -521,3 +521,25 @@ impl Drop for Lane {
         let _ = self.stream.synchronize();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_that_outlive_their_call_are_told_from_those_that_do_not() {
+        use sys::cudaError_enum::*;
+        for error in [CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_LAUNCH_FAILED, CUDA_ERROR_ECC_UNCORRECTABLE] {
+            assert!(sticks(DriverError(error)), "{error:?}");
+        }
+        for error in [CUDA_ERROR_OUT_OF_MEMORY, CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED] {
+            assert!(!sticks(DriverError(error)), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_headers_are_those_of_this_flavour() {
+        let major = if cfg!(feature = "tensorrt-enterprise") { 11 } else { 1 };
+        assert_eq!(header_version()[0], major);
+    }
+}
