@@ -1,10 +1,11 @@
 # `make run` serves the bundled model, `make test` runs every test; both fetch what they need.
 
 OPENVINO := 2026.4.1
+TENSORRT_RTX := 1.7.1.116
 PYTHON := python3
 VENV := .venv
 
-.PHONY: run build openvino test test-turbojpeg test-env lint bench help
+.PHONY: run build openvino tensorrt test test-turbojpeg test-tensorrt test-gpu test-env lint lint-tensorrt bench help
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
@@ -31,11 +32,30 @@ openvino: .runtime/openvino/$(OPENVINO) ## fetch the OpenVINO runtime into .runt
 	    echo "With pip, 'make openvino' fetches the faster one."; \
 	fi
 
+tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDIA GPUs, into .runtime (with pip)
+
+.runtime/tensorrt-rtx/$(TENSORRT_RTX):
+	@echo "Fetching TensorRT-RTX $(TENSORRT_RTX) into .runtime/tensorrt-rtx (about 100 MB, under NVIDIA's licence) ..."
+	@rm -rf .runtime/tensorrt-rtx
+	@$(PYTHON) -m pip install --quiet --no-deps --only-binary=:all: --python-version 3.12 --root-user-action=ignore \
+	    --target .runtime/tensorrt-rtx tensorrt-rtx-cu12-libs==$(TENSORRT_RTX)
+	@touch $@
+
 test: openvino test-env ## everything the tests need, then all of them
 	cargo test --release --no-fail-fast
 
 test-turbojpeg: ## the image tests with libjpeg-turbo (needs cmake and nasm)
 	cargo test --release --features turbojpeg --lib image
+
+test-tensorrt: openvino tensorrt ## what of TensorRT needs no GPU (needs libclang)
+	cargo test --release --features tensorrt --lib -- engine:: gpu
+	cargo test --release --features tensorrt --test tensorrt --test licences
+
+test-gpu: tensorrt ## the real engine on an NVIDIA GPU, and how fast it is; says so where there is none
+	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1
+	@if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then \
+	    TEST_ENGINE=tensorrt cargo test --release --features tensorrt --test golden -- --nocapture --test-threads 1; \
+	else echo "SKIPPED: the golden images on a GPU: there is none"; fi
 
 # Python clients for the tests; without them those tests say that they are skipped.
 test-env: $(VENV)/ready
@@ -44,6 +64,10 @@ test-env: $(VENV)/ready
 $(VENV)/ready: tests/python/requirements.txt
 	@if $(PYTHON) -m venv $(VENV) && $(VENV)/bin/python -m pip install --quiet -r $<; then touch $@; \
 	else echo "No Python environment: the Python tests will be skipped."; rm -rf $(VENV); fi
+
+lint-tensorrt: ## clippy for both flavours of TensorRT (needs libclang)
+	cargo clippy --release --all-targets --features tensorrt -- -D warnings
+	cargo clippy --release --all-targets --features tensorrt-enterprise -- -D warnings
 
 lint: ## format, clippy, docs
 	cargo fmt --check

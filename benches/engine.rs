@@ -13,13 +13,8 @@ fn engines(c: &mut Criterion) {
     let cores = std::thread::available_parallelism().expect("the cores can be counted");
     for kind in [EngineKind::OpenVino, EngineKind::Embedded] {
         for max_batch in [1, 4] {
-            let config = EngineConfig {
-                kind: Some(kind),
-                precision: None,
-                openvino_lib: None,
-                threads: cores,
-                max_batch: NonZeroUsize::new(max_batch).expect("not zero"),
-            };
+            let config =
+                EngineConfig { kind: Some(kind), max_batch: NonZeroUsize::new(max_batch), ..EngineConfig::new(cores) };
             let mut lanes = match engine::start(&config, &model) {
                 Ok(lanes) => lanes,
                 Err(error) => {

@@ -100,13 +100,7 @@ fn terms(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::E
     };
     let preprocessing = seconds_each(duration / 2, || preprocess(&model.geometry, &mut crop));
 
-    let config = EngineConfig {
-        kind: None,
-        precision: None,
-        openvino_lib: None,
-        threads: cores,
-        max_batch: std::num::NonZeroUsize::MIN,
-    };
+    let config = EngineConfig::new(cores);
     let mut lanes = engine::start(&config, &model)?;
     let classes = model.graph.classes;
     let infer = |engine: &mut Box<dyn Engine>| {

@@ -10,6 +10,8 @@ pub mod code;
 pub mod dataset;
 pub mod engine;
 pub mod evaluation;
+#[cfg(feature = "tensorrt")]
+pub mod gpu;
 pub mod grpc;
 pub mod http;
 pub mod image;

@@ -30,6 +30,13 @@ const ENGINE_INFO: &str = "classifier_engine_info";
 const MODEL_LOAD: &str = "classifier_model_load_seconds";
 const MODEL_LOADS: &str = "classifier_model_loads_total";
 const MODEL_READY: &str = "classifier_model_ready";
+const ENGINE_BUILD: &str = "classifier_engine_build_seconds";
+const ENGINE_CACHE: &str = "classifier_engine_cache_total";
+const GPU_UTILIZATION: &str = "classifier_gpu_utilization_ratio";
+const GPU_MEMORY_USED: &str = "classifier_gpu_memory_used_bytes";
+const GPU_MEMORY: &str = "classifier_gpu_memory_bytes";
+const GPU_POWER: &str = "classifier_gpu_power_watts";
+const GPU_TEMPERATURE: &str = "classifier_gpu_temperature_celsius";
 const BUILD_INFO: &str = "classifier_build_info";
 
 /// From 0.1 ms to 10 s, finest where a request usually lies.
@@ -110,6 +117,8 @@ impl Method {
 pub struct Exporter {
     prometheus: PrometheusHandle,
     process: Collector,
+    #[cfg(feature = "tensorrt")]
+    gpus: Arc<crate::gpu::Gpus>,
 }
 
 impl Exporter {
@@ -130,13 +139,20 @@ impl Exporter {
         gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         let process = Collector::default();
         process.describe();
-        Self { prometheus, process }
+        Self {
+            prometheus,
+            process,
+            #[cfg(feature = "tensorrt")]
+            gpus: Arc::new(crate::gpu::Gpus::find()),
+        }
     }
 
     /// The text that Prometheus scrapes, with `models`' rates brought up to date.
     pub fn render<'a>(&self, models: impl IntoIterator<Item = &'a ModelMetrics>) -> String {
         models.into_iter().for_each(|model| model.fps.set(model.meter.rate()));
         self.process.collect();
+        #[cfg(feature = "tensorrt")]
+        self.gpus.read().iter().for_each(gpu);
         self.prometheus.render()
     }
 
@@ -160,7 +176,43 @@ fn describe() {
     describe_gauge!(MODEL_LOAD, Unit::Seconds, "Time to load, check and warm up the model.");
     describe_counter!(MODEL_LOADS, "Attempts to load the model or a new version of it, by outcome: loaded or failed.");
     describe_gauge!(MODEL_READY, "1 while a version of the model answers.");
+    describe_gauge!(ENGINE_BUILD, Unit::Seconds, "Time of the last build of a TensorRT engine.");
+    describe_counter!(ENGINE_CACHE, "TensorRT engines that were looked for in the cache, by result: hit or miss.");
+    describe_gauge!(GPU_UTILIZATION, "The part of the last moments in which the GPU computed, 0 to 1.");
+    describe_gauge!(GPU_MEMORY_USED, Unit::Bytes, "The GPU's memory in use, by all processes.");
+    describe_gauge!(GPU_MEMORY, Unit::Bytes, "All of the GPU's memory.");
+    describe_gauge!(GPU_POWER, "What the GPU draws, in watts.");
+    describe_gauge!(GPU_TEMPERATURE, "The GPU's temperature, in degrees Celsius.");
     describe_gauge!(BUILD_INFO, "1; its label is the server's version.");
+}
+
+/// What a GPU is doing.
+#[cfg(feature = "tensorrt")]
+fn gpu(reading: &crate::gpu::Reading) {
+    let values = [
+        (GPU_UTILIZATION, reading.utilization),
+        (GPU_MEMORY_USED, reading.memory_used.map(|bytes| bytes as f64)),
+        (GPU_MEMORY, reading.memory.map(|bytes| bytes as f64)),
+        (GPU_POWER, reading.power),
+        (GPU_TEMPERATURE, reading.temperature),
+    ];
+    for (name, value) in values {
+        if let Some(value) = value {
+            gauge!(name, "gpu" => reading.index.to_string(), "name" => reading.name.clone()).set(value);
+        }
+    }
+}
+
+/// An engine was built for a GPU.
+#[cfg(feature = "tensorrt")]
+pub(crate) fn engine_built(took: Duration) {
+    gauge!(ENGINE_BUILD).set(took.as_secs_f64());
+}
+
+/// An engine was found in the cache, or not.
+#[cfg(feature = "tensorrt")]
+pub(crate) fn engine_cache(hit: bool) {
+    counter!(ENGINE_CACHE, "result" => if hit { "hit" } else { "miss" }).increment(1);
 }
 
 /// The metrics of one served model.
@@ -426,6 +478,27 @@ mod tests {
         }
         assert!((meter.rate_at(start + Duration::from_secs(1)) - 50.0).abs() < 1.0);
         assert_eq!(RateMeter::new(start).rate_at(start), 0.0);
+    }
+
+    #[cfg(feature = "tensorrt")]
+    #[test]
+    fn a_gpu_is_shown_by_what_it_tells() {
+        let exporter = Exporter::install();
+        gpu(&crate::gpu::Reading {
+            index: 7,
+            name: "a test card".into(),
+            utilization: Some(0.5),
+            memory_used: Some(3 << 30),
+            ..Default::default()
+        });
+        let text = exporter.render([]);
+        for line in [
+            "classifier_gpu_utilization_ratio{gpu=\"7\",name=\"a test card\"} 0.5",
+            "classifier_gpu_memory_used_bytes{gpu=\"7\",name=\"a test card\"} 3221225472",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert!(!text.contains("classifier_gpu_power_watts{gpu=\"7\""), "{text}");
     }
 
     #[test]

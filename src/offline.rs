@@ -236,13 +236,8 @@ mod tests {
         graph.output = vec![testing::value("scores", DataType::Float, &[batch, CLASSES as i64])];
         let labels = Some(["a", "b", "c", "d"].map(str::to_owned).to_vec());
         let model = Model::from_bytes(testing::bytes(&network), &Overrides { labels, ..Default::default() }).unwrap();
-        let engine = EngineConfig {
-            kind: Some(EngineKind::Embedded),
-            precision: None,
-            openvino_lib: None,
-            threads: NonZeroUsize::new(2).unwrap(),
-            max_batch: NonZeroUsize::MIN,
-        };
+        let engine =
+            EngineConfig { kind: Some(EngineKind::Embedded), ..EngineConfig::new(NonZeroUsize::new(2).unwrap()) };
         Offline::start(&OfflineConfig { engine, preprocess: PreprocessConfig::default() }, &model).unwrap()
     }
 

@@ -193,7 +193,7 @@ mod tests {
         ServerConfig {
             loader: LoaderConfig {
                 source: ModelSource::Listed(vec![ListedModel { name: "model".into(), path: None, overrides }]),
-                engine: EngineConfig { kind: None, precision: None, openvino_lib: None, threads: one, max_batch: one },
+                engine: EngineConfig::new(one),
                 watch_interval: None,
             },
             default_model: None,

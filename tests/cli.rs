@@ -26,6 +26,9 @@ fn wrong_flags_end_the_program_before_it_binds_with_status_64() {
         (&["serve", "--mean", "1,2"], "0.485,0.456,0.406"),
         (&["serve", "--mean", "124,116,104"], "255"),
         (&["serve", "--max-batch", "0"], "--max-batch"),
+        (&["serve", "--device", "one"], "0,1"),
+        (&["build", "--sm", "8.6"], "such as 86"),
+        (&["build"], "--sm"),
         (&["serve", "--log", "loud=very"], "--log"),
         (&["serve", "--log", "verbose"], "debug"),
         (&["serve", "--no-such-flag"], "--no-such-flag"),
@@ -49,7 +52,9 @@ fn the_program_is_one_file_that_needs_nothing_but_the_c_library() {
     for line in text(&output.stdout).lines() {
         let name = line.split_whitespace().next().unwrap_or_default();
         let known = ["linux-vdso", "libc.so", "libm.so", "libgcc_s.so", "ld-linux", "/lib"];
-        assert!(known.iter().any(|known| name.starts_with(known)), "linked to {line}");
+        // The glue to TensorRT is C++.
+        let cpp = cfg!(feature = "tensorrt").then_some("libstdc++.so");
+        assert!(known.iter().chain(&cpp).any(|known| name.starts_with(known)), "linked to {line}");
     }
 }
 
@@ -81,14 +86,25 @@ fn a_taken_port_is_named() {
 #[test]
 fn a_forced_engine_that_cannot_start_ends_the_server_with_advice() {
     let flags = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let tensorrt =
+        if cfg!(feature = "tensorrt") { "--tensorrt-lib" } else { "cargo build --release --features tensorrt" };
     for (engine, hint) in [
         (&["--engine", "openvino", "--openvino-lib", "/nowhere"][..], "libopenvino_c"),
+        (&["--engine", "tensorrt", "--tensorrt-lib", "/nowhere"], tensorrt),
         (&["--engine", "embedded", "--precision", "bf16"], "fp32"),
     ] {
         let output = run(&[&["serve"], engine, &flags].concat());
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output.stderr).contains(hint), "{}", text(&output.stderr));
     }
+}
+
+#[cfg(not(feature = "tensorrt"))]
+#[test]
+fn a_program_without_tensorrt_says_how_to_build_it_in() {
+    let output = run(&["build", "--sm", "86"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("--features tensorrt"), "{}", text(&output.stderr));
 }
 
 #[test]

@@ -42,13 +42,7 @@ fn engines(model: &Model) -> Vec<Lanes> {
     ]
     .into_iter()
     .filter_map(|(kind, precision)| {
-        let config = EngineConfig {
-            kind: Some(kind),
-            precision,
-            openvino_lib: None,
-            threads: NonZeroUsize::MIN,
-            max_batch: NonZeroUsize::MIN,
-        };
+        let config = EngineConfig { kind: Some(kind), precision, ..EngineConfig::new(NonZeroUsize::MIN) };
         match engine::start(&config, model) {
             Ok(lanes) => Some(lanes),
             Err(error) if kind == EngineKind::Embedded => panic!("{error}"),

@@ -190,8 +190,7 @@ async fn accuracy_is_pytorchs() {
     let reference = json(&root.join("reference.json"))["val_accuracy"].as_f64().unwrap();
     let base = Base::bundled(&Overrides::default()).unwrap();
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let engine =
-        EngineConfig { kind: None, precision: None, openvino_lib: None, threads, max_batch: NonZeroUsize::MIN };
+    let engine = EngineConfig::new(threads);
     let config = OfflineConfig { engine, preprocess: PreprocessConfig::default() };
     let backbone = Offline::start(&config, &base.backbone).unwrap();
     let plan = Plan::new(Dataset::read(&root).unwrap(), 0, &root).unwrap();

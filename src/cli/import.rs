@@ -163,13 +163,7 @@ fn read(path: &Path) -> Result<(ModelProto, Option<Network>), String> {
 
 /// What the finished model says of a photo; `None` where the embedded engine can't run it, though others may.
 fn try_out(model: &Model) -> Result<Option<Answer>, EngineError> {
-    let config = EngineConfig {
-        kind: Some(EngineKind::Embedded),
-        precision: None,
-        openvino_lib: None,
-        threads: NonZeroUsize::MIN,
-        max_batch: NonZeroUsize::MIN,
-    };
+    let config = EngineConfig { kind: Some(EngineKind::Embedded), ..EngineConfig::new(NonZeroUsize::MIN) };
     let mut lanes = match engine::start(&config, model) {
         Err(error @ EngineError::UnsupportedModel { .. }) => {
             output::print_note(&format_args!("{error}; the file was not tried out"));

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::client::{ClientError, video::VideoError};
 
+pub mod build;
 pub mod classify;
 pub mod evaluate;
 mod files;
@@ -49,6 +50,8 @@ pub enum Command {
     Evaluate(evaluate::Args),
     /// Measure a server: throughput, latency and errors under load.
     Load(load::Args),
+    /// Build TensorRT engines ahead of time, without a GPU.
+    Build(build::Args),
 }
 
 /// Why a subcommand could not do its work.
@@ -104,6 +107,7 @@ impl Cli {
             Command::Train(args) => train::run(args).await,
             Command::Evaluate(args) => evaluate::run(args).await,
             Command::Load(args) => load::run(args).await,
+            Command::Build(args) => build::run(args).await,
         };
         result.unwrap_or_else(|error| {
             let code = error.exit_code();

@@ -20,7 +20,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
         });
     }
     let (batch, max_batch) = match model.graph.batch {
-        Batch::Any => (None, config.max_batch.get()),
+        Batch::Any => (None, config.cpu_max_batch()),
         Batch::Fixed(n) => (Some(n), n),
     };
     let onnx = model.graph.to_onnx(batch, BodyPrecision::Fp32).map_err(|error| KIND.unsupported(error))?;

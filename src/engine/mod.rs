@@ -2,10 +2,13 @@
 
 mod embedded;
 mod openvino;
+pub mod plan_cache;
 mod self_check;
+pub mod tensorrt;
 
 use std::{fmt, num::NonZeroUsize, path::PathBuf, time::Instant};
 
+use self::tensorrt::TensorRtConfig;
 use crate::model::Model;
 
 /// Runs one network on batches of images.
@@ -57,6 +60,8 @@ pub struct Lanes {
 /// The implementations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EngineKind {
+    /// TensorRT on NVIDIA GPUs, from a shared library.
+    TensorRt,
     /// OpenVINO, from a shared library.
     OpenVino,
     /// Compiled into the program; pure Rust.
@@ -85,6 +90,7 @@ impl EngineKind {
 impl fmt::Display for EngineKind {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str(match self {
+            Self::TensorRt => "tensorrt",
             Self::OpenVino => "openvino",
             Self::Embedded => "embedded",
         })
@@ -104,7 +110,7 @@ impl fmt::Display for Precision {
 /// Which engine to start and how.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// `None` = the best that starts: OpenVINO, then the embedded one.
+    /// `None` = the best that starts: TensorRT where the program has it, OpenVINO, then the embedded one.
     pub kind: Option<EngineKind>,
     /// `None` = the fastest that the processor computes natively without calibration.
     pub precision: Option<Precision>,
@@ -112,8 +118,29 @@ pub struct EngineConfig {
     pub openvino_lib: Option<PathBuf>,
     /// CPU threads in all.
     pub threads: NonZeroUsize,
-    /// The most images in one call.
-    pub max_batch: NonZeroUsize,
+    /// The most images in one call; `None` = what suits the engine.
+    pub max_batch: Option<NonZeroUsize>,
+    /// What only TensorRT asks for.
+    pub tensorrt: TensorRtConfig,
+}
+
+impl EngineConfig {
+    /// The best engine that starts, in the precision and with the batches that suit it.
+    pub fn new(threads: NonZeroUsize) -> Self {
+        Self {
+            kind: None,
+            precision: None,
+            openvino_lib: None,
+            threads,
+            max_batch: None,
+            tensorrt: TensorRtConfig::default(),
+        }
+    }
+
+    /// The most images in one call on a CPU, where larger batches gain little and cost latency.
+    fn cpu_max_batch(&self) -> usize {
+        self.max_batch.map_or(1, NonZeroUsize::get)
+    }
 }
 
 /// Why an engine can't be used.
@@ -174,6 +201,7 @@ pub enum EngineError {
 pub fn start(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
     let candidates: &[EngineKind] = match &config.kind {
         Some(kind) => std::slice::from_ref(kind),
+        None if cfg!(feature = "tensorrt") => &[EngineKind::TensorRt, EngineKind::OpenVino, EngineKind::Embedded],
         None => &[EngineKind::OpenVino, EngineKind::Embedded],
     };
     for (i, &kind) in candidates.iter().enumerate() {
@@ -190,6 +218,10 @@ fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<L
     let started = Instant::now();
     let mut lanes = match kind {
         EngineKind::Embedded => embedded::load(config, model)?,
+        EngineKind::TensorRt => {
+            let prepared = tensorrt::prepare(config)?;
+            self_check::load_checked(|| prepared.load(config, model), model)?
+        }
         EngineKind::OpenVino => match self_check::load_checked(|| openvino::load(config, model), model) {
             Err(error @ EngineError::SelfCheck { precision, .. })
                 if config.precision.is_none() && precision != Precision::Fp32 =>

@@ -27,7 +27,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
     let version = version.split('-').next().unwrap_or(&version).to_owned();
 
     // A static shape runs faster than a symbolic one.
-    let (batch, max_batch) = match (model.graph.batch, config.max_batch.get()) {
+    let (batch, max_batch) = match (model.graph.batch, config.cpu_max_batch()) {
         (Batch::Fixed(n), _) => (Some(n), n),
         (Batch::Any, 1) => (Some(1), 1),
         (Batch::Any, max_batch) => (None, max_batch),
@@ -215,3 +215,60 @@ fn return_freed_memory() {
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 fn return_freed_memory() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        answer,
+        model::Overrides,
+        testing::{shared, skipped},
+    };
+
+    /// The probabilities of one crop after another, by a graph with this body computed in fp32.
+    fn probabilities(core: &mut Core, model: &Model, body: Precision, crops: &[Vec<u8>]) -> Vec<Vec<f32>> {
+        let network = read_network(core, model, Some(1), body).unwrap();
+        core.set_property(&DeviceType::CPU, &RwPropertyKey::Other("INFERENCE_PRECISION_HINT".into()), "f32").unwrap();
+        let mut compiled = core.compile_model(&network, DeviceType::CPU).unwrap();
+        let image = [model.geometry.height.into(), model.geometry.width.into(), 3];
+        let mut engine = OpenVino { request: compiled.create_infer_request().unwrap(), image, batch: 0 };
+        let infer = |crop: &Vec<u8>| {
+            let mut logits = vec![0.0; model.graph.classes];
+            engine.infer(crop, 1, &mut logits).unwrap();
+            answer::softmax(&logits)
+        };
+        crops.iter().map(infer).collect()
+    }
+
+    /// What TensorRT is given, computed on the CPU.
+    #[test]
+    fn a_body_in_fp16_answers_as_in_fp32() {
+        let (Some(golden), Some(models)) = (shared("golden"), shared("models")) else { return };
+        let Ok(library) = find_library(None) else {
+            return skipped("there is no OpenVINO; `make openvino` fetches it");
+        };
+        openvino_sys::library::load_from(&library).unwrap();
+        let mut core = Core::new().unwrap();
+        let expected: serde_json::Value =
+            serde_json::from_slice(&fs::read(golden.join("expected.json")).unwrap()).unwrap();
+        let crop = |entry: &serde_json::Value| {
+            image::open(golden.join(entry["crop"].as_str().unwrap())).unwrap().into_rgb8().into_raw()
+        };
+        let crops: Vec<Vec<u8>> = expected.as_object().unwrap().values().map(crop).collect();
+        let half = Overrides { mean: Some([0.498; 3]), std: Some([0.502; 3]), ..Default::default() };
+        let efficientnet = Model::from_file(&models.join("efficientnet-lite0.onnx"), &half).unwrap();
+        // EfficientNet-Lite0 is more sensitive: one golden image, the moon, moves by 0.0111 when its weights are rounded.
+        for (model, tolerance) in [(Model::bundled(&Overrides::default()).unwrap(), 0.01), (efficientnet, 0.015)] {
+            let [full, half] =
+                [Precision::Fp32, Precision::Fp16].map(|body| probabilities(&mut core, &model, body, &crops));
+            let mut worst = 0.0_f32;
+            for (full, half) in full.iter().zip(&half) {
+                worst = full.iter().zip(half).map(|(a, b)| (a - b).abs()).fold(worst, f32::max);
+                let best = |probabilities: &[f32]| answer::top_k(probabilities, 1, 0.0)[0].class_id;
+                assert_eq!(best(full), best(half), "{}", model.name);
+            }
+            eprintln!("{}: fp16 within {worst:.4} on {} golden images", model.name, crops.len());
+            assert!(worst < tolerance, "{}: {worst}", model.name);
+        }
+    }
+}

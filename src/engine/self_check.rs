@@ -61,13 +61,7 @@ fn crops(model: &Model) -> Vec<Vec<u8>> {
 
 /// The embedded engine's logits for each crop.
 fn reference(model: &Model, crops: &[Vec<u8>]) -> Result<Vec<Vec<f32>>, EngineError> {
-    let config = EngineConfig {
-        kind: None,
-        precision: None,
-        openvino_lib: None,
-        threads: NonZeroUsize::MIN,
-        max_batch: NonZeroUsize::MIN,
-    };
+    let config = EngineConfig::new(NonZeroUsize::MIN);
     let mut lanes = embedded::load(&config, model)?;
     let batch = lanes.info.max_batch;
     crops.iter().map(|crop| Ok(infer(&mut *lanes.narrow[0], model, &vec![crop; batch])?.remove(0))).collect()

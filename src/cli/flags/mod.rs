@@ -5,6 +5,7 @@ mod engine_choice;
 mod image;
 mod manifest;
 mod server;
+mod tensorrt;
 
 pub use self::{
     engine::EngineFlags,
@@ -12,4 +13,5 @@ pub use self::{
     image::ImageFlags,
     manifest::{ManifestFlags, PixelFlags},
     server::{CredentialFlags, ServerFlags},
+    tensorrt::{PlanFlags, TensorRtFlags},
 };

@@ -127,6 +127,8 @@ pub(super) fn apply(
         let wide = names.free("preprocess_float");
         let last = &mut graph.node[body.first - 1];
         last.output = vec![wide.clone()];
+        // The cast takes over the name too: nodes with the same name are refused by some engines.
+        last.name = Some(wide.clone());
         casts.after(body.first - 1, node("Cast", &[&wide], body.input, to(elem)));
     }
     let narrow = names.free("network_logits");
