@@ -84,6 +84,19 @@ pub struct Agreement {
     pub largest_change: f32,
     /// The photo with that.
     pub changed_most: Option<String>,
+    /// The photos with another most probable class, the surest answers first.
+    pub different: Vec<Difference>,
+}
+
+/// A photo to which two answers differ.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Difference {
+    /// Which photo.
+    pub file: String,
+    /// What it shows.
+    pub label: String,
+    /// What each takes it for, and how probable that is.
+    pub answers: [(String, f32); 2],
 }
 
 impl Evaluation {
@@ -169,21 +182,34 @@ impl Evaluation {
 }
 
 impl Agreement {
-    /// Compares answers to the same photos, found by their files.
-    pub fn new(one: &[Case], other: &[Case]) -> Self {
+    /// Compares answers to the same photos, found by their files. `labels` are the classes' names.
+    pub fn new(labels: &[String], one: &[Case], other: &[Case]) -> Self {
         let others: HashMap<&str, &Case> = other.iter().map(|case| (case.file.as_str(), case)).collect();
         let pairs: Vec<(&Case, &Case)> =
             one.iter().filter_map(|case| Some((case, *others.get(case.file.as_str())?))).collect();
-        let best = |case: &Case| answer::top_k(&case.probabilities, 1, 0.0).first().map(|best| best.class_id);
+        let best = |case: &Case| answer::top_k(&case.probabilities, 1, 0.0).first().copied();
+        let mut different: Vec<Difference> = pairs
+            .iter()
+            .filter_map(|(a, b)| Some((*a, best(a)?, best(b)?)))
+            .filter(|(_, a, b)| a.class_id != b.class_id)
+            .map(|(case, a, b)| Difference {
+                file: case.file.clone(),
+                label: labels[case.class].clone(),
+                answers: [a, b].map(|class| (labels[class.class_id].clone(), class.probability)),
+            })
+            .collect();
+        let surest = |difference: &Difference| difference.answers[0].1.max(difference.answers[1].1);
+        different.sort_by(|a, b| surest(b).total_cmp(&surest(a)).then_with(|| a.file.cmp(&b.file)));
         let change = |(a, b): &(&Case, &Case)| {
             a.probabilities.iter().zip(&b.probabilities).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
         };
         let most = pairs.iter().map(|pair| (change(pair), pair.0)).max_by(|a, b| a.0.total_cmp(&b.0));
         Self {
             photos: pairs.len(),
-            same_top1: share(pairs.iter().filter(|(a, b)| best(a) == best(b)).count(), pairs.len()),
+            same_top1: share(pairs.len() - different.len(), pairs.len()),
             largest_change: most.map_or(0.0, |(change, _)| change),
             changed_most: most.map(|(_, case)| case.file.clone()),
+            different,
         }
     }
 }
@@ -244,9 +270,12 @@ mod tests {
     fn agreement_finds_the_largest_change() {
         let one = [case("1", 0, &[0.6, 0.4]), case("2", 0, &[0.9, 0.1]), case("3", 0, &[0.5, 0.5])];
         let other = [case("1", 0, &[0.45, 0.55]), case("2", 0, &[0.89, 0.11])];
-        let agreement = Agreement::new(&one, &other);
+        let agreement = Agreement::new(&labels(&["cat", "dog"]), &one, &other);
         assert_eq!((agreement.photos, agreement.same_top1), (2, 0.5));
         assert!((agreement.largest_change - 0.15).abs() < 1e-6);
         assert_eq!(agreement.changed_most.as_deref(), Some("1"));
+        let [Difference { file, label, answers }] = &agreement.different[..] else { panic!("{agreement:?}") };
+        assert_eq!((file.as_str(), label.as_str()), ("1", "cat"));
+        assert_eq!(answers, &[("cat".to_owned(), 0.6), ("dog".to_owned(), 0.55)]);
     }
 }

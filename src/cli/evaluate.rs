@@ -21,7 +21,7 @@ use crate::{
     answer,
     client::{self, ServerAddress},
     dataset::{Folder, Labelled, quoted},
-    evaluation::{Agreement, Case, Evaluation},
+    evaluation::{Agreement, Case, Difference, Evaluation},
     model::Model,
     offline::{Offline, OfflineConfig, Photo, Skipped, SortedOut, sort_out},
     proto::{ClassifyRequest, Image, image::Source},
@@ -36,9 +36,13 @@ With --json one line is printed:
      \"classes\": [{\"label\", \"photos\", \"right\", \"recall\", \"precision\"}], \
      \"confusions\": [{\"label\", \"predicted\", \"photos\"}], \"mistakes\": [{\"file\", \"label\", \"predicted\", \
      \"probability\"}], \"skipped\": [{\"file\", \"reason\"}], \"compared\": null or {\"engine\", \"top1\", \"top5\", \"seconds\", \
-     \"images_per_second\", \"same_top1\", \"largest_change\", \"changed_most\"}}
+     \"images_per_second\", \"same_top1\", \"largest_change\", \"changed_most\", \
+     \"different\": [{\"file\", \"label\", \"answers\": [[label, probability], [label, probability]]}]}}
 
 Exit status: 0 = the photos were classified, 1 = they were not, 64 = wrong flags.";
+
+/// So many photos are named on which two runs differ.
+const SHOWN: usize = 10;
 
 /// The flags of `resnet18 evaluate`.
 #[derive(Debug, clap::Args)]
@@ -57,6 +61,9 @@ pub struct Args {
     /// Run the model on a second engine in this process too, such as embedded or openvino:fp32, and say how far both agree.
     #[arg(long, env = "RESNET18_EVALUATE_COMPARE", value_name = "ENGINE[:PRECISION]", conflicts_with = "server")]
     compare: Option<EngineChoice>,
+    /// Compare with this ONNX classifier of the same classes, such as the int8 version of the model.
+    #[arg(long, env = "RESNET18_EVALUATE_COMPARE_MODEL", value_name = "MODEL", conflicts_with = "server")]
+    compare_model: Option<PathBuf>,
     /// With --server: how many photos are on their way at the same time.
     #[arg(long, env = "RESNET18_EVALUATE_CONCURRENCY", value_name = "N", default_value = "8", value_parser = values::count)]
     concurrency: usize,
@@ -148,14 +155,40 @@ async fn in_process(args: &Args, folder: Folder) -> Result<Report, CliError> {
     let model = model.map_err(CliError::failed)?;
     let photos = Photos::new(&args.dataset, folder, &model.labels)?;
     let config = OfflineConfig { engine: args.engine.config()?, preprocess: args.images.config() };
-    let other = args.compare.map(|choice| choice.apply(config.engine.clone()));
+    let other = match &args.compare_model {
+        Some(path) => Some(other_model(path, args, &model)?),
+        None => args.compare.is_some().then(|| model.clone()),
+    };
 
     let run = photos.run(&config, &model).await?;
     let compared = match other {
-        Some(engine) => Some(photos.run(&OfflineConfig { engine, ..config }, &model).await?),
+        Some(other) => {
+            let engine = args.compare.map_or(config.engine.clone(), |choice| choice.apply(config.engine.clone()));
+            let mut run = photos.run(&OfflineConfig { engine, ..config }, &other).await?;
+            if args.compare_model.is_some() {
+                run.engine = format!("{}, {}", run.engine, other.name);
+            }
+            Some(run)
+        }
         None => None,
     };
     Ok(report((model.name.clone(), model.version.clone()), model.labels.to_vec(), run, compared))
+}
+
+/// A model whose answers can be laid beside those of `model`.
+fn other_model(path: &Path, args: &Args, model: &Model) -> Result<Model, CliError> {
+    let overrides = args.manifest.overrides(None).map_err(CliError::failed)?;
+    let other = Model::from_file(path, &overrides).map_err(CliError::failed)?;
+    if other.labels != model.labels {
+        return Err(CliError::Failed(format!(
+            "{}: its {} classes are not the {} of {}, in the same order; only models of the same classes can be compared",
+            path.display(),
+            other.labels.len(),
+            model.labels.len(),
+            model.name
+        )));
+    }
+    Ok(other)
 }
 
 async fn at_server(args: &Args, server: &ServerAddress, folder: Folder) -> Result<Report, CliError> {
@@ -298,7 +331,7 @@ fn report((model, model_version): (String, String), labels: Vec<String>, run: Ru
     let compared = other.map(|other| {
         let Evaluation { top1, top5, .. } = Evaluation::new(&labels, &other.cases);
         let (seconds, images_per_second) = speed(&other);
-        let agreement = Agreement::new(&run.cases, &other.cases);
+        let agreement = Agreement::new(&labels, &run.cases, &other.cases);
         Compared { engine: other.engine, top1, top5, seconds, images_per_second, agreement }
     });
     let (seconds, images_per_second) = speed(&run);
@@ -335,8 +368,25 @@ fn describe(report: &Report) -> String {
         let most = agreement.changed_most.as_ref().map_or(String::new(), |file| format!(" ({file})"));
         text.push('\n');
         text += &line("Agreement", format!("{} the same top-1, {change}{most}", percent(agreement.same_top1)));
+        text += &differences(&agreement.different);
     }
     text.truncate(text.trim_end().len());
+    text
+}
+
+/// The photos on which two runs differ, the surest answers first.
+fn differences(different: &[Difference]) -> String {
+    if different.is_empty() {
+        return String::new();
+    }
+    let mut text = style("\nTaken for another class\n").bold().to_string();
+    for Difference { file, label, answers: [(one, p), (other, q)] } in different.iter().take(SHOWN) {
+        let [p, q] = [p, q].map(|share| percent((*share).into()));
+        text += &format!("  {file}: {label} taken for {one} ({p}), then {other} ({q})\n");
+    }
+    if different.len() > SHOWN {
+        text += &format!("  and {} more; --json has all\n", different.len() - SHOWN);
+    }
     text
 }
 
