@@ -1,6 +1,6 @@
 //! What runs the network: one trait, its implementations, and the choice between them.
 
-mod embedded;
+pub mod embedded;
 mod openvino;
 pub mod plan_cache;
 mod self_check;
