@@ -20,7 +20,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
     openvino_sys::library::load_from(&library).map_err(|reason| unavailable(reason, &library))?;
     return_freed_memory();
     let mut core = Core::new().map_err(|error| unavailable(error, &library))?;
-    let precision = choose_precision(&core, config.precision)?;
+    let precision = choose_precision(&core, config.precision, model)?;
     let device =
         core.get_property(&DeviceType::CPU, &PropertyKey::DeviceFullName).map_err(|error| KIND.failed(error))?;
     let version = openvino::version().build_number;
@@ -35,7 +35,8 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
     let network = read_network(&mut core, model, batch, precision)?;
     let mut compile = |streams: usize, threads: usize| -> Result<CompiledModel, EngineError> {
         let hint = match precision {
-            Precision::Fp32 => "f32",
+            // What is left of float between integers is little, and conversions cost more than bf16 gains.
+            Precision::Fp32 | Precision::Int8 => "f32",
             Precision::Fp16 => "f16",
             Precision::Bf16 => "bf16",
         };
@@ -84,7 +85,7 @@ fn read_network(
     precision: Precision,
 ) -> Result<openvino::Model, EngineError> {
     let body = match precision {
-        Precision::Fp32 => BodyPrecision::Fp32,
+        Precision::Fp32 | Precision::Int8 => BodyPrecision::Fp32,
         Precision::Fp16 => BodyPrecision::Fp16,
         Precision::Bf16 => BodyPrecision::Bf16,
     };
@@ -105,7 +106,7 @@ fn read_network(
     }
 }
 
-fn choose_precision(core: &Core, wanted: Option<Precision>) -> Result<Precision, EngineError> {
+fn choose_precision(core: &Core, wanted: Option<Precision>, model: &Model) -> Result<Precision, EngineError> {
     let native =
         core.get_property(&DeviceType::CPU, &PropertyKey::DeviceCapabilities).map_err(|error| KIND.failed(error))?;
     let has = |name: &str| native.split_whitespace().any(|word| word == name);
@@ -114,11 +115,10 @@ fn choose_precision(core: &Core, wanted: Option<Precision>) -> Result<Precision,
         () if has("FP16") => Precision::Fp16,
         () => Precision::Fp32,
     };
-    match wanted {
-        None => Ok(best),
-        Some(Precision::Bf16) if !has("BF16") => Err("bf16"),
-        Some(Precision::Fp16) if !has("FP16") => Err("fp16"),
-        Some(precision) => Ok(precision),
+    match Precision::of(model, wanted, best, KIND)? {
+        Precision::Bf16 if !has("BF16") => Err("bf16"),
+        Precision::Fp16 if !has("FP16") => Err("fp16"),
+        precision => Ok(precision),
     }
     .map_err(|wanted| EngineError::Unavailable {
         kind: KIND,

@@ -3,6 +3,7 @@
 //! `photos` samples the folder, `calibration` watches the float network look at them, `ranges` chooses what 8 bits
 //! should cover, `report` compares the answers. The rewriting itself is the graph's: [`ServingGraph::quantized`].
 
+mod at_start;
 mod calibration;
 mod photos;
 mod ranges;
@@ -12,6 +13,7 @@ use std::{collections::HashSet, io, path::PathBuf};
 
 use self::calibration::Calibration;
 pub use self::{
+    at_start::AtStart,
     photos::{Photo, Photos},
     ranges::Estimator,
     report::{Accuracy, Comparison, LayerNoise, Report},
@@ -39,6 +41,8 @@ pub struct QuantizationConfig {
     pub keep_float: Vec<String>,
     /// How many of the worst layers stay float32 beside those.
     pub auto_keep: usize,
+    /// Whether the report names the worst layers, which takes a while.
+    pub judge_layers: bool,
     /// The least part of the photos with the same most probable class, 0 to 1.
     pub min_agreement: f64,
     /// CPU threads.
@@ -52,6 +56,7 @@ impl Default for QuantizationConfig {
             range: Estimator::MinMax,
             keep_float: Vec::new(),
             auto_keep: 0,
+            judge_layers: true,
             min_agreement: 0.97,
             threads: 1,
         }
@@ -162,7 +167,9 @@ pub fn quantize(
     let few = &photos.calibration[..photos.calibration.len().min(PHOTOS_A_LAYER)];
     let reference = report::logits(&float, few, threads, &|_| {})?;
     let mut noises = Vec::new();
-    for (done, layer) in layers.iter().enumerate().filter(|(_, layer)| !how.keep_float.contains(*layer)) {
+    let judging = config.judge_layers || config.auto_keep > 0;
+    let judged = layers.iter().filter(|layer| !how.keep_float.contains(*layer) && judging);
+    for (done, layer) in judged.enumerate() {
         let keep_float = all.iter().filter(|other| *other != layer).cloned().collect();
         let alone = float.quantized(&Quantization { keep_float, ..how.clone() })?;
         let snr_db = report::snr_db(&report::logits(&alone, few, threads, &|_| {})?, &reference);

@@ -115,23 +115,25 @@ impl Comparison {
             accuracy: None,
         };
         let mut labelled = Accuracy { photos: 0, fp32: 0.0, int8: 0.0 };
-        let part = 1.0 / photos.len().max(1) as f64;
+        let count = photos.len().max(1) as f64;
         for ((photo, logits), reference) in photos.iter().zip(logits).zip(reference) {
             let (actual, expected) = (answer::softmax(logits), answer::softmax(reference));
             let (top, expected_top) = (largest(&actual), largest(&expected));
             let tied = expected[top] >= TIE * expected[expected_top] && actual.iter().all(|value| value.is_finite());
-            comparison.agreement += f64::from(u8::from(top == expected_top)) * part;
-            comparison.agreement_but_ties += f64::from(u8::from(tied)) * part;
+            comparison.agreement += f64::from(u8::from(top == expected_top));
+            comparison.agreement_but_ties += f64::from(u8::from(tied));
             let changes = actual.iter().zip(&expected).map(|(a, b)| if a.is_nan() { 1.0 } else { (a - b).abs() });
             comparison.max_probability_change = changes.fold(comparison.max_probability_change, f32::max);
             let change = actual.get(expected_top).zip(expected.get(expected_top)).map_or(1.0, |(a, b)| (a - b).abs());
-            comparison.mean_probability_change += change * part as f32;
+            comparison.mean_probability_change += change / count as f32;
             if let Some(class) = photo.class {
                 labelled.photos += 1;
                 labelled.fp32 += f64::from(u8::from(expected_top == class));
                 labelled.int8 += f64::from(u8::from(top == class));
             }
         }
+        comparison.agreement /= count;
+        comparison.agreement_but_ties /= count;
         if labelled.photos > 0 {
             labelled.fp32 /= labelled.photos as f64;
             labelled.int8 /= labelled.photos as f64;

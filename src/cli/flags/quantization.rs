@@ -16,7 +16,7 @@ pub struct QuantizationFlags {
     /// How many photos to calibrate with. As many others check the result, or a fifth of all where there are few.
     #[arg(long, env = "RESNET18_CALIBRATION_PHOTOS", value_name = "N", default_value = "100",
           value_parser = clap::value_parser!(u16).range(8..=500))]
-    photos: u16,
+    calibration_photos: u16,
     /// How ranges are chosen: all values that were seen, 99.99 % of them, or the range with the least squared error.
     #[arg(long, env = "RESNET18_RANGE", value_enum, default_value = "min-max")]
     range: RangeArg,
@@ -46,7 +46,7 @@ impl QuantizationFlags {
     /// What was asked for, on so many CPU threads.
     pub fn config(&self, threads: NonZeroUsize) -> QuantizationConfig {
         QuantizationConfig {
-            photos: self.photos.into(),
+            photos: self.calibration_photos.into(),
             range: match self.range {
                 RangeArg::MinMax => Estimator::MinMax,
                 RangeArg::Percentile => Estimator::Percentile,
@@ -54,6 +54,7 @@ impl QuantizationFlags {
             },
             keep_float: self.keep_float.clone(),
             auto_keep: self.auto_keep.into(),
+            judge_layers: true,
             min_agreement: f64::from(self.min_agreement),
             threads: threads.get(),
         }
