@@ -4,6 +4,9 @@
 //! Weights are `int8` with a scale for each output channel. Activations have one scale: `uint8` where they are never
 //! negative, as after a Relu, else `int8`; 0 is always stored as 0. Biases stay float32.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashMap, HashSet};
 
 use super::{
