@@ -20,12 +20,6 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             advice: "use --precision fp32 or auto".into(),
         });
     }
-    if model.graph.quantized {
-        tracing::warn!(
-            "the embedded engine computes this int8 model in fp32: its answers are right, but it is slower than the float \
-             model; OpenVINO and TensorRT are fast with it"
-        );
-    }
     let (batch, max_batch) = match model.graph.batch {
         Batch::Any => (None, config.cpu_max_batch()),
         Batch::Fixed(n) => (Some(n), n),

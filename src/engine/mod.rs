@@ -244,7 +244,15 @@ pub fn start(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError>
 fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
     let started = Instant::now();
     let mut lanes = match kind {
-        EngineKind::Embedded => embedded::load(config, model)?,
+        EngineKind::Embedded => {
+            if model.graph.quantized {
+                tracing::warn!(
+                    "the embedded engine computes this int8 model in fp32: its answers are right, but it is slower than the \
+                     float model; OpenVINO and TensorRT are fast with it"
+                );
+            }
+            embedded::load(config, model)?
+        }
         EngineKind::TensorRt => {
             let prepared = tensorrt::prepare(config)?;
             self_check::load_checked(|| prepared.load(config, model), model)?

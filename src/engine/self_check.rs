@@ -14,9 +14,9 @@ use crate::{
 /// How far a probability may be from the embedded fp32 engine's.
 pub const TOLERANCE: f32 = 0.05;
 
-/// The same for a quantised model. The embedded engine computes it in fp32, rounded where the file says: both should round
-/// to the same integers, but for ties, and the engine's own fusions.
-pub const INT8_TOLERANCE: f32 = 0.05;
+/// The same for a quantised model, which the embedded engine computes in fp32, rounded where the file says. Engines that
+/// fuse layers round less often, so steps of 8 bits lie between the answers.
+pub const INT8_TOLERANCE: f32 = 0.1;
 
 /// How far the logits may be off as a part of their spread.
 const LOGITS_TOLERANCE: f32 = 0.2;
