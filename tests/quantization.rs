@@ -108,7 +108,7 @@ fn a_quantised_file_says_what_it_is_and_is_served_in_int8() {
             "--http",
             "127.0.0.1:0",
         ]);
-        assert!(text(&refused.stderr).contains("quantized to int8"), "{}", text(&refused.stderr));
+        assert!(text(&refused.stderr).contains("quantised to int8"), "{}", text(&refused.stderr));
     }
     let server = Server::start(&["--engine", "embedded", "--model", path(&output)]);
     assert_eq!(server.metric("classifier_engine_info", &["precision=\"fp32\"", "engine=\"embedded\""]), 1.0);
