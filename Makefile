@@ -48,8 +48,7 @@ test-turbojpeg: ## the image tests with libjpeg-turbo (needs cmake and nasm)
 	cargo test --release --features turbojpeg --lib image
 
 test-tensorrt: openvino tensorrt ## what of TensorRT needs no GPU (needs libclang)
-	cargo test --release --features tensorrt --lib -- engine:: gpu
-	cargo test --release --features tensorrt --test tensorrt --test licences
+	cargo test --release --features tensorrt --lib --test tensorrt --test licences
 
 test-gpu: tensorrt ## the real engine on an NVIDIA GPU, and how fast it is; says so where there is none
 	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1

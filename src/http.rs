@@ -43,9 +43,13 @@ pub async fn serve(listener: TcpListener, context: HttpContext) -> io::Result<()
 }
 
 async fn metrics(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
-    let models = context.registry.list();
-    let models = models.iter().map(|entry| &*entry.metrics);
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], context.exporter.render(models))
+    // The system and a GPU's driver are asked, which takes its time.
+    let text = tokio::task::spawn_blocking(move || {
+        let models = context.registry.list();
+        context.exporter.render(models.iter().map(|entry| &*entry.metrics))
+    });
+    let text = text.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
 /// 200 while the process is worth keeping: also while it starts or drains.

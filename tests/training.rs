@@ -183,7 +183,7 @@ fn another_exporters_network_can_be_a_base() {
     assert!((evaluated["top1"].as_f64().unwrap() - report["accuracy"].as_f64().unwrap()).abs() < 0.13, "{evaluated}");
 }
 
-/// The settings of the article, over five seeds, and those that `--auto` finds, on features that are computed once.
+/// The settings of the article, over several seeds, and those that `--auto` finds, on features that are computed once.
 #[tokio::test]
 async fn accuracy_is_pytorchs() {
     let Some(root) = shared("dataset") else { return };
@@ -205,7 +205,8 @@ async fn accuracy_is_pytorchs() {
         (0..settings.epochs).for_each(|_| assert!(layer.epoch(&train).is_finite()));
         f64::from(softmax_layer::score(layer.layer(), &val).accuracy)
     };
-    let seeds: Vec<f64> = (0..5).map(|seed| learn(Settings { seed, ..Settings::ARTICLE })).collect();
+    // Five seeds differ by chance from five others by more than is to be shown here.
+    let seeds: Vec<f64> = (0..20).map(|seed| learn(Settings { seed, ..Settings::ARTICLE })).collect();
     let mean = seeds.iter().sum::<f64>() / seeds.len() as f64;
     println!("by seed {seeds:.4?}, mean {mean:.4}; PyTorch {reference}");
     assert!((mean - reference).abs() <= 0.02, "{mean} by {seeds:?}, PyTorch {reference}");

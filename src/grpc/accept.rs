@@ -24,7 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
-use super::{arrival::Peer, tls::Certificates};
+use super::tls::Certificates;
 
 /// A connection that has sent nothing for this long is closed.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -164,6 +164,25 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, peer: &Peer) -> Opt
         Err(_) => refused(&format_args!("the handshake took longer than {HANDSHAKE:?}")),
     }
     None
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    /// No two connections have the same.
+    pub id: u64,
+    address: Arc<str>,
+}
+
+impl Peer {
+    pub fn new(id: u64, address: String) -> Self {
+        Self { id, address: address.into() }
+    }
+
+    /// For the log.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
 }
 
 /// What bytes come from and go to.

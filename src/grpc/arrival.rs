@@ -20,25 +20,6 @@ use super::{
 };
 use crate::{metrics::Rejection, registry::Registry};
 
-/// Who is at the other end of a connection.
-#[derive(Clone, Debug)]
-pub(super) struct Peer {
-    /// No two connections have the same.
-    pub id: u64,
-    address: Arc<str>,
-}
-
-impl Peer {
-    pub fn new(id: u64, address: String) -> Self {
-        Self { id, address: address.into() }
-    }
-
-    /// For the log.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-}
-
 /// How long callers may wait.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Deadlines {

@@ -5,7 +5,7 @@ use std::{collections::HashSet, fs, path::PathBuf};
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
 
-use super::{arrival::Peer, status::CallError};
+use super::{accept::Peer, status::CallError};
 use crate::watch::Watched;
 
 /// A shorter token could be guessed.

@@ -8,11 +8,7 @@ use std::{
 use tokio::sync::Semaphore;
 use tonic::Request;
 
-use super::{
-    arrival::{Arrived, Peer},
-    auth::Caller,
-    status::CallError,
-};
+use super::{accept::Peer, arrival::Arrived, auth::Caller, status::CallError};
 use crate::{
     metrics::{Method, Rejection, RequestGuard},
     registry::{Entry, Registry, Served},

@@ -42,8 +42,8 @@ pub mod onnx {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
 
-/// The model that is served when the user names none.
-const BUNDLED: &[u8] = include_bytes!("../../models/resnet18-demo.onnx");
+/// The model that is served when the user names none. A `static`, which is in the program once, however often it is used.
+static BUNDLED: &[u8] = include_bytes!("../../models/resnet18-demo.onnx");
 
 /// What the user says about a model. Each field wins over the file's manifest, which wins over the defaults.
 #[derive(Clone, Debug, Default)]
