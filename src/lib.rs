@@ -19,6 +19,7 @@ pub mod loader;
 pub mod metrics;
 pub mod model;
 pub mod offline;
+pub mod quantization;
 pub mod registry;
 pub mod scheduler;
 pub mod server;

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 use crate::{
     engine::{EngineConfig, EngineError, Lanes},
     model::{Model, ModelError, Overrides},
+    quantization::{AtStart, QuantizationError},
     registry::{Registry, Served},
     scheduler::{Scheduler, Start},
     state::{State, StateCell},
@@ -49,6 +50,8 @@ pub struct LoaderConfig {
     pub source: ModelSource,
     /// What runs them.
     pub engine: EngineConfig,
+    /// How float models are quantised first; `None` = they are served as they are.
+    pub quantization: Option<AtStart>,
     /// How often their files are looked at; `None` = only when asked to.
     pub watch_interval: Option<Duration>,
 }
@@ -59,6 +62,9 @@ pub enum LoadError {
     /// The file is no model that can be served.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// It can't be quantised, or not well enough.
+    #[error(transparent)]
+    Quantization(#[from] QuantizationError),
     /// No engine runs it.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -187,7 +193,10 @@ impl Loader {
             let (loader, model, metrics) = (self.clone(), model.clone(), Arc::clone(&metrics));
             blocking(move || -> Result<(), LoadError> {
                 let started = Instant::now();
-                let model = model.read()?;
+                let mut model = model.read()?;
+                if let Some(quantization) = &loader.config.quantization {
+                    model = quantization.apply(model)?;
+                }
                 let lanes = (loader.start)(&loader.config.engine, &model)?;
                 let engine = lanes.info.clone();
                 let start = Start {

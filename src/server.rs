@@ -194,6 +194,7 @@ mod tests {
             loader: LoaderConfig {
                 source: ModelSource::Listed(vec![ListedModel { name: "model".into(), path: None, overrides }]),
                 engine: EngineConfig::new(one),
+                quantization: None,
                 watch_interval: None,
             },
             default_model: None,

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Server, resnet18, shared, skipped};
+use common::{Server, data, resnet18, shared, skipped};
 use prost::Message;
 use resnet18_server::model::onnx::ModelProto;
 use serde_json::Value;
@@ -125,6 +125,32 @@ fn half_the_weights_size_shows_that_the_plan_is_fp16() {
     };
     let ratio = size("fp32") / size("fp16");
     assert!((1.8..2.1).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn a_quantised_model_is_built_with_weights_of_8_bits() {
+    if library().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("int8.onnx");
+    let quantized = resnet18()
+        .args(["quantize", "--calibration-photos", "8", "--min-agreement", "0", "--calibration"])
+        .arg(data(""))
+        .arg("--output")
+        .arg(&model)
+        .output()
+        .unwrap();
+    assert!(quantized.status.success(), "{}", String::from_utf8_lossy(&quantized.stderr));
+    let bytes = |model: &str| -> Vec<u64> {
+        let built = build(folder.path(), &[model, "--sm", "75,89"]);
+        built.iter().map(|line| line["bytes"].as_u64().unwrap()).collect()
+    };
+    for (int8, fp16) in bytes(model.to_str().unwrap()).into_iter().zip(bytes(BUNDLED)) {
+        assert!(int8 * 10 < fp16 * 7, "{int8} bytes in int8, {fp16} in fp16");
+    }
+    let refused = failure(&[model.to_str().unwrap(), "--precision", "fp16"]);
+    assert_has(&refused, &["quantised to int8"]);
 }
 
 #[test]

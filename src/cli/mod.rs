@@ -15,6 +15,7 @@ mod flags;
 pub mod import;
 pub mod load;
 mod output;
+pub mod quantize;
 mod report;
 pub mod serve;
 pub mod stream;
@@ -48,6 +49,8 @@ pub enum Command {
     Train(train::Args),
     /// Measure how often a model is right, on a folder of photos.
     Evaluate(evaluate::Args),
+    /// Make a model compute in 8 bits, about twice as fast on a CPU, with the help of some photos.
+    Quantize(quantize::Args),
     /// Measure a server: throughput, latency and errors under load.
     Load(load::Args),
     /// Build TensorRT engines ahead of time, without a GPU.
@@ -106,6 +109,7 @@ impl Cli {
             Command::Import(args) => import::run(args).await,
             Command::Train(args) => train::run(args).await,
             Command::Evaluate(args) => evaluate::run(args).await,
+            Command::Quantize(args) => quantize::run(args).await,
             Command::Load(args) => load::run(args).await,
             Command::Build(args) => build::run(args).await,
         };

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use rten::{NodeId, RunOptions, ThreadPool, ValueView};
+use rten_tensor::{Layout, Tensor};
 
 use super::{Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, cpu_name};
-use crate::model::{Batch, BodyPrecision, Model};
+use crate::model::{Batch, BodyPrecision, IMAGES, LOGITS, Model, ServingGraph};
 
 const KIND: EngineKind = EngineKind::Embedded;
 
@@ -84,4 +85,66 @@ impl Engine for Embedded {
         logits.copy_from_slice(&values);
         Ok(())
     }
+}
+
+/// The network on one thread, with some of its tensors to be read: what a calibration sees.
+pub struct Probe {
+    model: rten::Model,
+    input: NodeId,
+    tensors: Vec<NodeId>,
+    /// batch, height, width, channels.
+    shape: [usize; 4],
+}
+
+impl Probe {
+    /// Loads the network of `graph`; `tensors` are names in it, of float32.
+    ///
+    /// # Errors
+    /// A network that this engine can't run.
+    pub fn load(graph: &ServingGraph, tensors: &[String]) -> Result<Self, EngineError> {
+        let (batch, n) = match graph.batch {
+            Batch::Any => (None, 1),
+            Batch::Fixed(n) => (Some(n), n),
+        };
+        let onnx = graph.tapped(batch, tensors).map_err(|error| KIND.unsupported(error))?;
+        let model = rten::Model::load(onnx).map_err(|error| KIND.unsupported(error))?;
+        let node = |name: &str| model.node_id(name).map_err(|error| KIND.unsupported(error));
+        Ok(Self {
+            input: node(IMAGES)?,
+            tensors: std::iter::once(LOGITS)
+                .chain(tensors.iter().map(String::as_str))
+                .map(node)
+                .collect::<Result<_, _>>()?,
+            model,
+            shape: [n, graph.height as usize, graph.width as usize, 3],
+        })
+    }
+
+    /// The logits and then the tensors for the image `crop`, `uint8 [height, width, 3]`, each with its shape; the first
+    /// dimension is 1.
+    ///
+    /// # Errors
+    /// [`EngineError::Inference`] when the engine fails.
+    pub fn run(&self, crop: &[u8], pool: &Arc<ThreadPool>) -> Result<Vec<(Vec<usize>, Vec<f32>)>, EngineError> {
+        let images = crop.repeat(self.shape[0]);
+        let images = ValueView::from_shape(self.shape, &images[..]).map_err(|error| KIND.failed(error))?;
+        let options = RunOptions::default().with_thread_pool(Some(Arc::clone(pool)));
+        let input = vec![(self.input, images.into())];
+        let values = self.model.run(input, &self.tensors, Some(options)).map_err(|error| KIND.failed(error))?;
+        let first = |value: rten::Value| {
+            let tensor: Tensor<f32> = value.try_into().map_err(|error| KIND.failed(format!("{error:?}")))?;
+            let mut shape = tensor.shape().to_vec();
+            let mut values = tensor.into_data();
+            // Of a batch all images are the same.
+            values.truncate(values.len() / self.shape[0]);
+            shape[0] /= self.shape[0];
+            Ok((shape, values))
+        };
+        values.into_iter().map(first).collect()
+    }
+}
+
+/// A pool of one thread, for a [`Probe`].
+pub fn one_thread() -> Arc<ThreadPool> {
+    Arc::new(ThreadPool::with_num_threads(1))
 }

@@ -1,6 +1,6 @@
 //! What runs the network: one trait, its implementations, and the choice between them.
 
-mod embedded;
+pub mod embedded;
 mod openvino;
 pub mod plan_cache;
 mod self_check;
@@ -75,6 +75,23 @@ pub enum Precision {
     Fp32,
     Fp16,
     Bf16,
+    Int8,
+}
+
+impl Precision {
+    /// What `model` runs in when `asked` was asked for and `usual` is the fastest for a float model. A quantised one is
+    /// 8-bit integers whatever runs it.
+    fn of(model: &Model, asked: Option<Self>, usual: Self, kind: EngineKind) -> Result<Self, EngineError> {
+        match (model.graph.quantized, asked) {
+            (true, None | Some(Self::Int8)) => Ok(Self::Int8),
+            (true, Some(other)) => Err(kind.unsupported(format!(
+                "it is quantised to int8 and can't run in {other}; leave --precision out, or give the float model that it \
+                 was made of"
+            ))),
+            (false, Some(Self::Int8)) => Err(EngineError::NotQuantized),
+            (false, asked) => Ok(asked.unwrap_or(usual)),
+        }
+    }
 }
 
 impl EngineKind {
@@ -103,6 +120,7 @@ impl fmt::Display for Precision {
             Self::Fp32 => "fp32",
             Self::Fp16 => "fp16",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -112,7 +130,7 @@ impl fmt::Display for Precision {
 pub struct EngineConfig {
     /// `None` = the best that starts: TensorRT where the program has it, OpenVINO, then the embedded one.
     pub kind: Option<EngineKind>,
-    /// `None` = the fastest that the processor computes natively without calibration.
+    /// `None` = int8 for a quantised model, else the fastest that the processor computes natively.
     pub precision: Option<Precision>,
     /// The OpenVINO C library, or the folder that holds it; `None` = look for it.
     pub openvino_lib: Option<PathBuf>,
@@ -164,6 +182,12 @@ pub enum EngineError {
         /// The engine's own words.
         reason: String,
     },
+    /// int8 was asked for, and the model is a float one.
+    #[error(
+        "--precision int8 needs a quantised model, and this one is in float: make one with `resnet18 quantize`, or let \
+         `resnet18 serve` do it with --calibration DIR, a folder of photos"
+    )]
+    NotQuantized,
     /// The engine answers differently from the embedded fp32 engine.
     #[error(
         "the {kind} engine in {precision} failed its self-check: {reason}; --precision fp32 or another --engine may pass it"
@@ -204,6 +228,9 @@ pub fn start(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError>
         None if cfg!(feature = "tensorrt") => &[EngineKind::TensorRt, EngineKind::OpenVino, EngineKind::Embedded],
         None => &[EngineKind::OpenVino, EngineKind::Embedded],
     };
+    if config.precision == Some(Precision::Int8) && !model.graph.quantized {
+        return Err(EngineError::NotQuantized);
+    }
     for (i, &kind) in candidates.iter().enumerate() {
         match start_one(kind, config, model) {
             Ok(lanes) => return Ok(lanes),
@@ -217,14 +244,22 @@ pub fn start(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError>
 fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
     let started = Instant::now();
     let mut lanes = match kind {
-        EngineKind::Embedded => embedded::load(config, model)?,
+        EngineKind::Embedded => {
+            if model.graph.quantized {
+                tracing::warn!(
+                    "the embedded engine computes this int8 model in fp32: its answers are right, but it is slower than the \
+                     float model; OpenVINO and TensorRT are fast with it"
+                );
+            }
+            embedded::load(config, model)?
+        }
         EngineKind::TensorRt => {
             let prepared = tensorrt::prepare(config)?;
             self_check::load_checked(|| prepared.load(config, model), model)?
         }
         EngineKind::OpenVino => match self_check::load_checked(|| openvino::load(config, model), model) {
             Err(error @ EngineError::SelfCheck { precision, .. })
-                if config.precision.is_none() && precision != Precision::Fp32 =>
+                if config.precision.is_none() && precision != Precision::Fp32 && !model.graph.quantized =>
             {
                 tracing::warn!("{error}; going on in fp32");
                 let config = EngineConfig { precision: Some(Precision::Fp32), ..config.clone() };

@@ -20,7 +20,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
     openvino_sys::library::load_from(&library).map_err(|reason| unavailable(reason, &library))?;
     return_freed_memory();
     let mut core = Core::new().map_err(|error| unavailable(error, &library))?;
-    let precision = choose_precision(&core, config.precision)?;
+    let precision = choose_precision(&core, config.precision, model)?;
     let device =
         core.get_property(&DeviceType::CPU, &PropertyKey::DeviceFullName).map_err(|error| KIND.failed(error))?;
     let version = openvino::version().build_number;
@@ -35,7 +35,8 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
     let network = read_network(&mut core, model, batch, precision)?;
     let mut compile = |streams: usize, threads: usize| -> Result<CompiledModel, EngineError> {
         let hint = match precision {
-            Precision::Fp32 => "f32",
+            // What is left of float between integers is little, and conversions cost more than bf16 gains.
+            Precision::Fp32 | Precision::Int8 => "f32",
             Precision::Fp16 => "f16",
             Precision::Bf16 => "bf16",
         };
@@ -84,7 +85,7 @@ fn read_network(
     precision: Precision,
 ) -> Result<openvino::Model, EngineError> {
     let body = match precision {
-        Precision::Fp32 => BodyPrecision::Fp32,
+        Precision::Fp32 | Precision::Int8 => BodyPrecision::Fp32,
         Precision::Fp16 => BodyPrecision::Fp16,
         Precision::Bf16 => BodyPrecision::Bf16,
     };
@@ -105,7 +106,7 @@ fn read_network(
     }
 }
 
-fn choose_precision(core: &Core, wanted: Option<Precision>) -> Result<Precision, EngineError> {
+fn choose_precision(core: &Core, wanted: Option<Precision>, model: &Model) -> Result<Precision, EngineError> {
     let native =
         core.get_property(&DeviceType::CPU, &PropertyKey::DeviceCapabilities).map_err(|error| KIND.failed(error))?;
     let has = |name: &str| native.split_whitespace().any(|word| word == name);
@@ -114,11 +115,10 @@ fn choose_precision(core: &Core, wanted: Option<Precision>) -> Result<Precision,
         () if has("FP16") => Precision::Fp16,
         () => Precision::Fp32,
     };
-    match wanted {
-        None => Ok(best),
-        Some(Precision::Bf16) if !has("BF16") => Err("bf16"),
-        Some(Precision::Fp16) if !has("FP16") => Err("fp16"),
-        Some(precision) => Ok(precision),
+    match Precision::of(model, wanted, best, KIND)? {
+        Precision::Bf16 if !has("BF16") => Err("bf16"),
+        Precision::Fp16 if !has("FP16") => Err("fp16"),
+        precision => Ok(precision),
     }
     .map_err(|wanted| EngineError::Unavailable {
         kind: KIND,
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
     use crate::{
         answer,
-        model::Overrides,
+        model::{Overrides, Quantization, Range, ServingGraph},
         testing::{shared, skipped},
     };
 
@@ -270,5 +270,65 @@ mod tests {
             eprintln!("{}: fp16 within {worst:.4} on {} golden images", model.name, crops.len());
             assert!(worst < tolerance, "{}: {worst}", model.name);
         }
+    }
+
+    /// The kinds of the nodes that are executed for the file, and the kernels that execute them.
+    #[allow(unsafe_code)]
+    fn executed(onnx: &[u8], image: &[u8], shape: [i64; 4]) -> Vec<(String, String)> {
+        use std::{ffi::CStr, ptr::null_mut};
+
+        use openvino_sys as sys;
+
+        let check = |status: sys::ov_status_e| assert_eq!(status, sys::ov_status_e::OK);
+        let text = |text| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
+        let (mut core, mut model, mut compiled, mut request) = (null_mut(), null_mut(), null_mut(), null_mut());
+        let (mut tensor, mut tensor_shape) = (null_mut(), sys::ov_shape_t { rank: 0, dims: null_mut() });
+        let mut found = sys::ov_profiling_info_list_t { profiling_infos: null_mut(), size: 0 };
+        // SAFETY: each call gets what the calls before it have made, and all that lives as long as this function; the list
+        // is read before it is freed. Nothing else is freed: a test ends soon.
+        unsafe {
+            check(sys::ov_core_create(&mut core));
+            check(sys::ov_core_set_property(core, c"CPU".as_ptr(), c"PERF_COUNT".as_ptr(), c"YES".as_ptr()));
+            let bytes = onnx.as_ptr().cast();
+            check(sys::ov_core_read_model_from_memory_buffer(core, bytes, onnx.len(), null_mut(), &mut model));
+            check(sys::ov_core_compile_model(core, model, c"CPU".as_ptr(), 0, &mut compiled));
+            check(sys::ov_compiled_model_create_infer_request(compiled, &mut request));
+            check(sys::ov_shape_create(4, shape.as_ptr(), &mut tensor_shape));
+            let bytes = image.as_ptr().cast_mut().cast();
+            check(sys::ov_tensor_create_from_host_ptr(sys::ov_element_type_e::U8, tensor_shape, bytes, &mut tensor));
+            check(sys::ov_infer_request_set_input_tensor(request, tensor));
+            check(sys::ov_infer_request_infer(request));
+            check(sys::ov_infer_request_get_profiling_info(request, &mut found));
+            let nodes = std::slice::from_raw_parts(found.profiling_infos, found.size);
+            let executed = nodes.iter().filter(|node| node.status == sys::ov_profiling_info_t_Status::EXECUTED);
+            let kernels = executed.map(|node| (text(node.node_type), text(node.exec_type))).collect();
+            sys::ov_profiling_info_list_free(&mut found);
+            kernels
+        }
+    }
+
+    /// Not only the file is in 8 bits: so are the kernels that OpenVINO chooses for it.
+    #[test]
+    fn quantised_layers_are_executed_in_integers() {
+        let Ok(library) = find_library(None) else {
+            return skipped("there is no OpenVINO; `make openvino` fetches it");
+        };
+        openvino_sys::library::load_from(&library).unwrap();
+        let float = Model::bundled(&Overrides::default()).unwrap().graph.folded().unwrap();
+        let range = |name: String| {
+            let signed = !name.contains("Relu");
+            (name, Range { limit: 8.0, signed })
+        };
+        let ranges = float.ranged_tensors().into_iter().map(range).collect();
+        let quantized = float.quantized(&Quantization { ranges, ..Default::default() }).unwrap();
+        let count = |graph: &ServingGraph| {
+            let onnx = graph.to_onnx(Some(1), BodyPrecision::Fp32).unwrap();
+            let kernels = executed(&onnx, &[128; 224 * 224 * 3], [1, 224, 224, 3]);
+            let layers = kernels.iter().filter(|(kind, _)| kind == "Convolution" || kind.starts_with("FullyConnected"));
+            let integers = layers.clone().filter(|(_, kernel)| kernel.to_ascii_uppercase().ends_with("I8"));
+            (layers.count(), integers.count())
+        };
+        assert_eq!(count(&quantized), (21, 21));
+        assert_eq!(count(&float), (21, 0));
     }
 }

@@ -130,6 +130,9 @@ pub enum ModelError {
          before the scores, is needed"
     )]
     Head(String),
+    /// The network cannot be given 8-bit layers.
+    #[error("{0}")]
+    Quantization(String),
     /// The network cannot be given another element type.
     #[error("cannot run in {}: node `{node}` {reason}", precision.as_str_name().to_ascii_lowercase())]
     Typing {

@@ -28,7 +28,9 @@ use self::onnx::ModelProto;
 pub use self::{
     base::{Base, Description},
     error::ModelError,
-    graph::{Batch, BodyPrecision, IMAGES, LOGITS, LinearLayer, Normalization, ServingGraph},
+    graph::{
+        Batch, BodyPrecision, IMAGES, LOGITS, Layer, LinearLayer, Normalization, Quantization, Range, ServingGraph,
+    },
     labels::{imagenet, read_labels},
     manifest::{InputSize, Manifest},
 };

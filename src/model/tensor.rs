@@ -124,6 +124,12 @@ pub(super) fn converted(tensor: &TensorProto, to: DataType, overflow: bool) -> R
     Ok(TensorProto { data_type: Some(to as i32), raw_data: Some(raw.into()), ..tensor })
 }
 
+/// The values of a floating-point tensor.
+pub(super) fn to_floats(tensor: &TensorProto) -> Result<Vec<f32>, ModelError> {
+    let tensor = converted(tensor, DataType::Float, true)?;
+    Ok(tensor.raw_data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+}
+
 /// A float32 tensor.
 pub(super) fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
     let raw: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();

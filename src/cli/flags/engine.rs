@@ -17,7 +17,7 @@ pub struct EngineFlags {
     /// What runs the network; auto = the fastest that starts.
     #[arg(long, env = "RESNET18_ENGINE", value_enum, default_value = "auto")]
     engine: EngineArg,
-    /// The arithmetic; auto = the fastest that the processor has, except int8.
+    /// The arithmetic; auto = int8 for a quantised model, else the fastest float that the processor has.
     #[arg(long, env = "RESNET18_PRECISION", value_enum, default_value = "auto")]
     precision: PrecisionArg,
     /// The OpenVINO C library or its folder [default: the one that make fetched, else an installed one].
@@ -51,6 +51,7 @@ pub(super) enum PrecisionArg {
     Fp32,
     Fp16,
     Bf16,
+    Int8,
 }
 
 impl From<PrecisionArg> for Option<Precision> {
@@ -60,6 +61,7 @@ impl From<PrecisionArg> for Option<Precision> {
             PrecisionArg::Fp32 => Some(Precision::Fp32),
             PrecisionArg::Fp16 => Some(Precision::Fp16),
             PrecisionArg::Bf16 => Some(Precision::Bf16),
+            PrecisionArg::Int8 => Some(Precision::Int8),
         }
     }
 }

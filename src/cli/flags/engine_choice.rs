@@ -5,7 +5,7 @@ use std::str::FromStr;
 use crate::engine::{EngineConfig, EngineKind, Precision};
 
 const KINDS: [EngineKind; 3] = [EngineKind::TensorRt, EngineKind::OpenVino, EngineKind::Embedded];
-const PRECISIONS: [Precision; 3] = [Precision::Fp32, Precision::Fp16, Precision::Bf16];
+const PRECISIONS: [Precision; 4] = [Precision::Fp32, Precision::Fp16, Precision::Bf16, Precision::Int8];
 
 /// An engine, perhaps with its arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@ mod engine;
 mod engine_choice;
 mod image;
 mod manifest;
+mod quantization;
 mod server;
 mod tensorrt;
 
@@ -12,6 +13,7 @@ pub use self::{
     engine_choice::EngineChoice,
     image::ImageFlags,
     manifest::{ManifestFlags, PixelFlags},
+    quantization::QuantizationFlags,
     server::{CredentialFlags, ServerFlags},
     tensorrt::{PlanFlags, TensorRtFlags},
 };

@@ -53,7 +53,7 @@ impl TensorRtFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct PlanFlags {
-    /// The arithmetic; auto = fp16.
+    /// The arithmetic; auto = int8 for a quantised model, else fp16.
     #[arg(long, env = "RESNET18_PRECISION", value_enum, default_value = "auto")]
     precision: PrecisionArg,
     /// The most images in one call of the engine [default: 32].

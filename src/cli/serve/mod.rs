@@ -19,13 +19,14 @@ mod network;
 use self::network::{NetworkFlags, SecurityFlags};
 use super::{
     CliError,
-    flags::{EngineFlags, ImageFlags, ManifestFlags},
+    flags::{EngineFlags, ImageFlags, ManifestFlags, QuantizationFlags},
     values,
 };
 use crate::{
-    engine,
+    engine::{self, EngineConfig, Precision, plan_cache::PlanCache},
     loader::{ListedModel, LoaderConfig, ModelSource},
     model::{Model, ModelError},
+    quantization::{AtStart, QuantizationConfig},
     scheduler::{Capacity, SchedulerConfig},
     server::{self, Control, ServerConfig},
 };
@@ -40,6 +41,8 @@ pub struct Args {
     images: ImageFlags,
     #[command(flatten)]
     engine: EngineFlags,
+    #[command(flatten)]
+    quantization: QuantizationArgs,
     #[command(flatten)]
     network: NetworkFlags,
     #[command(flatten)]
@@ -70,6 +73,16 @@ struct ModelArgs {
     watch_interval: Duration,
     #[command(flatten)]
     manifest: ManifestFlags,
+}
+
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Quantization")]
+struct QuantizationArgs {
+    /// With --precision int8: a folder of photos of the kind that the models will see, to quantise float models with.
+    #[arg(long, env = "RESNET18_CALIBRATION", value_name = "DIR")]
+    calibration: Option<PathBuf>,
+    #[command(flatten)]
+    flags: QuantizationFlags,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -165,6 +178,7 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
         },
         loader: LoaderConfig {
             source: source(&args.model)?,
+            quantization: quantization(args, &engine)?,
             engine,
             watch_interval: Some(args.model.watch_interval).filter(|interval| !interval.is_zero()),
         },
@@ -173,6 +187,25 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
         drain_delay: args.network.drain_delay,
         drain_timeout: args.network.drain_timeout,
     })
+}
+
+/// How float models are quantised, if int8 was asked for.
+fn quantization(args: &Args, engine: &EngineConfig) -> Result<Option<AtStart>, CliError> {
+    let Some(folder) = &args.quantization.calibration else { return Ok(None) };
+    if engine.precision != Some(Precision::Int8) {
+        return Err(CliError::Usage("--calibration is for --precision int8".into()));
+    }
+    if !folder.is_dir() {
+        return Err(CliError::Usage(format!("--calibration {}: there is no such folder", folder.display())));
+    }
+    let config = QuantizationConfig { judge_layers: false, ..args.quantization.flags.config(engine.threads) };
+    let cache = match engine.tensorrt.cache.clone().or_else(PlanCache::default_folder) {
+        Some(folder) => PlanCache::open(&folder, engine.tensorrt.cache_limit)
+            .inspect_err(|error| tracing::warn!("{error}; what is quantised is not kept"))
+            .ok(),
+        None => None,
+    };
+    Ok(Some(AtStart { photos: folder.clone(), preprocess: args.images.config(), config, cache }))
 }
 
 /// The models that were asked for. Listed files are read here, so that a wrong one is told before anything is bound.

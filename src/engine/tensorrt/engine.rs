@@ -106,9 +106,10 @@ struct Network {
 
 impl Network {
     fn new(config: &EngineConfig, model: &Model, version: &str) -> Result<Self, EngineError> {
-        let precision = config.precision.unwrap_or(Precision::Fp16);
+        let precision = Precision::of(model, config.precision, Precision::Fp16, KIND)?;
         let body = match precision {
-            Precision::Fp32 => BodyPrecision::Fp32,
+            // Between the integers little is left in float, and types are as the graph says.
+            Precision::Fp32 | Precision::Int8 => BodyPrecision::Fp32,
             Precision::Fp16 => BodyPrecision::Fp16,
             Precision::Bf16 => BodyPrecision::Bf16,
         };
@@ -120,7 +121,8 @@ impl Network {
                 (None, Some(Batches { usual, max }), max)
             }
         };
-        let onnx = model.graph.to_onnx(fixed, body).map_err(|error| {
+        let signed = model.graph.quantized.then(|| model.graph.with_signed_activations());
+        let onnx = signed.as_ref().unwrap_or(&model.graph).to_onnx(fixed, body).map_err(|error| {
             let advice = if precision == Precision::Fp32 { "" } else { "; --precision fp32 does without" };
             KIND.unsupported(format!("{error}{advice}"))
         })?;

@@ -1,9 +1,11 @@
 //! The serving graph: from any ONNX classifier to the one that every engine is given.
 
+mod batch_norm;
 mod encode;
 mod fold;
 mod head;
 mod inspect;
+mod quantize;
 mod scores;
 mod typing;
 mod walk;
@@ -15,6 +17,7 @@ use std::{collections::HashSet, fmt};
 
 pub(super) use self::head::Head;
 pub use self::head::LinearLayer;
+pub use self::quantize::{Layer, Quantization, Range};
 pub(super) use self::walk::{int_attribute, ints_attribute, node};
 use self::{
     encode::Storage,
@@ -23,7 +26,7 @@ use self::{
     walk::Names,
 };
 use super::{
-    InputSize, ModelError,
+    InputSize, Manifest, ModelError,
     onnx::{
         AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
         attribute_proto::AttributeType,
@@ -114,6 +117,8 @@ pub struct ServingGraph {
     pub normalizes: bool,
     /// Whether the numbers that come out are no logits but what a last layer would take (see [`Base`](super::Base)).
     pub features: bool,
+    /// Whether layers compute with 8-bit integers.
+    pub quantized: bool,
     /// The rewritten model. Initializers stored as halves mean float32.
     model: ModelProto,
     /// How many nodes at the start are ours.
@@ -166,6 +171,7 @@ impl ServingGraph {
             softmax: scores.softmax.is_some(),
             normalizes: input.elem == DataType::Float || input.elem == DataType::Double,
             features: false,
+            quantized: model.graph.iter().flat_map(|graph| &graph.node).any(|node| walk::is(node, "QuantizeLinear")),
             model,
             prologue,
             network_input,
@@ -207,6 +213,22 @@ impl ServingGraph {
     }
 }
 
+impl ServingGraph {
+    /// The graph as a file that can be served, with `manifest` in place of the one it came with.
+    ///
+    /// # Errors
+    /// As for [`Self::to_onnx`].
+    pub fn to_file(&self, manifest: &Manifest) -> Result<Vec<u8>, ModelError> {
+        let mut file = self.clone();
+        manifest.write(&mut file.model);
+        let batch = match self.batch {
+            Batch::Any => None,
+            Batch::Fixed(batch) => Some(batch),
+        };
+        file.to_onnx(batch, BodyPrecision::Fp32)
+    }
+}
+
 impl fmt::Debug for ServingGraph {
     /// Without the model, which is megabytes of weights.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -218,6 +240,7 @@ impl fmt::Debug for ServingGraph {
             .field("softmax", &self.softmax)
             .field("normalizes", &self.normalizes)
             .field("features", &self.features)
+            .field("quantized", &self.quantized)
             .finish_non_exhaustive()
     }
 }

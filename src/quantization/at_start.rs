@@ -1,0 +1,98 @@
+//! Quantising when a server starts: the result is kept beside the TensorRT plans, by what it was made from.
+
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+use super::{Photos, QuantizationConfig, QuantizationError, Stage, manifest, quantize};
+use crate::{
+    engine::plan_cache::{Key, Origin, PlanCache, hex},
+    image::PreprocessConfig,
+    model::{Model, Overrides},
+};
+
+/// Quantises every float model before it is served.
+#[derive(Clone, Debug)]
+pub struct AtStart {
+    /// The folder of photos.
+    pub photos: PathBuf,
+    /// How they are decoded.
+    pub preprocess: PreprocessConfig,
+    /// How to quantise.
+    pub config: QuantizationConfig,
+    /// Where results are kept; `None` = nowhere.
+    pub cache: Option<PlanCache>,
+}
+
+impl AtStart {
+    /// The model in 8 bits; one that is quantised stays as it is. It blocks for as long as that takes.
+    ///
+    /// # Errors
+    /// As for [`quantize`].
+    pub fn apply(&self, model: Model) -> Result<Model, QuantizationError> {
+        if model.graph.quantized {
+            return Ok(model);
+        }
+        let photos = Photos::sample(&self.photos, self.config.photos, &model, self.preprocess, &|_, _| {})?;
+        let make = || {
+            tracing::info!(
+                model = model.name,
+                photos = photos.calibration.len(),
+                "quantising to int8, which takes a minute; the result is kept"
+            );
+            let progress = |stage: Stage, done: usize, total: usize| {
+                tracing::debug!("{stage:?}: {done} of {total}");
+            };
+            let quantized = quantize(&model, &photos, &self.config, &progress)?;
+            let report = &quantized.report;
+            tracing::info!(
+                model = model.name,
+                agreement = report.comparison.agreement,
+                agreement_but_ties = report.comparison.agreement_but_ties,
+                photos = report.comparison.photos,
+                "quantised: logits {:.1} dB, probabilities change by {:.3} at most",
+                report.logits_snr_db,
+                report.comparison.max_probability_change
+            );
+            Ok::<_, QuantizationError>(quantized.onnx)
+        };
+        let onnx = match &self.cache {
+            None => make()?,
+            Some(cache) => {
+                let key = self.key(&model, &photos)?;
+                let (onnx, origin) = cache.get_or_make(&key, |miss| {
+                    tracing::info!("{miss}");
+                    make()
+                })?;
+                if origin == Origin::Hit {
+                    tracing::info!(
+                        model = model.name,
+                        "the quantised model is {}",
+                        cache.folder().join(key.file_name()).display()
+                    );
+                }
+                onnx
+            }
+        };
+        // The name is not a part of the key: a model may be served under several.
+        let named = Overrides { name: Some(model.name.clone()), ..Overrides::default() };
+        Ok(Model::from_bytes(onnx.into(), &named)?)
+    }
+
+    /// All that the result depends on.
+    fn key(&self, model: &Model, photos: &Photos) -> Result<Key, QuantizationError> {
+        let QuantizationConfig { range, keep_float, auto_keep, min_agreement, .. } = &self.config;
+        let unnamed = Model { name: String::new(), ..model.clone() };
+        let content = model.graph.to_file(&manifest(&unnamed, &self.config, photos, false, &Default::default()))?;
+        Ok(Key::new([
+            ("kind", "int8 model".into()),
+            ("version", env!("CARGO_PKG_VERSION").into()),
+            ("range", range.to_string()),
+            ("layers in float", keep_float.join(",")),
+            ("worst layers in float", auto_keep.to_string()),
+            ("least agreement", min_agreement.to_string()),
+            ("photos", hex(&photos.digest[..16])),
+            ("model", hex(&Sha256::digest(&content)[..16])),
+        ]))
+    }
+}
