@@ -1,7 +1,8 @@
 //! The whole server, as a separate process, under load: latency alone, throughput, overload, and every term of the limit.
 //!
 //! `cargo bench --bench serving [-- IMAGE]`; RESNET18_BENCH_SECONDS sets the length of each measurement (default 10).
-//! Server and load share the machine, so the client's own cost is part of what is measured.
+//! The server takes its flags from the environment: RESNET18_MODEL=int8.onnx measures that model, RESNET18_JPEG_SCALING=auto
+//! that way to decode. Server and load share the machine, so the client's own cost is part of what is measured.
 
 use std::{
     fs,
@@ -15,7 +16,7 @@ use bytes::Bytes;
 use resnet18_server::{
     client::load::{LoadConfig, LoadMode, LoadReport, OnRejection, run_load},
     engine::{self, Engine, EngineConfig},
-    image::{Geometry, PreprocessConfig, Preprocessor, Source},
+    image::{Geometry, JpegScaling, PreprocessConfig, Preprocessor, Source},
     model::{Model, Overrides},
 };
 use tonic::Code;
@@ -92,8 +93,15 @@ fn image_path() -> PathBuf {
 /// Measures each term alone and returns the limit: cores / (decode + resize + inference CPU seconds an image).
 fn terms(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::Error>> {
     let cores = std::thread::available_parallelism()?;
-    let model = Model::bundled(&Overrides::default())?;
-    let mut preprocessor = Preprocessor::new(PreprocessConfig::default());
+    let model = match std::env::var_os("RESNET18_MODEL") {
+        Some(path) => Model::from_file(Path::new(&path), &Overrides::default())?,
+        None => Model::bundled(&Overrides::default())?,
+    };
+    let jpeg_scaling = match std::env::var("RESNET18_JPEG_SCALING").as_deref() {
+        Ok("auto") => JpegScaling::Auto,
+        _ => JpegScaling::Off,
+    };
+    let mut preprocessor = Preprocessor::new(PreprocessConfig { jpeg_scaling, ..PreprocessConfig::default() });
     let mut crop = vec![0; model.geometry.bytes()];
     let mut preprocess = |geometry: &Geometry, crop: &mut [u8]| {
         preprocessor.crop(&Source::Encoded(bytes.clone()), geometry, crop).expect("the image can be decoded");
