@@ -295,7 +295,9 @@ mod tests {
     fn a_good_result_is_a_model_with_the_same_answers() {
         let model = model([1.0, 0.5, -0.25, 0.0, 2.0, 1.0, -1.0, 0.125, 0.5, 0.75, -2.0, 4.0]);
         let seen = std::sync::Mutex::new(HashSet::new());
-        let stages = |stage: Stage, _: usize, _: usize| drop(seen.lock().unwrap().insert(format!("{stage:?}")));
+        let stages = |stage: Stage, _: usize, _: usize| {
+            seen.lock().unwrap().insert(format!("{stage:?}"));
+        };
         let quantized = quantize(&model, &photos(&model), &config(), &stages).unwrap();
         assert!(quantized.report.logits_snr_db > 30.0, "{:?}", quantized.report);
         assert_eq!(quantized.report.comparison.agreement_but_ties, 1.0);
