@@ -259,3 +259,108 @@ fn manifest(
     );
     manifest
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Overrides, testing};
+
+    /// The mean colours of an image decide, with these weights.
+    fn model(weights: [f32; 12]) -> Model {
+        let mut model = testing::tiny();
+        let raw = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        let stored = &mut testing::graph(&mut model).initializer;
+        stored[0].raw_data = Some(raw(&weights).into());
+        stored[1].raw_data = Some(raw(&[0.0; 4]).into());
+        let labels = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
+        let overrides = Overrides { labels: Some(labels), ..Overrides::default() };
+        Model::from_bytes(testing::bytes(&model), &overrides).unwrap()
+    }
+
+    /// Images of one colour each.
+    fn photos(model: &Model) -> Photos {
+        let photo = |index: usize| {
+            let colour = [(index * 37 % 256) as u8, (index * 101 % 256) as u8, (index * 59 % 256) as u8];
+            Photo { crop: colour.repeat(model.geometry.bytes() / 3), class: None }
+        };
+        let [calibration, check] = [0..40, 40..80].map(|part| part.map(photo).collect());
+        Photos { calibration, check, skipped: 0, digest: [0; 32] }
+    }
+
+    fn config() -> QuantizationConfig {
+        QuantizationConfig { threads: 2, ..QuantizationConfig::default() }
+    }
+
+    #[test]
+    fn a_good_result_is_a_model_with_the_same_answers() {
+        let model = model([1.0, 0.5, -0.25, 0.0, 2.0, 1.0, -1.0, 0.125, 0.5, 0.75, -2.0, 4.0]);
+        let seen = std::sync::Mutex::new(HashSet::new());
+        let stages = |stage: Stage, _: usize, _: usize| {
+            seen.lock().unwrap().insert(format!("{stage:?}"));
+        };
+        let quantized = quantize(&model, &photos(&model), &config(), &stages).unwrap();
+        assert!(quantized.report.logits_snr_db > 30.0, "{:?}", quantized.report);
+        assert_eq!(quantized.report.comparison.agreement_but_ties, 1.0);
+        assert_eq!((quantized.report.layers, quantized.report.worst_layers.len()), (1, 1));
+        assert_eq!(seen.into_inner().unwrap().len(), 3);
+        let loaded = Model::from_bytes(quantized.onnx.into(), &Overrides::default()).unwrap();
+        assert_eq!((loaded.labels, loaded.geometry), (model.labels, model.geometry));
+    }
+
+    #[test]
+    fn a_bad_result_is_refused_with_its_figures() {
+        // What tells the first two classes apart vanishes beside the large weights.
+        let model = model([900.0, 2.0, 0.0, 900.0, -2.0, 0.0, -900.0, 0.0, 2.0, -900.0, 0.0, -2.0]);
+        let photos = photos(&model);
+        let error = quantize(&model, &photos, &config(), &|_, _, _| {}).err().unwrap();
+        let QuantizationError::Disagrees { report, min_agreement } = &error else { panic!("{error}") };
+        assert!(report.comparison.agreement_but_ties < 0.9 && *min_agreement == 0.97, "{report:?}");
+        assert!(error.to_string().contains("--auto-keep"), "{error}");
+        let lenient = QuantizationConfig { min_agreement: 0.0, ..config() };
+        assert!(quantize(&model, &photos, &lenient, &|_, _, _| {}).is_ok());
+        let unknown = QuantizationConfig { keep_float: vec!["conv".into()], ..config() };
+        let error = quantize(&model, &photos, &unknown, &|_, _, _| {}).err().unwrap().to_string();
+        assert!(error.contains("\"conv\"") && error.contains("scores_node"), "{error}");
+    }
+
+    #[test]
+    fn a_kept_result_is_used_until_model_photos_or_settings_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = folder.path().join("photos");
+        std::fs::create_dir(&images).unwrap();
+        let write = |index: usize, colour: [u8; 3]| {
+            image::RgbImage::from_pixel(8, 6, image::Rgb(colour)).save(images.join(format!("{index}.png"))).unwrap();
+        };
+        (0..12).for_each(|index| write(index, [index as u8 * 20, 255 - index as u8 * 20, index as u8 * 7]));
+        let cache = crate::engine::plan_cache::PlanCache::open(&folder.path().join("cache"), 1 << 30).unwrap();
+        let kept = || {
+            std::fs::read_dir(cache.folder())
+                .unwrap()
+                .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "plan"))
+                .count()
+        };
+        let mut at_start = AtStart {
+            photos: images.clone(),
+            preprocess: Default::default(),
+            config: config(),
+            cache: Some(cache.clone()),
+        };
+        let first = [1.0, 0.5, -0.25, 0.0, 2.0, 1.0, -1.0, 0.125, 0.5, 0.75, -2.0, 4.0];
+        let apply = |at_start: &AtStart, weights| at_start.apply(model(weights)).unwrap();
+        let quantized = apply(&at_start, first);
+        assert!(quantized.graph.quantized);
+        let version = quantized.version.clone();
+        assert_eq!(at_start.apply(quantized).unwrap().version, version, "a quantised model stays as it is");
+        assert_eq!((apply(&at_start, first).version, kept()), (version, 1));
+        let mut second = first;
+        second[11] = 3.0;
+        apply(&at_start, second);
+        assert_eq!(kept(), 2);
+        write(3, [9, 9, 9]);
+        apply(&at_start, first);
+        assert_eq!(kept(), 3);
+        at_start.config.range = Estimator::Mse;
+        apply(&at_start, first);
+        assert_eq!(kept(), 4);
+    }
+}

@@ -21,7 +21,10 @@ fn numbers(count: usize, seed: usize) -> Vec<f32> {
 /// Conv, BatchNorm, Relu, MaxPool, then a residual block and a last layer.
 fn residual() -> ModelProto {
     let conv = |inputs: &[&str], output: &str| {
-        node("Conv", inputs, output).with_ints("pads", &[1, 1, 1, 1]).with_ints("strides", &[1, 1])
+        node("Conv", inputs, output)
+            .with_ints("pads", &[1, 1, 1, 1])
+            .with_ints("strides", &[1, 1])
+            .with_ints("dilations", &[1, 1])
     };
     let graph = GraphProto {
         name: Some("residual".into()),
@@ -29,7 +32,10 @@ fn residual() -> ModelProto {
             conv(&["pixels", "w1"], "c1"),
             node("BatchNormalization", &["c1", "scale", "shift", "mean", "variance"], "n1"),
             node("Relu", &["n1"], "r1"),
-            node("MaxPool", &["r1"], "p1").with_ints("kernel_shape", &[2, 2]).with_ints("strides", &[2, 2]),
+            node("MaxPool", &["r1"], "p1")
+                .with_ints("kernel_shape", &[2, 2])
+                .with_ints("pads", &[0; 4])
+                .with_ints("strides", &[2, 2]),
             conv(&["p1", "w2", "b2"], "c2"),
             node("Add", &["c2", "p1"], "sum"),
             node("Relu", &["sum"], "r2"),
@@ -123,7 +129,7 @@ fn layers_residual_additions_and_pools_read_integers() {
     let float = serve(residual()).folded().unwrap();
     assert_eq!(
         float.layers().iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(),
-        ["c1_node", "c2_node", "logits_node"]
+        ["c1_node", "c2_node", "scores_node"]
     );
     assert_eq!(float.ranged_tensors(), ["network_input", "r1", "flat", "c2"]);
     let quantized = float.quantized(&how(&float)).unwrap();
@@ -172,7 +178,7 @@ fn layers_can_stay_in_float() {
         nodes(&quantized).node.iter().find(|node| node.op_type() == "Add" && node.output[0] == "sum").unwrap();
     assert_eq!(addition.input, ["c2", "p1"]);
     assert_eq!(source(&quantized, "logits", 1).0, "DequantizeLinear");
-    how.keep_float.insert("logits_node".into());
+    how.keep_float.insert("scores_node".into());
     assert!(float.quantized(&how).unwrap_err().to_string().contains("no layer to quantise"));
 }
 
