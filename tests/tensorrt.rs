@@ -143,7 +143,7 @@ fn a_quantised_model_is_built_with_weights_of_8_bits() {
         .unwrap();
     assert!(quantized.status.success(), "{}", String::from_utf8_lossy(&quantized.stderr));
     let bytes = |model: &str| -> Vec<u64> {
-        let built = build(folder.path(), &[model, "--sm", "75,89"]);
+        let built = build(folder.path(), &[model, "--sm", "86,89"]);
         built.iter().map(|line| line["bytes"].as_u64().unwrap()).collect()
     };
     for (int8, fp16) in bytes(model.to_str().unwrap()).into_iter().zip(bytes(BUNDLED)) {

@@ -153,7 +153,11 @@ impl Drop for Bars {
 }
 
 fn print(args: &Args, outcome: &Outcome) -> Result<(), CliError> {
-    Ok(if args.json { output::print_json(outcome)? } else { output::print_line(&table(outcome))? })
+    match args.json {
+        true => output::print_json(outcome)?,
+        false => output::print_line(&table(outcome))?,
+    }
+    Ok(())
 }
 
 fn table(outcome: &Outcome) -> String {

@@ -125,7 +125,7 @@ impl Probe {
     ///
     /// # Errors
     /// [`EngineError::Inference`] when the engine fails.
-    pub fn run(&self, crop: &[u8], pool: &Arc<ThreadPool>) -> Result<Vec<(Vec<usize>, Vec<f32>)>, EngineError> {
+    pub fn run(&self, crop: &[u8], pool: &Arc<ThreadPool>) -> Result<Vec<Values>, EngineError> {
         let images = crop.repeat(self.shape[0]);
         let images = ValueView::from_shape(self.shape, &images[..]).map_err(|error| KIND.failed(error))?;
         let options = RunOptions::default().with_thread_pool(Some(Arc::clone(pool)));
@@ -143,6 +143,9 @@ impl Probe {
         values.into_iter().map(first).collect()
     }
 }
+
+/// A tensor's shape and values.
+pub type Values = (Vec<usize>, Vec<f32>);
 
 /// A pool of one thread, for a [`Probe`].
 pub fn one_thread() -> Arc<ThreadPool> {

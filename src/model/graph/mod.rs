@@ -174,7 +174,7 @@ impl ServingGraph {
             quantized: model.graph.iter().flat_map(|graph| &graph.node).any(|node| walk::is(node, "QuantizeLinear")),
             model,
             prologue,
-            network_input,
+            network_input: if prologue > 0 { network_input } else { IMAGES.to_owned() },
             network_elem: input.elem,
         })
     }
@@ -398,11 +398,15 @@ fn begin(
                 if input.elem == DataType::Double { cast(DataType::Double) } else { None },
             ]
         }
-        DataType::Uint8 if to_nchw.is_some() => vec![to_nchw],
+        // A cast to the same type would be one that TensorRT refuses.
+        DataType::Uint8 => vec![to_nchw],
         elem => vec![cast(elem), to_nchw],
     };
     let steps: Vec<_> = steps.into_iter().flatten().collect();
     let count = steps.len();
+    if count == 0 {
+        walk::rename(graph, network_input, IMAGES);
+    }
     let mut before = IMAGES.to_owned();
     let mut nodes: Vec<NodeProto> = Vec::with_capacity(count + graph.node.len());
     for (index, (op_type, attribute, operand)) in steps.into_iter().enumerate() {

@@ -406,7 +406,7 @@ fn corrected_bias(
     };
     let groups = walk::int(layer, "group").unwrap_or(1).max(1) as usize;
     let inputs = weights.dims[1 - weights.axis] as usize;
-    if bias.len() != outputs || means.len() != inputs * groups || outputs % groups != 0 {
+    if bias.len() != outputs || means.len() != inputs * groups || !outputs.is_multiple_of(groups) {
         return Ok(None);
     }
     let kernel: usize = weights.dims[2..].iter().map(|&dim| dim as usize).product();
