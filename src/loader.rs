@@ -68,6 +68,9 @@ pub enum LoadError {
     /// No engine runs it.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A library stumbled over the file.
+    #[error("loading it broke off: {0}")]
+    Panicked(String),
     /// The folder can't be read.
     #[error("the models' folder {} can't be read: {source}", path.display())]
     Folder {
@@ -126,6 +129,7 @@ impl Loader {
         self.look(&mut known, Look::First).await.inspect_err(|error| {
             self.state.set(State::Failed(error.to_string().into()));
         })?;
+        let mut told = String::new();
         loop {
             let asked = match self.config.watch_interval {
                 Some(interval) => tokio::time::timeout(interval, reload.notified()).await.is_ok(),
@@ -135,18 +139,26 @@ impl Loader {
                 }
             };
             let look = if asked { Look::Asked } else { Look::Watching };
-            if let Err(error) = self.look(&mut known, look).await {
-                tracing::warn!("{error}; what was loaded is served on");
+            let trouble = self.look(&mut known, look).await.err().map(|error| error.to_string()).unwrap_or_default();
+            if !trouble.is_empty() && trouble != told {
+                tracing::warn!("{trouble}; what was loaded is served on");
             }
+            told = trouble;
         }
     }
 
     /// Looks at every file once, and loads what is new.
     async fn look(&self, known: &mut BTreeMap<String, Known>, look: Look) -> Result<(), LoadError> {
-        let found = {
+        let mut found = {
             let source = self.config.source.clone();
             blocking(move || find(source)).await?
         };
+        if found.len() > MAX_MODELS {
+            if look != Look::Watching {
+                tracing::warn!("there are {} models; the first {MAX_MODELS} by name are served", found.len());
+            }
+            found.truncate(MAX_MODELS);
+        }
         if look == Look::First {
             // In their order, so that the first is the default.
             found.iter().for_each(|(model, _)| drop(self.registry.announce(&model.name)));
@@ -284,13 +296,13 @@ fn models_in(folder: &Path) -> io::Result<Vec<ListedModel>> {
         }
     }
     models.sort_by(|a, b| a.name.cmp(&b.name));
-    if models.len() > MAX_MODELS {
-        tracing::warn!("{} holds {} models; the first {MAX_MODELS} are served", folder.display(), models.len());
-        models.truncate(MAX_MODELS);
-    }
     Ok(models)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+/// Runs work that keeps a thread busy. Engines are other people's code, and the files anybody's: a panic is an error.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
+) -> Result<T, LoadError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panic| Err(LoadError::Panicked(panic.to_string())))
 }

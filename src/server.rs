@@ -110,6 +110,8 @@ async fn run_with(
         state.set(State::Failed(error.to_string().into()));
         // Those who wait are answered; whoever watches over the process starts a new one.
         tokio::time::sleep(FLUSH).await;
+        // Its threads may hang in a driver that no longer answers: they are not waited for.
+        std::mem::forget(Arc::clone(&scheduler));
         error
     };
     let shutdown = async {

@@ -42,7 +42,13 @@ pub struct Watched<T> {
     files: Vec<PathBuf>,
     load: Load<T>,
     current: RwLock<Arc<T>>,
-    tried: Mutex<Stamp>,
+    stamps: Mutex<Stamps>,
+}
+
+/// The files as they were at the last look, and when they were read.
+struct Stamps {
+    seen: Stamp,
+    tried: Stamp,
 }
 
 impl<T> Watched<T> {
@@ -55,9 +61,10 @@ impl<T> Watched<T> {
         files: Vec<PathBuf>,
         load: impl Fn() -> Result<T, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
-        let tried = Mutex::new(Stamp::of(&files));
+        let stamp = Stamp::of(&files);
+        let stamps = Mutex::new(Stamps { seen: stamp.clone(), tried: stamp });
         let current = RwLock::new(Arc::new(load()?));
-        Ok(Self { what, files, load: Box::new(load), current, tried })
+        Ok(Self { what, files, load: Box::new(load), current, stamps })
     }
 
     /// What was read last.
@@ -65,14 +72,17 @@ impl<T> Watched<T> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Looks at the files, and reads them if they have changed. Blocks on the file system.
+    /// Looks at the files, and reads them if they have changed and are at rest: as they were at the look before. Blocks on
+    /// the file system.
     pub fn refresh(&self) {
         let stamp = Stamp::of(&self.files);
-        let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
-        if *tried == stamp {
+        let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
+        let rests = stamps.seen == stamp;
+        stamps.seen = stamp.clone();
+        if !rests || stamps.tried == stamp {
             return;
         }
-        *tried = stamp;
+        stamps.tried = stamp;
         match (self.load)() {
             Ok(new) => {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
@@ -102,6 +112,9 @@ mod tests {
             let new = folder.path().join("new");
             fs::write(&new, text).unwrap();
             fs::rename(new, &file).unwrap();
+            let before = *watched.get();
+            watched.refresh();
+            assert_eq!(*watched.get(), before, "somebody may still write");
             watched.refresh();
             *watched.get()
         };
@@ -110,6 +123,7 @@ mod tests {
         assert_eq!(put("many"), 22);
         assert_eq!(put("3"), 3);
         fs::remove_file(&file).unwrap();
+        watched.refresh();
         watched.refresh();
         assert_eq!(*watched.get(), 3);
     }

@@ -316,6 +316,25 @@ async fn compressed_requests_are_understood() {
     assert_eq!(client.classify(request(image)).await.unwrap_err().code(), Code::ResourceExhausted);
 }
 
+/// One connection of each kind is kept silent; all are closed, and so don't keep others out for ever.
+#[test]
+fn connections_that_never_finish_their_greeting_are_closed() {
+    let server = Server::start(&["--engine", "embedded"]);
+    let mut streams = Vec::new();
+    for sent in ["", "P", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let mut stream = TcpStream::connect(&server.grpc).unwrap();
+        stream.write_all(sent.as_bytes()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        streams.push((sent, stream));
+    }
+    for (sent, mut stream) in streams {
+        let mut answer = Vec::new();
+        let ended = stream.read_to_end(&mut answer);
+        let timed_out = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        assert!(!timed_out, "a connection that sent {sent:?} is kept");
+    }
+}
+
 #[test]
 fn bytes_that_are_no_http2_are_hung_up_on() {
     let server = Server::start(&["--engine", "embedded"]);

@@ -43,7 +43,7 @@ pub enum Command {
     Classify(classify::Args),
     /// Say what a video or a camera shows, frame by frame.
     Stream(stream::Args),
-    /// Make a model of a checkpoint: weights that PyTorch or Hugging Face saved.
+    /// Turn a checkpoint into a model. weights that PyTorch or Hugging Face saved.
     Import(import::Args),
     /// Teach a model new classes, from a folder of photos.
     Train(train::Args),
@@ -53,7 +53,7 @@ pub enum Command {
     Quantize(quantize::Args),
     /// Measure a server: throughput, latency and errors under load.
     Load(load::Args),
-    /// Build TensorRT engines ahead of time, without a GPU.
+    /// Build TensorRT engines ahead of time, without a GPU (in programs with the feature tensorrt).
     Build(build::Args),
 }
 

@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
     /// A folder of photos of the kind that the model will see.
-    #[arg(long, env = "RESNET18_CALIBRATION", value_name = "DIR")]
+    #[arg(long, env = "RESNET18_QUANTIZE_CALIBRATION", value_name = "DIR")]
     calibration: PathBuf,
     /// The ONNX file to write; one that is there is replaced.
     #[arg(long, short, env = "RESNET18_QUANTIZE_OUTPUT", value_name = "FILE")]

@@ -9,7 +9,8 @@ use std::{
     fs::{self, File, TryLockError},
     io::{self, Read, Write},
     path::{Path, PathBuf},
-    time::SystemTime,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::{Duration, SystemTime},
 };
 
 use sha2::{Digest, Sha256};
@@ -18,6 +19,9 @@ const MAGIC: &[u8; 16] = b"resnet18 plan 1\n";
 /// A header beyond this is not one of ours.
 const MAX_HEADER: u32 = 1 << 16;
 const EXTENSION: &str = "plan";
+const UNFINISHED: &str = "tmp";
+/// An unfinished file that is older has no writer any more.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// What an entry depends on, as names and values; the order counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,7 +183,10 @@ impl PlanCache {
     /// Keeps `content` under `key`, in place of what was there. A failure is logged: what is not kept is made again.
     pub fn put(&self, key: &Key, content: &[u8]) {
         match self.write(key, content) {
-            Ok(()) => self.evict(&self.path(key)),
+            Ok(()) => {
+                self.sweep();
+                self.evict(&self.path(key));
+            }
             Err(error) => {
                 tracing::warn!("nothing can be kept in {}: {error}; it will be made again", self.folder.display());
             }
@@ -193,7 +200,11 @@ impl PlanCache {
     /// Written beside its place and renamed, so that nobody sees a part of it.
     fn write(&self, key: &Key, content: &[u8]) -> io::Result<()> {
         let path = self.path(key);
-        let unfinished = path.with_extension(format!("{}.tmp", std::process::id()));
+        // Nobody else writes to it: other threads have other numbers, other processes other times or ids.
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let number = NUMBER.fetch_add(1, Relaxed);
+        let unfinished = path.with_extension(format!("{}.{now}.{number}.{UNFINISHED}", std::process::id()));
         let written = (|| {
             let mut file = File::create(&unfinished)?;
             let parts = key.encode();
@@ -238,6 +249,17 @@ impl PlanCache {
         let keys = self.entries().into_iter().filter_map(|path| Some(read_key(&mut File::open(path).ok()?).ok()?.0));
         let differences = keys.filter_map(|other| key.differences(&other)).min_by_key(Vec::len);
         differences.filter(|parts| !parts.is_empty()).map_or(Miss::New, Miss::Changed)
+    }
+
+    /// Removes what writers that died left behind.
+    fn sweep(&self) {
+        let paths = fs::read_dir(&self.folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+        for path in paths.filter(|path| path.extension().is_some_and(|extension| extension == UNFINISHED)) {
+            let age = fs::metadata(&path).and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
+            if matches!(age, Ok(Ok(age)) if age > ABANDONED) {
+                let _ = fs::remove_file(path);
+            }
+        }
     }
 
     /// Removes what has not been used for longest until the rest is within the limit; never `newest`.

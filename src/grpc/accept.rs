@@ -26,8 +26,10 @@ use tonic::transport::server::Connected;
 
 use super::tls::Certificates;
 
-/// A connection that has sent nothing for this long is closed.
+/// A connection that has not sent HTTP/2's preface within this time is closed.
 const SILENCE: Duration = Duration::from_secs(10);
+/// The preface and the head of the SETTINGS frame behind it, in bytes (RFC 9113, 3.4).
+const PREFACE: usize = 24 + 9;
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// After an error, such as too many open files, accepting pauses instead of spinning.
@@ -194,14 +196,16 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 pub(super) struct Connection {
     stream: Box<dyn Duplex>,
     peer: Peer,
-    /// Runs until the first bytes arrive.
+    /// Runs until the preface has arrived.
     silence: Option<Pin<Box<Sleep>>>,
+    /// Bytes of the preface that are still to come.
+    preface: usize,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
     fn new(stream: Box<dyn Duplex>, peer: Peer, permit: OwnedSemaphorePermit) -> Self {
-        Self { stream, peer, silence: Some(Box::pin(sleep(SILENCE))), _permit: permit }
+        Self { stream, peer, silence: Some(Box::pin(sleep(SILENCE))), preface: PREFACE, _permit: permit }
     }
 }
 
@@ -215,10 +219,15 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if read.is_ready() {
-            self.silence = None;
-        } else if let Some(silence) = &mut self.silence
+        if self.silence.is_some() {
+            self.preface = self.preface.saturating_sub(buf.filled().len() - before);
+            if self.preface == 0 {
+                self.silence = None;
+            }
+        }
+        if let Some(silence) = &mut self.silence
             && silence.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));

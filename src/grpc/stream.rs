@@ -81,7 +81,13 @@ async fn open_and_answer(
     guard: &mut RequestGuard,
     answers: &Answers,
 ) -> Result<(), CallError> {
-    let permit = context.streams.try_acquire();
+    // Before anything is waited for: a stream without a config takes a place too.
+    let Ok(_permit) = context.streams.try_acquire() else {
+        if let Ok(default) = context.registry.find("") {
+            default.metrics.rejected(Rejection::StreamLimit);
+        }
+        return Err(CallError::TooManyStreams { open: context.max_streams });
+    };
     let config = match timeout(CONFIG_TIMEOUT, next(&mut inbound, &context.state)).await {
         Err(_) => {
             return Err(CallError::Invalid(format!("the stream's config did not come within {CONFIG_TIMEOUT:?}")));
@@ -95,10 +101,6 @@ async fn open_and_answer(
         },
     };
     let served = context.model(&config.model, guard)?;
-    if permit.is_err() {
-        served.metrics.rejected(Rejection::StreamLimit);
-        return Err(CallError::TooManyStreams { open: context.max_streams });
-    }
     let _open = served.metrics.stream();
     let policy = FramePolicy::try_from(config.policy).map_err(|_| {
         CallError::Invalid(format!("the frame policy {} is unknown; send EVERY or LATEST", config.policy))

@@ -71,6 +71,7 @@ pub(super) fn decode(
     {
         return Ok(());
     }
+    (pixels.width, pixels.height) = (header.width, header.height);
     let row = header.width as usize * layout.channels();
     resize_buffer(&mut pixels.data, row * header.height as usize);
     // What libjpeg-turbo complains about is judged below, so that both builds refuse the same files in the same words.

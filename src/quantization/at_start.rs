@@ -92,6 +92,7 @@ impl AtStart {
             ("worst layers in float", auto_keep.to_string()),
             ("least agreement", min_agreement.to_string()),
             ("photos", hex(&photos.digest[..16])),
+            ("decoded by", format!("{:?}", self.preprocess)),
             ("model", hex(&Sha256::digest(&content)[..16])),
         ]))
     }

@@ -279,6 +279,9 @@ impl Shared {
                     Err(wait) => until = wait,
                 }
             }
+            if !state.finished.is_empty() {
+                continue;
+            }
             if state.stopping && state.queues.values().all(ModelQueue::is_idle) {
                 state.queues.values().for_each(|queue| queue.arrived.notify_all());
                 self.work.notify_all();
@@ -298,6 +301,7 @@ impl Shared {
         for id in order {
             let queue = state.queues.get_mut(&id).expect("the ids were just taken from there");
             let before = queue.used;
+            let mut some_waited = false;
             let kind = match self.infer(queue, delay) {
                 Ok((batch, lane)) => {
                     queue.used += queue.pace.inference(batch.len());
@@ -305,6 +309,7 @@ impl Shared {
                 }
                 Err(wait) => {
                     until = [until, wait].into_iter().flatten().min();
+                    some_waited = !queue.waiting.is_empty();
                     queue.take_waiting().map(|waiting| {
                         queue.used += queue.pace.decode();
                         TaskKind::Decode { waiting, crop: queue.crop() }
@@ -313,7 +318,7 @@ impl Shared {
             };
             let Some(kind) = kind else {
                 // Nothing alive was waiting, so the batch need not wait for it.
-                if queue.waiting.is_empty() && !queue.ready.is_empty() && !queue.narrow.is_empty() {
+                if some_waited && queue.waiting.is_empty() && !queue.ready.is_empty() && !queue.narrow.is_empty() {
                     until = Some(Duration::ZERO);
                 }
                 queue.arrived.notify_one();
@@ -359,8 +364,12 @@ impl State {
 
     /// Gives a batch that is alone on the machine the engine that uses all the cores.
     fn widen(&mut self, id: QueueId, kind: TaskKind) -> TaskKind {
-        let alone =
-            self.active == 1 && self.queues.values().all(|queue| queue.network.engine.offloaded || queue.is_empty());
+        let idle = |queue: &ModelQueue| match queue.network.engine.offloaded {
+            // What is ready for a device is no work for the cores.
+            true => queue.waiting.is_empty(),
+            false => queue.is_empty(),
+        };
+        let alone = self.active == 1 && self.queues.values().all(idle);
         let TaskKind::Infer { batch, lane, .. } = kind else { return kind };
         let queue = self.in_work(id);
         match queue.wide.take_if(|_| alone) {

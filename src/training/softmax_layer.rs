@@ -114,7 +114,7 @@ impl SoftmaxLayer {
         for &(features, class) in batch {
             let mut probabilities = answer::softmax(&logits(&self.layer, features));
             let weight = self.class_weights[class];
-            loss -= weight * probabilities[class].max(f32::MIN_POSITIVE).ln();
+            loss -= weight * positive(probabilities[class]).ln();
             probabilities[class] -= 1.0;
             errors.extend(probabilities.into_iter().map(|error| error * weight / total));
         }
@@ -144,6 +144,11 @@ impl SoftmaxLayer {
     }
 }
 
+/// A probability that has a logarithm; one that is no number stays so, and is noticed in the loss.
+fn positive(probability: f32) -> f32 {
+    if probability < f32::MIN_POSITIVE { f32::MIN_POSITIVE } else { probability }
+}
+
 /// The scores of a photo.
 pub fn logits(layer: &LinearLayer, features: &[f32]) -> Vec<f32> {
     let rows = layer.weight.chunks_exact(features.len());
@@ -166,7 +171,7 @@ pub fn score(layer: &LinearLayer, examples: &[&Example]) -> Score {
         let probabilities = answer::softmax(&logits(layer, &example.features));
         let best = answer::top_k(&probabilities, 1, 0.0);
         right += usize::from(best.first().is_some_and(|best| best.class_id == example.class));
-        loss -= f64::from(probabilities[example.class].max(f32::MIN_POSITIVE).ln());
+        loss -= f64::from(positive(probabilities[example.class]).ln());
     }
     let count = examples.len().max(1);
     Score { accuracy: right as f32 / count as f32, loss: (loss / count as f64) as f32 }
@@ -234,6 +239,15 @@ mod tests {
         let moved = layer.layer.weight[0];
         layer.step(&[]);
         assert!((layer.layer.weight[0] - 1.5 * moved).abs() < 1e-4);
+    }
+
+    #[test]
+    fn weights_that_grow_without_bounds_show_in_the_loss() {
+        let train: Vec<Example> = (0..40).map(|i| example(&[i as f32, 1.0], i % 2)).collect();
+        let settings = Settings { learning_rate: 1e30, ..Settings::ARTICLE };
+        let mut layer = SoftmaxLayer::new(&train.iter().collect::<Vec<_>>(), 2, settings);
+        let train: Vec<&Example> = train.iter().collect();
+        assert!((0..10).any(|_| !layer.epoch(&train).is_finite()));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use self::network::{NetworkFlags, SecurityFlags};
 use super::{
     CliError,
     flags::{EngineFlags, ImageFlags, ManifestFlags, QuantizationFlags},
-    values,
+    output, values,
 };
 use crate::{
     engine::{self, EngineConfig, Precision, plan_cache::PlanCache},
@@ -28,7 +28,7 @@ use crate::{
     model::{Model, ModelError},
     quantization::{AtStart, QuantizationConfig},
     scheduler::{Capacity, SchedulerConfig},
-    server::{self, Control, ServerConfig},
+    server::{self, Control, ServerConfig, ServerError},
 };
 
 /// The flags of `resnet18 serve`.
@@ -159,8 +159,15 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     args.network.warn(&args.security);
     tracing::debug!("flags and models read in {:.0?}", started.elapsed());
     let control = Control { shutdown: signal(), reload: reload_on_hangup() };
-    server::run(listeners, config, control).await.map_err(|error| CliError::Failed(error.to_string()))?;
-    engine::exit_at_once(0)
+    match server::run(listeners, config, control).await {
+        Ok(()) => engine::exit_at_once(0),
+        Err(ServerError::Engine(error)) => {
+            output::print_error(&error);
+            // The libraries' destructors could hang in a driver that no longer answers.
+            engine::exit_at_once(1)
+        }
+        Err(error) => Err(CliError::Failed(error.to_string())),
+    }
 }
 
 fn config(args: &Args) -> Result<ServerConfig, CliError> {

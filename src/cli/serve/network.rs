@@ -210,10 +210,14 @@ fn bind_socket(path: &Path) -> Result<tokio::net::UnixListener, CliError> {
         if !metadata.file_type().is_socket() {
             return Err(failed(&"there is a file of that name, which is no socket"));
         }
-        if UnixStream::connect(path).is_ok() {
-            return Err(failed(&"another program uses it"));
+        match UnixStream::connect(path) {
+            Ok(_) => return Err(failed(&"another program uses it")),
+            // Nobody listens: a server that was killed has left it behind.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(|error| failed(&error))?;
+            }
+            Err(error) => return Err(failed(&error)),
         }
-        std::fs::remove_file(path).map_err(|error| failed(&error))?;
     }
     tokio::net::UnixListener::bind(path).map_err(|error| failed(&error))
 }

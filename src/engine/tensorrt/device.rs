@@ -194,7 +194,8 @@ pub(super) struct Loaded {
 // SAFETY: TensorRT's engine and runtime are not bound to a thread; the mutexes keep calls apart, and the CUDA context is
 // bound to the calling thread before each of them.
 unsafe impl Send for Loaded {}
-// SAFETY: as for `Send`: nothing is reached without its mutex.
+// SAFETY: engine and runtime are not reached without their mutexes; CUDA contexts and TensorRT-RTX's cache of kernels keep
+// their callers apart by themselves (`trtx` declares the cache `Sync` for that reason).
 unsafe impl Sync for Loaded {}
 
 /// What TensorRT-RTX compiled for this very GPU, and who keeps it.

@@ -8,7 +8,8 @@ use super::{
     tensor::{Elem, Layout},
 };
 
-/// Steps that a pickle may have; PyTorch's have thousands. This also bounds the memory, to some hundred MB at worst.
+/// Steps that a pickle may have; PyTorch's have thousands. This also bounds the memory for values, to some hundred MB at
+/// worst, beside the texts, which are no larger than the pickle.
 const MOST_STEPS: usize = 4 << 20;
 const LONGEST_NAME: usize = 256;
 const MOST_DIMENSIONS: usize = 8;
