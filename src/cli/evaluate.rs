@@ -132,6 +132,13 @@ struct Photos<'a> {
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     output::print_warnings();
     let val = args.dataset.join("val");
+    if !val.is_dir() && args.dataset.join("train").is_dir() {
+        return Err(CliError::Failed(format!(
+            "{}: there is a folder `train` but none called `val`; name the one whose photos are meant, such as {}",
+            args.dataset.display(),
+            args.dataset.join("train").display()
+        )));
+    }
     let folder = Folder::read(if val.is_dir() { &val } else { &args.dataset }).map_err(CliError::failed)?;
     let report = match &args.server {
         Some(server) => at_server(&args, server, folder).await?,

@@ -81,7 +81,7 @@ pub enum ClientError {
         known: String,
     },
     /// The server answered with an error.
-    #[error("the server at {server} answered {}: {}{}", code_name(.status.code()), .status.message(), advice(.status.code()))]
+    #[error("the server at {server} answered {}: {}{}", code_name(.status.code()), .status.message(), advice(.status))]
     Refused {
         /// The server that was asked.
         server: ServerAddress,
@@ -90,8 +90,12 @@ pub enum ClientError {
     },
 }
 
-fn advice(code: Code) -> &'static str {
-    match code {
+fn advice(status: &Status) -> &'static str {
+    match status.code() {
+        // What a port that expects TLS sends is no HTTP/2.
+        Code::Internal | Code::Unknown if status.message().starts_with("h2 protocol error") => {
+            "; does it want https://?"
+        }
         Code::Unavailable => "; it is starting or shutting down, try again in a moment",
         Code::ResourceExhausted => "; it is overloaded, try again in a moment",
         Code::DeadlineExceeded => "; give it more time with --timeout",
@@ -113,10 +117,15 @@ pub async fn connect(server: &Server) -> Result<Client, ClientError> {
         let tls = |error| ClientError::Tls { server: address.clone(), reason: root_cause(&error) };
         endpoint = endpoint.tls_config(credentials.tls()).map_err(tls)?;
     }
-    let channel = endpoint
-        .connect()
-        .await
-        .map_err(|error| ClientError::Unreachable { server: address.clone(), reason: root_cause(&error) })?;
+    let channel = endpoint.connect().await.map_err(|error| {
+        let (server, reason) = (address.clone(), root_cause(&error));
+        match address.uses_tls() && reason.contains("certificate") {
+            true => {
+                ClientError::Tls { server, reason: format!("{reason}; give the authority's certificate with --ca") }
+            }
+            false => ClientError::Unreachable { server, reason },
+        }
+    })?;
     Ok(ClassifierClient::with_interceptor(channel, SendToken(credentials.token.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES))

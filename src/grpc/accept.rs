@@ -161,6 +161,7 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, peer: &Peer) -> Opt
         Ok(Ok(stream)) => return Some(Box::new(stream)),
         Ok(Err(error)) => match error.kind() {
             io::ErrorKind::UnexpectedEof => refused(&"the caller hung up during the handshake"),
+            _ if error.to_string().contains("InvalidContentType") => refused(&"the caller speaks plain text, not TLS"),
             _ => refused(&error),
         },
         Err(_) => refused(&format_args!("the handshake took longer than {HANDSHAKE:?}")),
