@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Server, data, resnet18, shared, skipped};
+use common::{Checkpoint, Server, checkpoint, data, python, resnet18, shared, skipped};
 use prost::Message;
 use resnet18_server::model::onnx::ModelProto;
 use serde_json::Value;
@@ -89,6 +89,18 @@ fn every_model_is_built_for_every_gpu_and_found_again() {
         let path = models_folder.join("efficientnet-lite0.onnx").display().to_string();
         let normalization = ["--mean", "0.498,0.498,0.498", "--std", "0.502,0.502,0.502"].map(String::from);
         models.push([vec![path], normalization.to_vec()].concat());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    if let (Some(models_folder), Some(python)) = (shared("models"), python()) {
+        let Checkpoint { path, labels, .. } = checkpoint(&python, &models_folder, "resnet50", folder.path());
+        let onnx = folder.path().join("resnet50.onnx");
+        let output = resnet18()
+            .arg("import")
+            .args([&path, Path::new("--labels"), &labels, Path::new("--output"), &onnx])
+            .output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        models.push(vec![onnx.display().to_string()]);
     }
     // More models, as a list of paths: RESNET18_TEST_ONNX=/a.onnx:/b.onnx
     if let Some(more) = std::env::var_os("RESNET18_TEST_ONNX") {

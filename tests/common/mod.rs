@@ -223,3 +223,31 @@ pub fn ffmpeg() -> bool {
 pub fn skipped(reason: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {reason}");
 }
+
+/// A checkpoint of a network with reproducible weights, as PyTorch would save it, and what PyTorch makes of a crop.
+pub struct Checkpoint {
+    /// In safetensors.
+    pub path: PathBuf,
+    /// A line for each class.
+    pub labels: PathBuf,
+    /// PyTorch's, for `golden/crops/cat_jpg.png`.
+    pub logits: Vec<f32>,
+}
+
+/// The checkpoint of one of the architectures in `models` (`../shared/models`), written into `folder`.
+pub fn checkpoint(python: &Path, models: &Path, architecture: &str, folder: &Path) -> Checkpoint {
+    let path = folder.join(format!("{architecture}.safetensors"));
+    let script = Command::new(python)
+        .arg(models.join("make_checkpoint.py"))
+        .arg(architecture)
+        .arg(&path)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .expect("Python runs");
+    assert!(script.status.success(), "{}", String::from_utf8_lossy(&script.stderr));
+    let reference = json(&models.join("architectures.json"))[architecture]["logits"].clone();
+    let logits: Vec<f32> = serde_json::from_value(reference).unwrap();
+    let labels = folder.join("labels.txt");
+    std::fs::write(&labels, (0..logits.len()).map(|class| format!("class {class}\n")).collect::<String>()).unwrap();
+    Checkpoint { path, labels, logits }
+}
