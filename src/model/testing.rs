@@ -90,6 +90,11 @@ pub(crate) fn tiny() -> ModelProto {
         output: vec![value("scores", DataType::Float, &[-1, CLASSES as i64])],
         ..Default::default()
     };
+    model_of(graph)
+}
+
+/// A model of the graph, in the usual version of the operators.
+pub fn model_of(graph: GraphProto) -> ModelProto {
     ModelProto {
         ir_version: Some(8),
         opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],

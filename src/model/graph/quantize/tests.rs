@@ -6,7 +6,7 @@ use super::{Quantization, Range};
 use crate::model::{
     ModelError,
     graph::{BodyPrecision, Normalization, ServingGraph},
-    onnx::{GraphProto, ModelProto, OperatorSetIdProto, tensor_proto::DataType},
+    onnx::{GraphProto, ModelProto, tensor_proto::DataType},
     tensor,
     testing::{self, assert_close, floats, node, run, tiny, value},
 };
@@ -58,12 +58,7 @@ fn residual() -> ModelProto {
         output: vec![value("scores", DataType::Float, &[-1, 5])],
         ..Default::default()
     };
-    ModelProto {
-        ir_version: Some(8),
-        opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
-        graph: Some(graph),
-        ..Default::default()
-    }
+    testing::model_of(graph)
 }
 
 fn serve(model: ModelProto) -> ServingGraph {
