@@ -41,8 +41,8 @@ impl RequestMetrics {
     /// With the usual series of the methods that work on images.
     pub fn new(model: Arc<str>) -> Self {
         let metrics = Self { model, ..Self::default() };
+        metrics.duration(Method::Classify);
         for method in [Method::Classify, Method::StreamClassify] {
-            metrics.duration(method);
             for code in USUAL {
                 metrics.finished(method, code);
             }
@@ -99,8 +99,12 @@ impl Drop for RequestGuard {
             Some(deadline) if deadline <= now => Code::DeadlineExceeded,
             _ => Code::Cancelled,
         };
+        let code = self.code.unwrap_or(gone);
         let metrics = self.metrics.take().unwrap_or_default();
-        metrics.finished(self.method, self.code.unwrap_or(gone)).increment(1);
-        metrics.duration(self.method).record(now - self.arrived);
+        metrics.finished(self.method, code).increment(1);
+        // What is refused at once would make a server look fast that is overloaded.
+        if !matches!(code, Code::ResourceExhausted | Code::Unavailable) {
+            metrics.duration(self.method).record(now - self.arrived);
+        }
     }
 }
