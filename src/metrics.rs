@@ -15,7 +15,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 use tonic::Code;
 
-use crate::{code::code_name, engine::EngineInfo};
+use crate::{code::code_name, engine::EngineInfo, statistics::Statistics};
 
 const REQUESTS: &str = "classifier_requests_total";
 const REQUEST_DURATION: &str = "classifier_request_duration_seconds";
@@ -100,6 +100,16 @@ pub enum Method {
     Classify,
     StreamClassify,
     ListModels,
+    ServerLive,
+    ServerReady,
+    ServerMetadata,
+    ModelReady,
+    ModelMetadata,
+    ModelConfig,
+    ModelInfer,
+    ModelStreamInfer,
+    ModelStatistics,
+    RepositoryIndex,
 }
 
 impl Method {
@@ -108,6 +118,16 @@ impl Method {
             Self::Classify => "Classify",
             Self::StreamClassify => "StreamClassify",
             Self::ListModels => "ListModels",
+            Self::ServerLive => "ServerLive",
+            Self::ServerReady => "ServerReady",
+            Self::ServerMetadata => "ServerMetadata",
+            Self::ModelReady => "ModelReady",
+            Self::ModelMetadata => "ModelMetadata",
+            Self::ModelConfig => "ModelConfig",
+            Self::ModelInfer => "ModelInfer",
+            Self::ModelStreamInfer => "ModelStreamInfer",
+            Self::ModelStatistics => "ModelStatistics",
+            Self::RepositoryIndex => "RepositoryIndex",
         }
     }
 }
@@ -228,6 +248,8 @@ pub struct ModelMetrics {
     rejected: [Counter; Rejection::ALL.len()],
     fps: Gauge,
     meter: RateMeter,
+    /// Sums that can be read back.
+    pub statistics: Statistics,
     /// Loaded, failed.
     loads: [Counter; 2],
     ready: Gauge,
@@ -254,6 +276,7 @@ impl ModelMetrics {
                 .map(|reason| counter!(REJECTED, "model" => Arc::clone(&model), "reason" => reason.label())),
             fps: gauge!(FPS, "model" => Arc::clone(&model)),
             meter: RateMeter::new(Instant::now()),
+            statistics: Statistics::default(),
             loads: ["loaded", "failed"]
                 .map(|outcome| counter!(MODEL_LOADS, "model" => Arc::clone(&model), "outcome" => outcome)),
             ready: gauge!(MODEL_READY, "model" => Arc::clone(&model)),
@@ -313,6 +336,7 @@ impl ModelMetrics {
     pub fn inferred(&self, images: usize, took: Duration) {
         self.batch_size.record(images as f64);
         self.inference.record(took);
+        self.statistics.called(images, took);
     }
 
     /// Images have their classes.
