@@ -1,5 +1,5 @@
-//! What happens to a call before its message is read: its token is checked, it is counted against the limit, its arrival
-//! and its deadline are noted, and it is answered when its time is up.
+//! What happens to a call before its message is read: its token is checked, it is counted against the limit, it is refused
+//! if it could only be refused later, its arrival and its deadline are noted, and it is answered when its time is up.
 
 use std::{
     future::Future,
@@ -16,9 +16,14 @@ use tower::{Layer, Service, layer::layer_fn};
 
 use super::{
     auth::{Caller, Tokens},
+    context::client,
     status::CallError,
 };
-use crate::{metrics::Rejection, registry::Registry, scheduler::Priority};
+use crate::{
+    metrics::{Method, Rejection, RequestGuard},
+    registry::Registry,
+    scheduler::Priority,
+};
 
 /// How long callers may wait.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +47,15 @@ impl Deadlines {
 /// Whether the path is that of a service that does work.
 fn is_ours(path: &str) -> bool {
     ["/resnet18.", "/inference."].iter().any(|ours| path.starts_with(ours))
+}
+
+/// Calls that bring images, in a message that is not small.
+fn brings_images(path: &str) -> Option<Method> {
+    match path {
+        "/resnet18.v1.Classifier/Classify" => Some(Method::Classify),
+        "/inference.GRPCInferenceService/ModelInfer" => Some(Method::ModelInfer),
+        _ => None,
+    }
 }
 
 /// When a call arrived, until when its caller waits, and how urgent it is.
@@ -107,6 +121,22 @@ impl Admission {
             CallError::TooManyCalls { open: self.max_calls }
         })
     }
+
+    /// Refuses an image that no queue would take, while it is still on its way. Which queue that is the message says,
+    /// unless there is only one.
+    fn room<B>(&self, request: &Request<B>, caller: Option<&Caller>, arrived: Arrived) -> Result<(), CallError> {
+        let Some(method) = brings_images(request.uri().path()) else { return Ok(()) };
+        let Some(only) = self.registry.only() else { return Ok(()) };
+        // A request for inference may still say that it is urgent.
+        let priority = if method == Method::ModelInfer { Priority::High } else { arrived.priority };
+        let turn = (client(caller, request.extensions().get()), priority);
+        let Some(full) = only.queue.refuse(turn) else { return Ok(()) };
+        let mut guard = RequestGuard::new(method, arrived.at, arrived.deadline);
+        guard.model(&only.metrics);
+        let error = CallError::from(full);
+        guard.finish(error.code());
+        Err(error)
+    }
 }
 
 impl<S, B> Service<Request<B>> for Admit<S>
@@ -129,14 +159,16 @@ where
         let timeout = self.rules.deadlines.of(path, grpc_timeout(request.headers()));
         let deadline = timeout.and_then(|timeout| at.checked_add(timeout));
         let admitted = self.rules.caller(&request).and_then(|caller| {
-            let priority = priority(request.headers())?;
-            Ok((caller, priority, self.rules.permit(path)?))
+            let arrived = Arrived { at, deadline, priority: priority(request.headers())? };
+            let permit = self.rules.permit(path)?;
+            self.rules.room(&request, caller.as_ref(), arrived)?;
+            Ok((caller, arrived, permit))
         });
-        let (caller, priority, permit) = match admitted {
+        let (caller, arrived, permit) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => return Box::pin(std::future::ready(Ok(Status::from(error).into_http()))),
         };
-        request.extensions_mut().insert(Arrived { at, deadline, priority });
+        request.extensions_mut().insert(arrived);
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }

@@ -43,6 +43,15 @@ pub(super) enum Pushed<T> {
     Full(T),
 }
 
+/// Where a further item could wait.
+#[derive(PartialEq)]
+enum Place {
+    Free,
+    /// In the place of the newest item that this client has of this priority.
+    Of(ClientId, usize),
+    None,
+}
+
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
         Self { clients: HashMap::default(), turns: Default::default(), passed: [0; _], len: 0, counted: 0 }
@@ -58,6 +67,11 @@ impl<T> Default for Client<T> {
 impl<T> Client<T> {
     fn is_empty(&self) -> bool {
         self.items.iter().all(VecDeque::is_empty)
+    }
+
+    /// The lowest priority of its counted items.
+    fn least_urgent(&self) -> Option<usize> {
+        self.items.iter().rposition(|items| items.iter().any(|item| item.counts))
     }
 }
 
@@ -79,18 +93,12 @@ impl<T> FairQueue<T> {
     /// Adds an item; with a `capacity` it counts, and has a place only while fewer than that many counted items wait,
     /// another client has at least two more of them than this one, or this one has a less urgent one.
     pub fn push(&mut self, (client, priority): Turn, capacity: Option<usize>, item: T) -> Pushed<T> {
+        let displaced = match self.place((client, priority), capacity) {
+            Place::None => return Pushed::Full(item),
+            Place::Free => None,
+            Place::Of(other, level) => self.remove_newest(other, level),
+        };
         let level = priority as usize;
-        let mut displaced = None;
-        if capacity.is_some_and(|capacity| self.counted >= capacity) {
-            let own = self.clients.get(&client).map_or(0, |client| client.counted);
-            displaced = match self.heaviest().filter(|(_, counted)| *counted > own + 1) {
-                Some((heaviest, _)) => self.remove_newest(heaviest, 0),
-                None => self.remove_newest(client, level + 1),
-            };
-            if displaced.is_none() {
-                return Pushed::Full(item);
-            }
-        }
         let counts = capacity.is_some();
         let entry = self.clients.entry(client).or_default();
         if entry.items[level].is_empty() {
@@ -101,6 +109,34 @@ impl<T> FairQueue<T> {
         self.len += 1;
         self.counted += usize::from(counts);
         displaced.map_or(Pushed::Queued, Pushed::Displaced)
+    }
+
+    /// Whether an item that counts would be taken.
+    pub fn has_place(&self, turn: Turn, capacity: usize) -> bool {
+        self.place(turn, Some(capacity)) != Place::None
+    }
+
+    /// Whether `condition` holds for an item.
+    pub fn any(&self, condition: impl Fn(&T) -> bool) -> bool {
+        self.clients.values().flat_map(|client| client.items.iter().flatten()).any(|item| condition(&item.item))
+    }
+
+    fn place(&self, (client, priority): Turn, capacity: Option<usize>) -> Place {
+        if capacity.is_none_or(|capacity| self.counted < capacity) {
+            return Place::Free;
+        }
+        let own = self.clients.get(&client);
+        let counted = own.map_or(0, |client| client.counted);
+        let heaviest = self.clients.iter().max_by_key(|(_, client)| client.counted);
+        let heaviest = heaviest.filter(|(_, client)| client.counted > counted + 1);
+        let gives_way = match heaviest {
+            Some((heaviest, client)) => Some((*heaviest, client.least_urgent())),
+            None => own.map(|own| (client, own.least_urgent().filter(|level| *level > priority as usize))),
+        };
+        match gives_way {
+            Some((client, Some(level))) => Place::Of(client, level),
+            _ => Place::None,
+        }
     }
 
     /// Takes the oldest item of the client whose turn it is.
@@ -157,15 +193,10 @@ impl<T> FairQueue<T> {
         removed.into_iter().map(|item| item.item).collect()
     }
 
-    fn heaviest(&self) -> Option<(ClientId, usize)> {
-        self.clients.iter().map(|(id, client)| (*id, client.counted)).max_by_key(|(_, counted)| *counted)
-    }
-
-    /// Takes out the newest counted item of the lowest priority that a client has, from `highest` downwards.
-    fn remove_newest(&mut self, id: ClientId, highest: usize) -> Option<T> {
+    /// Takes out the newest counted item of a priority that a client has.
+    fn remove_newest(&mut self, id: ClientId, level: usize) -> Option<T> {
         let client = self.clients.get_mut(&id)?;
-        let newest = |level: usize| Some((level, client.items[level].iter().rposition(|item| item.counts)?));
-        let (level, index) = (highest..Priority::LEVELS).rev().find_map(newest)?;
+        let index = client.items[level].iter().rposition(|item| item.counts)?;
         let removed = client.items[level].remove(index)?;
         client.counted -= 1;
         self.len -= 1;

@@ -362,6 +362,23 @@ impl Queue {
         Ok(outcome)
     }
 
+    /// Refuses a job of this client and priority before there is one, so that its image need not even be read; `None` = [`Self::submit`]
+    /// is to decide.
+    pub fn refuse(&self, turn: (ClientId, Priority)) -> Option<QueueFull> {
+        let mut state = self.shared.lock();
+        let share = state.share(self.id);
+        let queue = state.queues.get_mut(&self.id)?;
+        let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, self.parallelism);
+        let now = Instant::now();
+        let leaves = |waiting: &Waiting| waiting.expired(now).is_some();
+        if queue.waiting.has_place(turn, capacity) || queue.waiting.any(leaves) {
+            return None;
+        }
+        queue.network.metrics.rejected(Rejection::QueueFull);
+        let waiting = queue.waiting.counted();
+        Some(QueueFull { waiting, retry_after: queue.pace.next_place(waiting, share) })
+    }
+
     /// How many images can be worked on at once.
     pub fn parallelism(&self) -> usize {
         self.parallelism
