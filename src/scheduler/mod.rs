@@ -137,7 +137,7 @@ pub enum JobError {
     /// The deadline passed while the job waited.
     #[error("the deadline passed while the request waited; it was not executed")]
     DeadlineExceeded,
-    /// Another client, with less in the queue, got the place.
+    /// Another client with less in the queue, or a more urgent job of the same, got the place.
     #[error(transparent)]
     Displaced(#[from] QueueFull),
     /// The engine failed.

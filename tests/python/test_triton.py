@@ -20,6 +20,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests/data"
 ADDRESS = sys.argv[1]
 PHOTOS = sorted(path for path in pathlib.Path(sys.argv[2]).iterdir() if path.is_file())
+SMALL = sorted(PHOTOS, key=lambda path: path.stat().st_size)[:6]
 MODEL, TENSOR = "resnet18-demo", "resnet18-demo_tensor"
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -130,7 +131,7 @@ def test_photos_have_classifys_answers():
 
 
 def test_several_photos_in_one_request():
-    some = PHOTOS[:4]
+    some = SMALL[:4]
     result = client.infer(MODEL, files(*(photo.read_bytes() for photo in some)), outputs=top(3))
     text = result.as_numpy("probabilities")
     assert text.shape == (4, 3)
@@ -247,7 +248,7 @@ def test_asyncio():
         async with triton_aio.InferenceServerClient(ADDRESS) as client:
             assert await client.is_server_ready()
             ask = lambda photo: client.infer(MODEL, files(photo.read_bytes()), outputs=top(2), request_id=photo.name)
-            results = await asyncio.gather(*map(ask, PHOTOS[:6]))
+            results = await asyncio.gather(*map(ask, SMALL))
 
             async def requests():
                 for i in range(20):
@@ -260,7 +261,7 @@ def test_asyncio():
             return results, ids, errors
 
     results, ids, errors = asyncio.run(run())
-    for photo, result in zip(PHOTOS, results):
+    for photo, result in zip(SMALL, results):
         assert result.get_response().id == photo.name
         same_as_classify(photo, result.as_numpy("probabilities")[0])
     assert ids == [i for i in range(20) if i != 7], ids

@@ -152,7 +152,7 @@ mod tests {
             let outputs = Outputs::requested(&[requested("logits", Some(classes))]).unwrap();
             let (tensors, contents) = outputs.tensors(&replies(), &labels());
             assert_eq!((&tensors[0].datatype[..], &tensors[0].shape[..]), ("BYTES", &[2, columns][..]));
-            let first = b"\x07\0\0\02:1:dog\x09\0\0\00.5:0:cat";
+            let first = b"\x07\x00\x00\x002:1:dog\x09\x00\x00\x000.5:0:cat";
             assert!(contents[0].starts_with(first), "{:?}", contents[0]);
             let second = contents[0].windows(17).any(|window| window == b"3.25:2:owl: snowy");
             assert!(second, "{:?}", contents[0]);

@@ -29,11 +29,13 @@ fn framed(files: &[&[u8]]) -> Vec<u8> {
 
 /// The content of what is no crop of floats.
 fn bytes(sources: &[Source]) -> Vec<&[u8]> {
-    let content = |source| match source {
-        &Source::Encoded(ref file) => &file[..],
-        Source::Crop(Crop::Pixels(pixels)) => &pixels[..],
-        other => panic!("{other:?}"),
-    };
+    fn content(source: &Source) -> &[u8] {
+        match source {
+            Source::Encoded(file) => file,
+            Source::Crop(Crop::Pixels(pixels)) => pixels,
+            other => panic!("{other:?}"),
+        }
+    }
     sources.iter().map(content).collect()
 }
 
