@@ -6,6 +6,7 @@ mod auth;
 mod classifier;
 mod context;
 mod convert;
+pub mod oip;
 mod status;
 mod stream;
 mod tls;
@@ -23,6 +24,7 @@ pub use self::{
 };
 use self::{arrival::Admission, auth::Tokens, classifier::ClassifierService, context::Context, tls::Certificates};
 use crate::{
+    inference::{self, grpc_inference_service_server::GrpcInferenceServiceServer},
     proto::{self, classifier_server::ClassifierServer},
     registry::Registry,
     state::{State, StateCell},
@@ -118,15 +120,20 @@ pub async fn serve(
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(inference::DESCRIPTOR)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let valid = "the descriptors are made by the build";
     let tokens = gatekeeper.tokens.clone();
     let admission = Admission::new(config.max_calls, config.deadlines, tokens, Arc::clone(&registry));
-    let context = Context::new(registry, state.clone(), config.max_streams);
-    let classifier = ClassifierServer::new(ClassifierService(Arc::new(context)))
+    let context = Arc::new(Context::new(registry, state.clone(), config.max_streams));
+    let classifier = ClassifierServer::new(ClassifierService(Arc::clone(&context)))
         .max_decoding_message_size(config.max_message_bytes)
         // Images are compressed already, raw frames may gain; answers are too small to gain.
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Zstd);
+    let inference = GrpcInferenceServiceServer::new(oip::InferenceService(context))
+        .max_decoding_message_size(config.max_message_bytes)
         .accept_compressed(CompressionEncoding::Gzip)
         .accept_compressed(CompressionEncoding::Zstd);
     let incoming = accept::connections(listener, config.max_connections, gatekeeper.certificates.clone());
@@ -142,6 +149,7 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(admission.layer())
         .add_service(classifier)
+        .add_service(inference)
         .add_service(health_service)
         .add_service(reflection().build_v1().expect(valid))
         .add_service(reflection().build_v1alpha().expect(valid))
@@ -188,7 +196,7 @@ fn service_of(model: &str) -> String {
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in ["", SERVICE] {
+    for service in ["", SERVICE, oip::SERVICE] {
         health.set_service_status(service, status).await;
     }
 }

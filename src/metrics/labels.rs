@@ -48,11 +48,35 @@ pub enum Method {
     Classify,
     StreamClassify,
     ListModels,
+    ServerLive,
+    ServerReady,
+    ServerMetadata,
+    ModelReady,
+    ModelMetadata,
+    ModelConfig,
+    ModelInfer,
+    ModelStreamInfer,
+    ModelStatistics,
+    RepositoryIndex,
 }
 
 impl Method {
     /// In the order of the variants.
-    pub const LABELS: [&'static str; 3] = ["Classify", "StreamClassify", "ListModels"];
+    pub const LABELS: [&'static str; 13] = [
+        "Classify",
+        "StreamClassify",
+        "ListModels",
+        "ServerLive",
+        "ServerReady",
+        "ServerMetadata",
+        "ModelReady",
+        "ModelMetadata",
+        "ModelConfig",
+        "ModelInfer",
+        "ModelStreamInfer",
+        "ModelStatistics",
+        "RepositoryIndex",
+    ];
 }
 
 /// Why a connection was closed before its first call.

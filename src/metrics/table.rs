@@ -151,7 +151,7 @@ pub const METRICS: [Metric; 33] = [
         "`queue_full`: overload. `deadline`: callers wait too short, or overload. `cancelled`: callers give up. `…_limit`: raise `--max-calls` or `--max-streams`. `unauthenticated`: whose token is wrong is in the log."),
     Metric::new(FRAMES, Kind::Counter, "frames",
         &[MODEL, Label { name: "outcome", values: &FrameOutcome::LABELS }],
-        "Frames of streams: classified, dropped (a newer one took its place) or failed.",
+        "Frames of streams, and requests of `ModelStreamInfer`: classified, dropped (a newer one took its place) or failed.",
         "`dropped`: cameras send more than the server can do; for live video that is as it should be. `failed`: frames that can't be decoded."),
     Metric::new(FPS, Kind::Gauge, "images/s",
         &[MODEL],
