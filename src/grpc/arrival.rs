@@ -106,7 +106,16 @@ impl Admission {
 
     fn caller<B>(&self, request: &Request<B>) -> Result<Option<Caller>, CallError> {
         let Some(tokens) = &self.tokens else { return Ok(None) };
-        tokens.check(request.uri().path(), request.headers(), request.extensions().get())
+        tokens
+            .check(request.uri().path(), request.headers(), request.extensions().get())
+            .inspect_err(|_| self.rejected(Rejection::Unauthenticated))
+    }
+
+    /// Which model it is for is not known yet.
+    fn rejected(&self, reason: Rejection) {
+        if let Ok(default) = self.registry.find("") {
+            default.metrics.rejected(reason);
+        }
     }
 
     /// A permit if the path needs one.
@@ -115,9 +124,7 @@ impl Admission {
             return Ok(None);
         }
         Arc::clone(&self.permits).try_acquire_owned().map(Some).map_err(|_| {
-            if let Ok(default) = self.registry.find("") {
-                default.metrics.rejected(Rejection::CallLimit);
-            }
+            self.rejected(Rejection::CallLimit);
             CallError::TooManyCalls { open: self.max_calls }
         })
     }

@@ -59,6 +59,17 @@ pub enum Source {
     Crop(Crop),
 }
 
+impl Source {
+    /// How large it is, as it came.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Encoded(bytes) => bytes.len(),
+            Self::Raw(frame) => frame.data.len(),
+            Self::Crop(Crop::Pixels(data) | Crop::Normalized { values: data, .. }) => data.len(),
+        }
+    }
+}
+
 /// Uncompressed pixels.
 #[derive(Clone, Debug)]
 pub struct RawFrame {

@@ -33,7 +33,7 @@ use self::{
 use crate::{
     engine::{EngineError, EngineInfo, Lanes},
     image::{Geometry, ImageError, PreprocessConfig, Source},
-    metrics::{ModelMetrics, Rejection},
+    metrics::{self, ModelMetrics, Rejection},
 };
 
 /// How the scheduler treats what waits.
@@ -221,6 +221,7 @@ struct State {
 impl Scheduler {
     /// Starts one worker thread a core.
     pub fn new(config: SchedulerConfig) -> Self {
+        metrics::workers(config.threads);
         let shared =
             Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), config, lost: watch::Sender::new(None) });
         let workers = (0..config.threads.get()).map(|i| {
@@ -237,10 +238,14 @@ impl Scheduler {
         let (offloaded, cores) = (info.offloaded, self.shared.config.threads.get());
         let parallelism = if offloaded { cores + narrow.len() } else { cores.min(narrow.len()) };
         let network = Arc::new(Network { geometry, classes, engine: info, metrics });
-        let mut queue = ModelQueue::new(network, narrow.len());
+        let mut queue = ModelQueue::new(Arc::clone(&network), narrow.len());
+        network.metrics.queue_capacity(self.shared.config.queue_capacity.images(&queue.pace, 1.0, parallelism));
         let arrived = Arc::clone(&queue.arrived);
         let on_device = match offloaded {
-            true => narrow,
+            true => {
+                network.metrics.device_lanes(narrow.len());
+                narrow
+            }
             false => {
                 (queue.wide, queue.narrow) = (wide, narrow);
                 Vec::new()
@@ -321,16 +326,14 @@ impl Queue {
             // What it did not use while it had nothing to do is not saved up.
             queue.used = queue.used.max(clock);
         }
-        let capacity = match follows {
-            true => usize::MAX,
-            false => self.shared.config.queue_capacity.images(&queue.pace, share, self.parallelism),
-        };
+        let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, self.parallelism);
         let mut dead = Vec::new();
-        if counts && queue.waiting.counted() >= capacity {
+        let limit = if follows { usize::MAX } else { capacity };
+        if counts && queue.waiting.counted() >= limit {
             let now = Instant::now();
             dead = queue.waiting.remove_dead(|waiting| waiting.expired(now).is_some());
         }
-        let pushed = queue.waiting.push(turn, counts.then_some(capacity), Waiting { job, reply });
+        let pushed = queue.waiting.push(turn, counts.then_some(limit), Waiting { job, reply });
         let (refused, queued) = match pushed {
             Pushed::Queued => (None, true),
             Pushed::Displaced(other) => (Some(other), true),
@@ -342,6 +345,7 @@ impl Queue {
         });
         let metrics = &queue.network.metrics;
         metrics.queue_depth(queue.waiting.len());
+        metrics.queue_capacity(capacity);
         if full.is_some() {
             metrics.rejected(Rejection::QueueFull);
         }

@@ -19,6 +19,7 @@ use crate::{
         context::{Call, Context},
         status::CallError,
     },
+    image::Source,
     inference::{ModelInferRequest, ModelInferResponse},
     metrics::RequestGuard,
     registry::Served,
@@ -56,6 +57,7 @@ pub(super) fn submit(
     let id = request.id.clone();
     let expected = Expected { form, geometry: served.geometry, normalization: served.normalization };
     let images = tensors::images(request, &expected)?;
+    served.metrics.received(images.iter().map(Source::bytes).sum());
     let jobs = images.into_iter().map(|image| {
         let fetch = Box::new(move || Some(Arrival { image, at, mirrored: false }));
         Job { client: call.client, priority, deadline, counts, fetch }
