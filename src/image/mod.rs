@@ -65,7 +65,7 @@ impl Source {
         match self {
             Self::Encoded(bytes) => bytes.len(),
             Self::Raw(frame) => frame.data.len(),
-            Self::Crop(Crop::Pixels(bytes) | Crop::Normalized { values: bytes, .. }) => bytes.len(),
+            Self::Crop(Crop::Pixels(data) | Crop::Normalized { values: data, .. }) => data.len(),
         }
     }
 }

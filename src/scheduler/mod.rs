@@ -326,16 +326,14 @@ impl Queue {
             // What it did not use while it had nothing to do is not saved up.
             queue.used = queue.used.max(clock);
         }
-        let capacity = match follows {
-            true => usize::MAX,
-            false => self.shared.config.queue_capacity.images(&queue.pace, share, self.parallelism),
-        };
+        let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, self.parallelism);
         let mut dead = Vec::new();
-        if counts && queue.waiting.counted() >= capacity {
+        let limit = if follows { usize::MAX } else { capacity };
+        if counts && queue.waiting.counted() >= limit {
             let now = Instant::now();
             dead = queue.waiting.remove_dead(|waiting| waiting.expired(now).is_some());
         }
-        let pushed = queue.waiting.push(turn, counts.then_some(capacity), Waiting { job, reply });
+        let pushed = queue.waiting.push(turn, counts.then_some(limit), Waiting { job, reply });
         let (refused, queued) = match pushed {
             Pushed::Queued => (None, true),
             Pushed::Displaced(other) => (Some(other), true),

@@ -13,9 +13,13 @@ images = triton.InferInput("images", [1, 224, 224, 3], "UINT8")
 images.set_data_from_numpy(np.zeros((1, 224, 224, 3), np.uint8))
 sent = answered = 0
 while True:
-    while sent < answered + 8:
-        client.async_stream_infer("resnet18-demo_tensor", [images], request_id=str(sent))
-        sent += 1
+    try:
+        while sent < answered + 8:
+            client.async_stream_infer("resnet18-demo_tensor", [images], request_id=str(sent))
+            sent += 1
+    except triton.InferenceServerException:
+        # The stream has ended; why comes behind the answers.
+        sent = float("inf")
     result, error = answers.get(timeout=30)
     if error is not None:
         break

@@ -61,7 +61,7 @@ async fn answer_all(
             if let (None, Ok(submitted)) = (&first, &submitted) {
                 *first = Some(submitted.served().metrics.stream());
             }
-            if pending.send((id, submitted)).await.is_err() {
+            if pending.send((id, arrived.at, submitted)).await.is_err() {
                 break;
             }
         }
@@ -69,9 +69,9 @@ async fn answer_all(
     };
     // Owns the receiver, so that reading ends when answering fails.
     let answer = async move {
-        while let Some((id, submitted)) = in_order.recv().await {
+        while let Some((id, at, submitted)) = in_order.recv().await {
             // A caller that has gone is noticed by `supervise`.
-            let _ = answers.send(Ok(answer_one(id, submitted).await?)).await;
+            let _ = answers.send(Ok(answer_one(id, at, submitted).await?)).await;
         }
         Ok(())
     };
@@ -92,6 +92,7 @@ async fn next(
 /// A request that failed gets its error, and the stream goes on.
 async fn answer_one(
     id: String,
+    arrived: Instant,
     submitted: Result<Submitted, CallError>,
 ) -> Result<ModelStreamInferResponse, CallError> {
     let served = submitted.as_ref().ok().map(|submitted| Arc::clone(submitted.served()));
@@ -101,6 +102,7 @@ async fn answer_one(
     };
     if let Some(served) = served {
         served.metrics.frame(if outcome.is_ok() { FrameOutcome::Classified } else { FrameOutcome::Failed });
+        served.metrics.frame_answered(arrived.elapsed());
     }
     let (error_message, mut response) = match outcome {
         Ok(response) => (String::new(), response),
