@@ -59,6 +59,7 @@ test-gpu: tensorrt ## the real engine on an NVIDIA GPU, and how fast it is; says
 # Python clients for the tests; without them those tests say that they are skipped.
 test-env: $(VENV)/ready
 	@command -v ffmpeg >/dev/null || echo "ffmpeg is not installed: the video tests will be skipped."
+	@command -v prometheus >/dev/null || echo "prometheus is not installed: the tests with a real one will be skipped."
 
 $(VENV)/ready: tests/python/requirements.txt tests/python/requirements-without-theirs.txt
 	@if $(PYTHON) -m venv $(VENV) && $(VENV)/bin/python -m pip install --quiet -r $< \

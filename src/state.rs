@@ -117,6 +117,11 @@ impl StateCell {
         CallInProgress(self.calls.clone())
     }
 
+    /// How many calls are in progress.
+    pub fn calls(&self) -> usize {
+        *self.calls.borrow()
+    }
+
     /// Returns when no call is in progress.
     pub async fn idle(&self) {
         // The sender lives in `self`.

@@ -44,7 +44,7 @@ pub enum Command {
     Classify(classify::Args),
     /// Say what a video or a camera shows, frame by frame.
     Stream(stream::Args),
-    /// Turn a checkpoint into a model. weights that PyTorch or Hugging Face saved.
+    /// Turn a checkpoint, weights that PyTorch or Hugging Face saved, into a model.
     Import(import::Args),
     /// Teach a model new classes, from a folder of photos.
     Train(train::Args),
