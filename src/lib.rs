@@ -24,6 +24,7 @@ pub mod registry;
 pub mod scheduler;
 pub mod server;
 pub mod state;
+pub mod telemetry;
 pub mod watch;
 
 #[cfg(test)]

@@ -130,7 +130,8 @@ impl Offline {
             Err(error) => return Ok(Err(error)),
         };
         let arrival = Arrival { image, at: Instant::now(), mirrored: photo.mirrored };
-        let job = Job { client: ClientId(0), deadline: None, counts: false, fetch: Box::new(move || Some(arrival)) };
+        let fetch = Box::new(move || Some(arrival));
+        let job = Job { client: ClientId(0), deadline: None, counts: false, fetch, span: None };
         let stopped = |error: &dyn std::fmt::Display| OfflineError::Stopped(error.to_string());
         let outcome = self.queue.submit(job).map_err(|error| stopped(&error))?;
         match outcome.await.map_err(|error| stopped(&error))? {

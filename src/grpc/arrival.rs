@@ -15,10 +15,12 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service, layer::layer_fn};
 
 use super::{
+    accept::Peer,
     auth::{Caller, Tokens},
+    record::Record,
     status::CallError,
 };
-use crate::{metrics::Rejection, registry::Registry};
+use crate::{metrics::Rejection, registry::Registry, telemetry::trace::Trace};
 
 /// How long callers may wait.
 #[derive(Clone, Copy, Debug, Default)]
@@ -87,9 +89,13 @@ impl Admission {
         layer_fn(move |inner| Admit { inner, rules: self.clone() })
     }
 
-    fn caller<B>(&self, request: &Request<B>) -> Result<Option<Caller>, CallError> {
+    fn caller<B>(&self, request: &Request<B>, trace: &Trace) -> Result<Option<Caller>, CallError> {
         let Some(tokens) = &self.tokens else { return Ok(None) };
-        tokens.check(request.uri().path(), request.headers(), request.extensions().get())
+        let path = request.uri().path();
+        tokens.check(path, request.headers()).inspect_err(|error| {
+            let peer = request.extensions().get().map(Peer::address);
+            tracing::warn!(peer, path, trace_id = %trace.context().trace, "refused: {error}");
+        })
     }
 
     /// A permit if the path needs one.
@@ -125,24 +131,37 @@ where
         let path = request.uri().path();
         let timeout = self.rules.deadlines.of(path, grpc_timeout(request.headers()));
         let deadline = timeout.and_then(|timeout| at.checked_add(timeout));
-        let admitted = self.rules.caller(&request).and_then(|caller| Ok((caller, self.rules.permit(path)?)));
+        let (arrived, trace) = (Arrived { at, deadline }, Trace::begin(request.headers()));
+        let caller = self.rules.caller(&request, &trace);
+        // Probes by load balancers are not worth a word.
+        let record = path.starts_with(OURS).then(|| Arc::new(Record::new(path, trace, arrived)));
+        let admitted = caller.and_then(|caller| {
+            record.iter().zip(&caller).for_each(|(record, caller)| record.caller(caller));
+            Ok((caller, self.rules.permit(path)?))
+        });
         let (caller, permit) = match admitted {
             Ok(admitted) => admitted,
-            Err(error) => return Box::pin(std::future::ready(Ok(Status::from(error).into_http()))),
+            Err(error) => {
+                record.iter().for_each(|record| record.finish(error.code()));
+                return Box::pin(std::future::ready(Ok(Status::from(error).into_http())));
+            }
         };
-        request.extensions_mut().insert(Arrived { at, deadline });
-        if let Some(caller) = caller {
-            request.extensions_mut().insert(caller);
-        }
+        request.extensions_mut().insert(arrived);
+        caller.map(|caller| request.extensions_mut().insert(caller));
+        record.clone().map(|record| request.extensions_mut().insert(record));
         let response = self.inner.call(request);
         Box::pin(async move {
             let _permit = permit;
-            match deadline {
+            let response = match deadline {
                 None => response.await,
                 Some(deadline) => tokio::time::timeout_at(deadline.into(), response).await.unwrap_or_else(|_| {
                     Ok(Status::deadline_exceeded("the deadline passed before the answer was ready").into_http())
                 }),
-            }
+            };
+            // Also of a message that never reached the service, being too large for example.
+            let status = response.as_ref().ok().and_then(|response| Status::from_header_map(response.headers()));
+            record.iter().zip(status).for_each(|(record, status)| record.finish(status.code()));
+            response
         })
     }
 }

@@ -26,17 +26,21 @@ use crate::{
 async fn classify(
     context: &Context,
     request: ClassifyRequest,
-    call: Call,
+    call: &Call,
     guard: &mut RequestGuard,
 ) -> Result<ClassifyResponse, CallError> {
     let served = context.model(&request.model, guard)?;
+    call.record.model(&served.name);
     let wanted = Wanted::new(request.top_k, request.min_probability)?;
     let image = convert::source(request.image)?;
-    let Call { arrived: Arrived { at, deadline }, client } = call;
+    let Call { arrived: Arrived { at, deadline }, client, record } = call;
+    record.received(&image);
+    let (at, span) = (*at, Some(record.trace().context()));
     let fetch = Box::new(move || Some(Arrival { image, at, mirrored: false }));
-    let outcome = served.queue.submit(Job { client, deadline, counts: true, fetch })?;
+    let outcome = served.queue.submit(Job { client: *client, deadline: *deadline, counts: true, fetch, span })?;
     // A sender that is dropped without an answer belongs to a scheduler that has stopped.
     let reply = outcome.await.unwrap_or(Err(JobError::Abandoned))?;
+    record.classified(&reply);
     Ok(ClassifyResponse {
         model: served.name.clone(),
         model_version: served.version.clone(),
@@ -46,8 +50,10 @@ async fn classify(
 }
 
 /// Ends the request's measurement and makes its answer.
-fn answer<T>(guard: RequestGuard, result: Result<T, CallError>) -> Result<Response<T>, Status> {
-    guard.finish(result.as_ref().err().map_or(Code::Ok, CallError::code));
+fn answer<T>(call: &Call, guard: RequestGuard, result: Result<T, CallError>) -> Result<Response<T>, Status> {
+    let code = result.as_ref().err().map_or(Code::Ok, CallError::code);
+    call.record.finish(code);
+    guard.finish(code);
     result.map(Response::new).map_err(Status::from)
 }
 
@@ -62,8 +68,8 @@ impl Classifier for ClassifierService {
         let _in_progress = self.0.state.call();
         let call = Call::of(&request);
         let mut guard = call.guard(Method::Classify);
-        let result = classify(&self.0, request.into_inner(), call, &mut guard).await;
-        answer(guard, result)
+        let result = classify(&self.0, request.into_inner(), &call, &mut guard).await;
+        answer(&call, guard, result)
     }
 
     async fn stream_classify(
@@ -79,8 +85,9 @@ impl Classifier for ClassifierService {
     }
 
     async fn list_models(&self, request: Request<ListModelsRequest>) -> Result<Response<ListModelsResponse>, Status> {
-        let guard = Call::of(&request).guard(Method::ListModels);
+        let call = Call::of(&request);
+        let guard = call.guard(Method::ListModels);
         let models = self.0.registry.list().iter().map(convert::model).collect();
-        answer(guard, Ok(ListModelsResponse { models }))
+        answer(&call, guard, Ok(ListModelsResponse { models }))
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::Semaphore;
 use tonic::Request;
 
-use super::{accept::Peer, arrival::Arrived, auth::Caller, status::CallError};
+use super::{accept::Peer, arrival::Arrived, auth::Caller, record::Record, status::CallError};
 use crate::{
     metrics::{Method, Rejection, RequestGuard},
     registry::{Entry, Registry, Served},
@@ -56,10 +56,11 @@ impl Context {
 }
 
 /// What is known of a call besides its message.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Call {
     pub arrived: Arrived,
     pub client: ClientId,
+    pub record: Arc<Record>,
 }
 
 impl Call {
@@ -70,7 +71,7 @@ impl Call {
             Some(Caller(name)) => name.hash(&mut hasher),
             None => request.extensions().get::<Peer>().map(|peer| peer.id).hash(&mut hasher),
         }
-        Self { arrived: Arrived::of(request), client: ClientId(hasher.finish()) }
+        Self { arrived: Arrived::of(request), client: ClientId(hasher.finish()), record: Record::of(request) }
     }
 
     pub fn guard(&self, method: Method) -> RequestGuard {

@@ -6,6 +6,7 @@ mod auth;
 mod classifier;
 mod context;
 mod convert;
+mod record;
 mod status;
 mod stream;
 mod tls;

@@ -20,6 +20,7 @@ use tonic::{Code, Status, Streaming};
 use super::{
     context::{Call, Context},
     convert::{self, Wanted},
+    record::{FrameRecord, Record},
     status::CallError,
 };
 use crate::{
@@ -33,6 +34,7 @@ use crate::{
     registry::Served,
     scheduler::{Arrival, Job, JobError, Outcome, Reply},
     state::{NotReady, StateCell},
+    telemetry::context::SpanContext,
 };
 
 pub(super) type Answers = mpsc::Sender<Result<StreamClassifyResponse, Status>>;
@@ -50,10 +52,12 @@ pub(super) async fn run(
     mut guard: RequestGuard,
     answers: Answers,
 ) {
+    let record = Arc::clone(&call.record);
     let _in_progress = context.state.call();
     let work = async {
+        let deadline = call.arrived.deadline;
         let work = open_and_answer(&context, inbound, call, &mut guard, &answers);
-        match call.arrived.deadline {
+        match deadline {
             None => work.await,
             Some(deadline) => timeout_at(deadline.into(), work).await.unwrap_or(Err(CallError::StreamDeadline)),
         }
@@ -64,13 +68,17 @@ pub(super) async fn run(
         ended = work => ended,
         () = answers.closed() => return,
     };
-    match ended {
-        Ok(()) => guard.finish(Code::Ok),
-        Err(error) => {
-            guard.finish(error.code());
-            // The caller may have gone in this very moment.
-            let _ = answers.send(Err(error.into())).await;
-        }
+    if matches!(ended, Err(CallError::Panicked)) {
+        let trace = record.trace().context().trace;
+        tracing::error!(trace_id = %trace, "a stream was ended by a panic, of which standard error tells");
+    }
+    let code = ended.as_ref().err().map_or(Code::Ok, CallError::code);
+    record.finish(code);
+    drop(record);
+    guard.finish(code);
+    if let Err(error) = ended {
+        // The caller may have gone in this very moment.
+        let _ = answers.send(Err(error.into())).await;
     }
 }
 
@@ -101,12 +109,14 @@ async fn open_and_answer(
         },
     };
     let served = context.model(&config.model, guard)?;
+    call.record.model(&served.name);
     let _open = served.metrics.stream();
     let policy = FramePolicy::try_from(config.policy).map_err(|_| {
         CallError::Invalid(format!("the frame policy {} is unknown; send EVERY or LATEST", config.policy))
     })?;
-    let answerer = Answerer::new(Arc::clone(&served), &config, answers.clone())?;
-    let source = FrameSource { inbound, state: context.state.clone() };
+    let record = Arc::clone(&call.record);
+    let answerer = Answerer::new(Arc::clone(&served), &config, answers.clone(), Arc::clone(&record))?;
+    let source = FrameSource { inbound, state: context.state.clone(), record };
     let submitter = Submitter { context, model: served.name.clone(), call };
     match policy {
         FramePolicy::Unspecified | FramePolicy::Every => {
@@ -145,12 +155,21 @@ struct Submitted {
 }
 
 impl Submitter<'_> {
-    fn submit(&self, fetch: impl FnOnce() -> Option<Arrival> + Send + 'static) -> Result<Submitted, CallError> {
-        let Call { client, arrived } = self.call;
+    fn submit(
+        &self,
+        span: SpanContext,
+        fetch: impl FnOnce() -> Option<Arrival> + Send + 'static,
+    ) -> Result<Submitted, CallError> {
+        let Call { client, arrived, .. } = self.call;
         let served = self.newest()?;
-        let job = Job { client, deadline: arrived.deadline, counts: false, fetch: Box::new(fetch) };
+        let job = Job { client, deadline: arrived.deadline, counts: false, fetch: Box::new(fetch), span: Some(span) };
         let outcome = served.queue.submit(job)?;
         Ok(Submitted { served, outcome })
+    }
+
+    /// The next frame's.
+    fn span(&self) -> SpanContext {
+        self.call.record.trace().frame()
     }
 
     /// A stream outlives versions of its model.
@@ -168,13 +187,18 @@ impl Submitted {
 struct FrameSource {
     inbound: Streaming<StreamClassifyRequest>,
     state: StateCell,
+    record: Arc<Record>,
 }
 
 impl FrameSource {
     async fn next(&mut self) -> Result<Option<Incoming>, CallError> {
         match next(&mut self.inbound, &self.state).await? {
             None => Ok(None),
-            Some(Message::Frame(frame)) => Ok(Some(Incoming::new(frame))),
+            Some(Message::Frame(frame)) => {
+                let incoming = Incoming::new(frame);
+                incoming.image.iter().for_each(|image| self.record.received(image));
+                Ok(Some(incoming))
+            }
             Some(Message::Config(_)) => {
                 Err(CallError::Invalid("the config of a stream comes once, as its first message".into()))
             }
@@ -224,12 +248,12 @@ async fn every(
     let (pending, mut in_order) = mpsc::channel(parallelism.min(MAX_FRAMES_IN_WORK));
     let read = async move {
         while let Some(Incoming { stamp, image }) = source.next().await? {
-            let at = stamp.arrived;
+            let (at, span) = (stamp.arrived, submitter.span());
             let submitted = match image {
-                Ok(image) => Ok(submitter.submit(move || Some(Arrival { image, at, mirrored: false }))?),
+                Ok(image) => Ok(submitter.submit(span, move || Some(Arrival { image, at, mirrored: false }))?),
                 Err(error) => Err(error),
             };
-            if pending.send((stamp, submitted)).await.is_err() {
+            if pending.send((stamp, span, submitted)).await.is_err() {
                 break;
             }
         }
@@ -237,7 +261,7 @@ async fn every(
     };
     // Owns the receiver, so that reading ends when answering fails.
     let answer = async move {
-        while let Some((stamp, submitted)) = in_order.recv().await {
+        while let Some((stamp, span, submitted)) = in_order.recv().await {
             let outcome = match submitted {
                 Ok(submitted) => {
                     let (served, outcome) = submitted.outcome().await;
@@ -246,7 +270,7 @@ async fn every(
                 }
                 Err(error) => Err(error),
             };
-            answerer.answer(stamp, outcome, 0).await?;
+            answerer.answer(stamp, span, outcome, 0).await?;
         }
         Ok(())
     };
@@ -276,7 +300,8 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Subm
         while slot.filled().await {
             let (taken, stamp) = oneshot::channel();
             let from = Arc::clone(&slot);
-            let submitted = submitter.submit(move || {
+            let span = submitter.span();
+            let submitted = submitter.submit(span, move || {
                 let Incoming { stamp, image } = from.take()?;
                 let (image, error) = match image {
                     Ok(image) => (Some(image), None),
@@ -293,7 +318,7 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Subm
                 return Err(outcome.err().unwrap_or(JobError::Abandoned).into());
             };
             let outcome = error.map_or(outcome.map_err(CallError::from), Err);
-            answerer.answer(stamp, outcome, slot.dropped()).await?;
+            answerer.answer(stamp, span, outcome, slot.dropped()).await?;
         }
         Ok(())
     };
@@ -382,10 +407,16 @@ struct Answerer {
     last: Option<FrameStamp>,
     fps: RateMeter,
     answers: Answers,
+    record: Arc<Record>,
 }
 
 impl Answerer {
-    fn new(served: Arc<Served>, config: &StreamConfig, answers: Answers) -> Result<Self, CallError> {
+    fn new(
+        served: Arc<Served>,
+        config: &StreamConfig,
+        answers: Answers,
+        record: Arc<Record>,
+    ) -> Result<Self, CallError> {
         let half_life = convert::half_life(config.smoothing)?;
         Ok(Self {
             served,
@@ -395,6 +426,7 @@ impl Answerer {
             last: None,
             fps: RateMeter::new(Instant::now()),
             answers,
+            record,
         })
     }
 
@@ -410,10 +442,16 @@ impl Answerer {
     async fn answer(
         &mut self,
         stamp: FrameStamp,
+        span: SpanContext,
         outcome: Result<Reply, CallError>,
         dropped_frames: u64,
     ) -> Result<(), CallError> {
         use stream_classify_response::Outcome as Wire;
+        if let Err(error @ CallError::Job(JobError::Abandoned)) = outcome {
+            return Err(error);
+        }
+        let answer = outcome.as_ref().map_err(CallError::code);
+        self.record.frame(FrameRecord { id: stamp.id, arrived: stamp.arrived, span, answer });
         let (outcome, stages) = match outcome {
             Ok(reply) => {
                 let elapsed = self.last.replace(stamp).map_or(0.0, |last| stamp.seconds_since(last));
@@ -422,7 +460,6 @@ impl Answerer {
                 self.served.metrics.frame(FrameOutcome::Classified);
                 (Wire::Result(Classifications { classifications }), reply.stages)
             }
-            Err(error @ CallError::Job(JobError::Abandoned)) => return Err(error),
             Err(error) => {
                 self.served.metrics.frame(FrameOutcome::Failed);
                 (Wire::Error(FrameError { code: error.code() as i32, message: error.message() }), Default::default())

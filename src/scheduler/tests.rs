@@ -122,7 +122,7 @@ fn arrival(value: u8) -> Arrival {
 }
 
 fn job(value: u8) -> Job {
-    Job { client: ClientId(1), deadline: None, counts: true, fetch: Box::new(move || Some(arrival(value))) }
+    Job { client: ClientId(1), deadline: None, counts: true, fetch: Box::new(move || Some(arrival(value))), span: None }
 }
 
 impl Bench {
