@@ -5,7 +5,7 @@ TENSORRT_RTX := 1.7.1.116
 PYTHON := python3
 VENV := .venv
 
-.PHONY: run build openvino tensorrt test test-turbojpeg test-tensorrt test-gpu test-env lint lint-tensorrt bench help
+.PHONY: run build openvino tensorrt test test-turbojpeg test-tensorrt test-otlp test-gpu test-env lint lint-tensorrt bench help
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,8 +47,11 @@ test: openvino test-env ## everything the tests need, then all of them
 test-turbojpeg: ## the image tests with libjpeg-turbo (needs cmake and nasm)
 	cargo test --release --features turbojpeg --lib image
 
-test-tensorrt: openvino tensorrt ## what of TensorRT needs no GPU (needs libclang)
-	cargo test --release --features tensorrt --lib --test tensorrt --test licences
+test-tensorrt: openvino tensorrt ## what of TensorRT needs no GPU, and traces (needs libclang)
+	cargo test --release --features tensorrt,otlp --lib --test tensorrt --test telemetry --test licences
+
+test-otlp: openvino ## traces, sent to a collector
+	cargo test --release --features otlp --test telemetry --test licences
 
 test-gpu: tensorrt ## the real engine on an NVIDIA GPU, and how fast it is; says so where there is none
 	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1
@@ -67,7 +70,7 @@ $(VENV)/ready: tests/python/requirements.txt tests/python/requirements-without-t
 	else echo "No Python environment: the Python tests will be skipped."; rm -rf $(VENV); fi
 
 lint-tensorrt: ## clippy for both flavours of TensorRT (needs libclang)
-	cargo clippy --release --all-targets --features tensorrt -- -D warnings
+	cargo clippy --release --all-targets --features tensorrt,otlp -- -D warnings
 	cargo clippy --release --all-targets --features tensorrt-enterprise -- -D warnings
 
 lint: ## format, clippy, docs

@@ -26,6 +26,7 @@ pub mod scheduler;
 pub mod server;
 pub mod state;
 pub mod statistics;
+pub mod telemetry;
 pub mod watch;
 
 #[cfg(test)]

@@ -136,6 +136,7 @@ impl Offline {
             deadline: None,
             counts: false,
             fetch: Box::new(move || Some(arrival)),
+            span: None,
         };
         let stopped = |error: &dyn std::fmt::Display| OfflineError::Stopped(error.to_string());
         let outcome = self.queue.submit(job).map_err(|error| stopped(&error))?;

@@ -12,10 +12,11 @@ fn every_dependency_may_be_shipped() {
     let version = Command::new("rustc").arg("-vV").output().unwrap();
     let version = String::from_utf8(version.stdout).unwrap();
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
-    let features: &[&str] = if cfg!(feature = "tensorrt") { &["--features", "tensorrt"] } else { &[] };
+    let features = [(cfg!(feature = "tensorrt"), "tensorrt"), (cfg!(feature = "otlp"), "otlp")];
+    let features: Vec<&str> = features.into_iter().filter(|(on, _)| *on).map(|(_, name)| name).collect();
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--offline", "--locked", "--format-version", "1", "--filter-platform", host])
-        .args(features)
+        .args(["--features", &features.join(",")])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();

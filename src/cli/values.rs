@@ -51,6 +51,14 @@ pub fn probability(text: &str) -> Result<f32, String> {
     }
 }
 
+/// Parses a part of a whole.
+pub fn part(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(part) if (0.0..=1.0).contains(&part) => Ok(part),
+        _ => Err("must be a number from 0 (none) to 1 (all)".into()),
+    }
+}
+
 /// Parses a rate, in events a second.
 pub fn rate(text: &str) -> Result<f64, String> {
     match text.parse() {
@@ -117,6 +125,8 @@ mod tests {
     fn numbers_stay_in_their_range() {
         assert_eq!(probability("0.25"), Ok(0.25));
         assert!(probability("NaN").is_err() && probability("-0.1").is_err());
+        assert_eq!(part("0.01"), Ok(0.01));
+        assert!(part("1.01").is_err() && part("NaN").is_err() && part("1%").is_err());
         assert_eq!(rate("29.97"), Ok(29.97));
         assert!(rate("0").is_err() && rate("inf").is_err() && rate("NaN").is_err());
         assert!(positive("0").is_err() && positive("inf").is_err() && positive("1e-3") == Ok(1e-3));

@@ -15,14 +15,17 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service, layer::layer_fn};
 
 use super::{
+    accept::Peer,
     auth::{Caller, Tokens},
     context::client,
+    record::Record,
     status::CallError,
 };
 use crate::{
     metrics::{Method, Rejection, RequestGuard},
     registry::Registry,
     scheduler::Priority,
+    telemetry::trace::Trace,
 };
 
 /// How long callers may wait.
@@ -104,11 +107,14 @@ impl Admission {
         layer_fn(move |inner| Admit { inner, rules: self.clone() })
     }
 
-    fn caller<B>(&self, request: &Request<B>) -> Result<Option<Caller>, CallError> {
+    fn caller<B>(&self, request: &Request<B>, trace: &Trace) -> Result<Option<Caller>, CallError> {
         let Some(tokens) = &self.tokens else { return Ok(None) };
-        tokens
-            .check(request.uri().path(), request.headers(), request.extensions().get())
-            .inspect_err(|_| self.rejected(Rejection::Unauthenticated))
+        let path = request.uri().path();
+        tokens.check(path, request.headers()).inspect_err(|error| {
+            let peer = request.extensions().get().map(Peer::address);
+            tracing::warn!(peer, path, trace_id = %trace.context().trace, "refused: {error}");
+            self.rejected(Rejection::Unauthenticated);
+        })
     }
 
     /// Which model it is for is not known yet.
@@ -165,29 +171,42 @@ where
         let path = request.uri().path();
         let timeout = self.rules.deadlines.of(path, grpc_timeout(request.headers()));
         let deadline = timeout.and_then(|timeout| at.checked_add(timeout));
-        let admitted = self.rules.caller(&request).and_then(|caller| {
-            let arrived = Arrived { at, deadline, priority: priority(request.headers())? };
+        let priority = priority(request.headers());
+        let arrived = Arrived { at, deadline, priority: *priority.as_ref().unwrap_or(&Priority::default()) };
+        let trace = Trace::begin(request.headers());
+        let caller = self.rules.caller(&request, &trace);
+        // Probes by load balancers are not worth a word.
+        let record = is_ours(path).then(|| Arc::new(Record::new(path, trace, arrived)));
+        let admitted = caller.and_then(|caller| {
+            record.iter().zip(&caller).for_each(|(record, caller)| record.caller(caller));
+            priority?;
             let permit = self.rules.permit(path)?;
             self.rules.room(&request, caller.as_ref(), arrived)?;
-            Ok((caller, arrived, permit))
+            Ok((caller, permit))
         });
-        let (caller, arrived, permit) = match admitted {
+        let (caller, permit) = match admitted {
             Ok(admitted) => admitted,
-            Err(error) => return Box::pin(std::future::ready(Ok(Status::from(error).into_http()))),
+            Err(error) => {
+                record.iter().for_each(|record| record.finish(error.code()));
+                return Box::pin(std::future::ready(Ok(Status::from(error).into_http())));
+            }
         };
         request.extensions_mut().insert(arrived);
-        if let Some(caller) = caller {
-            request.extensions_mut().insert(caller);
-        }
+        caller.map(|caller| request.extensions_mut().insert(caller));
+        record.clone().map(|record| request.extensions_mut().insert(record));
         let response = self.inner.call(request);
         Box::pin(async move {
             let _permit = permit;
-            match deadline {
+            let response = match deadline {
                 None => response.await,
                 Some(deadline) => tokio::time::timeout_at(deadline.into(), response).await.unwrap_or_else(|_| {
                     Ok(Status::deadline_exceeded("the deadline passed before the answer was ready").into_http())
                 }),
-            }
+            };
+            // Also of a message that never reached the service, being too large for example.
+            let status = response.as_ref().ok().and_then(|response| Status::from_header_map(response.headers()));
+            record.iter().zip(status).for_each(|(record, status)| record.finish(status.code()));
+            response
         })
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::HashSet, fs, path::PathBuf};
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
 
-use super::{accept::Peer, status::CallError};
+use super::status::CallError;
 use crate::watch::Watched;
 
 /// A shorter token could be guessed.
@@ -75,16 +75,12 @@ impl Tokens {
     ///
     /// # Errors
     /// [`CallError::NoToken`] or [`CallError::WrongToken`].
-    pub fn check(&self, path: &str, headers: &HeaderMap, peer: Option<&Peer>) -> Result<Option<Caller>, CallError> {
+    pub fn check(&self, path: &str, headers: &HeaderMap) -> Result<Option<Caller>, CallError> {
         if OpenService::of(path).is_some_and(|service| self.open.contains(&service)) {
             return Ok(None);
         }
-        let refuse = |error: CallError| {
-            tracing::warn!(peer = peer.map(Peer::address), path, "refused: {error}");
-            error
-        };
         let given = headers.get(http::header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
-        let Some(token) = given.and_then(bearer) else { return Err(refuse(CallError::NoToken)) };
+        let Some(token) = given.and_then(bearer) else { return Err(CallError::NoToken) };
         let given: [u8; 32] = Sha256::digest(token).into();
         let known = self.known.get();
         // Every hash is compared to its end, so that the time tells nothing.
@@ -92,7 +88,7 @@ impl Tokens {
             known.iter().fold(None, |found, token| if same(&token.sha256, &given) { Some(token) } else { found });
         match found {
             Some(token) => Ok(Some(Caller(token.name.clone()))),
-            None => Err(refuse(CallError::WrongToken)),
+            None => Err(CallError::WrongToken),
         }
     }
 
@@ -156,7 +152,7 @@ mod tests {
         if let Some(value) = authorization {
             headers.insert("authorization", value.parse().unwrap());
         }
-        let caller = tokens.check(path, &headers, None).map_err(|error| error.to_string())?;
+        let caller = tokens.check(path, &headers).map_err(|error| error.to_string())?;
         Ok(caller.map(|caller| caller.0))
     }
 

@@ -8,14 +8,14 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     arrival::Arrived,
-    context::{Call, Context},
+    context::{Call, CallGuard, Context},
     convert::{self, Wanted},
     status::CallError,
     stream,
 };
 use crate::{
     answer::softmax,
-    metrics::{Method, RequestGuard},
+    metrics::Method,
     proto::{
         ClassifyRequest, ClassifyResponse, ListModelsRequest, ListModelsResponse, StreamClassifyRequest,
         StreamClassifyResponse, classifier_server::Classifier,
@@ -27,17 +27,20 @@ async fn classify(
     context: &Context,
     request: ClassifyRequest,
     call: Call,
-    guard: &mut RequestGuard,
+    guard: &mut CallGuard,
 ) -> Result<ClassifyResponse, CallError> {
     let served = context.model(&request.model, guard)?;
     let wanted = Wanted::new(request.top_k, request.min_probability)?;
     let image = convert::source(request.image)?;
     served.metrics.received(image.bytes());
-    let Call { arrived: Arrived { at, deadline, priority }, client } = call;
+    call.record.received(image.bytes());
+    let Call { arrived: Arrived { at, deadline, priority }, client, record } = call;
+    let span = Some(record.trace().context());
     let fetch = Box::new(move || Some(Arrival { image, at, mirrored: false }));
-    let outcome = served.queue.submit(Job { client, priority, deadline, counts: true, fetch })?;
+    let outcome = served.queue.submit(Job { client, priority, deadline, counts: true, fetch, span })?;
     // A sender that is dropped without an answer belongs to a scheduler that has stopped.
     let reply = outcome.await.unwrap_or(Err(JobError::Abandoned))?;
+    record.classified(&reply);
     Ok(ClassifyResponse {
         model: served.name.clone(),
         model_version: served.version.clone(),
@@ -47,7 +50,7 @@ async fn classify(
 }
 
 /// Ends the request's measurement and makes its answer.
-pub(super) fn answer<T>(guard: RequestGuard, result: Result<T, CallError>) -> Result<Response<T>, Status> {
+pub(super) fn answer<T>(guard: CallGuard, result: Result<T, CallError>) -> Result<Response<T>, Status> {
     guard.finish(result.as_ref().err().map_or(Code::Ok, CallError::code));
     result.map(Response::new).map_err(Status::from)
 }
@@ -80,7 +83,8 @@ impl Classifier for ClassifierService {
     }
 
     async fn list_models(&self, request: Request<ListModelsRequest>) -> Result<Response<ListModelsResponse>, Status> {
-        let guard = Call::of(&request).guard(Method::ListModels);
+        let call = Call::of(&request);
+        let guard = call.guard(Method::ListModels);
         let models = self.0.registry.list().iter().map(convert::model).collect();
         answer(guard, Ok(ListModelsResponse { models }))
     }

@@ -6,14 +6,15 @@ use std::{
 };
 
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tonic::Request;
+use tonic::{Code, Request};
 
-use super::{accept::Peer, arrival::Arrived, auth::Caller, status::CallError};
+use super::{accept::Peer, arrival::Arrived, auth::Caller, record::Record, status::CallError};
 use crate::{
     metrics::{Method, Rejection, RequestGuard},
     registry::{Entry, Registry, Served},
     scheduler::ClientId,
     state::{NotReady, StateCell},
+    telemetry::context::TraceId,
 };
 
 /// What every call of a service that does work needs.
@@ -31,13 +32,13 @@ impl Context {
     }
 
     /// The model of that name, if it and the server are ready.
-    pub fn model(&self, name: &str, guard: &mut RequestGuard) -> Result<Arc<Served>, CallError> {
+    pub fn model(&self, name: &str, guard: &mut CallGuard) -> Result<Arc<Served>, CallError> {
         let entry = match self.registry.find(name) {
             Ok(entry) => entry,
             // A server that has not looked for its models yet does not know what there is.
             Err(unknown) => return Err(self.state.get().admits().map_or_else(CallError::from, |()| unknown.into())),
         };
-        guard.model(&entry.metrics);
+        guard.model(&entry);
         let ready = self.state.get().admits().and_then(|()| self.newest(&entry));
         ready.map_err(|why| {
             entry.metrics.rejected(Rejection::NotReady);
@@ -66,20 +67,47 @@ impl Context {
 }
 
 /// What is known of a call besides its message.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Call {
     pub arrived: Arrived,
     pub client: ClientId,
+    pub record: Arc<Record>,
 }
 
 impl Call {
     pub fn of<T>(request: &Request<T>) -> Self {
         let (caller, peer) = (request.extensions().get(), request.extensions().get());
-        Self { arrived: Arrived::of(request), client: client(caller, peer) }
+        Self { arrived: Arrived::of(request), client: client(caller, peer), record: Record::of(request) }
     }
 
-    pub fn guard(&self, method: Method) -> RequestGuard {
-        RequestGuard::new(method, self.arrived.at, self.arrived.deadline)
+    /// Measures the call until it is answered.
+    pub fn guard(&self, method: Method) -> CallGuard {
+        let request = RequestGuard::new(method, self.arrived.at, self.arrived.deadline);
+        CallGuard { request, record: Arc::clone(&self.record) }
+    }
+}
+
+/// Counts, times and records a call when it ends, also when its caller goes away.
+pub(super) struct CallGuard {
+    request: RequestGuard,
+    record: Arc<Record>,
+}
+
+impl CallGuard {
+    /// The model that it is for.
+    pub fn model(&mut self, entry: &Entry) {
+        self.request.model(&entry.metrics);
+        self.record.model(&entry.name);
+    }
+
+    /// It is answered with `code`.
+    pub fn finish(self, code: Code) {
+        self.record.finish(code);
+        self.request.finish(code);
+    }
+
+    pub fn trace_id(&self) -> TraceId {
+        self.record.trace().context().trace
     }
 }
 

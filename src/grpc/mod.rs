@@ -7,6 +7,7 @@ mod classifier;
 mod context;
 mod convert;
 pub mod oip;
+mod record;
 mod status;
 mod stream;
 mod tls;

@@ -18,14 +18,15 @@ use tokio::{
 use tonic::{Code, Status, Streaming};
 
 use super::{
-    context::{Call, Context},
+    context::{Call, CallGuard, Context},
     convert::{self, Wanted},
+    record::{FrameRecord, Record},
     status::CallError,
 };
 use crate::{
     answer::{Smoothing, softmax},
     image::Source,
-    metrics::{FrameOutcome, ModelMetrics, RateMeter, RequestGuard},
+    metrics::{FrameOutcome, ModelMetrics, RateMeter},
     proto::{
         Classifications, Frame, FrameError, FramePolicy, StreamClassifyRequest, StreamClassifyResponse, StreamConfig,
         stream_classify_request::Message, stream_classify_response,
@@ -33,6 +34,7 @@ use crate::{
     registry::Served,
     scheduler::{Arrival, Job, JobError, Outcome, Reply},
     state::{NotReady, StateCell},
+    telemetry::context::SpanContext,
 };
 
 pub(super) type Answers = mpsc::Sender<Result<StreamClassifyResponse, Status>>;
@@ -47,22 +49,23 @@ pub(super) async fn run(
     context: Arc<Context>,
     inbound: Streaming<StreamClassifyRequest>,
     call: Call,
-    mut guard: RequestGuard,
+    mut guard: CallGuard,
     answers: Answers,
 ) {
     let _in_progress = context.state.call();
-    let ended = supervise(call, &answers, open_and_answer(&context, inbound, call, &mut guard, &answers)).await;
+    let deadline = call.arrived.deadline;
+    let ended = supervise(deadline, &answers, open_and_answer(&context, inbound, call, &mut guard, &answers)).await;
     conclude(ended, guard, &answers).await;
 }
 
 /// Runs the work of a stream until it ends, its deadline passes, or its caller has gone (`None`).
 pub(super) async fn supervise<T>(
-    call: Call,
+    deadline: Option<Instant>,
     answers: &mpsc::Sender<T>,
     work: impl Future<Output = Result<(), CallError>>,
 ) -> Option<Result<(), CallError>> {
     let work = async {
-        match call.arrived.deadline {
+        match deadline {
             None => work.await,
             Some(deadline) => timeout_at(deadline.into(), work).await.unwrap_or(Err(CallError::StreamDeadline)),
         }
@@ -78,9 +81,13 @@ pub(super) async fn supervise<T>(
 /// Ends the stream's measurement and tells its caller how it ended.
 pub(super) async fn conclude<T>(
     ended: Option<Result<(), CallError>>,
-    guard: RequestGuard,
+    guard: CallGuard,
     answers: &mpsc::Sender<Result<T, Status>>,
 ) {
+    if let Some(Err(CallError::Panicked)) = ended {
+        let trace = guard.trace_id();
+        tracing::error!(trace_id = %trace, "a stream was ended by a panic, of which standard error tells");
+    }
     match ended {
         None => {}
         Some(Ok(())) => guard.finish(Code::Ok),
@@ -96,7 +103,7 @@ async fn open_and_answer(
     context: &Context,
     mut inbound: Streaming<StreamClassifyRequest>,
     call: Call,
-    guard: &mut RequestGuard,
+    guard: &mut CallGuard,
     answers: &Answers,
 ) -> Result<(), CallError> {
     // Before anything is waited for: a stream without a config takes a place too.
@@ -118,8 +125,9 @@ async fn open_and_answer(
     let policy = FramePolicy::try_from(config.policy).map_err(|_| {
         CallError::Invalid(format!("the frame policy {} is unknown; send EVERY or LATEST", config.policy))
     })?;
-    let answerer = Answerer::new(Arc::clone(&served), &config, answers.clone())?;
-    let source = FrameSource { inbound, state: context.state.clone(), metrics: Arc::clone(&served.metrics) };
+    let record = Arc::clone(&call.record);
+    let answerer = Answerer::new(Arc::clone(&served), &config, answers.clone(), Arc::clone(&record))?;
+    let source = FrameSource { inbound, state: context.state.clone(), metrics: Arc::clone(&served.metrics), record };
     let submitter = Submitter { context, model: served.name.clone(), call };
     match policy {
         FramePolicy::Unspecified | FramePolicy::Every => {
@@ -158,8 +166,12 @@ struct Submitted {
 }
 
 impl Submitter<'_> {
-    fn submit(&self, fetch: impl FnOnce() -> Option<Arrival> + Send + 'static) -> Result<Submitted, CallError> {
-        let Call { client, arrived } = self.call;
+    fn submit(
+        &self,
+        span: SpanContext,
+        fetch: impl FnOnce() -> Option<Arrival> + Send + 'static,
+    ) -> Result<Submitted, CallError> {
+        let Call { client, arrived, .. } = self.call;
         let served = self.newest()?;
         let job = Job {
             client,
@@ -167,9 +179,15 @@ impl Submitter<'_> {
             deadline: arrived.deadline,
             counts: false,
             fetch: Box::new(fetch),
+            span: Some(span),
         };
         let outcome = served.queue.submit(job)?;
         Ok(Submitted { served, outcome })
+    }
+
+    /// The next frame's.
+    fn span(&self) -> SpanContext {
+        self.call.record.trace().frame()
     }
 
     /// A stream outlives versions of its model.
@@ -188,6 +206,7 @@ struct FrameSource {
     inbound: Streaming<StreamClassifyRequest>,
     state: StateCell,
     metrics: Arc<ModelMetrics>,
+    record: Arc<Record>,
 }
 
 impl FrameSource {
@@ -195,9 +214,11 @@ impl FrameSource {
         match next(&mut self.inbound, &self.state).await? {
             None => Ok(None),
             Some(Message::Frame(frame)) => {
-                let frame = Incoming::new(frame);
-                self.metrics.received(frame.image.as_ref().map_or(0, Source::bytes));
-                Ok(Some(frame))
+                let incoming = Incoming::new(frame);
+                let bytes = incoming.image.as_ref().map_or(0, Source::bytes);
+                self.metrics.received(bytes);
+                self.record.received(bytes);
+                Ok(Some(incoming))
             }
             Some(Message::Config(_)) => {
                 Err(CallError::Invalid("the config of a stream comes once, as its first message".into()))
@@ -248,12 +269,12 @@ async fn every(
     let (pending, mut in_order) = mpsc::channel(parallelism.min(MAX_FRAMES_IN_WORK));
     let read = async move {
         while let Some(Incoming { stamp, image }) = source.next().await? {
-            let at = stamp.arrived;
+            let (at, span) = (stamp.arrived, submitter.span());
             let submitted = match image {
-                Ok(image) => Ok(submitter.submit(move || Some(Arrival { image, at, mirrored: false }))?),
+                Ok(image) => Ok(submitter.submit(span, move || Some(Arrival { image, at, mirrored: false }))?),
                 Err(error) => Err(error),
             };
-            if pending.send((stamp, submitted)).await.is_err() {
+            if pending.send((stamp, span, submitted)).await.is_err() {
                 break;
             }
         }
@@ -261,7 +282,7 @@ async fn every(
     };
     // Owns the receiver, so that reading ends when answering fails.
     let answer = async move {
-        while let Some((stamp, submitted)) = in_order.recv().await {
+        while let Some((stamp, span, submitted)) = in_order.recv().await {
             let outcome = match submitted {
                 Ok(submitted) => {
                     let (served, outcome) = submitted.outcome().await;
@@ -270,7 +291,7 @@ async fn every(
                 }
                 Err(error) => Err(error),
             };
-            answerer.answer(stamp, outcome, 0).await?;
+            answerer.answer(stamp, span, outcome, 0).await?;
         }
         Ok(())
     };
@@ -300,7 +321,8 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Subm
         while slot.filled().await {
             let (taken, stamp) = oneshot::channel();
             let from = Arc::clone(&slot);
-            let submitted = submitter.submit(move || {
+            let span = submitter.span();
+            let submitted = submitter.submit(span, move || {
                 let Incoming { stamp, image } = from.take()?;
                 let (image, error) = match image {
                     Ok(image) => (Some(image), None),
@@ -317,7 +339,7 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Subm
                 return Err(outcome.err().unwrap_or(JobError::Abandoned).into());
             };
             let outcome = error.map_or(outcome.map_err(CallError::from), Err);
-            answerer.answer(stamp, outcome, slot.dropped()).await?;
+            answerer.answer(stamp, span, outcome, slot.dropped()).await?;
         }
         Ok(())
     };
@@ -406,10 +428,16 @@ struct Answerer {
     last: Option<FrameStamp>,
     fps: RateMeter,
     answers: Answers,
+    record: Arc<Record>,
 }
 
 impl Answerer {
-    fn new(served: Arc<Served>, config: &StreamConfig, answers: Answers) -> Result<Self, CallError> {
+    fn new(
+        served: Arc<Served>,
+        config: &StreamConfig,
+        answers: Answers,
+        record: Arc<Record>,
+    ) -> Result<Self, CallError> {
         let half_life = convert::half_life(config.smoothing)?;
         Ok(Self {
             served,
@@ -419,6 +447,7 @@ impl Answerer {
             last: None,
             fps: RateMeter::new(Instant::now()),
             answers,
+            record,
         })
     }
 
@@ -434,10 +463,16 @@ impl Answerer {
     async fn answer(
         &mut self,
         stamp: FrameStamp,
+        span: SpanContext,
         outcome: Result<Reply, CallError>,
         dropped_frames: u64,
     ) -> Result<(), CallError> {
         use stream_classify_response::Outcome as Wire;
+        if let Err(error @ CallError::Job(JobError::Abandoned)) = outcome {
+            return Err(error);
+        }
+        let answer = outcome.as_ref().map_err(CallError::code);
+        self.record.frame(FrameRecord { id: stamp.id, arrived: stamp.arrived, span, answer });
         let (outcome, stages) = match outcome {
             Ok(reply) => {
                 let elapsed = self.last.replace(stamp).map_or(0.0, |last| stamp.seconds_since(last));
@@ -446,7 +481,6 @@ impl Answerer {
                 self.served.metrics.frame(FrameOutcome::Classified);
                 (Wire::Result(Classifications { classifications }), reply.stages)
             }
-            Err(error @ CallError::Job(JobError::Abandoned)) => return Err(error),
             Err(error) => {
                 self.served.metrics.frame(FrameOutcome::Failed);
                 (Wire::Error(FrameError { code: error.code() as i32, message: error.message() }), Default::default())

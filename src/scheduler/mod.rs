@@ -34,6 +34,7 @@ use crate::{
     engine::{EngineError, EngineInfo, Lanes},
     image::{Geometry, ImageError, PreprocessConfig, Source},
     metrics::{self, ModelMetrics, Rejection},
+    telemetry::context::SpanContext,
 };
 
 /// How the scheduler treats what waits.
@@ -103,6 +104,8 @@ pub struct Job {
     pub counts: bool,
     /// Gives the image at the moment when a worker is free for it, so that a live stream can give its newest.
     pub fetch: Box<dyn FnOnce() -> Option<Arrival> + Send>,
+    /// The span that the work is for, if it is for one.
+    pub span: Option<SpanContext>,
 }
 
 /// What became of a job.
@@ -115,6 +118,8 @@ pub struct Reply {
     pub logits: Vec<f32>,
     /// Where the time went.
     pub stages: Stages,
+    /// When that was.
+    pub timeline: Timeline,
 }
 
 /// The time that each stage took.
@@ -126,6 +131,19 @@ pub struct Stages {
     pub queue: Duration,
     /// The engine's call, shared with the batch.
     pub inference: Duration,
+}
+
+/// When an image was worked on, and in which company.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeline {
+    /// When it had been decoded.
+    pub decoded: Instant,
+    /// When the engine's call began.
+    pub inferred: Instant,
+    /// How many images were in that call.
+    pub batch: usize,
+    /// The call's own span, if any of its images is traced.
+    pub span: Option<SpanContext>,
 }
 
 /// Why an admitted job has no answer.

@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{Job, JobError, Network, Outcome, Stages, fair_queue::FairQueue, pace::Pace};
-use crate::{engine::Engine, metrics::Rejection};
+use crate::{engine::Engine, metrics::Rejection, telemetry::context::SpanContext};
 
 /// A decoded image waits no longer than this for others to be decoded into its batch.
 const LONGEST_DECODING_FIRST: Duration = Duration::from_millis(20);
@@ -166,6 +166,7 @@ pub(super) struct Ready {
     pub reply: oneshot::Sender<Outcome>,
     pub stages: Stages,
     pub since: Instant,
+    pub span: Option<SpanContext>,
 }
 
 /// Why work is not worth doing any more.

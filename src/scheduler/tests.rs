@@ -128,6 +128,7 @@ fn job(value: u8) -> Job {
         deadline: None,
         counts: true,
         fetch: Box::new(move || Some(arrival(value))),
+        span: None,
     }
 }
 

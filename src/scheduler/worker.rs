@@ -7,12 +7,13 @@ use std::{
 };
 
 use super::{
-    Arrival, JobError, Network, QueueId, Reply, Shared, Stages, State,
+    Arrival, JobError, Network, QueueId, Reply, Shared, Stages, State, Timeline,
     model_queue::{ModelQueue, Ready, Waiting},
 };
 use crate::{
     engine::{Engine, EngineError},
     image::Preprocessor,
+    telemetry::trace::{Batch, Period},
 };
 
 /// Decodes, and infers with the engines that run on the cores.
@@ -95,7 +96,8 @@ impl CoreWorker {
         let failed = match decoded {
             Ok(queued) => {
                 let stages = Stages { decode: took, queue: queued, ..Default::default() };
-                queue.ready.push_back(Ready { crop, deadline: job.deadline, reply, stages, since });
+                let (deadline, span) = (job.deadline, job.span);
+                queue.ready.push_back(Ready { crop, deadline, reply, stages, since, span });
                 if network.engine.offloaded {
                     queue.arrived.notify_one();
                 }
@@ -238,6 +240,13 @@ impl Shared {
             true => network.metrics.device_busy(took),
             false => network.metrics.workers_busy(share * self.config.threads.get() as f64, took),
         }
+        let span = Batch {
+            engine: network.engine.kind,
+            time: Period::lasting(started, took),
+            images: n,
+            failed: result.is_err(),
+        }
+        .end(batch.iter().filter_map(|ready| ready.span));
         match result {
             Ok(()) => {
                 network.metrics.classified(n);
@@ -246,11 +255,14 @@ impl Shared {
                     stages.queue += started - ready.since;
                     stages.inference = took;
                     network.metrics.queued(stages.queue);
-                    let _ = ready.reply.send(Ok(Reply { logits: logits.to_vec(), stages }));
+                    let timeline = Timeline { decoded: ready.since, inferred: started, batch: n, span };
+                    let _ = ready.reply.send(Ok(Reply { logits: logits.to_vec(), stages, timeline }));
                 }
             }
             Err(error) => {
-                tracing::error!("{error}");
+                let traces: Vec<_> = batch.iter().filter_map(|ready| Some(ready.span?.trace.to_string())).collect();
+                let traces = (!traces.is_empty()).then(|| traces.join(","));
+                tracing::error!(trace_ids = traces, "{error}");
                 let error = Arc::new(error);
                 if matches!(*error, EngineError::Lost { .. }) {
                     self.lost.send_if_modified(|lost| lost.replace(Arc::clone(&error)).is_none());

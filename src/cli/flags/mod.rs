@@ -6,6 +6,7 @@ mod image;
 mod manifest;
 mod quantization;
 mod server;
+mod telemetry;
 mod tensorrt;
 
 pub use self::{
@@ -15,5 +16,6 @@ pub use self::{
     manifest::{ManifestFlags, PixelFlags},
     quantization::QuantizationFlags,
     server::{CredentialFlags, ServerFlags},
+    telemetry::TelemetryFlags,
     tensorrt::{PlanFlags, TensorRtFlags},
 };

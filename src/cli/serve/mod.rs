@@ -1,7 +1,6 @@
 //! `resnet18 serve`: flags → a [`ServerConfig`], then the server.
 
 use std::{
-    io,
     num::NonZeroUsize,
     path::PathBuf,
     process::ExitCode,
@@ -10,16 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::{Args as ClapArgs, ValueEnum};
+use clap::Args as ClapArgs;
 use tokio::sync::Notify;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 mod network;
 
 use self::network::{NetworkFlags, SecurityFlags};
 use super::{
     CliError,
-    flags::{EngineFlags, ImageFlags, ManifestFlags, QuantizationFlags},
+    flags::{EngineFlags, ImageFlags, ManifestFlags, QuantizationFlags, TelemetryFlags},
     output, values,
 };
 use crate::{
@@ -29,7 +27,11 @@ use crate::{
     quantization::{AtStart, QuantizationConfig},
     scheduler::{Capacity, SchedulerConfig},
     server::{self, Control, ServerConfig, ServerError},
+    telemetry,
 };
+
+/// How long the last traces may take to leave.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// The flags of `resnet18 serve`.
 #[derive(Debug, ClapArgs)]
@@ -50,7 +52,7 @@ pub struct Args {
     #[command(flatten)]
     queue: QueueArgs,
     #[command(flatten)]
-    log: LogArgs,
+    telemetry: TelemetryFlags,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -100,23 +102,6 @@ struct QueueArgs {
     max_queue_delay: Duration,
 }
 
-#[derive(Debug, ClapArgs)]
-#[command(next_help_heading = "Log")]
-struct LogArgs {
-    /// What is logged, on standard error: error, warn, info, debug or trace, or a list such as info,h2=debug.
-    #[arg(long, env = "RESNET18_LOG", value_name = "FILTER", default_value = "info")]
-    log: String,
-    /// Lines for people or JSON for machines.
-    #[arg(long, env = "RESNET18_LOG_FORMAT", value_enum, default_value = "text")]
-    log_format: LogFormat,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
 /// `[NAME=]PATH`.
 #[derive(Clone, Debug)]
 struct ModelFile {
@@ -146,7 +131,7 @@ impl FromStr for ModelFile {
 /// A model that can't be served, an address that is taken, an engine that can't start.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let started = Instant::now();
-    start_log(&args.log)?;
+    args.telemetry.start()?;
     let config = config(&args)?;
     let listeners = args.network.listen().await?;
     // Not the flag's address: a port of 0 is chosen by the system.
@@ -159,7 +144,9 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     args.network.warn(&args.security);
     tracing::debug!("flags and models read in {:.0?}", started.elapsed());
     let control = Control { shutdown: signal(), reload: reload_on_hangup() };
-    match server::run(listeners, config, control).await {
+    let ended = server::run(listeners, config, control).await;
+    telemetry::flush(FLUSH).await;
+    match ended {
         Ok(()) => engine::exit_at_once(0),
         Err(ServerError::Engine(error)) => {
             output::print_error(&error);
@@ -282,24 +269,6 @@ fn reload_on_hangup() -> Arc<Notify> {
         }
     }
     reload
-}
-
-fn start_log(args: &LogArgs) -> Result<(), CliError> {
-    let wrong = |reason: String| CliError::Usage(format!("--log {}: {reason}", args.log));
-    // The filter takes a lone word that is no level for a module's name, and then logs nothing else.
-    if let Some(word) = args.log.split(',').find(|word| !word.contains('=') && word.parse::<LevelFilter>().is_err()) {
-        return Err(wrong(format!("`{word}` is not error, warn, info, debug, trace, off or MODULE=LEVEL")));
-    }
-    // The finder talks of each place that it looks at; what came of it is told by the engine.
-    let filter = format!("openvino_finder=warn,{}", args.log);
-    let filter = EnvFilter::try_new(filter).map_err(|error| wrong(error.to_string()))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
-    // A logger that was installed before, by a test, stays.
-    let _ = match args.log_format {
-        LogFormat::Text => log.with_ansi(console::colors_enabled_stderr()).try_init(),
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
-    };
-    Ok(())
 }
 
 /// Returns at the first SIGTERM or Ctrl-C; the second one ends the process.

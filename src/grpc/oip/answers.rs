@@ -117,7 +117,10 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
-    use crate::inference::{InferParameter, infer_parameter::ParameterChoice};
+    use crate::{
+        inference::{InferParameter, infer_parameter::ParameterChoice},
+        scheduler::{Stages, Timeline},
+    };
 
     fn requested(name: &str, classes: Option<i64>) -> InferRequestedOutputTensor {
         let parameter = |classes| InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(classes)) };
@@ -126,7 +129,9 @@ mod tests {
     }
 
     fn replies() -> [Reply; 2] {
-        [vec![0.5, 2.0, -1.0], vec![1.0, 1.0, 3.25]].map(|logits| Reply { logits, stages: Default::default() })
+        let now = Instant::now();
+        let timeline = Timeline { decoded: now, inferred: now, batch: 1, span: None };
+        [vec![0.5, 2.0, -1.0], vec![1.0, 1.0, 3.25]].map(|logits| Reply { logits, stages: Stages::default(), timeline })
     }
 
     fn labels() -> Vec<String> {

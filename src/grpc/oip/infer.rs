@@ -16,15 +16,32 @@ use super::{
 use crate::{
     grpc::{
         arrival::Arrived,
-        context::{Call, Context},
+        context::{Call, CallGuard, Context},
         status::CallError,
     },
     image::Source,
     inference::{ModelInferRequest, ModelInferResponse},
-    metrics::RequestGuard,
     registry::Served,
     scheduler::{Arrival, Job, JobError, Outcome, Priority, Reply},
+    telemetry::context::SpanContext,
 };
+
+/// How a request's images enter the queue.
+#[derive(Clone, Copy)]
+pub(super) struct Admitted {
+    pub arrived: Arrived,
+    /// As in [`Job`].
+    pub counts: bool,
+    /// The span that they belong to.
+    pub span: SpanContext,
+}
+
+/// A request that has been answered.
+pub(super) struct Answered {
+    pub response: ModelInferResponse,
+    /// That of its last image.
+    pub reply: Reply,
+}
 
 /// A request whose images are in the queue. Dropping it withdraws them.
 pub(super) struct Submitted {
@@ -35,16 +52,16 @@ pub(super) struct Submitted {
     id: String,
 }
 
-/// Reads a request and puts its images into the queue; `counts` as in [`Job`].
+/// Reads a request and puts its images into the queue.
 pub(super) fn submit(
     context: &Context,
     request: ModelInferRequest,
-    call: Call,
-    counts: bool,
-    guard: &mut RequestGuard,
+    call: &Call,
+    how: Admitted,
+    guard: &mut CallGuard,
 ) -> Result<Submitted, CallError> {
     let (served, form) = names::find(context, &request.model_name, &request.model_version, guard)?;
-    let Arrived { at, deadline, priority } = call.arrived;
+    let Admitted { arrived: Arrived { at, deadline, priority }, counts, span } = how;
     let measured = Measured { served: Arc::clone(&served), form, arrived: at, answered: false };
     let timeout = parameters::integer(&request.parameters, "timeout", 0)?.filter(|micros| *micros > 0);
     let priority = match parameters::integer(&request.parameters, "priority", 0)? {
@@ -57,10 +74,12 @@ pub(super) fn submit(
     let id = request.id.clone();
     let expected = Expected { form, geometry: served.geometry, normalization: served.normalization };
     let images = tensors::images(request, &expected)?;
-    served.metrics.received(images.iter().map(Source::bytes).sum());
+    let bytes = images.iter().map(Source::bytes).sum();
+    served.metrics.received(bytes);
+    call.record.received(bytes);
     let jobs = images.into_iter().map(|image| {
         let fetch = Box::new(move || Some(Arrival { image, at, mirrored: false }));
-        Job { client: call.client, priority, deadline, counts, fetch }
+        Job { client: call.client, priority, deadline, counts, fetch, span: Some(span) }
     });
     let images = served.queue.submit_all(jobs)?;
     Ok(Submitted { measured, outputs, images, deadline, id })
@@ -73,23 +92,24 @@ impl Submitted {
     }
 
     /// Waits for the images. One that fails fails the request, and those that still wait are withdrawn.
-    pub async fn answer(self) -> Result<ModelInferResponse, CallError> {
+    pub async fn answer(self) -> Result<Answered, CallError> {
         let Self { mut measured, outputs, images, deadline, id } = self;
-        let replies = match deadline {
+        let mut replies = match deadline {
             None => replies(images).await?,
             Some(deadline) => timeout_at(deadline.into(), replies(images)).await.unwrap_or(Err(CallError::TimeIsUp))?,
         };
         let ready = Instant::now();
         let (outputs, raw_output_contents) = outputs.tensors(&replies, &measured.served.labels);
         measured.succeed(&replies, ready.elapsed());
-        Ok(ModelInferResponse {
+        let response = ModelInferResponse {
             model_name: measured.form.name(&measured.served.name),
             model_version: measured.served.version.clone(),
             id,
             outputs,
             raw_output_contents,
             ..Default::default()
-        })
+        };
+        Ok(Answered { response, reply: replies.pop().expect("a request has an image at least") })
     }
 }
 

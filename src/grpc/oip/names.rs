@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use crate::{
-    grpc::{context::Context, status::CallError},
-    metrics::{ModelMetrics, RequestGuard},
+    grpc::{
+        context::{CallGuard, Context},
+        status::CallError,
+    },
+    metrics::ModelMetrics,
     registry::{Entry, Registry, Served},
     statistics::RequestStatistics,
 };
@@ -62,7 +65,7 @@ pub(super) fn find(
     context: &Context,
     name: &str,
     version: &str,
-    guard: &mut RequestGuard,
+    guard: &mut CallGuard,
 ) -> Result<(Arc<Served>, Form), CallError> {
     let (model, form) = resolve(&context.registry, name);
     let served = context.model(model, guard)?;

@@ -7,7 +7,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    infer, metadata,
+    infer::{self, Admitted},
+    metadata,
     names::{self, has_version, resolve},
     statistics, stream,
 };
@@ -60,7 +61,7 @@ impl GrpcInferenceService for InferenceService {
         let ModelReadyRequest { name, version } = request.into_inner();
         let (model, _) = resolve(&self.0.registry, &name);
         let entry = self.0.registry.find(model).ok();
-        entry.iter().for_each(|entry| guard.model(&entry.metrics));
+        entry.iter().for_each(|entry| guard.model(entry));
         let served = entry.and_then(|entry| entry.served).is_some_and(|served| has_version(&served, &version));
         answer(guard, Ok(ModelReadyResponse { ready: served && self.0.state.get().ready().is_ok() }))
     }
@@ -90,11 +91,13 @@ impl GrpcInferenceService for InferenceService {
         let _in_progress = self.0.state.call();
         let call = Call::of(&request);
         let mut guard = call.guard(Method::ModelInfer);
-        let result = match infer::submit(&self.0, request.into_inner(), call, true, &mut guard) {
+        let admitted = Admitted { arrived: call.arrived, counts: true, span: call.record.trace().context() };
+        let result = match infer::submit(&self.0, request.into_inner(), &call, admitted, &mut guard) {
             Ok(submitted) => submitted.answer().await,
             Err(error) => Err(error),
         };
-        answer(guard, result)
+        result.iter().for_each(|answered| call.record.classified(&answered.reply));
+        answer(guard, result.map(|answered| answered.response))
     }
 
     async fn model_stream_infer(

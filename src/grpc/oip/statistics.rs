@@ -4,12 +4,14 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::names;
 use crate::{
-    grpc::{context::Context, status::CallError},
+    grpc::{
+        context::{CallGuard, Context},
+        status::CallError,
+    },
     inference::{
         InferBatchStatistics, InferStatistics, ModelStatistics, ModelStatisticsRequest, ModelStatisticsResponse,
         StatisticDuration,
     },
-    metrics::RequestGuard,
     registry::Served,
     statistics::{Requests, Spent},
 };
@@ -18,7 +20,7 @@ use crate::{
 pub(super) fn read(
     context: &Context,
     request: &ModelStatisticsRequest,
-    guard: &mut RequestGuard,
+    guard: &mut CallGuard,
 ) -> Result<ModelStatisticsResponse, CallError> {
     let ModelStatisticsRequest { name, version } = request;
     let model_stats = if name.is_empty() {

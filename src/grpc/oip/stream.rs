@@ -5,12 +5,13 @@ use std::{sync::Arc, time::Instant};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use super::infer::{self, Submitted};
+use super::infer::{self, Admitted, Answered, Submitted};
 use crate::{
     code::code_name,
     grpc::{
         arrival::Arrived,
-        context::{Call, Context},
+        context::{Call, CallGuard, Context},
+        record::{FrameRecord, Record},
         status::CallError,
         stream::{both, conclude, supervise},
     },
@@ -18,7 +19,7 @@ use crate::{
         InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
         infer_parameter::ParameterChoice,
     },
-    metrics::{FrameOutcome, RequestGuard},
+    metrics::FrameOutcome,
     scheduler::JobError,
     state::NotReady,
 };
@@ -33,11 +34,12 @@ pub(super) async fn run(
     context: Arc<Context>,
     inbound: Streaming<ModelInferRequest>,
     call: Call,
-    mut guard: RequestGuard,
+    mut guard: CallGuard,
     answers: Answers,
 ) {
     let _in_progress = context.state.call();
-    let ended = supervise(call, &answers, answer_all(&context, inbound, call, &mut guard, &answers)).await;
+    let deadline = call.arrived.deadline;
+    let ended = supervise(deadline, &answers, answer_all(&context, inbound, call, &mut guard, &answers)).await;
     conclude(ended, guard, &answers).await;
 }
 
@@ -45,7 +47,7 @@ async fn answer_all(
     context: &Context,
     mut inbound: Streaming<ModelInferRequest>,
     call: Call,
-    guard: &mut RequestGuard,
+    guard: &mut CallGuard,
     answers: &Answers,
 ) -> Result<(), CallError> {
     let _permit = context.stream_permit()?;
@@ -53,15 +55,17 @@ async fn answer_all(
     // A stream has no model, its requests have: it counts for that of the first.
     let mut open = None;
     let first = &mut open;
+    let record = Arc::clone(&call.record);
     let read = async move {
         while let Some(request) = next(&mut inbound, context).await? {
             let arrived = Arrived { at: Instant::now(), ..call.arrived };
+            let admitted = Admitted { arrived, counts: false, span: call.record.trace().frame() };
             let id = request.id.clone();
-            let submitted = infer::submit(context, request, Call { arrived, ..call }, false, guard);
+            let submitted = infer::submit(context, request, &call, admitted, guard);
             if let (None, Ok(submitted)) = (&first, &submitted) {
                 *first = Some(submitted.served().metrics.stream());
             }
-            if pending.send((id, arrived.at, submitted)).await.is_err() {
+            if pending.send(Pending { id, admitted, submitted }).await.is_err() {
                 break;
             }
         }
@@ -69,9 +73,11 @@ async fn answer_all(
     };
     // Owns the receiver, so that reading ends when answering fails.
     let answer = async move {
-        while let Some((id, at, submitted)) = in_order.recv().await {
+        let mut number = 0;
+        while let Some(pending) = in_order.recv().await {
             // A caller that has gone is noticed by `supervise`.
-            let _ = answers.send(Ok(answer_one(id, at, submitted).await?)).await;
+            let _ = answers.send(Ok(answer_one(pending, number, &record).await?)).await;
+            number += 1;
         }
         Ok(())
     };
@@ -89,12 +95,16 @@ async fn next(
     }
 }
 
-/// A request that failed gets its error, and the stream goes on.
-async fn answer_one(
+/// A request that waits for its turn to be answered.
+struct Pending {
     id: String,
-    arrived: Instant,
+    admitted: Admitted,
     submitted: Result<Submitted, CallError>,
-) -> Result<ModelStreamInferResponse, CallError> {
+}
+
+/// A request that failed gets its error, and the stream goes on. It is the stream's `number`-th.
+async fn answer_one(pending: Pending, number: u64, record: &Record) -> Result<ModelStreamInferResponse, CallError> {
+    let Pending { id, admitted: Admitted { arrived, span, .. }, submitted } = pending;
     let served = submitted.as_ref().ok().map(|submitted| Arc::clone(submitted.served()));
     let outcome = match submitted {
         Ok(submitted) => submitted.answer().await,
@@ -102,10 +112,12 @@ async fn answer_one(
     };
     if let Some(served) = served {
         served.metrics.frame(if outcome.is_ok() { FrameOutcome::Classified } else { FrameOutcome::Failed });
-        served.metrics.frame_answered(arrived.elapsed());
+        served.metrics.frame_answered(arrived.at.elapsed());
     }
+    let answer = outcome.as_ref().map(|answered| &answered.reply).map_err(CallError::code);
+    record.frame(FrameRecord { id: number, arrived: arrived.at, span, answer });
     let (error_message, mut response) = match outcome {
-        Ok(response) => (String::new(), response),
+        Ok(Answered { response, .. }) => (String::new(), response),
         Err(error @ CallError::Job(JobError::Abandoned)) => return Err(error),
         Err(error) => {
             let message = format!("{}: {}", code_name(error.code()), error.message());
