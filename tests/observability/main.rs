@@ -25,7 +25,7 @@ async fn prometheus_and_the_clients_agree_and_alerts_fire() {
     if !ffmpeg() || !prometheus::installed() {
         return;
     }
-    let mut server = Server::start(&["--queue-capacity", CAPACITY]);
+    let mut server = Server::start(&["--threads", "2", "--queue-capacity", CAPACITY]);
     let prometheus = Prometheus::start(server.http);
     prometheus.wait_for_scrapes().await;
     prometheus.wait_until_calm().await;
