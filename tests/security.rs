@@ -335,6 +335,7 @@ fn connections_that_never_finish_their_greeting_are_closed() {
         let timed_out = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
         assert!(!timed_out, "a connection that sent {sent:?} is kept");
     }
+    assert_eq!(server.metric("classifier_connections_refused_total", &["\"silent\""]), 3.0);
 }
 
 #[test]

@@ -25,7 +25,7 @@ async fn prometheus_and_the_clients_agree_and_alerts_fire() {
     if !ffmpeg() || !prometheus::installed() {
         return;
     }
-    let mut server = Server::start(&["--queue-capacity", CAPACITY]);
+    let mut server = Server::start(&["--threads", "2", "--queue-capacity", CAPACITY]);
     let prometheus = Prometheus::start(server.http);
     prometheus.wait_for_scrapes().await;
     prometheus.wait_until_calm().await;
@@ -62,8 +62,10 @@ fn measurements_agree(prometheus: &Prometheus, load: &Load) {
     };
     let seen = load.between(begin, end);
 
-    close("images a second", show("Images a second", ""), (seen.latencies.len() as u64 + seen.frames) as f64 / window);
-    close("mean latency", show("Latency of requests", "mean"), seen.mean());
+    let images = (seen.latencies.len() as u64 + seen.frames) as f64;
+    // On a very slow machine a few answers that are on their way at either end are more than 5 %.
+    close("images a second", show("Images a second", ""), images / window, 0.05_f64.max(3.0 / images));
+    close("mean latency", show("Latency of requests", "mean"), seen.mean(), 0.05);
     // A quantile lies in the same bucket as the clients' own, or at its edge.
     for (name, quantile) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
         let shown = show("Latency of requests", name);
@@ -72,9 +74,9 @@ fn measurements_agree(prometheus: &Prometheus, load: &Load) {
     }
 }
 
-fn close(what: &str, shown: f64, seen: f64) {
+fn close(what: &str, shown: f64, seen: f64, tolerance: f64) {
     eprintln!("{what}: Prometheus {shown:.3}, clients {seen:.3}");
-    assert!((shown / seen - 1.0).abs() < 0.05, "{what}: Prometheus says {shown}, the clients saw {seen}");
+    assert!((shown / seen - 1.0).abs() < tolerance, "{what}: Prometheus says {shown}, the clients saw {seen}");
 }
 
 /// Every query of the dashboard gives data of the shape that its panel draws; so do the rules.

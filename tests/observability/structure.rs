@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use resnet18_server::metrics::METRICS;
 use serde_json::Value;
 
-use crate::dashboard::{dashboard, panels};
+use crate::dashboard::{Expected, dashboard, panels, queries};
 
 #[test]
 fn every_panel_says_what_it_shows_in_which_unit_from_the_chosen_source() {
@@ -70,5 +71,37 @@ fn it_is_of_a_schema_that_grafana_reads_and_can_be_asked_for_servers_and_models(
         let is =
             |panel: &Value| panel["type"] == "heatmap" && panel["targets"][0]["expr"].as_str().unwrap().contains(stage);
         assert!(panels().iter().any(|(_, panel)| is(panel)), "no heat map of {stage}");
+    }
+}
+
+/// Names of metrics and of recorded series in an expression.
+fn names(expr: &str) -> impl Iterator<Item = &str> {
+    let words = expr.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
+    words.filter(|word| word.contains("classifier_"))
+}
+
+/// What only a GPU shows can't be asked of a server without one.
+#[test]
+fn every_metric_that_is_asked_for_exists_with_its_labels() {
+    let rules = include_str!("../../deploy/prometheus/rules.yml");
+    let recorded: BTreeSet<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- record: ")).collect();
+    let exists = |name: &str| {
+        let stem = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part));
+        recorded.contains(name) || METRICS.iter().any(|metric| metric.name == name || Some(metric.name) == stem)
+    };
+    for name in rules.lines().filter(|line| !line.contains("- name:")).flat_map(names) {
+        assert!(exists(name), "the rules ask for {name}");
+    }
+    for query in queries() {
+        for name in names(&query.expr) {
+            assert!(exists(name), "{} asks for {name}", query.title);
+        }
+        if query.expected == Expected::OnGpu {
+            let metrics = METRICS.iter().filter(|metric| names(&query.expr).any(|name| name == metric.name));
+            let labels: Vec<&str> = metrics.flat_map(|metric| metric.labels).map(|label| label.name).collect();
+            for label in query.labels() {
+                assert!(label == "instance" || labels.contains(&label.as_str()), "{}: {label}", query.title);
+            }
+        }
     }
 }
