@@ -114,6 +114,8 @@ fn classified(Class { class_id, probability: value }: Class, labels: &[String]) 
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use std::collections::HashMap;
 
     use super::*;
