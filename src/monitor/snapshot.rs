@@ -11,6 +11,7 @@ use super::{
 
 const REQUESTS: &str = "classifier_requests_total";
 const REQUEST_DURATION: &str = "classifier_request_duration_seconds";
+const FRAME_DURATION: &str = "classifier_frame_duration_seconds";
 const STAGE_DURATION: &str = "classifier_stage_duration_seconds";
 const FRAMES: &str = "classifier_frames_total";
 const REJECTED: &str = "classifier_rejected_total";
@@ -82,6 +83,8 @@ pub struct ModelSnapshot {
     pub rejected_per_second: BTreeMap<String, f64>,
     /// Bytes of images a second.
     pub received_bytes_per_second: Option<f64>,
+    /// The part of the time in which the lanes of its GPUs were in use, from 0 to 1.
+    pub device_saturation: Option<f64>,
 }
 
 /// What runs a model.
@@ -99,6 +102,8 @@ pub struct EngineSnapshot {
 pub struct Latencies {
     /// From the arrival of a single request to its answer.
     pub request: Option<Quantiles>,
+    /// From the arrival of a stream's frame to its answer.
+    pub frame: Option<Quantiles>,
     /// Decoding, resizing and cropping.
     pub decode: Option<Quantiles>,
     /// Waiting.
@@ -108,9 +113,9 @@ pub struct Latencies {
 }
 
 impl Latencies {
-    /// The stages by name, in the order in which an image passes them; the whole first.
-    pub fn stages(&self) -> [(&'static str, Option<Quantiles>); 4] {
-        [("request", self.request), ("decode", self.decode), ("queue", self.queue), ("inference", self.inference)]
+    /// The stages by name, in the order in which an image passes them.
+    pub fn stages(&self) -> [(&'static str, Option<Quantiles>); 3] {
+        [("decode", self.decode), ("queue", self.queue), ("inference", self.inference)]
     }
 }
 
@@ -150,14 +155,13 @@ impl Snapshot {
     pub fn between(before: &Scrape, after: &Scrape) -> Self {
         let change = Change::between(before, after);
         let workers = after.value("classifier_workers", &[]);
-        let busy = change.rate(BUSY, &[]);
         Self {
             state: after.not_ready.clone().unwrap_or_else(|| "ready".into()),
             ready: after.not_ready.is_none(),
             version: after.series("classifier_build_info").first().map(|info| info.label("version").to_owned()),
             uptime_s: after.value("process_start_time_seconds", &[]).map(since),
             interval_s: change.seconds(),
-            saturation: workers.filter(|workers| *workers > 0.0).and_then(|workers| Some(busy? / workers)),
+            saturation: share(change.rate(BUSY, &[]), workers),
             workers,
             cpu_cores: change.rate("process_cpu_seconds_total", &[]).filter(|_| change.seconds() >= SHORTEST_FOR_CPU),
             resident_bytes: after.value("process_resident_memory_bytes", &[]),
@@ -196,6 +200,7 @@ impl ModelSnapshot {
             requests_per_second: rates(change, now, REQUESTS, name, "code"),
             latency_ms: Latencies {
                 request: Quantiles::of(&requests),
+                frame: Quantiles::of(&change.histogram(FRAME_DURATION, &model)),
                 decode: stage("decode"),
                 queue: stage("queue"),
                 inference: stage("inference"),
@@ -207,6 +212,10 @@ impl ModelSnapshot {
             frames_per_second: rates(change, now, FRAMES, name, "outcome"),
             rejected_per_second: rates(change, now, REJECTED, name, "reason"),
             received_bytes_per_second: change.rate("classifier_received_bytes_total", &model),
+            device_saturation: share(
+                change.rate("classifier_device_busy_seconds_total", &model),
+                now.value("classifier_device_lanes", &model),
+            ),
         }
     }
 
@@ -222,8 +231,7 @@ impl ModelSnapshot {
 
     /// How full the queue is, from 0 to 1.
     pub fn queue_fill(&self) -> Option<f64> {
-        let capacity = self.queue_capacity.filter(|capacity| *capacity > 0.0)?;
-        Some(self.queue_depth? / capacity)
+        share(self.queue_depth, self.queue_capacity)
     }
 }
 
@@ -237,6 +245,10 @@ fn rates(change: &Change, now: &Scrape, metric: &str, model: &str, label: &str) 
         }
     }
     rates
+}
+
+fn share(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
+    Some(part? / whole.filter(|whole| *whole > 0.0)?)
 }
 
 fn gpus(scrape: &Scrape) -> Vec<GpuSnapshot> {
@@ -293,6 +305,7 @@ mod tests {
         let latency = model.latency_ms.request.unwrap();
         assert_eq!((latency.mean, latency.p50, latency.p95), (100.0, 100.0, 175.0));
         assert_eq!(model.latency_ms.decode.unwrap().p99, 1.95);
+        assert_eq!((model.latency_ms.frame.unwrap().mean, model.device_saturation), (20.0, Some(0.475)));
     }
 
     #[test]
@@ -301,6 +314,7 @@ mod tests {
         let snapshot = Snapshot::between(&before, &after);
         let idle = &snapshot.models[0];
         assert!(idle.ready && idle.latency_ms.stages().iter().all(|(_, latency)| latency.is_none()));
+        assert!(idle.latency_ms.request.is_none() && idle.latency_ms.frame.is_none());
         assert_eq!((idle.requests(), idle.queue_fill(), idle.batch_size), (0.0, None, None));
     }
 

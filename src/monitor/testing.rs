@@ -41,6 +41,8 @@ classifier_received_bytes_total{{model="resnet18-demo"}} {requests}00000
 classifier_workers 2
 classifier_busy_seconds_total{{model="resnet18-demo",stage="decode"}} {decode}
 classifier_busy_seconds_total{{model="resnet18-demo",stage="inference"}} {busy}
+classifier_device_busy_seconds_total{{model="resnet18-demo"}} {device}
+classifier_device_lanes{{model="resnet18-demo"}} 2
 classifier_calls_active 22
 classifier_connections_active 16
 process_cpu_seconds_total {busy}
@@ -50,15 +52,17 @@ process_start_time_seconds 1700000000
         frames = requests * 3 / 10,
         dropped = requests / 50,
         decode = f64::from(busy) / 100.0,
+        device = f64::from(busy) / 2.0,
     );
     for (name, label, scale) in [
-        ("request", "method=\"Classify\"", 100.0),
-        ("stage", "stage=\"decode\"", 1.0),
-        ("stage", "stage=\"queue\"", 90.0),
-        ("stage", "stage=\"inference\"", 9.0),
+        ("request", ",method=\"Classify\"", 100.0),
+        ("frame", "", 20.0),
+        ("stage", ",stage=\"decode\"", 1.0),
+        ("stage", ",stage=\"queue\"", 90.0),
+        ("stage", ",stage=\"inference\"", 9.0),
     ] {
         let series = |part: &str, le: &str, value: f64| {
-            format!("classifier_{name}_duration_seconds_{part}{{model=\"resnet18-demo\",{label}{le}}} {value}\n")
+            format!("classifier_{name}_duration_seconds_{part}{{model=\"resnet18-demo\"{label}{le}}} {value}\n")
         };
         let count = f64::from(requests);
         for (bound, share) in [(0.001, 0.5), (0.0015, 0.9), (0.002, 1.0)] {

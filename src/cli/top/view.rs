@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     cli::output::{bar, time},
-    monitor::{GpuSnapshot, ModelSnapshot, Snapshot},
+    monitor::{GpuSnapshot, ModelSnapshot, Quantiles, Snapshot},
 };
 
 /// Below this nothing sensible can be shown.
@@ -116,13 +116,14 @@ fn draw_model(frame: &mut Frame, app: &App, snapshot: &Snapshot, area: Rect) {
     let model = &snapshot.models[index];
     let (left, right) = (load_lines(snapshot, model), traffic_lines(snapshot, model));
     let lines = left.len().max(right.len()) as u16 + 1;
+    let stages = latency_rows(model).len() as u16 + 2;
     let [names, engine, charts, latency, numbers] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(1),
         Constraint::Fill(1),
-        Constraint::Length(6),
+        Constraint::Length(stages),
         // Where there is little room, what is at the end gives way to the charts.
-        Constraint::Length(lines.min(area.height.saturating_sub(2 + 6 + 3))),
+        Constraint::Length(lines.min(area.height.saturating_sub(2 + stages + 2))),
     ])
     .areas(area);
     frame.render_widget(model_names(snapshot, index, area.width), names);
@@ -217,25 +218,31 @@ fn chart(history: &History, width: u16) -> Sparkline<'static> {
         .absent_value_symbol("·")
 }
 
+/// Requests and frames as a whole where there are any, then their stages.
+fn latency_rows(model: &ModelSnapshot) -> Vec<(&'static str, Option<Quantiles>)> {
+    let latency = &model.latency_ms;
+    let frame = latency.frame.map(|_| ("frame", latency.frame));
+    let request = (frame.is_none() || latency.request.is_some()).then_some(("request", latency.request));
+    request.into_iter().chain(frame).chain(latency.stages()).collect()
+}
+
 fn draw_latency(frame: &mut Frame, snapshot: &Snapshot, model: &ModelSnapshot, area: Rect) {
     let column = if area.width >= 60 { 11 } else { 9 };
     let cells = |cells: [String; 4]| cells.map(|cell| format!("{cell:>column$}")).concat();
     let head = cells(["p50", "p95", "p99", "mean"].map(str::to_owned));
     let mut lines = vec![Line::styled(format!("{:<10}{head}", ""), QUIET)];
-    let whole = model.latency_ms.request.map(|latency| latency.mean);
-    for (stage, latency) in model.latency_ms.stages() {
-        let numbers = latency.map_or([const { String::new() }; 4].map(|_| "–".to_owned()), |l| {
-            [l.p50, l.p95, l.p99, l.mean].map(time)
-        });
+    let rows = latency_rows(model);
+    let longest = rows.iter().filter_map(|(_, latency)| latency.map(|latency| latency.mean)).fold(0.0, f64::max);
+    for (stage, latency) in rows {
+        let numbers = latency.map_or([(); 4].map(|()| "–".to_owned()), |l| [l.p50, l.p95, l.p99, l.mean].map(time));
+        let whole = matches!(stage, "request" | "frame");
         let mut line = vec![Span::raw(format!("{stage:<10}{}", cells(numbers)))];
-        // How much of a request's time the stage takes.
         let room = usize::from(area.width).saturating_sub(10 + 4 * column + 4);
-        if let (Some(latency), Some(whole), true) = (latency, whole.filter(|whole| *whole > 0.0), room >= 8) {
-            let part = bar((latency.mean / whole) as f32, room.min(40));
-            let style = if stage == "request" { QUIET } else { FRAME };
-            line.push(Span::styled(format!("  {part}"), style));
+        if let (Some(latency), true) = (latency.filter(|_| longest > 0.0), room >= 8) {
+            let part = bar((latency.mean / longest) as f32, room.min(40));
+            line.push(Span::styled(format!("  {part}"), if whole { QUIET } else { FRAME }));
         }
-        lines.push(if stage == "request" { Line::from(line).bold() } else { line.into() });
+        lines.push(if whole { Line::from(line).bold() } else { line.into() });
     }
     let title = format!("Latency, over {:.0} s ", snapshot.interval_s);
     frame.render_widget(Paragraph::new(lines).block(titled(title.into())), area);
@@ -257,13 +264,13 @@ fn load_lines(snapshot: &Snapshot, model: &ModelSnapshot) -> Vec<Line<'static>> 
     if let Some(saturation) = snapshot.saturation {
         lines.push(gauge("Saturation", text::percent(saturation), Some(saturation)));
     }
+    if let Some(saturation) = model.device_saturation {
+        lines.push(gauge("Device", text::percent(saturation), Some(saturation)));
+    }
     lines.push(gauge("Batch", model.batch_size.map_or("–".into(), |images| format!("{images:.1} images")), None));
-    if let Some(cores) = snapshot.cpu_cores {
-        lines.push(gauge("CPU", format!("{cores:.2} cores"), None));
-    }
-    if let Some(bytes) = snapshot.resident_bytes {
-        lines.push(gauge("Memory", text::bytes(bytes), None));
-    }
+    let cores = snapshot.cpu_cores.map(|cores| format!("{cores:.2} cores"));
+    let process: Vec<String> = cores.into_iter().chain(snapshot.resident_bytes.map(text::bytes)).collect();
+    lines.push(gauge("Process", process.join(", "), None));
     lines.extend(snapshot.gpus.iter().flat_map(gpu_lines));
     lines
 }
@@ -347,8 +354,7 @@ p, space       stop the picture, or go on
 
 Rates and latencies are over the last 10 s, charts over 180
 scrapes. Latencies are estimated from a histogram's buckets.
-request is from arrival to answer, refusals too; the bars are
-each stage's part of it.
+request and frame: from arrival to answer; the bars show means.
 Saturation near 100 %: more cores or servers.
 High queue: as above. Refused: what was not done, by reason.";
 
@@ -387,7 +393,7 @@ mod tests {
         }
     }
 
-    const ESSENTIAL: [&str; 27] = [
+    const ESSENTIAL: [&str; 29] = [
         "http://a:1  ● ready",
         " pets  resnet18-demo",
         "openvino in bf16 on CPU (Zen 4, 2 threads)",
@@ -399,6 +405,8 @@ mod tests {
         "p99",
         "request",
         "100 ms",
+        "frame",
+        "20.0 ms",
         "decode",
         "1.00 ms",
         "inference",
@@ -406,9 +414,9 @@ mod tests {
         "Load",
         "20 of 24",
         "96 %",
+        "48 %",
         "1.0 images",
-        "1.90 cores",
-        "189 MB",
+        "1.90 cores, 189 MB",
         "3 open",
         "30.0/s dropped 2.0",
         "10 MB/s",
