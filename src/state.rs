@@ -117,6 +117,11 @@ impl StateCell {
         CallInProgress(self.calls.clone())
     }
 
+    /// Whether calls are in progress.
+    pub fn is_busy(&self) -> bool {
+        *self.calls.borrow() > 0
+    }
+
     /// Returns when no call is in progress.
     pub async fn idle(&self) {
         // The sender lives in `self`.
