@@ -312,6 +312,19 @@ async fn both_ports_ask_for_the_same_token_and_share_one_limit_of_calls() {
 }
 
 #[test]
+fn a_call_whose_image_does_not_arrive_in_time_is_answered_and_gives_up_its_place() {
+    let server = Server::start(&["--max-calls", "1"]);
+    let mut half = TcpStream::connect(server.http).unwrap();
+    let head = "host: localhost\r\ncontent-type: application/grpc-web+proto\r\ngrpc-timeout: 500m\r\nconnection: close";
+    write!(half, "POST {CLASSIFY} HTTP/1.1\r\n{head}\r\ncontent-length: 100000\r\n\r\n").unwrap();
+    half.write_all(&cat()[..1000]).unwrap();
+    let mut answer = Vec::new();
+    half.read_to_end(&mut answer).unwrap();
+    assert_eq!(read(&answer).label().unwrap_err().0, Code::DeadlineExceeded);
+    assert_eq!(call(&server, CLASSIFY, &[], &cat()).label(), Ok("cat".into()));
+}
+
+#[test]
 fn the_state_is_told_and_a_call_of_the_page_is_answered_when_the_server_leaves() {
     // A batch of two waits for its second image.
     let flags = ["--engine", "embedded", "--max-batch", "2", "--max-queue-delay", "2s"];

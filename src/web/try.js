@@ -27,6 +27,7 @@ let lastSpeech = 0;
 let spokenLabel = "";
 /** What is to be done with the next token. */
 let waiting = [];
+let photo = null;
 let photoUrl = null;
 /** The largest photo, in bytes. */
 let largest = Infinity;
@@ -123,18 +124,19 @@ function begin() {
 async function showPhoto(file) {
   if (camera.isOn) stopCamera();
   const mine = begin();
+  photo = file;
   if (photoUrl) URL.revokeObjectURL(photoUrl);
   photoUrl = URL.createObjectURL(file);
-  const photo = at("photo");
+  const picture = at("photo");
   at("hint").hidden = true;
-  photo.hidden = false;
-  photo.alt = `Your photo, ${file.name}`;
-  photo.onerror = () => {
-    photo.hidden = true;
+  picture.hidden = false;
+  picture.alt = `Your photo, ${file.name}`;
+  picture.onerror = () => {
+    picture.hidden = true;
     at("hint").hidden = false;
     at("hint").textContent = `${file.name} (this browser can't show it)`;
   };
-  photo.src = photoUrl;
+  picture.src = photoUrl;
   clear();
   if (file.size > largest) {
     const [has, takes] = [file.size, largest].map((bytes) => (bytes / 2 ** 20).toFixed(1));
@@ -145,7 +147,7 @@ async function showPhoto(file) {
   try {
     bytes = new Uint8Array(await file.arrayBuffer());
   } catch {
-    trouble(`${file.name} can't be read; is it a folder?`);
+    if (mine === session) trouble(`${file.name} can't be read; is it a folder?`);
     return;
   }
   const started = performance.now();
@@ -251,6 +253,7 @@ function stopCamera() {
 
 function cameraStopped() {
   session += 1;
+  photo = null;
   trouble(null);
   at("video").hidden = true;
   at("hint").hidden = false;
@@ -277,6 +280,7 @@ export function start() {
     target.value = "";
   });
   at("camera").addEventListener("click", () => (camera.isOn ? stopCamera() : startCamera()));
+  at("model").addEventListener("change", () => photo && showPhoto(photo));
   addEventListener("paste", ({ clipboardData }) => clipboardData.files[0] && showPhoto(clipboardData.files[0]));
   // Anywhere on the page: a photo that misses must not replace the page.
   addEventListener("dragover", (event) => {

@@ -65,6 +65,12 @@ def labels():
     return [label.text for label in page.find_elements(By.CSS_SELECTOR, "#answers .label")]
 
 
+def asked():
+    """The series of the requests that went well, on the guarded server."""
+    text = page.execute_async_script("fetch('/metrics').then((response) => response.text()).then(arguments[0])")
+    return "\n".join(line for line in text.splitlines() if "_requests_total{" in line and 'code="OK"' in line and "Classify" in line)
+
+
 def allow_camera(setting):
     page.execute_cdp_cmd("Browser.setPermission", {"permission": {"name": "camera"}, "setting": setting, "origin": URL})
 
@@ -266,9 +272,10 @@ def test_a_token_is_asked_for_and_kept_in_the_tab():
     until("the refusal", lambda: at("token").is_displayed() and "none that this server knows" in at("trouble").text)
     at("token").send_keys(TOKEN, Keys.ENTER)
     until("both models", lambda: at("model").is_displayed() and [o.text for o in at("model").find_elements(By.TAG_NAME, "option")] == ["one", "two"])
-    at("model").send_keys("two")
     choose(DATA / "photos/cat.jpg")
     until("a cat", lambda: labels()[0] == "cat")
+    at("model").send_keys("two")
+    until("a cat for the other model too", lambda: labels()[0] == "cat" and 'model="two"' in asked())
     assert page.execute_script("return [localStorage.length, document.cookie, sessionStorage.token]") == [0, "", TOKEN]
 
 
