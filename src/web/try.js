@@ -133,6 +133,7 @@ async function showPhoto(file) {
   picture.alt = `Your photo, ${file.name}`;
   picture.onerror = () => {
     picture.hidden = true;
+    at("stage").classList.remove("filled");
     at("hint").hidden = false;
     at("hint").textContent = `${file.name} (this browser can't show it)`;
   };
