@@ -59,9 +59,11 @@ test-gpu: tensorrt ## the real engine on an NVIDIA GPU, and how fast it is; says
 # Python clients for the tests; without them those tests say that they are skipped.
 test-env: $(VENV)/ready
 	@command -v ffmpeg >/dev/null || echo "ffmpeg is not installed: the video tests will be skipped."
+	@command -v prometheus >/dev/null || echo "prometheus is not installed: the tests with a real one will be skipped."
 
-$(VENV)/ready: tests/python/requirements.txt
-	@if $(PYTHON) -m venv $(VENV) && $(VENV)/bin/python -m pip install --quiet -r $<; then touch $@; \
+$(VENV)/ready: tests/python/requirements.txt tests/python/requirements-without-theirs.txt
+	@if $(PYTHON) -m venv $(VENV) && $(VENV)/bin/python -m pip install --quiet -r $< \
+	    && $(VENV)/bin/python -m pip install --quiet --no-deps -r $(dir $<)requirements-without-theirs.txt; then touch $@; \
 	else echo "No Python environment: the Python tests will be skipped."; rm -rf $(VENV); fi
 
 lint-tensorrt: ## clippy for both flavours of TensorRT (needs libclang)

@@ -18,6 +18,7 @@ pub mod image;
 pub mod loader;
 pub mod metrics;
 pub mod model;
+pub mod monitor;
 pub mod offline;
 pub mod quantization;
 pub mod registry;

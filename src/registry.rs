@@ -92,6 +92,14 @@ impl Registry {
         })
     }
 
+    /// The model that answers every call, where there is only one.
+    pub fn only(&self) -> Option<Arc<Served>> {
+        match self.read().entries.as_slice() {
+            [only] => only.served.clone(),
+            _ => None,
+        }
+    }
+
     /// All models, the default first.
     pub fn list(&self) -> Vec<Entry> {
         let models = self.read();

@@ -102,7 +102,7 @@ async fn run_with(
     let grpc = async {
         let served = grpc.await;
         // The page's calls come by the other port.
-        if state.is_busy() {
+        if state.calls() > 0 {
             state.idle().await;
             tokio::time::sleep(FLUSH).await;
         }

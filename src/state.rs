@@ -117,9 +117,9 @@ impl StateCell {
         CallInProgress(self.calls.clone())
     }
 
-    /// Whether calls are in progress.
-    pub fn is_busy(&self) -> bool {
-        *self.calls.borrow() > 0
+    /// How many calls are in progress.
+    pub fn calls(&self) -> usize {
+        *self.calls.borrow()
     }
 
     /// Returns when no call is in progress.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use common::{Server, config, data, image, request};
 use resnet18_server::proto::{
-    ClassifyRequest, Frame, FramePolicy, Image, ListModelsRequest, PixelFormat, RawFrame, StreamClassifyRequest,
-    StreamClassifyResponse, StreamConfig, image::Source, stream_classify_request::Message,
+    ClassifyRequest, ClassifyResponse, Frame, FramePolicy, Image, ListModelsRequest, PixelFormat, RawFrame,
+    StreamClassifyRequest, StreamClassifyResponse, StreamConfig, image::Source, stream_classify_request::Message,
     stream_classify_response::Outcome,
 };
 use tokio::sync::mpsc;
@@ -324,6 +324,46 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
         assert!(delay > Duration::ZERO && delay < Duration::from_secs(10), "{delay:?}");
     }
     assert_eq!(server.metric("classifier_rejected_total", &["reason=\"queue_full\""]), refused.len() as f64);
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_an_image_that_is_still_on_its_way() {
+    let server = Server::start(&["--engine", "embedded", "--threads", "1", "--queue-capacity", "1"]);
+    let crowd: Vec<_> = (0..6)
+        .map(|_| {
+            let url = server.url();
+            tokio::spawn(async move {
+                let channel = tonic::transport::Endpoint::from_shared(url).unwrap().connect().await.unwrap();
+                let mut client = resnet18_server::proto::classifier_client::ClassifierClient::new(channel);
+                loop {
+                    let _ = client.classify(request_cat()).await;
+                }
+            })
+        })
+        .collect();
+    let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
+    let without_message = || async {
+        let mut call = tonic::client::Grpc::new(channel.clone());
+        call.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<ClassifyRequest, ClassifyResponse>::default();
+        let path = "/resnet18.v1.Classifier/Classify".parse().unwrap();
+        let nothing = Request::new(tokio_stream::pending::<ClassifyRequest>());
+        let answer = call.client_streaming(nothing, path, codec);
+        tokio::time::timeout(Duration::from_millis(200), answer).await.ok()
+    };
+    let mut refused = None;
+    for _ in 0..50 {
+        if let Some(answer) = without_message().await {
+            refused = Some(answer.map(|_| ()).expect_err("there was no message"));
+            break;
+        }
+    }
+    crowd.iter().for_each(tokio::task::JoinHandle::abort);
+    let refused = refused.expect("the queue is full most of the time");
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert!(refused.get_error_details().retry_info().is_some());
+    let counted = ["method=\"Classify\"", "code=\"RESOURCE_EXHAUSTED\""];
+    assert!(server.metric("classifier_requests_total", &counted) > 0.0);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{collections::BTreeSet, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use common::{Server, python};
 
@@ -88,23 +88,6 @@ fn its_python_runs() {
     let output = run(&server, &format!("python {}", script.display()));
     assert!(output.lines().next().unwrap().contains("cat"), "{output}");
     assert!(output.lines().last().unwrap().starts_with("9 cat"), "{output}");
-}
-
-/// The metrics that a server under use really exports, against the README's table.
-#[test]
-fn its_table_of_metrics_is_complete() {
-    let server = Server::start(&[]);
-    run(&server, "resnet18 classify tests/data/photos/cat.jpg && resnet18 stream tests/data/photos --fps 50");
-    let (_, text) = server.get("/metrics");
-    let exported: BTreeSet<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("# TYPE classifier_")?.split(' ').next()).collect();
-    let documented: BTreeSet<&str> = README
-        .lines()
-        .skip_while(|line| *line != "## Metrics")
-        .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
-        .take_while(|name| !name.contains(' '))
-        .collect();
-    assert_eq!(exported, documented.into_iter().filter(|name| !name.starts_with("no ")).collect());
 }
 
 #[test]

@@ -112,6 +112,7 @@ async fn tls_lets_in_who_trusts_the_authority_and_nobody_in_plain_text() {
     let unknown = classify(https(&server), other).await.unwrap_err();
     assert!(unknown.contains("UnknownIssuer") && unknown.contains("--ca"), "{unknown}");
     assert!(server.log().contains("TLS refused: the caller speaks plain text"), "{}", server.log());
+    assert!(server.metric("classifier_connections_refused_total", &["\"tls\""]) >= 1.0);
 
     // Those who never finish their handshake hold up nobody.
     let _silent: Vec<_> = (0..20).map(|_| TcpStream::connect(&server.grpc).unwrap()).collect();

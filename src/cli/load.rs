@@ -117,7 +117,14 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     } else {
         output::print_line(&describe(&report))?;
     }
-    Ok(if report.count(Code::Ok) > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if succeeded(&report) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether there were answers and no failures; to be refused or late is what a load is there to find out.
+fn succeeded(report: &LoadReport) -> bool {
+    let fine = [Code::Ok, Code::ResourceExhausted, Code::DeadlineExceeded, Code::Cancelled];
+    let expected: u64 = fine.iter().map(|code| report.count(*code)).sum();
+    report.count(Code::Ok) > 0 && report.statuses.values().sum::<u64>() == expected
 }
 
 /// Runs the load, shows a progress bar on a terminal, and ends early on Ctrl-C.

@@ -19,6 +19,7 @@ pub mod quantize;
 mod report;
 pub mod serve;
 pub mod stream;
+pub mod top;
 pub mod train;
 mod values;
 
@@ -43,7 +44,7 @@ pub enum Command {
     Classify(classify::Args),
     /// Say what a video or a camera shows, frame by frame.
     Stream(stream::Args),
-    /// Turn a checkpoint into a model. weights that PyTorch or Hugging Face saved.
+    /// Turn a checkpoint, weights that PyTorch or Hugging Face saved, into a model.
     Import(import::Args),
     /// Teach a model new classes, from a folder of photos.
     Train(train::Args),
@@ -53,6 +54,8 @@ pub enum Command {
     Quantize(quantize::Args),
     /// Measure a server: throughput, latency and errors under load.
     Load(load::Args),
+    /// Watch servers live: throughput, latency, queue and load.
+    Top(top::Args),
     /// Build TensorRT engines ahead of time, without a GPU (in programs with the feature tensorrt).
     Build(build::Args),
 }
@@ -111,6 +114,7 @@ impl Cli {
             Command::Evaluate(args) => evaluate::run(args).await,
             Command::Quantize(args) => quantize::run(args).await,
             Command::Load(args) => load::run(args).await,
+            Command::Top(args) => top::run(args).await,
             Command::Build(args) => build::run(args).await,
         };
         result.unwrap_or_else(|error| {
@@ -156,6 +160,7 @@ mod tests {
             (&["classify", "a.jpg", "--min-probability", "1.5"], "between 0 and 1"),
             (&["stream", "a.mp4", "--policy", "some"], "latest"),
             (&["load", "a.jpg", "--rate", "0"], "more than 0"),
+            (&["top", "https://host:8002"], "no TLS"),
         ] {
             let error = Cli::try_parse_from(["resnet18"].iter().chain(arguments)).unwrap_err();
             assert!(error.to_string().contains(reason), "{arguments:?}: {error}");

@@ -307,6 +307,15 @@ pub fn exit_at_once(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// Of several files the one whose name bears the newest version: 1.10 is newer than 1.7.
+fn newest(files: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
+    let version = |path: &PathBuf| -> Vec<u64> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+    };
+    files.max_by_key(|path| (version(path), path.clone()))
+}
+
 /// The CPU's name, as its maker calls it.
 fn cpu_name() -> String {
     let linux = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|info| {
@@ -314,4 +323,17 @@ fn cpu_name() -> String {
         Some(line.split_once(':')?.1.trim().to_owned())
     });
     linux.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_of_several_libraries_is_found_by_its_version() {
+        let newest_of = |names: &[&str]| newest(names.iter().map(PathBuf::from)).unwrap();
+        assert_eq!(newest_of(&["a/lib.so.1.7.1", "a/lib.so.1.10.0", "a/lib.so.1.9"]), PathBuf::from("a/lib.so.1.10.0"));
+        assert_eq!(newest_of(&["lib.so", "lib.so.2640"]), PathBuf::from("lib.so.2640"));
+        assert_eq!(newest(std::iter::empty()), None);
+    }
 }

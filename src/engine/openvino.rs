@@ -191,7 +191,7 @@ fn library_at(path: &Path) -> Option<PathBuf> {
         return is_library(path).then(|| path.to_owned());
     }
     let files = fs::read_dir(path).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    files.filter(|path| is_library(path)).max()
+    super::newest(files.filter(|path| is_library(path)))
 }
 
 fn unavailable(reason: impl ToString, library: &Path) -> EngineError {

@@ -25,6 +25,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use super::tls::Certificates;
+use crate::metrics::{ConnectionGuard, ConnectionMetrics, Refusal};
 
 /// A connection that has not sent HTTP/2's preface within this time is closed.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -92,7 +93,8 @@ pub(super) fn connections(
 ) -> impl Stream<Item = io::Result<Connection>> {
     let (accepted, connections) = mpsc::channel(1);
     tokio::spawn(async move {
-        let acceptor = Acceptor { listener, permits: Arc::new(Semaphore::new(max)), max, certificates };
+        let permits = Arc::new(Semaphore::new(max));
+        let acceptor = Acceptor { listener, permits, max, certificates, metrics: ConnectionMetrics::default() };
         tokio::select! {
             () = acceptor.run(&accepted) => {}
             // The server takes no more.
@@ -107,6 +109,7 @@ struct Acceptor {
     permits: Arc<Semaphore>,
     max: usize,
     certificates: Option<Arc<Certificates>>,
+    metrics: ConnectionMetrics,
 }
 
 type Connections = mpsc::Sender<io::Result<Connection>>;
@@ -123,27 +126,32 @@ impl Acceptor {
                     Ok(accepted) => break accepted,
                     Err(error) => {
                         tracing::warn!("a connection can't be accepted: {error}");
+                        self.metrics.refused(Refusal::Accept);
                         sleep(PAUSE).await;
                     }
                 }
             };
             let peer = Peer::next(address);
+            let counted = self.metrics.opened();
             match (stream, &self.certificates) {
                 (Accepted::Tcp(stream), Some(certificates)) => {
                     let acceptor = TlsAcceptor::from(Arc::clone(&*certificates.get()));
                     let connections = connections.clone();
                     tokio::spawn(async move {
-                        if let Some(stream) = handshake(acceptor, stream, &peer).await {
+                        match handshake(acceptor, stream, &peer).await {
                             // The server may have stopped meanwhile.
-                            let _ = connections.send(Ok(Connection::new(stream, peer, permit))).await;
+                            Some(stream) => {
+                                let _ = connections.send(Ok(Connection::new(stream, peer, permit, counted))).await;
+                            }
+                            None => counted.refused(Refusal::Tls),
                         }
                     });
                 }
                 (Accepted::Tcp(stream), None) => {
-                    let _ = connections.send(Ok(Connection::new(Box::new(stream), peer, permit))).await;
+                    let _ = connections.send(Ok(Connection::new(Box::new(stream), peer, permit, counted))).await;
                 }
                 (Accepted::Local(stream), _) => {
-                    let _ = connections.send(Ok(Connection::new(stream, peer, permit))).await;
+                    let _ = connections.send(Ok(Connection::new(stream, peer, permit, counted))).await;
                 }
             }
         }
@@ -199,11 +207,12 @@ pub(super) struct Connection {
     /// Bytes of the preface that are still to come.
     preface: usize,
     _permit: OwnedSemaphorePermit,
+    counted: ConnectionGuard,
 }
 
 impl Connection {
-    fn new(stream: Box<dyn Duplex>, peer: Peer, permit: OwnedSemaphorePermit) -> Self {
-        Self { stream, peer, silence: Some(Box::pin(sleep(SILENCE))), preface: PREFACE, _permit: permit }
+    fn new(stream: Box<dyn Duplex>, peer: Peer, permit: OwnedSemaphorePermit, counted: ConnectionGuard) -> Self {
+        Self { stream, peer, silence: Some(Box::pin(sleep(SILENCE))), preface: PREFACE, _permit: permit, counted }
     }
 }
 
@@ -228,6 +237,7 @@ impl AsyncRead for Connection {
         if let Some(silence) = &mut self.silence
             && silence.as_mut().poll(cx).is_ready()
         {
+            self.counted.refused(Refusal::Silent);
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         read

@@ -1,5 +1,5 @@
-//! What happens to a call before its message is read: its token is checked, it is counted against the limit, its arrival
-//! and its deadline are noted, and it is answered when its time is up.
+//! What happens to a call before its message is read: its token is checked, it is counted against the limit, it is refused
+//! if it could only be refused later, its arrival and its deadline are noted, and it is answered when its time is up.
 
 use std::{
     future::Future,
@@ -16,9 +16,13 @@ use tower::{Layer, Service, layer::layer_fn};
 
 use super::{
     auth::{Caller, Tokens},
+    context::client,
     status::CallError,
 };
-use crate::{metrics::Rejection, registry::Registry};
+use crate::{
+    metrics::{Method, Rejection, RequestGuard},
+    registry::Registry,
+};
 
 /// How long callers may wait.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,6 +45,8 @@ impl Deadlines {
 
 /// What the paths of the services that do work begin with.
 const OURS: &str = "/resnet18.";
+/// Calls that bring one image, in a message that is not small.
+const CLASSIFY: &str = "/resnet18.v1.Classifier/Classify";
 
 /// When a call arrived and until when its caller waits.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +101,16 @@ impl Admission {
 
     fn caller<B>(&self, request: &Request<B>) -> Result<Option<Caller>, CallError> {
         let Some(tokens) = &self.tokens else { return Ok(None) };
-        tokens.check(request.uri().path(), request.headers(), request.extensions().get())
+        tokens
+            .check(request.uri().path(), request.headers(), request.extensions().get())
+            .inspect_err(|_| self.rejected(Rejection::Unauthenticated))
+    }
+
+    /// Which model it is for is not known yet.
+    fn rejected(&self, reason: Rejection) {
+        if let Ok(default) = self.registry.find("") {
+            default.metrics.rejected(reason);
+        }
     }
 
     /// A permit if the path needs one.
@@ -104,11 +119,24 @@ impl Admission {
             return Ok(None);
         }
         Arc::clone(&self.permits).try_acquire_owned().map(Some).map_err(|_| {
-            if let Ok(default) = self.registry.find("") {
-                default.metrics.rejected(Rejection::CallLimit);
-            }
+            self.rejected(Rejection::CallLimit);
             CallError::TooManyCalls { open: self.max_calls }
         })
+    }
+
+    /// Refuses an image that no queue would take, while it is still on its way. Which queue that is the message says,
+    /// unless there is only one.
+    fn room<B>(&self, request: &Request<B>, caller: Option<&Caller>, arrived: Arrived) -> Result<(), CallError> {
+        if request.uri().path() != CLASSIFY {
+            return Ok(());
+        }
+        let Some(only) = self.registry.only() else { return Ok(()) };
+        let Some(full) = only.queue.refuse(client(caller, request.extensions().get())) else { return Ok(()) };
+        let mut guard = RequestGuard::new(Method::Classify, arrived.at, arrived.deadline);
+        guard.model(&only.metrics);
+        let error = CallError::from(full);
+        guard.finish(error.code());
+        Err(error)
     }
 }
 
@@ -131,12 +159,17 @@ where
         let path = request.uri().path();
         let timeout = self.rules.deadlines.of(path, grpc_timeout(request.headers()));
         let deadline = timeout.and_then(|timeout| at.checked_add(timeout));
-        let admitted = self.rules.caller(&request).and_then(|caller| Ok((caller, self.rules.permit(path)?)));
+        let arrived = Arrived { at, deadline };
+        let admitted = self.rules.caller(&request).and_then(|caller| {
+            let permit = self.rules.permit(path)?;
+            self.rules.room(&request, caller.as_ref(), arrived)?;
+            Ok((caller, permit))
+        });
         let (caller, permit) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => return Box::pin(std::future::ready(Ok(Status::from(error).into_http()))),
         };
-        request.extensions_mut().insert(Arrived { at, deadline });
+        request.extensions_mut().insert(arrived);
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }

@@ -32,6 +32,7 @@ async fn classify(
     let served = context.model(&request.model, guard)?;
     let wanted = Wanted::new(request.top_k, request.min_probability)?;
     let image = convert::source(request.image)?;
+    served.metrics.received(image.bytes());
     let Call { arrived: Arrived { at, deadline }, client } = call;
     let fetch = Box::new(move || Some(Arrival { image, at, mirrored: false }));
     let outcome = served.queue.submit(Job { client, deadline, counts: true, fetch })?;

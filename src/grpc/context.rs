@@ -64,16 +64,21 @@ pub(super) struct Call {
 
 impl Call {
     pub fn of<T>(request: &Request<T>) -> Self {
-        let mut hasher = DefaultHasher::new();
-        // A caller with a name is the same on all its connections.
-        match request.extensions().get::<Caller>() {
-            Some(Caller(name)) => name.hash(&mut hasher),
-            None => request.extensions().get::<Peer>().map(|peer| peer.id).hash(&mut hasher),
-        }
-        Self { arrived: Arrived::of(request), client: ClientId(hasher.finish()) }
+        let (caller, peer) = (request.extensions().get(), request.extensions().get());
+        Self { arrived: Arrived::of(request), client: client(caller, peer) }
     }
 
     pub fn guard(&self, method: Method) -> RequestGuard {
         RequestGuard::new(method, self.arrived.at, self.arrived.deadline)
     }
+}
+
+/// Who takes turns: a caller with a name is the same on all its connections.
+pub(super) fn client(caller: Option<&Caller>, peer: Option<&Peer>) -> ClientId {
+    let mut hasher = DefaultHasher::new();
+    match caller {
+        Some(Caller(name)) => name.hash(&mut hasher),
+        None => peer.map(|peer| peer.id).hash(&mut hasher),
+    }
+    ClientId(hasher.finish())
 }

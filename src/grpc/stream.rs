@@ -25,7 +25,7 @@ use super::{
 use crate::{
     answer::{Smoothing, softmax},
     image::Source,
-    metrics::{FrameOutcome, RateMeter, Rejection, RequestGuard},
+    metrics::{FrameOutcome, ModelMetrics, RateMeter, Rejection, RequestGuard},
     proto::{
         Classifications, Frame, FrameError, FramePolicy, StreamClassifyRequest, StreamClassifyResponse, StreamConfig,
         stream_classify_request::Message, stream_classify_response,
@@ -106,7 +106,7 @@ async fn open_and_answer(
         CallError::Invalid(format!("the frame policy {} is unknown; send EVERY or LATEST", config.policy))
     })?;
     let answerer = Answerer::new(Arc::clone(&served), &config, answers.clone())?;
-    let source = FrameSource { inbound, state: context.state.clone() };
+    let source = FrameSource { inbound, state: context.state.clone(), metrics: Arc::clone(&served.metrics) };
     let submitter = Submitter { context, model: served.name.clone(), call };
     match policy {
         FramePolicy::Unspecified | FramePolicy::Every => {
@@ -168,13 +168,18 @@ impl Submitted {
 struct FrameSource {
     inbound: Streaming<StreamClassifyRequest>,
     state: StateCell,
+    metrics: Arc<ModelMetrics>,
 }
 
 impl FrameSource {
     async fn next(&mut self) -> Result<Option<Incoming>, CallError> {
         match next(&mut self.inbound, &self.state).await? {
             None => Ok(None),
-            Some(Message::Frame(frame)) => Ok(Some(Incoming::new(frame))),
+            Some(Message::Frame(frame)) => {
+                let frame = Incoming::new(frame);
+                self.metrics.received(frame.image.as_ref().map_or(0, Source::bytes));
+                Ok(Some(frame))
+            }
             Some(Message::Config(_)) => {
                 Err(CallError::Invalid("the config of a stream comes once, as its first message".into()))
             }
@@ -429,6 +434,7 @@ impl Answerer {
             }
         };
         self.fps.add(1);
+        self.served.metrics.frame_answered(stamp.arrived.elapsed());
         let response = StreamClassifyResponse {
             frame_id: stamp.id,
             outcome: Some(outcome),

@@ -60,7 +60,7 @@ async fn metrics(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
     // The system and a GPU's driver are asked, which takes its time.
     let text = tokio::task::spawn_blocking(move || {
         let models = context.registry.list();
-        context.exporter.render(models.iter().map(|entry| &*entry.metrics))
+        context.exporter.render(models.iter().map(|entry| &*entry.metrics), &context.state)
     });
     let text = text.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)

@@ -55,6 +55,16 @@ pub enum Source {
     Raw(RawFrame),
 }
 
+impl Source {
+    /// How large it is, as it came.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Encoded(bytes) => bytes.len(),
+            Self::Raw(frame) => frame.data.len(),
+        }
+    }
+}
+
 /// Uncompressed pixels.
 #[derive(Clone, Debug)]
 pub struct RawFrame {

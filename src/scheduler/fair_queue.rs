@@ -34,6 +34,15 @@ pub(super) enum Pushed<T> {
     Full(T),
 }
 
+/// Where a further item could wait.
+#[derive(PartialEq)]
+enum Place {
+    Free,
+    /// In the place of the newest of this client, which has most.
+    Of(ClientId),
+    None,
+}
+
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
         Self { clients: HashMap::default(), turns: VecDeque::new(), len: 0, counted: 0 }
@@ -58,14 +67,11 @@ impl<T> FairQueue<T> {
     /// Adds an item; with a `capacity` it counts, and has a place only while fewer than that many counted items wait
     /// or another client has at least two more of them than this one.
     pub fn push(&mut self, client: ClientId, capacity: Option<usize>, item: T) -> Pushed<T> {
-        let mut displaced = None;
-        if capacity.is_some_and(|capacity| self.counted >= capacity) {
-            let own = self.clients.get(&client).map_or(0, |client| client.counted);
-            let Some(heaviest) = self.heaviest().filter(|(_, counted)| *counted > own + 1) else {
-                return Pushed::Full(item);
-            };
-            displaced = self.remove_newest(heaviest.0);
-        }
+        let displaced = match self.place(client, capacity) {
+            Place::None => return Pushed::Full(item),
+            Place::Free => None,
+            Place::Of(heaviest) => self.remove_newest(heaviest),
+        };
         let counts = capacity.is_some();
         let entry = self.clients.entry(client).or_insert_with(|| {
             self.turns.push_back(client);
@@ -76,6 +82,25 @@ impl<T> FairQueue<T> {
         self.len += 1;
         self.counted += usize::from(counts);
         displaced.map_or(Pushed::Queued, Pushed::Displaced)
+    }
+
+    /// Whether an item of `client` that counts would be taken.
+    pub fn has_place(&self, client: ClientId, capacity: usize) -> bool {
+        self.place(client, Some(capacity)) != Place::None
+    }
+
+    /// Whether `condition` holds for an item.
+    pub fn any(&self, condition: impl Fn(&T) -> bool) -> bool {
+        self.clients.values().flat_map(|client| &client.items).any(|item| condition(&item.item))
+    }
+
+    fn place(&self, client: ClientId, capacity: Option<usize>) -> Place {
+        if capacity.is_none_or(|capacity| self.counted < capacity) {
+            return Place::Free;
+        }
+        let own = self.clients.get(&client).map_or(0, |client| client.counted);
+        let heaviest = self.heaviest().filter(|(_, counted)| *counted > own + 1);
+        heaviest.map_or(Place::None, |(client, _)| Place::Of(client))
     }
 
     /// Takes the oldest item of the client whose turn it is.

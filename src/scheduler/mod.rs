@@ -31,7 +31,7 @@ use self::{
 use crate::{
     engine::{EngineError, EngineInfo, Lanes},
     image::{Geometry, ImageError, PreprocessConfig, Source},
-    metrics::{ModelMetrics, Rejection},
+    metrics::{self, ModelMetrics, Rejection},
 };
 
 /// How the scheduler treats what waits.
@@ -217,6 +217,7 @@ struct State {
 impl Scheduler {
     /// Starts one worker thread a core.
     pub fn new(config: SchedulerConfig) -> Self {
+        metrics::workers(config.threads);
         let shared =
             Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), config, lost: watch::Sender::new(None) });
         let workers = (0..config.threads.get()).map(|i| {
@@ -233,10 +234,14 @@ impl Scheduler {
         let (offloaded, cores) = (info.offloaded, self.shared.config.threads.get());
         let parallelism = if offloaded { cores + narrow.len() } else { cores.min(narrow.len()) };
         let network = Arc::new(Network { geometry, classes, engine: info, metrics });
-        let mut queue = ModelQueue::new(network, narrow.len());
+        let mut queue = ModelQueue::new(Arc::clone(&network), narrow.len());
+        network.metrics.queue_capacity(self.shared.config.queue_capacity.images(&queue.pace, 1.0, parallelism));
         let arrived = Arc::clone(&queue.arrived);
         let on_device = match offloaded {
-            true => narrow,
+            true => {
+                network.metrics.device_lanes(narrow.len());
+                narrow
+            }
             false => {
                 (queue.wide, queue.narrow) = (wide, narrow);
                 Vec::new()
@@ -319,6 +324,7 @@ impl Queue {
         });
         let metrics = &queue.network.metrics;
         metrics.queue_depth(queue.waiting.len());
+        metrics.queue_capacity(capacity);
         if full.is_some() {
             metrics.rejected(Rejection::QueueFull);
         }
@@ -337,6 +343,23 @@ impl Queue {
             let _ = refused.reply.send(Err(full.into()));
         }
         Ok(outcome)
+    }
+
+    /// Refuses a job of `client` before there is one, so that its image need not even be read; `None` = [`Self::submit`]
+    /// is to decide.
+    pub fn refuse(&self, client: ClientId) -> Option<QueueFull> {
+        let mut state = self.shared.lock();
+        let share = state.share(self.id);
+        let queue = state.queues.get_mut(&self.id)?;
+        let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, self.parallelism);
+        let now = Instant::now();
+        let leaves = |waiting: &Waiting| waiting.expired(now).is_some();
+        if queue.waiting.has_place(client, capacity) || queue.waiting.any(leaves) {
+            return None;
+        }
+        queue.network.metrics.rejected(Rejection::QueueFull);
+        let waiting = queue.waiting.counted();
+        Some(QueueFull { waiting, retry_after: queue.pace.next_place(waiting, share) })
     }
 
     /// How many images can be worked on at once.

@@ -234,6 +234,10 @@ impl Shared {
         }
 
         network.metrics.inferred(n, took);
+        match network.engine.offloaded {
+            true => network.metrics.device_busy(took),
+            false => network.metrics.workers_busy(share * self.config.threads.get() as f64, took),
+        }
         match result {
             Ok(()) => {
                 network.metrics.classified(n);

@@ -14,7 +14,7 @@ use super::{
     compatibility::{FLAVOUR, Flavour},
     device,
 };
-use crate::engine::EngineError;
+use crate::engine::{EngineError, newest};
 
 /// The files of one TensorRT.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ fn at(path: &Path, flavour: Flavour) -> Result<Option<Library>, EngineError> {
             let version = path.file_name()?.to_str()?.strip_prefix(stem)?;
             version.chars().all(|c| c == '.' || c.is_ascii_digit()).then_some(())
         };
-        files.filter(|path| is_it(path).is_some()).max()
+        newest(files.filter(|path| is_it(path).is_some()))
     };
     let runtime = if path.is_file() { Some(path.to_owned()) } else { in_folder(names.runtime) };
     let Some(runtime) = runtime else { return Ok(None) };

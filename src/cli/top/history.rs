@@ -1,0 +1,108 @@
+//! What the charts show: values of the last minutes, one a scrape.
+
+use std::collections::VecDeque;
+
+/// Scrapes that are remembered; at one a second, three minutes.
+pub const SPAN: usize = 180;
+
+/// The values of one chart, oldest first; `None` where nothing is known.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    values: VecDeque<Option<f64>>,
+    /// How many there ever were.
+    total: usize,
+}
+
+impl History {
+    /// Takes in the newest value.
+    pub fn push(&mut self, value: Option<f64>) {
+        if self.values.len() == SPAN {
+            self.values.pop_front();
+        }
+        self.values.push_back(value.filter(|value| value.is_finite()));
+        self.total += 1;
+    }
+
+    /// The newest value.
+    #[cfg(test)]
+    pub fn last(&self) -> Option<f64> {
+        *self.values.back()?
+    }
+
+    /// The largest value.
+    pub fn max(&self) -> Option<f64> {
+        self.values.iter().flatten().copied().reduce(f64::max)
+    }
+
+    /// The history in at most `width` columns, each the mean of as many scrapes as are needed for all of them to fit. What
+    /// a column covers stays the same while time goes on, so that the chart moves without flicker.
+    pub fn columns(&self, width: usize) -> Vec<Option<f64>> {
+        if width == 0 {
+            return Vec::new();
+        }
+        // One more, as the first and the last column are seldom whole.
+        let each = (SPAN + 1).div_ceil(width.saturating_sub(1).max(1)).max(1);
+        let first = self.total - self.values.len();
+        let mut columns: Vec<(f64, usize)> = Vec::new();
+        for (at, value) in self.values.iter().enumerate() {
+            let column = (first + at) / each - first / each;
+            columns.resize(columns.len().max(column + 1), (0.0, 0));
+            if let Some(value) = value {
+                columns[column].0 += value;
+                columns[column].1 += 1;
+            }
+        }
+        let skipped = columns.len().saturating_sub(width);
+        columns.into_iter().skip(skipped).map(|(sum, count)| (count > 0).then(|| sum / count as f64)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(values: impl IntoIterator<Item = f64>) -> History {
+        let mut history = History::default();
+        values.into_iter().for_each(|value| history.push(Some(value)));
+        history
+    }
+
+    #[test]
+    fn a_chart_that_is_wide_enough_shows_every_value() {
+        assert_eq!(history([1.0, 2.0]).columns(SPAN + 2), [Some(1.0), Some(2.0)]);
+        assert_eq!(history([]).columns(10), []);
+        assert_eq!(history([1.0]).columns(0), []);
+    }
+
+    #[test]
+    fn all_of_the_time_fits_into_any_width() {
+        let history = history((0..1000).map(f64::from));
+        for width in 1..300 {
+            let columns = history.columns(width);
+            assert!(columns.len() <= width, "{width}");
+            assert!(columns.windows(2).all(|pair| pair[0] < pair[1]), "{width}");
+        }
+        assert!(history.columns(40).len() >= 36);
+        assert_eq!((history.last(), history.max()), (Some(999.0), Some(999.0)));
+    }
+
+    #[test]
+    fn full_columns_do_not_change_when_time_goes_on() {
+        let mut history = history((0..400).map(f64::from));
+        let before = history.columns(40);
+        history.push(Some(0.0));
+        let after = history.columns(40);
+        let middle = &before[2..before.len() - 1];
+        assert!(after.windows(middle.len()).any(|columns| columns == middle), "{before:?} {after:?}");
+    }
+
+    #[test]
+    fn a_gap_is_a_gap() {
+        let mut history = history([1.0]);
+        history.push(None);
+        history.push(Some(f64::NAN));
+        history.push(Some(3.0));
+        assert_eq!(history.columns(500), [Some(1.0), None, None, Some(3.0)]);
+        assert_eq!(history.max(), Some(3.0));
+    }
+}

@@ -1,0 +1,480 @@
+//! How `resnet18 top` looks: an [`App`] → the cells of a terminal. Colours stress what words and symbols say already.
+
+use ratatui::{
+    Frame,
+    layout::{Alignment, Constraint, Layout, Rect},
+    style::{Color, Modifier, Style, Stylize},
+    symbols,
+    text::{Line, Span},
+    widgets::{Block, Borders, Clear, Padding, Paragraph, RenderDirection, Sparkline, SparklineBar, Wrap},
+};
+
+use super::{
+    app::{App, Charts, ServerView},
+    history::History,
+    text::{self, TROUBLE_FILL},
+};
+use crate::{
+    cli::output::{bar, time},
+    monitor::{GpuSnapshot, ModelSnapshot, Snapshot},
+};
+
+/// Below this nothing sensible can be shown.
+const SMALLEST: (u16, u16) = (40, 12);
+/// From this width on there is a third chart.
+const WIDE: u16 = 110;
+
+const GOOD: Style = Style::new().fg(Color::Green);
+const WARNING: Style = Style::new().fg(Color::Yellow);
+const BAD: Style = Style::new().fg(Color::Red);
+const QUIET: Style = Style::new().add_modifier(Modifier::DIM);
+const FRAME: Style = Style::new().fg(Color::Cyan);
+
+/// Draws everything.
+pub fn draw(frame: &mut Frame, app: &App) {
+    let area = frame.area();
+    if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
+        let advice = format!("The terminal is too small: {} × {} at least. q ends.", SMALLEST.0, SMALLEST.1);
+        frame.render_widget(Paragraph::new(advice).wrap(Wrap { trim: true }), area);
+        return;
+    }
+    let several = app.servers().len() > 1;
+    // What is selected needs 20 lines.
+    let room = area.height.saturating_sub(20).max(4);
+    let list = if several { (app.servers().len() as u16 + 1).min(room) } else { 0 };
+    let [head, servers, body, keys] =
+        Layout::vertical([Constraint::Length(1), Constraint::Length(list), Constraint::Fill(1), Constraint::Length(1)])
+            .areas(area);
+    frame.render_widget(header(app.server(), area.width), head);
+    if several {
+        draw_servers(frame, app, servers);
+    }
+    match &app.server().snapshot {
+        Some(snapshot) if snapshot.models.is_empty() => {
+            frame.render_widget(Paragraph::new("The server has no model yet.").alignment(Alignment::Center), body);
+        }
+        Some(snapshot) => draw_model(frame, app, snapshot, body),
+        None => frame.render_widget(waiting(app.server()), body),
+    }
+    if app.server().gone.is_some() {
+        // What is shown is what was.
+        frame.buffer_mut().set_style(body, QUIET);
+    }
+    frame.render_widget(footer(app), keys);
+    if app.help {
+        draw_help(frame, area);
+    }
+}
+
+fn header(server: &ServerView, width: u16) -> Line<'static> {
+    let mut line = vec![Span::raw(server.address.to_string()).bold(), "  ".into()];
+    line.extend(state(server));
+    if let Some(snapshot) = server.snapshot.as_ref().filter(|_| server.gone.is_none() && width >= 60) {
+        let version = snapshot.version.as_ref().map(|version| format!("  resnet18 {version}"));
+        let uptime = snapshot.uptime_s.map(|seconds| format!("  up {}", text::age(seconds)));
+        line.push(Span::styled([version, uptime].map(Option::unwrap_or_default).concat(), QUIET));
+    }
+    line.into()
+}
+
+/// Whether the server answers, in a word or more.
+fn state(server: &ServerView) -> Vec<Span<'static>> {
+    match (&server.gone, &server.snapshot) {
+        (Some((since, reason)), _) => {
+            let age = text::age(since.elapsed().as_secs_f64());
+            vec![Span::styled(format!("✗ gone for {age}"), BAD.bold()), format!(": {reason}; trying again").into()]
+        }
+        (None, Some(snapshot)) if snapshot.ready => vec![Span::styled("● ready", GOOD.bold())],
+        (None, Some(snapshot)) => vec![Span::styled(format!("◐ {}", snapshot.state), WARNING.bold())],
+        (None, None) => vec![Span::styled("… waiting", WARNING)],
+    }
+}
+
+fn waiting(server: &ServerView) -> Paragraph<'static> {
+    let line = match &server.gone {
+        Some(_) => format!("Start a server with `resnet18 serve`, or name another than {}.", server.address),
+        None => "Measuring …".into(),
+    };
+    Paragraph::new(vec![Line::default(), line.into()]).alignment(Alignment::Center).wrap(Wrap { trim: true })
+}
+
+/// A line for each server, the selected one in reverse.
+fn draw_servers(frame: &mut Frame, app: &App, area: Rect) {
+    let mut lines = vec![Line::styled(text::server_row(text::SERVER_COLUMNS), QUIET)];
+    for (number, server) in app.servers().iter().enumerate() {
+        let line = Line::from(text::server_row(text::server_cells(server)));
+        let line = if server.gone.is_some() { line.style(BAD) } else { line };
+        lines.push(if number == app.server_index() { line.reversed() } else { line });
+    }
+    let hidden = (app.server_index() + 2).saturating_sub(usize::from(area.height));
+    lines.drain(1..1 + hidden);
+    frame.render_widget(Paragraph::new(lines), area);
+}
+
+fn draw_model(frame: &mut Frame, app: &App, snapshot: &Snapshot, area: Rect) {
+    let index = app.model_index(snapshot);
+    let model = &snapshot.models[index];
+    let (left, right) = (load_lines(snapshot, model), traffic_lines(snapshot, model));
+    let lines = left.len().max(right.len()) as u16 + 1;
+    let [names, engine, charts, latency, numbers] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(1),
+        Constraint::Fill(1),
+        Constraint::Length(6),
+        // Where there is little room, what is at the end gives way to the charts.
+        Constraint::Length(lines.min(area.height.saturating_sub(2 + 6 + 3))),
+    ])
+    .areas(area);
+    frame.render_widget(model_names(snapshot, index, area.width), names);
+    frame.render_widget(engine_line(model), engine);
+    let empty = Charts::default();
+    draw_charts(frame, app.server().charts.get(&model.name).unwrap_or(&empty), model, charts);
+    draw_latency(frame, snapshot, model, latency);
+    let halves = Layout::horizontal([Constraint::Fill(1); 2]).spacing(2).areas::<2>(numbers);
+    for ((title, lines), half) in [("Load ", left), ("Traffic ", right)].into_iter().zip(halves) {
+        frame.render_widget(Paragraph::new(lines).block(titled(title.into())), half);
+    }
+}
+
+/// The models' names, as many as fit around the selected one.
+fn model_names(snapshot: &Snapshot, index: usize, width: u16) -> Line<'static> {
+    let names: Vec<&str> = snapshot.models.iter().map(|model| model.name.as_str()).collect();
+    let mut line = vec![Span::styled(if names.len() > 1 { "Models " } else { "Model " }, QUIET)];
+    // The selected one is always seen.
+    let mut first = 0;
+    let length = |names: &[&str]| names.iter().map(|name| name.chars().count() + 2).sum::<usize>();
+    while first < index && length(&names[first..=index]) + 10 > usize::from(width) {
+        first += 1;
+    }
+    if first > 0 {
+        line.push("… ".into());
+    }
+    for (number, name) in names.iter().enumerate().skip(first) {
+        let name = format!(" {name} ");
+        let ready = snapshot.models[number].ready;
+        line.push(match (number == index, ready) {
+            (true, true) => Span::raw(name).reversed().bold(),
+            (true, false) => Span::styled(format!("{name}(not ready) "), WARNING.reversed().bold()),
+            (false, true) => Span::raw(name),
+            (false, false) => Span::styled(format!("{name}(not ready) "), WARNING),
+        });
+    }
+    line.into()
+}
+
+fn engine_line(model: &ModelSnapshot) -> Line<'static> {
+    match &model.engine {
+        Some(engine) => Line::from(vec![
+            Span::styled("Engine ", QUIET),
+            Span::raw(format!(" {} ", engine.engine)).bold(),
+            Span::raw(format!("in {} on {}", engine.precision, engine.device)),
+            Span::styled(format!("  ({})", engine.version), QUIET),
+        ]),
+        None => Line::styled("Engine  none: the model is not loaded", WARNING),
+    }
+}
+
+fn titled(title: Line<'_>) -> Block<'_> {
+    Block::new().borders(Borders::TOP).border_style(FRAME).title(title.bold())
+}
+
+fn draw_charts(frame: &mut Frame, charts: &Charts, model: &ModelSnapshot, area: Rect) {
+    let number = |value: f64| format!("{value:.1}");
+    let mut shown = vec![
+        ("Images/s", &charts.images, number(model.images_per_second), number as fn(f64) -> String, Color::Green),
+        ("Requests/s", &charts.requests, number(model.requests()), number, Color::Blue),
+    ];
+    if area.width >= WIDE {
+        let p99 = model.latency_ms.request.map_or("–".into(), |latency| time(latency.p99));
+        shown.push(("Request p99", &charts.p99, p99, time, Color::Magenta));
+    }
+    let areas = Layout::horizontal(vec![Constraint::Fill(1); shown.len()]).spacing(2).split(area);
+    for ((name, history, now, format, color), area) in shown.into_iter().zip(areas.iter()) {
+        let title = format!("{name} {now} ");
+        let most = history.max().map(|most| format!(" most {} ", format(most))).unwrap_or_default();
+        let mut block = titled(title.clone().into());
+        if title.chars().count() + most.chars().count() < usize::from(area.width) {
+            block = block.title(Line::styled(most, QUIET).right_aligned());
+        }
+        frame.render_widget(chart(history, area.width).style(color).block(block), *area);
+    }
+}
+
+/// The last minutes; the newest at the right.
+fn chart(history: &History, width: u16) -> Sparkline<'static> {
+    let mut columns = history.columns(width.into());
+    columns.reverse();
+    let top = history.max().filter(|most| *most > 0.0).unwrap_or(1.0);
+    // Sparklines are drawn in whole numbers.
+    let scaled = |value: f64| (value / top * 1e6).round().max(0.0) as u64;
+    let bars = columns.into_iter().map(|value| SparklineBar::from(value.map(scaled)));
+    Sparkline::default()
+        .data(bars.collect::<Vec<_>>())
+        .max(1_000_000)
+        .direction(RenderDirection::RightToLeft)
+        .bar_set(symbols::bar::NINE_LEVELS)
+        .absent_value_style(QUIET)
+        .absent_value_symbol("·")
+}
+
+fn draw_latency(frame: &mut Frame, snapshot: &Snapshot, model: &ModelSnapshot, area: Rect) {
+    let column = if area.width >= 60 { 11 } else { 9 };
+    let cells = |cells: [String; 4]| cells.map(|cell| format!("{cell:>column$}")).concat();
+    let head = cells(["p50", "p95", "p99", "mean"].map(str::to_owned));
+    let mut lines = vec![Line::styled(format!("{:<10}{head}", ""), QUIET)];
+    let whole = model.latency_ms.request.map(|latency| latency.mean);
+    for (stage, latency) in model.latency_ms.stages() {
+        let numbers = latency.map_or([const { String::new() }; 4].map(|_| "–".to_owned()), |l| {
+            [l.p50, l.p95, l.p99, l.mean].map(time)
+        });
+        let mut line = vec![Span::raw(format!("{stage:<10}{}", cells(numbers)))];
+        // How much of a request's time the stage takes.
+        let room = usize::from(area.width).saturating_sub(10 + 4 * column + 4);
+        if let (Some(latency), Some(whole), true) = (latency, whole.filter(|whole| *whole > 0.0), room >= 8) {
+            let part = bar((latency.mean / whole) as f32, room.min(40));
+            let style = if stage == "request" { QUIET } else { FRAME };
+            line.push(Span::styled(format!("  {part}"), style));
+        }
+        lines.push(if stage == "request" { Line::from(line).bold() } else { line.into() });
+    }
+    let title = format!("Latency, over {:.0} s ", snapshot.interval_s);
+    frame.render_widget(Paragraph::new(lines).block(titled(title.into())), area);
+}
+
+/// A name, a value, and if there is a share, a bar for it that stands out when it is too much.
+fn gauge(name: &str, value: String, share: Option<f64>) -> Line<'static> {
+    let trouble = share.is_some_and(|share| share >= TROUBLE_FILL);
+    let style = if trouble { WARNING } else { Style::new() };
+    let mut line = vec![Span::styled(format!("{name:<11}"), QUIET), Span::styled(format!("{value:<10}"), style)];
+    if let Some(share) = share {
+        line.push(Span::styled(bar(share as f32, 8), if trouble { WARNING } else { GOOD }));
+    }
+    line.into()
+}
+
+fn load_lines(snapshot: &Snapshot, model: &ModelSnapshot) -> Vec<Line<'static>> {
+    let mut lines = vec![gauge("Queue", text::queue(model), model.queue_fill())];
+    if let Some(saturation) = snapshot.saturation {
+        lines.push(gauge("Saturation", text::percent(saturation), Some(saturation)));
+    }
+    lines.push(gauge("Batch", model.batch_size.map_or("–".into(), |images| format!("{images:.1} images")), None));
+    if let Some(cores) = snapshot.cpu_cores {
+        lines.push(gauge("CPU", format!("{cores:.2} cores"), None));
+    }
+    if let Some(bytes) = snapshot.resident_bytes {
+        lines.push(gauge("Memory", text::bytes(bytes), None));
+    }
+    lines.extend(snapshot.gpus.iter().flat_map(gpu_lines));
+    lines
+}
+
+fn gpu_lines(gpu: &GpuSnapshot) -> [Line<'static>; 2] {
+    let busy = gpu.utilization.map_or("–".into(), text::percent);
+    let details = [
+        gpu.memory_used_bytes.map(|used| match gpu.memory_bytes {
+            Some(all) => format!("{} of {}", text::bytes(used), text::bytes(all)),
+            None => text::bytes(used),
+        }),
+        gpu.temperature_celsius.map(|degrees| format!("{degrees:.0} °C")),
+        gpu.power_watts.map(|watts| format!("{watts:.0} W")),
+    ];
+    let details: Vec<String> = details.into_iter().flatten().collect();
+    [
+        gauge(&format!("GPU {}", gpu.gpu), busy, gpu.utilization),
+        Line::styled(format!("{:<11}{}", "", details.join("  ")), QUIET),
+    ]
+}
+
+fn traffic_lines(snapshot: &Snapshot, model: &ModelSnapshot) -> Vec<Line<'static>> {
+    let line = |name: &str, value: String, style: Style| {
+        Line::from(vec![Span::styled(format!("{name:<8}"), QUIET), Span::styled(value, style)])
+    };
+    let frames = &model.frames_per_second;
+    let rate = |outcome| frames.get(outcome).copied().unwrap_or(0.0);
+    let mut frames = line("Frames", format!("{:.1}/s", rate("classified")), Style::new());
+    for (outcome, style) in [("dropped", WARNING), ("failed", BAD)] {
+        if rate(outcome) > 0.0 {
+            frames.push_span(Span::styled(format!(" {outcome} {:.1}", rate(outcome)), style));
+        }
+    }
+    let mut lines = vec![line("Streams", format!("{:.0} open", model.streams), Style::new()), frames];
+    if let Some(bytes) = model.received_bytes_per_second {
+        lines.push(line("Input", format!("{}/s", text::bytes(bytes)), Style::new()));
+    }
+    if let Some(calls) = snapshot.calls_active {
+        let connections = snapshot.connections_active.map(|count| format!(" on {count:.0} connections"));
+        lines.push(line("Calls", format!("{calls:.0}{}", connections.unwrap_or_default()), Style::new()));
+    }
+    let refused = text::nonzero(&model.rejected_per_second);
+    lines.push(match refused.is_empty() {
+        true => line("Refused", "nothing".into(), GOOD),
+        false => line("Refused", refused, BAD),
+    });
+    let errors = model.requests_per_second.iter().filter(|(code, _)| *code != "OK");
+    let errors = text::nonzero(&errors.map(|(code, rate)| (code.clone(), *rate)).collect());
+    if !errors.is_empty() {
+        lines.push(line("Errors", errors, BAD));
+    }
+    lines
+}
+
+fn footer(app: &App) -> Line<'static> {
+    let mut line = Vec::new();
+    if app.paused() {
+        line.push(Span::styled(" stopped ", WARNING.reversed().bold()));
+    }
+    let several = app.servers().len() > 1;
+    let keys = [
+        ("q", "quit"),
+        ("←→", "model"),
+        ("↑↓", "server"),
+        ("p", if app.paused() { "go on" } else { "pause" }),
+        ("?", "help"),
+    ];
+    for (key, meaning) in keys.into_iter().filter(|(key, _)| several || *key != "↑↓") {
+        line.push(Span::raw(format!(" {key} ")).bold());
+        line.push(Span::styled(format!("{meaning} "), QUIET));
+    }
+    line.into()
+}
+
+const HELP: &str = "\
+q, Ctrl-C      quit
+← →, Tab       the next model
+↑ ↓            the next server
+p, space       stop the picture, or go on
+?              this help
+
+Rates and latencies are over the last 10 s, charts over 180
+scrapes. Latencies are estimated from a histogram's buckets.
+request is from arrival to answer, refusals too; the bars are
+each stage's part of it.
+Saturation near 100 %: more cores or servers.
+High queue: as above. Refused: what was not done, by reason.";
+
+fn draw_help(frame: &mut Frame, area: Rect) {
+    let (width, height) = (64.min(area.width), (HELP.lines().count() as u16 + 2).min(area.height));
+    let area = Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
+    let block = Block::bordered().border_style(FRAME).title(" Help ".bold()).padding(Padding::horizontal(1));
+    frame.render_widget(Clear, area);
+    frame.render_widget(Paragraph::new(HELP).block(block), area);
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::{Terminal, backend::TestBackend};
+
+    use super::{
+        super::app::{Action, tests::app},
+        *,
+    };
+    use crate::monitor::ScrapeError;
+
+    /// The rows of a terminal of this size.
+    fn rows(app: &App, width: u16, height: u16) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, app)).unwrap();
+        let buffer = terminal.backend().buffer();
+        let row = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned();
+        (0..height).map(row).collect()
+    }
+
+    #[track_caller]
+    fn assert_shown(rows: &[String], texts: &[&str]) {
+        let picture = rows.join("\n");
+        for text in texts {
+            assert!(picture.contains(text), "{text} is missing:\n{picture}");
+        }
+    }
+
+    const ESSENTIAL: [&str; 27] = [
+        "http://a:1  ● ready",
+        " pets  resnet18-demo",
+        "openvino in bf16 on CPU (Zen 4, 2 threads)",
+        "Images/s 129.8",
+        "Requests/s 110.0",
+        "▇",
+        "Latency, over 10 s",
+        "p50",
+        "p99",
+        "request",
+        "100 ms",
+        "decode",
+        "1.00 ms",
+        "inference",
+        "9.00 ms",
+        "Load",
+        "20 of 24",
+        "96 %",
+        "1.0 images",
+        "1.90 cores",
+        "189 MB",
+        "3 open",
+        "30.0/s dropped 2.0",
+        "10 MB/s",
+        "22 on 16 connections",
+        "queue_full 10.0/s",
+        "RESOURCE_EXHAUSTED",
+    ];
+
+    #[test]
+    fn everything_that_matters_is_seen_at_every_usual_size() {
+        for (width, height) in [(80, 24), (60, 20), (100, 30), (140, 40), (240, 70)] {
+            let rows = rows(&app(&["a:1"]), width, height);
+            assert_shown(&rows, &ESSENTIAL);
+            assert!(rows.last().unwrap().contains("q quit"), "{width}x{height}: {rows:#?}");
+        }
+    }
+
+    #[test]
+    fn what_is_wide_shows_more_and_what_is_tiny_says_so() {
+        let app = app(&["a:1"]);
+        assert_shown(&rows(&app, 140, 40), &["Request p99 195 ms", "resnet18 0.1.0"]);
+        assert_shown(&rows(&app, 40, 12), &["Images/s", "p99", "q quit"]);
+        assert_shown(&rows(&app, 30, 8), &["too small"]);
+        for (width, height) in [(1, 1), (41, 12), (40, 13), (300, 12), (41, 100)] {
+            rows(&app, width, height);
+        }
+    }
+
+    #[test]
+    fn replicas_are_listed_side_by_side() {
+        let mut app = app(&["a:1", "b:1", "c:1"]);
+        app.update(1, Err(ScrapeError::Timeout));
+        let picture = rows(&app, 80, 24);
+        assert_shown(&picture, &["Refused/s", "↑↓ server", "20 of 24", "189 MB"]);
+        let row = |name: &str| picture.iter().find(|row| row.starts_with(name)).unwrap().clone();
+        assert!(row("a:1").contains("129.8") && row("a:1").contains("195 ms"), "{picture:#?}");
+        assert!(row("b:1").contains("gone") && !row("b:1").contains("129.8"), "{picture:#?}");
+        app.act(Action::Server(1));
+        assert_shown(&rows(&app, 80, 24), &["http://b:1  ✗ gone for 0 s: no answer within 3 s; trying again"]);
+    }
+
+    #[test]
+    fn the_selected_server_and_model_are_always_seen() {
+        let addresses: Vec<String> = (1..=30).map(|port| format!("host:{port}")).collect();
+        let mut app = app(&addresses.iter().map(String::as_str).collect::<Vec<_>>());
+        for _ in 0..29 {
+            app.act(Action::Server(1));
+        }
+        assert_shown(&rows(&app, 80, 24), &["host:30  ", "http://host:30", "resnet18-demo", "189 MB"]);
+    }
+
+    #[test]
+    fn the_state_is_told_in_words() {
+        let mut app = App::new(&["a:1".parse().unwrap()]);
+        assert_shown(&rows(&app, 80, 24), &["… waiting", "Measuring"]);
+        app.update(0, Err(ScrapeError::Timeout));
+        assert_shown(&rows(&app, 80, 24), &["✗ gone for 0 s", "resnet18 serve"]);
+    }
+
+    #[test]
+    fn help_and_pause_are_shown() {
+        let mut app = app(&["a:1"]);
+        app.act(Action::Help);
+        app.act(Action::Pause);
+        assert_shown(&rows(&app, 80, 24), &["Help", "queue: as above", " stopped ", "p go on"]);
+        app.act(Action::Back);
+        assert!(!rows(&app, 80, 24).join("").contains("Help "));
+    }
+}

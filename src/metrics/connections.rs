@@ -1,0 +1,54 @@
+//! Connections that are open, and those that were refused.
+
+use metrics::{Counter, Gauge, counter, gauge};
+
+use super::{
+    labels::Refusal,
+    table::{CONNECTIONS_ACTIVE, CONNECTIONS_REFUSED},
+};
+
+/// The metrics of one listener.
+#[derive(Clone)]
+pub struct ConnectionMetrics {
+    active: Gauge,
+    refused: [Counter; Refusal::LABELS.len()],
+}
+
+/// An open connection; counted until it is dropped.
+pub struct ConnectionGuard(ConnectionMetrics);
+
+impl Default for ConnectionMetrics {
+    /// Registers the series, so that they are there before anything happens.
+    fn default() -> Self {
+        Self {
+            active: gauge!(CONNECTIONS_ACTIVE),
+            refused: Refusal::LABELS.map(|reason| counter!(CONNECTIONS_REFUSED, "reason" => reason)),
+        }
+    }
+}
+
+impl ConnectionMetrics {
+    /// A connection is open.
+    pub fn opened(&self) -> ConnectionGuard {
+        self.active.increment(1.0);
+        ConnectionGuard(self.clone())
+    }
+
+    /// A connection was closed before its first call.
+    pub fn refused(&self, reason: Refusal) {
+        self.refused[reason as usize].increment(1);
+    }
+}
+
+impl ConnectionGuard {
+    /// It will be closed before its first call.
+    pub fn refused(&self, reason: Refusal) {
+        self.0.refused(reason);
+    }
+}
+
+impl Drop for ConnectionGuard {
+    fn drop(&mut self) {
+        self.0.active.decrement(1.0);
+    }
+}

@@ -1,0 +1,62 @@
+//! What GPUs are doing, and what became of their engines.
+
+use std::time::Duration;
+
+use metrics::{counter, gauge};
+
+use super::table::{
+    ENGINE_BUILD, ENGINE_CACHE, GPU_MEMORY, GPU_MEMORY_USED, GPU_POWER, GPU_TEMPERATURE, GPU_UTILIZATION,
+};
+use crate::gpu::Reading;
+
+/// What a GPU is doing.
+pub(super) fn show(reading: &Reading) {
+    let values = [
+        (GPU_UTILIZATION, reading.utilization),
+        (GPU_MEMORY_USED, reading.memory_used.map(|bytes| bytes as f64)),
+        (GPU_MEMORY, reading.memory.map(|bytes| bytes as f64)),
+        (GPU_POWER, reading.power),
+        (GPU_TEMPERATURE, reading.temperature),
+    ];
+    for (name, value) in values {
+        if let Some(value) = value {
+            gauge!(name, "gpu" => reading.index.to_string(), "name" => reading.name.clone()).set(value);
+        }
+    }
+}
+
+/// An engine was built for a GPU.
+pub(crate) fn engine_built(took: Duration) {
+    gauge!(ENGINE_BUILD).set(took.as_secs_f64());
+}
+
+/// An engine was found in the cache, or not.
+pub(crate) fn engine_cache(hit: bool) {
+    counter!(ENGINE_CACHE, "result" => if hit { "hit" } else { "miss" }).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{metrics::Exporter, state::StateCell};
+
+    #[test]
+    fn a_gpu_is_shown_by_what_it_tells() {
+        let exporter = Exporter::install();
+        show(&Reading {
+            index: 7,
+            name: "a test card".into(),
+            utilization: Some(0.5),
+            memory_used: Some(3 << 30),
+            ..Default::default()
+        });
+        let text = exporter.render([], &StateCell::default());
+        for line in [
+            "classifier_gpu_utilization_ratio{gpu=\"7\",name=\"a test card\"} 0.5",
+            "classifier_gpu_memory_used_bytes{gpu=\"7\",name=\"a test card\"} 3221225472",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert!(!text.contains("classifier_gpu_power_watts{gpu=\"7\""), "{text}");
+    }
+}
