@@ -12,6 +12,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure().bytes(".resnet18.v1").compile_fds(contract.clone())?;
     fs::write(out.join("classifier.bin"), contract.encode_to_vec())?;
 
+    let protocol = protox::compile(["inference/grpc_service.proto"], ["proto"])?;
+    tonic_prost_build::configure()
+        .build_client(false)
+        .bytes(".inference")
+        .codec_path("crate::grpc::oip::codec::BoundedCodec")
+        .compile_fds(protocol.clone())?;
+    fs::write(out.join("inference.bin"), protocol.encode_to_vec())?;
+
     let onnx = protox::compile(["onnx/onnx.proto"], ["proto"])?;
     tonic_prost_build::configure()
         .build_client(false)

@@ -25,6 +25,7 @@ pub mod registry;
 pub mod scheduler;
 pub mod server;
 pub mod state;
+pub mod statistics;
 pub mod watch;
 
 #[cfg(test)]
@@ -38,6 +39,15 @@ pub mod proto {
 
     /// The contract as a serialised `google.protobuf.FileDescriptorSet`, for reflection.
     pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/classifier.bin"));
+}
+
+/// The messages and services of `proto/inference`, the Open Inference Protocol.
+#[allow(missing_docs)]
+pub mod inference {
+    tonic::include_proto!("inference");
+
+    /// The protocol as a serialised `google.protobuf.FileDescriptorSet`, for reflection.
+    pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inference.bin"));
 }
 
 /// The README's Rust code, compiled as a test.

@@ -19,7 +19,7 @@ use crate::{
     image::{ImageError, PreprocessConfig, Source},
     metrics::ModelMetrics,
     model::Model,
-    scheduler::{Arrival, Capacity, ClientId, Job, JobError, Queue, Scheduler, SchedulerConfig, Start},
+    scheduler::{Arrival, Capacity, ClientId, Job, JobError, Priority, Queue, Scheduler, SchedulerConfig, Start},
 };
 
 /// Larger files are not read, in bytes.
@@ -130,7 +130,13 @@ impl Offline {
             Err(error) => return Ok(Err(error)),
         };
         let arrival = Arrival { image, at: Instant::now(), mirrored: photo.mirrored };
-        let job = Job { client: ClientId(0), deadline: None, counts: false, fetch: Box::new(move || Some(arrival)) };
+        let job = Job {
+            client: ClientId(0),
+            priority: Priority::default(),
+            deadline: None,
+            counts: false,
+            fetch: Box::new(move || Some(arrival)),
+        };
         let stopped = |error: &dyn std::fmt::Display| OfflineError::Stopped(error.to_string());
         let outcome = self.queue.submit(job).map_err(|error| stopped(&error))?;
         match outcome.await.map_err(|error| stopped(&error))? {

@@ -4,7 +4,13 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::watch;
 
-use crate::{engine::EngineInfo, image::Geometry, metrics::ModelMetrics, model::Model, scheduler::Queue};
+use crate::{
+    engine::EngineInfo,
+    image::Geometry,
+    metrics::ModelMetrics,
+    model::{Model, Normalization},
+    scheduler::Queue,
+};
 
 /// One version of a model, loaded and ready. Whoever holds it can finish on it, also after a newer one has come.
 pub struct Served {
@@ -16,6 +22,8 @@ pub struct Served {
     pub labels: Arc<[String]>,
     /// What the network wants to see.
     pub geometry: Geometry,
+    /// How callers may have normalised what they send, if they may.
+    pub normalization: Option<Normalization>,
     /// What runs it.
     pub engine: EngineInfo,
     /// Where its jobs go.
@@ -32,6 +40,7 @@ impl Served {
             version: model.version.clone(),
             labels: Arc::clone(&model.labels),
             geometry: model.geometry,
+            normalization: model.normalization,
             engine,
             queue,
             metrics,

@@ -148,15 +148,38 @@ fn pods_have_the_time_that_they_need_to_drain() {
 }
 
 #[test]
-fn the_dockerfile_passes_its_linter_and_copies_what_there_is() {
+fn the_dockerfile_passes_its_linter() {
     let text = std::fs::read_to_string(deploy("Dockerfile")).unwrap();
     let toolchain = text.split("FROM rust:").nth(1).unwrap().split('-').next().unwrap();
     assert_eq!(toolchain, env!("CARGO_PKG_RUST_VERSION"), "the image builds with the oldest Rust that is supported");
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for path in include_str!("../.dockerignore").lines().filter_map(|line| line.strip_prefix('!')) {
-        assert!(root.join(path).exists(), ".dockerignore names {path}");
-    }
     let Some(hadolint) = tool("hadolint") else { return };
     let output = Command::new(hadolint).arg("--no-color").arg(deploy("Dockerfile")).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// All Rust files of a folder.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let found = entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] });
+    found.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
+}
+
+#[test]
+fn the_image_is_built_from_all_that_the_program_includes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).canonicalize().unwrap();
+    let kept = include_str!("../.dockerignore").lines().filter_map(|line| line.strip_prefix('!'));
+    let kept: Vec<PathBuf> = kept.map(|path| root.join(path)).collect();
+    kept.iter().for_each(|path| assert!(path.exists(), ".dockerignore names {}", path.display()));
+    let mut included = 0;
+    for source in sources(&root.join("src")) {
+        let text = std::fs::read_to_string(&source).unwrap();
+        let names = text.split("include_bytes!(\"").chain(text.split("include_str!(\"")).skip(1);
+        for path in names.filter_map(|rest| rest.split('"').next()).filter(|name| name.starts_with("../")) {
+            let path = source.with_file_name(path).canonicalize().unwrap_or_default();
+            let reachable = kept.iter().any(|kept| path.starts_with(kept)) || path == root.join("README.md");
+            assert!(reachable, "{} includes {}, which .dockerignore keeps out", source.display(), path.display());
+            included += 1;
+        }
+    }
+    assert!(included >= 4, "{included}");
 }

@@ -4,7 +4,7 @@ mod common;
 
 use std::{path::Path, process::Command};
 
-use common::{Server, python};
+use common::{Server, python, tritonclient};
 
 const README: &str = include_str!("../README.md");
 
@@ -83,11 +83,18 @@ fn its_python_runs() {
         ),
     );
     let script = folder.path().join("example.py");
-    let [code] = blocks("python")[..] else { panic!("one Python example") };
-    std::fs::write(&script, code.replace("127.0.0.1:8001", &server.grpc)).unwrap();
-    let output = run(&server, &format!("python {}", script.display()));
+    let [code, triton] = blocks("python")[..] else { panic!("two Python examples") };
+    let run_code = |code: &str| {
+        std::fs::write(&script, code.replace("127.0.0.1:8001", &server.grpc)).unwrap();
+        run(&server, &format!("python {}", script.display()))
+    };
+    let output = run_code(code);
     assert!(output.lines().next().unwrap().contains("cat"), "{output}");
     assert!(output.lines().last().unwrap().starts_with("9 cat"), "{output}");
+    if tritonclient().is_some() {
+        let output = run_code(triton);
+        assert!(output.lines().count() == 3 && output.lines().next().unwrap().ends_with(":cat"), "{output}");
+    }
 }
 
 #[test]

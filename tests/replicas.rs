@@ -133,7 +133,7 @@ fn the_example_is_a_valid_configuration() {
 async fn clients_that_retry_see_no_failure_when_a_replica_is_killed() {
     let Some(haproxy) = haproxy() else { return };
     let [mut first, second] = [Server::spawn(&[]), Server::spawn(&[])];
-    [&first, &second].map(Server::wait_until_ready);
+    [&first, &second].into_iter().for_each(Server::wait_until_ready);
     let folder = tempfile::tempdir().unwrap();
     let (_balancer, address) = Balancer::start(haproxy, folder.path(), [&first.grpc, &second.grpc]);
 
@@ -154,7 +154,7 @@ async fn clients_that_retry_see_no_failure_when_a_replica_is_killed() {
 async fn a_replica_that_drains_gets_no_more_calls() {
     let Some(haproxy) = haproxy() else { return };
     let [mut first, second] = [Server::spawn(&["--drain-delay", "5s"]), Server::spawn(&[])];
-    [&first, &second].map(Server::wait_until_ready);
+    [&first, &second].into_iter().for_each(Server::wait_until_ready);
     let folder = tempfile::tempdir().unwrap();
     let (_balancer, address) = Balancer::start(haproxy, folder.path(), [&first.grpc, &second.grpc]);
 

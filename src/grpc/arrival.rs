@@ -22,6 +22,7 @@ use super::{
 use crate::{
     metrics::{Method, Rejection, RequestGuard},
     registry::Registry,
+    scheduler::Priority,
 };
 
 /// How long callers may wait.
@@ -36,29 +37,39 @@ pub struct Deadlines {
 impl Deadlines {
     /// How long a call waits that asks for `asked`. Streams last as long as they like.
     fn of(&self, path: &str, asked: Option<Duration>) -> Option<Duration> {
-        if path.ends_with("/StreamClassify") || !path.starts_with(OURS) {
+        if ["/StreamClassify", "/ModelStreamInfer"].iter().any(|stream| path.ends_with(stream)) || !is_ours(path) {
             return asked;
         }
         [asked.or(self.default), self.longest].into_iter().flatten().min()
     }
 }
 
-/// What the paths of the services that do work begin with.
-const OURS: &str = "/resnet18.";
-/// Calls that bring one image, in a message that is not small.
-const CLASSIFY: &str = "/resnet18.v1.Classifier/Classify";
+/// Whether the path is that of a service that does work.
+fn is_ours(path: &str) -> bool {
+    ["/resnet18.", "/inference."].iter().any(|ours| path.starts_with(ours))
+}
 
-/// When a call arrived and until when its caller waits.
+/// Calls that bring images, in a message that is not small.
+fn brings_images(path: &str) -> Option<Method> {
+    match path {
+        "/resnet18.v1.Classifier/Classify" => Some(Method::Classify),
+        "/inference.GRPCInferenceService/ModelInfer" => Some(Method::ModelInfer),
+        _ => None,
+    }
+}
+
+/// When a call arrived, until when its caller waits, and how urgent it is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Arrived {
     pub at: Instant,
     pub deadline: Option<Instant>,
+    pub priority: Priority,
 }
 
 impl Arrived {
     /// What [`Admit`] noted of a call.
     pub fn of<T>(request: &tonic::Request<T>) -> Self {
-        let now = || Self { at: Instant::now(), deadline: None };
+        let now = || Self { at: Instant::now(), deadline: None, priority: Priority::default() };
         request.extensions().get().copied().unwrap_or_else(now)
     }
 }
@@ -75,7 +86,7 @@ pub(super) struct Admit<S> {
 /// What is asked of a call before its message is read.
 #[derive(Clone)]
 pub(super) struct Admission {
-    /// One permit for each call of the `Classifier` service that may be in progress: from its headers on, since a message
+    /// One permit for each call of a service that does work that may be in progress: from its headers on, since a message
     /// is stored while it arrives.
     permits: Arc<Semaphore>,
     max_calls: usize,
@@ -115,7 +126,7 @@ impl Admission {
 
     /// A permit if the path needs one.
     fn permit(&self, path: &str) -> Result<Option<OwnedSemaphorePermit>, CallError> {
-        if !path.starts_with(OURS) {
+        if !is_ours(path) {
             return Ok(None);
         }
         Arc::clone(&self.permits).try_acquire_owned().map(Some).map_err(|_| {
@@ -127,12 +138,13 @@ impl Admission {
     /// Refuses an image that no queue would take, while it is still on its way. Which queue that is the message says,
     /// unless there is only one.
     fn room<B>(&self, request: &Request<B>, caller: Option<&Caller>, arrived: Arrived) -> Result<(), CallError> {
-        if request.uri().path() != CLASSIFY {
-            return Ok(());
-        }
+        let Some(method) = brings_images(request.uri().path()) else { return Ok(()) };
         let Some(only) = self.registry.only() else { return Ok(()) };
-        let Some(full) = only.queue.refuse(client(caller, request.extensions().get())) else { return Ok(()) };
-        let mut guard = RequestGuard::new(Method::Classify, arrived.at, arrived.deadline);
+        // A request for inference may still say that it is urgent.
+        let priority = if method == Method::ModelInfer { Priority::High } else { arrived.priority };
+        let turn = (client(caller, request.extensions().get()), priority);
+        let Some(full) = only.queue.refuse(turn) else { return Ok(()) };
+        let mut guard = RequestGuard::new(method, arrived.at, arrived.deadline);
         guard.model(&only.metrics);
         let error = CallError::from(full);
         guard.finish(error.code());
@@ -159,13 +171,13 @@ where
         let path = request.uri().path();
         let timeout = self.rules.deadlines.of(path, grpc_timeout(request.headers()));
         let deadline = timeout.and_then(|timeout| at.checked_add(timeout));
-        let arrived = Arrived { at, deadline };
         let admitted = self.rules.caller(&request).and_then(|caller| {
+            let arrived = Arrived { at, deadline, priority: priority(request.headers())? };
             let permit = self.rules.permit(path)?;
             self.rules.room(&request, caller.as_ref(), arrived)?;
-            Ok((caller, permit))
+            Ok((caller, arrived, permit))
         });
-        let (caller, permit) = match admitted {
+        let (caller, arrived, permit) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => return Box::pin(std::future::ready(Ok(Status::from(error).into_http()))),
         };
@@ -184,6 +196,19 @@ where
             }
         })
     }
+}
+
+/// The metadata by which callers say how urgent a call is.
+const PRIORITY: &str = "x-priority";
+
+fn priority(headers: &HeaderMap) -> Result<Priority, CallError> {
+    let Some(value) = headers.get(PRIORITY) else { return Ok(Priority::default()) };
+    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    number.map(Priority::from_number).ok_or_else(|| {
+        CallError::Invalid(format!(
+            "the metadata `{PRIORITY}` is {value:?}; it must be 1 (before others), 2 (as others) or 3 (after others)"
+        ))
+    })
 }
 
 /// The `grpc-timeout` header: up to 8 digits and a unit (gRPC over HTTP/2, "Requests"). Malformed ones are ignored.
@@ -223,6 +248,20 @@ mod tests {
         assert_eq!(parse("99999999m"), Some(Duration::from_millis(99_999_999)));
         assert_eq!(parse("5u"), Some(Duration::from_micros(5)));
         assert_eq!(parse("6n"), Some(Duration::from_nanos(6)));
+    }
+
+    #[test]
+    fn priorities_are_numbers() {
+        let parse = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(PRIORITY, value.parse().unwrap());
+            priority(&headers)
+        };
+        assert!(matches!(priority(&HeaderMap::new()), Ok(Priority::Normal)));
+        assert!(matches!((parse("1"), parse("3")), (Ok(Priority::High), Ok(Priority::Low))));
+        for wrong in ["high", "-1", "1.5", ""] {
+            assert!(parse(wrong).unwrap_err().message().contains("1 (before others)"));
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The `Classifier` service behind its rules, made once: both ports offer the same, and their calls are counted together.
+//! The services that do work, and the rules before them, made once: both ports offer the same, and their calls are counted
+//! together.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -7,8 +8,11 @@ use tonic::{body::Body, codec::CompressionEncoding};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, util::BoxCloneSyncService};
 
-use super::{GrpcConfig, arrival::Admission, classifier::ClassifierService, context::Context};
-use crate::{proto::classifier_server::ClassifierServer, registry::Registry, state::StateCell};
+use super::{GrpcConfig, arrival::Admission, classifier::ClassifierService, context::Context, oip::InferenceService};
+use crate::{
+    inference::grpc_inference_service_server::GrpcInferenceServiceServer, proto::classifier_server::ClassifierServer,
+    registry::Registry, state::StateCell,
+};
 
 /// The longest that a page's call may take, its upload included: a person would not wait longer.
 const LONGEST: Duration = Duration::from_secs(30);
@@ -20,29 +24,34 @@ pub struct BrowserCalls {
     pub(crate) max_message_bytes: usize,
 }
 
-/// The `Classifier` service and what is asked of its callers.
+/// The services and what is asked of their callers.
 #[derive(Clone)]
 pub struct Calls {
     pub(super) admission: Admission,
     pub(super) classifier: ClassifierServer<ClassifierService>,
+    pub(super) inference: GrpcInferenceServiceServer<InferenceService>,
     max_message_bytes: usize,
 }
 
 impl Calls {
-    /// The service of these models, with the limits and tokens of `config`.
+    /// The services of these models, with the limits and tokens of `config`.
     pub fn new(registry: Arc<Registry>, state: StateCell, config: &GrpcConfig) -> Self {
         let tokens = config.gatekeeper.tokens.clone();
         let admission = Admission::new(config.max_calls, config.deadlines, tokens, Arc::clone(&registry));
-        let context = Context::new(registry, state, config.max_streams);
-        let classifier = ClassifierServer::new(ClassifierService(Arc::new(context)))
+        let context = Arc::new(Context::new(registry, state, config.max_streams));
+        let classifier = ClassifierServer::new(ClassifierService(Arc::clone(&context)))
             .max_decoding_message_size(config.max_message_bytes)
             // Images are compressed already, raw frames may gain; answers are too small to gain.
             .accept_compressed(CompressionEncoding::Gzip)
             .accept_compressed(CompressionEncoding::Zstd);
-        Self { admission, classifier, max_message_bytes: config.max_message_bytes }
+        let inference = GrpcInferenceServiceServer::new(InferenceService(context))
+            .max_decoding_message_size(config.max_message_bytes)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd);
+        Self { admission, classifier, inference, max_message_bytes: config.max_message_bytes }
     }
 
-    /// The same, for the page.
+    /// The `Classifier` service, for the page.
     pub fn for_browsers(&self) -> BrowserCalls {
         let admitted = self.admission.within(LONGEST).layer().layer(self.classifier.clone());
         let service = BoxCloneSyncService::new(GrpcWebLayer::new().layer(admitted));

@@ -33,9 +33,9 @@ async fn classify(
     let wanted = Wanted::new(request.top_k, request.min_probability)?;
     let image = convert::source(request.image)?;
     served.metrics.received(image.bytes());
-    let Call { arrived: Arrived { at, deadline }, client } = call;
+    let Call { arrived: Arrived { at, deadline, priority }, client } = call;
     let fetch = Box::new(move || Some(Arrival { image, at, mirrored: false }));
-    let outcome = served.queue.submit(Job { client, deadline, counts: true, fetch })?;
+    let outcome = served.queue.submit(Job { client, priority, deadline, counts: true, fetch })?;
     // A sender that is dropped without an answer belongs to a scheduler that has stopped.
     let reply = outcome.await.unwrap_or(Err(JobError::Abandoned))?;
     Ok(ClassifyResponse {
@@ -47,7 +47,7 @@ async fn classify(
 }
 
 /// Ends the request's measurement and makes its answer.
-fn answer<T>(guard: RequestGuard, result: Result<T, CallError>) -> Result<Response<T>, Status> {
+pub(super) fn answer<T>(guard: RequestGuard, result: Result<T, CallError>) -> Result<Response<T>, Status> {
     guard.finish(result.as_ref().err().map_or(Code::Ok, CallError::code));
     result.map(Response::new).map_err(Status::from)
 }

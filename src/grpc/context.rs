@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::Request;
 
 use super::{accept::Peer, arrival::Arrived, auth::Caller, status::CallError};
@@ -16,7 +16,7 @@ use crate::{
     state::{NotReady, StateCell},
 };
 
-/// What every call of the `Classifier` service needs.
+/// What every call of a service that does work needs.
 pub(super) struct Context {
     pub registry: Arc<Registry>,
     pub state: StateCell,
@@ -42,6 +42,16 @@ impl Context {
         ready.map_err(|why| {
             entry.metrics.rejected(Rejection::NotReady);
             why.into()
+        })
+    }
+
+    /// A place for one more stream.
+    pub fn stream_permit(&self) -> Result<SemaphorePermit<'_>, CallError> {
+        self.streams.try_acquire().map_err(|_| {
+            if let Ok(default) = self.registry.find("") {
+                default.metrics.rejected(Rejection::StreamLimit);
+            }
+            CallError::TooManyStreams { open: self.max_streams }
         })
     }
 

@@ -7,6 +7,7 @@ mod calls;
 mod classifier;
 mod context;
 mod convert;
+pub mod oip;
 mod status;
 mod stream;
 mod tls;
@@ -26,7 +27,7 @@ pub use self::{
 };
 use self::{auth::Tokens, tls::Certificates};
 use crate::{
-    proto,
+    inference, proto,
     registry::Registry,
     state::{State, StateCell},
 };
@@ -122,6 +123,7 @@ pub async fn serve(
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(inference::DESCRIPTOR)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let valid = "the descriptors are made by the build";
@@ -138,6 +140,7 @@ pub async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(calls.admission.layer())
         .add_service(calls.classifier)
+        .add_service(calls.inference)
         .add_service(health_service)
         .add_service(reflection().build_v1().expect(valid))
         .add_service(reflection().build_v1alpha().expect(valid))
@@ -184,7 +187,7 @@ fn service_of(model: &str) -> String {
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in ["", SERVICE] {
+    for service in ["", SERVICE, oip::SERVICE] {
         health.set_service_status(service, status).await;
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::oip::{WrongParameter, tensors::TensorError};
 use crate::{
     image::ImageError,
     registry::UnknownModel,
@@ -30,6 +31,16 @@ pub(super) enum CallError {
     Job(#[from] JobError),
     #[error("{0}")]
     Invalid(String),
+    #[error("image {image} of {of}: {error}")]
+    OneOf { image: usize, of: usize, error: ImageError },
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    #[error(transparent)]
+    Parameter(#[from] WrongParameter),
+    #[error("\"{name}\" has no version \"{asked}\"; the one that is served is \"{served}\"")]
+    Version { name: String, asked: String, served: String },
+    #[error("the request's time was up before its answer was ready")]
+    TimeIsUp,
     #[error("the deadline of the stream has passed")]
     StreamDeadline,
     #[error("{open} calls are in progress, which is the most that this server takes; retry in a moment")]
@@ -48,18 +59,20 @@ pub(super) enum CallError {
 impl CallError {
     pub fn code(&self) -> Code {
         match self {
-            Self::Model(_) => Code::NotFound,
+            Self::Model(_) | Self::Version { .. } => Code::NotFound,
             Self::NotReady(_) => Code::Unavailable,
             Self::QueueFull(_)
             | Self::Job(JobError::Displaced(_))
             | Self::TooManyStreams { .. }
             | Self::TooManyCalls { .. } => Code::ResourceExhausted,
-            Self::Job(JobError::Image(
-                ImageError::Geometry { .. } | ImageError::CropLength { .. } | ImageError::Resize { .. },
-            )) => Code::Internal,
+            Self::Job(JobError::Image(error)) | Self::OneOf { error, .. } if is_ours(error) => Code::Internal,
             Self::NoToken | Self::WrongToken => Code::Unauthenticated,
-            Self::Invalid(_) | Self::Job(JobError::Image(_)) => Code::InvalidArgument,
-            Self::Job(JobError::DeadlineExceeded) | Self::StreamDeadline => Code::DeadlineExceeded,
+            Self::Invalid(_)
+            | Self::Job(JobError::Image(_))
+            | Self::OneOf { .. }
+            | Self::Tensor(_)
+            | Self::Parameter(_) => Code::InvalidArgument,
+            Self::Job(JobError::DeadlineExceeded) | Self::StreamDeadline | Self::TimeIsUp => Code::DeadlineExceeded,
             Self::Job(JobError::Engine(_)) | Self::Panicked => Code::Internal,
             Self::Job(JobError::Abandoned) => Code::Unavailable,
             Self::Transport(status) => status.code(),
@@ -83,6 +96,11 @@ impl CallError {
             _ => None,
         }
     }
+}
+
+/// Errors that no image can cause.
+fn is_ours(error: &ImageError) -> bool {
+    matches!(error, ImageError::Geometry { .. } | ImageError::CropLength { .. } | ImageError::Resize { .. })
 }
 
 /// A message that fits into a status.

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     answer::{Smoothing, softmax},
     image::Source,
-    metrics::{FrameOutcome, ModelMetrics, RateMeter, Rejection, RequestGuard},
+    metrics::{FrameOutcome, ModelMetrics, RateMeter, RequestGuard},
     proto::{
         Classifications, Frame, FrameError, FramePolicy, StreamClassifyRequest, StreamClassifyResponse, StreamConfig,
         stream_classify_request::Message, stream_classify_response,
@@ -51,8 +51,17 @@ pub(super) async fn run(
     answers: Answers,
 ) {
     let _in_progress = context.state.call();
+    let ended = supervise(call, &answers, open_and_answer(&context, inbound, call, &mut guard, &answers)).await;
+    conclude(ended, guard, &answers).await;
+}
+
+/// Runs the work of a stream until it ends, its deadline passes, or its caller has gone (`None`).
+pub(super) async fn supervise<T>(
+    call: Call,
+    answers: &mpsc::Sender<T>,
+    work: impl Future<Output = Result<(), CallError>>,
+) -> Option<Result<(), CallError>> {
     let work = async {
-        let work = open_and_answer(&context, inbound, call, &mut guard, &answers);
         match call.arrived.deadline {
             None => work.await,
             Some(deadline) => timeout_at(deadline.into(), work).await.unwrap_or(Err(CallError::StreamDeadline)),
@@ -60,13 +69,22 @@ pub(super) async fn run(
     };
     // A bug must not look like a stream that ended well.
     let work = AssertUnwindSafe(work).catch_unwind().map(|ended| ended.unwrap_or(Err(CallError::Panicked)));
-    let ended = tokio::select! {
-        ended = work => ended,
-        () = answers.closed() => return,
-    };
+    tokio::select! {
+        ended = work => Some(ended),
+        () = answers.closed() => None,
+    }
+}
+
+/// Ends the stream's measurement and tells its caller how it ended.
+pub(super) async fn conclude<T>(
+    ended: Option<Result<(), CallError>>,
+    guard: RequestGuard,
+    answers: &mpsc::Sender<Result<T, Status>>,
+) {
     match ended {
-        Ok(()) => guard.finish(Code::Ok),
-        Err(error) => {
+        None => {}
+        Some(Ok(())) => guard.finish(Code::Ok),
+        Some(Err(error)) => {
             guard.finish(error.code());
             // The caller may have gone in this very moment.
             let _ = answers.send(Err(error.into())).await;
@@ -82,12 +100,7 @@ async fn open_and_answer(
     answers: &Answers,
 ) -> Result<(), CallError> {
     // Before anything is waited for: a stream without a config takes a place too.
-    let Ok(_permit) = context.streams.try_acquire() else {
-        if let Ok(default) = context.registry.find("") {
-            default.metrics.rejected(Rejection::StreamLimit);
-        }
-        return Err(CallError::TooManyStreams { open: context.max_streams });
-    };
+    let _permit = context.stream_permit()?;
     let config = match timeout(CONFIG_TIMEOUT, next(&mut inbound, &context.state)).await {
         Err(_) => {
             return Err(CallError::Invalid(format!("the stream's config did not come within {CONFIG_TIMEOUT:?}")));
@@ -148,7 +161,13 @@ impl Submitter<'_> {
     fn submit(&self, fetch: impl FnOnce() -> Option<Arrival> + Send + 'static) -> Result<Submitted, CallError> {
         let Call { client, arrived } = self.call;
         let served = self.newest()?;
-        let job = Job { client, deadline: arrived.deadline, counts: false, fetch: Box::new(fetch) };
+        let job = Job {
+            client,
+            priority: arrived.priority,
+            deadline: arrived.deadline,
+            counts: false,
+            fetch: Box::new(fetch),
+        };
         let outcome = served.queue.submit(job)?;
         Ok(Submitted { served, outcome })
     }
@@ -307,7 +326,7 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Subm
 
 /// Runs reading and answering side by side. Reading ends first, then what was read is answered, then the caller learns
 /// why reading ended; but when answering fails, nothing more is read.
-async fn both(
+pub(super) async fn both(
     read: impl Future<Output = Result<(), CallError>>,
     answer: impl Future<Output = Result<(), CallError>>,
 ) -> Result<(), CallError> {

@@ -121,6 +121,33 @@ pub enum ImageError {
         /// The bytes that there are.
         got: u64,
     },
+    /// A crop that the caller made has the wrong size.
+    #[error("the crop has {got} bytes, but one of the model's input size has {expected}")]
+    ReadyCropLength {
+        /// The right number.
+        expected: u64,
+        /// The bytes that there are.
+        got: u64,
+    },
+    /// A normalised value is beyond black and white.
+    #[error(
+        "the value {value} of {channel} at x {x}, y {y} is that of no pixel: black is {black} and white {white}; send \
+         (pixel / 255 - mean) / std with the model's mean and std"
+    )]
+    NoPixel {
+        /// As sent.
+        value: String,
+        /// The channel's name.
+        channel: &'static str,
+        /// The column.
+        x: usize,
+        /// The row.
+        y: usize,
+        /// The smallest right value.
+        black: String,
+        /// The largest right value.
+        white: String,
+    },
     /// The model's geometry has a zero in it.
     #[error(
         "a crop of {width}x{height} pixels out of images scaled to {resize_shorter_side} is impossible; all three must be at \

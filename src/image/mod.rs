@@ -1,5 +1,6 @@
 //! Untrusted bytes or a raw frame → an upright RGB8 crop at the model's input size.
 
+mod crop;
 mod decode;
 mod error;
 mod jpeg;
@@ -14,6 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 
+pub use crop::Crop;
 pub use decode::{Layout, Pixels, decode};
 pub use error::ImageError;
 pub use orientation::Orientation;
@@ -53,6 +55,8 @@ pub enum Source {
     Encoded(Bytes),
     /// Uncompressed pixels.
     Raw(RawFrame),
+    /// What needs no decoding.
+    Crop(Crop),
 }
 
 impl Source {
@@ -61,6 +65,7 @@ impl Source {
         match self {
             Self::Encoded(bytes) => bytes.len(),
             Self::Raw(frame) => frame.data.len(),
+            Self::Crop(Crop::Pixels(data) | Crop::Normalized { values: data, .. }) => data.len(),
         }
     }
 }
@@ -194,6 +199,7 @@ impl Preprocessor {
             Source::Raw(frame) => {
                 raw::crop(frame, &self.config, geometry, &mut self.pixels.data, &mut self.resizer, crop)
             }
+            Source::Crop(ready) => crop::write(ready, geometry, crop),
         }
     }
 }

@@ -48,11 +48,35 @@ pub enum Method {
     Classify,
     StreamClassify,
     ListModels,
+    ServerLive,
+    ServerReady,
+    ServerMetadata,
+    ModelReady,
+    ModelMetadata,
+    ModelConfig,
+    ModelInfer,
+    ModelStreamInfer,
+    ModelStatistics,
+    RepositoryIndex,
 }
 
 impl Method {
     /// In the order of the variants.
-    pub const LABELS: [&'static str; 3] = ["Classify", "StreamClassify", "ListModels"];
+    pub const LABELS: [&'static str; 13] = [
+        "Classify",
+        "StreamClassify",
+        "ListModels",
+        "ServerLive",
+        "ServerReady",
+        "ServerMetadata",
+        "ModelReady",
+        "ModelMetadata",
+        "ModelConfig",
+        "ModelInfer",
+        "ModelStreamInfer",
+        "ModelStatistics",
+        "RepositoryIndex",
+    ];
 }
 
 /// Why a connection was closed before its first call.
@@ -79,7 +103,8 @@ mod tests {
     fn the_last_variant_of_each_set_has_the_last_label() {
         assert_eq!(Rejection::LABELS[Rejection::Unauthenticated as usize..], ["unauthenticated"]);
         assert_eq!(FrameOutcome::LABELS[FrameOutcome::Failed as usize..], ["failed"]);
-        assert_eq!(Method::LABELS[Method::ListModels as usize..], ["ListModels"]);
+        assert_eq!(Method::LABELS[Method::RepositoryIndex as usize..], ["RepositoryIndex"]);
+        assert_eq!(Method::LABELS[Method::ModelInfer as usize], "ModelInfer");
         assert_eq!(Refusal::LABELS[Refusal::Accept as usize..], ["accept"]);
     }
 }

@@ -17,7 +17,7 @@ use super::{
         STREAMS_ACTIVE,
     },
 };
-use crate::engine::EngineInfo;
+use crate::{engine::EngineInfo, statistics::Statistics};
 
 /// The metrics of one served model.
 pub struct ModelMetrics {
@@ -40,6 +40,8 @@ pub struct ModelMetrics {
     device_busy: OnceLock<Gauge>,
     fps: Gauge,
     meter: RateMeter,
+    /// Sums that can be read back.
+    pub statistics: Statistics,
     /// Loaded, failed.
     loads: [Counter; 2],
     ready: Gauge,
@@ -72,6 +74,7 @@ impl ModelMetrics {
             device_busy: OnceLock::new(),
             fps: gauge!(FPS, "model" => of()),
             meter: RateMeter::new(Instant::now()),
+            statistics: Statistics::default(),
             loads: ["loaded", "failed"].map(|outcome| counter!(MODEL_LOADS, "model" => of(), "outcome" => outcome)),
             ready: gauge!(MODEL_READY, "model" => of()),
             engine: Mutex::default(),
@@ -143,6 +146,7 @@ impl ModelMetrics {
     pub fn inferred(&self, images: usize, took: Duration) {
         self.batch_size.record(images as f64);
         self.inference.record(took);
+        self.statistics.called(images, took);
     }
 
     /// A call of the engine kept so many workers busy.

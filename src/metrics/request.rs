@@ -42,7 +42,7 @@ impl RequestMetrics {
     pub fn new(model: Arc<str>) -> Self {
         let metrics = Self { model, ..Self::default() };
         metrics.duration(Method::Classify);
-        for method in [Method::Classify, Method::StreamClassify] {
+        for method in [Method::Classify, Method::StreamClassify, Method::ModelInfer, Method::ModelStreamInfer] {
             for code in USUAL {
                 metrics.finished(method, code);
             }

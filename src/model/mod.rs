@@ -71,6 +71,8 @@ pub struct Model {
     pub labels: Arc<[String]>,
     /// How images are scaled and cropped for it.
     pub geometry: Geometry,
+    /// How callers may have normalised what they send; `None` for a network that takes integers and doesn't say.
+    pub normalization: Option<Normalization>,
     /// The network, from pixels to logits.
     pub graph: ServingGraph,
     /// What the file says about itself.
@@ -140,6 +142,8 @@ impl Model {
                 .map_or_else(|| fallback_name.to_owned(), Clone::clone),
             version,
             labels: labels(graph.classes, &manifest)?.into(),
+            normalization: (graph.normalizes || (manifest.mean.is_some() && manifest.std.is_some()))
+                .then_some(normalization),
             geometry: geometry(&graph, overrides.resize_shorter_side.or(manifest.resize_shorter_side))?,
             graph,
             manifest,

@@ -1,20 +1,28 @@
-//! A queue that serves its clients in turn, however much each of them sends.
+//! A queue that serves its clients in turn, however much each of them sends, and what is urgent first.
 
 use std::collections::{HashMap, VecDeque};
 
-use super::ClientId;
+use super::{ClientId, Priority};
 
-/// Items in order of arrival for each client, one client after the other.
+/// An item of a lower priority is passed over by at most so many in a row, plus one for each priority between them.
+const PATIENCE: usize = 4;
+
+/// Items by priority; for each of them, one client after the other, and each client's items in order of arrival.
 pub(super) struct FairQueue<T> {
     clients: HashMap<ClientId, Client<T>>,
-    /// Every client that has items, the next to be served first.
-    turns: VecDeque<ClientId>,
+    /// Every client that has items of a priority, the next to be served first.
+    turns: [VecDeque<ClientId>; Priority::LEVELS],
+    /// How many items in a row went before those of a priority.
+    passed: [usize; Priority::LEVELS],
     len: usize,
     counted: usize,
 }
 
+/// Whose turn an item takes.
+pub(super) type Turn = (ClientId, Priority);
+
 struct Client<T> {
-    items: VecDeque<Item<T>>,
+    items: [VecDeque<Item<T>>; Priority::LEVELS],
     counted: usize,
 }
 
@@ -28,7 +36,8 @@ struct Item<T> {
 pub(super) enum Pushed<T> {
     /// It waits.
     Queued,
-    /// It waits, in the place of this newest item of the client that had most.
+    /// It waits, in the place of this one: the least urgent and newest item of the client that had most, or of its own
+    /// client.
     Displaced(T),
     /// There is no place for it; here it is.
     Full(T),
@@ -38,14 +47,31 @@ pub(super) enum Pushed<T> {
 #[derive(PartialEq)]
 enum Place {
     Free,
-    /// In the place of the newest of this client, which has most.
-    Of(ClientId),
+    /// In the place of the newest item that this client has of this priority.
+    Of(ClientId, usize),
     None,
 }
 
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Self { clients: HashMap::default(), turns: VecDeque::new(), len: 0, counted: 0 }
+        Self { clients: HashMap::default(), turns: Default::default(), passed: [0; _], len: 0, counted: 0 }
+    }
+}
+
+impl<T> Default for Client<T> {
+    fn default() -> Self {
+        Self { items: Default::default(), counted: 0 }
+    }
+}
+
+impl<T> Client<T> {
+    fn is_empty(&self) -> bool {
+        self.items.iter().all(VecDeque::is_empty)
+    }
+
+    /// The lowest priority of its counted items.
+    fn least_urgent(&self) -> Option<usize> {
+        self.items.iter().rposition(|items| items.iter().any(|item| item.counts))
     }
 }
 
@@ -64,92 +90,122 @@ impl<T> FairQueue<T> {
         self.counted
     }
 
-    /// Adds an item; with a `capacity` it counts, and has a place only while fewer than that many counted items wait
-    /// or another client has at least two more of them than this one.
-    pub fn push(&mut self, client: ClientId, capacity: Option<usize>, item: T) -> Pushed<T> {
-        let displaced = match self.place(client, capacity) {
+    /// Adds an item; with a `capacity` it counts, and has a place only while fewer than that many counted items wait,
+    /// another client has at least two more of them than this one, or this one has a less urgent one.
+    pub fn push(&mut self, (client, priority): Turn, capacity: Option<usize>, item: T) -> Pushed<T> {
+        let displaced = match self.place((client, priority), capacity) {
             Place::None => return Pushed::Full(item),
             Place::Free => None,
-            Place::Of(heaviest) => self.remove_newest(heaviest),
+            Place::Of(other, level) => self.remove_newest(other, level),
         };
+        let level = priority as usize;
         let counts = capacity.is_some();
-        let entry = self.clients.entry(client).or_insert_with(|| {
-            self.turns.push_back(client);
-            Client { items: VecDeque::new(), counted: 0 }
-        });
-        entry.items.push_back(Item { counts, item });
+        let entry = self.clients.entry(client).or_default();
+        if entry.items[level].is_empty() {
+            self.turns[level].push_back(client);
+        }
+        entry.items[level].push_back(Item { counts, item });
         entry.counted += usize::from(counts);
         self.len += 1;
         self.counted += usize::from(counts);
         displaced.map_or(Pushed::Queued, Pushed::Displaced)
     }
 
-    /// Whether an item of `client` that counts would be taken.
-    pub fn has_place(&self, client: ClientId, capacity: usize) -> bool {
-        self.place(client, Some(capacity)) != Place::None
+    /// Whether an item that counts would be taken.
+    pub fn has_place(&self, turn: Turn, capacity: usize) -> bool {
+        self.place(turn, Some(capacity)) != Place::None
     }
 
     /// Whether `condition` holds for an item.
     pub fn any(&self, condition: impl Fn(&T) -> bool) -> bool {
-        self.clients.values().flat_map(|client| &client.items).any(|item| condition(&item.item))
+        self.clients.values().flat_map(|client| client.items.iter().flatten()).any(|item| condition(&item.item))
     }
 
-    fn place(&self, client: ClientId, capacity: Option<usize>) -> Place {
+    fn place(&self, (client, priority): Turn, capacity: Option<usize>) -> Place {
         if capacity.is_none_or(|capacity| self.counted < capacity) {
             return Place::Free;
         }
-        let own = self.clients.get(&client).map_or(0, |client| client.counted);
-        let heaviest = self.heaviest().filter(|(_, counted)| *counted > own + 1);
-        heaviest.map_or(Place::None, |(client, _)| Place::Of(client))
+        let own = self.clients.get(&client);
+        let counted = own.map_or(0, |client| client.counted);
+        let heaviest = self.clients.iter().max_by_key(|(_, client)| client.counted);
+        let heaviest = heaviest.filter(|(_, client)| client.counted > counted + 1);
+        let gives_way = match heaviest {
+            Some((heaviest, client)) => Some((*heaviest, client.least_urgent())),
+            None => own.map(|own| (client, own.least_urgent().filter(|level| *level > priority as usize))),
+        };
+        match gives_way {
+            Some((client, Some(level))) => Place::Of(client, level),
+            _ => Place::None,
+        }
     }
 
     /// Takes the oldest item of the client whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
-        let id = self.turns.pop_front()?;
+        let level = self.next_level()?;
+        let id = self.turns[level].pop_front()?;
         let client = self.clients.get_mut(&id)?;
-        let Item { counts, item } = client.items.pop_front()?;
+        let Item { counts, item } = client.items[level].pop_front()?;
         client.counted -= usize::from(counts);
         self.len -= 1;
         self.counted -= usize::from(counts);
-        if client.items.is_empty() {
+        if !client.items[level].is_empty() {
+            self.turns[level].push_back(id);
+        } else if client.is_empty() {
             self.clients.remove(&id);
-        } else {
-            self.turns.push_back(id);
         }
         Some(item)
+    }
+
+    /// The priority that is served next: the highest, unless one has been passed over too often.
+    fn next_level(&mut self) -> Option<usize> {
+        let waits = self.turns.each_ref().map(|turns| !turns.is_empty());
+        let highest = waits.iter().position(|waits| *waits)?;
+        let overdue = (highest..Priority::LEVELS).find(|level| waits[*level] && self.passed[*level] >= PATIENCE);
+        let chosen = overdue.unwrap_or(highest);
+        for (level, passed) in self.passed.iter_mut().enumerate() {
+            match waits[level] {
+                true if level > chosen => *passed += 1,
+                true if level < chosen => {}
+                _ => *passed = 0,
+            }
+        }
+        Some(chosen)
     }
 
     /// Takes out every item for which `dead` holds, in no particular order.
     pub fn remove_dead(&mut self, dead: impl Fn(&T) -> bool) -> Vec<T> {
         let mut removed = Vec::new();
         for client in self.clients.values_mut() {
-            let (gone, kept): (VecDeque<_>, VecDeque<_>) =
-                std::mem::take(&mut client.items).into_iter().partition(|item| dead(&item.item));
-            client.items = kept;
-            client.counted = client.items.iter().filter(|item| item.counts).count();
-            removed.extend(gone);
+            for items in &mut client.items {
+                let (gone, kept): (VecDeque<_>, VecDeque<_>) =
+                    std::mem::take(items).into_iter().partition(|item| dead(&item.item));
+                *items = kept;
+                removed.extend(gone);
+            }
+            client.counted = client.items.iter().flatten().filter(|item| item.counts).count();
         }
-        self.clients.retain(|_, client| !client.items.is_empty());
-        self.turns.retain(|turn| self.clients.contains_key(turn));
+        self.clients.retain(|_, client| !client.is_empty());
+        for (level, turns) in self.turns.iter_mut().enumerate() {
+            turns.retain(|id| self.clients.get(id).is_some_and(|client| !client.items[level].is_empty()));
+        }
         self.len -= removed.len();
         self.counted -= removed.iter().filter(|item| item.counts).count();
         removed.into_iter().map(|item| item.item).collect()
     }
 
-    fn heaviest(&self) -> Option<(ClientId, usize)> {
-        self.clients.iter().map(|(id, client)| (*id, client.counted)).max_by_key(|(_, counted)| *counted)
-    }
-
-    fn remove_newest(&mut self, id: ClientId) -> Option<T> {
+    /// Takes out the newest counted item of a priority that a client has.
+    fn remove_newest(&mut self, id: ClientId, level: usize) -> Option<T> {
         let client = self.clients.get_mut(&id)?;
-        let newest = client.items.iter().rposition(|item| item.counts)?;
-        let removed = client.items.remove(newest)?;
+        let index = client.items[level].iter().rposition(|item| item.counts)?;
+        let removed = client.items[level].remove(index)?;
         client.counted -= 1;
         self.len -= 1;
         self.counted -= 1;
-        if client.items.is_empty() {
-            self.clients.remove(&id);
-            self.turns.retain(|turn| *turn != id);
+        if client.items[level].is_empty() {
+            self.turns[level].retain(|turn| *turn != id);
+            if client.is_empty() {
+                self.clients.remove(&id);
+            }
         }
         Some(removed.item)
     }
@@ -159,9 +215,9 @@ impl<T> FairQueue<T> {
 mod tests {
     use super::*;
 
-    const A: ClientId = ClientId(1);
-    const B: ClientId = ClientId(2);
-    const C: ClientId = ClientId(3);
+    const A: Turn = (ClientId(1), Priority::Normal);
+    const B: Turn = (ClientId(2), Priority::Normal);
+    const C: Turn = (ClientId(3), Priority::Normal);
 
     fn drain<T>(queue: &mut FairQueue<T>) -> Vec<T> {
         std::iter::from_fn(|| queue.pop()).collect()
@@ -229,6 +285,61 @@ mod tests {
         assert_eq!(drain(&mut queue), [1, 4, 2]);
     }
 
+    const URGENT: Turn = (ClientId(1), Priority::High);
+    const PATIENT: Turn = (ClientId(2), Priority::Low);
+
+    #[test]
+    fn what_is_urgent_goes_first_but_not_for_ever() {
+        let mut queue = FairQueue::default();
+        for i in 0..40 {
+            queue.push(PATIENT, None, ("low", i));
+            queue.push(B, None, ("normal", i));
+            queue.push(URGENT, None, ("high", i));
+        }
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+        let first_of = |name| order.iter().filter(move |(priority, _)| *priority == name).map(|(_, i)| *i);
+        assert!(["low", "normal", "high"].into_iter().all(|name| first_of(name).eq(0..40)), "each keeps its order");
+        assert_eq!(
+            order[..6].iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+            ["high", "high", "high", "high", "normal", "low"]
+        );
+        let (urgent, rest) = (&order[..60], &order[60..]);
+        assert_eq!(urgent.iter().filter(|(name, _)| *name == "high").count(), 40, "two of three while there are any");
+        let lows: Vec<_> = rest.iter().take(60).enumerate().filter(|(_, (name, _))| *name == "low").collect();
+        assert!(lows.windows(2).all(|pair| pair[1].0 - pair[0].0 <= PATIENCE + 1), "{lows:?}");
+    }
+
+    #[test]
+    fn clients_of_one_priority_take_turns() {
+        let mut queue = FairQueue::default();
+        for item in ["a1", "a2", "a3"] {
+            queue.push(URGENT, Some(9), item);
+        }
+        queue.push((ClientId(3), Priority::High), Some(9), "c1");
+        queue.push(A, Some(9), "a4");
+        assert_eq!(drain(&mut queue), ["a1", "c1", "a2", "a3", "a4"]);
+    }
+
+    #[test]
+    fn in_a_full_queue_urgency_displaces_only_ones_own() {
+        let mut queue = FairQueue::default();
+        queue.push(A, Some(2), "a1");
+        queue.push(PATIENT, Some(2), "b1");
+        assert_eq!(queue.push((ClientId(3), Priority::High), Some(2), "c1"), Pushed::Full("c1"));
+        assert_eq!(queue.push(URGENT, Some(2), "a2"), Pushed::Displaced("a1"));
+        assert_eq!(queue.push(URGENT, Some(2), "a3"), Pushed::Full("a3"), "it is not more urgent than the one before");
+        assert_eq!(drain(&mut queue), ["a2", "b1"]);
+    }
+
+    #[test]
+    fn the_heaviest_client_gives_way_with_its_least_urgent() {
+        let mut queue = FairQueue::default();
+        for (turn, item) in [(URGENT, "a1"), (A, "a2"), (URGENT, "a3")] {
+            queue.push(turn, Some(3), item);
+        }
+        assert_eq!(queue.push(PATIENT, Some(3), "b1"), Pushed::Displaced("a2"));
+    }
+
     /// Against a plain model: whatever is pushed comes out once or was refused or displaced, and nobody is served
     /// twice while another waits.
     #[test]
@@ -244,7 +355,7 @@ mod tests {
             if next(3) < 2 {
                 let capacity = (next(4) > 0).then_some(8);
                 pushed += 1;
-                match queue.push(ClientId(next(5)), capacity, i) {
+                match queue.push((ClientId(next(5)), Priority::from_number(next(4))), capacity, i) {
                     Pushed::Queued => {}
                     Pushed::Displaced(_) | Pushed::Full(_) => gone += 1,
                 }
@@ -258,6 +369,7 @@ mod tests {
             gone += 1;
         }
         assert_eq!(pushed, gone);
-        assert_eq!((queue.len(), queue.counted(), queue.turns.len(), queue.clients.len()), (0, 0, 0, 0));
+        assert_eq!((queue.len(), queue.counted(), queue.clients.len()), (0, 0, 0));
+        assert!(queue.turns.iter().all(VecDeque::is_empty));
     }
 }

@@ -10,6 +10,7 @@
 mod fair_queue;
 mod model_queue;
 mod pace;
+mod priority;
 mod worker;
 
 use std::{
@@ -22,6 +23,7 @@ use std::{
 
 use tokio::sync::{oneshot, watch};
 
+pub use self::priority::Priority;
 use self::{
     fair_queue::Pushed,
     model_queue::{ModelQueue, Waiting},
@@ -93,6 +95,8 @@ pub struct Arrival {
 pub struct Job {
     /// Whose turn it takes.
     pub client: ClientId,
+    /// Whether it goes before or after others.
+    pub priority: Priority,
     /// After this the answer is worthless; the work is then never done.
     pub deadline: Option<Instant>,
     /// Whether it counts against the queue's capacity. Streams don't: they limit themselves to a few frames.
@@ -133,7 +137,7 @@ pub enum JobError {
     /// The deadline passed while the job waited.
     #[error("the deadline passed while the request waited; it was not executed")]
     DeadlineExceeded,
-    /// Another client, with less in the queue, got the place.
+    /// Another client with less in the queue, or a more urgent job of the same, got the place.
     #[error(transparent)]
     Displaced(#[from] QueueFull),
     /// The engine failed.
@@ -297,8 +301,24 @@ impl Queue {
     /// [`QueueFull`], at once, when as many jobs wait as may. A job of the client that has most of them waiting gives
     /// way to one of a client that has fewer.
     pub fn submit(&self, job: Job) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
+        self.push(job, false)
+    }
+
+    /// Queues the images of one request, which is admitted as a whole: where the first one has a place, all have.
+    ///
+    /// # Errors
+    /// [`QueueFull`], as for [`Queue::submit`].
+    pub fn submit_all(
+        &self,
+        jobs: impl IntoIterator<Item = Job>,
+    ) -> Result<Vec<oneshot::Receiver<Outcome>>, QueueFull> {
+        jobs.into_iter().enumerate().map(|(i, job)| self.push(job, i > 0)).collect()
+    }
+
+    /// A job that `follows` another one always has a place.
+    fn push(&self, job: Job, follows: bool) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
         let (reply, outcome) = oneshot::channel();
-        let (client, counts) = (job.client, job.counts);
+        let (turn, counts) = ((job.client, job.priority), job.counts);
         let mut state = self.shared.lock();
         let (clock, share) = (state.clock, state.share(self.id));
         let queue = state.queues.get_mut(&self.id).expect("a queue lives at least as long as its handle");
@@ -308,11 +328,12 @@ impl Queue {
         }
         let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, self.parallelism);
         let mut dead = Vec::new();
-        if counts && queue.waiting.counted() >= capacity {
+        let limit = if follows { usize::MAX } else { capacity };
+        if counts && queue.waiting.counted() >= limit {
             let now = Instant::now();
             dead = queue.waiting.remove_dead(|waiting| waiting.expired(now).is_some());
         }
-        let pushed = queue.waiting.push(client, counts.then_some(capacity), Waiting { job, reply });
+        let pushed = queue.waiting.push(turn, counts.then_some(limit), Waiting { job, reply });
         let (refused, queued) = match pushed {
             Pushed::Queued => (None, true),
             Pushed::Displaced(other) => (Some(other), true),
@@ -345,16 +366,16 @@ impl Queue {
         Ok(outcome)
     }
 
-    /// Refuses a job of `client` before there is one, so that its image need not even be read; `None` = [`Self::submit`]
+    /// Refuses a job of this client and priority before there is one, so that its image need not even be read; `None` = [`Self::submit`]
     /// is to decide.
-    pub fn refuse(&self, client: ClientId) -> Option<QueueFull> {
+    pub fn refuse(&self, turn: (ClientId, Priority)) -> Option<QueueFull> {
         let mut state = self.shared.lock();
         let share = state.share(self.id);
         let queue = state.queues.get_mut(&self.id)?;
         let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, self.parallelism);
         let now = Instant::now();
         let leaves = |waiting: &Waiting| waiting.expired(now).is_some();
-        if queue.waiting.has_place(client, capacity) || queue.waiting.any(leaves) {
+        if queue.waiting.has_place(turn, capacity) || queue.waiting.any(leaves) {
             return None;
         }
         queue.network.metrics.rejected(Rejection::QueueFull);

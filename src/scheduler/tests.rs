@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     engine::{Engine, EngineInfo, EngineKind, Precision},
-    image::{PixelFormat, RawFrame},
+    image::{Crop, PixelFormat, RawFrame},
 };
 
 const GEOMETRY: Geometry = Geometry { width: 2, height: 2, resize_shorter_side: 2 };
@@ -122,7 +122,13 @@ fn arrival(value: u8) -> Arrival {
 }
 
 fn job(value: u8) -> Job {
-    Job { client: ClientId(1), deadline: None, counts: true, fetch: Box::new(move || Some(arrival(value))) }
+    Job {
+        client: ClientId(1),
+        priority: Priority::Normal,
+        deadline: None,
+        counts: true,
+        fetch: Box::new(move || Some(arrival(value))),
+    }
 }
 
 impl Bench {
@@ -521,4 +527,59 @@ fn the_capacity_follows_the_pace_and_the_share() {
     assert_eq!(capacity(Capacity::Within(Duration::from_millis(105)), 0.5), 4);
     assert_eq!(capacity(Capacity::Within(Duration::from_millis(1)), 1.0), 1);
     assert_eq!(capacity(Capacity::Exactly(NonZeroUsize::new(3).unwrap()), 0.1), 3);
+}
+
+#[test]
+fn what_is_urgent_goes_first_and_what_can_wait_is_not_forgotten() {
+    let bench = Setup::default().start();
+    let first = bench.occupy(0);
+    let submit = |priority, value| {
+        let client = ClientId(u64::from(value / 50));
+        bench.queue.submit(Job { client, priority, counts: false, ..job(value) }).unwrap()
+    };
+    let low: Vec<_> = (100..104).map(|value| submit(Priority::Low, value)).collect();
+    let high: Vec<_> = (1..=12).map(|value| submit(Priority::High, value)).collect();
+    let mut order = Vec::new();
+    bench.go();
+    for _ in 0..16 {
+        order.extend(bench.call().images);
+        bench.go();
+    }
+    assert_eq!(order, [1, 2, 3, 4, 100, 5, 6, 7, 8, 101, 9, 10, 11, 12, 102, 103]);
+    assert_eq!(logit(first), 0.0);
+    assert_eq!(high.into_iter().map(logit).sum::<f32>() + low.into_iter().map(logit).sum::<f32>(), 78.0 + 406.0);
+}
+
+#[test]
+fn a_request_of_several_images_is_admitted_as_a_whole() {
+    let config =
+        SchedulerConfig { queue_capacity: Capacity::Exactly(NonZeroUsize::new(2).unwrap()), ..Setup::default().config };
+    let bench = Setup { config, ..Setup::default() }.start();
+    let first = bench.occupy(0);
+    let images = bench.queue.submit_all((1..=8).map(job)).unwrap();
+    assert_eq!(images.len(), 8);
+    assert!(bench.queue.submit_all((9..=10).map(job)).is_err(), "more wait than there are places");
+    for _ in 0..9 {
+        bench.go();
+    }
+    assert_eq!(logit(first), 0.0);
+    assert_eq!(images.into_iter().map(logit).collect::<Vec<_>>(), [1., 2., 3., 4., 5., 6., 7., 8.]);
+}
+
+#[test]
+fn a_ready_crop_is_taken_as_it_is() {
+    let bench = Setup::default().start();
+    let crop = |pixels: Vec<u8>| {
+        let fetch = Box::new(|| {
+            let image = Source::Crop(Crop::Pixels(pixels.into()));
+            Some(Arrival { image, at: Instant::now(), mirrored: false })
+        });
+        bench.queue.submit(Job { fetch, ..job(0) }).unwrap()
+    };
+    let wrong = crop(vec![1; GEOMETRY.bytes() - 1]);
+    assert!(matches!(wrong.blocking_recv().unwrap(), Err(JobError::Image(ImageError::ReadyCropLength { .. }))));
+    let right = crop((40..40 + GEOMETRY.bytes() as u8).collect());
+    assert_eq!(bench.call().images, [40]);
+    bench.go();
+    assert_eq!(logit(right), 40.0);
 }

@@ -39,7 +39,7 @@ enum TaskKind {
 enum Next {
     Task(Task),
     /// Drop a model that has been retired.
-    Bury(ModelQueue),
+    Bury(Box<ModelQueue>),
 }
 
 /// What one call of an engine needs beside the batch.
@@ -268,7 +268,7 @@ impl Shared {
         loop {
             let mut until = None;
             if let Some(model) = state.finished.pop() {
-                return Some(Next::Bury(model));
+                return Some(Next::Bury(Box::new(model)));
             }
             if !state.exclusive {
                 match self.next_task(&mut state) {

@@ -210,6 +210,17 @@ pub fn python() -> Option<PathBuf> {
     None
 }
 
+/// Python with tritonclient too, or `None` with a visible word.
+pub fn tritonclient() -> Option<PathBuf> {
+    let python = python()?;
+    let import = Command::new(&python).args(["-c", "import tritonclient.grpc"]).output().expect("Python runs");
+    if !import.status.success() {
+        skipped("there is no tritonclient in the tests' Python; `make test-env` sets it up");
+        return None;
+    }
+    Some(python)
+}
+
 /// Whether ffmpeg is there; a visible word if not.
 pub fn ffmpeg() -> bool {
     let found = Command::new("ffmpeg").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();

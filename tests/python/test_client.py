@@ -75,7 +75,7 @@ def test_stream():
 
 def test_health():
     stub = health_pb2_grpc.HealthStub(channel)
-    for service in ("", "resnet18.v1.Classifier"):
+    for service in ("", "resnet18.v1.Classifier", "inference.GRPCInferenceService"):
         status = stub.Check(health_pb2.HealthCheckRequest(service=service)).status
         assert status == health_pb2.HealthCheckResponse.SERVING
 
@@ -83,8 +83,10 @@ def test_health():
 def test_reflection():
     database = ProtoReflectionDescriptorDatabase(channel)
     assert {"resnet18.v1.Classifier", "grpc.health.v1.Health"} <= set(database.get_services())
-    service = DescriptorPool(database).FindServiceByName("resnet18.v1.Classifier")
+    pool = DescriptorPool(database)
+    service = pool.FindServiceByName("resnet18.v1.Classifier")
     assert sorted(m.name for m in service.methods) == ["Classify", "ListModels", "StreamClassify"]
+    assert "ModelInfer" in pool.FindServiceByName("inference.GRPCInferenceService").methods_by_name
 
 
 for name, test in list(globals().items()):

@@ -1,0 +1,132 @@
+//! What the protocol tells of the server and its models.
+
+use std::collections::HashMap;
+
+use super::{Form, answers::Scores, names, tensors::MAX_IMAGES};
+use crate::{
+    grpc::status::shorten,
+    inference::{
+        DataType, ModelConfig, ModelDynamicBatching, ModelInput, ModelInstanceGroup, ModelMetadataResponse,
+        ModelOutput, ModelParameter, RepositoryIndexResponse, ServerMetadataResponse, model_config::SchedulingChoice,
+        model_input, model_instance_group, model_metadata_response::TensorMetadata,
+        repository_index_response::ModelIndex,
+    },
+    model::{IMAGES, Normalization},
+    registry::{Entry, Registry, Served},
+    scheduler::Priority,
+    state::State,
+};
+
+/// The extensions of the protocol that this server knows.
+const EXTENSIONS: [&str; 5] = ["classification", "model_configuration", "parameters", "schedule_policy", "statistics"];
+
+pub(super) fn server() -> ServerMetadataResponse {
+    ServerMetadataResponse {
+        name: "resnet18".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        extensions: EXTENSIONS.map(Into::into).into(),
+    }
+}
+
+pub(super) fn model(served: &Served, form: Form) -> ModelMetadataResponse {
+    let tensor = |name: &str, datatype: &str, dimensions: &[i64]| TensorMetadata {
+        name: name.into(),
+        datatype: datatype.into(),
+        shape: [&[-1], dimensions].concat(),
+    };
+    let (_, datatype, _, dimensions) = input(served, form);
+    let classes = served.labels.len() as i64;
+    ModelMetadataResponse {
+        name: form.name(&served.name),
+        versions: vec![served.version.clone()],
+        platform: platform(served),
+        inputs: vec![tensor(IMAGES, datatype, &dimensions)],
+        outputs: Scores::ALL.map(|scores| tensor(scores.name(), "FP32", &[classes])).into(),
+    }
+}
+
+pub(super) fn config(served: &Served, form: Form) -> ModelConfig {
+    let (data_type, _, format, dims) = input(served, form);
+    let input = ModelInput { name: IMAGES.into(), data_type: data_type.into(), format: format.into(), dims };
+    let output = |scores: Scores| ModelOutput {
+        name: scores.name().into(),
+        data_type: DataType::TypeFp32.into(),
+        dims: vec![served.labels.len() as i64],
+    };
+    let kind = if served.engine.offloaded { model_instance_group::Kind::Gpu } else { model_instance_group::Kind::Cpu };
+    ModelConfig {
+        name: form.name(&served.name),
+        platform: platform(served),
+        backend: served.engine.kind.to_string(),
+        max_batch_size: MAX_IMAGES as i32,
+        input: vec![input],
+        output: Scores::ALL.map(output).into(),
+        instance_group: vec![ModelInstanceGroup {
+            name: served.engine.device.clone(),
+            count: served.queue.parallelism() as i32,
+            kind: kind.into(),
+        }],
+        parameters: parameters(served, form),
+        scheduling_choice: Some(SchedulingChoice::DynamicBatching(ModelDynamicBatching {
+            preferred_batch_size: vec![served.engine.max_batch as i32],
+            priority_levels: Priority::LEVELS as u64,
+            default_priority_level: Priority::default().number(),
+        })),
+    }
+}
+
+/// An input's type, by its number and by its name, how its dimensions lie, and what they are without the batch.
+fn input(served: &Served, form: Form) -> (DataType, &'static str, model_input::Format, Vec<i64>) {
+    let [height, width] = [served.geometry.height, served.geometry.width].map(i64::from);
+    match form {
+        Form::Encoded => (DataType::TypeString, "BYTES", model_input::Format::None, Vec::new()),
+        Form::Tensor => (DataType::TypeUint8, "UINT8", model_input::Format::Nhwc, vec![height, width, 3]),
+    }
+}
+
+fn platform(served: &Served) -> String {
+    format!("onnx_{}", served.engine.kind)
+}
+
+fn parameters(served: &Served, form: Form) -> HashMap<String, ModelParameter> {
+    let list = |values: [f32; 3]| values.map(|value| value.to_string()).join(",");
+    let mut parameters = vec![
+        ("precision", served.engine.precision.to_string()),
+        ("engine_version", served.engine.version.clone()),
+        ("resize_shorter_side", served.geometry.resize_shorter_side.to_string()),
+    ];
+    if let (Form::Tensor, Some(Normalization { mean, std })) = (form, served.normalization) {
+        parameters.extend([
+            (
+                "also_takes",
+                format!(
+                    "FP32 [N, 3, {}, {}], (pixel / 255 - mean) / std",
+                    served.geometry.height, served.geometry.width
+                ),
+            ),
+            ("mean", list(mean)),
+            ("std", list(std)),
+        ]);
+    }
+    let parameter = |(name, string_value): (&str, String)| (name.to_owned(), ModelParameter { string_value });
+    parameters.into_iter().map(parameter).collect()
+}
+
+/// Every model under both its names; with `ready` only those that answer.
+pub(super) fn index(registry: &Registry, state: &State, ready: bool) -> RepositoryIndexResponse {
+    let models = names::list(registry).into_iter().map(|(name, _, entry)| {
+        let Entry { served, problem, .. } = entry;
+        let state = match (&served, &problem) {
+            (Some(_), _) if state.ready().is_ok() => "READY",
+            (None, None) => "LOADING",
+            _ => "UNAVAILABLE",
+        };
+        ModelIndex {
+            name,
+            version: served.map(|served| served.version.clone()).unwrap_or_default(),
+            state: state.into(),
+            reason: problem.as_deref().map(shorten).unwrap_or_default(),
+        }
+    });
+    RepositoryIndexResponse { models: models.filter(|model| !ready || model.state == "READY").collect() }
+}

@@ -1,0 +1,22 @@
+//! The Open Inference Protocol, version 2, for the clients and load tools of Triton and KServe.
+//!
+//! A request becomes images (`tensors`), they go through the same queues as those of the `Classifier` service
+//! (`infer`), and their logits become tensors again (`answers`).
+
+mod answers;
+pub(crate) mod codec;
+mod infer;
+mod metadata;
+mod names;
+mod parameters;
+mod service;
+mod statistics;
+mod stream;
+pub mod tensors;
+
+pub use self::{
+    codec::{MessageError, read_request},
+    names::Form,
+    parameters::WrongParameter,
+};
+pub(super) use self::{names::SERVICE, service::InferenceService};

@@ -1,0 +1,129 @@
+//! The `GRPCInferenceService` as tonic calls it.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    infer, metadata,
+    names::{self, has_version, resolve},
+    statistics, stream,
+};
+use crate::{
+    grpc::{
+        classifier::answer,
+        context::{Call, Context},
+    },
+    inference::{
+        ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse, ModelMetadataRequest,
+        ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse, ModelStatisticsRequest, ModelStatisticsResponse,
+        ModelStreamInferResponse, RepositoryIndexRequest, RepositoryIndexResponse, ServerLiveRequest,
+        ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+        grpc_inference_service_server::GrpcInferenceService,
+    },
+    metrics::Method,
+    state::State,
+};
+
+/// The service; streams keep its context beyond the call that opened them.
+pub(in crate::grpc) struct InferenceService(pub Arc<Context>);
+
+#[tonic::async_trait]
+impl GrpcInferenceService for InferenceService {
+    type ModelStreamInferStream = ReceiverStream<Result<ModelStreamInferResponse, Status>>;
+
+    async fn server_live(&self, request: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
+        let guard = Call::of(&request).guard(Method::ServerLive);
+        answer(guard, Ok(ServerLiveResponse { live: !matches!(self.0.state.get(), State::Failed(_)) }))
+    }
+
+    async fn server_ready(
+        &self,
+        request: Request<ServerReadyRequest>,
+    ) -> Result<Response<ServerReadyResponse>, Status> {
+        let guard = Call::of(&request).guard(Method::ServerReady);
+        answer(guard, Ok(ServerReadyResponse { ready: self.0.state.get().ready().is_ok() }))
+    }
+
+    async fn server_metadata(
+        &self,
+        request: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
+        let guard = Call::of(&request).guard(Method::ServerMetadata);
+        answer(guard, Ok(metadata::server()))
+    }
+
+    async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
+        let mut guard = Call::of(&request).guard(Method::ModelReady);
+        let ModelReadyRequest { name, version } = request.into_inner();
+        let (model, _) = resolve(&self.0.registry, &name);
+        let entry = self.0.registry.find(model).ok();
+        entry.iter().for_each(|entry| guard.model(&entry.metrics));
+        let served = entry.and_then(|entry| entry.served).is_some_and(|served| has_version(&served, &version));
+        answer(guard, Ok(ModelReadyResponse { ready: served && self.0.state.get().ready().is_ok() }))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
+        let mut guard = Call::of(&request).guard(Method::ModelMetadata);
+        let ModelMetadataRequest { name, version } = request.into_inner();
+        let found = names::find(&self.0, &name, &version, &mut guard);
+        answer(guard, found.map(|(served, form)| metadata::model(&served, form)))
+    }
+
+    async fn model_config(
+        &self,
+        request: Request<ModelConfigRequest>,
+    ) -> Result<Response<ModelConfigResponse>, Status> {
+        let mut guard = Call::of(&request).guard(Method::ModelConfig);
+        let ModelConfigRequest { name, version } = request.into_inner();
+        let found = names::find(&self.0, &name, &version, &mut guard);
+        let config = found.map(|(served, form)| metadata::config(&served, form));
+        answer(guard, config.map(|config| ModelConfigResponse { config: Some(config) }))
+    }
+
+    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
+        let _in_progress = self.0.state.call();
+        let call = Call::of(&request);
+        let mut guard = call.guard(Method::ModelInfer);
+        let result = match infer::submit(&self.0, request.into_inner(), call, true, &mut guard) {
+            Ok(submitted) => submitted.answer().await,
+            Err(error) => Err(error),
+        };
+        answer(guard, result)
+    }
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+        let call = Call::of(&request);
+        let guard = call.guard(Method::ModelStreamInfer);
+        // The answer's headers go out at once: a caller may wait for them before it sends its first request.
+        let (answers, receiver) = mpsc::channel(1);
+        tokio::spawn(stream::run(Arc::clone(&self.0), request.into_inner(), call, guard, answers));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn model_statistics(
+        &self,
+        request: Request<ModelStatisticsRequest>,
+    ) -> Result<Response<ModelStatisticsResponse>, Status> {
+        let mut guard = Call::of(&request).guard(Method::ModelStatistics);
+        let read = statistics::read(&self.0, request.get_ref(), &mut guard);
+        answer(guard, read)
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<RepositoryIndexRequest>,
+    ) -> Result<Response<RepositoryIndexResponse>, Status> {
+        let guard = Call::of(&request).guard(Method::RepositoryIndex);
+        let index = metadata::index(&self.0.registry, &self.0.state.get(), request.get_ref().ready);
+        answer(guard, Ok(index))
+    }
+}

@@ -1,0 +1,62 @@
+//! The models' sums in the protocol's words.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::names;
+use crate::{
+    grpc::{context::Context, status::CallError},
+    inference::{
+        InferBatchStatistics, InferStatistics, ModelStatistics, ModelStatisticsRequest, ModelStatisticsResponse,
+        StatisticDuration,
+    },
+    metrics::RequestGuard,
+    registry::Served,
+    statistics::{Requests, Spent},
+};
+
+/// Of one model, or of all that answer.
+pub(super) fn read(
+    context: &Context,
+    request: &ModelStatisticsRequest,
+    guard: &mut RequestGuard,
+) -> Result<ModelStatisticsResponse, CallError> {
+    let ModelStatisticsRequest { name, version } = request;
+    let model_stats = if name.is_empty() {
+        let all = names::list(&context.registry).into_iter();
+        all.filter_map(|(name, form, entry)| Some(of(&*entry.served?, name, form))).collect()
+    } else {
+        let (served, form) = names::find(context, name, version, guard)?;
+        vec![of(&served, form.name(&served.name), form)]
+    };
+    Ok(ModelStatisticsResponse { model_stats })
+}
+
+fn of(served: &Served, name: String, form: names::Form) -> ModelStatistics {
+    let Requests { success, fail, queue, decode, inference, output, images, last } =
+        form.statistics(&served.metrics).read();
+    let calls = served.metrics.statistics.calls();
+    let last = last.and_then(|last| last.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    ModelStatistics {
+        name,
+        version: served.version.clone(),
+        last_inference: last.as_millis() as u64,
+        inference_count: images,
+        execution_count: calls.values().map(|spent| spent.count).sum(),
+        inference_stats: Some(InferStatistics {
+            success: duration(success),
+            fail: duration(fail),
+            queue: duration(queue),
+            compute_input: duration(decode),
+            compute_infer: duration(inference),
+            compute_output: duration(output),
+        }),
+        batch_stats: calls
+            .into_iter()
+            .map(|(images, spent)| InferBatchStatistics { batch_size: images as u64, compute_infer: duration(spent) })
+            .collect(),
+    }
+}
+
+fn duration(Spent { count, time }: Spent) -> Option<StatisticDuration> {
+    Some(StatisticDuration { count, ns: time.min(Duration::from_nanos(u64::MAX)).as_nanos() as u64 })
+}

@@ -1,0 +1,119 @@
+//! `ModelStreamInfer`: requests that are answered in their order, a few in work at once.
+
+use std::{sync::Arc, time::Instant};
+
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+
+use super::infer::{self, Submitted};
+use crate::{
+    code::code_name,
+    grpc::{
+        arrival::Arrived,
+        context::{Call, Context},
+        status::CallError,
+        stream::{both, conclude, supervise},
+    },
+    inference::{
+        InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
+        infer_parameter::ParameterChoice,
+    },
+    metrics::{FrameOutcome, RequestGuard},
+    scheduler::JobError,
+    state::NotReady,
+};
+
+pub(super) type Answers = mpsc::Sender<Result<ModelStreamInferResponse, Status>>;
+
+/// The most requests of a stream that wait for their answers; while they do, no further one is read.
+const MAX_IN_WORK: usize = 4;
+
+/// Runs a stream to its end and tells the caller how it ended, unless the caller has gone.
+pub(super) async fn run(
+    context: Arc<Context>,
+    inbound: Streaming<ModelInferRequest>,
+    call: Call,
+    mut guard: RequestGuard,
+    answers: Answers,
+) {
+    let _in_progress = context.state.call();
+    let ended = supervise(call, &answers, answer_all(&context, inbound, call, &mut guard, &answers)).await;
+    conclude(ended, guard, &answers).await;
+}
+
+async fn answer_all(
+    context: &Context,
+    mut inbound: Streaming<ModelInferRequest>,
+    call: Call,
+    guard: &mut RequestGuard,
+    answers: &Answers,
+) -> Result<(), CallError> {
+    let _permit = context.stream_permit()?;
+    let (pending, mut in_order) = mpsc::channel(MAX_IN_WORK);
+    // A stream has no model, its requests have: it counts for that of the first.
+    let mut open = None;
+    let first = &mut open;
+    let read = async move {
+        while let Some(request) = next(&mut inbound, context).await? {
+            let arrived = Arrived { at: Instant::now(), ..call.arrived };
+            let id = request.id.clone();
+            let submitted = infer::submit(context, request, Call { arrived, ..call }, false, guard);
+            if let (None, Ok(submitted)) = (&first, &submitted) {
+                *first = Some(submitted.served().metrics.stream());
+            }
+            if pending.send((id, arrived.at, submitted)).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    // Owns the receiver, so that reading ends when answering fails.
+    let answer = async move {
+        while let Some((id, at, submitted)) = in_order.recv().await {
+            // A caller that has gone is noticed by `supervise`.
+            let _ = answers.send(Ok(answer_one(id, at, submitted).await?)).await;
+        }
+        Ok(())
+    };
+    both(read, answer).await
+}
+
+/// The next request; `None` when the caller has sent its last.
+async fn next(
+    inbound: &mut Streaming<ModelInferRequest>,
+    context: &Context,
+) -> Result<Option<ModelInferRequest>, CallError> {
+    tokio::select! {
+        message = inbound.message() => Ok(message?),
+        () = context.state.draining() => Err(NotReady::Draining.into()),
+    }
+}
+
+/// A request that failed gets its error, and the stream goes on.
+async fn answer_one(
+    id: String,
+    arrived: Instant,
+    submitted: Result<Submitted, CallError>,
+) -> Result<ModelStreamInferResponse, CallError> {
+    let served = submitted.as_ref().ok().map(|submitted| Arc::clone(submitted.served()));
+    let outcome = match submitted {
+        Ok(submitted) => submitted.answer().await,
+        Err(error) => Err(error),
+    };
+    if let Some(served) = served {
+        served.metrics.frame(if outcome.is_ok() { FrameOutcome::Classified } else { FrameOutcome::Failed });
+        served.metrics.frame_answered(arrived.elapsed());
+    }
+    let (error_message, mut response) = match outcome {
+        Ok(response) => (String::new(), response),
+        Err(error @ CallError::Job(JobError::Abandoned)) => return Err(error),
+        Err(error) => {
+            let message = format!("{}: {}", code_name(error.code()), error.message());
+            (message, ModelInferResponse { id, ..Default::default() })
+        }
+    };
+    // There is one answer for each request.
+    let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
+    response.parameters.insert("triton_final_response".into(), last);
+    Ok(ModelStreamInferResponse { error_message, infer_response: Some(response) })
+}

@@ -1,0 +1,236 @@
+//! A request's tensor → its images. Everything here is somebody else's word: names, types, shapes and sizes.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::Form;
+use crate::{
+    image::{Crop, Geometry, Source},
+    inference::{InferTensorContents, ModelInferRequest, model_infer_request::InferInputTensor},
+    model::{IMAGES, Normalization},
+};
+
+/// The most images in one request.
+pub const MAX_IMAGES: usize = 64;
+/// A parameter that says that the data is elsewhere.
+const SHARED_MEMORY: &str = "shared_memory_region";
+
+/// What a model takes under one of its names.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected {
+    /// Which of its names.
+    pub form: Form,
+    /// Its input size.
+    pub geometry: Geometry,
+    /// What normalised values were made by; `None` = it takes none.
+    pub normalization: Option<Normalization>,
+}
+
+/// Why a tensor can't be used. Every message says what was wrong and what would be right.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum TensorError {
+    #[error("the request has {0} inputs; this model takes one, `{IMAGES}`")]
+    Inputs(usize),
+    #[error("there is no input `{0}`; this model takes `{IMAGES}`")]
+    UnknownInput(String),
+    #[error("there is no output `{0}`; this model gives `logits` and `probabilities`")]
+    UnknownOutput(String),
+    #[error("the output `{0}` is requested twice")]
+    SameOutput(&'static str),
+    #[error(
+        "this server has no shared memory with its callers; send the data in the request and take it from the answer"
+    )]
+    SharedMemory,
+    #[error("`{IMAGES}` is {got}; this model takes {expected}")]
+    Datatype { got: String, expected: String },
+    #[error("the shape of `{IMAGES}` is {got:?}; this model takes {expected}, where N is 1 to {MAX_IMAGES}")]
+    Shape { got: Vec<i64>, expected: String },
+    #[error("the request has no data; send it in raw_input_contents, or in the input's contents")]
+    NoData,
+    #[error("the request has data in raw_input_contents and in the input's contents; send one of the two")]
+    TwiceData,
+    #[error("the request has {0} raw_input_contents for one input; send one for each input")]
+    RawContents(usize),
+    #[error("{datatype} {shape:?} takes {expected} {unit}, but there are {got}")]
+    Size { datatype: &'static str, shape: Vec<i64>, unit: &'static str, expected: usize, got: usize },
+    #[error("the contents hold the value {0}, which is no UINT8")]
+    NoByte(u32),
+    #[error(
+        "the raw BYTES end within image {image} of {of}; each is its length in 4 bytes, little-endian, followed by the file"
+    )]
+    Truncated { image: usize, of: usize },
+    #[error("{0} bytes of the raw BYTES are left behind the last image; check the shape and the images' lengths")]
+    Left(usize),
+}
+
+/// The element types that are taken.
+#[derive(Clone, Copy, PartialEq)]
+enum Datatype {
+    Bytes,
+    Uint8,
+    Fp32,
+}
+
+impl Datatype {
+    const ALL: [Self; 3] = [Self::Bytes, Self::Uint8, Self::Fp32];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bytes => "BYTES",
+            Self::Uint8 => "UINT8",
+            Self::Fp32 => "FP32",
+        }
+    }
+}
+
+impl Expected {
+    fn datatypes(&self) -> &'static [Datatype] {
+        match (self.form, self.normalization) {
+            (Form::Encoded, _) => &[Datatype::Bytes],
+            (Form::Tensor, None) => &[Datatype::Uint8],
+            (Form::Tensor, Some(_)) => &[Datatype::Uint8, Datatype::Fp32],
+        }
+    }
+
+    /// An image's dimensions.
+    fn dimensions(&self, datatype: Datatype) -> Vec<i64> {
+        let [height, width] = [self.geometry.height, self.geometry.width].map(i64::from);
+        match datatype {
+            Datatype::Bytes => Vec::new(),
+            Datatype::Uint8 => vec![height, width, 3],
+            Datatype::Fp32 => vec![3, height, width],
+        }
+    }
+
+    fn describe(&self, datatype: Datatype) -> String {
+        let dimensions: String = self.dimensions(datatype).iter().map(|dimension| format!(", {dimension}")).collect();
+        format!("{} [N{dimensions}]", datatype.name())
+    }
+}
+
+/// The images of a request, in their order.
+///
+/// # Errors
+/// What is wrong with the tensor, before anything is allocated for it.
+pub fn images(request: ModelInferRequest, expected: &Expected) -> Result<Vec<Source>, TensorError> {
+    let ModelInferRequest { inputs, raw_input_contents, .. } = request;
+    let [input]: [InferInputTensor; 1] =
+        inputs.try_into().map_err(|inputs: Vec<_>| TensorError::Inputs(inputs.len()))?;
+    let InferInputTensor { name, datatype, shape, parameters, contents } = input;
+    if name != IMAGES {
+        return Err(TensorError::UnknownInput(name));
+    }
+    if parameters.contains_key(SHARED_MEMORY) {
+        return Err(TensorError::SharedMemory);
+    }
+    let known = |known: &Datatype| known.name() == datatype && expected.datatypes().contains(known);
+    let Some(datatype) = Datatype::ALL.into_iter().find(known) else {
+        let all: Vec<_> = expected.datatypes().iter().map(|datatype| expected.describe(*datatype)).collect();
+        return Err(TensorError::Datatype { got: datatype, expected: all.join(" or ") });
+    };
+    let tensor = Tensor { datatype, n: count(&shape, datatype, expected)?, shape };
+    match (data(raw_input_contents, contents)?, datatype) {
+        (Data::Raw(raw), Datatype::Bytes) => tensor.files(raw),
+        (Data::Typed(contents), Datatype::Bytes) => tensor.typed_files(contents),
+        (Data::Raw(raw), _) => tensor.crops(raw, expected),
+        (Data::Typed(contents), _) => tensor.crops(tensor.to_raw(contents, expected)?, expected),
+    }
+}
+
+/// The number of images that a shape says.
+fn count(shape: &[i64], datatype: Datatype, expected: &Expected) -> Result<usize, TensorError> {
+    let fits = |rest: &[i64]| rest == expected.dimensions(datatype) || (datatype == Datatype::Bytes && rest == [1]);
+    match shape {
+        [n, rest @ ..] if (1..=MAX_IMAGES as i64).contains(n) && fits(rest) => Ok(*n as usize),
+        _ => Err(TensorError::Shape { got: shape.to_vec(), expected: expected.describe(datatype) }),
+    }
+}
+
+enum Data {
+    Raw(Bytes),
+    Typed(InferTensorContents),
+}
+
+/// Either the raw or the typed contents.
+fn data(mut raw: Vec<Bytes>, contents: Option<InferTensorContents>) -> Result<Data, TensorError> {
+    match (raw.len(), contents.filter(|contents| *contents != InferTensorContents::default())) {
+        (0, None) => Err(TensorError::NoData),
+        (0, Some(contents)) => Ok(Data::Typed(contents)),
+        (_, Some(_)) => Err(TensorError::TwiceData),
+        (1, None) => Ok(Data::Raw(raw.remove(0))),
+        (several, None) => Err(TensorError::RawContents(several)),
+    }
+}
+
+/// A tensor whose type and shape are right.
+struct Tensor {
+    datatype: Datatype,
+    shape: Vec<i64>,
+    n: usize,
+}
+
+impl Tensor {
+    fn size(&self, unit: &'static str, expected: usize, got: usize) -> Result<(), TensorError> {
+        match got == expected {
+            true => Ok(()),
+            false => Err(TensorError::Size {
+                datatype: self.datatype.name(),
+                shape: self.shape.clone(),
+                unit,
+                expected,
+                got,
+            }),
+        }
+    }
+
+    /// Files that follow each other, each behind its length.
+    fn files(&self, mut raw: Bytes) -> Result<Vec<Source>, TensorError> {
+        let mut files = Vec::with_capacity(self.n);
+        for image in 1..=self.n {
+            let truncated = || TensorError::Truncated { image, of: self.n };
+            let length = raw.first_chunk().map(|bytes| u32::from_le_bytes(*bytes) as usize).ok_or_else(truncated)?;
+            let mut file = raw.split_off(size_of::<u32>());
+            if length > file.len() {
+                return Err(truncated());
+            }
+            raw = file.split_off(length);
+            files.push(Source::Encoded(file));
+        }
+        if raw.is_empty() { Ok(files) } else { Err(TensorError::Left(raw.len())) }
+    }
+
+    fn typed_files(&self, contents: InferTensorContents) -> Result<Vec<Source>, TensorError> {
+        let files = contents.bytes_contents;
+        self.size("bytes_contents", self.n, files.len())?;
+        Ok(files.into_iter().map(Source::Encoded).collect())
+    }
+
+    /// Crops that follow each other.
+    fn crops(&self, mut raw: Bytes, expected: &Expected) -> Result<Vec<Source>, TensorError> {
+        let values = expected.geometry.bytes();
+        let bytes = if self.datatype == Datatype::Fp32 { values * size_of::<f32>() } else { values };
+        self.size("bytes", self.n * bytes, raw.len())?;
+        let crop = |data| match (self.datatype, expected.normalization) {
+            (Datatype::Fp32, Some(Normalization { mean, std })) => Crop::Normalized { values: data, mean, std },
+            _ => Crop::Pixels(data),
+        };
+        Ok((0..self.n).map(|_| Source::Crop(crop(raw.split_to(bytes)))).collect())
+    }
+
+    /// Typed elements as they would be sent raw.
+    fn to_raw(&self, contents: InferTensorContents, expected: &Expected) -> Result<Bytes, TensorError> {
+        let elements = self.n * expected.geometry.bytes();
+        if self.datatype == Datatype::Fp32 {
+            self.size("fp32_contents", elements, contents.fp32_contents.len())?;
+            let mut raw = BytesMut::with_capacity(elements * size_of::<f32>());
+            contents.fp32_contents.iter().for_each(|value| raw.put_f32_le(*value));
+            return Ok(raw.freeze());
+        }
+        self.size("uint_contents", elements, contents.uint_contents.len())?;
+        let byte = |value: u32| u8::try_from(value).map_err(|_| TensorError::NoByte(value));
+        contents.uint_contents.into_iter().map(byte).collect::<Result<Vec<u8>, _>>().map(Bytes::from)
+    }
+}
+
+#[cfg(test)]
+mod tests;

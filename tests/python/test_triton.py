@@ -1,0 +1,314 @@
+"""The server as Triton's own client sees it, sync, asyncio and streaming. Arguments: HOST:PORT, a folder of photos."""
+
+import asyncio
+import pathlib
+import queue
+import struct
+import sys
+import tempfile
+import time
+
+import grpc
+import numpy as np
+import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
+from grpc_tools import protoc
+from tritonclient.grpc import model_config_pb2, service_pb2
+from tritonclient.utils import InferenceServerException
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DATA = ROOT / "tests/data"
+ADDRESS = sys.argv[1]
+PHOTOS = sorted(path for path in pathlib.Path(sys.argv[2]).iterdir() if path.is_file())
+SMALL = sorted(PHOTOS, key=lambda path: path.stat().st_size)[:6]
+MODEL, TENSOR = "resnet18-demo", "resnet18-demo_tensor"
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+stubs = tempfile.mkdtemp()
+assert protoc.main(["protoc", f"-I{ROOT}/proto", f"-I{pathlib.Path(protoc.__file__).parent}/_proto",
+                    f"--python_out={stubs}", f"--grpc_python_out={stubs}", "resnet18/v1/classifier.proto"]) == 0
+sys.path.insert(0, stubs)
+from resnet18.v1 import classifier_pb2, classifier_pb2_grpc  # noqa: E402
+
+client = triton.InferenceServerClient(ADDRESS)
+classifier = classifier_pb2_grpc.ClassifierStub(grpc.insecure_channel(ADDRESS))
+
+
+def files(*contents):
+    return tensor(np.array(contents, dtype=np.object_), "BYTES")
+
+
+def tensor(values, datatype):
+    images = triton.InferInput("images", values.shape, datatype)
+    images.set_data_from_numpy(values)
+    return [images]
+
+
+def top(k, output="probabilities"):
+    return [triton.InferRequestedOutput(output, class_count=k)]
+
+
+def fails(*words, model=MODEL, inputs=None, **arguments):
+    try:
+        client.infer(model, files(b"x") if inputs is None else inputs, **arguments)
+    except InferenceServerException as error:
+        assert all(word in str(error) for word in words), error
+        return error
+    raise AssertionError(f"an error was expected: {words}")
+
+
+def raw_call(method, request):
+    """A call past the client, which would not send such a request."""
+    channel = grpc.insecure_channel(ADDRESS)
+    call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}",
+                               request_serializer=lambda message: message.SerializeToString(),
+                               response_deserializer=service_pb2.ModelInferResponse.FromString)
+    return call(request, timeout=10)
+
+
+def crops(n):
+    return np.random.default_rng(7).integers(0, 256, (n, 224, 224, 3), dtype=np.uint8)
+
+
+def normalised(pixels):
+    return ((pixels.astype(np.float32) / 255 - MEAN) / STD).transpose(0, 3, 1, 2).copy()
+
+
+def same_as_classify(photo, text):
+    image = classifier_pb2.Image(encoded=photo.read_bytes())
+    answer = classifier.Classify(classifier_pb2.ClassifyRequest(image=image, top_k=len(text)))
+    parts = [entry.decode().split(":", 2) for entry in text]
+    assert [int(index) for _, index, _ in parts] == [c.class_id for c in answer.classifications], photo
+    assert [label for *_, label in parts] == [c.label for c in answer.classifications], photo
+    # Lanes of different widths may round differently.
+    assert np.allclose([float(value) for value, *_ in parts], [c.probability for c in answer.classifications], atol=1e-3)
+
+
+def test_ready():
+    assert client.is_server_live() and client.is_server_ready()
+    assert client.is_model_ready(MODEL) and client.is_model_ready(TENSOR)
+    assert not client.is_model_ready("other") and not client.is_model_ready(MODEL, "7")
+
+
+def test_metadata_and_config():
+    server = client.get_server_metadata()
+    assert server.name == "resnet18" and {"classification", "statistics"} <= set(server.extensions), server
+    metadata = client.get_model_metadata(TENSOR)
+    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("images", "UINT8", [-1, 224, 224, 3])]
+    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.outputs] == [
+        ("logits", "FP32", [-1, 106]), ("probabilities", "FP32", [-1, 106])]
+    [version] = metadata.versions
+    assert client.is_model_ready(TENSOR, version)
+    metadata = client.get_model_metadata(MODEL, version)
+    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("images", "BYTES", [-1])]
+    config = client.get_model_config(TENSOR).config
+    assert config.max_batch_size == 64 and config.dynamic_batching.priority_levels == 3, config
+    assert list(config.input[0].dims) == [224, 224, 3]
+    assert config.input[0].data_type == model_config_pb2.TYPE_UINT8
+    assert config.input[0].format == model_config_pb2.ModelInput.FORMAT_NHWC
+    assert config.parameters["mean"].string_value == "0.485,0.456,0.406", config
+    assert client.get_model_config(MODEL, as_json=True)["config"]["input"][0]["data_type"] == "TYPE_STRING"
+    for ask in (client.get_model_metadata, client.get_model_config):
+        try:
+            ask("other")
+        except InferenceServerException as error:
+            assert error.status() == "StatusCode.NOT_FOUND" and MODEL in error.message(), error
+        else:
+            raise AssertionError("there is no such model")
+
+
+def test_index():
+    models = client.get_model_repository_index().models
+    assert [(model.name, model.state) for model in models] == [(MODEL, "READY"), (TENSOR, "READY")], models
+
+
+def test_photos_have_classifys_answers():
+    for photo in PHOTOS:
+        result = client.infer(MODEL, files(photo.read_bytes()), outputs=top(5), request_id=photo.name)
+        assert result.get_response().id == photo.name
+        same_as_classify(photo, result.as_numpy("probabilities")[0])
+
+
+def test_several_photos_in_one_request():
+    some = SMALL[:4]
+    result = client.infer(MODEL, files(*(photo.read_bytes() for photo in some)), outputs=top(3))
+    text = result.as_numpy("probabilities")
+    assert text.shape == (4, 3)
+    for photo, row in zip(some, text):
+        same_as_classify(photo, row)
+
+
+def test_outputs():
+    photo = (DATA / "cat.jpg").read_bytes()
+    both = client.infer(MODEL, files(photo))
+    logits, probabilities = both.as_numpy("logits"), both.as_numpy("probabilities")
+    assert logits.shape == probabilities.shape == (1, 106) and logits.dtype == np.float32
+    softmax = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    assert np.allclose(softmax, probabilities, atol=1e-5)
+    one = client.infer(MODEL, files(photo), outputs=[triton.InferRequestedOutput("logits")])
+    assert one.as_numpy("probabilities") is None and one.as_numpy("logits").shape == (1, 106)
+    value, index, label = client.infer(MODEL, files(photo), outputs=top(1, "logits")).as_numpy("logits")[0, 0].decode().split(":")
+    assert int(index) == logits.argmax() and label == "cat" and abs(float(value) - logits.max()) < 0.05
+
+
+def test_tensors():
+    pixels = crops(3)
+    answers = [client.infer(TENSOR, inputs).as_numpy("logits")
+               for inputs in (tensor(pixels, "UINT8"), tensor(normalised(pixels), "FP32"))]
+    assert answers[0].shape == (3, 106)
+    assert np.allclose(*answers, atol=0.05), np.abs(answers[0] - answers[1]).max()
+    request = service_pb2.ModelInferRequest(model_name=TENSOR)
+    contents = service_pb2.InferTensorContents(uint_contents=pixels[:1].flatten().tolist())
+    request.inputs.add(name="images", datatype="UINT8", shape=[1, 224, 224, 3], contents=contents)
+    typed = np.frombuffer(raw_call("ModelInfer", request).raw_output_contents[0], np.float32)
+    assert np.allclose(typed, answers[0][0], atol=0.05)
+
+
+def test_errors():
+    photo = (DATA / "cat.jpg").read_bytes()
+    assert fails("no model", MODEL, model="other").status() == "StatusCode.NOT_FOUND"
+    fails("version", model_version="7")
+    assert fails("JPEG", inputs=files(b"nonsense")).status() == "StatusCode.INVALID_ARGUMENT"
+    fails("image 2 of 3", "JPEG", inputs=files(photo, b"nonsense", photo))
+    fails("UINT8", "BYTES [N]", inputs=tensor(crops(1), "UINT8"))
+    fails("UINT8 [N, 224, 224, 3]", model=TENSOR, inputs=tensor(crops(1)[:, :100], "UINT8"))
+    fails("1 to 64", inputs=files(*[b"x"] * 65))
+    fails("softmax", "`logits` and `probabilities`", outputs=[triton.InferRequestedOutput("softmax")])
+    wrong = triton.InferInput("input", [1], "BYTES")
+    wrong.set_data_from_numpy(np.array([photo], dtype=np.object_))
+    fails("`input`", "`images`", inputs=[wrong])
+    pixels_as_floats = crops(1).astype(np.float32).transpose(0, 3, 1, 2).copy()
+    fails("that of no pixel", "mean", model=TENSOR, inputs=tensor(pixels_as_floats, "FP32"))
+    not_numbers = np.full((1, 3, 224, 224), np.nan, np.float32)
+    fails("NaN", model=TENSOR, inputs=tensor(not_numbers, "FP32"))
+    shared = triton.InferRequestedOutput("logits")
+    shared.set_shared_memory("region", 424)
+    fails("shared memory", inputs=files(photo), outputs=[shared])
+
+
+def test_hostile_messages():
+    request = service_pb2.ModelInferRequest(model_name=MODEL)
+    request.inputs.add(name="images", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"x")
+    request.raw_input_contents.append(struct.pack("<I", 1) + b"x")
+    flood = service_pb2.ModelInferRequest(model_name=MODEL, inputs=[{}] * 1_000_000)
+    for message, word in ((request, "one of the two"), (flood, "more than 1000")):
+        try:
+            raw_call("ModelInfer", message)
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.INVALID_ARGUMENT and word in error.details(), error
+        else:
+            raise AssertionError(word)
+
+
+def test_timeout_and_priority():
+    inputs = tensor(crops(32), "UINT8")
+    before = client.get_inference_statistics(TENSOR).model_stats[0]
+    error = fails("", model=TENSOR, inputs=inputs, timeout=1000)
+    assert error.status() == "StatusCode.DEADLINE_EXCEEDED", error
+    # All but those in work are withdrawn.
+    client.infer(TENSOR, tensor(crops(1), "UINT8"), priority=1)
+    after = client.get_inference_statistics(TENSOR).model_stats[0]
+    assert after.execution_count - before.execution_count < 10, (before, after)
+    assert after.inference_stats.fail.count - before.inference_stats.fail.count == 1
+    for priority in (1, 2, 3, 1000):
+        client.infer(TENSOR, tensor(crops(1), "UINT8"), priority=priority, timeout=10_000_000)
+    client.infer(TENSOR, tensor(crops(1), "UINT8"), headers={"x-priority": "3"})
+    error = fails("x-priority", model=TENSOR, inputs=tensor(crops(1), "UINT8"), headers={"x-priority": "urgent"})
+    assert error.status() == "StatusCode.INVALID_ARGUMENT", error
+
+
+def test_statistics():
+    read = lambda: {model.name: model for model in client.get_inference_statistics().model_stats}
+    before = read()
+    assert set(before) == {MODEL, TENSOR}
+    client.infer(MODEL, files((DATA / "cat.jpg").read_bytes()))
+    client.infer(TENSOR, tensor(crops(2), "UINT8"))
+    fails("JPEG", inputs=files(b"nonsense"))
+    after = read()
+    grown = {name: after[name].inference_count - before[name].inference_count for name in after}
+    assert grown == {MODEL: 1, TENSOR: 2}, grown
+    stats = after[MODEL].inference_stats
+    assert stats.success.count == before[MODEL].inference_stats.success.count + 1
+    assert stats.fail.count == before[MODEL].inference_stats.fail.count + 1
+    assert stats.success.ns > stats.compute_infer.ns > 0 and stats.compute_input.ns > 0
+    assert abs(after[MODEL].last_inference / 1000 - time.time()) < 60
+    calls = sum(batch.compute_infer.count for batch in after[MODEL].batch_stats)
+    assert calls == after[MODEL].execution_count > before[MODEL].execution_count
+
+
+def test_compression():
+    pixels = np.zeros((1, 224, 224, 3), np.uint8)
+    plain, packed = (client.infer(TENSOR, tensor(pixels, "UINT8"), compression_algorithm=how) for how in (None, "gzip"))
+    assert np.allclose(plain.as_numpy("logits"), packed.as_numpy("logits"), atol=0.05)
+
+
+def test_asyncio():
+    async def run():
+        async with triton_aio.InferenceServerClient(ADDRESS) as client:
+            assert await client.is_server_ready()
+            ask = lambda photo: client.infer(MODEL, files(photo.read_bytes()), outputs=top(2), request_id=photo.name)
+            results = await asyncio.gather(*map(ask, SMALL))
+
+            async def requests():
+                for i in range(20):
+                    inputs = files(b"nonsense") if i == 7 else tensor(crops(1), "UINT8")
+                    yield {"model_name": MODEL if i == 7 else TENSOR, "inputs": inputs, "request_id": str(i)}
+
+            ids, errors = [], []
+            async for result, error in client.stream_infer(requests()):
+                errors.append(str(error)) if error else ids.append(int(result.get_response().id))
+            return results, ids, errors
+
+    results, ids, errors = asyncio.run(run())
+    for photo, result in zip(SMALL, results):
+        assert result.get_response().id == photo.name
+        same_as_classify(photo, result.as_numpy("probabilities")[0])
+    assert ids == [i for i in range(20) if i != 7], ids
+    [error] = errors
+    assert "INVALID_ARGUMENT" in error and "JPEG" in error, error
+
+
+def test_a_stream_of_1000_requests_keeps_ids_and_order():
+    answers = queue.Queue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    tiny = (DATA / "tiny_33x47.png").read_bytes()
+    pixels = crops(1)
+    for i in range(1000):
+        even = i % 2 == 0
+        client.async_stream_infer(MODEL if even else TENSOR, files(tiny) if even else tensor(pixels, "UINT8"),
+                                  request_id=f"request {i}", outputs=top(1))
+    logits = {}
+    for i in range(1000):
+        result, error = answers.get(timeout=60)
+        assert error is None, error
+        response = result.get_response()
+        assert response.id == f"request {i}", (response.id, i)
+        assert response.model_name == (MODEL if i % 2 == 0 else TENSOR)
+        assert response.parameters["triton_final_response"].bool_param
+        logits.setdefault(i % 2, set()).add(result.as_numpy("probabilities")[0, 0].split(b":")[1])
+    client.stop_stream()
+    assert all(len(classes) == 1 for classes in logits.values()), logits
+    assert answers.empty()
+
+
+def test_a_stream_goes_on_after_errors():
+    answers = queue.Queue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    photo = (DATA / "cat.jpg").read_bytes()
+    requests = [("1", MODEL, files(photo), {}), ("2", "other", files(photo), {}), ("3", MODEL, files(b"nonsense"), {}),
+                ("4", MODEL, files(photo), {"timeout": 1}), ("5", MODEL, files(photo), {})]
+    for request_id, model, inputs, arguments in requests:
+        client.async_stream_infer(model, inputs, request_id=request_id, **arguments)
+    results = [answers.get(timeout=10) for _ in requests]
+    client.stop_stream()
+    assert [result and result.get_response().id for result, _ in results] == ["1", None, None, None, "5"], results
+    words = ["NOT_FOUND: there is no model", "INVALID_ARGUMENT: ", "DEADLINE_EXCEEDED: "]
+    assert all(word in str(error) for word, (_, error) in zip(words, results[1:4])), results
+
+
+for name, test in list(globals().items()):
+    if name.startswith("test_"):
+        started = time.monotonic()
+        test()
+        print(f"{name} {time.monotonic() - started:.1f} s ok")
