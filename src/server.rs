@@ -6,8 +6,8 @@ use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{
     engine::{self, EngineError},
-    grpc::{self, GrpcConfig, Listener},
-    http::{self, HttpContext},
+    grpc::{self, Calls, GrpcConfig, Listener},
+    http::{self, HttpContext, Web},
     loader::{LoadError, Loader, LoaderConfig, StartEngine},
     metrics::Exporter,
     registry::Registry,
@@ -29,6 +29,8 @@ pub struct ServerConfig {
     pub scheduler: SchedulerConfig,
     /// The limits of the gRPC side.
     pub grpc: GrpcConfig,
+    /// Who gets the page at `/` of the HTTP port.
+    pub web: Web,
     /// How long requests are still served when the server shuts down, while health and readiness say no.
     pub drain_delay: Duration,
     /// How long accepted work may take to finish when the server shuts down.
@@ -94,8 +96,18 @@ async fn run_with(
     let scheduler = Arc::new(Scheduler::new(config.scheduler));
 
     let context = HttpContext { state: state.clone(), registry: Arc::clone(&registry), exporter: exporter.clone() };
-    let http = http::serve(listeners.http, context);
-    let grpc = grpc::serve(listeners.grpc, Arc::clone(&registry), state.clone(), config.grpc);
+    let calls = Calls::new(Arc::clone(&registry), state.clone(), &config.grpc);
+    let http = http::serve(listeners.http, context, config.web, calls.for_browsers());
+    let grpc = grpc::serve(listeners.grpc, calls, Arc::clone(&registry), state.clone(), config.grpc);
+    let grpc = async {
+        let served = grpc.await;
+        // The page's calls come by the other port.
+        if state.calls() > 0 {
+            state.idle().await;
+            tokio::time::sleep(FLUSH).await;
+        }
+        served
+    };
     let loader =
         Loader { config: config.loader, start, registry, scheduler: Arc::clone(&scheduler), state: state.clone() };
     let load = loader.run(control.reload);
@@ -216,6 +228,7 @@ mod tests {
                 deadlines: Deadlines::default(),
                 gatekeeper: Arc::default(),
             },
+            web: Web::Off,
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(5),
         }

@@ -131,7 +131,7 @@ impl Acceptor {
                     }
                 }
             };
-            let peer = Peer::new(next_id(), address);
+            let peer = Peer::next(address);
             let counted = self.metrics.opened();
             match (stream, &self.certificates) {
                 (Accepted::Tcp(stream), Some(certificates)) => {
@@ -158,11 +158,6 @@ impl Acceptor {
     }
 }
 
-fn next_id() -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    NEXT.fetch_add(1, Relaxed)
-}
-
 async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, peer: &Peer) -> Option<Box<dyn Duplex>> {
     let refused = |reason: &dyn fmt::Display| tracing::warn!(peer = peer.address(), "TLS refused: {reason}");
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
@@ -179,15 +174,17 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, peer: &Peer) -> Opt
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
-pub(super) struct Peer {
-    /// No two connections have the same.
+pub(crate) struct Peer {
+    /// No two connections have the same, on whichever port.
     pub id: u64,
     address: Arc<str>,
 }
 
 impl Peer {
-    pub fn new(id: u64, address: String) -> Self {
-        Self { id, address: address.into() }
+    /// The other end of a new connection.
+    pub fn next(address: String) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { id: NEXT.fetch_add(1, Relaxed), address: address.into() }
     }
 
     /// For the log.

@@ -103,6 +103,12 @@ impl Admission {
         Self { permits: Arc::new(Semaphore::new(max_calls)), max_calls, deadlines, tokens, registry }
     }
 
+    /// The same, and counted together, for callers who wait no longer than `longest`.
+    pub fn within(&self, longest: Duration) -> Self {
+        let longest = self.deadlines.longest.map_or(longest, |own| own.min(longest));
+        Self { deadlines: Deadlines { longest: Some(longest), ..self.deadlines }, ..self.clone() }
+    }
+
     pub fn layer<S>(self) -> impl Layer<S, Service = Admit<S>> + Clone {
         layer_fn(move |inner| Admit { inner, rules: self.clone() })
     }

@@ -3,6 +3,7 @@
 mod accept;
 mod arrival;
 mod auth;
+mod calls;
 mod classifier;
 mod context;
 mod convert;
@@ -14,19 +15,20 @@ mod tls;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tonic::{codec::CompressionEncoding, transport::Server};
+use tonic::transport::Server;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+pub(crate) use self::accept::Peer;
 pub use self::{
     accept::Listener,
     arrival::Deadlines,
     auth::{OpenService, TokenConfig},
+    calls::{BrowserCalls, Calls},
     tls::TlsConfig,
 };
-use self::{arrival::Admission, auth::Tokens, classifier::ClassifierService, context::Context, tls::Certificates};
+use self::{auth::Tokens, tls::Certificates};
 use crate::{
-    inference::{self, grpc_inference_service_server::GrpcInferenceServiceServer},
-    proto::{self, classifier_server::ClassifierServer},
+    inference, proto,
     registry::Registry,
     state::{State, StateCell},
 };
@@ -108,6 +110,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the transport reports.
 pub async fn serve(
     listener: Listener,
+    calls: Calls,
     registry: Arc<Registry>,
     state: StateCell,
     config: GrpcConfig,
@@ -117,7 +120,7 @@ pub async fn serve(
     let (health, health_service) = tonic_health::server::health_reporter();
     // The reporter begins with SERVING.
     set_health(&health, ServingStatus::NotServing).await;
-    let follow = tokio::spawn(report_health(health, state.clone(), Arc::clone(&registry)));
+    let follow = tokio::spawn(report_health(health, state.clone(), registry));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
@@ -125,18 +128,6 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let valid = "the descriptors are made by the build";
-    let tokens = gatekeeper.tokens.clone();
-    let admission = Admission::new(config.max_calls, config.deadlines, tokens, Arc::clone(&registry));
-    let context = Arc::new(Context::new(registry, state.clone(), config.max_streams));
-    let classifier = ClassifierServer::new(ClassifierService(Arc::clone(&context)))
-        .max_decoding_message_size(config.max_message_bytes)
-        // Images are compressed already, raw frames may gain; answers are too small to gain.
-        .accept_compressed(CompressionEncoding::Gzip)
-        .accept_compressed(CompressionEncoding::Zstd);
-    let inference = GrpcInferenceServiceServer::new(oip::InferenceService(context))
-        .max_decoding_message_size(config.max_message_bytes)
-        .accept_compressed(CompressionEncoding::Gzip)
-        .accept_compressed(CompressionEncoding::Zstd);
     let incoming = accept::connections(listener, config.max_connections, gatekeeper.certificates.clone());
     let mut server = Server::builder();
     if let Some(age) = config.max_connection_age {
@@ -148,9 +139,9 @@ pub async fn serve(
         .max_concurrent_streams(MAX_CONCURRENT_CALLS)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(admission.layer())
-        .add_service(classifier)
-        .add_service(inference)
+        .layer(calls.admission.layer())
+        .add_service(calls.classifier)
+        .add_service(calls.inference)
         .add_service(health_service)
         .add_service(reflection().build_v1().expect(valid))
         .add_service(reflection().build_v1alpha().expect(valid))

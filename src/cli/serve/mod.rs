@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     engine::{self, EngineConfig, Precision, plan_cache::PlanCache},
+    http::Web,
     loader::{ListedModel, LoaderConfig, ModelSource},
     model::{Model, ModelError},
     quantization::{AtStart, QuantizationConfig},
@@ -141,6 +142,9 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         listeners.grpc,
         describe(&config.loader)
     );
+    if config.web != Web::Off {
+        tracing::info!("the live page is on http://{http}/");
+    }
     args.network.warn(&args.security);
     tracing::debug!("flags and models read in {:.0?}", started.elapsed());
     let control = Control { shutdown: signal(), reload: reload_on_hangup() };
@@ -159,6 +163,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
 
 fn config(args: &Args) -> Result<ServerConfig, CliError> {
     let engine = args.engine.config()?;
+    let web = args.network.web(&args.security)?;
     Ok(ServerConfig {
         scheduler: SchedulerConfig {
             threads: engine.threads,
@@ -178,6 +183,7 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
         },
         default_model: args.model.default_model.clone(),
         grpc: args.network.config(&args.security)?,
+        web,
         drain_delay: args.network.drain_delay,
         drain_timeout: args.network.drain_timeout,
     })

@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use crate::{
     cli::{CliError, values},
     grpc::{Deadlines, Gatekeeper, GrpcConfig, Listener, OpenService, TlsConfig, TokenConfig},
+    http::Web,
     server::Listeners,
 };
 
@@ -25,10 +26,16 @@ pub(super) struct NetworkFlags {
     /// Where gRPC is served: HOST:PORT, or unix:PATH for a socket in the file system.
     #[arg(long, env = "RESNET18_GRPC", value_name = "ADDRESS", default_value = "127.0.0.1:8001")]
     grpc: GrpcAddress,
-    /// Where /metrics, /healthz and /readyz are served.
+    /// Where the live page, /metrics, /healthz and /readyz are served.
     #[arg(long, env = "RESNET18_HTTP", value_name = "ADDRESS", default_value = "127.0.0.1:8002",
           value_parser = values::listen_address)]
     http: SocketAddr,
+    /// The live page at / of the HTTP port, where people send photos and camera pictures too. auto: only where --http is a
+    /// loopback address and callers of the gRPC port need neither a client certificate nor a socket's permissions;
+    /// on, or --web alone: also elsewhere and under any host name, as behind a proxy.
+    #[arg(long, env = "RESNET18_WEB", value_enum, default_value = "auto", num_args = 0..=1,
+          default_missing_value = "on")]
+    web: WebArg,
     /// The largest message that is accepted, in MiB.
     #[arg(long, env = "RESNET18_MAX_MESSAGE_MIB", value_name = "MIB", default_value = "16",
           value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -92,11 +99,24 @@ enum OpenServiceArg {
     None,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum WebArg {
+    Auto,
+    On,
+    Off,
+}
+
 #[derive(Clone, Debug)]
 enum GrpcAddress {
     Tcp(SocketAddr),
     #[cfg(unix)]
     Unix(PathBuf),
+}
+
+impl GrpcAddress {
+    fn is_tcp(&self) -> bool {
+        matches!(self, Self::Tcp(_))
+    }
 }
 
 impl FromStr for GrpcAddress {
@@ -128,6 +148,20 @@ impl NetworkFlags {
             deadlines: Deadlines { default: self.default_deadline, longest: self.max_deadline },
             gatekeeper: Arc::new(security.gatekeeper()?),
         })
+    }
+
+    /// Who gets the page. It must not let in whom the gRPC port would not.
+    pub(super) fn web(&self, security: &SecurityFlags) -> Result<Web, CliError> {
+        let certificates = security.tls_client_ca.is_some();
+        match self.web {
+            WebArg::On if certificates => Err(CliError::Usage(
+                "--web and --tls-client-ca: the HTTP port can't ask browsers for certificates; leave one of them out"
+                    .into(),
+            )),
+            WebArg::On => Ok(Web::Everywhere),
+            WebArg::Auto if self.http.ip().is_loopback() && self.grpc.is_tcp() && !certificates => Ok(Web::Loopback),
+            WebArg::Auto | WebArg::Off => Ok(Web::Off),
+        }
     }
 
     /// Opens the ports.
@@ -162,6 +196,15 @@ impl NetworkFlags {
         }
         if !self.http.ip().is_loopback() {
             tracing::warn!("anyone who can reach the HTTP port can read the metrics; it has no TLS and no token");
+            match (self.web, &security.tokens) {
+                (WebArg::On, None) => {
+                    tracing::warn!("and can use the server by its page (--web): there is no token (--tokens)");
+                }
+                (WebArg::On, Some(_)) => {
+                    tracing::warn!("and the page's tokens travel in plain text: put a proxy with TLS in front");
+                }
+                _ => {}
+            }
         }
     }
 }
@@ -235,5 +278,32 @@ mod tests {
         }
         assert!("unix:".parse::<GrpcAddress>().unwrap_err().contains("path"));
         assert!("8001".parse::<GrpcAddress>().unwrap_err().contains("port"));
+    }
+
+    #[test]
+    fn the_page_is_shown_where_grpc_callers_need_nothing_else_or_when_asked_for() {
+        #[derive(clap::Parser)]
+        struct Flags {
+            #[command(flatten)]
+            network: NetworkFlags,
+            #[command(flatten)]
+            security: SecurityFlags,
+        }
+        let web = |line: &str| {
+            let Flags { network, security } =
+                clap::Parser::try_parse_from(["serve"].into_iter().chain(line.split_whitespace())).unwrap();
+            network.web(&security).ok()
+        };
+        let certificates = "--tls-cert a --tls-key b --tls-client-ca c";
+        assert_eq!(web(""), Some(Web::Loopback));
+        assert_eq!(web("--http [::1]:1 --tokens a --grpc 0.0.0.0:1"), Some(Web::Loopback));
+        assert_eq!(web("--http 0.0.0.0:1"), Some(Web::Off));
+        assert_eq!(web(certificates), Some(Web::Off));
+        assert_eq!(web("--web off"), Some(Web::Off));
+        assert_eq!(web("--http 0.0.0.0:1 --web"), Some(Web::Everywhere));
+        assert_eq!(web("--web on --grpc 127.0.0.1:1"), Some(Web::Everywhere));
+        assert_eq!(web(&format!("--web {certificates}")), None);
+        #[cfg(unix)]
+        assert_eq!(web("--grpc unix:/run/a.sock"), Some(Web::Off));
     }
 }

@@ -1,4 +1,9 @@
-//! The HTTP side: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever watches over the process.
+//! The HTTP side: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever watches over the process, and the page
+//! at `/` for people.
+
+mod connections;
+mod guard;
+mod page;
 
 use std::{io, sync::Arc};
 
@@ -11,11 +16,17 @@ use axum::{
 };
 use tokio::net::TcpListener;
 
+pub use self::guard::Web;
 use crate::{
+    grpc::BrowserCalls,
     metrics::Exporter,
     registry::Registry,
     state::{State, StateCell},
 };
+
+/// What is told where the page is off.
+const NO_PAGE: &str =
+    "resnet18: /metrics /healthz /readyz\nThe live page is off; `resnet18 serve --web` shows it here.\n";
 
 /// What the pages show.
 #[derive(Clone)]
@@ -28,18 +39,21 @@ pub struct HttpContext {
     pub exporter: Exporter,
 }
 
-/// Serves until the returned future is dropped.
+/// Serves until the returned future is dropped; the page, and `calls` from it, to those whom `web` lets in.
 ///
 /// # Errors
 /// What the listener reports.
-pub async fn serve(listener: TcpListener, context: HttpContext) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, context: HttpContext, web: Web, calls: BrowserCalls) -> io::Result<()> {
     let routes = Router::new()
-        .route("/", get(async || "resnet18: /metrics /healthz /readyz\n"))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
-        .with_state(context);
-    axum::serve(listener, routes).await
+        .with_state(context.clone());
+    let routes = match web {
+        Web::Off => routes.route("/", get(async || NO_PAGE)),
+        Web::Loopback | Web::Everywhere => routes.merge(page::routes(context.state, web, calls)),
+    };
+    connections::serve(listener, routes).await
 }
 
 async fn metrics(Shared(context): Shared<HttpContext>) -> impl IntoResponse {

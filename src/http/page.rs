@@ -1,0 +1,128 @@
+//! The page at `/`: its files, what protects whoever opens it, the server's state for it to show, and its calls.
+
+use axum::{
+    Router,
+    extract::Request,
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{
+            CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH, REFERRER_POLICY,
+            X_CONTENT_TYPE_OPTIONS,
+        },
+    },
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post_service},
+};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::guard::Web;
+use crate::{
+    grpc::BrowserCalls,
+    state::{State, StateCell},
+};
+
+/// What a browser lets the page do: nothing but this.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+                      img-src 'self' blob:; media-src blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+
+/// With every answer to the page.
+const HEADERS: [(HeaderName, &str); 5] = [
+    (CONTENT_SECURITY_POLICY, POLICY),
+    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (REFERRER_POLICY, "no-referrer"),
+    (HeaderName::from_static("permissions-policy"), "camera=(self), microphone=(), geolocation=()"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+];
+
+const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const JS: &str = "text/javascript; charset=utf-8";
+const SVG: &str = "image/svg+xml";
+
+struct File {
+    path: &'static str,
+    kind: &'static str,
+    text: &'static str,
+}
+
+const FILES: [File; 10] = [
+    File { path: "/", kind: HTML, text: include_str!("../web/index.html") },
+    File { path: "/web/style.css", kind: CSS, text: include_str!("../web/style.css") },
+    File { path: "/web/icon.svg", kind: SVG, text: include_str!("../web/icon.svg") },
+    File { path: "/web/app.js", kind: JS, text: include_str!("../web/app.js") },
+    File { path: "/web/calls.js", kind: JS, text: include_str!("../web/calls.js") },
+    File { path: "/web/camera.js", kind: JS, text: include_str!("../web/camera.js") },
+    File { path: "/web/chart.js", kind: JS, text: include_str!("../web/chart.js") },
+    File { path: "/web/metrics.js", kind: JS, text: include_str!("../web/metrics.js") },
+    File { path: "/web/protobuf.js", kind: JS, text: include_str!("../web/protobuf.js") },
+    File { path: "/web/try.js", kind: JS, text: include_str!("../web/try.js") },
+];
+
+/// The methods that pages may call; a stream of a browser can't send while it receives.
+const METHODS: [&str; 2] = ["/resnet18.v1.Classifier/Classify", "/resnet18.v1.Classifier/ListModels"];
+
+/// Everything that the page needs, for those whom `web` admits.
+pub(super) fn routes(state: StateCell, web: Web, calls: BrowserCalls) -> Router {
+    let BrowserCalls { service, max_message_bytes } = calls;
+    let mut routes = Router::new().route("/state", get(async move || tell(state.get(), max_message_bytes)));
+    for file in &FILES {
+        let tag = format!("\"{:.16x}\"", Sha256::digest(file.text));
+        let tag = HeaderValue::from_str(&tag).expect("hexadecimal digits");
+        routes = routes.route(file.path, get(async move |headers: HeaderMap| file.answer(&headers, tag)));
+    }
+    for method in METHODS {
+        routes = routes.route(method, post_service(service.clone()));
+    }
+    routes.layer(middleware::from_fn(move |request: Request, next: Next| guarded(web, request, next)))
+}
+
+/// Refuses what [`Web::admits`] does not let in, and adds [`HEADERS`].
+async fn guarded(web: Web, request: Request, next: Next) -> Response {
+    let mut response = match web.admits(request.method(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => {
+            tracing::warn!("refused a browser's request: {}", refusal.1.trim_end());
+            refusal.into_response()
+        }
+    };
+    for (name, value) in HEADERS {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+impl File {
+    /// The file, or that the browser's copy is still good. It asks each time, so that a new version shows at once.
+    fn answer(&self, headers: &HeaderMap, tag: HeaderValue) -> Response {
+        let known = headers.get(IF_NONE_MATCH) == Some(&tag);
+        let headers = [
+            (CONTENT_TYPE, HeaderValue::from_static(self.kind)),
+            (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+            (ETAG, tag),
+        ];
+        match known {
+            true => (StatusCode::NOT_MODIFIED, headers).into_response(),
+            false => (headers, self.text).into_response(),
+        }
+    }
+}
+
+/// What the page has to know of the server.
+fn tell(state: State, max_message_bytes: usize) -> impl IntoResponse {
+    let (name, reason) = match state {
+        State::Starting => ("starting", None),
+        State::Ready => ("ready", None),
+        State::Leaving | State::Draining => ("draining", None),
+        State::Failed(reason) => ("failed", Some(reason)),
+    };
+    let told = json!({
+        "state": name,
+        "reason": reason.as_deref(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "max_message_bytes": max_message_bytes,
+    });
+    ([(CONTENT_TYPE, "application/json")], told.to_string())
+}

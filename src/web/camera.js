@@ -1,0 +1,92 @@
+// The camera: its pictures as small JPEGs, the newest only, with at most two on their way to the server.
+
+const IN_FLIGHT = 2;
+const QUALITY = 0.9;
+
+/** What went wrong, in words that say what to do. */
+function explain(error) {
+  switch (error.name) {
+    case "NotAllowedError":
+      return "The camera was not allowed. Allow it for this page in the browser's address bar, then try again.";
+    case "NotFoundError":
+    case "OverconstrainedError":
+      return "No camera was found. Connect one and try again, or choose a photo.";
+    case "NotReadableError":
+      return "The camera can't be read; another program may be using it.";
+    default:
+      return `The camera can't be used: ${error.message}`;
+  }
+}
+
+export class Camera {
+  /** Shows itself in `video`; `send` takes each picture and resolves when the next may come. */
+  constructor(video, send) {
+    Object.assign(this, { video, send });
+    this.canvas = document.createElement("canvas");
+    this.stream = null;
+    this.inFlight = 0;
+    /** In pixels: what the model needs of the shorter side. */
+    this.shorterSide = 256;
+    this.onEnded = () => {};
+  }
+
+  get isOn() {
+    return this.stream !== null;
+  }
+
+  /** Asks for the camera and starts. Throws an Error whose message is for the person. */
+  async start() {
+    if (!navigator.mediaDevices?.getUserMedia) {
+      throw new Error("Browsers give the camera only to pages from https or from this machine. Choose a photo instead.");
+    }
+    const wanted = { video: { facingMode: { ideal: "environment" }, width: { ideal: 640 }, frameRate: { ideal: 30 } } };
+    try {
+      this.stream = await navigator.mediaDevices.getUserMedia(wanted);
+      this.video.srcObject = this.stream;
+      await this.video.play();
+    } catch (error) {
+      this.stop();
+      throw new Error(explain(error));
+    }
+    this.stream.getVideoTracks()[0].addEventListener("ended", () => {
+      this.stop();
+      this.onEnded("The camera stopped. Is it still connected?");
+    });
+    this.next();
+  }
+
+  stop() {
+    this.stream?.getTracks().forEach((track) => track.stop());
+    this.stream = null;
+    this.video.srcObject = null;
+  }
+
+  next() {
+    const { stream, video } = this;
+    const again = () => {
+      if (this.stream !== stream || !stream) return;
+      if (this.inFlight < IN_FLIGHT) this.take();
+      this.next();
+    };
+    if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(again);
+    else requestAnimationFrame(again);
+  }
+
+  async take() {
+    const { canvas, video } = this;
+    const scale = Math.min(1, this.shorterSide / Math.min(video.videoWidth, video.videoHeight));
+    canvas.width = Math.round(video.videoWidth * scale);
+    canvas.height = Math.round(video.videoHeight * scale);
+    if (!canvas.width || !canvas.height) return;
+    this.inFlight += 1;
+    try {
+      const context = canvas.getContext("2d", { alpha: false });
+      context.imageSmoothingQuality = "high";
+      context.drawImage(video, 0, 0, canvas.width, canvas.height);
+      const picture = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", QUALITY));
+      if (picture && this.isOn) await this.send(new Uint8Array(await picture.arrayBuffer()));
+    } finally {
+      this.inFlight -= 1;
+    }
+  }
+}

@@ -1,0 +1,307 @@
+// "Try it": a photo or the camera goes to the server, and what it shows comes back.
+
+import { Camera } from "./camera.js";
+import { classify, Code, token } from "./calls.js";
+import { figure } from "./chart.js";
+
+const TOP = 5;
+/** Between two tries when the server has no time, in ms. */
+const PAUSE = 1000;
+/** How often figures, and what is spoken, change at most, in ms. */
+const [FIGURES, SPEECH] = [250, 3000];
+/** What a message holds besides its photo, in bytes, at most. */
+const ENVELOPE = 1024;
+/** Answers are counted over this time, in ms. */
+const RATE_WINDOW = 2000;
+
+const at = (id) => document.getElementById(id);
+const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const ms = (value) => `${figure(value)} ms`;
+
+/** What is shown at the moment: every new photo, and each start of the camera, is a new one. */
+let session = 0;
+let answered = [];
+let newest = 0;
+let lastFigures = 0;
+let lastSpeech = 0;
+let spokenLabel = "";
+/** What is to be done with the next token. */
+let waiting = [];
+let photo = null;
+let photoUrl = null;
+/** The largest photo, in bytes. */
+let largest = Infinity;
+
+const camera = new Camera(at("video"), sendPicture);
+camera.onEnded = (message) => {
+  cameraStopped();
+  trouble(message);
+};
+
+/** Tells the models that may be asked for. */
+export function offer(models) {
+  const select = at("model");
+  const names = models.map((model) => model.name);
+  if (names.join("\n") !== [...select.options].map((option) => option.value).join("\n")) {
+    const chosen = select.value;
+    select.replaceChildren(...names.map((name) => new Option(name, name)));
+    if (names.includes(chosen)) select.value = chosen;
+  }
+  at("model-choice").hidden = models.length < 2;
+  camera.shorterSide = models.find((model) => model.name === select.value)?.resize || 256;
+}
+
+/** Tells how large a message may be, in bytes. */
+export const limit = (bytes) => (largest = bytes - ENVELOPE);
+
+/** Asks for a token; `again` is done with the next one. */
+export function askForToken(message, again) {
+  const form = at("token-form");
+  if (again) waiting.push(again);
+  if (!form.hidden) return;
+  form.hidden = false;
+  if (token.get()) trouble(message);
+  token.clear();
+}
+
+function trouble(message) {
+  const place = at("trouble");
+  place.hidden = !message;
+  if (place.textContent !== message) place.textContent = message ?? "";
+}
+
+/** Calls for what is shown; the answer, or null when that has changed meanwhile. */
+async function ask(mine, file) {
+  for (;;) {
+    try {
+      const answer = await classify(at("model").value, file);
+      if (mine !== session) return null;
+      at("token-form").hidden = true;
+      trouble(null);
+      return answer;
+    } catch (error) {
+      if (mine !== session) return null;
+      if (error.code === Code.unauthenticated) {
+        await new Promise((resolve) => askForToken(error.message, resolve));
+        if (mine !== session) return null;
+        continue;
+      }
+      trouble(explain(error));
+      if (!error.passes && !camera.isOn) {
+        clear();
+        throw error;
+      }
+      await sleep(PAUSE);
+      if (mine !== session) return null;
+      // Of a video the next picture is tried, not this one again.
+      if (camera.isOn) throw error;
+    }
+  }
+}
+
+function explain(error) {
+  switch (error.code) {
+    case Code.exhausted: return `The server has too much to do; trying again. It says: ${error.message}`;
+    case Code.unavailable: return `Not now; trying again every second: ${error.message}.`;
+    case Code.deadline: return "The server took too long; trying again.";
+    case Code.outOfRange: return `The photo is too large for this server: ${error.message}`;
+    case Code.invalid: return `The server can't read this image: ${error.message}`;
+    default: return `The server could not answer: ${error.message}`;
+  }
+}
+
+function begin() {
+  session += 1;
+  answered = [];
+  newest = 0;
+  spokenLabel = "";
+  lastFigures = lastSpeech = 0;
+  trouble(null);
+  at("stage").classList.add("filled");
+  return session;
+}
+
+async function showPhoto(file) {
+  if (camera.isOn) stopCamera();
+  const mine = begin();
+  photo = file;
+  if (photoUrl) URL.revokeObjectURL(photoUrl);
+  photoUrl = URL.createObjectURL(file);
+  const picture = at("photo");
+  at("hint").hidden = true;
+  picture.hidden = false;
+  picture.alt = `Your photo, ${file.name}`;
+  picture.onerror = () => {
+    picture.hidden = true;
+    at("stage").classList.remove("filled");
+    at("hint").hidden = false;
+    at("hint").textContent = `${file.name} (this browser can't show it)`;
+  };
+  picture.src = photoUrl;
+  clear();
+  if (file.size > largest) {
+    const [has, takes] = [file.size, largest].map((bytes) => (bytes / 2 ** 20).toFixed(1));
+    trouble(`${file.name} is too large: it has ${has} MiB, and this server takes ${takes} MiB.`);
+    return;
+  }
+  let bytes;
+  try {
+    bytes = new Uint8Array(await file.arrayBuffer());
+  } catch {
+    if (mine === session) trouble(`${file.name} can't be read; is it a folder?`);
+    return;
+  }
+  const started = performance.now();
+  const answer = await ask(mine, bytes).catch(() => null);
+  if (answer) show(answer, performance.now() - started);
+}
+
+async function sendPicture(file) {
+  const mine = session;
+  const started = performance.now();
+  const answer = await ask(mine, file).catch(() => null);
+  // Two are on their way at once; one that was overtaken is not shown.
+  if (!answer || started < newest) return;
+  newest = started;
+  show(answer, performance.now() - started);
+}
+
+/** Five empty places. */
+function clear() {
+  at("waiting").hidden = false;
+  at("facts").hidden = true;
+  const list = at("answers");
+  list.ariaHidden = "true";
+  list.replaceChildren(...Array.from({ length: TOP }, row));
+}
+
+function show(answer, trip) {
+  at("waiting").hidden = true;
+  at("facts").hidden = false;
+  const list = at("answers");
+  list.ariaHidden = null;
+  const classes = answer.classes.slice(0, TOP);
+  while (list.children.length < classes.length) list.append(row());
+  while (list.children.length > classes.length) list.lastChild.remove();
+  classes.forEach(({ label, probability }, i) => {
+    const [name, percent, bar] = list.children[i].children;
+    name.textContent = label;
+    percent.textContent = `${(probability * 100).toFixed(1)} %`;
+    bar.firstChild.style.transform = `scaleX(${probability})`;
+  });
+  const now = performance.now();
+  answered = [...answered.filter((time) => time > now - RATE_WINDOW), now];
+  figures(answer.timing, trip, now);
+  speak(classes[0], now);
+}
+
+function row() {
+  const item = document.createElement("li");
+  for (const [tag, name] of [["span", "label"], ["span", "percent"], ["div", "bar"]]) {
+    const part = document.createElement(tag);
+    part.className = name;
+    item.append(part);
+  }
+  const fill = document.createElement("i");
+  fill.style.transform = "scaleX(0)";
+  item.lastChild.append(fill);
+  return item;
+}
+
+function figures(timing, trip, now) {
+  if (now - lastFigures < FIGURES) return;
+  lastFigures = now;
+  at("rate").parentElement.hidden = !camera.isOn;
+  // Between the first and the last answer there is one step less than there are answers.
+  const seconds = (now - answered[0]) / 1000;
+  at("rate").textContent = answered.length > 1 ? ((answered.length - 1) / seconds).toFixed(1) : "–";
+  at("trip").textContent = ms(trip);
+  at("server-time").textContent = ms(timing.total);
+  const { queue, decode, inference } = timing;
+  at("server-time").title = `queue ${ms(queue)}, decode ${ms(decode)}, inference ${ms(inference)}`;
+}
+
+function speak(first, now) {
+  if (!first || first.label === spokenLabel || now - lastSpeech < SPEECH && lastSpeech) return;
+  spokenLabel = first.label;
+  lastSpeech = now;
+  at("spoken").textContent = `${first.label}, ${Math.round(first.probability * 100)} percent`;
+}
+
+async function startCamera() {
+  const button = at("camera");
+  button.disabled = true;
+  try {
+    trouble(null);
+    await camera.start();
+  } catch (error) {
+    trouble(error.message);
+    return;
+  } finally {
+    button.disabled = false;
+  }
+  begin();
+  at("photo").hidden = at("hint").hidden = true;
+  at("video").hidden = false;
+  button.textContent = "Stop the camera";
+  button.classList.add("on");
+}
+
+function stopCamera() {
+  camera.stop();
+  cameraStopped();
+}
+
+function cameraStopped() {
+  session += 1;
+  photo = null;
+  trouble(null);
+  at("video").hidden = true;
+  at("hint").hidden = false;
+  at("hint").textContent = "Drop a photo here or paste one.";
+  at("stage").classList.remove("filled");
+  at("camera").textContent = "Use the camera";
+  at("camera").classList.remove("on");
+}
+
+/** A camera that is allowed later needs no words any more. */
+async function followPermission() {
+  const permission = await navigator.permissions?.query({ name: "camera" }).catch(() => null);
+  permission?.addEventListener("change", () => {
+    if (permission.state === "granted" && !camera.isOn) trouble(null);
+  });
+}
+
+/** Connects the controls. */
+export function start() {
+  const stage = at("stage");
+  at("file").addEventListener("change", ({ target }) => {
+    if (target.files[0]) showPhoto(target.files[0]);
+    // The same file may be chosen again.
+    target.value = "";
+  });
+  at("camera").addEventListener("click", () => (camera.isOn ? stopCamera() : startCamera()));
+  at("model").addEventListener("change", () => photo && showPhoto(photo));
+  addEventListener("paste", ({ clipboardData }) => clipboardData.files[0] && showPhoto(clipboardData.files[0]));
+  // Anywhere on the page: a photo that misses must not replace the page.
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    stage.classList.add("over");
+  });
+  addEventListener("dragleave", ({ relatedTarget }) => relatedTarget || stage.classList.remove("over"));
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    stage.classList.remove("over");
+    if (event.dataTransfer.files[0]) showPhoto(event.dataTransfer.files[0]);
+  });
+  at("token-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    token.set(at("token").value.trim());
+    at("token").value = "";
+    at("token-form").hidden = true;
+    trouble(null);
+    waiting.splice(0).forEach((resolve) => resolve());
+  });
+  followPermission();
+  clear();
+}
