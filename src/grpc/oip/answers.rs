@@ -114,9 +114,7 @@ fn classified(Class { class_id, probability: value }: Class, labels: &[String]) 
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
-    use std::collections::HashMap;
+    use std::{collections::HashMap, time::Instant};
 
     use super::*;
     use crate::{
