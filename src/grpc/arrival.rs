@@ -1,5 +1,5 @@
 //! What happens to a call before its message is read: its token is checked, it is counted against the limit, its arrival
-//! and its deadline are noted, and it is answered when its time is up.
+//! and its deadline are noted, and it is answered when its time is up or its message comes too slowly.
 
 use std::{
     future::Future,
@@ -16,9 +16,14 @@ use tower::{Layer, Service, layer::layer_fn};
 
 use super::{
     auth::{Caller, Tokens},
+    receive::Receiving,
     status::CallError,
 };
-use crate::{metrics::Rejection, registry::Registry};
+use crate::{
+    metrics::Rejection,
+    registry::Registry,
+    state::{CallInProgress, StateCell},
+};
 
 /// How long callers may wait.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,7 +37,7 @@ pub struct Deadlines {
 impl Deadlines {
     /// How long a call waits that asks for `asked`. Streams last as long as they like.
     fn of(&self, path: &str, asked: Option<Duration>) -> Option<Duration> {
-        if path.ends_with("/StreamClassify") || !path.starts_with(OURS) {
+        if is_stream(path) || !path.starts_with(OURS) {
             return asked;
         }
         [asked.or(self.default), self.longest].into_iter().flatten().min()
@@ -41,6 +46,11 @@ impl Deadlines {
 
 /// What the paths of the services that do work begin with.
 const OURS: &str = "/resnet18.";
+
+/// Whether a call of this path may have many messages.
+fn is_stream(path: &str) -> bool {
+    ["/StreamClassify", "/ServerReflectionInfo"].iter().any(|method| path.ends_with(method))
+}
 
 /// When a call arrived and until when its caller waits.
 #[derive(Clone, Copy, Debug)]
@@ -72,15 +82,30 @@ pub(super) struct Admission {
     /// One permit for each call of the `Classifier` service that may be in progress: from its headers on, since a message
     /// is stored while it arrives.
     permits: Arc<Semaphore>,
-    max_calls: usize,
-    deadlines: Deadlines,
-    tokens: Option<Arc<Tokens>>,
-    registry: Arc<Registry>,
+    config: AdmissionConfig,
+}
+
+/// Whom to admit, and for how long.
+#[derive(Clone)]
+pub(super) struct AdmissionConfig {
+    pub max_calls: usize,
+    pub deadlines: Deadlines,
+    pub receive_timeout: Duration,
+    pub tokens: Option<Arc<Tokens>>,
+    pub registry: Arc<Registry>,
+    pub state: StateCell,
+}
+
+/// A call that was admitted, until it is answered.
+struct Admitted {
+    _permit: OwnedSemaphorePermit,
+    /// From its headers on: a server that drains waits for the message, to answer it.
+    _in_progress: CallInProgress,
 }
 
 impl Admission {
-    pub fn new(max_calls: usize, deadlines: Deadlines, tokens: Option<Arc<Tokens>>, registry: Arc<Registry>) -> Self {
-        Self { permits: Arc::new(Semaphore::new(max_calls)), max_calls, deadlines, tokens, registry }
+    pub fn new(config: AdmissionConfig) -> Self {
+        Self { permits: Arc::new(Semaphore::new(config.max_calls)), config }
     }
 
     pub fn layer<S>(self) -> impl Layer<S, Service = Admit<S>> + Clone {
@@ -88,27 +113,30 @@ impl Admission {
     }
 
     fn caller<B>(&self, request: &Request<B>) -> Result<Option<Caller>, CallError> {
-        let Some(tokens) = &self.tokens else { return Ok(None) };
+        let Some(tokens) = &self.config.tokens else { return Ok(None) };
         tokens.check(request.uri().path(), request.headers(), request.extensions().get())
     }
 
-    /// A permit if the path needs one.
-    fn permit(&self, path: &str) -> Result<Option<OwnedSemaphorePermit>, CallError> {
+    /// A place among the calls if the path needs one.
+    fn place(&self, path: &str) -> Result<Option<Admitted>, CallError> {
         if !path.starts_with(OURS) {
             return Ok(None);
         }
-        Arc::clone(&self.permits).try_acquire_owned().map(Some).map_err(|_| {
-            if let Ok(default) = self.registry.find("") {
-                default.metrics.rejected(Rejection::CallLimit);
+        match Arc::clone(&self.permits).try_acquire_owned() {
+            Ok(permit) => Ok(Some(Admitted { _permit: permit, _in_progress: self.config.state.call() })),
+            Err(_) => {
+                if let Ok(default) = self.config.registry.find("") {
+                    default.metrics.rejected(Rejection::CallLimit);
+                }
+                Err(CallError::TooManyCalls { open: self.config.max_calls })
             }
-            CallError::TooManyCalls { open: self.max_calls }
-        })
+        }
     }
 }
 
-impl<S, B> Service<Request<B>> for Admit<S>
+impl<S> Service<Request<Body>> for Admit<S>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Service<Request<Body>, Response = Response<Body>>,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
 {
@@ -120,13 +148,13 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let at = Instant::now();
         let path = request.uri().path();
-        let timeout = self.rules.deadlines.of(path, grpc_timeout(request.headers()));
+        let timeout = self.rules.config.deadlines.of(path, grpc_timeout(request.headers()));
         let deadline = timeout.and_then(|timeout| at.checked_add(timeout));
-        let admitted = self.rules.caller(&request).and_then(|caller| Ok((caller, self.rules.permit(path)?)));
-        let (caller, permit) = match admitted {
+        let admitted = self.rules.caller(&request).and_then(|caller| Ok((caller, self.rules.place(path)?)));
+        let (caller, place) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => return Box::pin(std::future::ready(Ok(Status::from(error).into_http()))),
         };
@@ -134,9 +162,11 @@ where
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }
-        let response = self.inner.call(request);
+        let limit = self.rules.config.receive_timeout;
+        let receiving = if is_stream(request.uri().path()) { Receiving::stream } else { Receiving::message };
+        let response = self.inner.call(request.map(|body| receiving(body, limit)));
         Box::pin(async move {
-            let _permit = permit;
+            let _place = place;
             match deadline {
                 None => response.await,
                 Some(deadline) => tokio::time::timeout_at(deadline.into(), response).await.unwrap_or_else(|_| {

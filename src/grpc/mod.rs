@@ -6,6 +6,7 @@ mod auth;
 mod classifier;
 mod context;
 mod convert;
+mod receive;
 mod status;
 mod stream;
 mod tls;
@@ -21,7 +22,13 @@ pub use self::{
     auth::{OpenService, TokenConfig},
     tls::TlsConfig,
 };
-use self::{arrival::Admission, auth::Tokens, classifier::ClassifierService, context::Context, tls::Certificates};
+use self::{
+    arrival::{Admission, AdmissionConfig},
+    auth::Tokens,
+    classifier::ClassifierService,
+    context::Context,
+    tls::Certificates,
+};
 use crate::{
     proto::{self, classifier_server::ClassifierServer},
     registry::Registry,
@@ -45,6 +52,8 @@ pub struct GrpcConfig {
     pub connection_grace: Duration,
     /// How long single requests may wait.
     pub deadlines: Deadlines,
+    /// How long a message may take to arrive, from its first byte to its last.
+    pub receive_timeout: Duration,
     /// Certificates and tokens.
     pub gatekeeper: Arc<Gatekeeper>,
 }
@@ -94,6 +103,14 @@ const MAX_CONCURRENT_CALLS: u32 = 128;
 /// How much may be sent ahead on one connection: by every call its share, so that streams that are not read don't stop
 /// the others.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_CONCURRENT_CALLS;
+/// The headers of a call, in bytes (as RFC 9113, 6.5.2, counts them). Tokens and traces take far less.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// A connection is closed when it resets so many calls before they have begun ("rapid reset")…
+const MAX_PENDING_RESETS: usize = 20;
+/// …or makes so many errors that its calls are reset.
+const MAX_ERROR_RESETS: usize = 256;
+/// The largest message to health and reflection, in bytes.
+const MAX_SMALL_MESSAGE: usize = 64 << 10;
 /// A connection that is silent for this long is asked whether it is alive…
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// …and closed when it does not answer within this time.
@@ -121,8 +138,14 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let valid = "the descriptors are made by the build";
-    let tokens = gatekeeper.tokens.clone();
-    let admission = Admission::new(config.max_calls, config.deadlines, tokens, Arc::clone(&registry));
+    let admission = Admission::new(AdmissionConfig {
+        max_calls: config.max_calls,
+        deadlines: config.deadlines,
+        receive_timeout: config.receive_timeout,
+        tokens: gatekeeper.tokens.clone(),
+        registry: Arc::clone(&registry),
+        state: state.clone(),
+    });
     let context = Context::new(registry, state.clone(), config.max_streams);
     let classifier = ClassifierServer::new(ClassifierService(Arc::new(context)))
         .max_decoding_message_size(config.max_message_bytes)
@@ -140,11 +163,14 @@ pub async fn serve(
         .max_concurrent_streams(MAX_CONCURRENT_CALLS)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
         .layer(admission.layer())
         .add_service(classifier)
-        .add_service(health_service)
-        .add_service(reflection().build_v1().expect(valid))
-        .add_service(reflection().build_v1alpha().expect(valid))
+        .add_service(health_service.max_decoding_message_size(MAX_SMALL_MESSAGE))
+        .add_service(reflection().build_v1().expect(valid).max_decoding_message_size(MAX_SMALL_MESSAGE))
+        .add_service(reflection().build_v1alpha().expect(valid).max_decoding_message_size(MAX_SMALL_MESSAGE))
         .serve_with_incoming_shutdown(incoming, async move { state.draining().await })
         .await;
     follow.abort();

@@ -50,7 +50,6 @@ pub(super) async fn run(
     mut guard: RequestGuard,
     answers: Answers,
 ) {
-    let _in_progress = context.state.call();
     let work = async {
         let work = open_and_answer(&context, inbound, call, &mut guard, &answers);
         match call.arrived.deadline {
@@ -441,3 +440,6 @@ impl Answerer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

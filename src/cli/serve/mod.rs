@@ -14,6 +14,7 @@ use clap::{Args as ClapArgs, ValueEnum};
 use tokio::sync::Notify;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
+mod descriptors;
 mod network;
 
 use self::network::{NetworkFlags, SecurityFlags};
