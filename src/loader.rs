@@ -81,6 +81,18 @@ pub enum LoadError {
     },
 }
 
+impl LoadError {
+    /// What callers may read of it: nothing of where the server has its files.
+    fn for_callers(&self) -> String {
+        match self {
+            Self::Model(error) => error.reason(),
+            Self::Quantization(_) => "it can't be quantised; the server's log says why".into(),
+            Self::Engine(_) => "no engine runs it; the server's log says why".into(),
+            Self::Panicked(_) | Self::Folder { .. } => "loading it broke off; the server's log says why".into(),
+        }
+    }
+}
+
 impl ListedModel {
     /// Reads the model's file.
     ///
@@ -236,7 +248,7 @@ impl Loader {
         };
         let Err(error) = loaded else { return Ok(false) };
         metrics.load_failed();
-        self.registry.report(&model.name, &error.to_string());
+        self.registry.report(&model.name, &error.for_callers());
         let fatal = first
             && (matches!(self.config.source, ModelSource::Listed(_))
                 || matches!(error, LoadError::Engine(EngineError::Unavailable { .. })));

@@ -226,6 +226,7 @@ mod tests {
                 max_connection_age: None,
                 connection_grace: Duration::ZERO,
                 deadlines: Deadlines::default(),
+                receive_timeout: Duration::from_secs(5),
                 gatekeeper: Arc::default(),
             },
             web: Web::Off,

@@ -1,5 +1,6 @@
 //! What happens to a call before its message is read: its token is checked, it is counted against the limit, it is refused
-//! if it could only be refused later, its arrival and its deadline are noted, and it is answered when its time is up.
+//! if it could only be refused later, its arrival and its deadline are noted, and it is answered when its time is up or
+//! its message comes too slowly.
 
 use std::{
     future::Future,
@@ -18,6 +19,7 @@ use super::{
     accept::Peer,
     auth::{Caller, Tokens},
     context::client,
+    receive::Receiving,
     record::Record,
     status::CallError,
 };
@@ -25,6 +27,7 @@ use crate::{
     metrics::{Method, Rejection, RequestGuard},
     registry::Registry,
     scheduler::Priority,
+    state::{CallInProgress, StateCell},
     telemetry::trace::Trace,
 };
 
@@ -40,7 +43,7 @@ pub struct Deadlines {
 impl Deadlines {
     /// How long a call waits that asks for `asked`. Streams last as long as they like.
     fn of(&self, path: &str, asked: Option<Duration>) -> Option<Duration> {
-        if ["/StreamClassify", "/ModelStreamInfer"].iter().any(|stream| path.ends_with(stream)) || !is_ours(path) {
+        if is_stream(path) || !is_ours(path) {
             return asked;
         }
         [asked.or(self.default), self.longest].into_iter().flatten().min()
@@ -50,6 +53,11 @@ impl Deadlines {
 /// Whether the path is that of a service that does work.
 fn is_ours(path: &str) -> bool {
     ["/resnet18.", "/inference."].iter().any(|ours| path.starts_with(ours))
+}
+
+/// Whether a call of this path may have many messages.
+fn is_stream(path: &str) -> bool {
+    ["/StreamClassify", "/ModelStreamInfer", "/ServerReflectionInfo"].iter().any(|method| path.ends_with(method))
 }
 
 /// Calls that bring images, in a message that is not small.
@@ -92,21 +100,38 @@ pub(super) struct Admission {
     /// One permit for each call of a service that does work that may be in progress: from its headers on, since a message
     /// is stored while it arrives.
     permits: Arc<Semaphore>,
-    max_calls: usize,
-    deadlines: Deadlines,
-    tokens: Option<Arc<Tokens>>,
-    registry: Arc<Registry>,
+    config: AdmissionConfig,
+}
+
+/// Whom to admit, and for how long.
+#[derive(Clone)]
+pub(super) struct AdmissionConfig {
+    pub max_calls: usize,
+    pub deadlines: Deadlines,
+    pub receive_timeout: Duration,
+    pub tokens: Option<Arc<Tokens>>,
+    pub registry: Arc<Registry>,
+    pub state: StateCell,
+}
+
+/// A call that was admitted, until it is answered.
+struct Admitted {
+    _permit: OwnedSemaphorePermit,
+    /// From its headers on: a server that drains waits for the message, to answer it.
+    _in_progress: CallInProgress,
 }
 
 impl Admission {
-    pub fn new(max_calls: usize, deadlines: Deadlines, tokens: Option<Arc<Tokens>>, registry: Arc<Registry>) -> Self {
-        Self { permits: Arc::new(Semaphore::new(max_calls)), max_calls, deadlines, tokens, registry }
+    pub fn new(config: AdmissionConfig) -> Self {
+        Self { permits: Arc::new(Semaphore::new(config.max_calls)), config }
     }
 
     /// The same, and counted together, for callers who wait no longer than `longest`.
     pub fn within(&self, longest: Duration) -> Self {
-        let longest = self.deadlines.longest.map_or(longest, |own| own.min(longest));
-        Self { deadlines: Deadlines { longest: Some(longest), ..self.deadlines }, ..self.clone() }
+        let longest = self.config.deadlines.longest.map_or(longest, |own| own.min(longest));
+        let mut same = self.clone();
+        same.config.deadlines.longest = Some(longest);
+        same
     }
 
     pub fn layer<S>(self) -> impl Layer<S, Service = Admit<S>> + Clone {
@@ -114,7 +139,7 @@ impl Admission {
     }
 
     fn caller<B>(&self, request: &Request<B>, trace: &Trace) -> Result<Option<Caller>, CallError> {
-        let Some(tokens) = &self.tokens else { return Ok(None) };
+        let Some(tokens) = &self.config.tokens else { return Ok(None) };
         let path = request.uri().path();
         tokens.check(path, request.headers()).inspect_err(|error| {
             let peer = request.extensions().get().map(Peer::address);
@@ -125,27 +150,30 @@ impl Admission {
 
     /// Which model it is for is not known yet.
     fn rejected(&self, reason: Rejection) {
-        if let Ok(default) = self.registry.find("") {
+        if let Ok(default) = self.config.registry.find("") {
             default.metrics.rejected(reason);
         }
     }
 
-    /// A permit if the path needs one.
-    fn permit(&self, path: &str) -> Result<Option<OwnedSemaphorePermit>, CallError> {
+    /// A place among the calls if the path needs one.
+    fn place(&self, path: &str) -> Result<Option<Admitted>, CallError> {
         if !is_ours(path) {
             return Ok(None);
         }
-        Arc::clone(&self.permits).try_acquire_owned().map(Some).map_err(|_| {
-            self.rejected(Rejection::CallLimit);
-            CallError::TooManyCalls { open: self.max_calls }
-        })
+        match Arc::clone(&self.permits).try_acquire_owned() {
+            Ok(permit) => Ok(Some(Admitted { _permit: permit, _in_progress: self.config.state.call() })),
+            Err(_) => {
+                self.rejected(Rejection::CallLimit);
+                Err(CallError::TooManyCalls { open: self.config.max_calls })
+            }
+        }
     }
 
     /// Refuses an image that no queue would take, while it is still on its way. Which queue that is the message says,
     /// unless there is only one.
     fn room<B>(&self, request: &Request<B>, caller: Option<&Caller>, arrived: Arrived) -> Result<(), CallError> {
         let Some(method) = brings_images(request.uri().path()) else { return Ok(()) };
-        let Some(only) = self.registry.only() else { return Ok(()) };
+        let Some(only) = self.config.registry.only() else { return Ok(()) };
         // A request for inference may still say that it is urgent.
         let priority = if method == Method::ModelInfer { Priority::High } else { arrived.priority };
         let turn = (client(caller, request.extensions().get()), priority);
@@ -158,9 +186,9 @@ impl Admission {
     }
 }
 
-impl<S, B> Service<Request<B>> for Admit<S>
+impl<S> Service<Request<Body>> for Admit<S>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Service<Request<Body>, Response = Response<Body>>,
     S::Future: Send + 'static,
     S::Error: Send + 'static,
 {
@@ -172,10 +200,10 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let at = Instant::now();
         let path = request.uri().path();
-        let timeout = self.rules.deadlines.of(path, grpc_timeout(request.headers()));
+        let timeout = self.rules.config.deadlines.of(path, grpc_timeout(request.headers()));
         let deadline = timeout.and_then(|timeout| at.checked_add(timeout));
         let priority = priority(request.headers());
         let arrived = Arrived { at, deadline, priority: *priority.as_ref().unwrap_or(&Priority::default()) };
@@ -186,11 +214,11 @@ where
         let admitted = caller.and_then(|caller| {
             record.iter().zip(&caller).for_each(|(record, caller)| record.caller(caller));
             priority?;
-            let permit = self.rules.permit(path)?;
+            let place = self.rules.place(path)?;
             self.rules.room(&request, caller.as_ref(), arrived)?;
-            Ok((caller, permit))
+            Ok((caller, place))
         });
-        let (caller, permit) = match admitted {
+        let (caller, place) = match admitted {
             Ok(admitted) => admitted,
             Err(error) => {
                 record.iter().for_each(|record| record.finish(error.code()));
@@ -200,9 +228,11 @@ where
         request.extensions_mut().insert(arrived);
         caller.map(|caller| request.extensions_mut().insert(caller));
         record.clone().map(|record| request.extensions_mut().insert(record));
-        let response = self.inner.call(request);
+        let limit = self.rules.config.receive_timeout;
+        let receiving = if is_stream(request.uri().path()) { Receiving::stream } else { Receiving::message };
+        let response = self.inner.call(request.map(|body| receiving(body, limit)));
         Box::pin(async move {
-            let _permit = permit;
+            let _place = place;
             let response = match deadline {
                 None => response.await,
                 Some(deadline) => tokio::time::timeout_at(deadline.into(), response).await.unwrap_or_else(|_| {

@@ -8,7 +8,13 @@ use tonic::{body::Body, codec::CompressionEncoding};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, util::BoxCloneSyncService};
 
-use super::{GrpcConfig, arrival::Admission, classifier::ClassifierService, context::Context, oip::InferenceService};
+use super::{
+    GrpcConfig,
+    arrival::{Admission, AdmissionConfig},
+    classifier::ClassifierService,
+    context::Context,
+    oip::InferenceService,
+};
 use crate::{
     inference::grpc_inference_service_server::GrpcInferenceServiceServer, proto::classifier_server::ClassifierServer,
     registry::Registry, state::StateCell,
@@ -36,8 +42,14 @@ pub struct Calls {
 impl Calls {
     /// The services of these models, with the limits and tokens of `config`.
     pub fn new(registry: Arc<Registry>, state: StateCell, config: &GrpcConfig) -> Self {
-        let tokens = config.gatekeeper.tokens.clone();
-        let admission = Admission::new(config.max_calls, config.deadlines, tokens, Arc::clone(&registry));
+        let admission = Admission::new(AdmissionConfig {
+            max_calls: config.max_calls,
+            deadlines: config.deadlines,
+            receive_timeout: config.receive_timeout,
+            tokens: config.gatekeeper.tokens.clone(),
+            registry: Arc::clone(&registry),
+            state: state.clone(),
+        });
         let context = Arc::new(Context::new(registry, state, config.max_streams));
         let classifier = ClassifierServer::new(ClassifierService(Arc::clone(&context)))
             .max_decoding_message_size(config.max_message_bytes)

@@ -63,7 +63,6 @@ impl Classifier for ClassifierService {
     type StreamClassifyStream = ReceiverStream<Result<StreamClassifyResponse, Status>>;
 
     async fn classify(&self, request: Request<ClassifyRequest>) -> Result<Response<ClassifyResponse>, Status> {
-        let _in_progress = self.0.state.call();
         let call = Call::of(&request);
         let mut guard = call.guard(Method::Classify);
         let result = classify(&self.0, request.into_inner(), call, &mut guard).await;
@@ -78,7 +77,12 @@ impl Classifier for ClassifierService {
         let guard = call.guard(Method::StreamClassify);
         // The answer's headers go out at once: a caller may wait for them before it sends the config.
         let (answers, receiver) = mpsc::channel(1);
-        tokio::spawn(stream::run(Arc::clone(&self.0), request.into_inner(), call, guard, answers));
+        let in_progress = self.0.state.call();
+        let run = stream::run(Arc::clone(&self.0), request.into_inner(), call, guard, answers);
+        tokio::spawn(async move {
+            let _in_progress = in_progress;
+            run.await;
+        });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 

@@ -8,6 +8,7 @@ mod classifier;
 mod context;
 mod convert;
 pub mod oip;
+mod receive;
 mod record;
 mod status;
 mod stream;
@@ -50,6 +51,8 @@ pub struct GrpcConfig {
     pub connection_grace: Duration,
     /// How long single requests may wait.
     pub deadlines: Deadlines,
+    /// How long a message may take to arrive, from its first byte to its last.
+    pub receive_timeout: Duration,
     /// Certificates and tokens.
     pub gatekeeper: Arc<Gatekeeper>,
 }
@@ -99,6 +102,14 @@ const MAX_CONCURRENT_CALLS: u32 = 128;
 /// How much may be sent ahead on one connection: by every call its share, so that streams that are not read don't stop
 /// the others.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_CONCURRENT_CALLS;
+/// The headers of a call, in bytes (as RFC 9113, 6.5.2, counts them). Tokens and traces take far less.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// A connection is closed when it resets so many calls before they have begun ("rapid reset")…
+const MAX_PENDING_RESETS: usize = 20;
+/// …or makes so many errors that its calls are reset.
+const MAX_ERROR_RESETS: usize = 256;
+/// The largest message to health and reflection, in bytes.
+const MAX_SMALL_MESSAGE: usize = 64 << 10;
 /// A connection that is silent for this long is asked whether it is alive…
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// …and closed when it does not answer within this time.
@@ -139,12 +150,15 @@ pub async fn serve(
         .max_concurrent_streams(MAX_CONCURRENT_CALLS)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
         .layer(calls.admission.layer())
         .add_service(calls.classifier)
         .add_service(calls.inference)
-        .add_service(health_service)
-        .add_service(reflection().build_v1().expect(valid))
-        .add_service(reflection().build_v1alpha().expect(valid))
+        .add_service(health_service.max_decoding_message_size(MAX_SMALL_MESSAGE))
+        .add_service(reflection().build_v1().expect(valid).max_decoding_message_size(MAX_SMALL_MESSAGE))
+        .add_service(reflection().build_v1alpha().expect(valid).max_decoding_message_size(MAX_SMALL_MESSAGE))
         .serve_with_incoming_shutdown(incoming, async move { state.draining().await })
         .await;
     follow.abort();

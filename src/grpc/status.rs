@@ -45,6 +45,8 @@ pub(super) enum CallError {
     StreamDeadline,
     #[error("{open} calls are in progress, which is the most that this server takes; retry in a moment")]
     TooManyCalls { open: usize },
+    #[error("the message did not arrive within {limit:?}; send it faster, or a smaller image")]
+    SlowMessage { limit: Duration },
     #[error("this server wants a token: send the metadata `authorization: Bearer TOKEN`")]
     NoToken,
     #[error("the token is none that this server knows")]
@@ -72,7 +74,10 @@ impl CallError {
             | Self::OneOf { .. }
             | Self::Tensor(_)
             | Self::Parameter(_) => Code::InvalidArgument,
-            Self::Job(JobError::DeadlineExceeded) | Self::StreamDeadline | Self::TimeIsUp => Code::DeadlineExceeded,
+            Self::Job(JobError::DeadlineExceeded)
+            | Self::StreamDeadline
+            | Self::TimeIsUp
+            | Self::SlowMessage { .. } => Code::DeadlineExceeded,
             Self::Job(JobError::Engine(_)) | Self::Panicked => Code::Internal,
             Self::Job(JobError::Abandoned) => Code::Unavailable,
             Self::Transport(status) => status.code(),

@@ -52,7 +52,6 @@ pub(super) async fn run(
     mut guard: CallGuard,
     answers: Answers,
 ) {
-    let _in_progress = context.state.call();
     let deadline = call.arrived.deadline;
     let ended = supervise(deadline, &answers, open_and_answer(&context, inbound, call, &mut guard, &answers)).await;
     conclude(ended, guard, &answers).await;
@@ -500,3 +499,6 @@ impl Answerer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -145,6 +145,20 @@ pub enum ModelError {
     },
 }
 
+impl ModelError {
+    /// What is wrong, without where the file is.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::File { source, .. } => source.reason(),
+            Self::LabelFile { path, reason } => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                format!("{name}: {reason}")
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
 /// A tensor's refusal.
 pub(crate) fn tensor(name: &str, reason: impl Into<String>) -> ModelError {
     ModelError::Tensor { tensor: name.to_owned(), reason: reason.into() }

@@ -16,9 +16,24 @@ use resnet18_server::proto::{
 };
 use tonic::transport::{Channel, Endpoint};
 
+#[cfg(target_os = "linux")]
+pub mod http2;
+pub mod tiny_model;
+
 /// The program under test.
 pub fn resnet18() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_resnet18"));
+    untouched(Command::new(env!("CARGO_BIN_EXE_resnet18")))
+}
+
+/// The program under test, which may open so many files.
+pub fn resnet18_with_files(files: u64) -> Command {
+    let mut command = Command::new("sh");
+    let limited = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+    command.args(["-c", &limited, env!("CARGO_BIN_EXE_resnet18")]);
+    untouched(command)
+}
+
+fn untouched(mut command: Command) -> Command {
     // What the developer has set must not leak into the tests.
     for (name, _) in std::env::vars_os() {
         if ["RESNET18_", "OTEL_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
@@ -51,8 +66,13 @@ impl Server {
 
     /// Starts a server and waits until its ports are open.
     pub fn spawn(flags: &[&str]) -> Self {
+        Self::spawn_as(resnet18(), flags)
+    }
+
+    /// Likewise, of a `program` that was made ready.
+    pub fn spawn_as(mut program: Command, flags: &[&str]) -> Self {
         let grpc = if flags.contains(&"--grpc") { &[][..] } else { &["--grpc", "127.0.0.1:0"] };
-        let mut child = resnet18()
+        let mut child = program
             .args(["serve", "--http", "127.0.0.1:0"])
             .args(grpc)
             .args(flags)
@@ -130,6 +150,31 @@ impl Server {
         value
     }
 
+    /// The sum of all series of a metric that have these labels.
+    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let (_, text) = self.get("/metrics");
+        let series = text.lines().filter(|line| {
+            line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label))
+        });
+        series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// What the process uses, as Linux tells it.
+    pub fn usage(&self) -> Usage {
+        let folder = PathBuf::from(format!("/proc/{}", self.pid()));
+        let status = std::fs::read_to_string(folder.join("status")).expect("the server runs");
+        let number = |field: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("Linux tells it");
+            line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+        };
+        Usage {
+            files: std::fs::read_dir(folder.join("fd")).unwrap().count(),
+            threads: number("Threads") as usize,
+            memory_mib: number("VmRSS") >> 10,
+            peak_mib: number("VmHWM") >> 10,
+        }
+    }
+
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
         assert!(status.expect("kill runs").success());
@@ -151,6 +196,15 @@ impl Server {
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
+}
+
+/// What a process uses.
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    pub files: usize,
+    pub threads: usize,
+    pub memory_mib: u64,
+    pub peak_mib: u64,
 }
 
 impl Drop for Server {

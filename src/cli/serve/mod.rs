@@ -12,6 +12,7 @@ use std::{
 use clap::Args as ClapArgs;
 use tokio::sync::Notify;
 
+mod descriptors;
 mod network;
 
 use self::network::{NetworkFlags, SecurityFlags};

@@ -13,6 +13,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use tokio::net::TcpListener;
 
+use super::descriptors;
 use crate::{
     cli::{CliError, values},
     grpc::{Deadlines, Gatekeeper, GrpcConfig, Listener, OpenService, TlsConfig, TokenConfig},
@@ -62,6 +63,10 @@ pub(super) struct NetworkFlags {
     /// The longest deadline of a single request, whatever it asks for [default: any].
     #[arg(long, env = "RESNET18_MAX_DEADLINE", value_name = "DURATION", value_parser = values::positive_duration)]
     max_deadline: Option<Duration>,
+    /// How long a message may take to arrive; streams may be silent between their messages.
+    #[arg(long, env = "RESNET18_RECEIVE_TIMEOUT", value_name = "DURATION", default_value = "30s",
+          value_parser = values::positive_duration)]
+    receive_timeout: Duration,
     /// How long requests are still served at shutdown after health and readiness say no, so that load balancers notice.
     #[arg(long, env = "RESNET18_DRAIN_DELAY", value_name = "DURATION", default_value = "0s",
           value_parser = values::duration)]
@@ -142,10 +147,11 @@ impl NetworkFlags {
             max_message_bytes: self.max_message_mib as usize * 1024 * 1024,
             max_streams: self.max_streams.get(),
             max_calls: self.max_calls.get(),
-            max_connections: self.max_connections.get(),
+            max_connections: descriptors::connections(self.max_connections.get()),
             max_connection_age: self.max_connection_age,
             connection_grace: self.connection_grace,
             deadlines: Deadlines { default: self.default_deadline, longest: self.max_deadline },
+            receive_timeout: self.receive_timeout,
             gatekeeper: Arc::new(security.gatekeeper()?),
         })
     }

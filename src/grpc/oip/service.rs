@@ -88,7 +88,6 @@ impl GrpcInferenceService for InferenceService {
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
-        let _in_progress = self.0.state.call();
         let call = Call::of(&request);
         let mut guard = call.guard(Method::ModelInfer);
         let admitted = Admitted { arrived: call.arrived, counts: true, span: call.record.trace().context() };
@@ -108,7 +107,12 @@ impl GrpcInferenceService for InferenceService {
         let guard = call.guard(Method::ModelStreamInfer);
         // The answer's headers go out at once: a caller may wait for them before it sends its first request.
         let (answers, receiver) = mpsc::channel(1);
-        tokio::spawn(stream::run(Arc::clone(&self.0), request.into_inner(), call, guard, answers));
+        let in_progress = self.0.state.call();
+        let run = stream::run(Arc::clone(&self.0), request.into_inner(), call, guard, answers);
+        tokio::spawn(async move {
+            let _in_progress = in_progress;
+            run.await;
+        });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 

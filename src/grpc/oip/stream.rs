@@ -37,7 +37,6 @@ pub(super) async fn run(
     mut guard: CallGuard,
     answers: Answers,
 ) {
-    let _in_progress = context.state.call();
     let deadline = call.arrived.deadline;
     let ended = supervise(deadline, &answers, answer_all(&context, inbound, call, &mut guard, &answers)).await;
     conclude(ended, guard, &answers).await;

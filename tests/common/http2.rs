@@ -1,0 +1,173 @@
+//! gRPC without a gRPC library, for clients that do what no library would.
+
+use std::{
+    io::{self, Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use prost::Message;
+use tonic::Status;
+
+pub const CLASSIFY: &str = "/resnet18.v1.Classifier/Classify";
+pub const STREAM_CLASSIFY: &str = "/resnet18.v1.Classifier/StreamClassify";
+
+/// A message behind gRPC's prefix.
+pub fn framed(message: &impl Message) -> Vec<u8> {
+    let length = message.encoded_len() as u32;
+    [&[0], &length.to_be_bytes()[..], &message.encode_to_vec()].concat()
+}
+
+/// A connection that keeps to HTTP/2.
+pub async fn connect(address: &str) -> SendRequest<Bytes> {
+    connect_with(h2::client::Builder::new(), address).await
+}
+
+pub async fn connect_with(builder: h2::client::Builder, address: &str) -> SendRequest<Bytes> {
+    let stream = tokio::net::TcpStream::connect(address).await.expect("the server accepts");
+    let (sender, connection) = builder.handshake(stream).await.expect("the server speaks HTTP/2");
+    tokio::spawn(async move {
+        // How it ends is seen by its calls.
+        let _ = connection.await;
+    });
+    sender.ready().await.expect("a new connection takes calls")
+}
+
+pub fn call(path: &str) -> http::request::Builder {
+    http::Request::post(format!("http://test{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+}
+
+/// How a call ended, from its headers or its trailers.
+pub async fn status(response: ResponseFuture) -> Result<Status, h2::Error> {
+    let (head, mut body) = response.await?.into_parts();
+    if let Some(status) = Status::from_header_map(&head.headers) {
+        return Ok(status);
+    }
+    while let Some(data) = body.data().await {
+        body.flow_control().release_capacity(data?.len())?;
+    }
+    let trailers = body.trailers().await?.unwrap_or_default();
+    Ok(Status::from_header_map(&trailers).unwrap_or_else(|| Status::unknown(format!("only HTTP {}", head.status))))
+}
+
+/// A connection that sends any bytes.
+pub struct Wire(pub TcpStream);
+
+/// The types of frames (RFC 9113, 6).
+pub mod kind {
+    pub const DATA: u8 = 0;
+    pub const HEADERS: u8 = 1;
+    pub const RST_STREAM: u8 = 3;
+    pub const SETTINGS: u8 = 4;
+    pub const PING: u8 = 6;
+    pub const GOAWAY: u8 = 7;
+    pub const CONTINUATION: u8 = 9;
+}
+
+pub const END_HEADERS: u8 = 4;
+
+/// "The endpoint detected that its peer is exhibiting a behavior that might be generating excessive load."
+pub const ENHANCE_YOUR_CALM: u32 = 0xb;
+
+impl Wire {
+    /// Connects and greets.
+    pub fn connect(address: &str) -> Self {
+        let mut stream = TcpStream::connect(address).expect("the server accepts");
+        stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        stream.write_all(&frame(kind::SETTINGS, 0, 0, &[])).unwrap();
+        Self(stream)
+    }
+
+    /// Sends until the server takes no more; whether all was taken.
+    pub fn send_all(&mut self, frames: impl Iterator<Item = Vec<u8>>) -> bool {
+        let mut buffer = Vec::new();
+        for frame in frames {
+            buffer.extend(frame);
+            if buffer.len() > 1 << 16 {
+                if self.0.write_all(&buffer).is_err() {
+                    return false;
+                }
+                buffer.clear();
+            }
+        }
+        self.0.write_all(&buffer).is_ok()
+    }
+
+    /// Waits for the connection's end: the reason that the server gave, or `None` when it only hung up.
+    pub fn ended(&mut self) -> io::Result<Option<u32>> {
+        let mut reason = None;
+        loop {
+            match self.next() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+                Err(_) => return Ok(reason),
+                Ok((kind::GOAWAY, payload)) => {
+                    reason = payload.get(4..8).map(|code| u32::from_be_bytes(code.try_into().unwrap()))
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Reads until there is a frame of this type.
+    pub fn wait_for(&mut self, wanted: u8) -> io::Result<()> {
+        while self.next()?.0 != wanted {}
+        Ok(())
+    }
+
+    /// The type and the payload of the next frame.
+    fn next(&mut self) -> io::Result<(u8, Vec<u8>)> {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head)?;
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        self.0.read_exact(&mut payload)?;
+        Ok((head[3], payload))
+    }
+
+    /// Ends the connection as if the cable were cut: what is on its way is thrown away.
+    pub fn reset(self) {
+        let option = rustix::net::sockopt::set_socket_linger(&self.0, Some(Duration::ZERO));
+        option.expect("it is a socket");
+    }
+}
+
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let [_, length @ ..] = (payload.len() as u32).to_be_bytes();
+    [&length[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A call's headers, written out (RFC 7541, 6.2.2).
+pub fn headers(path: &str) -> Vec<u8> {
+    let fields = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "test"),
+        (":path", path),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    fields.into_iter().flat_map(|(name, value)| field(name, value)).collect()
+}
+
+pub fn field(name: &str, value: &str) -> Vec<u8> {
+    [&[0], &integer(name.len())[..], name.as_bytes(), &integer(value.len()), value.as_bytes()].concat()
+}
+
+/// A length with a prefix of 7 bits (RFC 7541, 5.1).
+fn integer(number: usize) -> Vec<u8> {
+    if number < 127 {
+        return vec![number as u8];
+    }
+    let (mut bytes, mut rest) = (vec![127], number - 127);
+    while rest >= 128 {
+        bytes.push(rest as u8 | 128);
+        rest /= 128;
+    }
+    bytes.push(rest as u8);
+    bytes
+}
