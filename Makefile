@@ -82,7 +82,7 @@ chaos: openvino ## a server among random clients for SECONDS=60, then DRAINS=10 
 	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_DRAINS=$(or $(DRAINS),10) cargo test --release --test chaos -- --nocapture --test-threads 1
 
 # Nightly's flags on the stable compiler, which cargo-fuzz needs. The lock file makes the decoders those of the server.
-fuzz: ## fuzz TARGET=image, raw_frame, onnx or checkpoint for SECONDS=60 (needs cargo-fuzz)
+fuzz: ## fuzz TARGET=image, raw_frame, onnx, checkpoint or inference_request for SECONDS=60 (needs cargo-fuzz)
 	@cp Cargo.lock fuzz/Cargo.lock && mkdir -p fuzz/corpus/$(or $(TARGET),image)
 	RUSTC_BOOTSTRAP=1 cargo fuzz run $(or $(TARGET),image) fuzz/corpus/$(or $(TARGET),image) \
 	    $(wildcard fuzz/seeds/$(or $(TARGET),image)) tests/data -- \

@@ -1,0 +1,31 @@
+//! Requests of the Open Inference Protocol: the message, its tensor, and the crops that come of it.
+#![no_main]
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use resnet18_server::{
+    grpc::oip::{Form, read_request, tensors},
+    image::{Geometry, PreprocessConfig, Preprocessor, Source},
+    model::Normalization,
+};
+
+/// Small, so that whole tensors fit into the fuzzer's inputs.
+const GEOMETRY: Geometry = Geometry { width: 4, height: 4, resize_shorter_side: 4 };
+
+fuzz_target!(|message: &[u8]| {
+    let Ok(request) = read_request(Bytes::copy_from_slice(message)) else { return };
+    for form in [Form::Encoded, Form::Tensor] {
+        let normalization = Some(Normalization::IMAGENET);
+        let expected = tensors::Expected { form, geometry: GEOMETRY, normalization };
+        let Ok(images) = tensors::images(request.clone(), &expected) else { continue };
+        assert!(!images.is_empty());
+        let mut preprocessor = Preprocessor::new(PreprocessConfig::default());
+        let mut crop = vec![0; GEOMETRY.bytes()];
+        for image in images {
+            if matches!(image, Source::Crop(_)) {
+                // Values that no pixel has are refused here.
+                let _ = preprocessor.crop(&image, &GEOMETRY, &mut crop);
+            }
+        }
+    }
+});
