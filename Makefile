@@ -5,7 +5,7 @@ TENSORRT_RTX := 1.7.1.116
 PYTHON := python3
 VENV := .venv
 
-.PHONY: run build openvino tensorrt test test-turbojpeg test-tensorrt test-gpu test-env lint lint-tensorrt bench help
+.PHONY: run build openvino tensorrt test test-turbojpeg test-tensorrt test-gpu test-env lint lint-tensorrt chaos fuzz bench help
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
@@ -72,6 +72,16 @@ lint: ## format, clippy, docs
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
+
+chaos: openvino ## a server among random clients for SECONDS=60, then DRAINS=10 servers that end under full load
+	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_DRAINS=$(or $(DRAINS),10) cargo test --release --test chaos -- --nocapture --test-threads 1
+
+# Nightly's flags on the stable compiler, which cargo-fuzz needs. The lock file makes the decoders those of the server.
+fuzz: ## fuzz TARGET=image, raw_frame, onnx or checkpoint for SECONDS=60 (needs cargo-fuzz)
+	@cp Cargo.lock fuzz/Cargo.lock && mkdir -p fuzz/corpus/$(or $(TARGET),image)
+	RUSTC_BOOTSTRAP=1 cargo fuzz run $(or $(TARGET),image) fuzz/corpus/$(or $(TARGET),image) \
+	    $(wildcard fuzz/seeds/$(or $(TARGET),image)) -- \
+	    -max_total_time=$(or $(SECONDS),60) -timeout=5 -malloc_limit_mb=544 -rss_limit_mb=2048
 
 bench: openvino ## every bench; the last one measures the whole server
 	cargo bench

@@ -1,0 +1,15 @@
+//! Checkpoints in every format: zip archives and older pickles of PyTorch, safetensors.
+#![no_main]
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use prost::Message;
+use resnet18_server::model::{self, checkpoint::Checkpoint};
+
+fuzz_target!(|file: &[u8]| {
+    let Ok(checkpoint) = Checkpoint::from_bytes(Bytes::copy_from_slice(file)) else { return };
+    if let Ok(resnet) = checkpoint.into_resnet() {
+        let onnx = Bytes::from(resnet.onnx.encode_to_vec());
+        model::decode(&onnx).expect("what was imported is an ONNX file");
+    }
+});

@@ -1,0 +1,44 @@
+//! ONNX files: reading, finding input and output, and everything that is made of the graph for engines.
+#![no_main]
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
+use resnet18_server::model::{Batch, BodyPrecision, Model, Overrides, Quantization, Range, ServingGraph};
+
+fuzz_target!(|file: &[u8]| {
+    // Without labels most networks would be refused at the end.
+    for classes in [4, 10, 1000] {
+        let labels = Some((0..classes).map(|class| format!("class {class}")).collect());
+        let overrides = Overrides { labels, ..Overrides::default() };
+        if let Ok(model) = Model::from_bytes(Bytes::copy_from_slice(file), &overrides) {
+            assert_eq!(model.labels.len(), model.graph.classes);
+            for_engines(&model.graph);
+            break;
+        }
+    }
+});
+
+/// Each step may refuse the graph, but not panic.
+fn for_engines(graph: &ServingGraph) {
+    let batch = match graph.batch {
+        Batch::Any => None,
+        Batch::Fixed(batch) => Some(batch),
+    };
+    for precision in [BodyPrecision::Fp32, BodyPrecision::Bf16, BodyPrecision::Fp16] {
+        let _ = graph.to_onnx(batch, precision);
+    }
+    let tensors = graph.ranged_tensors();
+    let _ = graph.tapped(batch, &tensors);
+    let ranges: HashMap<_, _> = tensors
+        .into_iter()
+        .zip([true, false].into_iter().cycle())
+        .map(|(name, signed)| (name, Range { limit: 1.5, signed }))
+        .collect();
+    let how = Quantization { ranges, ..Quantization::default() };
+    if let Ok(quantized) = graph.folded().and_then(|folded| folded.quantized(&how)) {
+        let _ = quantized.with_signed_activations().to_onnx(batch, BodyPrecision::Fp32);
+    }
+    let _ = graph.size();
+}
