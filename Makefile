@@ -85,7 +85,7 @@ chaos: openvino ## a server among random clients for SECONDS=60, then DRAINS=10 
 fuzz: ## fuzz TARGET=image, raw_frame, onnx, checkpoint or inference_request for SECONDS=60 (needs cargo-fuzz)
 	@cp Cargo.lock fuzz/Cargo.lock && mkdir -p fuzz/corpus/$(or $(TARGET),image)
 	RUSTC_BOOTSTRAP=1 cargo fuzz run $(or $(TARGET),image) fuzz/corpus/$(or $(TARGET),image) \
-	    $(wildcard fuzz/seeds/$(or $(TARGET),image)) tests/data -- \
+	    $(wildcard fuzz/seeds/$(or $(TARGET),image)) -- \
 	    -max_total_time=$(or $(SECONDS),60) -timeout=5 -malloc_limit_mb=544 -rss_limit_mb=2048
 
 bench: openvino ## every bench; the last one measures the whole server

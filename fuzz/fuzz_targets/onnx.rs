@@ -31,8 +31,11 @@ fn for_engines(graph: &ServingGraph) {
     }
     let tensors = graph.ranged_tensors();
     let _ = graph.tapped(batch, &tensors);
-    let ranges: HashMap<_, _> =
-        tensors.into_iter().zip([true, false].into_iter().cycle()).map(|(name, signed)| (name, Range { limit: 1.5, signed })).collect();
+    let ranges: HashMap<_, _> = tensors
+        .into_iter()
+        .zip([true, false].into_iter().cycle())
+        .map(|(name, signed)| (name, Range { limit: 1.5, signed }))
+        .collect();
     let how = Quantization { ranges, ..Quantization::default() };
     if let Ok(quantized) = graph.folded().and_then(|folded| folded.quantized(&how)) {
         let _ = quantized.with_signed_activations().to_onnx(batch, BodyPrecision::Fp32);
