@@ -45,15 +45,15 @@ async fn assert_serves(server: &Server) {
     assert_eq!(answer.classifications[0].label, "cat");
 }
 
-/// Waits until nothing is in progress and as many files are open and threads run as before.
+/// Waits until nothing is in progress and hardly more files are open and threads run than before.
 async fn assert_recovers(server: &Server, before: Usage) {
     let give_up = Instant::now() + Duration::from_secs(20);
     loop {
         let gauges = ["classifier_streams_active", "classifier_queue_depth", "classifier_calls_active"];
         let busy: Vec<_> = gauges.into_iter().filter(|gauge| server.sum(gauge, &[]) != 0.0).collect();
         let now = server.usage();
-        // One for the metrics' own connection.
-        if busy.is_empty() && now.files <= before.files + 1 && now.threads <= before.threads {
+        // One file for the metrics' own connection; and looking at them keeps a few threads for blocking work alive.
+        if busy.is_empty() && now.files <= before.files + 1 && now.threads <= before.threads + 3 {
             return;
         }
         assert!(Instant::now() < give_up, "not zero: {busy:?}; {now:?} instead of {before:?}\n{}", server.log());
