@@ -5,10 +5,10 @@ TENSORRT_RTX := 1.7.1.116
 PYTHON := python3
 VENV := .venv
 
-.PHONY: run build openvino tensorrt test test-turbojpeg test-tensorrt test-otlp test-gpu test-env lint lint-tensorrt chaos fuzz bench help
+.PHONY: run build openvino tensorrt test test-features test-gpu test-env lint lint-features chaos fuzz bench help
 
 help: ## what can be made
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
 
 run: openvino ## fetch OpenVINO, build, and serve the bundled model
 	cargo run --release -- serve
@@ -44,14 +44,8 @@ tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDI
 test: openvino test-env ## everything the tests need, then all of them
 	cargo test --release --no-fail-fast
 
-test-turbojpeg: ## the image tests with libjpeg-turbo (needs cmake and nasm)
-	cargo test --release --features turbojpeg --lib image
-
-test-tensorrt: openvino tensorrt ## what of TensorRT needs no GPU, and traces (needs libclang)
-	cargo test --release --features tensorrt,otlp --lib --test tensorrt --test telemetry --test licences
-
-test-otlp: openvino ## traces, sent to a collector
-	cargo test --release --features otlp --test telemetry --test licences
+test-features: openvino tensorrt ## libjpeg-turbo, traces, and what of TensorRT needs no GPU (needs cmake, nasm, libclang)
+	cargo test --release --features turbojpeg,otlp,tensorrt --lib --test tensorrt --test telemetry --test licences
 
 test-gpu: tensorrt ## the real engine on an NVIDIA GPU, and how fast it is; says so where there is none
 	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1
@@ -69,8 +63,8 @@ $(VENV)/ready: tests/python/requirements.txt tests/python/requirements-without-t
 	    && $(VENV)/bin/python -m pip install --quiet --no-deps -r $(dir $<)requirements-without-theirs.txt; then touch $@; \
 	else echo "No Python environment: the Python tests will be skipped."; rm -rf $(VENV); fi
 
-lint-tensorrt: ## clippy for both flavours of TensorRT (needs libclang)
-	cargo clippy --release --all-targets --features tensorrt,otlp -- -D warnings
+lint-features: ## clippy with every feature, for both flavours of TensorRT (needs cmake, nasm, libclang)
+	cargo clippy --release --all-targets --features turbojpeg,otlp,tensorrt -- -D warnings
 	cargo clippy --release --all-targets --features tensorrt-enterprise -- -D warnings
 
 lint: ## format, clippy, docs
