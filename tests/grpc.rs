@@ -349,7 +349,7 @@ async fn a_full_queue_refuses_an_image_that_is_still_on_its_way() {
         let path = "/resnet18.v1.Classifier/Classify".parse().unwrap();
         let nothing = Request::new(tokio_stream::pending::<ClassifyRequest>());
         let answer = call.client_streaming(nothing, path, codec);
-        tokio::time::timeout(Duration::from_millis(200), answer).await.ok()
+        tokio::time::timeout(Duration::from_millis(500), answer).await.ok()
     };
     let mut refused = None;
     for _ in 0..50 {
@@ -364,6 +364,28 @@ async fn a_full_queue_refuses_an_image_that_is_still_on_its_way() {
     assert!(refused.get_error_details().retry_info().is_some());
     let counted = ["method=\"Classify\"", "code=\"RESOURCE_EXHAUSTED\""];
     assert!(server.metric("classifier_requests_total", &counted) > 0.0);
+}
+
+#[tokio::test]
+async fn refusals_leave_the_connection_as_it_is() {
+    let server = Server::start(&["--engine", "embedded", "--threads", "1", "--queue-capacity", "1"]);
+    let client = server.client().await;
+    let mut refused = 0;
+    for _ in 0..20 {
+        let calls = (0..32).map(|_| {
+            let mut client = client.clone();
+            let frame = raw(PixelFormat::Rgb8, 300, 300, 0, vec![100; 300 * 300 * 3]);
+            tokio::spawn(async move { client.classify(request(frame)).await })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            match call.await.unwrap().map_err(|status| status.code()) {
+                Ok(_) => {}
+                Err(Code::ResourceExhausted) => refused += 1,
+                Err(code) => panic!("{code:?}"),
+            }
+        }
+    }
+    assert!(refused > 300, "{refused}");
 }
 
 #[tokio::test]

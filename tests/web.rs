@@ -299,7 +299,7 @@ async fn both_ports_ask_for_the_same_token_and_share_one_limit_of_calls() {
     let head: String = head.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     write!(half, "POST {CLASSIFY} HTTP/1.1\r\n{head}\r\n").unwrap();
     half.write_all(&cat()[..1000]).unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    until_calls_are(&server, 1.0);
     let mut request = tonic::Request::new(request(image(data("cat.jpg"))));
     request.metadata_mut().insert("authorization", known[0].1.parse().unwrap());
     let refused = server.client().await.classify(request).await.unwrap_err();
@@ -307,7 +307,7 @@ async fn both_ports_ask_for_the_same_token_and_share_one_limit_of_calls() {
     let refused = call(&server, CLASSIFY, &known, &cat()).label().unwrap_err();
     assert_eq!(refused.0, Code::ResourceExhausted);
     drop(half);
-    std::thread::sleep(Duration::from_millis(300));
+    until_calls_are(&server, 0.0);
     assert_eq!(call(&server, CLASSIFY, &known, &cat()).label(), Ok("cat".into()));
 }
 
@@ -327,20 +327,31 @@ fn a_call_whose_image_does_not_arrive_in_time_is_answered_and_gives_up_its_place
 #[test]
 fn the_state_is_told_and_a_call_of_the_page_is_answered_when_the_server_leaves() {
     // A batch of two waits for its second image.
-    let flags = ["--engine", "embedded", "--max-batch", "2", "--max-queue-delay", "2s"];
+    let flags = ["--engine", "embedded", "--max-batch", "2", "--max-queue-delay", "5s"];
     let mut server = Server::start(&flags);
     let state = |server: &Server| serde_json::from_str::<serde_json::Value>(&server.get("/state").1).unwrap();
     assert_eq!(state(&server)["state"], "ready");
     assert_eq!(state(&server)["version"], env!("CARGO_PKG_VERSION"));
     let http = server.http;
     let asked = std::thread::spawn(move || send(http, &format!("POST {CLASSIFY}"), &[KIND], &cat()).label());
-    std::thread::sleep(Duration::from_millis(500));
+    until_calls_are(&server, 1.0);
     server.signal("TERM");
-    std::thread::sleep(Duration::from_millis(200));
-    assert_eq!(state(&server)["state"], "draining");
+    until("it drains", || state(&server)["state"] == "draining");
     assert_eq!(call(&server, CLASSIFY, &[], &cat()).label().unwrap_err().0, Code::Unavailable);
     assert_eq!(asked.join().unwrap(), Ok("cat".into()));
     assert!(server.wait(Duration::from_secs(10)).is_some_and(|status| status.success()));
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < give_up, "{what}: not within 10 s");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn until_calls_are(server: &Server, calls: f64) {
+    until("calls in progress", || server.metric("classifier_calls_active", &[]) == calls);
 }
 
 #[test]

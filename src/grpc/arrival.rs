@@ -11,6 +11,7 @@ use std::{
 };
 
 use http::{HeaderMap, Request, Response};
+use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service, layer::layer_fn};
@@ -20,7 +21,7 @@ use super::{
     auth::{Caller, Tokens},
     context::client,
     receive::Receiving,
-    record::Record,
+    record::{LONGEST_PATH, Record},
     status::CallError,
 };
 use crate::{
@@ -30,6 +31,10 @@ use crate::{
     state::{CallInProgress, StateCell},
     telemetry::trace::Trace,
 };
+
+/// A refused message is let in, unread, for so long before its caller is told. A connection on which many calls are reset
+/// while their messages are on the way would be closed by HTTP/2's rules against floods.
+const DISCARD: Duration = Duration::from_millis(100);
 
 /// How long callers may wait.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,6 +63,11 @@ fn is_ours(path: &str) -> bool {
 /// Whether a call of this path may have many messages.
 fn is_stream(path: &str) -> bool {
     ["/StreamClassify", "/ModelStreamInfer", "/ServerReflectionInfo"].iter().any(|method| path.ends_with(method))
+}
+
+/// Whether a call only asks how the server is, which a busy one must not refuse.
+fn is_probe(path: &str) -> bool {
+    ["/ServerLive", "/ServerReady", "/ModelReady"].iter().any(|method| path.ends_with(method))
 }
 
 /// Calls that bring images, in a message that is not small.
@@ -143,6 +153,7 @@ impl Admission {
         let path = request.uri().path();
         tokens.check(path, request.headers()).inspect_err(|error| {
             let peer = request.extensions().get().map(Peer::address);
+            let path: String = path.chars().take(LONGEST_PATH).collect();
             tracing::warn!(peer, path, trace_id = %trace.context().trace, "refused: {error}");
             self.rejected(Rejection::Unauthenticated);
         })
@@ -157,7 +168,7 @@ impl Admission {
 
     /// A place among the calls if the path needs one.
     fn place(&self, path: &str) -> Result<Option<Admitted>, CallError> {
-        if !is_ours(path) {
+        if !is_ours(path) || is_probe(path) {
             return Ok(None);
         }
         match Arc::clone(&self.permits).try_acquire_owned() {
@@ -173,6 +184,9 @@ impl Admission {
     /// unless there is only one.
     fn room<B>(&self, request: &Request<B>, caller: Option<&Caller>, arrived: Arrived) -> Result<(), CallError> {
         let Some(method) = brings_images(request.uri().path()) else { return Ok(()) };
+        if self.config.state.get().admits().is_err() {
+            return Ok(());
+        }
         let Some(only) = self.config.registry.only() else { return Ok(()) };
         // A request for inference may still say that it is urgent.
         let priority = if method == Method::ModelInfer { Priority::High } else { arrived.priority };
@@ -222,7 +236,10 @@ where
             Ok(admitted) => admitted,
             Err(error) => {
                 record.iter().for_each(|record| record.finish(error.code()));
-                return Box::pin(std::future::ready(Ok(Status::from(error).into_http())));
+                return Box::pin(async move {
+                    let _ = tokio::time::timeout(DISCARD, discard(request.into_body())).await;
+                    Ok(Status::from(error).into_http())
+                });
             }
         };
         request.extensions_mut().insert(arrived);
@@ -258,6 +275,11 @@ fn priority(headers: &HeaderMap) -> Result<Priority, CallError> {
             "the metadata `{PRIORITY}` is {value:?}; it must be 1 (before others), 2 (as others) or 3 (after others)"
         ))
     })
+}
+
+/// Reads to the end what nobody wants.
+async fn discard(mut body: Body) {
+    while let Some(Ok(_)) = body.frame().await {}
 }
 
 /// The `grpc-timeout` header: up to 8 digits and a unit (gRPC over HTTP/2, "Requests"). Malformed ones are ignored.

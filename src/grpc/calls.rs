@@ -1,5 +1,5 @@
-//! The services that do work, and the rules before them, made once: both ports offer the same, and their calls are counted
-//! together.
+//! The services that do work, and the rules before them, made once: what the HTTP port offers to the page goes by the same
+//! rules, and is counted together.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What the methods of the `Classifier` service share: the models, the state, and what is known of a call.
+//! What the methods of the services share: the models, the state, and what is known of a call.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},

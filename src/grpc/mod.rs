@@ -109,7 +109,7 @@ const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// A connection is closed when it resets so many calls before they have begun ("rapid reset")…
 const MAX_PENDING_RESETS: usize = 20;
 /// …or makes so many errors that its calls are reset.
-const MAX_ERROR_RESETS: usize = 256;
+const MAX_ERROR_RESETS: usize = 1024;
 /// The largest message to health and reflection, in bytes.
 const MAX_SMALL_MESSAGE: usize = 64 << 10;
 /// A connection that is silent for this long is asked whether it is alive…

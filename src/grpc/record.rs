@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// A longer path is none of ours.
-const LONGEST_PATH: usize = 100;
+pub(super) const LONGEST_PATH: usize = 100;
 
 /// A call of a service that does work. It ends when the last one who holds it lets it go.
 pub(super) struct Record {
@@ -82,7 +82,7 @@ impl Record {
     }
 
     pub fn model(&self, name: &str) {
-        self.notes().model = Some(name.to_owned());
+        self.notes().model.get_or_insert_with(|| name.to_owned());
     }
 
     /// An image of this size has come in.

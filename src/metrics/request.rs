@@ -81,9 +81,9 @@ impl RequestGuard {
         Self { method, metrics: None, arrived, deadline, code: None }
     }
 
-    /// The served model that it is for.
+    /// The served model that it is for; of several the first counts.
     pub fn model(&mut self, metrics: &ModelMetrics) {
-        self.metrics = Some(Arc::clone(&metrics.requests));
+        self.metrics.get_or_insert_with(|| Arc::clone(&metrics.requests));
     }
 
     /// It is answered with `code`.

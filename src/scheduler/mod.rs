@@ -78,7 +78,7 @@ impl Capacity {
     }
 }
 
-/// Whoever shares one place in the round of fairness: a connection.
+/// Whoever shares one place in the round of fairness: a caller with a name, else a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ClientId(pub u64);
 
@@ -322,7 +322,7 @@ impl Queue {
         self.push(job, false)
     }
 
-    /// Queues the images of one request, which is admitted as a whole: where the first one has a place, all have.
+    /// Queues the images of one request, which takes one place as a whole: that of its first image.
     ///
     /// # Errors
     /// [`QueueFull`], as for [`Queue::submit`].
@@ -333,10 +333,10 @@ impl Queue {
         jobs.into_iter().enumerate().map(|(i, job)| self.push(job, i > 0)).collect()
     }
 
-    /// A job that `follows` another one always has a place.
+    /// A job that `follows` another one needs no place of its own.
     fn push(&self, job: Job, follows: bool) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
         let (reply, outcome) = oneshot::channel();
-        let (turn, counts) = ((job.client, job.priority), job.counts);
+        let (turn, counts) = ((job.client, job.priority), job.counts && !follows);
         let mut state = self.shared.lock();
         let (clock, share) = (state.clock, state.share(self.id));
         let queue = state.queues.get_mut(&self.id).expect("a queue lives at least as long as its handle");
@@ -346,12 +346,11 @@ impl Queue {
         }
         let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, self.parallelism);
         let mut dead = Vec::new();
-        let limit = if follows { usize::MAX } else { capacity };
-        if counts && queue.waiting.counted() >= limit {
+        if counts && queue.waiting.counted() >= capacity {
             let now = Instant::now();
             dead = queue.waiting.remove_dead(|waiting| waiting.expired(now).is_some());
         }
-        let pushed = queue.waiting.push(turn, counts.then_some(limit), Waiting { job, reply });
+        let pushed = queue.waiting.push(turn, counts.then_some(capacity), Waiting { job, reply });
         let (refused, queued) = match pushed {
             Pushed::Queued => (None, true),
             Pushed::Displaced(other) => (Some(other), true),
@@ -384,8 +383,8 @@ impl Queue {
         Ok(outcome)
     }
 
-    /// Refuses a job of this client and priority before there is one, so that its image need not even be read; `None` = [`Self::submit`]
-    /// is to decide.
+    /// Refuses a job of this client and priority before there is one, so that its image need not even be read; `None` =
+    /// [`Self::submit`] is to decide.
     pub fn refuse(&self, turn: (ClientId, Priority)) -> Option<QueueFull> {
         let mut state = self.shared.lock();
         let share = state.share(self.id);

@@ -1,4 +1,5 @@
-//! Who continues which trace: the headers `traceparent` and `tracestate` of W3C Trace Context, level 2.
+//! Who continues which trace: the headers `traceparent` and `tracestate` of W3C Trace Context, whose keys are those
+//! of level 1.
 
 use std::{
     fmt,

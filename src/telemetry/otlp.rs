@@ -36,6 +36,8 @@ const QUEUE: usize = 1024;
 const BATCH: usize = 512;
 /// …and fewer after this time.
 const INTERVAL: Duration = Duration::from_secs(2);
+/// A collector that does not answer a batch within this time has not taken it.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// A collector that does not take a connection within this time is down.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -93,7 +95,7 @@ impl Exporter {
 }
 
 fn exporter(collector: &ServerAddress) -> Result<SpanExporter, String> {
-    let mut endpoint = collector.endpoint().connect_timeout(CONNECT);
+    let mut endpoint = collector.endpoint().connect_timeout(CONNECT).timeout(PATIENCE);
     if collector.uses_tls() {
         let roots = ClientTlsConfig::new().with_native_roots();
         endpoint = endpoint.tls_config(roots).map_err(|error| error.to_string())?;

@@ -15,7 +15,7 @@ const WINDOW = 10_000;
 const MODELS_STEP = 5000;
 const QUANTILES = [0.5, 0.95, 0.99];
 const STAGES = [
-  { name: "Whole request", metric: "classifier_request_duration_seconds", labels: { method: "Classify" } },
+  { name: "Whole request", metric: "classifier_request_duration_seconds", labels: { method: ["Classify", "ModelInfer"] } },
   { name: "Queue", metric: "classifier_stage_duration_seconds", labels: { stage: "queue" } },
   { name: "Decoding", metric: "classifier_stage_duration_seconds", labels: { stage: "decode" } },
   { name: "Inference", metric: "classifier_stage_duration_seconds", labels: { stage: "inference" } },
@@ -80,7 +80,8 @@ async function look() {
     showState(state.state, state.reason);
     limit(state.max_message_bytes);
     read(parse(metrics));
-    if (performance.now() - lastModels > MODELS_STEP) await lookAtModels();
+    // Who has no token yet would only be refused again.
+    if (at("token-form").hidden && performance.now() - lastModels > MODELS_STEP) await lookAtModels();
   } catch {
     showState("gone");
     readings = [];

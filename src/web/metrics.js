@@ -17,10 +17,10 @@ export function parse(text) {
   return series;
 }
 
-/** The series of a name that have these labels. */
+/** The series of a name that have these labels; a list means any of its values. */
 export function find(reading, name, labels = {}) {
   const wanted = Object.entries(labels);
-  return (reading.get(name) ?? []).filter((one) => wanted.every(([label, value]) => one.labels[label] === value));
+  return (reading.get(name) ?? []).filter((one) => wanted.every(([label, value]) => [value].flat().includes(one.labels[label])));
 }
 
 /** Their sum; null when there are none. */

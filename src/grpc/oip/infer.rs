@@ -30,8 +30,6 @@ use crate::{
 #[derive(Clone, Copy)]
 pub(super) struct Admitted {
     pub arrived: Arrived,
-    /// As in [`Job`].
-    pub counts: bool,
     /// The span that they belong to.
     pub span: SpanContext,
 }
@@ -61,7 +59,7 @@ pub(super) fn submit(
     guard: &mut CallGuard,
 ) -> Result<Submitted, CallError> {
     let (served, form) = names::find(context, &request.model_name, &request.model_version, guard)?;
-    let Admitted { arrived: Arrived { at, deadline, priority }, counts, span } = how;
+    let Admitted { arrived: Arrived { at, deadline, priority }, span } = how;
     let measured = Measured { served: Arc::clone(&served), form, arrived: at, answered: false };
     let timeout = parameters::integer(&request.parameters, "timeout", 0)?.filter(|micros| *micros > 0);
     let priority = match parameters::integer(&request.parameters, "priority", 0)? {
@@ -79,7 +77,7 @@ pub(super) fn submit(
     call.record.received(bytes);
     let jobs = images.into_iter().map(|image| {
         let fetch = Box::new(move || Some(Arrival { image, at, mirrored: false }));
-        Job { client: call.client, priority, deadline, counts, fetch, span: Some(span) }
+        Job { client: call.client, priority, deadline, counts: true, fetch, span: Some(span) }
     });
     let images = served.queue.submit_all(jobs)?;
     Ok(Submitted { measured, outputs, images, deadline, id })

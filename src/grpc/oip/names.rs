@@ -42,6 +42,11 @@ impl Form {
     }
 }
 
+/// The metrics of the model that is meant, if there is one.
+pub(super) fn metrics(registry: &Registry, name: &str) -> Option<Arc<ModelMetrics>> {
+    registry.find(resolve(registry, name).0).ok().map(|entry| entry.metrics)
+}
+
 /// The name in the registry of the model that is meant. A model that is itself called `…_tensor` is meant first.
 pub(super) fn resolve<'a>(registry: &Registry, name: &'a str) -> (&'a str, Form) {
     let known = |name: &str| !name.is_empty() && registry.find(name).is_ok();

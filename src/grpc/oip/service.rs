@@ -90,7 +90,7 @@ impl GrpcInferenceService for InferenceService {
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let call = Call::of(&request);
         let mut guard = call.guard(Method::ModelInfer);
-        let admitted = Admitted { arrived: call.arrived, counts: true, span: call.record.trace().context() };
+        let admitted = Admitted { arrived: call.arrived, span: call.record.trace().context() };
         let result = match infer::submit(&self.0, request.into_inner(), &call, admitted, &mut guard) {
             Ok(submitted) => submitted.answer().await,
             Err(error) => Err(error),

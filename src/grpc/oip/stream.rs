@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Instant};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
-use super::infer::{self, Admitted, Answered, Submitted};
+use super::{
+    infer::{self, Admitted, Answered, Submitted},
+    names,
+};
 use crate::{
     code::code_name,
     grpc::{
@@ -19,7 +22,7 @@ use crate::{
         InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
         infer_parameter::ParameterChoice,
     },
-    metrics::FrameOutcome,
+    metrics::{FrameOutcome, ModelMetrics},
     scheduler::JobError,
     state::NotReady,
 };
@@ -58,13 +61,14 @@ async fn answer_all(
     let read = async move {
         while let Some(request) = next(&mut inbound, context).await? {
             let arrived = Arrived { at: Instant::now(), ..call.arrived };
-            let admitted = Admitted { arrived, counts: false, span: call.record.trace().frame() };
+            let admitted = Admitted { arrived, span: call.record.trace().frame() };
             let id = request.id.clone();
+            let metrics = names::metrics(&context.registry, &request.model_name);
             let submitted = infer::submit(context, request, &call, admitted, guard);
             if let (None, Ok(submitted)) = (&first, &submitted) {
                 *first = Some(submitted.served().metrics.stream());
             }
-            if pending.send(Pending { id, admitted, submitted }).await.is_err() {
+            if pending.send(Pending { id, metrics, admitted, submitted }).await.is_err() {
                 break;
             }
         }
@@ -97,21 +101,22 @@ async fn next(
 /// A request that waits for its turn to be answered.
 struct Pending {
     id: String,
+    /// Those of its model, if there is such a model.
+    metrics: Option<Arc<ModelMetrics>>,
     admitted: Admitted,
     submitted: Result<Submitted, CallError>,
 }
 
 /// A request that failed gets its error, and the stream goes on. It is the stream's `number`-th.
 async fn answer_one(pending: Pending, number: u64, record: &Record) -> Result<ModelStreamInferResponse, CallError> {
-    let Pending { id, admitted: Admitted { arrived, span, .. }, submitted } = pending;
-    let served = submitted.as_ref().ok().map(|submitted| Arc::clone(submitted.served()));
+    let Pending { id, metrics, admitted: Admitted { arrived, span, .. }, submitted } = pending;
     let outcome = match submitted {
         Ok(submitted) => submitted.answer().await,
         Err(error) => Err(error),
     };
-    if let Some(served) = served {
-        served.metrics.frame(if outcome.is_ok() { FrameOutcome::Classified } else { FrameOutcome::Failed });
-        served.metrics.frame_answered(arrived.at.elapsed());
+    if let Some(metrics) = metrics {
+        metrics.frame(if outcome.is_ok() { FrameOutcome::Classified } else { FrameOutcome::Failed });
+        metrics.frame_answered(arrived.at.elapsed());
     }
     let answer = outcome.as_ref().map(|answered| &answered.reply).map_err(CallError::code);
     record.frame(FrameRecord { id: number, arrived: arrived.at, span, answer });
