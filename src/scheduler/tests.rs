@@ -552,19 +552,40 @@ fn what_is_urgent_goes_first_and_what_can_wait_is_not_forgotten() {
 }
 
 #[test]
-fn a_request_of_several_images_is_admitted_as_a_whole() {
+fn a_request_of_several_images_takes_one_place() {
     let config =
         SchedulerConfig { queue_capacity: Capacity::Exactly(NonZeroUsize::new(2).unwrap()), ..Setup::default().config };
     let bench = Setup { config, ..Setup::default() }.start();
     let first = bench.occupy(0);
     let images = bench.queue.submit_all((1..=8).map(job)).unwrap();
-    assert_eq!(images.len(), 8);
-    assert!(bench.queue.submit_all((9..=10).map(job)).is_err(), "more wait than there are places");
-    for _ in 0..9 {
+    let more = bench.queue.submit_all((9..=10).map(job)).unwrap();
+    let other = |value| Job { client: ClientId(2), ..job(value) };
+    // Each of the two has one place, of two; nobody has enough of them to give one up but to the first of another client.
+    assert!(bench.queue.submit_all((11..=12).map(job)).is_err(), "as many requests wait as there are places");
+    let displacing = bench.queue.submit(other(13)).unwrap();
+    assert!(matches!(more.into_iter().next().unwrap().blocking_recv().unwrap(), Err(JobError::Displaced(_))));
+    for _ in 0..10 {
         bench.go();
     }
     assert_eq!(logit(first), 0.0);
+    assert_eq!(logit(displacing), 13.0);
     assert_eq!(images.into_iter().map(logit).collect::<Vec<_>>(), [1., 2., 3., 4., 5., 6., 7., 8.]);
+}
+
+#[test]
+fn a_device_that_finds_only_abandoned_images_lets_others_be_decoded() {
+    let bench = Setup { offloaded: true, ..Setup::default() }.start();
+    let first = bench.occupy(0);
+    // As many as are decoded ahead, and one that waits for room.
+    let abandoned = [1, 2].map(|value| bench.queue.submit(job(value)).unwrap());
+    let last = bench.queue.submit(job(3)).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    drop(abandoned);
+    bench.go();
+    assert_eq!(logit(first), 0.0);
+    assert_eq!(bench.calls.recv_timeout(Duration::from_secs(5)).expect("the last image is not forgotten").images, [3]);
+    bench.go();
+    assert_eq!(logit(last), 3.0);
 }
 
 #[test]

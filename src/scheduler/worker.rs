@@ -166,6 +166,7 @@ impl DeviceWorker {
             let stopping = state.stopping;
             let queue = state.queues.get_mut(&self.id)?;
             let delay = if stopping { Duration::ZERO } else { self.shared.config.max_queue_delay };
+            let ready = queue.ready.len();
             let until = match queue.take_batch(delay) {
                 Ok(batch) => {
                     queue.in_work += 1;
@@ -176,7 +177,13 @@ impl DeviceWorker {
                 }
                 Err(until) => until,
             };
-            if stopping && queue.is_idle() {
+            let (idle, discarded) = (queue.is_idle(), queue.ready.len() < ready);
+            if discarded {
+                // There is room to decode ahead again, or nothing left to do.
+                state.bury(self.id);
+                self.shared.work.notify_one();
+            }
+            if stopping && idle {
                 return None;
             }
             state = wait(&self.arrived, state, until);
