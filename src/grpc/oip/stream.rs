@@ -122,7 +122,10 @@ async fn answer_one(pending: Pending, number: u64, record: &Record) -> Result<Mo
     record.frame(FrameRecord { id: number, arrived: arrived.at, span, answer });
     let (error_message, mut response) = match outcome {
         Ok(Answered { response, .. }) => (String::new(), response),
-        Err(error @ CallError::Job(JobError::Abandoned)) => return Err(error),
+        // A server that goes says so once, by ending the stream.
+        Err(error @ (CallError::Job(JobError::Abandoned) | CallError::NotReady(NotReady::Draining))) => {
+            return Err(error);
+        }
         Err(error) => {
             let message = format!("{}: {}", code_name(error.code()), error.message());
             (message, ModelInferResponse { id, ..Default::default() })
