@@ -15,8 +15,8 @@ use crate::{
     state::{State, StateCell},
 };
 
-/// How long the last answers may take to leave, once they have been made.
-const FLUSH: Duration = Duration::from_millis(300);
+/// How long the last answers may take to leave, once they have been made, where callers keep their connections.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// How a server runs.
 #[derive(Clone)]
