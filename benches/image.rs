@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use resnet18_server::image::{
-    Geometry, PixelFormat, PreprocessConfig, Preprocessor, RawFrame, Resizer, Source, decode,
+    Geometry, JpegScaling, PixelFormat, PreprocessConfig, Preprocessor, RawFrame, Resizer, Source, decode,
 };
 
 const GEOMETRY: Geometry = Geometry { width: 224, height: 224, resize_shorter_side: 256 };
@@ -46,6 +46,12 @@ fn files(c: &mut Criterion) {
         group.bench_function("preprocess", |b| {
             b.iter(|| preprocessor.crop(&source, &GEOMETRY, &mut crop).expect("the image is good"));
         });
+        if pixels.width.min(pixels.height) >= 4 * GEOMETRY.resize_shorter_side {
+            let mut preprocessor = Preprocessor::new(PreprocessConfig { jpeg_scaling: JpegScaling::Auto, ..config });
+            group.bench_function("preprocess scaled", |b| {
+                b.iter(|| preprocessor.crop(&source, &GEOMETRY, &mut crop).expect("the image is good"));
+            });
+        }
         group.finish();
     }
 }

@@ -105,37 +105,31 @@ fn unsupported(reason: &str) -> ImageError {
     ImageError::UnsupportedVariety { kind: Kind::Jpeg, reason: reason.to_owned() }
 }
 
-/// What a file says of itself before its first scan.
-struct Header {
-    width: u32,
-    height: u32,
-    progressive: bool,
-    components: Vec<Component>,
-    jfif: bool,
-    adobe: Option<Adobe>,
-    /// Where the first scan's data begin.
-    scan: usize,
-}
-
-struct Component {
-    id: u8,
-    horizontal: u8,
-    vertical: u8,
-}
-
-/// The segment by which Adobe's programs say how colours are stored.
-#[derive(Clone, Copy)]
-struct Adobe {
-    /// Where the second byte of its marker is.
+/// A part of a file.
+struct Segment<'a> {
+    /// The second byte of its marker, and where that is.
+    marker: u8,
     position: usize,
-    transform: u8,
+    /// What follows the length.
+    body: &'a [u8],
 }
 
-impl Header {
-    fn read(encoded: &[u8]) -> Result<Self, ImageError> {
-        let mut header =
-            Self { width: 0, height: 0, progressive: false, components: Vec::new(), jfif: false, adobe: None, scan: 0 };
-        let mut position = 2;
+/// The segments of a file up to its first scan's header, or to the first damage.
+fn segments(encoded: &[u8]) -> impl Iterator<Item = Result<Segment<'_>, ImageError>> {
+    let mut next = Some(2);
+    std::iter::from_fn(move || {
+        let segment = Segment::read(encoded, next?);
+        next = match &segment {
+            Ok(segment) if segment.marker != 0xda => Some(segment.position + 3 + segment.body.len()),
+            _ => None,
+        };
+        Some(segment)
+    })
+}
+
+impl<'a> Segment<'a> {
+    /// The first at `position` or after it.
+    fn read(encoded: &'a [u8], mut position: usize) -> Result<Self, ImageError> {
         loop {
             while *encoded.get(position).ok_or_else(|| truncated(encoded))? != 0xff {
                 position += 1;
@@ -159,6 +153,45 @@ impl Header {
                 return Err(damaged("a segment's length is below 2"));
             }
             let body = encoded.get(position + 3..position + 1 + length).ok_or_else(|| truncated(encoded))?;
+            return Ok(Self { marker, position, body });
+        }
+    }
+}
+
+/// What a file says of itself before its first scan.
+struct Header {
+    width: u32,
+    height: u32,
+    progressive: bool,
+    components: Vec<Component>,
+    jfif: bool,
+    adobe: Option<Adobe>,
+    /// Where the first scan's data begin.
+    scan: usize,
+}
+
+struct Component {
+    id: u8,
+    horizontal: u8,
+    vertical: u8,
+    /// Which table has its coefficients' steps.
+    steps: u8,
+}
+
+/// The segment by which Adobe's programs say how colours are stored.
+#[derive(Clone, Copy)]
+struct Adobe {
+    /// Where the second byte of its marker is.
+    position: usize,
+    transform: u8,
+}
+
+impl Header {
+    fn read(encoded: &[u8]) -> Result<Self, ImageError> {
+        let mut header =
+            Self { width: 0, height: 0, progressive: false, components: Vec::new(), jfif: false, adobe: None, scan: 0 };
+        for segment in segments(encoded) {
+            let Segment { marker, position, body } = segment?;
             match (marker, body) {
                 (0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf, _) => header.read_frame(marker, body)?,
                 (0xe0, [b'J', b'F', b'I', b'F', 0, ..]) => header.jfif = true,
@@ -169,13 +202,13 @@ impl Header {
                     if header.components.is_empty() {
                         return Err(damaged("a scan comes before the header that describes it"));
                     }
-                    header.scan = position + 1 + length;
+                    header.scan = position + 3 + body.len();
                     return Ok(header);
                 }
                 _ => {}
             }
-            position += 1 + length;
         }
+        Err(truncated(encoded))
     }
 
     fn read_frame(&mut self, marker: u8, body: &[u8]) -> Result<(), ImageError> {
@@ -202,7 +235,12 @@ impl Header {
         self.height = u32::from(u16::from_be_bytes([h1, h0]));
         self.components = components
             .chunks_exact(3)
-            .map(|entry| Component { id: entry[0], horizontal: entry[1] >> 4, vertical: entry[1] & 15 })
+            .map(|entry| Component {
+                id: entry[0],
+                horizontal: entry[1] >> 4,
+                vertical: entry[1] & 15,
+                steps: entry[2],
+            })
             .collect();
         if self.components.iter().any(|c| !(1..=4).contains(&c.horizontal) || !(1..=4).contains(&c.vertical)) {
             return Err(damaged("a channel's sampling factor is not from 1 to 4"));
