@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -75,15 +74,8 @@ impl Classifier for ClassifierService {
     ) -> Result<Response<Self::StreamClassifyStream>, Status> {
         let call = Call::of(&request);
         let guard = call.guard(Method::StreamClassify);
-        // The answer's headers go out at once: a caller may wait for them before it sends the config.
-        let (answers, receiver) = mpsc::channel(1);
-        let in_progress = self.0.state.call();
-        let run = stream::run(Arc::clone(&self.0), request.into_inner(), call, guard, answers);
-        tokio::spawn(async move {
-            let _in_progress = in_progress;
-            run.await;
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        let run = |answers| stream::run(Arc::clone(&self.0), request.into_inner(), call, guard, answers);
+        Ok(stream::open(&self.0.state, run))
     }
 
     async fn list_models(&self, request: Request<ListModelsRequest>) -> Result<Response<ListModelsResponse>, Status> {

@@ -15,7 +15,8 @@ use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::{timeout, timeout_at},
 };
-use tonic::{Code, Status, Streaming};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Response, Status, Streaming};
 
 use super::{
     context::{Call, CallGuard, Context},
@@ -43,6 +44,25 @@ pub(super) type Answers = mpsc::Sender<Result<StreamClassifyResponse, Status>>;
 const CONFIG_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most frames of a stream under `FRAME_POLICY_EVERY` that wait for their answers.
 const MAX_FRAMES_IN_WORK: usize = 4;
+
+/// Answers a call with the stream that `run` fills. The answer's headers go out at once: a caller may wait for them before it
+/// sends anything.
+pub(super) fn open<T, Run>(
+    state: &StateCell,
+    run: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> Run,
+) -> Response<ReceiverStream<Result<T, Status>>>
+where
+    Run: Future<Output = ()> + Send + 'static,
+{
+    let (answers, receiver) = mpsc::channel(1);
+    let in_progress = state.call();
+    let run = run(answers);
+    tokio::spawn(async move {
+        let _in_progress = in_progress;
+        run.await;
+    });
+    Response::new(ReceiverStream::new(receiver))
+}
 
 /// Runs a stream to its end and tells the caller how it ended, unless the caller has gone.
 pub(super) async fn run(

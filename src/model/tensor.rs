@@ -119,7 +119,9 @@ pub(super) fn write_floats(
 pub(super) fn converted(tensor: &TensorProto, to: DataType, overflow: bool) -> Result<TensorProto, ModelError> {
     let mut tensor = tensor.clone();
     make_raw(&mut tensor)?;
-    let mut raw = Vec::with_capacity(len(&tensor)? * float_size(to).unwrap_or_default());
+    // Of what is there, not of what the shape promises: nobody has compared them for other types.
+    let values = float_size(elem(&tensor)).map_or(0, |size| tensor.raw_data().len() / size);
+    let mut raw = Vec::with_capacity(values * float_size(to).unwrap_or_default());
     write_floats(&tensor, to, overflow, &mut raw)?;
     Ok(TensorProto { data_type: Some(to as i32), raw_data: Some(raw.into()), ..tensor })
 }
@@ -282,5 +284,17 @@ mod tests {
         assert!(make_raw(&mut tensor).unwrap_err().to_string().contains("impossible"));
         tensor.dims = vec![-1];
         assert!(make_raw(&mut tensor).is_err());
+    }
+
+    #[test]
+    fn memory_is_reserved_for_values_that_are_there() {
+        let promising = TensorProto {
+            name: Some("w".into()),
+            data_type: Some(DataType::Int64 as i32),
+            dims: vec![1 << 50],
+            ..Default::default()
+        };
+        let error = to_floats(&promising).unwrap_err().to_string();
+        assert_eq!(error, "tensor `w`: INT64 is not a float type");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -16,6 +15,7 @@ use crate::{
     grpc::{
         classifier::answer,
         context::{Call, Context},
+        stream::open,
     },
     inference::{
         ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse, ModelMetadataRequest,
@@ -105,15 +105,8 @@ impl GrpcInferenceService for InferenceService {
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let call = Call::of(&request);
         let guard = call.guard(Method::ModelStreamInfer);
-        // The answer's headers go out at once: a caller may wait for them before it sends its first request.
-        let (answers, receiver) = mpsc::channel(1);
-        let in_progress = self.0.state.call();
-        let run = stream::run(Arc::clone(&self.0), request.into_inner(), call, guard, answers);
-        tokio::spawn(async move {
-            let _in_progress = in_progress;
-            run.await;
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        let run = |answers| stream::run(Arc::clone(&self.0), request.into_inner(), call, guard, answers);
+        Ok(open(&self.0.state, run))
     }
 
     async fn model_statistics(

@@ -157,11 +157,11 @@ impl ServingGraph {
     /// The size of a file of the network in float32, in bytes, nearly.
     pub fn size(&self) -> usize {
         let stored = self.model.graph.iter().flat_map(|graph| &graph.initializer);
-        stored
-            .map(|tensor| {
-                tensor::len(tensor).unwrap_or_default() * tensor::float_size(super::as_float(tensor).elem).unwrap_or(1)
-            })
-            .sum()
+        let size = |tensor| {
+            let bytes = tensor::float_size(super::as_float(tensor).elem).unwrap_or(1);
+            tensor::len(tensor).unwrap_or_default().saturating_mul(bytes)
+        };
+        stored.map(size).fold(0, usize::saturating_add)
     }
 
     /// The same network for engines that know no unsigned integers: steps of `int8` that reach as far.
@@ -361,7 +361,8 @@ impl Weights {
         let wrong =
             || ModelError::Quantization(format!("the weights `{}` have the shape {:?}", stored.name(), stored.dims));
         let channels = stored.dims.get(axis).and_then(|&dim| usize::try_from(dim).ok()).filter(|&dim| dim > 0);
-        let channels = channels.ok_or_else(wrong)?;
+        // Without values there may be any number of channels.
+        let channels = channels.filter(|_| !values.is_empty()).ok_or_else(wrong)?;
         let inner: usize = stored.dims[axis + 1..].iter().map(|&dim| dim as usize).product();
         let channel = |index: usize| index / inner.max(1) % channels;
         let mut limits = vec![0_f32; channels];

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Quantization, Range};
+use super::{Quantization, Range, Weights};
 use crate::model::{
     ModelError,
     graph::{BodyPrecision, Normalization, ServingGraph},
@@ -223,4 +223,10 @@ fn biases_make_up_for_the_rounding_of_the_weights() {
     assert_close(&answer(&float.quantized(&corrected).unwrap()), &expected, 1e-4);
     let moved = answer(&float.quantized(&plain).unwrap());
     assert!((moved[0] - expected[0]).abs() > 0.1, "{moved:?} {expected:?}");
+}
+
+#[test]
+fn weights_without_values_have_no_channels() {
+    let promising = tensor::floats("w", &[1 << 50, 0], &[]);
+    assert!(Weights::quantize(&promising, 0).is_err());
 }
