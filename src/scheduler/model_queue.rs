@@ -71,8 +71,8 @@ impl ModelQueue {
     pub fn take_batch(&mut self, delay: Duration) -> Result<Vec<Ready>, Option<Duration>> {
         let now = Instant::now();
         self.discard(now);
-        let max_batch = self.network.engine.max_batch;
-        if self.ready.len() < max_batch {
+        let full = self.full_batch(delay);
+        if self.ready.len() < full {
             let Some(oldest) = self.ready.front() else { return Err(None) };
             let waited = now - oldest.since;
             // A device that is free has nothing better to do; a core can decode meanwhile.
@@ -86,8 +86,18 @@ impl ModelQueue {
                 return Err(Some(wait - waited));
             }
         }
-        let n = self.ready.len().min(max_batch);
+        let n = self.ready.len().min(full);
         Ok(self.ready.drain(..n).collect())
+    }
+
+    /// How many images make a batch for which no others are waited for. Cores share out what there is, so that none is idle
+    /// while another has it all; a device takes what it gets, and who allows a delay asks for full batches.
+    fn full_batch(&self, delay: Duration) -> usize {
+        let engine = &self.network.engine;
+        if engine.offloaded || engine.fixed_batch || !delay.is_zero() {
+            return engine.max_batch;
+        }
+        ((self.ready.len() + self.waiting.len()) / self.lanes.max(1)).clamp(1, engine.max_batch)
     }
 
     /// Drops decoded images that nobody waits for any more.

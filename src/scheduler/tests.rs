@@ -208,6 +208,21 @@ fn batches_form_from_what_waits() {
 }
 
 #[test]
+fn cores_share_out_what_waits() {
+    let bench = Setup { narrow: 2, max_batch: 4, ..Setup::default() }.start();
+    let mut outcomes = vec![bench.submit(0), bench.submit(1)];
+    let calls = [bench.call(), bench.call()];
+    assert!(calls.iter().all(|call| call.images.len() == 1), "{calls:?}");
+    outcomes.extend((2..=5).map(|value| bench.submit(value)));
+    for images in [&[2, 3][..], &[4], &[5]] {
+        bench.go();
+        assert_eq!(bench.call().images, images);
+    }
+    (0..2).for_each(|_| bench.go());
+    assert_eq!(outcomes.into_iter().map(logit).collect::<Vec<_>>(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+}
+
+#[test]
 fn an_incomplete_batch_waits_as_long_as_it_may() {
     let start = |max_queue_delay| {
         let config = SchedulerConfig { max_queue_delay, ..Setup::default().config };
