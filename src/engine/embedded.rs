@@ -1,6 +1,6 @@
 //! The engine that is always there: `rten`, pure Rust, fp32, compiled into the program.
 
-use std::sync::Arc;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use rten::{NodeId, RunOptions, ThreadPool, ValueView};
 use rten_tensor::{Layout, Tensor};
@@ -21,7 +21,8 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
         });
     }
     let (batch, max_batch) = match model.graph.batch {
-        Batch::Any => (None, config.cpu_max_batch()),
+        // Larger batches make this engine slower.
+        Batch::Any => (None, config.max_batch.map_or(1, NonZeroUsize::get)),
         Batch::Fixed(n) => (Some(n), n),
     };
     let onnx = model.graph.to_onnx(batch, BodyPrecision::Fp32).map_err(|error| KIND.unsupported(error))?;

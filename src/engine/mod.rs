@@ -138,6 +138,9 @@ pub struct EngineConfig {
     pub threads: NonZeroUsize,
     /// The most images in one call; `None` = what suits the engine.
     pub max_batch: Option<NonZeroUsize>,
+    /// What suits OpenVINO: 2 to answer more images a second where many wait, 1 where rounding must not depend on which
+    /// images come together.
+    pub openvino_batch: NonZeroUsize,
     /// What only TensorRT asks for.
     pub tensorrt: TensorRtConfig,
 }
@@ -151,13 +154,9 @@ impl EngineConfig {
             openvino_lib: None,
             threads,
             max_batch: None,
+            openvino_batch: NonZeroUsize::MIN,
             tensorrt: TensorRtConfig::default(),
         }
-    }
-
-    /// The most images in one call on a CPU, where larger batches gain little and cost latency.
-    fn cpu_max_batch(&self) -> usize {
-        self.max_batch.map_or(1, NonZeroUsize::get)
     }
 }
 

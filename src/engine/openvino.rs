@@ -31,7 +31,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
     let version = version.split('-').next().unwrap_or(&version).to_owned();
 
     // A static shape runs faster than a symbolic one.
-    let (batch, max_batch) = match (model.graph.batch, config.cpu_max_batch()) {
+    let (batch, max_batch) = match (model.graph.batch, config.max_batch.unwrap_or(config.openvino_batch).get()) {
         (Batch::Fixed(n), _) => (Some(n), n),
         (Batch::Any, 1) => (Some(1), 1),
         (Batch::Any, max_batch) => (None, max_batch),

@@ -26,8 +26,7 @@ pub struct EngineFlags {
     /// CPU threads that decode and infer [default: the CPUs that this process may use].
     #[arg(long, env = "RESNET18_THREADS", value_name = "N", value_parser = at_most::<1024>)]
     threads: Option<NonZeroUsize>,
-    /// The most images in one call of the engine [default: 32 on a GPU; 1 on a CPU, where more gains a few percent of
-    /// throughput at the cost of latency].
+    /// The most images in one call of the engine [default: 32 on a GPU; on a CPU 2 to serve with OpenVINO, else 1].
     #[arg(long, env = "RESNET18_MAX_BATCH", value_name = "N", value_parser = at_most::<64>)]
     max_batch: Option<NonZeroUsize>,
     /// The GPUs to use: their numbers, or all. Each gets an engine of its own behind the same queue.
@@ -110,6 +109,7 @@ impl EngineFlags {
             threads,
             max_batch: self.max_batch,
             tensorrt: self.tensorrt.config(self.device.0.clone()),
+            ..EngineConfig::new(threads)
         })
     }
 }

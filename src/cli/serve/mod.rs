@@ -34,6 +34,8 @@ use crate::{
 
 /// How long the last traces may take to leave.
 const FLUSH: Duration = Duration::from_secs(2);
+/// Two images at once take OpenVINO a few percent less time than one after the other.
+const OPENVINO_BATCH: NonZeroUsize = NonZeroUsize::new(2).expect("2 is not 0");
 
 /// The flags of `resnet18 serve`.
 #[derive(Debug, ClapArgs)]
@@ -163,7 +165,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
 }
 
 fn config(args: &Args) -> Result<ServerConfig, CliError> {
-    let engine = args.engine.config()?;
+    let engine = EngineConfig { openvino_batch: OPENVINO_BATCH, ..args.engine.config()? };
     let web = args.network.web(&args.security)?;
     Ok(ServerConfig {
         scheduler: SchedulerConfig {

@@ -8,7 +8,7 @@ mod huffman;
 mod transform;
 
 use bits::Bits;
-use huffman::{Alternating, Codes, First};
+use huffman::{AcTable, Codes, DcTable};
 use transform::Transform;
 
 use super::{Header, Layout, Pixels, resize_buffer, segments};
@@ -97,8 +97,8 @@ fn round(value: f32) -> u8 {
 #[derive(Default)]
 struct Tables {
     steps: [Option<[f32; 64]>; 4],
-    first: [Option<First>; 4],
-    alternating: [Option<Alternating>; 4],
+    dc: [Option<DcTable>; 4],
+    ac: [Option<AcTable>; 4],
     restart_interval: usize,
     /// The header of the scan.
     scan: Vec<u8>,
@@ -145,8 +145,8 @@ impl Tables {
             let codes = Codes::new(counts, symbols)?;
             let place = usize::from(kind & 15);
             match kind >> 4 {
-                0 => *self.first.get_mut(place)? = Some(First::new(codes)?),
-                1 => *self.alternating.get_mut(place)? = Some(Alternating::new(codes)),
+                0 => *self.dc.get_mut(place)? = Some(DcTable::new(codes)?),
+                1 => *self.ac.get_mut(place)? = Some(AcTable::new(codes)),
                 _ => return None,
             }
             body = rest;
@@ -155,31 +155,31 @@ impl Tables {
     }
 }
 
-/// One colour of the picture, a strip of units high.
+/// One colour of the picture, a strip of MCUs high.
 struct Channel<'a> {
-    /// Blocks in a unit, in both directions.
+    /// Blocks in an MCU, in both directions.
     horizontal: usize,
     vertical: usize,
     steps: &'a [f32; 64],
-    first: &'a First,
-    alternating: &'a Alternating,
+    dc: &'a DcTable,
+    ac: &'a AcTable,
     transform: Transform,
-    /// The first coefficient of the block before, in steps.
-    mean: i32,
+    /// The DC coefficient of the block before, in steps.
+    predictor: i32,
     plane: Vec<f32>,
 }
 
-/// The one scan of a sequential file. A unit is what the blocks of all channels show together: the standard's MCU.
+/// The one scan of a sequential file. An MCU, minimum coded unit, is what some blocks of each channel show together.
 struct Scan<'a> {
     bits: Bits<'a>,
     channels: Vec<Channel<'a>>,
-    /// Units in a row of the picture.
-    units: usize,
-    /// The rows of pixels that a strip of units has after scaling, and the distance between them in the planes.
+    /// MCUs in a row of the picture.
+    mcus: usize,
+    /// The rows of pixels that a strip of MCUs has after scaling, and the distance between them in the planes.
     rows: usize,
     stride: usize,
     restart_interval: usize,
-    /// How many units are to come before the next restart marker.
+    /// How many MCUs are to come before the next restart marker.
     until_restart: usize,
     restarts: u8,
 }
@@ -199,8 +199,8 @@ impl<'a> Scan<'a> {
         });
         let sampling: Vec<_> = sampling.collect();
         let (columns, lines) = sampling.iter().fold((1, 1), |most, each| (most.0.max(each.0), most.1.max(each.1)));
-        let units = (header.width as usize).div_ceil(8 * columns);
-        let (stride, rows) = (units * columns * scale.block(), lines * scale.block());
+        let mcus = (header.width as usize).div_ceil(8 * columns);
+        let (stride, rows) = (mcus * columns * scale.block(), lines * scale.block());
         let channels = header.components.iter().zip(entries.as_chunks().0).zip(sampling);
         let channels = channels.map(|((component, [id, codes]), (horizontal, vertical))| {
             if component.id != *id || columns % horizontal != 0 || lines % vertical != 0 {
@@ -212,17 +212,17 @@ impl<'a> Scan<'a> {
                 horizontal,
                 vertical,
                 steps: tables.steps.get(usize::from(component.steps))?.as_ref()?,
-                first: tables.first.get(usize::from(codes >> 4))?.as_ref()?,
-                alternating: tables.alternating.get(usize::from(codes & 15))?.as_ref()?,
+                dc: tables.dc.get(usize::from(codes >> 4))?.as_ref()?,
+                ac: tables.ac.get(usize::from(codes & 15))?.as_ref()?,
                 transform: Transform::new(side(columns, horizontal), side(lines, vertical))?,
-                mean: 0,
+                predictor: 0,
                 plane: vec![0.0; stride * rows],
             })
         });
         Some(Self {
             bits: Bits::new(&encoded[header.scan..]),
             channels: channels.collect::<Option<_>>()?,
-            units,
+            mcus,
             rows,
             stride,
             restart_interval: tables.restart_interval,
@@ -231,10 +231,10 @@ impl<'a> Scan<'a> {
         })
     }
 
-    /// Reads the next row of units into the planes.
+    /// Reads the next row of MCUs into the planes.
     fn read_strip(&mut self) -> Option<()> {
         let mut block = [0.0; 64];
-        for unit in 0..self.units {
+        for mcu in 0..self.mcus {
             if self.restart_interval != 0 {
                 if self.until_restart == 0 {
                     self.restart()?;
@@ -245,11 +245,11 @@ impl<'a> Scan<'a> {
                 let Transform { width, height, last, .. } = channel.transform;
                 for (row, column) in (0..channel.vertical).flat_map(|y| (0..channel.horizontal).map(move |x| (y, x))) {
                     block[..=last].fill(0.0);
-                    channel.mean = channel.mean.wrapping_add(channel.first.difference(&mut self.bits)?);
-                    let flat = !channel.alternating.read(&mut self.bits, channel.steps, last, &mut block)?;
-                    // 128 is what the standard takes from every pixel, 8 the factor of the first coefficient.
-                    block[0] = channel.mean as f32 * channel.steps[0] + 128.0 * 8.0;
-                    let place = row * height * self.stride + (unit * channel.horizontal + column) * width;
+                    channel.predictor = channel.predictor.wrapping_add(channel.dc.difference(&mut self.bits)?);
+                    let flat = !channel.ac.read(&mut self.bits, channel.steps, last, &mut block)?;
+                    // 128 is what the standard takes from every pixel, 8 the DC coefficient's factor.
+                    block[0] = channel.predictor as f32 * channel.steps[0] + 128.0 * 8.0;
+                    let place = row * height * self.stride + (mcu * channel.horizontal + column) * width;
                     channel.transform.apply(&block, flat, &mut channel.plane[place..], self.stride);
                 }
             }
@@ -263,11 +263,11 @@ impl<'a> Scan<'a> {
         }
         self.restarts = (self.restarts + 1) % 8;
         self.until_restart = self.restart_interval;
-        self.channels.iter_mut().for_each(|channel| channel.mean = 0);
+        self.channels.iter_mut().for_each(|channel| channel.predictor = 0);
         Some(())
     }
 
-    /// Whether the picture ends where the last unit does.
+    /// Whether the picture ends where the last MCU does.
     fn ends(mut self) -> bool {
         self.bits.marker() == Some(0xd9)
     }

@@ -101,16 +101,16 @@ impl Lookup {
     }
 }
 
-/// A table for the first coefficients of blocks.
-pub(super) struct First(Lookup);
+/// A table for DC coefficients, the first of their blocks.
+pub(super) struct DcTable(Lookup);
 
-impl First {
+impl DcTable {
     /// `None` where the codes stand for anything but differences.
     pub fn new(codes: Codes) -> Option<Self> {
         codes.symbols.iter().all(|size| *size < 16).then(|| Self(Lookup::new(codes)))
     }
 
-    /// The difference to the first coefficient of the block before (F.2.2.1).
+    /// The difference to the DC coefficient of the block before (F.2.2.1).
     #[inline(always)]
     pub fn difference(&self, bits: &mut Bits<'_>) -> Option<i32> {
         bits.fill();
@@ -119,13 +119,13 @@ impl First {
     }
 }
 
-/// A table for the coefficients after the first of a block.
-pub(super) struct Alternating {
+/// A table for AC coefficients, all others of a block.
+pub(super) struct AcTable {
     lookup: Lookup,
     passed: Vec<Passed>,
 }
 
-impl Alternating {
+impl AcTable {
     pub fn new(codes: Codes) -> Self {
         let passed = (0..1 << PASSED_BITS).map(|window| passed_within(&codes, window)).collect();
         Self { lookup: Lookup::new(codes), passed }
@@ -205,9 +205,9 @@ mod tests {
     use super::*;
 
     /// Codes 0, 10, 110 and 1110 for: end of block, one bit, two zeros and three bits, sixteen zeros.
-    fn alternating() -> Alternating {
+    fn ac_table() -> AcTable {
         let counts = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        Alternating::new(Codes::new(&counts, &[0x00, 0x01, 0x23, 0xf0]).unwrap())
+        AcTable::new(Codes::new(&counts, &[0x00, 0x01, 0x23, 0xf0]).unwrap())
     }
 
     /// Bytes out of a string of bits, filled up with ones, and the marker of the end.
@@ -222,7 +222,7 @@ mod tests {
         let bytes = bytes(bits);
         let mut bits = Bits::new(&bytes);
         let mut block = [0.0; 64];
-        let any = alternating().read(&mut bits, &std::array::from_fn(|index| index as f32), last, &mut block)?;
+        let any = ac_table().read(&mut bits, &std::array::from_fn(|index| index as f32), last, &mut block)?;
         bits.marker()?;
         Some((block[..=last].to_vec(), any))
     }
@@ -245,7 +245,7 @@ mod tests {
             assert!(read(&full, last).unwrap().1, "{last}");
             let two = bytes(&[&full[..], "101 0"].concat());
             let (mut bits, mut block) = (Bits::new(&two), [0.0; 64]);
-            let table = alternating();
+            let table = ac_table();
             for _ in 0..2 {
                 table.read(&mut bits, &[1.0; 64], last, &mut block).unwrap();
             }
