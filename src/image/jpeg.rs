@@ -174,8 +174,8 @@ struct Component {
     id: u8,
     horizontal: u8,
     vertical: u8,
-    /// Which table has its coefficients' steps.
-    steps: u8,
+    /// The number of its quantization table.
+    quantization: u8,
 }
 
 /// The segment by which Adobe's programs say how colours are stored.
@@ -239,7 +239,7 @@ impl Header {
                 id: entry[0],
                 horizontal: entry[1] >> 4,
                 vertical: entry[1] & 15,
-                steps: entry[2],
+                quantization: entry[2],
             })
             .collect();
         if self.components.iter().any(|c| !(1..=4).contains(&c.horizontal) || !(1..=4).contains(&c.vertical)) {

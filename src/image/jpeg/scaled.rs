@@ -96,7 +96,7 @@ fn round(value: f32) -> u8 {
 /// What the segments before the scan define.
 #[derive(Default)]
 struct Tables {
-    steps: [Option<[f32; 64]>; 4],
+    quantization: [Option<[f32; 64]>; 4],
     dc: [Option<DcTable>; 4],
     ac: [Option<AcTable>; 4],
     restart_interval: usize,
@@ -111,7 +111,7 @@ impl Tables {
             let segment = segment.ok()?;
             match segment.marker {
                 0xc4 => tables.read_codes(segment.body)?,
-                0xdb => tables.read_steps(segment.body)?,
+                0xdb => tables.read_quantization(segment.body)?,
                 0xdd => tables.restart_interval = u16::from_be_bytes(segment.body.try_into().ok()?).into(),
                 0xda => tables.scan = segment.body.to_vec(),
                 _ => {}
@@ -120,16 +120,16 @@ impl Tables {
         Some(tables)
     }
 
-    fn read_steps(&mut self, mut body: &[u8]) -> Option<()> {
+    fn read_quantization(&mut self, mut body: &[u8]) -> Option<()> {
         while let [kind, rest @ ..] = body {
-            let steps = self.steps.get_mut(usize::from(kind & 15))?;
+            let entry = self.quantization.get_mut(usize::from(kind & 15))?;
             let bytes = match kind >> 4 {
                 0 => 64,
                 1 => 128,
                 _ => return None,
             };
             let (table, rest) = rest.split_at_checked(bytes)?;
-            *steps = Some(std::array::from_fn(|index| match bytes {
+            *entry = Some(std::array::from_fn(|index| match bytes {
                 64 => table[index].into(),
                 _ => u16::from_be_bytes([table[2 * index], table[2 * index + 1]]).into(),
             }));
@@ -160,11 +160,11 @@ struct Channel<'a> {
     /// Blocks in an MCU, in both directions.
     horizontal: usize,
     vertical: usize,
-    steps: &'a [f32; 64],
+    quantization: &'a [f32; 64],
     dc: &'a DcTable,
     ac: &'a AcTable,
     transform: Transform,
-    /// The DC coefficient of the block before, in steps.
+    /// The DC coefficient of the block before, not yet dequantised.
     predictor: i32,
     plane: Vec<f32>,
 }
@@ -211,7 +211,7 @@ impl<'a> Scan<'a> {
             Some(Channel {
                 horizontal,
                 vertical,
-                steps: tables.steps.get(usize::from(component.steps))?.as_ref()?,
+                quantization: tables.quantization.get(usize::from(component.quantization))?.as_ref()?,
                 dc: tables.dc.get(usize::from(codes >> 4))?.as_ref()?,
                 ac: tables.ac.get(usize::from(codes & 15))?.as_ref()?,
                 transform: Transform::new(side(columns, horizontal), side(lines, vertical))?,
@@ -246,9 +246,9 @@ impl<'a> Scan<'a> {
                 for (row, column) in (0..channel.vertical).flat_map(|y| (0..channel.horizontal).map(move |x| (y, x))) {
                     block[..=last].fill(0.0);
                     channel.predictor = channel.predictor.wrapping_add(channel.dc.difference(&mut self.bits)?);
-                    let flat = !channel.ac.read(&mut self.bits, channel.steps, last, &mut block)?;
+                    let flat = !channel.ac.read(&mut self.bits, channel.quantization, last, &mut block)?;
                     // 128 is what the standard takes from every pixel, 8 the DC coefficient's factor.
-                    block[0] = channel.predictor as f32 * channel.steps[0] + 128.0 * 8.0;
+                    block[0] = channel.predictor as f32 * channel.quantization[0] + 128.0 * 8.0;
                     let place = row * height * self.stride + (mcu * channel.horizontal + column) * width;
                     channel.transform.apply(&block, flat, &mut channel.plane[place..], self.stride);
                 }

@@ -132,10 +132,16 @@ impl AcTable {
     }
 
     /// Reads the coefficients of one block from the second on (F.2.2.2), and stores those up to `last` in zigzag order,
-    /// multiplied by their steps. Returns whether any of these is other than zero; `None` where the codes make no sense.
+    /// dequantised. Returns whether any of these is other than zero; `None` where the codes make no sense.
     // Inlined, it has too few registers.
     #[inline(never)]
-    pub fn read(&self, source: &mut Bits<'_>, steps: &[f32; 64], last: usize, block: &mut [f32; 64]) -> Option<bool> {
+    pub fn read(
+        &self,
+        source: &mut Bits<'_>,
+        quantization: &[f32; 64],
+        last: usize,
+        block: &mut [f32; 64],
+    ) -> Option<bool> {
         let mut bits = *source;
         let mut index = 1;
         let mut any = false;
@@ -158,7 +164,7 @@ impl AcTable {
             }
             index += usize::from(step.zeros);
             if index <= last {
-                block[index] = f32::from(step.value) * steps[index];
+                block[index] = f32::from(step.value) * quantization[index];
                 any = true;
             }
             index += 1;
