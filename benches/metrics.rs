@@ -15,7 +15,7 @@ fn count(model: &ModelMetrics) {
     let mut guard = RequestGuard::new(Method::Classify, Instant::now(), None);
     guard.model(model);
     model.received(100_000);
-    model.queue_depth(3);
+    model.queue_depth(3, 2);
     model.queue_capacity(20);
     model.decoded(took);
     model.queued(took);

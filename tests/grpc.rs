@@ -512,6 +512,8 @@ async fn calls_and_streams_beyond_their_limits_are_refused() {
     }
     assert!(refused > 0);
     assert_eq!(server.metric("classifier_rejected_total", &["call_limit"]), f64::from(refused));
+    let counted = server.metric("classifier_requests_total", &["model=\"\"", "\"Classify\"", "\"RESOURCE_EXHAUSTED\""]);
+    assert_eq!(counted, f64::from(refused));
     assert_eq!(server.metric("classifier_rejected_total", &["stream_limit"]), 1.0);
 }
 

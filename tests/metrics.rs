@@ -179,5 +179,6 @@ async fn what_is_refused_does_not_make_the_server_look_fast() {
     let refused = server.client().await.classify(request(image(data("cat.jpg")))).await;
     assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
     assert_eq!(server.metric("classifier_rejected_total", &["\"unauthenticated\""]), 1.0);
+    assert_eq!(server.metric("classifier_requests_total", &["\"Classify\"", "\"UNAUTHENTICATED\""]), 1.0);
     assert_eq!(server.metric("classifier_request_duration_seconds_count", &["\"Classify\""]), 0.0);
 }

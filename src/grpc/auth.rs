@@ -1,12 +1,17 @@
 //! Bearer tokens: who may call, by a file of named tokens.
 
-use std::{collections::HashSet, fs, path::PathBuf};
+use std::{
+    collections::HashSet,
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
+};
 
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
 
-use super::status::CallError;
-use crate::watch::Watched;
+use super::{accept::Peer, status::CallError};
+use crate::{scheduler::ClientId, watch::Watched};
 
 /// A shorter token could be guessed.
 const SHORTEST: usize = 16;
@@ -55,6 +60,16 @@ struct Token {
 /// The name of the token that a call came with; it tells callers apart, on however many connections.
 #[derive(Clone, Debug)]
 pub(super) struct Caller(pub String);
+
+/// Who takes turns: a caller with a name is the same on all its connections.
+pub(super) fn client(caller: Option<&Caller>, peer: Option<&Peer>) -> ClientId {
+    let mut hasher = DefaultHasher::new();
+    match caller {
+        Some(Caller(name)) => name.hash(&mut hasher),
+        None => peer.map(|peer| peer.id).hash(&mut hasher),
+    }
+    ClientId(hasher.finish())
+}
 
 impl Tokens {
     /// Reads the file.

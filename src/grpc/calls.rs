@@ -10,7 +10,7 @@ use tower::{Layer, util::BoxCloneSyncService};
 
 use super::{
     GrpcConfig,
-    arrival::{Admission, AdmissionConfig},
+    admission::{Admission, AdmissionConfig},
     classifier::ClassifierService,
     context::Context,
     oip::InferenceService,

@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     answer::softmax,
-    metrics::Method,
     proto::{
         ClassifyRequest, ClassifyResponse, ListModelsRequest, ListModelsResponse, StreamClassifyRequest,
         StreamClassifyResponse, classifier_server::Classifier,
@@ -63,7 +62,7 @@ impl Classifier for ClassifierService {
 
     async fn classify(&self, request: Request<ClassifyRequest>) -> Result<Response<ClassifyResponse>, Status> {
         let call = Call::of(&request);
-        let mut guard = call.guard(Method::Classify);
+        let mut guard = call.guard();
         let result = classify(&self.0, request.into_inner(), call, &mut guard).await;
         answer(guard, result)
     }
@@ -73,14 +72,14 @@ impl Classifier for ClassifierService {
         request: Request<Streaming<StreamClassifyRequest>>,
     ) -> Result<Response<Self::StreamClassifyStream>, Status> {
         let call = Call::of(&request);
-        let guard = call.guard(Method::StreamClassify);
+        let guard = call.guard();
         let run = |answers| stream::run(Arc::clone(&self.0), request.into_inner(), call, guard, answers);
         Ok(stream::open(&self.0.state, run))
     }
 
     async fn list_models(&self, request: Request<ListModelsRequest>) -> Result<Response<ListModelsResponse>, Status> {
         let call = Call::of(&request);
-        let guard = call.guard(Method::ListModels);
+        let guard = call.guard();
         let models = self.0.registry.list().iter().map(convert::model).collect();
         answer(guard, Ok(ListModelsResponse { models }))
     }

@@ -1,16 +1,13 @@
 //! What the methods of the services share: the models, the state, and what is known of a call.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Code, Request};
 
-use super::{accept::Peer, arrival::Arrived, auth::Caller, record::Record, status::CallError};
+use super::{arrival::Arrived, auth::client, record::Record, status::CallError};
 use crate::{
-    metrics::{Method, Rejection, RequestGuard},
+    metrics::{Rejection, RequestGuard},
     registry::{Entry, Registry, Served},
     scheduler::ClientId,
     state::{NotReady, StateCell},
@@ -81,9 +78,8 @@ impl Call {
     }
 
     /// Measures the call until it is answered.
-    pub fn guard(&self, method: Method) -> CallGuard {
-        let request = RequestGuard::new(method, self.arrived.at, self.arrived.deadline);
-        CallGuard { request, record: Arc::clone(&self.record) }
+    pub fn guard(&self) -> CallGuard {
+        CallGuard { request: self.record.guard(), record: Arc::clone(&self.record) }
     }
 }
 
@@ -109,14 +105,4 @@ impl CallGuard {
     pub fn trace_id(&self) -> TraceId {
         self.record.trace().context().trace
     }
-}
-
-/// Who takes turns: a caller with a name is the same on all its connections.
-pub(super) fn client(caller: Option<&Caller>, peer: Option<&Peer>) -> ClientId {
-    let mut hasher = DefaultHasher::new();
-    match caller {
-        Some(Caller(name)) => name.hash(&mut hasher),
-        None => peer.map(|peer| peer.id).hash(&mut hasher),
-    }
-    ClientId(hasher.finish())
 }

@@ -1,12 +1,14 @@
 //! The gRPC services, and the one place where errors become a [`tonic::Status`].
 
 mod accept;
+mod admission;
 mod arrival;
 mod auth;
 mod calls;
 mod classifier;
 mod context;
 mod convert;
+mod methods;
 pub mod oip;
 mod receive;
 mod record;

@@ -8,9 +8,14 @@ use std::{
 
 use tonic::{Code, Request};
 
-use super::{arrival::Arrived, auth::Caller};
+use super::{
+    arrival::Arrived,
+    auth::Caller,
+    methods::{LONGEST_PATH, method},
+};
 use crate::{
     code::code_name,
+    metrics::{ModelMetrics, RequestGuard},
     scheduler::{Reply, Stages, Timeline},
     telemetry::{
         context::SpanContext,
@@ -18,21 +23,20 @@ use crate::{
     },
 };
 
-/// A longer path is none of ours.
-pub(super) const LONGEST_PATH: usize = 100;
-
 /// A call of a service that does work. It ends when the last one who holds it lets it go.
 pub(super) struct Record {
     /// `SERVICE/METHOD`.
     path: String,
     trace: Trace,
-    arrived: Arrived,
+    pub arrived: Arrived,
     notes: Mutex<Notes>,
 }
 
 /// What becomes known while the call is in progress.
 #[derive(Default)]
 struct Notes {
+    /// Until the service takes it; a call whose message never comes is counted all the same.
+    guard: Option<RequestGuard>,
     caller: Option<String>,
     model: Option<String>,
     bytes: usize,
@@ -60,8 +64,9 @@ pub(super) struct FrameRecord<'a> {
 
 impl Record {
     pub fn new(path: &str, trace: Trace, arrived: Arrived) -> Self {
+        let guard = method(path).map(|method| RequestGuard::new(method, arrived.at, arrived.deadline));
         let path = path.trim_start_matches('/').chars().take(LONGEST_PATH).collect();
-        Self { path, trace, arrived, notes: Mutex::default() }
+        Self { path, trace, arrived, notes: Mutex::new(Notes { guard, ..Notes::default() }) }
     }
 
     /// The record of a call that has been admitted.
@@ -83,6 +88,16 @@ impl Record {
 
     pub fn model(&self, name: &str) {
         self.notes().model.get_or_insert_with(|| name.to_owned());
+    }
+
+    /// The call was refused before its message was read, which can only have been for this model.
+    pub fn refused_by(&self, metrics: &ModelMetrics) {
+        self.notes().guard.iter_mut().for_each(|guard| guard.model(metrics));
+    }
+
+    /// What counts and times the call: the service's from now on.
+    pub fn guard(&self) -> RequestGuard {
+        self.notes().guard.take().expect("every method of these services is counted, and takes this once")
     }
 
     /// An image of this size has come in.
@@ -177,12 +192,15 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let notes = std::mem::take(&mut *self.notes());
+        let mut notes = std::mem::take(&mut *self.notes());
         let now = Instant::now();
         let (code, ended) = notes.ended.unwrap_or_else(|| match self.arrived.deadline {
             Some(deadline) if deadline <= now => (Code::DeadlineExceeded, now),
             _ => (Code::Cancelled, now),
         });
+        if let Some(guard) = notes.guard.take() {
+            guard.finish(code);
+        }
         self.log(&notes, code, ended);
         // Who may not come in may not fill the collector either.
         if self.trace.context().sampled && code != Code::Unauthenticated {

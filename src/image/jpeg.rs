@@ -8,8 +8,8 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
-use super::decode::{Layout, Pixels, resize_buffer};
 use super::orientation::Orientation;
+use super::pixels::{Layout, Pixels, resize_buffer};
 use super::{Exif, ImageError, Kind, PreprocessConfig};
 
 mod scaled;

@@ -5,6 +5,7 @@ mod decode;
 mod error;
 mod jpeg;
 mod orientation;
+mod pixels;
 mod raw;
 mod resize;
 mod sniff;
@@ -16,9 +17,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bytes::Bytes;
 
 pub use crop::Crop;
-pub use decode::{Layout, Pixels, decode};
+pub use decode::decode;
 pub use error::ImageError;
 pub use orientation::Orientation;
+pub use pixels::{Layout, Pixels};
 pub use resize::Resizer;
 pub use sniff::Kind;
 

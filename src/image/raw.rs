@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use fast_image_resize::images::CroppedImage;
 
-use super::decode::{Layout, resize_buffer};
 use super::orientation::Orientation;
+use super::pixels::{Layout, resize_buffer};
 use super::resize::{Plan, Resizer, defect, view};
 use super::{Geometry, ImageError, PixelFormat, PreprocessConfig, RawFrame};
 

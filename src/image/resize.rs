@@ -6,8 +6,8 @@ use fast_image_resize as fir;
 use fir::images::{Image, ImageRef};
 use fir::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions};
 
-use super::decode::{Layout, Pixels, resize_buffer};
 use super::orientation::Orientation;
+use super::pixels::{Layout, Pixels, resize_buffer};
 use super::{Geometry, ImageError};
 
 /// One axis of a crop: the stretch of the source that is scaled, and where it goes.

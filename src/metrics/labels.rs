@@ -77,6 +77,27 @@ impl Method {
         "ModelStatistics",
         "RepositoryIndex",
     ];
+
+    const ALL: [Self; 13] = [
+        Self::Classify,
+        Self::StreamClassify,
+        Self::ListModels,
+        Self::ServerLive,
+        Self::ServerReady,
+        Self::ServerMetadata,
+        Self::ModelReady,
+        Self::ModelMetadata,
+        Self::ModelConfig,
+        Self::ModelInfer,
+        Self::ModelStreamInfer,
+        Self::ModelStatistics,
+        Self::RepositoryIndex,
+    ];
+
+    /// The method of that name, as the contracts write it.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|method| Self::LABELS[*method as usize] == name)
+    }
 }
 
 /// Why a connection was closed before its first call.
@@ -104,7 +125,8 @@ mod tests {
         assert_eq!(Rejection::LABELS[Rejection::Unauthenticated as usize..], ["unauthenticated"]);
         assert_eq!(FrameOutcome::LABELS[FrameOutcome::Failed as usize..], ["failed"]);
         assert_eq!(Method::LABELS[Method::RepositoryIndex as usize..], ["RepositoryIndex"]);
-        assert_eq!(Method::LABELS[Method::ModelInfer as usize], "ModelInfer");
+        assert!(Method::ALL.iter().enumerate().all(|(i, method)| i == *method as usize));
+        assert_eq!((Method::named("ModelInfer"), Method::named("Model")), (Some(Method::ModelInfer), None));
         assert_eq!(Refusal::LABELS[Refusal::Accept as usize..], ["accept"]);
     }
 }

@@ -13,8 +13,8 @@ use super::{
     request::RequestMetrics,
     table::{
         BATCH_SIZE, BUSY, DEVICE_BUSY, DEVICE_LANES, ENGINE_INFO, FPS, FRAME_DURATION, FRAMES, MODEL_LOAD,
-        MODEL_LOADED, MODEL_LOADS, MODEL_READY, QUEUE_CAPACITY, QUEUE_DEPTH, RECEIVED_BYTES, REJECTED, STAGE_DURATION,
-        STREAMS_ACTIVE,
+        MODEL_LOADED, MODEL_LOADS, MODEL_READY, QUEUE_CAPACITY, QUEUE_DEPTH, QUEUE_REQUESTS, RECEIVED_BYTES, REJECTED,
+        STAGE_DURATION, STREAMS_ACTIVE,
     },
 };
 use crate::{engine::EngineInfo, statistics::Statistics};
@@ -29,6 +29,7 @@ pub struct ModelMetrics {
     inference: Histogram,
     batch_size: Histogram,
     queue_depth: Gauge,
+    queue_requests: Gauge,
     queue_capacity: Gauge,
     streams: Gauge,
     frames: [Counter; FrameOutcome::LABELS.len()],
@@ -64,6 +65,7 @@ impl ModelMetrics {
             inference: stage("inference"),
             batch_size: histogram!(BATCH_SIZE, "model" => of()),
             queue_depth: gauge!(QUEUE_DEPTH, "model" => of()),
+            queue_requests: gauge!(QUEUE_REQUESTS, "model" => of()),
             queue_capacity: gauge!(QUEUE_CAPACITY, "model" => of()),
             streams: gauge!(STREAMS_ACTIVE, "model" => of()),
             frames: FrameOutcome::LABELS.map(|outcome| counter!(FRAMES, "model" => of(), "outcome" => outcome)),
@@ -174,9 +176,10 @@ impl ModelMetrics {
         self.meter.add(images as u64);
     }
 
-    /// This many images wait.
-    pub fn queue_depth(&self, images: usize) {
+    /// This many images wait, and this many single requests among them.
+    pub fn queue_depth(&self, images: usize, requests: usize) {
         self.queue_depth.set(images as f64);
+        self.queue_requests.set(requests as f64);
     }
 
     /// This many single requests may wait.

@@ -103,7 +103,7 @@ impl Drop for RequestGuard {
         let metrics = self.metrics.take().unwrap_or_default();
         metrics.finished(self.method, code).increment(1);
         // What is refused at once would make a server look fast that is overloaded.
-        if !matches!(code, Code::ResourceExhausted | Code::Unavailable) {
+        if !matches!(code, Code::ResourceExhausted | Code::Unavailable | Code::Unauthenticated) {
             metrics.duration(self.method).record(now - self.arrived);
         }
     }

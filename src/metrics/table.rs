@@ -71,6 +71,7 @@ pub(super) const FRAME_DURATION: &str = "classifier_frame_duration_seconds";
 pub(super) const STAGE_DURATION: &str = "classifier_stage_duration_seconds";
 pub(super) const BATCH_SIZE: &str = "classifier_batch_size";
 pub(super) const QUEUE_DEPTH: &str = "classifier_queue_depth";
+pub(super) const QUEUE_REQUESTS: &str = "classifier_queue_requests";
 pub(super) const QUEUE_CAPACITY: &str = "classifier_queue_capacity";
 pub(super) const REJECTED: &str = "classifier_rejected_total";
 pub(super) const FRAMES: &str = "classifier_frames_total";
@@ -116,10 +117,10 @@ const GPU: &[Label] = &[Label::open("gpu"), Label::open("name")];
 
 /// Every metric but the process's own `process_…`.
 #[rustfmt::skip]
-pub const METRICS: [Metric; 33] = [
+pub const METRICS: [Metric; 34] = [
     Metric::new(REQUESTS, Kind::Counter, "requests",
         &[MODEL, METHOD, Label::open("code")],
-        "Finished requests, by gRPC status code. A stream counts once, when it ends. Without a model: one that is not known.",
+        "Finished requests, by gRPC status code. A stream counts once, when it ends. Without a model: one that is not known, or the call ended before its message said which.",
         "See which code: RESOURCE_EXHAUSTED is overload, INVALID_ARGUMENT the callers' images, INTERNAL is in the log."),
     Metric::new(REQUEST_DURATION, Kind::Histogram(&DURATIONS), "seconds",
         &[MODEL, METHOD],
@@ -141,6 +142,10 @@ pub const METRICS: [Metric; 33] = [
         &[MODEL],
         "Images that wait to be decoded: single requests and frames of streams.",
         "More arrives than can be done: more cores or servers, or fewer frames a second."),
+    Metric::new(QUEUE_REQUESTS, Kind::Gauge, "requests",
+        &[MODEL],
+        "Single requests among those that wait; each takes one of the places of `queue_capacity`.",
+        "Near `queue_capacity` requests are refused: more cores or servers, or fewer requests."),
     Metric::new(QUEUE_CAPACITY, Kind::Gauge, "requests",
         &[MODEL],
         "Single requests that may wait at present; it follows the pace that is measured, unless `--queue-capacity` fixes it.",

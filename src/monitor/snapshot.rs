@@ -71,7 +71,9 @@ pub struct ModelSnapshot {
     pub latency_ms: Latencies,
     /// Images that wait.
     pub queue_depth: Option<f64>,
-    /// Images that may wait.
+    /// Single requests among them.
+    pub queue_requests: Option<f64>,
+    /// Single requests that may wait.
     pub queue_capacity: Option<f64>,
     /// Images in a call of the engine, on average.
     pub batch_size: Option<f64>,
@@ -206,6 +208,7 @@ impl ModelSnapshot {
                 inference: stage("inference"),
             },
             queue_depth: now.value("classifier_queue_depth", &model),
+            queue_requests: now.value("classifier_queue_requests", &model),
             queue_capacity: now.value("classifier_queue_capacity", &model),
             batch_size: change.histogram("classifier_batch_size", &model).mean(),
             streams: now.value("classifier_streams_active", &model).unwrap_or(0.0),
@@ -229,9 +232,9 @@ impl ModelSnapshot {
         self.rejected_per_second.values().fold(0.0, |sum, rate| sum + rate)
     }
 
-    /// How full the queue is, from 0 to 1.
+    /// Which part of the places for single requests is taken, from 0 to 1.
     pub fn queue_fill(&self) -> Option<f64> {
-        share(self.queue_depth, self.queue_capacity)
+        share(self.queue_requests, self.queue_capacity)
     }
 }
 
@@ -300,7 +303,7 @@ mod tests {
         assert_eq!(model.requests_per_second["RESOURCE_EXHAUSTED"], 10.0);
         assert_eq!((model.rejected_per_second["queue_full"], model.rejected_per_second["deadline"]), (10.0, 0.0));
         assert_eq!((model.frames_per_second["classified"], model.frames_per_second["dropped"]), (30.0, 2.0));
-        assert_eq!((model.queue_depth, model.queue_capacity, model.batch_size), (Some(20.0), Some(24.0), Some(1.0)));
+        assert_eq!((model.queue_depth, model.queue_requests, model.batch_size), (Some(23.0), Some(20.0), Some(1.0)));
         assert_eq!(model.received_bytes_per_second, Some(1e7));
         let latency = model.latency_ms.request.unwrap();
         assert_eq!((latency.mean, latency.p50, latency.p95), (100.0, 100.0, 175.0));

@@ -32,7 +32,8 @@ classifier_rejected_total{{model="resnet18-demo",reason="queue_full"}} {rejected
 classifier_rejected_total{{model="resnet18-demo",reason="deadline"}} 3
 classifier_frames_total{{model="resnet18-demo",outcome="classified"}} {frames}
 classifier_frames_total{{model="resnet18-demo",outcome="dropped"}} {dropped}
-classifier_queue_depth{{model="resnet18-demo"}} 20
+classifier_queue_depth{{model="resnet18-demo"}} 23
+classifier_queue_requests{{model="resnet18-demo"}} 20
 classifier_queue_capacity{{model="resnet18-demo"}} 24
 classifier_streams_active{{model="resnet18-demo"}} 3
 classifier_batch_size_sum{{model="resnet18-demo"}} {requests}

@@ -361,7 +361,7 @@ impl Queue {
             QueueFull { waiting, retry_after: queue.pace.next_place(waiting, share) }
         });
         let metrics = &queue.network.metrics;
-        metrics.queue_depth(queue.waiting.len());
+        metrics.queue_depth(queue.waiting.len(), queue.waiting.counted());
         metrics.queue_capacity(capacity);
         if full.is_some() {
             metrics.rejected(Rejection::QueueFull);

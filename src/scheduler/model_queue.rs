@@ -122,7 +122,7 @@ impl ModelQueue {
         }
         loop {
             let waiting = self.waiting.pop()?;
-            self.network.metrics.queue_depth(self.waiting.len());
+            self.network.metrics.queue_depth(self.waiting.len(), self.waiting.counted());
             match waiting.expired(Instant::now()) {
                 None => return Some(waiting),
                 Some(reason) => {

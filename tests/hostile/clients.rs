@@ -88,6 +88,8 @@ async fn senders_that_are_too_slow_do_not_keep_their_places() {
         assert_too_slow(&format!("{how:?}"), &call.await.unwrap());
     }
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    let late = server.metric("classifier_requests_total", &["model=\"\"", "\"Classify\"", "\"DEADLINE_EXCEEDED\""]);
+    assert_eq!(late, 3.0, "{}", server.get("/metrics").1);
     assert_serves(&server).await;
     assert_recovers(&server, before).await;
 }

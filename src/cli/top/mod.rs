@@ -38,7 +38,7 @@ With --json that is one object: {\"servers\": [{\"url\", \"error\", \"snapshot\"
      \"cpu_cores\", \"resident_bytes\", \"calls_active\", \"connections_active\", \"models\": [{\"name\", \"ready\", \"engine\": \
      {\"engine\", \"precision\", \"device\", \"version\"}, \"images_per_second\", \"requests_per_second\": {\"OK\": 98.0, ...}, \
      \"latency_ms\": {\"request\": {\"mean\", \"p50\", \"p95\", \"p99\"}, \"frame\", \"decode\", \"queue\", \"inference\"}, \"queue_depth\", \
-     \"queue_capacity\", \"batch_size\", \"streams\", \"frames_per_second\": {\"classified\", \"dropped\", \"failed\"}, \
+     \"queue_requests\", \"queue_capacity\", \"batch_size\", \"streams\", \"frames_per_second\": {\"classified\", \"dropped\", \"failed\"}, \
      \"rejected_per_second\": {\"queue_full\": 1.5, ...}, \"received_bytes_per_second\", \"device_saturation\"}], \"gpus\": [{\"gpu\", \"name\", \
      \"utilization\", \"memory_used_bytes\", \"memory_bytes\", \"power_watts\", \"temperature_celsius\"}]}.
 

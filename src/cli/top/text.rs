@@ -34,11 +34,11 @@ pub fn age(seconds: f64) -> String {
     }
 }
 
-/// How many images wait, and for how many there is room.
+/// How many single requests wait, and for how many there is room.
 pub fn queue(model: &ModelSnapshot) -> String {
-    match (model.queue_depth, model.queue_capacity) {
-        (Some(depth), Some(capacity)) => format!("{depth:.0} of {capacity:.0}"),
-        (Some(depth), None) => format!("{depth:.0}"),
+    match (model.queue_requests, model.queue_capacity) {
+        (Some(requests), Some(capacity)) => format!("{requests:.0} of {capacity:.0}"),
+        (Some(requests), None) => format!("{requests:.0}"),
         (None, _) => "–".into(),
     }
 }

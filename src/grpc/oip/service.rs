@@ -24,7 +24,6 @@ use crate::{
         ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
         grpc_inference_service_server::GrpcInferenceService,
     },
-    metrics::Method,
     state::State,
 };
 
@@ -36,7 +35,7 @@ impl GrpcInferenceService for InferenceService {
     type ModelStreamInferStream = ReceiverStream<Result<ModelStreamInferResponse, Status>>;
 
     async fn server_live(&self, request: Request<ServerLiveRequest>) -> Result<Response<ServerLiveResponse>, Status> {
-        let guard = Call::of(&request).guard(Method::ServerLive);
+        let guard = Call::of(&request).guard();
         answer(guard, Ok(ServerLiveResponse { live: !matches!(self.0.state.get(), State::Failed(_)) }))
     }
 
@@ -44,7 +43,7 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<ServerReadyRequest>,
     ) -> Result<Response<ServerReadyResponse>, Status> {
-        let guard = Call::of(&request).guard(Method::ServerReady);
+        let guard = Call::of(&request).guard();
         answer(guard, Ok(ServerReadyResponse { ready: self.0.state.get().ready().is_ok() }))
     }
 
@@ -52,12 +51,12 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<ServerMetadataRequest>,
     ) -> Result<Response<ServerMetadataResponse>, Status> {
-        let guard = Call::of(&request).guard(Method::ServerMetadata);
+        let guard = Call::of(&request).guard();
         answer(guard, Ok(metadata::server()))
     }
 
     async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
-        let mut guard = Call::of(&request).guard(Method::ModelReady);
+        let mut guard = Call::of(&request).guard();
         let ModelReadyRequest { name, version } = request.into_inner();
         let (model, _) = resolve(&self.0.registry, &name);
         let entry = self.0.registry.find(model).ok();
@@ -70,7 +69,7 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
-        let mut guard = Call::of(&request).guard(Method::ModelMetadata);
+        let mut guard = Call::of(&request).guard();
         let ModelMetadataRequest { name, version } = request.into_inner();
         let found = names::find(&self.0, &name, &version, &mut guard);
         answer(guard, found.map(|(served, form)| metadata::model(&served, form)))
@@ -80,7 +79,7 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<ModelConfigRequest>,
     ) -> Result<Response<ModelConfigResponse>, Status> {
-        let mut guard = Call::of(&request).guard(Method::ModelConfig);
+        let mut guard = Call::of(&request).guard();
         let ModelConfigRequest { name, version } = request.into_inner();
         let found = names::find(&self.0, &name, &version, &mut guard);
         let config = found.map(|(served, form)| metadata::config(&served, form));
@@ -89,7 +88,7 @@ impl GrpcInferenceService for InferenceService {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let call = Call::of(&request);
-        let mut guard = call.guard(Method::ModelInfer);
+        let mut guard = call.guard();
         let admitted = Admitted { arrived: call.arrived, span: call.record.trace().context() };
         let result = match infer::submit(&self.0, request.into_inner(), &call, admitted, &mut guard) {
             Ok(submitted) => submitted.answer().await,
@@ -104,7 +103,7 @@ impl GrpcInferenceService for InferenceService {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let call = Call::of(&request);
-        let guard = call.guard(Method::ModelStreamInfer);
+        let guard = call.guard();
         let run = |answers| stream::run(Arc::clone(&self.0), request.into_inner(), call, guard, answers);
         Ok(open(&self.0.state, run))
     }
@@ -113,7 +112,7 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<ModelStatisticsRequest>,
     ) -> Result<Response<ModelStatisticsResponse>, Status> {
-        let mut guard = Call::of(&request).guard(Method::ModelStatistics);
+        let mut guard = Call::of(&request).guard();
         let read = statistics::read(&self.0, request.get_ref(), &mut guard);
         answer(guard, read)
     }
@@ -122,7 +121,7 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
-        let guard = Call::of(&request).guard(Method::RepositoryIndex);
+        let guard = Call::of(&request).guard();
         let index = metadata::index(&self.0.registry, &self.0.state.get(), request.get_ref().ready);
         answer(guard, Ok(index))
     }

@@ -2,7 +2,7 @@
 
 use turbojpeg::{Decompressor, Image, PixelFormat};
 
-use crate::image::decode::{Layout, Pixels};
+use crate::image::pixels::{Layout, Pixels};
 
 /// Decodes into `pixels`, whose size, layout and buffer have been set.
 pub(super) fn decode(pixels: &mut Pixels, encoded: &[u8]) -> Result<(), turbojpeg::Error> {
