@@ -2,6 +2,7 @@
 
 mod connections;
 mod exporter;
+mod guard;
 mod labels;
 mod model;
 mod rate;
@@ -13,10 +14,10 @@ pub(crate) use self::gpu::{engine_built, engine_cache};
 pub use self::{
     connections::{ConnectionGuard, ConnectionMetrics},
     exporter::{Exporter, workers},
+    guard::RequestGuard,
     labels::{FrameOutcome, Method, Refusal, Rejection},
     model::{ModelMetrics, StreamGuard},
     rate::RateMeter,
-    request::RequestGuard,
     table::{Kind, Label, METRICS, Metric, Presence, markdown},
 };
 

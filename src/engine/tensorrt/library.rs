@@ -12,7 +12,7 @@ use trtx::{LogHandler, Logger, Severity};
 use super::{
     KIND,
     compatibility::{FLAVOUR, Flavour},
-    device,
+    version,
 };
 use crate::engine::{EngineError, newest};
 
@@ -142,9 +142,9 @@ fn advice() -> String {
 pub(super) fn load(library: &Library) -> Result<String, EngineError> {
     let unusable = |reason: String, advice: String| EngineError::Unavailable { kind: KIND, reason, advice };
     let file = library.runtime.display();
-    let version = device::library_version(&library.runtime)
+    let version = version::library_version(&library.runtime)
         .map_err(|reason| unusable(format!("{file} can't be loaded: {reason}"), advice()))?;
-    let wanted = device::header_version();
+    let wanted = version::header_version();
     if version[0] != wanted[0] || version[1] < wanted[1] {
         let [major, minor, ..] = wanted;
         return Err(unusable(

@@ -1,7 +1,7 @@
 //! TensorRT on NVIDIA GPUs: finds the library and the GPUs, gets the plan from the cache or builds it, and makes the lanes.
 //!
 //! The library and CUDA are loaded at run time, so that one program runs with and without a GPU. Everything `unsafe` is in
-//! `device`; what surrounds it (splitting, halving, failing) is in `pipeline`, behind a trait that tests script.
+//! `device` and `version`; what surrounds it (splitting, halving, failing) is in `pipeline`, behind a trait that tests script.
 
 #[cfg(feature = "tensorrt")]
 mod build;
@@ -15,6 +15,8 @@ mod engine;
 mod library;
 #[cfg(feature = "tensorrt")]
 mod pipeline;
+#[cfg(feature = "tensorrt")]
+mod version;
 
 use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
