@@ -11,13 +11,13 @@ mod fair_queue;
 mod model_queue;
 mod pace;
 mod priority;
+mod threads;
 mod worker;
 
 use std::{
     collections::BTreeMap,
     num::NonZeroUsize,
-    sync::{Arc, Condvar, Mutex, MutexGuard},
-    thread::JoinHandle,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -28,6 +28,7 @@ use self::{
     fair_queue::Pushed,
     model_queue::{ModelQueue, Waiting},
     pace::Pace,
+    threads::{Builder, Condvar, JoinHandle, Mutex, MutexGuard},
     worker::{CoreWorker, DeviceWorker},
 };
 use crate::{
@@ -293,7 +294,7 @@ impl Scheduler {
 }
 
 fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-    std::thread::Builder::new().name(name).spawn(run).expect("the system can start a thread for each core and lane")
+    Builder::new().name(name).spawn(run).expect("the system can start a thread for each core and lane")
 }
 
 /// Finishes what was admitted, then ends the threads.
@@ -443,6 +444,8 @@ impl State {
     }
 }
 
+#[cfg(test)]
+mod interleavings;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

@@ -2,13 +2,13 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Condvar},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
 
-use super::{Job, JobError, Network, Outcome, Stages, fair_queue::FairQueue, pace::Pace};
+use super::{Job, JobError, Network, Outcome, Stages, fair_queue::FairQueue, pace::Pace, threads::Condvar};
 use crate::{engine::Engine, metrics::Rejection, telemetry::context::SpanContext};
 
 /// A decoded image waits no longer than this for others to be decoded into its batch.

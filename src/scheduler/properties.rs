@@ -107,7 +107,7 @@ impl Expected {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Fate {
+pub(super) enum Fate {
     /// It is wanted until it is answered.
     Wanted,
     /// Its deadline has passed before it is queued, or before it is decoded, or before its batch is taken.
@@ -144,19 +144,71 @@ fn arrival(value: u8, fate: Fate) -> Option<Arrival> {
     Some(Arrival { image: Source::Raw(frame), at: Instant::now(), mirrored: false })
 }
 
-fn job(value: u8, client: u64, counts: bool, fate: Fate) -> Job {
-    let deadline = match fate {
-        Fate::Late => Some(Instant::now()),
-        Fate::Soon => Some(Instant::now() + Duration::from_micros(300)),
-        _ => Some(Instant::now() + Duration::from_secs(3600)),
-    };
-    Job {
-        client: ClientId(client),
-        priority: Priority::default(),
-        deadline,
-        counts,
-        fetch: Box::new(move || arrival(value, fate)),
-        span: None,
+/// A job with a number of its own, which its image bears and its answer repeats.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbered {
+    pub value: u8,
+    pub client: u64,
+    pub counts: bool,
+    pub fate: Fate,
+}
+
+impl Numbered {
+    fn job(self) -> Job {
+        let Self { value, client, counts, fate } = self;
+        let deadline = match fate {
+            Fate::Late => Some(Instant::now()),
+            Fate::Soon => Some(Instant::now() + Duration::from_micros(300)),
+            _ => Some(Instant::now() + Duration::from_secs(3600)),
+        };
+        Job {
+            client: ClientId(client),
+            priority: Priority::default(),
+            deadline,
+            counts,
+            fetch: Box::new(move || arrival(value, fate)),
+            span: None,
+        }
+    }
+}
+
+/// Jobs that were given to a queue, and what it said.
+#[derive(Default)]
+pub(super) struct Submitted {
+    accepted: Vec<(Numbered, oneshot::Receiver<Outcome>)>,
+    refused: Vec<u8>,
+}
+
+impl Submitted {
+    pub fn submit(&mut self, queue: &Queue, capacity: usize, numbered: Numbered) {
+        match queue.submit(numbered.job()) {
+            Ok(outcome) if matches!(numbered.fate, Fate::Gone) => drop(outcome),
+            Ok(outcome) => self.accepted.push((numbered, outcome)),
+            Err(full) => {
+                assert!(numbered.counts && full.waiting >= 1 && full.waiting <= capacity, "{full}");
+                self.refused.push(numbered.value);
+            }
+        }
+    }
+
+    /// When all has ended: each has exactly one outcome, the right one, and what was late or refused was not `executed`.
+    pub fn check(self, executed: &[u8]) {
+        let times = |value: u8| executed.iter().filter(|other| **other == value).count();
+        assert!(self.refused.into_iter().all(|value| times(value) == 0));
+        for (numbered @ Numbered { value, counts, fate, .. }, outcome) in self.accepted {
+            let outcome = outcome.blocking_recv().expect("an accepted job has an outcome");
+            let done = match (&outcome, fate) {
+                (Ok(reply), Fate::Wanted | Fate::Soon) => reply.logits == [f32::from(value)],
+                (Err(JobError::DeadlineExceeded), Fate::Late | Fate::Soon) => false,
+                (Err(JobError::Image(_)), Fate::Bad) => false,
+                (Err(JobError::Abandoned), Fate::Withdrawn) => false,
+                (Err(JobError::Displaced(_)), _) if counts => false,
+                _ => panic!("the outcome of {numbered:?} is {outcome:?}"),
+            };
+            assert_eq!(times(value), usize::from(done), "the outcome of {numbered:?} is {outcome:?}");
+            assert!(done || outcome.is_err(), "{numbered:?} has another's answer");
+        }
+        assert!((0..u8::MAX).all(|value| times(value) <= 1));
     }
 }
 
@@ -165,8 +217,11 @@ fn turn(client: u64) -> (ClientId, Priority) {
     (ClientId(client), Priority::default())
 }
 
+/// The first bytes of the images that an engine has seen.
+pub(super) type Executed = Arc<Mutex<Vec<u8>>>;
+
 /// Answers each image with its first byte, and remembers it.
-struct Recorder(Arc<Mutex<Vec<u8>>>);
+struct Recorder(Executed);
 
 impl Engine for Recorder {
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
@@ -194,14 +249,15 @@ fn metrics() -> Arc<ModelMetrics> {
     Arc::new(ModelMetrics::new("test"))
 }
 
+/// The machine of a test, whose engines write down what they execute.
 #[derive(Clone, Copy, Debug)]
-struct Machine {
-    lanes: usize,
-    wide: bool,
-    max_batch: usize,
-    offloaded: bool,
-    capacity: usize,
-    delay_ms: u64,
+pub(super) struct Machine {
+    pub lanes: usize,
+    pub wide: bool,
+    pub max_batch: usize,
+    pub offloaded: bool,
+    pub capacity: usize,
+    pub delay_ms: u64,
 }
 
 prop_compose! {
@@ -212,23 +268,28 @@ prop_compose! {
 }
 
 impl Machine {
-    fn start(self) -> (Scheduler, Queue, Arc<Mutex<Vec<u8>>>) {
-        let config = SchedulerConfig {
+    pub fn start(self) -> (Scheduler, Queue, Executed) {
+        let scheduler = Scheduler::new(SchedulerConfig {
             threads: NonZeroUsize::new(self.lanes).unwrap(),
             queue_capacity: Capacity::Exactly(NonZeroUsize::new(self.capacity).unwrap()),
             max_queue_delay: Duration::from_millis(self.delay_ms),
             preprocess: PreprocessConfig::default(),
-        };
-        let executed = Arc::new(Mutex::new(Vec::new()));
+        });
+        let (queue, executed) = self.add(&scheduler);
+        (scheduler, queue, executed)
+    }
+
+    /// One more model.
+    pub fn add(self, scheduler: &Scheduler) -> (Queue, Executed) {
+        let executed = Executed::default();
         let engine = || -> Box<dyn Engine> { Box::new(Recorder(Arc::clone(&executed))) };
         let lanes = Lanes {
             info: info(self.max_batch, self.offloaded),
             wide: self.wide.then(engine),
             narrow: (0..self.lanes).map(|_| engine()).collect(),
         };
-        let scheduler = Scheduler::new(config);
         let queue = scheduler.add(Start { lanes, geometry: GEOMETRY, classes: 1, metrics: metrics() });
-        (scheduler, queue, executed)
+        (queue, executed)
     }
 }
 
@@ -279,7 +340,8 @@ proptest! {
             let (reply, outcome) = oneshot::channel();
             outcomes.insert(number, outcome);
             // All of one client, so that the order is the queue's.
-            let job = Job { fetch: Box::new(move || arrival(number as u8, Fate::Wanted)), ..job(0, 1, true, *fate) };
+            let job = Numbered { value: 0, client: 1, counts: true, fate: *fate }.job();
+            let job = Job { fetch: Box::new(move || arrival(number as u8, Fate::Wanted)), ..job };
             queue.waiting.push(turn(1), None, Waiting { job, reply });
             if matches!(fate, Fate::Gone) {
                 outcomes.remove(&number);
@@ -328,38 +390,13 @@ proptest! {
         jobs in vec((0..4_u64, any::<bool>(), fate()), 1..60),
     ) {
         let (scheduler, queue, executed) = machine.start();
-        let mut accepted = Vec::new();
-        let mut refused = Vec::new();
+        let mut submitted = Submitted::default();
         for (number, (client, counts, fate)) in jobs.into_iter().enumerate() {
-            let value = number as u8;
-            match queue.submit(job(value, client, counts, fate)) {
-                Ok(outcome) if matches!(fate, Fate::Gone) => drop(outcome),
-                Ok(outcome) => accepted.push((value, fate, counts, outcome)),
-                Err(full) => {
-                    assert!(counts && full.waiting >= 1 && full.waiting <= machine.capacity, "{full}");
-                    refused.push(value);
-                }
-            }
+            submitted.submit(&queue, machine.capacity, Numbered { value: number as u8, client, counts, fate });
         }
         drop(queue);
         // Finishes what was admitted.
         drop(scheduler);
-        let executed = executed.lock().unwrap();
-        let times = |value: u8| executed.iter().filter(|other| **other == value).count();
-        assert!(refused.into_iter().all(|value| times(value) == 0));
-        for (value, fate, counts, outcome) in accepted {
-            let outcome = outcome.blocking_recv().expect("an accepted job has an outcome");
-            let done = match (&outcome, fate) {
-                (Ok(reply), Fate::Wanted | Fate::Soon) => reply.logits == [f32::from(value)],
-                (Err(JobError::DeadlineExceeded), Fate::Late | Fate::Soon) => false,
-                (Err(JobError::Image(_)), Fate::Bad) => false,
-                (Err(JobError::Abandoned), Fate::Withdrawn) => false,
-                (Err(JobError::Displaced(_)), _) if counts => false,
-                _ => panic!("{value} is {fate:?}, its outcome {outcome:?}"),
-            };
-            assert_eq!(times(value), usize::from(done), "{value} is {fate:?}, its outcome {outcome:?}");
-            assert!(done || outcome.is_err(), "{value} has another's answer");
-        }
-        assert!((0..u8::MAX).all(|value| times(value) <= 1));
+        submitted.check(&executed.lock().unwrap());
     }
 }

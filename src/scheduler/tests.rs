@@ -604,6 +604,23 @@ fn a_device_that_finds_only_abandoned_images_lets_others_be_decoded() {
 }
 
 #[test]
+fn a_retired_device_that_finds_only_abandoned_images_ends() {
+    let Bench { go, queue, scheduler, calls } = Setup { offloaded: true, ..Setup::default() }.start();
+    let first = queue.submit(job(0)).unwrap();
+    calls.recv_timeout(Duration::from_secs(5)).expect("the device is called");
+    // A thread that doesn't end would keep a test that fails from ending too.
+    let scheduler = std::mem::ManuallyDrop::new(scheduler);
+    let abandoned = queue.submit(job(1)).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    drop((abandoned, queue));
+    go.send(()).unwrap();
+    assert_eq!(logit(first), 0.0);
+    let gone = calls.recv_timeout(Duration::from_secs(5)).unwrap_err();
+    assert_eq!(gone, mpsc::RecvTimeoutError::Disconnected, "its engine is dropped");
+    drop(std::mem::ManuallyDrop::into_inner(scheduler));
+}
+
+#[test]
 fn a_ready_crop_is_taken_as_it_is() {
     let bench = Setup::default().start();
     let crop = |pixels: Vec<u8>| {

@@ -2,13 +2,14 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, MutexGuard},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
     Arrival, JobError, Network, QueueId, Reply, Shared, Stages, State, Timeline,
     model_queue::{ModelQueue, Ready, Waiting},
+    threads::{Condvar, MutexGuard},
 };
 use crate::{
     engine::{Engine, EngineError},
@@ -179,9 +180,10 @@ impl DeviceWorker {
             };
             let (idle, discarded) = (queue.is_idle(), queue.ready.len() < ready);
             if discarded {
-                // There is room to decode ahead again, or nothing left to do.
+                // There is room to decode ahead again, or nothing left to do, and then the queue is gone.
                 state.bury(self.id);
                 self.shared.work.notify_one();
+                continue;
             }
             if stopping && idle {
                 return None;
