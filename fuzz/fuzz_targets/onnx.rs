@@ -36,8 +36,12 @@ fn for_engines(graph: &ServingGraph) {
         .zip([true, false].into_iter().cycle())
         .map(|(name, signed)| (name, Range { limit: 1.5, signed }))
         .collect();
-    let how = Quantization { ranges, ..Quantization::default() };
-    if let Ok(quantized) = graph.folded().and_then(|folded| folded.quantized(&how)) {
+    let quantized = graph.folded().and_then(|folded| {
+        let layers = folded.layers().into_iter().enumerate();
+        let means = layers.map(|(index, layer)| (layer.input, vec![0.25; 3 + index % 2])).collect();
+        folded.quantized(&Quantization { ranges, means, ..Quantization::default() })
+    });
+    if let Ok(quantized) = quantized {
         let _ = quantized.with_signed_activations().to_onnx(batch, BodyPrecision::Fp32);
     }
     let _ = graph.size();

@@ -73,6 +73,7 @@ fn folding(graph: &GraphProto, index: usize) -> Result<Option<(usize, Vec<f32>, 
     let channels = scale.len();
     if channels == 0
         || [&shift, &mean, &variance, &bias].iter().any(|values| values.len() != channels)
+        || weights.is_empty()
         || weights.len() % channels != 0
     {
         return Ok(None);

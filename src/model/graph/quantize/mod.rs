@@ -181,12 +181,13 @@ fn layers(graph: &GraphProto) -> Vec<(usize, Layer)> {
         let (activations, weights) = (input(node, 0)?, input(node, 1)?);
         let computed = !stored.contains(activations)
             && inspect::producer(graph, activations).is_none_or(|node| fold::constant(node).is_none());
-        let matrix = is(node, "Conv") || inspect::weight_dims(graph, weights).is_some_and(|dims| dims.len() == 2);
+        let rank = inspect::weight_dims(graph, weights).map_or(0, |dims| dims.len());
+        let fits = if is(node, "Conv") { rank > 2 } else { rank == 2 };
         let name = match node.name() {
             "" => node.output.first()?.clone(),
             name => name.to_owned(),
         };
-        (is_layer && computed && matrix && stored.contains(weights))
+        (is_layer && computed && fits && stored.contains(weights))
             .then(|| (index, Layer { name, input: activations.to_owned(), channels_second: is(node, "Conv") }))
     };
     graph.node.iter().enumerate().filter_map(layer).collect()
@@ -407,7 +408,7 @@ fn corrected_bias(
     };
     let groups = walk::int(layer, "group").unwrap_or(1).max(1) as usize;
     let inputs = weights.dims[1 - weights.axis] as usize;
-    if bias.len() != outputs || means.len() != inputs * groups || !outputs.is_multiple_of(groups) {
+    if bias.len() != outputs || !outputs.is_multiple_of(groups) || means.len() != inputs * groups {
         return Ok(None);
     }
     let kernel: usize = weights.dims[2..].iter().map(|&dim| dim as usize).product();

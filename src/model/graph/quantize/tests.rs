@@ -120,6 +120,22 @@ fn batch_norm_goes_into_the_convolution() {
 }
 
 #[test]
+fn a_convolution_without_weights_keeps_its_batch_norm() {
+    let mut model = residual();
+    testing::graph(&mut model).initializer[0] = floats("w1", &[4, 3, 3, 0], &[]);
+    let folded = serve(model).folded().unwrap();
+    assert!(nodes(&folded).node.iter().any(|node| node.op_type() == "BatchNormalization"));
+}
+
+#[test]
+fn what_has_no_channels_is_no_layer() {
+    let mut model = residual();
+    testing::graph(&mut model).initializer[0] = floats("w1", &[108], &numbers(108, 1));
+    let layers = serve(model).layers();
+    assert_eq!(layers.iter().map(|layer| layer.name.as_str()).collect::<Vec<_>>(), ["c2_node", "scores_node"]);
+}
+
+#[test]
 fn layers_residual_additions_and_pools_read_integers() {
     let float = serve(residual()).folded().unwrap();
     assert_eq!(
