@@ -66,13 +66,13 @@ pub enum Capacity {
 impl Capacity {
     const USUAL: (Duration, usize) = (Duration::from_millis(200), 16);
 
-    /// For a model that works off images at `pace`, with its `share` of the machine, so many of them at once.
-    fn images(self, pace: &Pace, share: f64, parallelism: usize) -> usize {
+    /// For a model that works off images at `pace`, with its `share` of the machine, and has `ahead` images in work.
+    fn images(self, pace: &Pace, share: f64, ahead: usize) -> usize {
         let ((time, at_least), reserve) = match self {
             Self::Exactly(images) => return images.get(),
             Self::Usual => (Self::USUAL, 0),
             // Those in work are answered before those that wait.
-            Self::Within(target) => ((target, 0), parallelism),
+            Self::Within(target) => ((target, 0), ahead),
         };
         let images = pace.images_in(time).saturating_sub(reserve).max(at_least);
         ((images as f64 * share) as usize).max(1)
@@ -258,7 +258,7 @@ impl Scheduler {
         let parallelism = if offloaded { cores + narrow.len() } else { cores.min(narrow.len()) };
         let network = Arc::new(Network { geometry, classes, engine: info, metrics });
         let mut queue = ModelQueue::new(Arc::clone(&network), narrow.len());
-        network.metrics.queue_capacity(self.shared.config.queue_capacity.images(&queue.pace, 1.0, parallelism));
+        network.metrics.queue_capacity(self.shared.config.queue_capacity.images(&queue.pace, 1.0, queue.ahead()));
         let arrived = Arc::clone(&queue.arrived);
         let on_device = match offloaded {
             true => {
@@ -345,7 +345,7 @@ impl Queue {
             // What it did not use while it had nothing to do is not saved up.
             queue.used = queue.used.max(clock);
         }
-        let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, self.parallelism);
+        let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, queue.ahead());
         let mut dead = Vec::new();
         if counts && queue.waiting.counted() >= capacity {
             let now = Instant::now();
@@ -390,7 +390,7 @@ impl Queue {
         let mut state = self.shared.lock();
         let share = state.share(self.id);
         let queue = state.queues.get_mut(&self.id)?;
-        let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, self.parallelism);
+        let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, queue.ahead());
         let now = Instant::now();
         let leaves = |waiting: &Waiting| waiting.expired(now).is_some();
         if queue.waiting.has_place(turn, capacity) || queue.waiting.any(leaves) {

@@ -28,7 +28,7 @@ pub(super) struct ModelQueue {
     pub arrived: Arc<Condvar>,
     /// Crops that have been inferred, to be filled again: fresh memory costs a page fault every 4 KiB.
     pub spare: Vec<Vec<u8>>,
-    /// Images that are being decoded and batches that are being inferred.
+    /// Images that are being decoded or inferred.
     pub in_work: usize,
     pub pace: Pace,
     /// Seconds of the whole machine that this queue has had, beside its idle times.
@@ -58,6 +58,11 @@ impl ModelQueue {
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.is_empty() && self.in_work == 0
+    }
+
+    /// Images that are answered before those that wait.
+    pub fn ahead(&self) -> usize {
+        self.ready.len() + self.in_work
     }
 
     /// Whether nothing waits to be decoded or inferred.

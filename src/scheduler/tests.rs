@@ -546,6 +546,23 @@ fn the_capacity_follows_the_pace_and_the_share() {
 }
 
 #[test]
+fn what_is_in_work_counts_towards_the_latency_target() {
+    let mut setup = Setup { max_batch: 2, ..Setup::default() };
+    // Of images that take 10 ms, as is assumed before the first is done.
+    setup.config.queue_capacity = Capacity::Within(Duration::from_millis(45));
+    let bench = setup.start();
+    let first = bench.occupy(0);
+    let rest: Vec<_> = (1..=3).map(|value| bench.submit(value)).collect();
+    assert_eq!(bench.queue.submit(job(4)).unwrap_err().waiting, 3, "with the one in work there are four");
+    for calls in [2, 1] {
+        bench.go();
+        assert_eq!(bench.call().images.len(), calls);
+    }
+    bench.go();
+    assert_eq!([first].into_iter().chain(rest).map(logit).collect::<Vec<_>>(), [0.0, 1.0, 2.0, 3.0]);
+}
+
+#[test]
 fn what_is_urgent_goes_first_and_what_can_wait_is_not_forgotten() {
     let bench = Setup::default().start();
     let first = bench.occupy(0);

@@ -38,6 +38,15 @@ enum TaskKind {
     Infer { batch: Vec<Ready>, lane: Box<dyn Engine>, wide: bool },
 }
 
+impl TaskKind {
+    fn images(&self) -> usize {
+        match self {
+            Self::Decode { .. } => 1,
+            Self::Infer { batch, .. } => batch.len(),
+        }
+    }
+}
+
 enum Next {
     Task(Task),
     /// Drop a model that has been retired.
@@ -109,7 +118,7 @@ impl CoreWorker {
                 Some((reply, error))
             }
         };
-        state.done(id);
+        state.done(id, 1);
         drop(state);
         if let Some((reply, error)) = failed {
             let _ = reply.send(Err(error));
@@ -170,7 +179,7 @@ impl DeviceWorker {
             let ready = queue.ready.len();
             let until = match queue.take_batch(delay) {
                 Ok(batch) => {
-                    queue.in_work += 1;
+                    queue.in_work += batch.len();
                     if !queue.ready.is_empty() {
                         self.arrived.notify_one();
                     }
@@ -237,7 +246,7 @@ impl Shared {
         let queue = state.in_work(id);
         queue.pace.record_inference(n, took, share);
         batch.iter_mut().for_each(|ready| queue.recycle(std::mem::take(&mut ready.crop)));
-        state.done(id);
+        state.done(id, n);
         drop(state);
         if network.engine.offloaded {
             // There may be a retired model to bury.
@@ -350,7 +359,7 @@ impl Shared {
                 state.bury(id);
                 continue;
             };
-            queue.in_work += 1;
+            queue.in_work += kind.images();
             let network = Arc::clone(&queue.network);
             state.active += 1;
             state.clock = state.clock.max(before);
@@ -381,9 +390,9 @@ impl State {
         self.queues.get_mut(&id).expect("a queue with work stays")
     }
 
-    /// A task of the queue has ended.
-    fn done(&mut self, id: QueueId) {
-        self.in_work(id).in_work -= 1;
+    /// A task of the queue with so many images has ended.
+    fn done(&mut self, id: QueueId, images: usize) {
+        self.in_work(id).in_work -= images;
         self.bury(id);
     }
 
