@@ -65,7 +65,7 @@ $(VENV)/ready: tests/python/requirements.txt tests/python/requirements-without-t
 
 lint-features: ## clippy with every feature, for both flavours of TensorRT (needs cmake, nasm, libclang)
 	cargo clippy --release --all-targets --features turbojpeg,otlp,tensorrt -- -D warnings
-	cargo clippy --release --all-targets --features tensorrt-enterprise -- -D warnings
+	cargo clippy --release --lib --bins --features tensorrt-enterprise -- -D warnings
 
 lint: ## format, clippy, docs
 	cargo fmt --check
