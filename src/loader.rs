@@ -247,6 +247,9 @@ impl Loader {
             .await
         };
         let Err(error) = loaded else { return Ok(false) };
+        if self.is_gone(model).await {
+            return Ok(false);
+        }
         metrics.load_failed();
         self.registry.report(&model.name, &error.for_callers());
         let fatal = first
@@ -261,6 +264,17 @@ impl Loader {
         };
         tracing::error!(model = model.name, "{error}; {still}");
         Ok(true)
+    }
+
+    /// Whether the model's file was taken out of the folder while it was being loaded, which is no fault of the file's.
+    async fn is_gone(&self, model: &ListedModel) -> bool {
+        let (ModelSource::Folder(_), Some(path)) = (&self.config.source, &model.path) else { return false };
+        let gone = tokio::fs::try_exists(path).await.is_ok_and(|exists| !exists);
+        // A version that is served stays until the next look, for the case that the file is being replaced.
+        if gone && self.registry.find(&model.name).is_ok_and(|entry| entry.served.is_none()) {
+            self.registry.remove(&model.name);
+        }
+        gone
     }
 }
 
@@ -317,4 +331,42 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, LoadError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|panic| Err(LoadError::Panicked(panic.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::{image::PreprocessConfig, scheduler::SchedulerConfig};
+
+    #[tokio::test]
+    async fn a_file_that_goes_while_it_is_loaded_is_not_a_bad_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let loader = Loader {
+            config: LoaderConfig {
+                source: ModelSource::Folder(folder.path().to_owned()),
+                engine: EngineConfig::new(NonZeroUsize::MIN),
+                quantization: None,
+                watch_interval: None,
+            },
+            start: |_, _| panic!("there is nothing to start"),
+            registry: Arc::new(Registry::new(None)),
+            scheduler: Arc::new(Scheduler::new(SchedulerConfig {
+                threads: NonZeroUsize::MIN,
+                queue_capacity: Default::default(),
+                max_queue_delay: Duration::ZERO,
+                preprocess: PreprocessConfig::default(),
+            })),
+            state: StateCell::default(),
+        };
+        let path = folder.path().join("guest.onnx");
+        let model = ListedModel { name: "guest".into(), path: Some(path.clone()), overrides: Overrides::default() };
+        assert!(!loader.load(&model, false).await.unwrap(), "it was there when somebody looked");
+        assert!(loader.registry.find("guest").is_err());
+
+        fs::write(&path, "no model").unwrap();
+        assert!(loader.load(&model, false).await.unwrap());
+        assert!(loader.registry.find("guest").unwrap().problem.is_some());
+    }
 }

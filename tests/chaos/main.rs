@@ -108,7 +108,7 @@ async fn round(server: &Server, folder: &std::path::Path, seed: u64, time: Durat
     over.store(true, Relaxed);
     let mut all = Tally::default();
     for client in clients {
-        all.add(client.await.expect("what a client saw was right"));
+        all.add(client.await.unwrap_or_else(|wrong| panic!("what a client saw was wrong: {wrong}\n{}", server.log())));
     }
     all
 }
