@@ -322,6 +322,8 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
         assert_eq!(status.code(), Code::ResourceExhausted);
         let delay = status.get_error_details().retry_info().and_then(|info| info.retry_delay).expect("a RetryInfo");
         assert!(delay > Duration::ZERO && delay < Duration::from_secs(10), "{delay:?}");
+        let pushback = status.metadata().get("grpc-retry-pushback-ms").expect("for gRPC's own retries");
+        assert_eq!(pushback.to_str().unwrap(), delay.as_millis().to_string());
     }
     assert_eq!(server.metric("classifier_rejected_total", &["reason=\"queue_full\""]), refused.len() as f64);
 }

@@ -17,5 +17,7 @@ fn grpcio_classifies_streams_checks_health_and_reflects() {
         .unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{stdout}{stderr}\nserver:\n{}", server.log());
-    assert_eq!(stdout.lines().filter(|line| line.ends_with(" ok")).count(), 6, "{stdout}");
+    let refused = server.metric("classifier_rejected_total", &["queue_full"]);
+    assert!(refused > 0.0, "nobody had to come again");
+    assert_eq!(stdout.lines().filter(|line| line.ends_with(" ok")).count(), 7, "{stdout}");
 }

@@ -13,6 +13,9 @@ use crate::{
     state::NotReady,
 };
 
+/// By this a client of any language that has gRPC's retries switched on comes back when it should (gRFC A6, "Pushback").
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
 /// In characters; a status travels in headers, which are limited.
 const LONGEST_MESSAGE: usize = 500;
 
@@ -120,9 +123,14 @@ impl From<CallError> for Status {
     fn from(error: CallError) -> Self {
         match error.retry_after() {
             None => Status::new(error.code(), error.message()),
-            delay => {
-                let details = ErrorDetails::with_retry_info(delay);
-                Status::with_error_details(error.code(), error.message(), details)
+            Some(delay) => {
+                let (code, details) = (error.code(), ErrorDetails::with_retry_info(Some(delay)));
+                let mut status = Status::with_error_details(code, error.message(), details);
+                // Who finds a server that starts or goes should try another one at once, as its own policy says.
+                if code == Code::ResourceExhausted {
+                    status.metadata_mut().insert(PUSHBACK, (delay.as_millis() as u64).into());
+                }
+                status
             }
         }
     }

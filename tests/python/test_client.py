@@ -1,5 +1,6 @@
 """The server as a Python service sees it: stubs generated from the proto, health, reflection. Argument: HOST:PORT."""
 
+import json
 import pathlib
 import sys
 import tempfile
@@ -71,6 +72,18 @@ def test_stream():
     assert [a.frame_id for a in answers] == list(range(20))
     labels = [a.result.classifications[0].label for a in answers]
     assert labels == ["cat", "sunflower"] * 10, labels
+
+
+def test_retries():
+    # Left to itself, this client would give up after 40 ms.
+    policy = {"maxAttempts": 5, "initialBackoff": "0.01s", "maxBackoff": "0.01s", "backoffMultiplier": 1,
+              "retryableStatusCodes": ["RESOURCE_EXHAUSTED"]}
+    config = {"methodConfig": [{"name": [{"service": "resnet18.v1.Classifier"}], "retryPolicy": policy}]}
+    crowd = rpc.ClassifierStub(grpc.insecure_channel(sys.argv[1], [("grpc.service_config", json.dumps(config))]))
+    request = pb.ClassifyRequest(image=photo("sunflower_q30.jpg"), top_k=1)
+    calls = [crowd.Classify.future(request, timeout=60) for _ in range(80)]
+    labels = {call.result().classifications[0].label for call in calls}
+    assert labels == {"sunflower"}, labels
 
 
 def test_health():
