@@ -32,11 +32,26 @@ mod either {
     /// # Panics
     /// As `test` does, or where all threads wait for each other; the message has the order that leads there.
     pub fn explore(orders: usize, test: impl Fn() + Send + Sync + 'static) {
-        EXPLORING.set(true);
+        let _exploring = Exploring::begin();
         let mut config = Config::new();
         config.stack_size = 256 << 10;
         Runner::new(RandomScheduler::new(orders), config).run(test);
-        EXPLORING.set(false);
+    }
+
+    /// Ends also when the test fails: the next one may run on the same thread.
+    struct Exploring;
+
+    impl Exploring {
+        fn begin() -> Self {
+            EXPLORING.set(true);
+            Self
+        }
+    }
+
+    impl Drop for Exploring {
+        fn drop(&mut self) {
+            EXPLORING.set(false);
+        }
     }
 
     /// Another thread panicked while it held the lock.
