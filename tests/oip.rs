@@ -96,7 +96,8 @@ print(client.get_server_metadata(headers={'authorization': 'Bearer 0123456789abc
 try:
     client.get_server_metadata()
 except triton.InferenceServerException as error:
-    print(error.status())";
+    print(error.status())
+client.close()";
     let output = Command::new(python).args(["-c", code, &server.grpc]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "resnet18\nStatusCode.UNAUTHENTICATED\n", "{output:?}");
 }

@@ -312,3 +312,5 @@ for name, test in list(globals().items()):
         started = time.monotonic()
         test()
         print(f"{name} {time.monotonic() - started:.1f} s ok")
+# Left to the end of the interpreter, closing sometimes waits for a thread that is gone.
+client.close()

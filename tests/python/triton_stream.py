@@ -31,3 +31,5 @@ try:
     client.infer("resnet18-demo_tensor", [images])
 except triton.InferenceServerException as error:
     print("then", error.status(), flush=True)
+# Left to the end of the interpreter, closing sometimes waits for a thread that is gone.
+client.close()
