@@ -9,7 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -33,6 +33,9 @@ const SILENCE: Duration = Duration::from_secs(10);
 const PREFACE: usize = 24 + 9;
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A connection that has said its last is read for so long yet. Closed with something unread it would be reset, and the
+/// caller, who is still sending, might never read the last answers.
+const LINGER: Duration = Duration::from_millis(500);
 /// After an error, such as too many open files, accepting pauses instead of spinning.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -206,13 +209,16 @@ pub(super) struct Connection {
     silence: Option<Pin<Box<Sleep>>>,
     /// Bytes of the preface that are still to come.
     preface: usize,
+    /// Runs since the last was said.
+    linger: Option<Pin<Box<Sleep>>>,
     _permit: OwnedSemaphorePermit,
     counted: ConnectionGuard,
 }
 
 impl Connection {
     fn new(stream: Box<dyn Duplex>, peer: Peer, permit: OwnedSemaphorePermit, counted: ConnectionGuard) -> Self {
-        Self { stream, peer, silence: Some(Box::pin(sleep(SILENCE))), preface: PREFACE, _permit: permit, counted }
+        let silence = Some(Box::pin(sleep(SILENCE)));
+        Self { stream, peer, silence, preface: PREFACE, linger: None, _permit: permit, counted }
     }
 }
 
@@ -266,6 +272,22 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if self.linger.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        }
+        let Self { stream, linger, .. } = &mut *self;
+        let linger = linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let mut unwanted = [0; 4096];
+        loop {
+            let mut unwanted = ReadBuf::new(&mut unwanted);
+            match Pin::new(&mut *stream).poll_read(cx, &mut unwanted) {
+                Poll::Ready(Ok(())) if !unwanted.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return linger.as_mut().poll(cx).map(Ok),
+            }
+            if linger.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }
