@@ -148,7 +148,7 @@ pub const METRICS: [Metric; 34] = [
         "Near `queue_capacity` requests are refused: more cores or servers, or fewer requests."),
     Metric::new(QUEUE_CAPACITY, Kind::Gauge, "requests",
         &[MODEL],
-        "Single requests that may wait at present; it follows the pace that is measured, unless `--queue-capacity` fixes it.",
+        "Single requests that may wait at present; it follows the pace that is measured, and with `--latency-target` what is in work, unless `--queue-capacity` fixes it.",
         "Nothing: the server is fast."),
     Metric::new(REJECTED, Kind::Counter, "requests",
         &[MODEL, Label { name: "reason", values: &Rejection::LABELS }],
