@@ -9,7 +9,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
     let contract = protox::compile(["resnet18/v1/classifier.proto"], ["proto"])?;
-    tonic_prost_build::configure().bytes(".resnet18.v1").compile_fds(contract.clone())?;
+    tonic_prost_build::configure()
+        .bytes(".resnet18.v1")
+        .compile_fds(contract.clone())?;
     fs::write(out.join("classifier.bin"), contract.encode_to_vec())?;
 
     let protocol = protox::compile(["inference/grpc_service.proto"], ["proto"])?;

@@ -5,10 +5,15 @@ use std::{fs, path::Path};
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use resnet18_server::image::{
-    Geometry, JpegScaling, PixelFormat, PreprocessConfig, Preprocessor, RawFrame, Resizer, Source, decode,
+    Geometry, JpegScaling, PixelFormat, PreprocessConfig, Preprocessor, RawFrame, Resizer, Source,
+    decode,
 };
 
-const GEOMETRY: Geometry = Geometry { width: 224, height: 224, resize_shorter_side: 256 };
+const GEOMETRY: Geometry = Geometry {
+    width: 224,
+    height: 224,
+    resize_shorter_side: 256,
+};
 
 /// The project's own photos, and the larger ones of `../shared` where they are.
 const FILES: [&str; 9] = [
@@ -32,24 +37,47 @@ fn files(c: &mut Criterion) {
             eprintln!("skipped: there is no {file}");
             continue;
         };
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let mut group = c.benchmark_group(name);
-        group.sample_size(20).throughput(Throughput::Bytes(bytes.len() as u64));
-        group.bench_function("decode", |b| b.iter(|| decode(&bytes, &config).expect("the image is good")));
+        group
+            .sample_size(20)
+            .throughput(Throughput::Bytes(bytes.len() as u64));
+        group.bench_function("decode", |b| {
+            b.iter(|| decode(&bytes, &config).expect("the image is good"))
+        });
         let pixels = decode(&bytes, &config).expect("the image is good");
         let mut resizer = Resizer::default();
         group.bench_function("resize", |b| {
-            b.iter(|| resizer.crop(&pixels, &GEOMETRY, &mut crop).expect("the image is good"));
+            b.iter(|| {
+                resizer
+                    .crop(&pixels, &GEOMETRY, &mut crop)
+                    .expect("the image is good")
+            });
         });
         let source = Source::Encoded(Bytes::from(bytes));
         let mut preprocessor = Preprocessor::new(config);
         group.bench_function("preprocess", |b| {
-            b.iter(|| preprocessor.crop(&source, &GEOMETRY, &mut crop).expect("the image is good"));
+            b.iter(|| {
+                preprocessor
+                    .crop(&source, &GEOMETRY, &mut crop)
+                    .expect("the image is good")
+            });
         });
         if pixels.width.min(pixels.height) >= 4 * GEOMETRY.resize_shorter_side {
-            let mut preprocessor = Preprocessor::new(PreprocessConfig { jpeg_scaling: JpegScaling::Auto, ..config });
+            let mut preprocessor = Preprocessor::new(PreprocessConfig {
+                jpeg_scaling: JpegScaling::Auto,
+                ..config
+            });
             group.bench_function("preprocess scaled", |b| {
-                b.iter(|| preprocessor.crop(&source, &GEOMETRY, &mut crop).expect("the image is good"));
+                b.iter(|| {
+                    preprocessor
+                        .crop(&source, &GEOMETRY, &mut crop)
+                        .expect("the image is good")
+                });
             });
         }
         group.finish();
@@ -68,9 +96,19 @@ fn raw_frames(c: &mut Criterion) {
         (PixelFormat::I420, 12),
     ] {
         let data = Bytes::from(vec![100; 1280 * 720 * bits / 8]);
-        let frame = Source::Raw(RawFrame { format, width: 1280, height: 720, stride: 0, data });
+        let frame = Source::Raw(RawFrame {
+            format,
+            width: 1280,
+            height: 720,
+            stride: 0,
+            data,
+        });
         group.bench_function(format!("{format:?}"), |b| {
-            b.iter(|| preprocessor.crop(&frame, &GEOMETRY, &mut crop).expect("the frame is good"));
+            b.iter(|| {
+                preprocessor
+                    .crop(&frame, &GEOMETRY, &mut crop)
+                    .expect("the frame is good")
+            });
         });
     }
     group.finish();

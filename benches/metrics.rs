@@ -30,11 +30,15 @@ fn scrapes(c: &mut Criterion) {
     let mut group = c.benchmark_group("metrics");
     let mut models: Vec<ModelMetrics> = Vec::new();
     for count_of_models in [1, 16] {
-        models.extend((models.len()..count_of_models).map(|i| ModelMetrics::new(&format!("model-{i}"))));
+        models.extend(
+            (models.len()..count_of_models).map(|i| ModelMetrics::new(&format!("model-{i}"))),
+        );
         // Ten requests for each model came between two scrapes.
         group.bench_function(BenchmarkId::new("scrape", count_of_models), |b| {
             b.iter(|| {
-                models.iter().for_each(|model| (0..10).for_each(|_| count(model)));
+                models
+                    .iter()
+                    .for_each(|model| (0..10).for_each(|_| count(model)));
                 exporter.render(&models, &state)
             });
         });

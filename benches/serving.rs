@@ -1,8 +1,10 @@
-//! The whole server, as a separate process, under load: latency alone, throughput, overload, and every term of the limit.
+//! The whole server, as a separate process, under load: latency alone, throughput, overload, and
+//! every term of the limit.
 //!
-//! `cargo bench --bench serving [-- IMAGE]`; RESNET18_BENCH_SECONDS sets the length of each measurement (default 10).
-//! The server takes its flags from the environment: RESNET18_MODEL=int8.onnx measures that model, RESNET18_JPEG_SCALING=auto
-//! that way to decode. Server and load share the machine, so the client's own cost is part of what is measured.
+//! `cargo bench --bench serving [-- IMAGE]`; RESNET18_BENCH_SECONDS sets the length of each
+//! measurement (default 10). The server takes its flags from the environment:
+//! RESNET18_MODEL=int8.onnx measures that model, RESNET18_JPEG_SCALING=auto that way to decode.
+//! Server and load share the machine, so the client's own cost is part of what is measured.
 
 use std::{
     fs,
@@ -23,10 +25,17 @@ use tonic::Code;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let image = image_path();
-    let seconds = std::env::var("RESNET18_BENCH_SECONDS").ok().and_then(|s| s.parse().ok()).unwrap_or(10.0);
+    let seconds = std::env::var("RESNET18_BENCH_SECONDS")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(10.0);
     let duration = Duration::from_secs_f64(seconds);
     let bytes = Bytes::from(fs::read(&image)?);
-    println!("{} ({} kB), {seconds} s a measurement\n", image.display(), bytes.len() / 1000);
+    println!(
+        "{} ({} kB), {seconds} s a measurement\n",
+        image.display(),
+        bytes.len() / 1000
+    );
 
     let before = limit(&bytes, duration.min(Duration::from_secs(5)))?;
 
@@ -40,7 +49,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(runtime.block_on(run_load(config))?)
     };
     let mut rates = Vec::new();
-    println!("clients  images/s     p50     p99     max  refused  refusal p99  server CPU  RSS MiB");
+    println!(
+        "clients  images/s     p50     p99     max  refused  refusal p99  server CPU  RSS MiB"
+    );
     for (clients, on_rejection) in [
         (1, OnRejection::Wait),
         (2, OnRejection::Wait),
@@ -54,8 +65,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let started = Instant::now();
         let report = measure(clients, on_rejection)?;
         let cpu = (server.cpu_seconds() - cpu) / started.elapsed().as_secs_f64();
-        let latency = report.latency_ms.as_ref().ok_or("no request was answered")?;
-        let refusal = report.rejection_latency_ms.as_ref().map_or("-".into(), |r| format!("{:.1} ms", r.p99));
+        let latency = report
+            .latency_ms
+            .as_ref()
+            .ok_or("no request was answered")?;
+        let refusal = report
+            .rejection_latency_ms
+            .as_ref()
+            .map_or("-".into(), |r| format!("{:.1} ms", r.p99));
         println!(
             "{clients:>7}  {:>8.1}  {:>6.1}  {:>6.1}  {:>6.1}  {:>7}  {refusal:>11}  {cpu:>10.2}  {:>7}{}",
             report.goodput,
@@ -64,7 +81,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             latency.max,
             report.count(Code::ResourceExhausted),
             server.resident_mib(),
-            if on_rejection == OnRejection::Retry { "  (clients retry)" } else { "" },
+            if on_rejection == OnRejection::Retry {
+                "  (clients retry)"
+            } else {
+                ""
+            },
         );
         if let Some(means) = &report.server_mean_ms {
             println!(
@@ -76,7 +97,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let idle = server.cpu_seconds();
     std::thread::sleep(Duration::from_secs(5));
-    println!("\nidle: {:.1} ms of CPU a second\n", (server.cpu_seconds() - idle) * 200.0);
+    println!(
+        "\nidle: {:.1} ms of CPU a second\n",
+        (server.cpu_seconds() - idle) * 200.0
+    );
     drop(server);
 
     // Machines are shared, and their speed drifts by some percent within minutes.
@@ -91,7 +115,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 fn image_path() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let given = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let given = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'));
     let shared = root.join("../shared/golden/images/bench_500x375.jpg");
     match given {
         Some(path) => path.into(),
@@ -100,7 +126,8 @@ fn image_path() -> PathBuf {
     }
 }
 
-/// Measures each term with all cores busy, and returns the limit: cores / (decode + resize + inference CPU seconds an image).
+/// Measures each term with all cores busy, and returns the limit: cores / (decode + resize +
+/// inference CPU seconds an image).
 fn limit(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::Error>> {
     let cores = std::thread::available_parallelism()?;
     let model = match std::env::var_os("RESNET18_MODEL") {
@@ -111,14 +138,21 @@ fn limit(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::E
         Ok("auto") => JpegScaling::Auto,
         _ => JpegScaling::Off,
     };
-    let config = PreprocessConfig { jpeg_scaling, ..PreprocessConfig::default() };
+    let config = PreprocessConfig {
+        jpeg_scaling,
+        ..PreprocessConfig::default()
+    };
     let source = Source::Encoded(bytes.clone());
     let mut crop = vec![0; model.geometry.bytes()];
     Preprocessor::new(config).crop(&source, &model.geometry, &mut crop)?;
-    let mut preprocessors: Vec<_> = (0..cores.get()).map(|_| (Preprocessor::new(config), crop.clone())).collect();
+    let mut preprocessors: Vec<_> = (0..cores.get())
+        .map(|_| (Preprocessor::new(config), crop.clone()))
+        .collect();
     let preprocessing = mean_of_all(&mut preprocessors, |(preprocessor, crop)| {
         seconds_each(duration / 2, || {
-            preprocessor.crop(&source, &model.geometry, crop).expect("the image can be decoded");
+            preprocessor
+                .crop(&source, &model.geometry, crop)
+                .expect("the image can be decoded");
         })
     });
 
@@ -126,16 +160,35 @@ fn limit(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::E
     let classes = model.graph.classes;
     let infer = |engine: &mut Box<dyn Engine>| {
         let mut logits = vec![0.0; classes];
-        engine.infer(&crop, 1, &mut logits).expect("the engine works");
+        engine
+            .infer(&crop, 1, &mut logits)
+            .expect("the engine works");
     };
-    let wide = lanes.wide.as_mut().map(|wide| seconds_each(duration, || infer(wide)));
-    let narrow = mean_of_all(&mut lanes.narrow, |lane| seconds_each(duration, || infer(lane)));
+    let wide = lanes
+        .wide
+        .as_mut()
+        .map(|wide| seconds_each(duration, || infer(wide)));
+    let narrow = mean_of_all(&mut lanes.narrow, |lane| {
+        seconds_each(duration, || infer(lane))
+    });
     let limit = cores.get() as f64 / (preprocessing + narrow);
-    println!("engine                 {} {} ({})", lanes.info.kind, lanes.info.version, lanes.info.precision);
-    println!("decode + resize        {:.2} ms on one core, all cores busy", preprocessing * 1e3);
-    println!("inference              {:.2} ms on one core, all cores busy", narrow * 1e3);
+    println!(
+        "engine                 {} {} ({})",
+        lanes.info.kind, lanes.info.version, lanes.info.precision
+    );
+    println!(
+        "decode + resize        {:.2} ms on one core, all cores busy",
+        preprocessing * 1e3
+    );
+    println!(
+        "inference              {:.2} ms on one core, all cores busy",
+        narrow * 1e3
+    );
     if let Some(wide) = wide {
-        println!("inference              {:.2} ms on all {cores} cores together", wide * 1e3);
+        println!(
+            "inference              {:.2} ms on all {cores} cores together",
+            wide * 1e3
+        );
     }
     println!(
         "limit                  {limit:.1} images/s = {cores} / ({:.2} + {:.2}) ms\n",
@@ -149,8 +202,14 @@ fn limit(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::E
 fn mean_of_all<T: Send>(workers: &mut [T], measure: impl Fn(&mut T) -> f64 + Sync) -> f64 {
     let measure = &measure;
     let sum: f64 = std::thread::scope(|scope| {
-        let threads: Vec<_> = workers.iter_mut().map(|worker| scope.spawn(move || measure(worker))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no worker panics")).sum()
+        let threads: Vec<_> = workers
+            .iter_mut()
+            .map(|worker| scope.spawn(move || measure(worker)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().expect("no worker panics"))
+            .sum()
     });
     sum / workers.len() as f64
 }
@@ -186,28 +245,43 @@ impl Server {
         for line in lines {
             let line = line?;
             if let Some((_, rest)) = line.split_once("serving gRPC on ") {
-                url = rest.split(' ').next().map(|address| format!("http://{address}"));
+                url = rest
+                    .split(' ')
+                    .next()
+                    .map(|address| format!("http://{address}"));
             }
             if line.contains("serving, loaded") {
                 break;
             }
         }
         println!("start to ready         {:.0?}\n", started.elapsed());
-        Ok(Self { child, url: url.ok_or("the server says where it listens")? })
+        Ok(Self {
+            child,
+            url: url.ok_or("the server says where it listens")?,
+        })
     }
 
     /// CPU seconds used so far; 0 where there is no /proc.
     fn cpu_seconds(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        let stat =
+            fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         let after_name = stat.rsplit(") ").next().unwrap_or_default();
-        let ticks: f64 = after_name.split(' ').skip(11).take(2).filter_map(|t| t.parse::<f64>().ok()).sum();
+        let ticks: f64 = after_name
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .filter_map(|t| t.parse::<f64>().ok())
+            .sum();
         ticks / 100.0
     }
 
     fn resident_mib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-        line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) / 1024
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+            .unwrap_or(0)
+            / 1024
     }
 }
 

@@ -11,7 +11,8 @@ pub struct Class {
     pub probability: f32,
 }
 
-/// The probabilities of the classes: `exp(x) / Σ exp`, computed so that large logits don't overflow.
+/// The probabilities of the classes: `exp(x) / Σ exp`, computed so that large logits don't
+/// overflow.
 pub fn softmax(logits: &[f32]) -> Vec<f32> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut probabilities: Vec<f32> = logits.iter().map(|x| (x - max).exp()).collect();
@@ -20,16 +21,22 @@ pub fn softmax(logits: &[f32]) -> Vec<f32> {
     probabilities
 }
 
-/// The `k` most probable classes of at least `min_probability`, the most probable first; ties by index.
+/// The `k` most probable classes of at least `min_probability`, the most probable first; ties by
+/// index.
 pub fn top_k(probabilities: &[f32], k: usize, min_probability: f32) -> Vec<Class> {
     let mut classes: Vec<Class> = probabilities
         .iter()
         .enumerate()
-        .map(|(class_id, &probability)| Class { class_id, probability })
+        .map(|(class_id, &probability)| Class {
+            class_id,
+            probability,
+        })
         .filter(|class| class.probability >= min_probability)
         .collect();
     let descending = |a: &Class, b: &Class| -> Ordering {
-        b.probability.total_cmp(&a.probability).then(a.class_id.cmp(&b.class_id))
+        b.probability
+            .total_cmp(&a.probability)
+            .then(a.class_id.cmp(&b.class_id))
     };
     if k < classes.len() {
         if k > 0 {
@@ -43,7 +50,8 @@ pub fn top_k(probabilities: &[f32], k: usize, min_probability: f32) -> Vec<Class
 
 /// An exponential mean of the probabilities over the frames of a video.
 ///
-/// After `half_life` seconds without new evidence a probability counts half; frames may be unevenly spaced.
+/// After `half_life` seconds without new evidence a probability counts half; frames may be unevenly
+/// spaced.
 #[derive(Debug)]
 pub struct Smoothing {
     half_life: f64,
@@ -53,10 +61,14 @@ pub struct Smoothing {
 impl Smoothing {
     /// `half_life` in seconds; 0 or less = no smoothing.
     pub fn new(half_life: f64) -> Self {
-        Self { half_life, mean: Vec::new() }
+        Self {
+            half_life,
+            mean: Vec::new(),
+        }
     }
 
-    /// Takes in the probabilities of a frame taken `elapsed` seconds after the one before, and returns the mean.
+    /// Takes in the probabilities of a frame taken `elapsed` seconds after the one before, and
+    /// returns the mean.
     pub fn update(&mut self, probabilities: Vec<f32>, elapsed: f64) -> &[f32] {
         if self.half_life <= 0.0 || self.mean.len() != probabilities.len() {
             self.mean = probabilities;
@@ -86,7 +98,12 @@ mod tests {
     #[test]
     fn top_k_is_sorted_limited_and_filtered() {
         let p = [0.1, 0.4, 0.1, 0.3, 0.1];
-        let ids = |k, min| top_k(&p, k, min).iter().map(|c| c.class_id).collect::<Vec<_>>();
+        let ids = |k, min| {
+            top_k(&p, k, min)
+                .iter()
+                .map(|c| c.class_id)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(ids(3, 0.0), [1, 3, 0]);
         assert_eq!(ids(100, 0.0), [1, 3, 0, 2, 4]);
         assert_eq!(ids(100, 0.2), [1, 3]);

@@ -92,42 +92,64 @@ pub enum DatasetError {
 pub struct Dataset {
     /// What to learn from.
     pub train: Folder,
-    /// What to check it with, of the same classes; `None` = a part of the other has to be kept for that.
+    /// What to check it with, of the same classes; `None` = a part of the other has to be kept for
+    /// that.
     pub val: Option<Folder>,
 }
 
 impl Dataset {
-    /// Reads the names of the photos in `root/train` and `root/val`, or, where there is neither, in `root` itself.
+    /// Reads the names of the photos in `root/train` and `root/val`, or, where there is neither, in
+    /// `root` itself.
     ///
     /// # Errors
-    /// Folders that can't be read, fewer than two classes, classes without photos, other classes in `val` than in `train`.
+    /// Folders that can't be read, fewer than two classes, classes without photos, other classes in
+    /// `val` than in `train`.
     pub fn read(root: &Path) -> Result<Self, DatasetError> {
         let [train, val] = ["train", "val"].map(|name| root.join(name));
         let train = match (train.is_dir(), val.is_dir()) {
             (true, _) => Folder::read(&train)?,
-            (false, true) => return Err(DatasetError::NoTraining { path: root.to_owned() }),
+            (false, true) => {
+                return Err(DatasetError::NoTraining {
+                    path: root.to_owned(),
+                });
+            }
             (false, false) => Folder::read(root)?,
         };
         if let [class] = &train.classes[..] {
-            return Err(DatasetError::OneClass { path: root.to_owned(), class: class.clone() });
+            return Err(DatasetError::OneClass {
+                path: root.to_owned(),
+                class: class.clone(),
+            });
         }
         if !val.is_dir() {
             return Ok(Self { train, val: None });
         }
         let val = Folder::read(&val)?;
         let missing = |from: &Folder, other: &Folder| -> Vec<String> {
-            from.classes.iter().filter(|class| !other.classes.contains(class)).cloned().collect()
+            from.classes
+                .iter()
+                .filter(|class| !other.classes.contains(class))
+                .cloned()
+                .collect()
         };
         let (only_train, only_val) = (missing(&train, &val), missing(&val, &train));
         if !only_train.is_empty() || !only_val.is_empty() {
-            return Err(DatasetError::Different { path: root.to_owned(), only_train, only_val });
+            return Err(DatasetError::Different {
+                path: root.to_owned(),
+                only_train,
+                only_val,
+            });
         }
-        Ok(Self { train, val: Some(val) })
+        Ok(Self {
+            train,
+            val: Some(val),
+        })
     }
 }
 
 impl Folder {
-    /// Reads the names of the files in the folders in `root`. Hidden ones are left out, and so are files beside the folders.
+    /// Reads the names of the files in the folders in `root`. Hidden ones are left out, and so are
+    /// files beside the folders.
     ///
     /// # Errors
     /// A folder that can't be read, no class at all, classes without a file.
@@ -139,17 +161,27 @@ impl Folder {
                 continue;
             }
             let before = folder.photos.len();
-            let files = visible(&path)?.into_iter().map(|(_, path)| path).filter(|path| path.is_file());
+            let files = visible(&path)?
+                .into_iter()
+                .map(|(_, path)| path)
+                .filter(|path| path.is_file());
             let index = folder.classes.len();
-            folder.photos.extend(files.map(|path| Labelled { path, class: index }));
+            folder
+                .photos
+                .extend(files.map(|path| Labelled { path, class: index }));
             if folder.photos.len() == before {
                 empty.push(class.clone());
             }
             folder.classes.push(class);
         }
         match () {
-            () if folder.classes.is_empty() => Err(DatasetError::NoClasses { path: root.to_owned() }),
-            () if !empty.is_empty() => Err(DatasetError::Empty { path: root.to_owned(), classes: empty }),
+            () if folder.classes.is_empty() => Err(DatasetError::NoClasses {
+                path: root.to_owned(),
+            }),
+            () if !empty.is_empty() => Err(DatasetError::Empty {
+                path: root.to_owned(),
+                classes: empty,
+            }),
             () => Ok(folder),
         }
     }
@@ -157,7 +189,10 @@ impl Folder {
 
 /// What is in a folder, sorted by name, without hidden things.
 fn visible(folder: &Path) -> Result<Vec<(String, PathBuf)>, DatasetError> {
-    let failed = |source| DatasetError::Read { path: folder.to_owned(), source };
+    let failed = |source| DatasetError::Read {
+        path: folder.to_owned(),
+        source,
+    };
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -171,13 +206,20 @@ fn visible(folder: &Path) -> Result<Vec<(String, PathBuf)>, DatasetError> {
 }
 
 fn layout(path: &Path) -> String {
-    format!("{0}/train/CLASS/photo.jpg and {0}/val/CLASS/photo.jpg", path.display())
+    format!(
+        "{0}/train/CLASS/photo.jpg and {0}/val/CLASS/photo.jpg",
+        path.display()
+    )
 }
 
 /// Names as a message shows them.
 pub fn quoted(names: &[String]) -> String {
     const SHOWN: usize = 10;
-    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("\"{name}\"")).collect();
+    let shown: Vec<String> = names
+        .iter()
+        .take(SHOWN)
+        .map(|name| format!("\"{name}\""))
+        .collect();
     match names.len().saturating_sub(SHOWN) {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
@@ -189,7 +231,11 @@ fn differences(only_train: &[String], only_val: &[String]) -> String {
         [] => None,
         names => Some(format!("{} only in `{place}`", quoted(names))),
     };
-    [part(only_train, "train"), part(only_val, "val")].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    [part(only_train, "train"), part(only_val, "val")]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 #[cfg(test)]
@@ -217,19 +263,40 @@ mod tests {
 
     #[test]
     fn classes_and_photos_are_sorted_and_hidden_files_left_out() {
-        let root =
-            folder(&["README.md", "train/b/2.jpg", "train/b/1.jpg", "train/a/x", "train/a/.hidden", "train/.git/x"]);
+        let root = folder(&[
+            "README.md",
+            "train/b/2.jpg",
+            "train/b/1.jpg",
+            "train/a/x",
+            "train/a/.hidden",
+            "train/.git/x",
+        ]);
         let dataset = Dataset::read(root.path()).unwrap();
         assert_eq!(dataset.train.classes, ["a", "b"]);
-        let names: Vec<_> = dataset.train.photos.iter().map(|p| (p.class, p.path.file_name().unwrap())).collect();
-        assert_eq!(names, [(0, "x".as_ref()), (1, "1.jpg".as_ref()), (1, "2.jpg".as_ref())]);
+        let names: Vec<_> = dataset
+            .train
+            .photos
+            .iter()
+            .map(|p| (p.class, p.path.file_name().unwrap()))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                (0, "x".as_ref()),
+                (1, "1.jpg".as_ref()),
+                (1, "2.jpg".as_ref())
+            ]
+        );
         assert!(dataset.val.is_none());
     }
 
     #[test]
     fn classes_may_lie_in_the_folder_itself() {
         let root = folder(&["a/1", "b/1"]);
-        assert_eq!(Dataset::read(root.path()).unwrap().train.classes, ["a", "b"]);
+        assert_eq!(
+            Dataset::read(root.path()).unwrap().train.classes,
+            ["a", "b"]
+        );
     }
 
     #[test]
@@ -237,13 +304,24 @@ mod tests {
         for (files, reason) in [
             (&["README.md"][..], "no class folders"),
             (&["train/a/1"], "one class, \"a\""),
-            (&["train/a/1", "train/b/", "train/c/"], "no photos in \"b\", \"c\""),
-            (&["train/a/1", "train/b/1", "val/a/1", "val/c/1"], "\"b\" only in `train`, \"c\" only in `val`"),
+            (
+                &["train/a/1", "train/b/", "train/c/"],
+                "no photos in \"b\", \"c\"",
+            ),
+            (
+                &["train/a/1", "train/b/1", "val/a/1", "val/c/1"],
+                "\"b\" only in `train`, \"c\" only in `val`",
+            ),
             (&["val/a/1", "val/b/1"], "none called `train`"),
         ] {
             let error = refusal(files);
             assert!(error.contains(reason), "{files:?}: {error}");
         }
-        assert!(Dataset::read(Path::new("/no/such")).unwrap_err().to_string().contains("/no/such"));
+        assert!(
+            Dataset::read(Path::new("/no/such"))
+                .unwrap_err()
+                .to_string()
+                .contains("/no/such")
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! How often a model is right: overall, class by class, what it takes for what, and whether two engines agree.
+//! How often a model is right: overall, class by class, what it takes for what, and whether two
+//! engines agree.
 
 use std::collections::HashMap;
 
@@ -45,7 +46,8 @@ pub struct ClassResult {
     pub right: usize,
     /// `right / photos`.
     pub recall: f64,
-    /// Of all photos that are taken for this class, the share that shows it; absent where there is none.
+    /// Of all photos that are taken for this class, the share that shows it; absent where there is
+    /// none.
     pub precision: Option<f64>,
 }
 
@@ -103,7 +105,11 @@ impl Evaluation {
     /// Counts. `labels` are the classes' names; classes of the same name count as one.
     pub fn new(labels: &[String], cases: &[Case]) -> Self {
         let mut first = HashMap::new();
-        let same: Vec<usize> = labels.iter().enumerate().map(|(i, label)| *first.entry(label).or_insert(i)).collect();
+        let same: Vec<usize> = labels
+            .iter()
+            .enumerate()
+            .map(|(i, label)| *first.entry(label).or_insert(i))
+            .collect();
         let (mut top1, mut top5, mut mistakes) = (0, 0, Vec::new());
         let mut counts: HashMap<(usize, usize), usize> = HashMap::new();
         for case in cases {
@@ -124,10 +130,18 @@ impl Evaluation {
                 });
             }
         }
-        mistakes.sort_by(|a, b| b.probability.total_cmp(&a.probability).then_with(|| a.file.cmp(&b.file)));
+        mistakes.sort_by(|a, b| {
+            b.probability
+                .total_cmp(&a.probability)
+                .then_with(|| a.file.cmp(&b.file))
+        });
 
         let sum = |part: &dyn Fn(usize, usize) -> bool| -> usize {
-            counts.iter().filter(|((class, predicted), _)| part(*class, *predicted)).map(|(_, count)| count).sum()
+            counts
+                .iter()
+                .filter(|((class, predicted), _)| part(*class, *predicted))
+                .map(|(_, count)| count)
+                .sum()
         };
         let classes = (0..labels.len()).filter_map(|class| {
             let photos = sum(&|of, _| of == class);
@@ -151,7 +165,9 @@ impl Evaluation {
             })
             .collect();
         confusions.sort_by(|a, b| {
-            b.photos.cmp(&a.photos).then_with(|| (&a.label, &a.predicted).cmp(&(&b.label, &b.predicted)))
+            b.photos
+                .cmp(&a.photos)
+                .then_with(|| (&a.label, &a.predicted).cmp(&(&b.label, &b.predicted)))
         });
         Self {
             photos: cases.len(),
@@ -163,7 +179,8 @@ impl Evaluation {
         }
     }
 
-    /// The confusion matrix over `labels`: a row for each class, with how many of its photos were taken for which class.
+    /// The confusion matrix over `labels`: a row for each class, with how many of its photos were
+    /// taken for which class.
     pub fn matrix(&self, labels: &[String]) -> Vec<Vec<usize>> {
         let index = |label: &String| labels.iter().position(|other| other == label);
         let mut matrix = vec![vec![0; labels.len()]; labels.len()];
@@ -173,7 +190,9 @@ impl Evaluation {
             }
         }
         for confusion in &self.confusions {
-            if let (Some(row), Some(column)) = (index(&confusion.label), index(&confusion.predicted)) {
+            if let (Some(row), Some(column)) =
+                (index(&confusion.label), index(&confusion.predicted))
+            {
                 matrix[row][column] = confusion.photos;
             }
         }
@@ -184,9 +203,14 @@ impl Evaluation {
 impl Agreement {
     /// Compares answers to the same photos, found by their files. `labels` are the classes' names.
     pub fn new(labels: &[String], one: &[Case], other: &[Case]) -> Self {
-        let others: HashMap<&str, &Case> = other.iter().map(|case| (case.file.as_str(), case)).collect();
-        let pairs: Vec<(&Case, &Case)> =
-            one.iter().filter_map(|case| Some((case, *others.get(case.file.as_str())?))).collect();
+        let others: HashMap<&str, &Case> = other
+            .iter()
+            .map(|case| (case.file.as_str(), case))
+            .collect();
+        let pairs: Vec<(&Case, &Case)> = one
+            .iter()
+            .filter_map(|case| Some((case, *others.get(case.file.as_str())?)))
+            .collect();
         let best = |case: &Case| answer::top_k(&case.probabilities, 1, 0.0).first().copied();
         let mut different: Vec<Difference> = pairs
             .iter()
@@ -199,11 +223,22 @@ impl Agreement {
             })
             .collect();
         let surest = |difference: &Difference| difference.answers[0].1.max(difference.answers[1].1);
-        different.sort_by(|a, b| surest(b).total_cmp(&surest(a)).then_with(|| a.file.cmp(&b.file)));
+        different.sort_by(|a, b| {
+            surest(b)
+                .total_cmp(&surest(a))
+                .then_with(|| a.file.cmp(&b.file))
+        });
         let change = |(a, b): &(&Case, &Case)| {
-            a.probabilities.iter().zip(&b.probabilities).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+            a.probabilities
+                .iter()
+                .zip(&b.probabilities)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max)
         };
-        let most = pairs.iter().map(|pair| (change(pair), pair.0)).max_by(|a, b| a.0.total_cmp(&b.0));
+        let most = pairs
+            .iter()
+            .map(|pair| (change(pair), pair.0))
+            .max_by(|a, b| a.0.total_cmp(&b.0));
         Self {
             photos: pairs.len(),
             same_top1: share(pairs.len() - different.len(), pairs.len()),
@@ -215,7 +250,11 @@ impl Agreement {
 }
 
 fn share(part: usize, all: usize) -> f64 {
-    if all == 0 { 0.0 } else { part as f64 / all as f64 }
+    if all == 0 {
+        0.0
+    } else {
+        part as f64 / all as f64
+    }
 }
 
 #[cfg(test)]
@@ -227,7 +266,11 @@ mod tests {
     }
 
     fn case(file: &str, class: usize, probabilities: &[f32]) -> Case {
-        Case { file: file.into(), class, probabilities: probabilities.into() }
+        Case {
+            file: file.into(),
+            class,
+            probabilities: probabilities.into(),
+        }
     }
 
     #[test]
@@ -240,21 +283,41 @@ mod tests {
             case("4", 0, &[0.05, 0.9, 0.05]),
         ];
         let evaluation = Evaluation::new(&labels, &cases);
-        assert_eq!((evaluation.photos, evaluation.top1, evaluation.top5), (4, 0.5, 1.0));
-        let classes: Vec<_> = evaluation.classes.iter().map(|c| (c.label.as_str(), c.photos, c.right)).collect();
-        assert_eq!(classes, [("cat", 3, 1), ("dog", 1, 1)], "no photo shows an owl");
+        assert_eq!(
+            (evaluation.photos, evaluation.top1, evaluation.top5),
+            (4, 0.5, 1.0)
+        );
+        let classes: Vec<_> = evaluation
+            .classes
+            .iter()
+            .map(|c| (c.label.as_str(), c.photos, c.right))
+            .collect();
+        assert_eq!(
+            classes,
+            [("cat", 3, 1), ("dog", 1, 1)],
+            "no photo shows an owl"
+        );
         assert_eq!(evaluation.classes[0].precision, Some(1.0));
         assert_eq!(evaluation.classes[1].precision, Some(1.0 / 3.0));
-        assert_eq!(evaluation.matrix(&labels), [[1, 2, 0], [0, 1, 0], [0, 0, 0]]);
-        let files: Vec<_> = evaluation.mistakes.iter().map(|mistake| mistake.file.as_str()).collect();
+        assert_eq!(
+            evaluation.matrix(&labels),
+            [[1, 2, 0], [0, 1, 0], [0, 0, 0]]
+        );
+        let files: Vec<_> = evaluation
+            .mistakes
+            .iter()
+            .map(|mistake| mistake.file.as_str())
+            .collect();
         assert_eq!(files, ["4", "2"], "the surest mistake comes first");
     }
 
     #[test]
     fn the_sixth_guess_does_not_count() {
         let labels = labels(&["a", "b", "c", "d", "e", "f"]);
-        let cases =
-            [case("1", 4, &[0.3, 0.2, 0.15, 0.14, 0.11, 0.1]), case("2", 5, &[0.3, 0.2, 0.15, 0.14, 0.11, 0.1])];
+        let cases = [
+            case("1", 4, &[0.3, 0.2, 0.15, 0.14, 0.11, 0.1]),
+            case("2", 5, &[0.3, 0.2, 0.15, 0.14, 0.11, 0.1]),
+        ];
         let evaluation = Evaluation::new(&labels, &cases);
         assert_eq!((evaluation.top1, evaluation.top5), (0.0, 0.5));
     }
@@ -268,14 +331,30 @@ mod tests {
 
     #[test]
     fn agreement_finds_the_largest_change() {
-        let one = [case("1", 0, &[0.6, 0.4]), case("2", 0, &[0.9, 0.1]), case("3", 0, &[0.5, 0.5])];
+        let one = [
+            case("1", 0, &[0.6, 0.4]),
+            case("2", 0, &[0.9, 0.1]),
+            case("3", 0, &[0.5, 0.5]),
+        ];
         let other = [case("1", 0, &[0.45, 0.55]), case("2", 0, &[0.89, 0.11])];
         let agreement = Agreement::new(&labels(&["cat", "dog"]), &one, &other);
         assert_eq!((agreement.photos, agreement.same_top1), (2, 0.5));
         assert!((agreement.largest_change - 0.15).abs() < 1e-6);
         assert_eq!(agreement.changed_most.as_deref(), Some("1"));
-        let [Difference { file, label, answers }] = &agreement.different[..] else { panic!("{agreement:?}") };
+        let [
+            Difference {
+                file,
+                label,
+                answers,
+            },
+        ] = &agreement.different[..]
+        else {
+            panic!("{agreement:?}")
+        };
         assert_eq!((file.as_str(), label.as_str()), ("1", "cat"));
-        assert_eq!(answers, &[("cat".to_owned(), 0.6), ("dog".to_owned(), 0.55)]);
+        assert_eq!(
+            answers,
+            &[("cat".to_owned(), 0.6), ("dog".to_owned(), 0.55)]
+        );
     }
 }

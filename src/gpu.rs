@@ -1,4 +1,5 @@
-//! What NVIDIA's management library says of the GPUs. It is loaded at run time; without it there is nothing to say.
+//! What NVIDIA's management library says of the GPUs. It is loaded at run time; without it there is
+//! nothing to say.
 
 use nvml_wrapper::{Nvml, enum_wrappers::device::TemperatureSensor, error::NvmlError};
 
@@ -38,8 +39,12 @@ impl Gpus {
 
     /// What each GPU is doing now.
     pub fn read(&self) -> Vec<Reading> {
-        let Some(nvml) = &self.nvml else { return Vec::new() };
-        (0..nvml.device_count().unwrap_or(0)).filter_map(|index| read(nvml, index).ok()).collect()
+        let Some(nvml) = &self.nvml else {
+            return Vec::new();
+        };
+        (0..nvml.device_count().unwrap_or(0))
+            .filter_map(|index| read(nvml, index).ok())
+            .collect()
     }
 }
 
@@ -49,10 +54,16 @@ fn read(nvml: &Nvml, index: u32) -> Result<Reading, NvmlError> {
     Ok(Reading {
         index,
         name: gpu.name()?,
-        utilization: gpu.utilization_rates().ok().map(|rates| f64::from(rates.gpu) / 100.0),
+        utilization: gpu
+            .utilization_rates()
+            .ok()
+            .map(|rates| f64::from(rates.gpu) / 100.0),
         memory_used: memory.as_ref().map(|memory| memory.used),
         memory: memory.as_ref().map(|memory| memory.total),
-        power: gpu.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
+        power: gpu
+            .power_usage()
+            .ok()
+            .map(|milliwatts| f64::from(milliwatts) / 1e3),
         temperature: gpu.temperature(TemperatureSensor::Gpu).ok().map(f64::from),
     })
 }

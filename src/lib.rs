@@ -1,7 +1,7 @@
 //! A gRPC image-classification server.
 //!
-//! An image travels `grpc → image → scheduler → engine`, its logits travel back through `answer` to `grpc`; each module
-//! owns one step and knows nothing of the others' insides.
+//! An image travels `grpc → image → scheduler → engine`, its logits travel back through `answer` to
+//! `grpc`; each module owns one step and knows nothing of the others' insides.
 
 pub mod answer;
 pub mod cli;

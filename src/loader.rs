@@ -88,7 +88,9 @@ impl LoadError {
             Self::Model(error) => error.reason(),
             Self::Quantization(_) => "it can't be quantised; the server's log says why".into(),
             Self::Engine(_) => "no engine runs it; the server's log says why".into(),
-            Self::Panicked(_) | Self::Folder { .. } => "loading it broke off; the server's log says why".into(),
+            Self::Panicked(_) | Self::Folder { .. } => {
+                "loading it broke off; the server's log says why".into()
+            }
         }
     }
 }
@@ -99,7 +101,10 @@ impl ListedModel {
     /// # Errors
     /// As for [`Model::from_file`].
     pub fn read(&self) -> Result<Model, ModelError> {
-        let overrides = Overrides { name: Some(self.name.clone()), ..self.overrides.clone() };
+        let overrides = Overrides {
+            name: Some(self.name.clone()),
+            ..self.overrides.clone()
+        };
         match &self.path {
             Some(path) => Model::from_file(path, &overrides),
             None => Model::bundled(&overrides),
@@ -108,7 +113,10 @@ impl ListedModel {
 
     fn stamp(&self) -> Stamp {
         // The labels beside it count too.
-        let files = self.path.iter().flat_map(|path| [path.clone(), path.with_extension("labels.txt")]);
+        let files = self
+            .path
+            .iter()
+            .flat_map(|path| [path.clone(), path.with_extension("labels.txt")]);
         Stamp::of(files)
     }
 }
@@ -132,26 +140,37 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Loads what there is, then keeps it as the files are. `reload` asks for a look at them at once.
+    /// Loads what there is, then keeps it as the files are. `reload` asks for a look at them at
+    /// once.
     ///
     /// # Errors
-    /// At the start only: a listed model that can't be served, or an engine that was asked for and can't start.
+    /// At the start only: a listed model that can't be served, or an engine that was asked for and
+    /// can't start.
     pub async fn run(self, reload: Arc<Notify>) -> Result<std::convert::Infallible, LoadError> {
         let mut known = BTreeMap::new();
-        self.look(&mut known, Look::First).await.inspect_err(|error| {
-            self.state.set(State::Failed(error.to_string().into()));
-        })?;
+        self.look(&mut known, Look::First)
+            .await
+            .inspect_err(|error| {
+                self.state.set(State::Failed(error.to_string().into()));
+            })?;
         let mut told = String::new();
         loop {
             let asked = match self.config.watch_interval {
-                Some(interval) => tokio::time::timeout(interval, reload.notified()).await.is_ok(),
+                Some(interval) => tokio::time::timeout(interval, reload.notified())
+                    .await
+                    .is_ok(),
                 None => {
                     reload.notified().await;
                     true
                 }
             };
             let look = if asked { Look::Asked } else { Look::Watching };
-            let trouble = self.look(&mut known, look).await.err().map(|error| error.to_string()).unwrap_or_default();
+            let trouble = self
+                .look(&mut known, look)
+                .await
+                .err()
+                .map(|error| error.to_string())
+                .unwrap_or_default();
             if !trouble.is_empty() && trouble != told {
                 tracing::warn!("{trouble}; what was loaded is served on");
             }
@@ -167,19 +186,31 @@ impl Loader {
         };
         if found.len() > MAX_MODELS {
             if look != Look::Watching {
-                tracing::warn!("there are {} models; the first {MAX_MODELS} by name are served", found.len());
+                tracing::warn!(
+                    "there are {} models; the first {MAX_MODELS} by name are served",
+                    found.len()
+                );
             }
             found.truncate(MAX_MODELS);
         }
         if look == Look::First {
             // In their order, so that the first is the default.
-            found.iter().for_each(|(model, _)| drop(self.registry.announce(&model.name)));
+            found
+                .iter()
+                .for_each(|(model, _)| drop(self.registry.announce(&model.name)));
             if let (true, ModelSource::Folder(path)) = (found.is_empty(), &self.config.source) {
-                tracing::warn!("there is no *.onnx in {} yet; not ready until one comes", path.display());
+                tracing::warn!(
+                    "there is no *.onnx in {} yet; not ready until one comes",
+                    path.display()
+                );
             }
         }
         known.retain(|name, known| {
-            known.missing = if found.iter().any(|(model, _)| model.name == *name) { 0 } else { known.missing + 1 };
+            known.missing = if found.iter().any(|(model, _)| model.name == *name) {
+                0
+            } else {
+                known.missing + 1
+            };
             // A file that is replaced by hand may be gone for a moment.
             let gone = known.missing > 1 || known.missing == 1 && look == Look::Asked;
             if gone {
@@ -192,7 +223,9 @@ impl Loader {
             let before = known.get(&model.name);
             // While somebody still writes it, a file changes from one look to the next.
             let due = match before {
-                _ if look == Look::Asked => before.is_none_or(|known| known.tried != stamp || known.failed),
+                _ if look == Look::Asked => {
+                    before.is_none_or(|known| known.tried != stamp || known.failed)
+                }
                 _ if look == Look::First => true,
                 None => false,
                 Some(known) => known.tried != stamp && known.seen == stamp,
@@ -205,12 +238,21 @@ impl Loader {
                 true => stamp.clone(),
                 false => before.map(|known| known.tried.clone()).unwrap_or_default(),
             };
-            known.insert(model.name.clone(), Known { seen: stamp, tried, failed, missing: 0 });
+            known.insert(
+                model.name.clone(),
+                Known {
+                    seen: stamp,
+                    tried,
+                    failed,
+                    missing: 0,
+                },
+            );
         }
         Ok(())
     }
 
-    /// Loads one model beside the running ones and puts it in its place. Whether that failed; failing for good is an error.
+    /// Loads one model beside the running ones and puts it in its place. Whether that failed;
+    /// failing for good is an error.
     async fn load(&self, model: &ListedModel, first: bool) -> Result<bool, LoadError> {
         let metrics = self.registry.announce(&model.name);
         let loaded = {
@@ -240,7 +282,9 @@ impl Loader {
                     "serving, loaded in {:.0?}",
                     started.elapsed(),
                 );
-                loader.registry.publish(Served::new(&model, engine, queue, metrics));
+                loader
+                    .registry
+                    .publish(Served::new(&model, engine, queue, metrics));
                 loader.state.set(State::Ready);
                 Ok(())
             })
@@ -266,12 +310,23 @@ impl Loader {
         Ok(true)
     }
 
-    /// Whether the model's file was taken out of the folder while it was being loaded, which is no fault of the file's.
+    /// Whether the model's file was taken out of the folder while it was being loaded, which is no
+    /// fault of the file's.
     async fn is_gone(&self, model: &ListedModel) -> bool {
-        let (ModelSource::Folder(_), Some(path)) = (&self.config.source, &model.path) else { return false };
-        let gone = tokio::fs::try_exists(path).await.is_ok_and(|exists| !exists);
-        // A version that is served stays until the next look, for the case that the file is being replaced.
-        if gone && self.registry.find(&model.name).is_ok_and(|entry| entry.served.is_none()) {
+        let (ModelSource::Folder(_), Some(path)) = (&self.config.source, &model.path) else {
+            return false;
+        };
+        let gone = tokio::fs::try_exists(path)
+            .await
+            .is_ok_and(|exists| !exists);
+        // A version that is served stays until the next look, for the case that the file is being
+        // replaced.
+        if gone
+            && self
+                .registry
+                .find(&model.name)
+                .is_ok_and(|entry| entry.served.is_none())
+        {
             self.registry.remove(&model.name);
         }
         gone
@@ -304,11 +359,16 @@ struct Known {
 fn find(source: ModelSource) -> Result<Vec<(ListedModel, Stamp)>, LoadError> {
     let models = match source {
         ModelSource::Listed(models) => models,
-        ModelSource::Folder(path) => {
-            models_in(&path).map_err(|source| LoadError::Folder { path: path.clone(), source })?
-        }
+        ModelSource::Folder(path) => models_in(&path).map_err(|source| LoadError::Folder {
+            path: path.clone(),
+            source,
+        })?,
     };
-    Ok(models.into_iter().map(|model| (model.stamp(), model)).map(|(stamp, model)| (model, stamp)).collect())
+    Ok(models
+        .into_iter()
+        .map(|model| (model.stamp(), model))
+        .map(|(stamp, model)| (model, stamp))
+        .collect())
 }
 
 /// Every `*.onnx` of the folder, in the order of their names.
@@ -316,16 +376,28 @@ fn models_in(folder: &Path) -> io::Result<Vec<ListedModel>> {
     let mut models = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let name = path.file_stem().and_then(|stem| stem.to_str()).filter(|stem| !stem.starts_with('.'));
-        if let (Some(name), true, true) = (name, path.extension().is_some_and(|e| e == "onnx"), path.is_file()) {
-            models.push(ListedModel { name: name.into(), path: Some(path), overrides: Overrides::default() });
+        let name = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .filter(|stem| !stem.starts_with('.'));
+        if let (Some(name), true, true) = (
+            name,
+            path.extension().is_some_and(|e| e == "onnx"),
+            path.is_file(),
+        ) {
+            models.push(ListedModel {
+                name: name.into(),
+                path: Some(path),
+                overrides: Overrides::default(),
+            });
         }
     }
     models.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(models)
 }
 
-/// Runs work that keeps a thread busy. Engines are other people's code, and the files anybody's: a panic is an error.
+/// Runs work that keeps a thread busy. Engines are other people's code, and the files anybody's: a
+/// panic is an error.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
 ) -> Result<T, LoadError> {
@@ -361,8 +433,15 @@ mod tests {
             state: StateCell::default(),
         };
         let path = folder.path().join("guest.onnx");
-        let model = ListedModel { name: "guest".into(), path: Some(path.clone()), overrides: Overrides::default() };
-        assert!(!loader.load(&model, false).await.unwrap(), "it was there when somebody looked");
+        let model = ListedModel {
+            name: "guest".into(),
+            path: Some(path.clone()),
+            overrides: Overrides::default(),
+        };
+        assert!(
+            !loader.load(&model, false).await.unwrap(),
+            "it was there when somebody looked"
+        );
         assert!(loader.registry.find("guest").is_err());
 
         fs::write(&path, "no model").unwrap();

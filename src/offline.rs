@@ -1,4 +1,5 @@
-//! Many image files through a model in this process, at full speed: what `train` and `evaluate` run on.
+//! Many image files through a model in this process, at full speed: what `train` and `evaluate` run
+//! on.
 
 use std::{
     fs::File,
@@ -19,7 +20,10 @@ use crate::{
     image::{ImageError, PreprocessConfig, Source},
     metrics::ModelMetrics,
     model::Model,
-    scheduler::{Arrival, Capacity, ClientId, Job, JobError, Priority, Queue, Scheduler, SchedulerConfig, Start},
+    scheduler::{
+        Arrival, Capacity, ClientId, Job, JobError, Priority, Queue, Scheduler, SchedulerConfig,
+        Start,
+    },
 };
 
 /// Larger files are not read, in bytes.
@@ -87,11 +91,17 @@ impl Offline {
     /// An engine that can't start.
     pub fn start(config: &OfflineConfig, model: &Model) -> Result<Self, OfflineError> {
         let mut lanes = engine::start(&config.engine, model)?;
-        // It rounds a little differently: when it is used depends on timing, and the same run must give the same numbers.
+        // It rounds a little differently: when it is used depends on timing, and the same run must
+        // give the same numbers.
         lanes.wide = None;
         let engine = lanes.info.clone();
         let metrics = Arc::new(ModelMetrics::new(&model.name));
-        let start = Start { lanes, geometry: model.geometry, classes: model.graph.classes, metrics };
+        let start = Start {
+            lanes,
+            geometry: model.geometry,
+            classes: model.graph.classes,
+            metrics,
+        };
         let scheduler = Scheduler::new(SchedulerConfig {
             threads: config.engine.threads,
             // What is submitted here does not count against it.
@@ -99,7 +109,11 @@ impl Offline {
             max_queue_delay: Duration::ZERO,
             preprocess: config.preprocess,
         });
-        Ok(Self { engine, queue: scheduler.add(start), _scheduler: scheduler })
+        Ok(Self {
+            engine,
+            queue: scheduler.add(start),
+            _scheduler: scheduler,
+        })
     }
 
     /// The network's output for each photo, in their order; `progress` hears how many are done.
@@ -113,7 +127,9 @@ impl Offline {
     ) -> Result<Vec<Result<Vec<f32>, PhotoError>>, OfflineError> {
         // Enough to keep every worker busy while the oldest one is waited for.
         let in_flight = 4 * (self.queue.parallelism() + self.engine.max_batch);
-        let mut answers = stream::iter(photos).map(|photo| self.one(photo)).buffered(in_flight);
+        let mut answers = stream::iter(photos)
+            .map(|photo| self.one(photo))
+            .buffered(in_flight);
         let mut outputs = Vec::with_capacity(photos.len());
         while let Some(answer) = answers.next().await {
             outputs.push(answer?);
@@ -129,7 +145,11 @@ impl Offline {
             Ok(content) => Source::Encoded(content),
             Err(error) => return Ok(Err(error)),
         };
-        let arrival = Arrival { image, at: Instant::now(), mirrored: photo.mirrored };
+        let arrival = Arrival {
+            image,
+            at: Instant::now(),
+            mirrored: photo.mirrored,
+        };
         let job = Job {
             client: ClientId(0),
             priority: Priority::default(),
@@ -151,8 +171,14 @@ impl Offline {
 
 fn read(path: &Path) -> Result<Bytes, PhotoError> {
     let mut content = Vec::new();
-    File::open(path)?.take(LARGEST_FILE + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > LARGEST_FILE { Err(PhotoError::TooLarge) } else { Ok(content.into()) }
+    File::open(path)?
+        .take(LARGEST_FILE + 1)
+        .read_to_end(&mut content)?;
+    if content.len() as u64 > LARGEST_FILE {
+        Err(PhotoError::TooLarge)
+    } else {
+        Ok(content.into())
+    }
 }
 
 /// A file that can't be used.
@@ -181,8 +207,11 @@ const TOLERATED: f64 = 0.05;
 const NAMED: usize = 10;
 
 fn list(skipped: &[Skipped]) -> String {
-    let mut text: String =
-        skipped.iter().take(NAMED).map(|Skipped { file, reason }| format!("\n  {file}: {reason}")).collect();
+    let mut text: String = skipped
+        .iter()
+        .take(NAMED)
+        .map(|Skipped { file, reason }| format!("\n  {file}: {reason}"))
+        .collect();
     if skipped.len() > NAMED {
         text += &format!("\n  and {} more", skipped.len() - NAMED);
     }
@@ -212,12 +241,18 @@ pub fn sort_out<E: std::fmt::Display>(
             Ok(output) => sorted.usable.push((index, output)),
             Err(error) => {
                 let file = photo.path.display().to_string();
-                sorted.skipped.push(Skipped { file, reason: error.to_string() });
+                sorted.skipped.push(Skipped {
+                    file,
+                    reason: error.to_string(),
+                });
             }
         }
     }
     match sorted.skipped.len() as f64 > photos.len() as f64 * TOLERATED {
-        true => Err(TooManyUnreadable { skipped: sorted.skipped, photos: photos.len() }),
+        true => Err(TooManyUnreadable {
+            skipped: sorted.skipped,
+            photos: photos.len(),
+        }),
         false => Ok(sorted),
     }
 }
@@ -240,34 +275,76 @@ mod tests {
         let mut network = tiny();
         let graph = testing::graph(&mut network);
         graph.input = vec![testing::value("pixels", DataType::Float, &[batch, 3, 4, 6])];
-        graph.output = vec![testing::value("scores", DataType::Float, &[batch, CLASSES as i64])];
+        graph.output = vec![testing::value(
+            "scores",
+            DataType::Float,
+            &[batch, CLASSES as i64],
+        )];
         let labels = Some(["a", "b", "c", "d"].map(str::to_owned).to_vec());
-        let model = Model::from_bytes(testing::bytes(&network), &Overrides { labels, ..Default::default() }).unwrap();
-        let engine =
-            EngineConfig { kind: Some(EngineKind::Embedded), ..EngineConfig::new(NonZeroUsize::new(2).unwrap()) };
-        Offline::start(&OfflineConfig { engine, preprocess: PreprocessConfig::default() }, &model).unwrap()
+        let model = Model::from_bytes(
+            testing::bytes(&network),
+            &Overrides {
+                labels,
+                ..Default::default()
+            },
+        )
+        .unwrap();
+        let engine = EngineConfig {
+            kind: Some(EngineKind::Embedded),
+            ..EngineConfig::new(NonZeroUsize::new(2).unwrap())
+        };
+        Offline::start(
+            &OfflineConfig {
+                engine,
+                preprocess: PreprocessConfig::default(),
+            },
+            &model,
+        )
+        .unwrap()
     }
 
     fn photos(mirrored: bool) -> Vec<Photo> {
         let data = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data"));
-        let names = ["cat.jpg", "README.md", "moon_16bit.png", "no_such.jpg", "tiny_33x47.png"];
-        names.map(|name| Photo { path: data.join(name), mirrored }).into()
+        let names = [
+            "cat.jpg",
+            "README.md",
+            "moon_16bit.png",
+            "no_such.jpg",
+            "tiny_33x47.png",
+        ];
+        names
+            .map(|name| Photo {
+                path: data.join(name),
+                mirrored,
+            })
+            .into()
     }
 
     #[tokio::test]
     async fn outputs_come_in_order_and_broken_files_are_errors_in_their_place() {
         let mut heard = Vec::new();
-        let outputs = start(-1).run(&photos(false), |done| heard.push(done)).await.unwrap();
+        let outputs = start(-1)
+            .run(&photos(false), |done| heard.push(done))
+            .await
+            .unwrap();
         assert_eq!(heard, [1, 2, 3, 4, 5]);
-        let lengths: Vec<_> = outputs.iter().map(|output| output.as_ref().map_or(0, Vec::len)).collect();
+        let lengths: Vec<_> = outputs
+            .iter()
+            .map(|output| output.as_ref().map_or(0, Vec::len))
+            .collect();
         assert_eq!(lengths, [CLASSES, 0, CLASSES, 0, CLASSES]);
-        assert!(matches!(outputs[1], Err(PhotoError::Image(_))) && matches!(outputs[3], Err(PhotoError::Read(_))));
+        assert!(
+            matches!(outputs[1], Err(PhotoError::Image(_)))
+                && matches!(outputs[3], Err(PhotoError::Read(_)))
+        );
         assert_ne!(outputs[0].as_ref().unwrap(), outputs[2].as_ref().unwrap());
 
         // A mean over the image is the same for the mirror image.
         let mirrored = start(-1).run(&photos(true), |_| {}).await.unwrap();
-        for (one, other) in
-            outputs.iter().zip(&mirrored).filter_map(|(one, other)| one.as_ref().ok().zip(other.as_ref().ok()))
+        for (one, other) in outputs
+            .iter()
+            .zip(&mirrored)
+            .filter_map(|(one, other)| one.as_ref().ok().zip(other.as_ref().ok()))
         {
             testing::assert_close(one, other, 1e-4);
         }
@@ -287,11 +364,29 @@ mod tests {
 
     #[test]
     fn a_few_unreadable_files_are_set_apart_and_many_are_an_error() {
-        let photos: Vec<Labelled> = (0..40).map(|i| Labelled { path: format!("{i}.jpg").into(), class: 0 }).collect();
-        let outputs = |broken: usize| (0..40).map(|i| if i < broken { Err("torn") } else { Ok(vec![0.0]) }).collect();
+        let photos: Vec<Labelled> = (0..40)
+            .map(|i| Labelled {
+                path: format!("{i}.jpg").into(),
+                class: 0,
+            })
+            .collect();
+        let outputs = |broken: usize| {
+            (0..40)
+                .map(|i| {
+                    if i < broken {
+                        Err("torn")
+                    } else {
+                        Ok(vec![0.0])
+                    }
+                })
+                .collect()
+        };
         let SortedOut { usable, skipped } = sort_out(&photos, outputs(2)).unwrap();
         assert_eq!((usable.len(), usable[0].0, skipped.len()), (38, 2, 2));
         let error = sort_out(&photos, outputs(3)).unwrap_err().to_string();
-        assert!(error.contains("3 of 40") && error.contains("1.jpg: torn"), "{error}");
+        assert!(
+            error.contains("3 of 40") && error.contains("1.jpg: torn"),
+            "{error}"
+        );
     }
 }

@@ -12,7 +12,8 @@ use crate::{
     scheduler::Queue,
 };
 
-/// One version of a model, loaded and ready. Whoever holds it can finish on it, also after a newer one has come.
+/// One version of a model, loaded and ready. Whoever holds it can finish on it, also after a newer
+/// one has come.
 pub struct Served {
     /// What callers call it.
     pub name: String,
@@ -34,7 +35,12 @@ pub struct Served {
 
 impl Served {
     /// A model whose engine runs behind `queue`.
-    pub fn new(model: &Model, engine: EngineInfo, queue: Queue, metrics: Arc<ModelMetrics>) -> Self {
+    pub fn new(
+        model: &Model,
+        engine: EngineInfo,
+        queue: Queue,
+        metrics: Arc<ModelMetrics>,
+    ) -> Self {
         Self {
             name: model.name.clone(),
             version: model.version.clone(),
@@ -82,9 +88,16 @@ struct Models {
 }
 
 impl Registry {
-    /// An empty registry. `default` is the model that answers where none is named; `None` = the first one that comes.
+    /// An empty registry. `default` is the model that answers where none is named; `None` = the
+    /// first one that comes.
     pub fn new(default: Option<String>) -> Self {
-        Self { models: RwLock::new(Models { entries: Vec::new(), default }), changed: watch::Sender::new(()) }
+        Self {
+            models: RwLock::new(Models {
+                entries: Vec::new(),
+                default,
+            }),
+            changed: watch::Sender::new(()),
+        }
     }
 
     /// The model of that name; an empty name means the default.
@@ -93,12 +106,25 @@ impl Registry {
     /// [`UnknownModel`], which lists the models there are.
     pub fn find(&self, name: &str) -> Result<Entry, UnknownModel> {
         let models = self.read();
-        let name = if name.is_empty() { models.default.as_deref().unwrap_or_default() } else { name };
-        models.entries.iter().find(|entry| entry.name == name).cloned().ok_or_else(|| UnknownModel {
-            // A name can be as long as a message; the answer must not be.
-            name: name.chars().take(100).collect(),
-            known: models.entries.iter().map(|entry| entry.name.clone()).collect(),
-        })
+        let name = if name.is_empty() {
+            models.default.as_deref().unwrap_or_default()
+        } else {
+            name
+        };
+        models
+            .entries
+            .iter()
+            .find(|entry| entry.name == name)
+            .cloned()
+            .ok_or_else(|| UnknownModel {
+                // A name can be as long as a message; the answer must not be.
+                name: name.chars().take(100).collect(),
+                known: models
+                    .entries
+                    .iter()
+                    .map(|entry| entry.name.clone())
+                    .collect(),
+            })
     }
 
     /// The model that answers every call, where there is only one.
@@ -124,7 +150,12 @@ impl Registry {
             return Arc::clone(&entry.metrics);
         }
         let metrics = Arc::new(ModelMetrics::new(name));
-        let entry = Entry { name: name.to_owned(), metrics: Arc::clone(&metrics), served: None, problem: None };
+        let entry = Entry {
+            name: name.to_owned(),
+            metrics: Arc::clone(&metrics),
+            served: None,
+            problem: None,
+        };
         models.entries.push(entry);
         models.default.get_or_insert_with(|| name.to_owned());
         drop(models);
@@ -135,7 +166,9 @@ impl Registry {
     /// From now on `served` answers in its name. What the version before it has begun, it finishes.
     pub fn publish(&self, served: Served) {
         let mut models = self.write();
-        let Some(entry) = models.entry(&served.name) else { return };
+        let Some(entry) = models.entry(&served.name) else {
+            return;
+        };
         let old = entry.served.replace(Arc::new(served));
         entry.problem = None;
         drop(models);
@@ -155,7 +188,10 @@ impl Registry {
     /// The model is gone.
     pub fn remove(&self, name: &str) {
         let mut models = self.write();
-        let gone: Vec<Entry> = models.entries.extract_if(.., |entry| entry.name == name).collect();
+        let gone: Vec<Entry> = models
+            .entries
+            .extract_if(.., |entry| entry.name == name)
+            .collect();
         drop(models);
         gone.iter().for_each(|entry| entry.metrics.removed());
         self.changed.send_replace(());
@@ -167,11 +203,15 @@ impl Registry {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Models> {
-        self.models.read().expect("nothing panics while it holds the registry")
+        self.models
+            .read()
+            .expect("nothing panics while it holds the registry")
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Models> {
-        self.models.write().expect("nothing panics while it holds the registry")
+        self.models
+            .write()
+            .expect("nothing panics while it holds the registry")
     }
 }
 
@@ -186,7 +226,11 @@ mod tests {
     use super::*;
 
     fn names(registry: &Registry) -> Vec<String> {
-        registry.list().into_iter().map(|entry| entry.name).collect()
+        registry
+            .list()
+            .into_iter()
+            .map(|entry| entry.name)
+            .collect()
     }
 
     #[test]
@@ -210,7 +254,15 @@ mod tests {
         registry.announce("cats");
         let error = registry.find("dogs").err().unwrap().to_string();
         assert!(error.contains("dogs") && error.contains("cats"), "{error}");
-        assert!(registry.find(&"x".repeat(1000)).err().unwrap().to_string().len() < 200);
+        assert!(
+            registry
+                .find(&"x".repeat(1000))
+                .err()
+                .unwrap()
+                .to_string()
+                .len()
+                < 200
+        );
     }
 
     #[test]
@@ -232,8 +284,14 @@ mod tests {
         changes.mark_unchanged();
         registry.report("cats", "not an ONNX file");
         assert!(changes.has_changed().unwrap());
-        assert_eq!(registry.find("cats").unwrap().problem.as_deref(), Some("not an ONNX file"));
+        assert_eq!(
+            registry.find("cats").unwrap().problem.as_deref(),
+            Some("not an ONNX file")
+        );
         registry.announce("cats");
-        assert!(registry.find("cats").unwrap().problem.is_some(), "announcing it again changes nothing");
+        assert!(
+            registry.find("cats").unwrap().problem.is_some(),
+            "announcing it again changes nothing"
+        );
     }
 }

@@ -15,7 +15,8 @@ use crate::{
     state::{State, StateCell},
 };
 
-/// How long the last answers may take to leave, once they have been made, where callers keep their connections.
+/// How long the last answers may take to leave, once they have been made, where callers keep their
+/// connections.
 const FLUSH: Duration = Duration::from_secs(1);
 
 /// How a server runs.
@@ -31,7 +32,8 @@ pub struct ServerConfig {
     pub grpc: GrpcConfig,
     /// Who gets the page at `/` of the HTTP port.
     pub web: Web,
-    /// How long requests are still served when the server shuts down, while health and readiness say no.
+    /// How long requests are still served when the server shuts down, while health and readiness
+    /// say no.
     pub drain_delay: Duration,
     /// How long accepted work may take to finish when the server shuts down.
     pub drain_timeout: Duration,
@@ -72,7 +74,8 @@ pub struct Control<S> {
 
 /// Serves until `shutdown` completes and what was accepted has been answered.
 ///
-/// Both ports answer at once; requests are accepted when the first model has been loaded, checked and warmed up.
+/// Both ports answer at once; requests are accepted when the first model has been loaded, checked
+/// and warmed up.
 ///
 /// # Errors
 /// When a model can't be loaded at the start, an engine is lost or a listener fails.
@@ -95,10 +98,20 @@ async fn run_with(
     let registry = Arc::new(Registry::new(config.default_model));
     let scheduler = Arc::new(Scheduler::new(config.scheduler));
 
-    let context = HttpContext { state: state.clone(), registry: Arc::clone(&registry), exporter: exporter.clone() };
+    let context = HttpContext {
+        state: state.clone(),
+        registry: Arc::clone(&registry),
+        exporter: exporter.clone(),
+    };
     let calls = Calls::new(Arc::clone(&registry), state.clone(), &config.grpc);
     let http = http::serve(listeners.http, context, config.web, calls.for_browsers());
-    let grpc = grpc::serve(listeners.grpc, calls, Arc::clone(&registry), state.clone(), config.grpc);
+    let grpc = grpc::serve(
+        listeners.grpc,
+        calls,
+        Arc::clone(&registry),
+        state.clone(),
+        config.grpc,
+    );
     let grpc = async {
         let served = grpc.await;
         // The page's calls come by the other port.
@@ -108,8 +121,13 @@ async fn run_with(
         }
         served
     };
-    let loader =
-        Loader { config: config.loader, start, registry, scheduler: Arc::clone(&scheduler), state: state.clone() };
+    let loader = Loader {
+        config: config.loader,
+        start,
+        registry,
+        scheduler: Arc::clone(&scheduler),
+        state: state.clone(),
+    };
     let load = loader.run(control.reload);
     let upkeep = async {
         loop {
@@ -129,13 +147,20 @@ async fn run_with(
     let shutdown = async {
         control.shutdown.await;
         if !config.drain_delay.is_zero() {
-            tracing::info!("no longer ready; still serving for {:?}", config.drain_delay);
+            tracing::info!(
+                "no longer ready; still serving for {:?}",
+                config.drain_delay
+            );
             state.set(State::Leaving);
             tokio::time::sleep(config.drain_delay).await;
         }
-        tracing::info!("shutting down: finishing what was accepted, for {:?} at most", config.drain_timeout);
+        tracing::info!(
+            "shutting down: finishing what was accepted, for {:?} at most",
+            config.drain_timeout
+        );
         state.set(State::Draining);
-        // Connections may stay open for ever, by a health watch for example: what counts is the calls.
+        // Connections may stay open for ever, by a health watch for example: what counts is the
+        // calls.
         tokio::select! {
             () = state.idle() => tokio::time::sleep(FLUSH).await,
             () = tokio::time::sleep(config.drain_timeout) => {
@@ -161,7 +186,9 @@ mod tests {
     use std::{num::NonZeroUsize, path::Path};
 
     use tonic::{Code, transport::Endpoint};
-    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+    use tonic_health::pb::{
+        HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+    };
 
     use super::*;
     use crate::{
@@ -183,7 +210,10 @@ mod tests {
             logits.fill(0.0);
             match self.0 {
                 1 => Ok(()),
-                _ => Err(EngineError::Lost { kind: EngineKind::Embedded, reason: "as told".into() }),
+                _ => Err(EngineError::Lost {
+                    kind: EngineKind::Embedded,
+                    reason: "as told".into(),
+                }),
             }
         }
     }
@@ -198,7 +228,11 @@ mod tests {
             fixed_batch: false,
             offloaded: false,
         };
-        Ok(Lanes { info, wide: None, narrow: vec![Box::new(Failing(0))] })
+        Ok(Lanes {
+            info,
+            wide: None,
+            narrow: vec![Box::new(Failing(0))],
+        })
     }
 
     fn config() -> ServerConfig {
@@ -206,7 +240,11 @@ mod tests {
         let overrides = Overrides::default();
         ServerConfig {
             loader: LoaderConfig {
-                source: ModelSource::Listed(vec![ListedModel { name: "model".into(), path: None, overrides }]),
+                source: ModelSource::Listed(vec![ListedModel {
+                    name: "model".into(),
+                    path: None,
+                    overrides,
+                }]),
                 engine: EngineConfig::new(one),
                 quantization: None,
                 watch_interval: None,
@@ -238,14 +276,22 @@ mod tests {
     #[tokio::test]
     async fn a_lost_engine_fails_the_server_which_then_ends_with_the_error() {
         let bind = || TcpListener::bind("127.0.0.1:0");
-        let listeners = Listeners { grpc: Listener::Tcp(bind().await.unwrap()), http: bind().await.unwrap() };
+        let listeners = Listeners {
+            grpc: Listener::Tcp(bind().await.unwrap()),
+            http: bind().await.unwrap(),
+        };
         let url = format!("http://{}", listeners.grpc);
-        let control = Control { shutdown: std::future::pending(), reload: Arc::default() };
+        let control = Control {
+            shutdown: std::future::pending(),
+            reload: Arc::default(),
+        };
         let server = tokio::spawn(run_with(start_failing, listeners, config(), control));
 
         let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
         let mut watch = HealthClient::new(channel.clone())
-            .watch(HealthCheckRequest { service: "resnet18.v1.Classifier".into() })
+            .watch(HealthCheckRequest {
+                service: "resnet18.v1.Classifier".into(),
+            })
             .await
             .unwrap()
             .into_inner();
@@ -254,16 +300,24 @@ mod tests {
         };
         until(ServingStatus::Serving).await;
 
-        let photo = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cat.jpg")).unwrap();
+        let photo = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cat.jpg"))
+            .unwrap();
         let request = ClassifyRequest {
-            image: Some(Image { source: Some(Source::Encoded(photo.into())) }),
+            image: Some(Image {
+                source: Some(Source::Encoded(photo.into())),
+            }),
             ..Default::default()
         };
         let mut client = ClassifierClient::new(channel);
         assert!(client.classify(request.clone()).await.is_ok());
-        assert_eq!(client.classify(request).await.unwrap_err().code(), Code::Internal);
+        assert_eq!(
+            client.classify(request).await.unwrap_err().code(),
+            Code::Internal
+        );
         until(ServingStatus::NotServing).await;
-        let ended = tokio::time::timeout(Duration::from_secs(5), server).await.expect("the server ends by itself");
+        let ended = tokio::time::timeout(Duration::from_secs(5), server)
+            .await
+            .expect("the server ends by itself");
         assert!(matches!(ended.unwrap(), Err(ServerError::Engine(_))));
     }
 }

@@ -71,7 +71,10 @@ pub struct StateCell {
 
 impl Default for StateCell {
     fn default() -> Self {
-        Self { state: watch::Sender::new(State::Starting), calls: watch::Sender::new(0) }
+        Self {
+            state: watch::Sender::new(State::Starting),
+            calls: watch::Sender::new(0),
+        }
     }
 }
 

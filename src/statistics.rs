@@ -1,4 +1,5 @@
-//! What a model has done so far, as sums that can be read back; Prometheus has the same as histograms.
+//! What a model has done so far, as sums that can be read back; Prometheus has the same as
+//! histograms.
 
 use std::{
     collections::BTreeMap,
@@ -32,8 +33,8 @@ pub struct Spent {
 #[derive(Debug, Default)]
 pub struct RequestStatistics(Mutex<Requests>);
 
-/// The sums of [`RequestStatistics`] at one moment. Of a request with several images a stage takes as long as for the
-/// slowest of them.
+/// The sums of [`RequestStatistics`] at one moment. Of a request with several images a stage takes
+/// as long as for the slowest of them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Requests {
     /// Those that were answered, from arrival to answer.
@@ -73,12 +74,15 @@ impl Statistics {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Spent>> {
-        self.calls.lock().expect("nothing panics while it holds the sums")
+        self.calls
+            .lock()
+            .expect("nothing panics while it holds the sums")
     }
 }
 
 impl RequestStatistics {
-    /// A request was answered `took` after it came; its images went through `stages`, its answer was made in `output`.
+    /// A request was answered `took` after it came; its images went through `stages`, its answer
+    /// was made in `output`.
     pub fn succeeded(&self, took: Duration, stages: &[Stages], output: Duration) {
         let slowest = |of: fn(&Stages) -> Duration| stages.iter().map(of).max().unwrap_or_default();
         let mut sums = self.lock();
@@ -102,7 +106,9 @@ impl RequestStatistics {
     }
 
     fn lock(&self) -> MutexGuard<'_, Requests> {
-        self.0.lock().expect("nothing panics while it holds the sums")
+        self.0
+            .lock()
+            .expect("nothing panics while it holds the sums")
     }
 }
 
@@ -114,13 +120,32 @@ mod tests {
     fn a_request_of_several_images_counts_once_by_its_slowest() {
         let ms = Duration::from_millis;
         let statistics = RequestStatistics::default();
-        let stages = |queue, inference| Stages { decode: ms(1), queue: ms(queue), inference: ms(inference) };
+        let stages = |queue, inference| Stages {
+            decode: ms(1),
+            queue: ms(queue),
+            inference: ms(inference),
+        };
         statistics.succeeded(ms(30), &[stages(5, 9), stages(14, 9)], ms(0));
         statistics.succeeded(ms(10), &[stages(1, 8)], ms(0));
         statistics.failed(ms(2));
         let sums = statistics.read();
-        assert_eq!((sums.success, sums.fail), (Spent { count: 2, time: ms(40) }, Spent { count: 1, time: ms(2) }));
-        assert_eq!((sums.queue.time, sums.inference.time, sums.images), (ms(15), ms(17), 3));
+        assert_eq!(
+            (sums.success, sums.fail),
+            (
+                Spent {
+                    count: 2,
+                    time: ms(40)
+                },
+                Spent {
+                    count: 1,
+                    time: ms(2)
+                }
+            )
+        );
+        assert_eq!(
+            (sums.queue.time, sums.inference.time, sums.images),
+            (ms(15), ms(17), 3)
+        );
         assert!(sums.last.is_some());
     }
 }

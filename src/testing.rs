@@ -5,13 +5,15 @@ use std::{
     path::PathBuf,
 };
 
-/// Says that a test is skipped, past the test harness, which keeps what a passing test prints to itself.
+/// Says that a test is skipped, past the test harness, which keeps what a passing test prints to
+/// itself.
 pub(crate) fn skipped(reason: &str) {
     // Without standard error nobody is there to read it.
     let _ = writeln!(io::stderr(), "SKIPPED: {reason}");
 }
 
-/// A file or folder of the reference data beside the repository; `None`, with a visible word, where it is missing.
+/// A file or folder of the reference data beside the repository; `None`, with a visible word, where
+/// it is missing.
 pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     let shared = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared")).join(path);
     if !shared.exists() {

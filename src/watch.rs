@@ -16,7 +16,11 @@ impl Stamp {
     pub fn of<P: AsRef<Path>>(files: impl IntoIterator<Item = P>) -> Self {
         let one = |path: P| {
             let metadata = fs::metadata(path).ok()?;
-            Some((metadata.len(), metadata.modified().ok()?, file_number(&metadata)))
+            Some((
+                metadata.len(),
+                metadata.modified().ok()?,
+                file_number(&metadata),
+            ))
         };
         Self(files.into_iter().map(one).collect())
     }
@@ -35,7 +39,8 @@ fn file_number(_: &fs::Metadata) -> u64 {
 
 type Load<T> = Box<dyn Fn() -> Result<T, String> + Send + Sync>;
 
-/// What was read from files, read again when they change. A change that can't be read is logged and changes nothing.
+/// What was read from files, read again when they change. A change that can't be read is logged and
+/// changes nothing.
 pub struct Watched<T> {
     /// What it is, for the log.
     what: &'static str,
@@ -62,9 +67,18 @@ impl<T> Watched<T> {
         load: impl Fn() -> Result<T, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
         let stamp = Stamp::of(&files);
-        let stamps = Mutex::new(Stamps { seen: stamp.clone(), tried: stamp });
+        let stamps = Mutex::new(Stamps {
+            seen: stamp.clone(),
+            tried: stamp,
+        });
         let current = RwLock::new(Arc::new(load()?));
-        Ok(Self { what, files, load: Box::new(load), current, stamps })
+        Ok(Self {
+            what,
+            files,
+            load: Box::new(load),
+            current,
+            stamps,
+        })
     }
 
     /// What was read last.
@@ -72,8 +86,8 @@ impl<T> Watched<T> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Looks at the files, and reads them if they have changed and are at rest: as they were at the look before. Blocks on
-    /// the file system.
+    /// Looks at the files, and reads them if they have changed and are at rest: as they were at the
+    /// look before. Blocks on the file system.
     pub fn refresh(&self) {
         let stamp = Stamp::of(&self.files);
         let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,7 +102,10 @@ impl<T> Watched<T> {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
                 tracing::info!("{} changed and were read again", self.what);
             }
-            Err(error) => tracing::error!("{} changed, but {error}; those before stay in force", self.what),
+            Err(error) => tracing::error!(
+                "{} changed, but {error}; those before stay in force",
+                self.what
+            ),
         }
     }
 }
@@ -104,7 +121,12 @@ mod tests {
         fs::write(&file, "1").unwrap();
         let load = {
             let file = file.clone();
-            move || fs::read_to_string(&file).map_err(|e| e.to_string())?.parse::<u32>().map_err(|e| e.to_string())
+            move || {
+                fs::read_to_string(&file)
+                    .map_err(|e| e.to_string())?
+                    .parse::<u32>()
+                    .map_err(|e| e.to_string())
+            }
         };
         let watched = Watched::new("the numbers", vec![file.clone()], load).unwrap();
         let put = |text: &str| {

@@ -1,5 +1,6 @@
-//! A real NVIDIA GPU, with `make test-gpu`: the cache, memory that runs out, and what the server adds to the GPU's own time.
-//! `make test-gpu` also runs `tests/golden.rs` on it. Without a GPU every test here says that it is skipped.
+//! A real NVIDIA GPU, with `make test-gpu`: the cache, memory that runs out, and what the server
+//! adds to the GPU's own time. `make test-gpu` also runs `tests/golden.rs` on it. Without a GPU
+//! every test here says that it is skipped.
 #![cfg(feature = "tensorrt")]
 
 mod common;
@@ -22,7 +23,10 @@ const BATCHES: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 fn config(cache: &std::path::Path) -> EngineConfig {
     EngineConfig {
         max_batch: NonZeroUsize::new(64),
-        tensorrt: TensorRtConfig { cache: Some(cache.to_owned()), ..TensorRtConfig::default() },
+        tensorrt: TensorRtConfig {
+            cache: Some(cache.to_owned()),
+            ..TensorRtConfig::default()
+        },
         ..EngineConfig::new(NonZeroUsize::MIN)
     }
 }
@@ -42,7 +46,13 @@ fn card() -> bool {
 }
 
 async fn assert_answers(server: &Server) {
-    let answer = server.client().await.classify(request(image(data("cat.jpg")))).await.unwrap().into_inner();
+    let answer = server
+        .client()
+        .await
+        .classify(request(image(data("cat.jpg"))))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(answer.classifications[0].label, "cat");
 }
 
@@ -56,11 +66,25 @@ async fn the_second_start_finds_the_engine() {
     for result in ["miss", "hit"] {
         let server = Server::start(&["--engine", "tensorrt", "--engine-cache", cache]);
         let label = format!("result=\"{result}\"");
-        assert_eq!(server.metric("classifier_engine_cache_total", &[&label]), 1.0, "{}", server.log());
-        assert_eq!(server.metric("classifier_engine_info", &["engine=\"tensorrt\"", "precision=\"fp16\""]), 1.0);
+        assert_eq!(
+            server.metric("classifier_engine_cache_total", &[&label]),
+            1.0,
+            "{}",
+            server.log()
+        );
+        assert_eq!(
+            server.metric(
+                "classifier_engine_info",
+                &["engine=\"tensorrt\"", "precision=\"fp16\""]
+            ),
+            1.0
+        );
         assert!(server.metric("classifier_gpu_memory_bytes", &["gpu=\"0\""]) > 0.0);
         assert_answers(&server).await;
-        eprintln!("{result}: loaded in {:.2} s", server.metric("classifier_model_load_seconds", &[]));
+        eprintln!(
+            "{result}: loaded in {:.2} s",
+            server.metric("classifier_model_load_seconds", &[])
+        );
     }
 }
 
@@ -68,7 +92,9 @@ async fn the_second_start_finds_the_engine() {
 fn hog(leave: usize) -> Result<(std::sync::Arc<CudaContext>, impl Sized), DriverError> {
     let context = CudaContext::new(0)?;
     let (free, _) = context.mem_get_info()?;
-    let taken = context.default_stream().alloc_zeros::<u8>(free.saturating_sub(leave << 20))?;
+    let taken = context
+        .default_stream()
+        .alloc_zeros::<u8>(free.saturating_sub(leave << 20))?;
     context.synchronize()?;
     Ok((context, taken))
 }
@@ -80,13 +106,23 @@ async fn with_too_little_memory_it_takes_smaller_batches_or_says_so() {
     }
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().to_str().unwrap();
-    let flags = ["--engine", "tensorrt", "--max-batch", "64", "--engine-cache", cache];
+    let flags = [
+        "--engine",
+        "tensorrt",
+        "--max-batch",
+        "64",
+        "--engine-cache",
+        cache,
+    ];
     drop(Server::start(&flags));
     let mut tight = false;
     for leave in [1200, 900, 700, 600, 500, 400, 300, 200] {
         let (_context, _taken) = hog(leave).unwrap();
         let mut server = Server::spawn(&flags);
-        while server.try_get("/readyz").is_some_and(|(code, _)| code != 200) {
+        while server
+            .try_get("/readyz")
+            .is_some_and(|(code, _)| code != 200)
+        {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let ended = server.wait(Duration::from_millis(300));
@@ -138,10 +174,26 @@ fn what_the_server_adds_to_the_gpus_own_time() {
         );
     }
     let cache = folder.path().to_str().unwrap();
-    let server = Server::start(&["--engine", "tensorrt", "--max-batch", "64", "--engine-cache", cache]);
+    let server = Server::start(&[
+        "--engine",
+        "tensorrt",
+        "--max-batch",
+        "64",
+        "--engine-cache",
+        cache,
+    ]);
     for concurrency in ["1", "16", "64", "256"] {
         let photo = data("cat.jpg");
-        let arguments = ["load", "--json", "--duration", "5s", "--concurrency", concurrency, "--server", &server.url()];
+        let arguments = [
+            "load",
+            "--json",
+            "--duration",
+            "5s",
+            "--concurrency",
+            concurrency,
+            "--server",
+            &server.url(),
+        ];
         let output = {
             let mut load: Command = resnet18();
             load.args(arguments).arg(photo).output().unwrap()

@@ -6,68 +6,124 @@ use std::time::{Duration, Instant};
 
 use common::{Server, config, data, image, request};
 use resnet18_server::proto::{
-    ClassifyRequest, ClassifyResponse, Frame, FramePolicy, Image, ListModelsRequest, PixelFormat, RawFrame,
-    StreamClassifyRequest, StreamClassifyResponse, StreamConfig, image::Source, stream_classify_request::Message,
-    stream_classify_response::Outcome,
+    ClassifyRequest, ClassifyResponse, Frame, FramePolicy, Image, ListModelsRequest, PixelFormat,
+    RawFrame, StreamClassifyRequest, StreamClassifyResponse, StreamConfig, image::Source,
+    stream_classify_request::Message, stream_classify_response::Outcome,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status};
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tonic_types::StatusExt;
 
 fn frame(id: u64, image: Image) -> StreamClassifyRequest {
-    StreamClassifyRequest { message: Some(Message::Frame(Frame { id, captured_at: None, image: Some(image) })) }
+    StreamClassifyRequest {
+        message: Some(Message::Frame(Frame {
+            id,
+            captured_at: None,
+            image: Some(image),
+        })),
+    }
 }
 
 fn raw(format: PixelFormat, width: u32, height: u32, stride: u32, data: Vec<u8>) -> Image {
-    let frame = RawFrame { format: format.into(), width, height, stride, data: data.into() };
-    Image { source: Some(Source::Raw(frame)) }
+    let frame = RawFrame {
+        format: format.into(),
+        width,
+        height,
+        stride,
+        data: data.into(),
+    };
+    Image {
+        source: Some(Source::Raw(frame)),
+    }
 }
 
 /// Opens a stream; the sender feeds it.
 async fn open(
     server: &Server,
     first: StreamClassifyRequest,
-) -> (mpsc::Sender<StreamClassifyRequest>, tonic::Streaming<StreamClassifyResponse>) {
+) -> (
+    mpsc::Sender<StreamClassifyRequest>,
+    tonic::Streaming<StreamClassifyResponse>,
+) {
     let (sender, receiver) = mpsc::channel(4);
     sender.send(first).await.unwrap();
-    let answers = server.client().await.stream_classify(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+    let answers = server
+        .client()
+        .await
+        .stream_classify(ReceiverStream::new(receiver))
+        .await
+        .unwrap()
+        .into_inner();
     (sender, answers)
 }
 
 #[tokio::test]
 async fn classify_answers_with_label_version_and_timing() {
     let server = Server::start(&[]);
-    let answer = server.client().await.classify(request(image(data("cat.jpg")))).await.unwrap().into_inner();
+    let answer = server
+        .client()
+        .await
+        .classify(request(image(data("cat.jpg"))))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(answer.model, "resnet18-demo");
     assert_eq!(answer.model_version.len(), 12);
     assert_eq!(answer.classifications.len(), 5);
     let first = &answer.classifications[0];
     assert_eq!(first.label, "cat");
-    assert!((first.probability - 0.70).abs() < 0.02, "{}", first.probability);
-    assert!(answer.classifications.is_sorted_by(|a, b| a.probability >= b.probability));
+    assert!(
+        (first.probability - 0.70).abs() < 0.02,
+        "{}",
+        first.probability
+    );
+    assert!(
+        answer
+            .classifications
+            .is_sorted_by(|a, b| a.probability >= b.probability)
+    );
     let timing = answer.timing.unwrap();
-    let seconds = |d: Option<prost_types::Duration>| Duration::try_from(d.unwrap()).unwrap().as_secs_f64();
+    let seconds =
+        |d: Option<prost_types::Duration>| Duration::try_from(d.unwrap()).unwrap().as_secs_f64();
     let parts = seconds(timing.decode) + seconds(timing.queue) + seconds(timing.inference);
     assert!(seconds(timing.decode) > 0.0 && seconds(timing.inference) > 0.0);
-    assert!(parts <= seconds(timing.total), "{parts} > {}", seconds(timing.total));
+    assert!(
+        parts <= seconds(timing.total),
+        "{parts} > {}",
+        seconds(timing.total)
+    );
 }
 
 #[tokio::test]
 async fn top_k_and_min_probability_limit_the_answer() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
-    let ask = |top_k, min_probability| ClassifyRequest { top_k, min_probability, ..request(image(data("cat.jpg"))) };
-    let count =
-        |answer: tonic::Response<resnet18_server::proto::ClassifyResponse>| answer.into_inner().classifications.len();
+    let ask = |top_k, min_probability| ClassifyRequest {
+        top_k,
+        min_probability,
+        ..request(image(data("cat.jpg")))
+    };
+    let count = |answer: tonic::Response<resnet18_server::proto::ClassifyResponse>| {
+        answer.into_inner().classifications.len()
+    };
     assert_eq!(count(client.classify(ask(1, 0.0)).await.unwrap()), 1);
-    assert_eq!(count(client.classify(ask(1_000_000, 0.0)).await.unwrap()), 106);
+    assert_eq!(
+        count(client.classify(ask(1_000_000, 0.0)).await.unwrap()),
+        106
+    );
     assert_eq!(count(client.classify(ask(0, 0.5)).await.unwrap()), 1);
     for wrong in [-0.1, 1.5, f32::NAN] {
         let status = client.classify(ask(5, wrong)).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
-        assert!(status.message().contains("min_probability"), "{}", status.message());
+        assert!(
+            status.message().contains("min_probability"),
+            "{}",
+            status.message()
+        );
     }
 }
 
@@ -75,28 +131,83 @@ async fn top_k_and_min_probability_limit_the_answer() {
 async fn bad_requests_say_what_would_be_right_and_harm_nobody() {
     let server = Server::start(&["--max-message-mib", "1"]);
     let mut client = server.client().await;
-    let encoded = |bytes: &[u8]| Image { source: Some(Source::Encoded(bytes.to_vec().into())) };
+    let encoded = |bytes: &[u8]| Image {
+        source: Some(Source::Encoded(bytes.to_vec().into())),
+    };
     let cat = std::fs::read(data("cat.jpg")).unwrap();
     let cases: Vec<(ClassifyRequest, Code, &str)> = vec![
-        (ClassifyRequest::default(), Code::InvalidArgument, "image.encoded"),
-        (request(Image { source: None }), Code::InvalidArgument, "image.encoded"),
+        (
+            ClassifyRequest::default(),
+            Code::InvalidArgument,
+            "image.encoded",
+        ),
+        (
+            request(Image { source: None }),
+            Code::InvalidArgument,
+            "image.encoded",
+        ),
         (request(encoded(b"")), Code::InvalidArgument, "empty"),
-        (request(encoded(b"<html>not found</html>")), Code::InvalidArgument, "JPEG"),
-        (request(encoded(&cat[..cat.len() / 2])), Code::InvalidArgument, "JPEG"),
-        (request(raw(PixelFormat::Unspecified, 2, 2, 0, vec![0; 12])), Code::InvalidArgument, "RGB8"),
-        (request(raw(PixelFormat::Rgb8, 2, 2, 5, vec![0; 12])), Code::InvalidArgument, "stride"),
-        (request(raw(PixelFormat::Rgb8, 2, 2, 0, vec![0; 11])), Code::InvalidArgument, "12"),
-        (ClassifyRequest { model: "vgg".into(), ..request(encoded(&cat)) }, Code::NotFound, "resnet18-demo"),
+        (
+            request(encoded(b"<html>not found</html>")),
+            Code::InvalidArgument,
+            "JPEG",
+        ),
+        (
+            request(encoded(&cat[..cat.len() / 2])),
+            Code::InvalidArgument,
+            "JPEG",
+        ),
+        (
+            request(raw(PixelFormat::Unspecified, 2, 2, 0, vec![0; 12])),
+            Code::InvalidArgument,
+            "RGB8",
+        ),
+        (
+            request(raw(PixelFormat::Rgb8, 2, 2, 5, vec![0; 12])),
+            Code::InvalidArgument,
+            "stride",
+        ),
+        (
+            request(raw(PixelFormat::Rgb8, 2, 2, 0, vec![0; 11])),
+            Code::InvalidArgument,
+            "12",
+        ),
+        (
+            ClassifyRequest {
+                model: "vgg".into(),
+                ..request(encoded(&cat))
+            },
+            Code::NotFound,
+            "resnet18-demo",
+        ),
         (request(encoded(&vec![0; 2 << 20])), Code::OutOfRange, ""),
     ];
     for (request, code, hint) in cases {
         let status = client.classify(request).await.unwrap_err();
         assert_eq!(status.code(), code, "{status:?}");
-        assert!(status.message().contains(hint), "{hint:?} is not in {:?}", status.message());
-        client.classify(request_cat()).await.expect("the next request is served");
+        assert!(
+            status.message().contains(hint),
+            "{hint:?} is not in {:?}",
+            status.message()
+        );
+        client
+            .classify(request_cat())
+            .await
+            .expect("the next request is served");
     }
-    let unknown_format = RawFrame { format: 99, width: 1, height: 1, stride: 0, data: vec![0; 3].into() };
-    let status = client.classify(request(Image { source: Some(Source::Raw(unknown_format)) })).await.unwrap_err();
+    let unknown_format = RawFrame {
+        format: 99,
+        width: 1,
+        height: 1,
+        stride: 0,
+        data: vec![0; 3].into(),
+    };
+    let status = client
+        .classify(request(Image {
+            source: Some(Source::Raw(unknown_format)),
+        }))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     assert!(status.message().contains("99"), "{}", status.message());
 }
@@ -125,46 +236,104 @@ async fn raw_frames_are_classified_like_the_photo() {
 #[tokio::test]
 async fn the_models_are_listed() {
     let server = Server::start(&["--engine", "embedded"]);
-    let models = server.client().await.list_models(ListModelsRequest {}).await.unwrap().into_inner().models;
+    let models = server
+        .client()
+        .await
+        .list_models(ListModelsRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .models;
     assert_eq!(models.len(), 1);
     let model = &models[0];
-    assert_eq!((model.input_width, model.input_height, model.resize_shorter_side), (224, 224, 256));
-    assert_eq!((model.labels.len(), model.labels[16].as_str()), (106, "cat"));
-    assert_eq!((model.engine.as_str(), model.precision.as_str()), ("embedded", "fp32"));
+    assert_eq!(
+        (
+            model.input_width,
+            model.input_height,
+            model.resize_shorter_side
+        ),
+        (224, 224, 256)
+    );
+    assert_eq!(
+        (model.labels.len(), model.labels[16].as_str()),
+        (106, "cat")
+    );
+    assert_eq!(
+        (model.engine.as_str(), model.precision.as_str()),
+        ("embedded", "fp32")
+    );
 }
 
 #[tokio::test]
 async fn health_follows_the_state() {
     let server = Server::spawn(&[]);
-    let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
+    let channel = tonic::transport::Endpoint::from_shared(server.url())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     let mut health = HealthClient::new(channel);
     for service in ["", "resnet18.v1.Classifier"] {
-        let mut watch = health.watch(HealthCheckRequest { service: service.into() }).await.unwrap().into_inner();
+        let mut watch = health
+            .watch(HealthCheckRequest {
+                service: service.into(),
+            })
+            .await
+            .unwrap()
+            .into_inner();
         let mut status = watch.message().await.unwrap().unwrap().status();
         while status != ServingStatus::Serving {
             assert_eq!(status, ServingStatus::NotServing);
             status = watch.message().await.unwrap().unwrap().status();
         }
     }
-    let unknown = health.check(HealthCheckRequest { service: "other".into() }).await.unwrap_err();
+    let unknown = health
+        .check(HealthCheckRequest {
+            service: "other".into(),
+        })
+        .await
+        .unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
-    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
-    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let mut watch = health
+        .watch(HealthCheckRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        watch.message().await.unwrap().unwrap().status(),
+        ServingStatus::Serving
+    );
     server.signal("TERM");
-    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert_eq!(
+        watch.message().await.unwrap().unwrap().status(),
+        ServingStatus::NotServing
+    );
 }
 
 #[tokio::test]
 async fn every_frame_is_answered_in_order_and_a_bad_one_keeps_its_place() {
     let server = Server::start(&[]);
-    let (sender, mut answers) =
-        open(&server, config(StreamConfig { policy: FramePolicy::Every.into(), top_k: 1, ..Default::default() })).await;
+    let (sender, mut answers) = open(
+        &server,
+        config(StreamConfig {
+            policy: FramePolicy::Every.into(),
+            top_k: 1,
+            ..Default::default()
+        }),
+    )
+    .await;
     let feed = tokio::spawn(async move {
         for id in 0..30 {
             let picture = match id % 10 {
-                3 => Image { source: Some(Source::Encoded("not an image".into())) },
+                3 => Image {
+                    source: Some(Source::Encoded("not an image".into())),
+                },
                 7 => raw(PixelFormat::Nv12, 64, 48, 0, vec![1; 3]),
-                _ => image(data(if id % 2 == 0 { "cat.jpg" } else { "sunflower_q30.jpg" })),
+                _ => image(data(if id % 2 == 0 {
+                    "cat.jpg"
+                } else {
+                    "sunflower_q30.jpg"
+                })),
             };
             sender.send(frame(id, picture)).await.unwrap();
         }
@@ -174,7 +343,9 @@ async fn every_frame_is_answered_in_order_and_a_bad_one_keeps_its_place() {
         assert_eq!(answer.frame_id, id);
         assert_eq!(answer.dropped_frames, 0);
         match (id % 10, answer.outcome.unwrap()) {
-            (3 | 7, Outcome::Error(error)) => assert_eq!(error.code, Code::InvalidArgument as i32, "{error:?}"),
+            (3 | 7, Outcome::Error(error)) => {
+                assert_eq!(error.code, Code::InvalidArgument as i32, "{error:?}")
+            }
             (_, Outcome::Result(result)) => {
                 let expected = if id % 2 == 0 { "cat" } else { "sunflower" };
                 assert_eq!(result.classifications[0].label, expected);
@@ -183,22 +354,39 @@ async fn every_frame_is_answered_in_order_and_a_bad_one_keeps_its_place() {
         }
     }
     feed.await.unwrap();
-    assert!(answers.message().await.unwrap().is_none(), "the stream ends when the caller's side has ended");
-    assert_eq!(server.metric("classifier_frames_total", &["outcome=\"classified\""]), 24.0);
-    assert_eq!(server.metric("classifier_frames_total", &["outcome=\"failed\""]), 6.0);
+    assert!(
+        answers.message().await.unwrap().is_none(),
+        "the stream ends when the caller's side has ended"
+    );
+    assert_eq!(
+        server.metric("classifier_frames_total", &["outcome=\"classified\""]),
+        24.0
+    );
+    assert_eq!(
+        server.metric("classifier_frames_total", &["outcome=\"failed\""]),
+        6.0
+    );
     assert_eq!(server.metric("classifier_streams_active", &[]), 0.0);
 }
 
 #[tokio::test]
 async fn latest_answers_the_newest_frame_and_counts_the_dropped() {
     let server = Server::start(&[]);
-    let (sender, mut answers) =
-        open(&server, config(StreamConfig { policy: FramePolicy::Latest.into(), ..Default::default() })).await;
+    let (sender, mut answers) = open(
+        &server,
+        config(StreamConfig {
+            policy: FramePolicy::Latest.into(),
+            ..Default::default()
+        }),
+    )
+    .await;
     let total = 300;
     let cat = std::fs::read(data("cat.jpg")).unwrap();
     let feed = tokio::spawn(async move {
         for id in 1..=total {
-            let picture = Image { source: Some(Source::Encoded(cat.clone().into())) };
+            let picture = Image {
+                source: Some(Source::Encoded(cat.clone().into())),
+            };
             sender.send(frame(id, picture)).await.unwrap();
         }
     });
@@ -213,7 +401,10 @@ async fn latest_answers_the_newest_frame_and_counts_the_dropped() {
     assert_eq!(last, total, "the newest frame is always answered");
     assert_eq!(answered + dropped, total);
     assert!(dropped > 0, "300 frames at once can't all be classified");
-    assert_eq!(server.metric("classifier_frames_total", &["outcome=\"dropped\""]), dropped as f64);
+    assert_eq!(
+        server.metric("classifier_frames_total", &["outcome=\"dropped\""]),
+        dropped as f64
+    );
 }
 
 #[tokio::test]
@@ -224,14 +415,37 @@ async fn a_broken_protocol_ends_the_stream() {
     let cases: Vec<(Vec<StreamClassifyRequest>, Code, &str)> = vec![
         (vec![frame(1, cat())], Code::InvalidArgument, "config"),
         (vec![good(), good()], Code::InvalidArgument, "once"),
-        (vec![good(), StreamClassifyRequest { message: None }], Code::InvalidArgument, "neither"),
-        (vec![config(StreamConfig { model: "x".into(), ..Default::default() })], Code::NotFound, "resnet18-demo"),
-        (vec![config(StreamConfig { policy: 9, ..Default::default() })], Code::InvalidArgument, "LATEST"),
+        (
+            vec![good(), StreamClassifyRequest { message: None }],
+            Code::InvalidArgument,
+            "neither",
+        ),
+        (
+            vec![config(StreamConfig {
+                model: "x".into(),
+                ..Default::default()
+            })],
+            Code::NotFound,
+            "resnet18-demo",
+        ),
+        (
+            vec![config(StreamConfig {
+                policy: 9,
+                ..Default::default()
+            })],
+            Code::InvalidArgument,
+            "LATEST",
+        ),
         (vec![], Code::InvalidArgument, "config"),
     ];
     for (messages, code, hint) in cases {
-        let mut answers =
-            server.client().await.stream_classify(tokio_stream::iter(messages)).await.unwrap().into_inner();
+        let mut answers = server
+            .client()
+            .await
+            .stream_classify(tokio_stream::iter(messages))
+            .await
+            .unwrap()
+            .into_inner();
         let status = loop {
             match answers.message().await {
                 Ok(Some(_)) => {}
@@ -240,27 +454,57 @@ async fn a_broken_protocol_ends_the_stream() {
             }
         };
         assert_eq!(status.code(), code, "{status:?}");
-        assert!(status.message().contains(hint), "{hint:?} is not in {:?}", status.message());
+        assert!(
+            status.message().contains(hint),
+            "{hint:?} is not in {:?}",
+            status.message()
+        );
     }
 }
 
 #[tokio::test]
 async fn smoothing_steadies_the_probabilities() {
     let server = Server::start(&[]);
-    let smoothing = Some(prost_types::Duration { seconds: 3600, nanos: 0 });
-    let (sender, mut answers) = open(&server, config(StreamConfig { smoothing, ..Default::default() })).await;
+    let smoothing = Some(prost_types::Duration {
+        seconds: 3600,
+        nanos: 0,
+    });
+    let (sender, mut answers) = open(
+        &server,
+        config(StreamConfig {
+            smoothing,
+            ..Default::default()
+        }),
+    )
+    .await;
     sender.send(frame(1, image(data("cat.jpg")))).await.unwrap();
-    sender.send(frame(2, image(data("sunflower_q30.jpg")))).await.unwrap();
+    sender
+        .send(frame(2, image(data("sunflower_q30.jpg"))))
+        .await
+        .unwrap();
     for _ in 0..2 {
-        let Some(Outcome::Result(result)) = answers.message().await.unwrap().unwrap().outcome else { panic!() };
-        assert_eq!(result.classifications[0].label, "cat", "an hour's half-life hides one other frame");
+        let Some(Outcome::Result(result)) = answers.message().await.unwrap().unwrap().outcome
+        else {
+            panic!()
+        };
+        assert_eq!(
+            result.classifications[0].label, "cat",
+            "an hour's half-life hides one other frame"
+        );
     }
 }
 
 #[tokio::test]
 async fn the_deadline_is_kept_and_expired_work_is_never_done() {
     // One thread and the slow engine, so that a queue forms.
-    let server = Server::start(&["--engine", "embedded", "--threads", "1", "--queue-capacity", "100"]);
+    let server = Server::start(&[
+        "--engine",
+        "embedded",
+        "--threads",
+        "1",
+        "--queue-capacity",
+        "100",
+    ]);
     let client = server.client().await;
     let calls = (0..30).map(|_| {
         let mut client = client.clone();
@@ -269,7 +513,10 @@ async fn the_deadline_is_kept_and_expired_work_is_never_done() {
             request.set_timeout(Duration::from_millis(150));
             let started = Instant::now();
             let result = client.classify(request).await;
-            (result.map(drop).map_err(|status| status.code()), started.elapsed())
+            (
+                result.map(drop).map_err(|status| status.code()),
+                started.elapsed(),
+            )
         })
     });
     let mut late = 0;
@@ -277,34 +524,68 @@ async fn the_deadline_is_kept_and_expired_work_is_never_done() {
         let (result, took) = call.await.unwrap();
         if let Err(code) = result {
             // tonic's client has a timer of its own, which answers CANCELLED when it is first.
-            assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code:?}");
+            assert!(
+                matches!(code, Code::DeadlineExceeded | Code::Cancelled),
+                "{code:?}"
+            );
             assert!(took < Duration::from_millis(1000), "{took:?}");
             late += 1;
         }
     }
     assert!(late > 5, "{late}");
-    server.client().await.classify(request_cat()).await.expect("the queue is free again");
+    server
+        .client()
+        .await
+        .classify(request_cat())
+        .await
+        .expect("the queue is free again");
     let skipped = server.metric("classifier_rejected_total", &["reason=\"deadline\""])
         + server.metric("classifier_rejected_total", &["reason=\"cancelled\""]);
-    let inferred = server.metric("classifier_stage_duration_seconds_count", &["stage=\"inference\""]);
+    let inferred = server.metric(
+        "classifier_stage_duration_seconds_count",
+        &["stage=\"inference\""],
+    );
     // A call that expired on its way to the queue is in neither figure.
     assert!(skipped > 0.0);
-    assert!(skipped + inferred <= 31.0, "nothing is both skipped and done: {skipped} + {inferred}");
-    let counted = server.metric("classifier_requests_total", &["method=\"Classify\"", "code=\"DEADLINE_EXCEEDED\""])
-        + server.metric("classifier_requests_total", &["method=\"Classify\"", "code=\"CANCELLED\""]);
+    assert!(
+        skipped + inferred <= 31.0,
+        "nothing is both skipped and done: {skipped} + {inferred}"
+    );
+    let counted = server.metric(
+        "classifier_requests_total",
+        &["method=\"Classify\"", "code=\"DEADLINE_EXCEEDED\""],
+    ) + server.metric(
+        "classifier_requests_total",
+        &["method=\"Classify\"", "code=\"CANCELLED\""],
+    );
     // The client's clock may have run out a moment before the answer arrived.
-    assert!(counted > 0.0 && counted <= f64::from(late), "{counted} of {late}");
+    assert!(
+        counted > 0.0 && counted <= f64::from(late),
+        "{counted} of {late}"
+    );
 }
 
 #[tokio::test]
 async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
-    let server = Server::start(&["--engine", "embedded", "--threads", "1", "--queue-capacity", "2"]);
+    let server = Server::start(&[
+        "--engine",
+        "embedded",
+        "--threads",
+        "1",
+        "--queue-capacity",
+        "2",
+    ]);
     let calls: Vec<_> = (0..12)
         .map(|_| {
             let url = server.url();
             tokio::spawn(async move {
-                let channel = tonic::transport::Endpoint::from_shared(url).unwrap().connect().await.unwrap();
-                let mut client = resnet18_server::proto::classifier_client::ClassifierClient::new(channel);
+                let channel = tonic::transport::Endpoint::from_shared(url)
+                    .unwrap()
+                    .connect()
+                    .await
+                    .unwrap();
+                let mut client =
+                    resnet18_server::proto::classifier_client::ClassifierClient::new(channel);
                 client.classify(request_cat()).await
             })
         })
@@ -317,33 +598,66 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
             Err(status) => refused.push(status),
         }
     }
-    assert!(served >= 2 && refused.len() >= 5, "{served} served, {} refused", refused.len());
+    assert!(
+        served >= 2 && refused.len() >= 5,
+        "{served} served, {} refused",
+        refused.len()
+    );
     for status in &refused {
         assert_eq!(status.code(), Code::ResourceExhausted);
-        let delay = status.get_error_details().retry_info().and_then(|info| info.retry_delay).expect("a RetryInfo");
-        assert!(delay > Duration::ZERO && delay < Duration::from_secs(10), "{delay:?}");
-        let pushback = status.metadata().get("grpc-retry-pushback-ms").expect("for gRPC's own retries");
+        let delay = status
+            .get_error_details()
+            .retry_info()
+            .and_then(|info| info.retry_delay)
+            .expect("a RetryInfo");
+        assert!(
+            delay > Duration::ZERO && delay < Duration::from_secs(10),
+            "{delay:?}"
+        );
+        let pushback = status
+            .metadata()
+            .get("grpc-retry-pushback-ms")
+            .expect("for gRPC's own retries");
         assert_eq!(pushback.to_str().unwrap(), delay.as_millis().to_string());
     }
-    assert_eq!(server.metric("classifier_rejected_total", &["reason=\"queue_full\""]), refused.len() as f64);
+    assert_eq!(
+        server.metric("classifier_rejected_total", &["reason=\"queue_full\""]),
+        refused.len() as f64
+    );
 }
 
 #[tokio::test]
 async fn a_full_queue_refuses_an_image_that_is_still_on_its_way() {
-    let server = Server::start(&["--engine", "embedded", "--threads", "1", "--queue-capacity", "1"]);
+    let server = Server::start(&[
+        "--engine",
+        "embedded",
+        "--threads",
+        "1",
+        "--queue-capacity",
+        "1",
+    ]);
     let crowd: Vec<_> = (0..6)
         .map(|_| {
             let url = server.url();
             tokio::spawn(async move {
-                let channel = tonic::transport::Endpoint::from_shared(url).unwrap().connect().await.unwrap();
-                let mut client = resnet18_server::proto::classifier_client::ClassifierClient::new(channel);
+                let channel = tonic::transport::Endpoint::from_shared(url)
+                    .unwrap()
+                    .connect()
+                    .await
+                    .unwrap();
+                let mut client =
+                    resnet18_server::proto::classifier_client::ClassifierClient::new(channel);
                 loop {
                     let _ = client.classify(request_cat()).await;
                 }
             })
         })
         .collect();
-    let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
+    let channel = tonic::transport::Endpoint::from_shared(server.url())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     let without_message = || async {
         let mut call = tonic::client::Grpc::new(channel.clone());
         call.ready().await.unwrap();
@@ -351,7 +665,9 @@ async fn a_full_queue_refuses_an_image_that_is_still_on_its_way() {
         let path = "/resnet18.v1.Classifier/Classify".parse().unwrap();
         let nothing = Request::new(tokio_stream::pending::<ClassifyRequest>());
         let answer = call.client_streaming(nothing, path, codec);
-        tokio::time::timeout(Duration::from_millis(500), answer).await.ok()
+        tokio::time::timeout(Duration::from_millis(500), answer)
+            .await
+            .ok()
     };
     let mut refused = None;
     for _ in 0..50 {
@@ -370,7 +686,14 @@ async fn a_full_queue_refuses_an_image_that_is_still_on_its_way() {
 
 #[tokio::test]
 async fn refusals_leave_the_connection_as_it_is() {
-    let server = Server::start(&["--engine", "embedded", "--threads", "1", "--queue-capacity", "1"]);
+    let server = Server::start(&[
+        "--engine",
+        "embedded",
+        "--threads",
+        "1",
+        "--queue-capacity",
+        "1",
+    ]);
     let client = server.client().await;
     let mut refused = 0;
     for _ in 0..20 {
@@ -397,8 +720,19 @@ async fn many_streams_do_not_starve_another_clients_request() {
     let mut streams = Vec::new();
     for _ in 0..16 {
         let (sender, receiver) = mpsc::channel(4);
-        sender.send(config(StreamConfig { top_k: 1, ..Default::default() })).await.unwrap();
-        let mut answers = hog.clone().stream_classify(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+        sender
+            .send(config(StreamConfig {
+                top_k: 1,
+                ..Default::default()
+            }))
+            .await
+            .unwrap();
+        let mut answers = hog
+            .clone()
+            .stream_classify(ReceiverStream::new(receiver))
+            .await
+            .unwrap()
+            .into_inner();
         streams.push(tokio::spawn(async move {
             let cat = image(data("cat.jpg"));
             let feed = async {
@@ -422,15 +756,31 @@ async fn many_streams_do_not_starve_another_clients_request() {
     }
     streams.iter().for_each(tokio::task::JoinHandle::abort);
     alone.sort();
-    // 16 streams × 3 frames are waiting; served in order of arrival, a request would wait for all of them.
-    let inference = server.metric("classifier_stage_duration_seconds_sum", &["stage=\"inference\""])
-        / server.metric("classifier_stage_duration_seconds_count", &["stage=\"inference\""]);
-    assert!(alone[2].as_secs_f64() < inference * 12.0, "{alone:?} against {inference} s an inference");
+    // 16 streams × 3 frames are waiting; served in order of arrival, a request would wait for all
+    // of them.
+    let inference = server.metric(
+        "classifier_stage_duration_seconds_sum",
+        &["stage=\"inference\""],
+    ) / server.metric(
+        "classifier_stage_duration_seconds_count",
+        &["stage=\"inference\""],
+    );
+    assert!(
+        alone[2].as_secs_f64() < inference * 12.0,
+        "{alone:?} against {inference} s an inference"
+    );
 }
 
 #[tokio::test]
 async fn shutdown_finishes_what_was_accepted_and_ends_streams_clearly() {
-    let mut server = Server::start(&["--engine", "embedded", "--threads", "1", "--queue-capacity", "50"]);
+    let mut server = Server::start(&[
+        "--engine",
+        "embedded",
+        "--threads",
+        "1",
+        "--queue-capacity",
+        "50",
+    ]);
     let (sender, mut answers) = open(&server, config(StreamConfig::default())).await;
     sender.send(frame(1, image(data("cat.jpg")))).await.unwrap();
     answers.message().await.unwrap().unwrap();
@@ -449,21 +799,31 @@ async fn shutdown_finishes_what_was_accepted_and_ends_streams_clearly() {
     let ended = answers.message().await.unwrap_err();
     assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
     for call in calls {
-        call.await.unwrap().expect("an accepted request is answered");
+        call.await
+            .unwrap()
+            .expect("an accepted request is answered");
     }
-    let status = server.wait(Duration::from_secs(10)).expect("the server ends");
+    let status = server
+        .wait(Duration::from_secs(10))
+        .expect("the server ends");
     assert!(status.success(), "{status:?}\n{}", server.log());
 }
 
 #[tokio::test]
 async fn connections_without_work_do_not_hold_up_the_shutdown() {
     let mut server = Server::start(&["--drain-timeout", "20s"]);
-    let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
+    let channel = tonic::transport::Endpoint::from_shared(server.url())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     let mut health = HealthClient::new(channel);
     let _watch = health.watch(HealthCheckRequest::default()).await.unwrap();
     let _silent = std::net::TcpStream::connect(&server.grpc).unwrap();
     server.signal("TERM");
-    let status = server.wait(Duration::from_secs(5)).expect("the server ends long before the drain's time limit");
+    let status = server
+        .wait(Duration::from_secs(5))
+        .expect("the server ends long before the drain's time limit");
     assert!(status.success());
 }
 
@@ -476,19 +836,36 @@ async fn streams_that_are_not_read_do_not_stop_other_calls_of_their_connection()
     for _ in 0..12 {
         let (sender, receiver) = mpsc::channel(4);
         sender.send(config(StreamConfig::default())).await.unwrap();
-        unread.push(client.clone().stream_classify(ReceiverStream::new(receiver)).await.unwrap());
+        unread.push(
+            client
+                .clone()
+                .stream_classify(ReceiverStream::new(receiver))
+                .await
+                .unwrap(),
+        );
         let cat = cat.clone();
         tokio::spawn(async move { while sender.send(frame(1, cat.clone())).await.is_ok() {} });
     }
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let mut request = Request::new(request_cat());
     request.set_timeout(Duration::from_secs(5));
-    client.clone().classify(request).await.expect("the connection still works");
+    client
+        .clone()
+        .classify(request)
+        .await
+        .expect("the connection still works");
 }
 
 #[tokio::test]
 async fn calls_and_streams_beyond_their_limits_are_refused() {
-    let server = Server::start(&["--max-streams", "1", "--max-calls", "3", "--engine", "embedded"]);
+    let server = Server::start(&[
+        "--max-streams",
+        "1",
+        "--max-calls",
+        "3",
+        "--engine",
+        "embedded",
+    ]);
     let (sender, mut answers) = open(&server, config(StreamConfig::default())).await;
     sender.send(frame(1, image(data("cat.jpg")))).await.unwrap();
     answers.message().await.unwrap().unwrap();
@@ -513,10 +890,19 @@ async fn calls_and_streams_beyond_their_limits_are_refused() {
         }
     }
     assert!(refused > 0);
-    assert_eq!(server.metric("classifier_rejected_total", &["call_limit"]), f64::from(refused));
-    let counted = server.metric("classifier_requests_total", &["model=\"\"", "\"Classify\"", "\"RESOURCE_EXHAUSTED\""]);
+    assert_eq!(
+        server.metric("classifier_rejected_total", &["call_limit"]),
+        f64::from(refused)
+    );
+    let counted = server.metric(
+        "classifier_requests_total",
+        &["model=\"\"", "\"Classify\"", "\"RESOURCE_EXHAUSTED\""],
+    );
     assert_eq!(counted, f64::from(refused));
-    assert_eq!(server.metric("classifier_rejected_total", &["stream_limit"]), 1.0);
+    assert_eq!(
+        server.metric("classifier_rejected_total", &["stream_limit"]),
+        1.0
+    );
 }
 
 #[tokio::test]
@@ -526,11 +912,17 @@ async fn batches_give_the_answers_of_single_images() {
     let calls: Vec<_> = (0..24)
         .map(|i| {
             let mut client = client.clone();
-            let (name, label) = if i % 2 == 0 { ("cat.jpg", "cat") } else { ("sunflower_q30.jpg", "sunflower") };
+            let (name, label) = if i % 2 == 0 {
+                ("cat.jpg", "cat")
+            } else {
+                ("sunflower_q30.jpg", "sunflower")
+            };
             tokio::spawn(async move {
                 loop {
                     match client.classify(request(image(data(name)))).await {
-                        Ok(answer) => return assert_eq!(answer.into_inner().classifications[0].label, label),
+                        Ok(answer) => {
+                            return assert_eq!(answer.into_inner().classifications[0].label, label);
+                        }
                         Err(status) => assert_eq!(status.code(), Code::ResourceExhausted),
                     }
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -552,8 +944,15 @@ async fn a_long_complaint_is_cut_short() {
     let server = Server::start(&[]);
     let mut bytes = b"P7\n".to_vec();
     bytes.resize(1 << 20, b'A');
-    let picture = Image { source: Some(Source::Encoded(bytes.into())) };
-    let status = server.client().await.classify(request(picture)).await.unwrap_err();
+    let picture = Image {
+        source: Some(Source::Encoded(bytes.into())),
+    };
+    let status = server
+        .client()
+        .await
+        .classify(request(picture))
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     assert!(status.message().chars().count() <= 501);
 }
@@ -561,7 +960,8 @@ async fn a_long_complaint_is_cut_short() {
 #[tokio::test]
 async fn a_second_signal_ends_at_once() {
     let mut server = Server::start(&[]);
-    // An open stream whose caller goes on waiting keeps the server from ending by itself for a moment.
+    // An open stream whose caller goes on waiting keeps the server from ending by itself for a
+    // moment.
     let (_sender, _answers) = open(&server, config(StreamConfig::default())).await;
     server.signal("TERM");
     server.signal("INT");

@@ -1,4 +1,5 @@
-//! Two replicas behind a real HAProxy, by the example in `deploy/haproxy`: one of them is killed under load.
+//! Two replicas behind a real HAProxy, by the example in `deploy/haproxy`: one of them is killed
+//! under load.
 
 mod common;
 
@@ -22,7 +23,12 @@ fn example() -> PathBuf {
 
 fn haproxy() -> Option<Command> {
     for program in ["haproxy", "/usr/sbin/haproxy"] {
-        if Command::new(program).arg("-v").stdout(Stdio::null()).status().is_ok() {
+        if Command::new(program)
+            .arg("-v")
+            .stdout(Stdio::null())
+            .status()
+            .is_ok()
+        {
             return Some(Command::new(program));
         }
     }
@@ -44,14 +50,21 @@ impl Balancer {
         ] {
             // Comments apart.
             assert!(
-                config.contains(&format!("    {example}")) || config.contains(&format!(" {example}\n")),
+                config.contains(&format!("    {example}"))
+                    || config.contains(&format!(" {example}\n")),
                 "{example}"
             );
             config = config.replace(&format!(" {example}"), &format!(" {here}"));
         }
         let file = folder.join("haproxy.cfg");
         std::fs::write(&file, config).unwrap();
-        let child = haproxy.arg("-db").arg("-f").arg(file).stdout(Stdio::null()).spawn().unwrap();
+        let child = haproxy
+            .arg("-db")
+            .arg("-f")
+            .arg(file)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         let until = Instant::now() + Duration::from_secs(10);
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             assert!(Instant::now() < until, "HAProxy opens its socket");
@@ -77,7 +90,11 @@ struct Load {
 
 impl Load {
     async fn start(server: &client::Server) -> Self {
-        let mut load = Self { clients: JoinSet::new(), stop: Arc::default(), answered: Arc::default() };
+        let mut load = Self {
+            clients: JoinSet::new(),
+            stop: Arc::default(),
+            answered: Arc::default(),
+        };
         for _ in 0..6 {
             let mut client = client::connect(server).await.expect("HAProxy accepts");
             let (stop, answered) = (Arc::clone(&load.stop), Arc::clone(&load.answered));
@@ -87,7 +104,9 @@ impl Load {
                     let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
                     let (answer, _) = classify_with_retries(&mut client, request.clone(), deadline)
                         .await
-                        .unwrap_or_else(|status| panic!("a client that retries sees a failure: {status}"));
+                        .unwrap_or_else(|status| {
+                            panic!("a client that retries sees a failure: {status}")
+                        });
                     assert_eq!(answer.classifications[0].label, "cat");
                     answered.fetch_add(1, Relaxed);
                 }
@@ -118,7 +137,10 @@ impl Load {
 }
 
 fn answers(server: &Server) -> f64 {
-    server.metric("classifier_requests_total", &["method=\"Classify\"", "code=\"OK\""])
+    server.metric(
+        "classifier_requests_total",
+        &["method=\"Classify\"", "code=\"OK\""],
+    )
 }
 
 #[test]
@@ -126,27 +148,41 @@ fn the_example_is_a_valid_configuration() {
     let Some(mut haproxy) = haproxy() else { return };
     let output = haproxy.arg("-c").arg("-f").arg(example()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).to_lowercase();
-    assert!(output.status.success() && !said.contains("warning"), "{said}");
+    assert!(
+        output.status.success() && !said.contains("warning"),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_retry_see_no_failure_when_a_replica_is_killed() {
     let Some(haproxy) = haproxy() else { return };
     let [mut first, second] = [Server::spawn(&[]), Server::spawn(&[])];
-    [&first, &second].into_iter().for_each(Server::wait_until_ready);
+    [&first, &second]
+        .into_iter()
+        .for_each(Server::wait_until_ready);
     let folder = tempfile::tempdir().unwrap();
     let (_balancer, address) = Balancer::start(haproxy, folder.path(), [&first.grpc, &second.grpc]);
 
     let mut load = Load::start(&address).await;
-    load.until("both replicas answer", |_| answers(&first) > 0.0 && answers(&second) > 0.0).await;
+    load.until("both replicas answer", |_| {
+        answers(&first) > 0.0 && answers(&second) > 0.0
+    })
+    .await;
 
     first.signal("KILL");
-    first.wait(Duration::from_secs(10)).expect("SIGKILL ends it");
+    first
+        .wait(Duration::from_secs(10))
+        .expect("SIGKILL ends it");
     let before = load.answered.load(Relaxed);
-    load.until("the other replica goes on", |answered| answered >= before + 20).await;
+    load.until("the other replica goes on", |answered| {
+        answered >= before + 20
+    })
+    .await;
 
     let first = Server::spawn(&["--grpc", &first.grpc]);
-    load.until("the new replica takes load", |_| answers(&first) > 0.0).await;
+    load.until("the new replica takes load", |_| answers(&first) > 0.0)
+        .await;
     load.end().await;
 }
 
@@ -154,14 +190,20 @@ async fn clients_that_retry_see_no_failure_when_a_replica_is_killed() {
 async fn a_replica_that_drains_gets_no_more_calls() {
     let Some(haproxy) = haproxy() else { return };
     let [mut first, second] = [Server::spawn(&["--drain-delay", "5s"]), Server::spawn(&[])];
-    [&first, &second].into_iter().for_each(Server::wait_until_ready);
+    [&first, &second]
+        .into_iter()
+        .for_each(Server::wait_until_ready);
     let folder = tempfile::tempdir().unwrap();
     let (_balancer, address) = Balancer::start(haproxy, folder.path(), [&first.grpc, &second.grpc]);
 
     let mut load = Load::start(&address).await;
-    load.until("both replicas answer", |_| answers(&first) > 0.0 && answers(&second) > 0.0).await;
+    load.until("both replicas answer", |_| {
+        answers(&first) > 0.0 && answers(&second) > 0.0
+    })
+    .await;
     first.signal("TERM");
-    let refused = |server: &Server| server.metric("classifier_rejected_total", &["reason=\"not_ready\""]);
+    let refused =
+        |server: &Server| server.metric("classifier_rejected_total", &["reason=\"not_ready\""]);
     let mut turned_away = 0.0;
     let until = Instant::now() + Duration::from_secs(15);
     while let Some((200, _)) = first.try_get("/metrics") {
@@ -169,7 +211,15 @@ async fn a_replica_that_drains_gets_no_more_calls() {
         turned_away = refused(&first);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(turned_away, 0.0, "the balancer had noticed before it drained");
+    assert_eq!(
+        turned_away, 0.0,
+        "the balancer had noticed before it drained"
+    );
     load.end().await;
-    assert!(first.wait(Duration::from_secs(10)).expect("it ends").success());
+    assert!(
+        first
+            .wait(Duration::from_secs(10))
+            .expect("it ends")
+            .success()
+    );
 }

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use resnet18_server::image::{Geometry, ImageError, JpegScaling, PreprocessConfig, Preprocessor, Source};
 
-/// Small, so that the time goes into decoding, and JPEGs of 16 pixels a side are scaled down already.
+/// Small, so that the time goes into decoding, and JPEGs of 16 pixels a side are scaled down
+/// already.
 const GEOMETRY: Geometry = Geometry { width: 4, height: 4, resize_shorter_side: 4 };
 
 fn config(jpeg_scaling: JpegScaling) -> PreprocessConfig {

@@ -1,4 +1,5 @@
-//! ONNX files: reading, finding input and output, and everything that is made of the graph for engines.
+//! ONNX files: reading, finding input and output, and everything that is made of the graph for
+//! engines.
 #![no_main]
 
 use std::collections::HashMap;

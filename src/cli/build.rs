@@ -1,4 +1,5 @@
-//! `resnet18 build`: TensorRT engines ahead of time, into the cache where `resnet18 serve` looks for them.
+//! `resnet18 build`: TensorRT engines ahead of time, into the cache where `resnet18 serve` looks
+//! for them.
 
 use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
@@ -29,9 +30,15 @@ pub struct Args {
     /// An ONNX image classifier.
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// The GPUs to build for, by their compute capability without its dot: 75 (Turing), 80 and 86 (Ampere), 89 (Ada),
-    /// 120 (Blackwell).
-    #[arg(long, env = "RESNET18_SM", value_name = "SM[,SM]", value_delimiter = ',', required = true)]
+    /// The GPUs to build for, by their compute capability without its dot: 75 (Turing), 80 and 86
+    /// (Ampere), 89 (Ada), 120 (Blackwell).
+    #[arg(
+        long,
+        env = "RESNET18_SM",
+        value_name = "SM[,SM]",
+        value_delimiter = ',',
+        required = true
+    )]
     sm: Vec<ComputeCapability>,
     /// One line of JSON for each engine.
     #[arg(long, env = "RESNET18_JSON")]
@@ -55,7 +62,10 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
 }
 
 fn build_all(args: &Args) -> Result<(), CliError> {
-    let overrides = args.manifest.overrides(None).map_err(|error| CliError::Failed(error.to_string()))?;
+    let overrides = args
+        .manifest
+        .overrides(None)
+        .map_err(|error| CliError::Failed(error.to_string()))?;
     let model = match &args.model {
         Some(path) => Model::from_file(path, &overrides),
         None => Model::bundled(&overrides),
@@ -76,13 +86,17 @@ fn build_all(args: &Args) -> Result<(), CliError> {
         });
         let built = tensorrt::build_ahead(&config, &model, target, progress);
         bar.finish_and_clear();
-        print(&built.map_err(|error| CliError::Failed(error.to_string()))?, args.json)?;
+        print(
+            &built.map_err(|error| CliError::Failed(error.to_string()))?,
+            args.json,
+        )?;
     }
     Ok(())
 }
 
 fn progress_bar(target: ComputeCapability) -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} compute capability {prefix}: {msg} ({elapsed})");
+    let style =
+        ProgressStyle::with_template("{spinner} compute capability {prefix}: {msg} ({elapsed})");
     let bar = ProgressBar::new_spinner().with_prefix(target.to_string());
     bar.set_style(style.expect("the template is right"));
     bar.enable_steady_tick(Duration::from_millis(100));
@@ -107,7 +121,11 @@ fn print(built: &Built, json: bool) -> Result<(), CliError> {
         output::print_line(&format!(
             "compute capability {}: {} in {}, {:.1} MB, {}",
             built.target,
-            if miss.is_some() { "built" } else { "there already" },
+            if miss.is_some() {
+                "built"
+            } else {
+                "there already"
+            },
             output::time(built.took.as_secs_f64() * 1e3),
             built.bytes as f64 / 1e6,
             built.file.display()

@@ -70,12 +70,26 @@ struct Answer {
 
 /// Classifies the images and prints the answers in the order of the arguments.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
-    if args.images.iter().filter(|path| files::is_stdin(path)).count() > 1 {
-        return Err(CliError::Usage("standard input (-) can only be read once".into()));
+    if args
+        .images
+        .iter()
+        .filter(|path| files::is_stdin(path))
+        .count()
+        > 1
+    {
+        return Err(CliError::Usage(
+            "standard input (-) can only be read once".into(),
+        ));
     }
     let server = args.server.server()?;
     let mut client = client::connect(&server).await?;
-    client::find_model(&mut client, &server.address, &args.server.model, args.timeout).await?;
+    client::find_model(
+        &mut client,
+        &server.address,
+        &args.server.model,
+        args.timeout,
+    )
+    .await?;
 
     let mut answers = stream::iter(&args.images)
         .map(|path| {
@@ -85,7 +99,11 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         .buffered(args.concurrency);
     let mut failed = 0;
     while let Some((path, answer)) = answers.next().await {
-        let name = if files::is_stdin(path) { "standard input".into() } else { path.to_string_lossy() };
+        let name = if files::is_stdin(path) {
+            "standard input".into()
+        } else {
+            path.to_string_lossy()
+        };
         failed += usize::from(answer.is_err());
         match answer {
             _ if args.json => output::print_json(&ImageJson::new(path, answer))?,
@@ -94,29 +112,46 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         }
     }
     if failed > 0 && !args.json && args.images.len() > 1 {
-        eprintln!("{failed} of {} images could not be classified", args.images.len());
+        eprintln!(
+            "{failed} of {} images could not be classified",
+            args.images.len()
+        );
     }
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn classify_file(mut client: Client, path: &Path, args: &Args) -> Result<Answer, Status> {
     let image = files::read(path).await?;
     let request = ClassifyRequest {
         model: args.server.model.clone(),
-        image: Some(Image { source: Some(Source::Encoded(image)) }),
+        image: Some(Image {
+            source: Some(Source::Encoded(image)),
+        }),
         top_k: args.top_k as u32,
         min_probability: args.min_probability,
     };
     let deadline = Instant::now() + args.timeout;
     let (response, sent) = client::classify_with_retries(&mut client, request, deadline).await?;
-    Ok(Answer { response, round_trip: sent.elapsed() })
+    Ok(Answer {
+        response,
+        round_trip: sent.elapsed(),
+    })
 }
 
 /// The answer as a block of lines: the name, a row for each class, the time.
 fn table(name: &str, answer: &Answer, bars: bool) -> String {
     let classes = &answer.response.classifications;
     let labels: Vec<_> = classes.iter().map(output::label).collect();
-    let width = labels.iter().map(|label| measure_text_width(label)).max().unwrap_or(0).min(LONGEST_LABEL);
+    let width = labels
+        .iter()
+        .map(|label| measure_text_width(label))
+        .max()
+        .unwrap_or(0)
+        .min(LONGEST_LABEL);
     let mut text = format!("{}\n", style(name).bold());
     if classes.is_empty() {
         text += "  (no class is that probable)\n";
@@ -124,7 +159,11 @@ fn table(name: &str, answer: &Answer, bars: bool) -> String {
     for (rank, (class, label)) in classes.iter().zip(&labels).enumerate() {
         let label = truncate_str(label, width, "…");
         let padding = " ".repeat(width - measure_text_width(&label));
-        let label = if rank == 0 { style(label).green() } else { style(label) };
+        let label = if rank == 0 {
+            style(label).green()
+        } else {
+            style(label)
+        };
         text += &format!("  {label}{padding}  {:5.1} %", class.probability * 100.0);
         if bars {
             let bar = style(output::bar(class.probability, BAR_WIDTH));
@@ -154,8 +193,15 @@ struct ImageJson {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum OutcomeJson {
-    Answer { model: String, model_version: String, classifications: Vec<ClassJson>, timing_ms: RoundTripJson },
-    Error { error: ErrorJson },
+    Answer {
+        model: String,
+        model_version: String,
+        classifications: Vec<ClassJson>,
+        timing_ms: RoundTripJson,
+    },
+    Error {
+        error: ErrorJson,
+    },
 }
 
 #[derive(Serialize)]
@@ -168,7 +214,10 @@ struct RoundTripJson {
 impl ImageJson {
     fn new(path: &Path, answer: Result<Answer, Status>) -> Self {
         let outcome = match answer {
-            Ok(Answer { response, round_trip }) => OutcomeJson::Answer {
+            Ok(Answer {
+                response,
+                round_trip,
+            }) => OutcomeJson::Answer {
                 model: response.model,
                 model_version: response.model_version,
                 classifications: output::classes_json(response.classifications),
@@ -178,9 +227,15 @@ impl ImageJson {
                 },
             },
             Err(status) => OutcomeJson::Error {
-                error: ErrorJson { code: code_name(status.code()), message: status.message().to_owned() },
+                error: ErrorJson {
+                    code: code_name(status.code()),
+                    message: status.message().to_owned(),
+                },
             },
         };
-        Self { file: path.to_string_lossy().into_owned(), outcome }
+        Self {
+            file: path.to_string_lossy().into_owned(),
+            outcome,
+        }
     }
 }

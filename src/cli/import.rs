@@ -1,4 +1,5 @@
-//! `resnet18 import`: a checkpoint, or an ONNX file that needs labels, into one file that says everything about itself.
+//! `resnet18 import`: a checkpoint, or an ONNX file that needs labels, into one file that says
+//! everything about itself.
 
 use std::{
     fmt::Display,
@@ -66,16 +67,23 @@ pub struct Args {
 /// Imports and says what came of it.
 ///
 /// # Errors
-/// A checkpoint that can't be read or is no ResNet, labels that don't fit, an output that can't be written.
+/// A checkpoint that can't be read or is no ResNet, labels that don't fit, an output that can't be
+/// written.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let work = tokio::task::spawn_blocking(move || import(&args).map(|report| (args, report)));
-    let (args, report) = work.await.map_err(|error| CliError::Failed(format!("the import broke off: {error}")))??;
+    let (args, report) = work
+        .await
+        .map_err(|error| CliError::Failed(format!("the import broke off: {error}")))??;
     if args.json {
         output::print_json(&report)?;
     } else {
         output::print_line(&table(&report))?;
     }
-    if report.network.as_ref().is_some_and(|network| network.untrained) {
+    if report
+        .network
+        .as_ref()
+        .is_some_and(|network| network.untrained)
+    {
         output::print_note(&format_args!(
             "{} has never been trained: every BatchNorm has the statistics that it begins with",
             args.checkpoint.display()
@@ -123,25 +131,38 @@ struct Answer {
 fn import(args: &Args) -> Result<Report, CliError> {
     files::check_output(&args.output).map_err(CliError::Failed)?;
     let overrides = args.manifest.overrides(args.name.clone()).map_err(failed)?;
-    let in_file = |error: &dyn Display| CliError::Failed(format!("{}: {error}", args.checkpoint.display()));
+    let in_file =
+        |error: &dyn Display| CliError::Failed(format!("{}: {error}", args.checkpoint.display()));
 
     let (mut onnx, network) = read(&args.checkpoint).map_err(|reason| in_file(&reason))?;
-    let name = args.output.file_stem().map_or("model".into(), |stem| stem.to_string_lossy());
-    model::complete(&mut onnx, &overrides, &name, Some(&args.checkpoint)).map_err(|error| in_file(&error))?;
+    let name = args
+        .output
+        .file_stem()
+        .map_or("model".into(), |stem| stem.to_string_lossy());
+    model::complete(&mut onnx, &overrides, &name, Some(&args.checkpoint))
+        .map_err(|error| in_file(&error))?;
     let content: Bytes = onnx.encode_to_vec().into();
     drop(onnx);
     // What is tried out is what will be served: the finished content, without flags.
-    let model = Model::from_bytes(content.clone(), &Overrides::default()).map_err(|error| in_file(&error))?;
+    let model = Model::from_bytes(content.clone(), &Overrides::default())
+        .map_err(|error| in_file(&error))?;
     let photo_of_a_cat = try_out(&model).map_err(|error| in_file(&error))?;
-    files::write_atomically(&args.output, &content)
-        .map_err(|error| CliError::Failed(format!("{}: cannot be written: {error}", args.output.display())))?;
+    files::write_atomically(&args.output, &content).map_err(|error| {
+        CliError::Failed(format!(
+            "{}: cannot be written: {error}",
+            args.output.display()
+        ))
+    })?;
     Ok(Report {
         output: args.output.to_string_lossy().into_owned(),
         bytes: content.len(),
         name: model.name,
         classes: model.graph.classes,
         network,
-        input: InputSize { height: model.geometry.height, width: model.geometry.width },
+        input: InputSize {
+            height: model.geometry.height,
+            width: model.geometry.width,
+        },
         resize_shorter_side: model.geometry.resize_shorter_side,
         photo_of_a_cat,
     })
@@ -156,14 +177,31 @@ fn read(path: &Path) -> Result<(ModelProto, Option<Network>), String> {
         return Ok((onnx, None));
     }
     let checkpoint = Checkpoint::from_bytes(content).map_err(|error| error.to_string())?;
-    let ResNet { onnx, architecture, parameters, untrained } =
-        checkpoint.into_resnet().map_err(|error| error.to_string())?;
-    Ok((onnx, Some(Network { architecture, parameters, untrained })))
+    let ResNet {
+        onnx,
+        architecture,
+        parameters,
+        untrained,
+    } = checkpoint
+        .into_resnet()
+        .map_err(|error| error.to_string())?;
+    Ok((
+        onnx,
+        Some(Network {
+            architecture,
+            parameters,
+            untrained,
+        }),
+    ))
 }
 
-/// What the finished model says of a photo; `None` where the embedded engine can't run it, though others may.
+/// What the finished model says of a photo; `None` where the embedded engine can't run it, though
+/// others may.
 fn try_out(model: &Model) -> Result<Option<Answer>, EngineError> {
-    let config = EngineConfig { kind: Some(EngineKind::Embedded), ..EngineConfig::new(NonZeroUsize::MIN) };
+    let config = EngineConfig {
+        kind: Some(EngineKind::Embedded),
+        ..EngineConfig::new(NonZeroUsize::MIN)
+    };
     let mut lanes = match engine::start(&config, model) {
         Err(error @ EngineError::UnsupportedModel { .. }) => {
             output::print_note(&format_args!("{error}; the file was not tried out"));
@@ -174,15 +212,22 @@ fn try_out(model: &Model) -> Result<Option<Answer>, EngineError> {
     let batch = lanes.info.max_batch;
     let mut crop = vec![0; model.geometry.bytes()];
     Preprocessor::new(PreprocessConfig::default())
-        .crop(&Source::Encoded(Bytes::from_static(PHOTO)), &model.geometry, &mut crop)
+        .crop(
+            &Source::Encoded(Bytes::from_static(PHOTO)),
+            &model.geometry,
+            &mut crop,
+        )
         .expect("the photo compiled into the program can be decoded");
     let mut logits = vec![0.0; batch * model.graph.classes];
     lanes.narrow[0].infer(&crop.repeat(batch), batch, &mut logits)?;
     let logits = &logits[..model.graph.classes];
     if logits.iter().any(|logit| !logit.is_finite()) {
-        return Err(EngineKind::Embedded.failed("for a photo the network answers with what are no finite numbers"));
+        return Err(EngineKind::Embedded
+            .failed("for a photo the network answers with what are no finite numbers"));
     }
-    let best = answer::top_k(&answer::softmax(logits), 1, 0.0).first().copied();
+    let best = answer::top_k(&answer::softmax(logits), 1, 0.0)
+        .first()
+        .copied();
     Ok(best.map(|class| Answer {
         class_id: class.class_id,
         label: model.labels[class.class_id].clone(),
@@ -203,14 +248,36 @@ fn table(report: &Report) -> String {
     }
     rows.push(("classes", output::thousands(report.classes as u64)));
     let InputSize { height, width } = report.input;
-    rows.push(("images", format!("{width}×{height}, from a shorter side of {}", report.resize_shorter_side)));
+    rows.push((
+        "images",
+        format!(
+            "{width}×{height}, from a shorter side of {}",
+            report.resize_shorter_side
+        ),
+    ));
     rows.push(("size", format!("{:.1} MB", report.bytes as f64 / 1e6)));
-    if let Some(Answer { label, probability, .. }) = &report.photo_of_a_cat {
-        rows.push(("tried out", format!("takes a photo of a cat for: {label} ({:.1} %)", probability * 100.0)));
+    if let Some(Answer {
+        label, probability, ..
+    }) = &report.photo_of_a_cat
+    {
+        rows.push((
+            "tried out",
+            format!(
+                "takes a photo of a cat for: {label} ({:.1} %)",
+                probability * 100.0
+            ),
+        ));
     }
     let mut text = format!("{}\n", style(&report.output).bold());
     for (name, value) in rows {
         text += &format!("  {}{value}\n", style(format!("{name:<14}")).dim());
     }
-    text + &format!("Serve it: {}", style(format!("resnet18 serve --model {}", output::quoted(&report.output))).green())
+    text + &format!(
+        "Serve it: {}",
+        style(format!(
+            "resnet18 serve --model {}",
+            output::quoted(&report.output)
+        ))
+        .green()
+    )
 }

@@ -16,7 +16,10 @@ use super::{
 use crate::{
     client::{
         LatencySummary,
-        load::{LoadConfig, LoadError, LoadMode, LoadProgress, LoadReport, OnRejection, run_load_observed},
+        load::{
+            LoadConfig, LoadError, LoadMode, LoadProgress, LoadReport, OnRejection,
+            run_load_observed,
+        },
     },
     code::code_name,
 };
@@ -45,7 +48,8 @@ pub struct Args {
     images: Vec<PathBuf>,
     #[command(flatten)]
     server: ServerFlags,
-    /// Clients that send at the same time; with --rate, requests that may be in flight [default: 16; with --rate 1024].
+    /// Clients that send at the same time; with --rate, requests that may be in flight [default:
+    /// 16; with --rate 1024].
     #[arg(long, env = "RESNET18_LOAD_CONCURRENCY", value_name = "N", value_parser = values::count)]
     concurrency: Option<usize>,
     /// Send this many requests a second, whatever the answers do.
@@ -91,15 +95,22 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let mut images = Vec::new();
     for path in &args.images {
         let image = files::read(path).await;
-        images.push(image.map_err(|s| CliError::Failed(format!("{}: {}", path.display(), s.message())))?);
+        images.push(
+            image.map_err(|s| CliError::Failed(format!("{}: {}", path.display(), s.message())))?,
+        );
     }
     let config = LoadConfig {
         server: args.server.server()?,
         model: args.server.model,
         images,
         mode: match args.rate {
-            None => LoadMode::Closed { clients: args.concurrency.unwrap_or(16) },
-            Some(rate) => LoadMode::Open { rate, max_in_flight: args.concurrency.unwrap_or(1024) },
+            None => LoadMode::Closed {
+                clients: args.concurrency.unwrap_or(16),
+            },
+            Some(rate) => LoadMode::Open {
+                rate,
+                max_in_flight: args.concurrency.unwrap_or(1024),
+            },
         },
         connections: args.connections,
         duration: args.duration,
@@ -117,12 +128,22 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     } else {
         output::print_line(&describe(&report))?;
     }
-    Ok(if succeeded(&report) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if succeeded(&report) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
-/// Whether there were answers and no failures; to be refused or late is what a load is there to find out.
+/// Whether there were answers and no failures; to be refused or late is what a load is there to
+/// find out.
 fn succeeded(report: &LoadReport) -> bool {
-    let fine = [Code::Ok, Code::ResourceExhausted, Code::DeadlineExceeded, Code::Cancelled];
+    let fine = [
+        Code::Ok,
+        Code::ResourceExhausted,
+        Code::DeadlineExceeded,
+        Code::Cancelled,
+    ];
     let expected: u64 = fine.iter().map(|code| report.count(*code)).sum();
     report.count(Code::Ok) > 0 && report.statuses.values().sum::<u64>() == expected
 }
@@ -132,7 +153,9 @@ async fn observe(config: LoadConfig) -> Result<LoadReport, LoadError> {
     let progress = Arc::new(LoadProgress::default());
     let (begin, length) = (Instant::now(), config.warmup + config.duration);
     let bar = ProgressBar::new(length.as_millis() as u64).with_style(
-        ProgressStyle::with_template("{bar:32.cyan} {msg}").expect("the template is valid").progress_chars("██░"),
+        ProgressStyle::with_template("{bar:32.cyan} {msg}")
+            .expect("the template is valid")
+            .progress_chars("██░"),
     );
     let mut ticks = interval(Duration::from_millis(200));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -168,13 +191,22 @@ fn describe(report: &LoadReport) -> String {
     let mut text = String::new();
     let sent = match report.rate {
         None => format!("{} clients", report.concurrency),
-        Some(rate) => format!("{rate} requests/s, at most {} in flight", report.concurrency),
+        Some(rate) => format!(
+            "{rate} requests/s, at most {} in flight",
+            report.concurrency
+        ),
     };
     let mut line = |name: &str, value: &dyn std::fmt::Display| {
         // Writing to a string can't fail.
         let _ = writeln!(text, "{:<13}{value}", style(name).bold());
     };
-    line("Load", &format_args!("{sent}, {} connections, {:.1} s", report.connections, report.duration_s));
+    line(
+        "Load",
+        &format_args!(
+            "{sent}, {} connections, {:.1} s",
+            report.connections, report.duration_s
+        ),
+    );
     line(
         "Goodput",
         &format_args!(
@@ -189,10 +221,19 @@ fn describe(report: &LoadReport) -> String {
     }
     if report.missed > 0 {
         let note = "due, but too many were in flight; the server or this machine can't keep up";
-        line("Not sent", &format_args!("{} ({note})", style(thousands(report.missed)).red()));
+        line(
+            "Not sent",
+            &format_args!("{} ({note})", style(thousands(report.missed)).red()),
+        );
     }
     if report.gave_up > 0 {
-        line("Gave up", &format_args!("{} still refused at their timeout", style(thousands(report.gave_up)).red()));
+        line(
+            "Gave up",
+            &format_args!(
+                "{} still refused at their timeout",
+                style(thousands(report.gave_up)).red()
+            ),
+        );
     }
     if let Some(server) = report.server_mean_ms {
         line(
@@ -212,11 +253,27 @@ fn describe(report: &LoadReport) -> String {
         ("rejected", report.rejection_latency_ms),
     ];
     if latencies.iter().any(|(_, latency)| latency.is_some()) {
-        line("Latency", &columns(["mean", "p50", "p90", "p95", "p99", "p99.9", "max"].map(str::to_owned)));
+        line(
+            "Latency",
+            &columns(["mean", "p50", "p90", "p95", "p99", "p99.9", "max"].map(str::to_owned)),
+        );
     }
     for (name, latency) in latencies {
-        if let Some(LatencySummary { mean, p50, p90, p95, p99, p999, max, .. }) = latency {
-            line(&format!("  {name}"), &columns([mean, p50, p90, p95, p99, p999, max].map(time)));
+        if let Some(LatencySummary {
+            mean,
+            p50,
+            p90,
+            p95,
+            p99,
+            p999,
+            max,
+            ..
+        }) = latency
+        {
+            line(
+                &format!("  {name}"),
+                &columns([mean, p50, p90, p95, p99, p999, max].map(time)),
+            );
         }
     }
     text.truncate(text.trim_end().len());
@@ -233,7 +290,17 @@ fn statuses(report: &LoadReport) -> String {
     }
     let status = |(name, count): (&&'static str, &u64)| {
         let text = style(format!("{} {name}", thousands(*count)));
-        if *name == code_name(Code::Ok) { text.green() } else { text.red() }.to_string()
+        if *name == code_name(Code::Ok) {
+            text.green()
+        } else {
+            text.red()
+        }
+        .to_string()
     };
-    report.statuses.iter().map(status).collect::<Vec<_>>().join(", ")
+    report
+        .statuses
+        .iter()
+        .map(status)
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -1,4 +1,5 @@
-//! The command line: one file a subcommand, which turns flags and environment variables into a typed configuration.
+//! The command line: one file a subcommand, which turns flags and environment variables into a
+//! typed configuration.
 
 use std::{io, process::ExitCode};
 
@@ -146,8 +147,15 @@ mod tests {
                 if matches!(id, "help" | "version") {
                     continue;
                 }
-                let variable = flag.get_env().and_then(|name| name.to_str()).unwrap_or_default();
-                assert!(variable.starts_with("RESNET18_"), "{} --{id}: {variable:?}", command.get_name());
+                let variable = flag
+                    .get_env()
+                    .and_then(|name| name.to_str())
+                    .unwrap_or_default();
+                assert!(
+                    variable.starts_with("RESNET18_"),
+                    "{} --{id}: {variable:?}",
+                    command.get_name()
+                );
             }
         }
     }
@@ -157,7 +165,10 @@ mod tests {
         for (arguments, reason) in [
             (&["classify", "a.jpg", "--timeout", "5"][..], "unit"),
             (&["classify", "a.jpg", "--server", "ftp://host:1"], "https"),
-            (&["classify", "a.jpg", "--min-probability", "1.5"], "between 0 and 1"),
+            (
+                &["classify", "a.jpg", "--min-probability", "1.5"],
+                "between 0 and 1",
+            ),
             (&["stream", "a.mp4", "--policy", "some"], "latest"),
             (&["load", "a.jpg", "--rate", "0"], "more than 0"),
             (&["top", "https://host:8002"], "no TLS"),

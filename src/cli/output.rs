@@ -27,7 +27,8 @@ pub fn print_note(note: &dyn Display) {
     eprintln!("{} {note}", style("note:").for_stderr().yellow().bold());
 }
 
-/// Writes one line to standard output; unlike `println!` it reports a closed pipe instead of panicking.
+/// Writes one line to standard output; unlike `println!` it reports a closed pipe instead of
+/// panicking.
 pub fn print_line(line: &dyn Display) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;
@@ -47,9 +48,15 @@ pub fn on_terminal() -> bool {
 
 /// Prints the warnings of what works in this process; a server has a log for that.
 pub fn print_warnings() {
-    let log = tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(io::stderr);
     // A logger that was installed before, by a test, stays.
-    let _ = log.with_target(false).without_time().with_ansi(console::colors_enabled_stderr()).try_init();
+    let _ = log
+        .with_target(false)
+        .without_time()
+        .with_ansi(console::colors_enabled_stderr())
+        .try_init();
 }
 
 /// A bar on standard error for work on `images`; it is only seen on a terminal.
@@ -59,12 +66,19 @@ pub fn progress(images: usize, what: &'static str) -> ProgressBar {
         let _ = write!(out, "{:.0} images/s", state.per_sec());
     };
     let look = "{msg:<12} {bar:32.cyan} {human_pos} of {human_len}  {speed}  {eta} left";
-    bar_on_stderr(images as u64, look, what, |style| style.with_key("speed", per_second))
+    bar_on_stderr(images as u64, look, what, |style| {
+        style.with_key("speed", per_second)
+    })
 }
 
 /// A bar on standard error for work of 100 parts.
 pub fn progress_in_percent(what: &'static str) -> ProgressBar {
-    bar_on_stderr(100, "{msg:<12} {bar:32.cyan} {percent} %  {eta} left", what, |style| style)
+    bar_on_stderr(
+        100,
+        "{msg:<12} {bar:32.cyan} {percent} %  {eta} left",
+        what,
+        |style| style,
+    )
 }
 
 fn bar_on_stderr(
@@ -73,8 +87,12 @@ fn bar_on_stderr(
     what: &'static str,
     keys: impl FnOnce(ProgressStyle) -> ProgressStyle,
 ) -> ProgressBar {
-    let style = ProgressStyle::with_template(look).expect("the template is valid").progress_chars("██░");
-    ProgressBar::new(length).with_style(keys(style)).with_message(what)
+    let style = ProgressStyle::with_template(look)
+        .expect("the template is valid")
+        .progress_chars("██░");
+    ProgressBar::new(length)
+        .with_style(keys(style))
+        .with_message(what)
 }
 
 /// A name at the left of a line, of which there are several one below the other.
@@ -124,7 +142,11 @@ pub fn thousands(number: u64) -> String {
 
 /// A class's name; models without labels have only numbers.
 pub fn label(class: &Classification) -> String {
-    if class.label.is_empty() { format!("class {}", class.class_id) } else { class.label.clone() }
+    if class.label.is_empty() {
+        format!("class {}", class.class_id)
+    } else {
+        class.label.clone()
+    }
 }
 
 /// One class in JSON.
@@ -137,7 +159,11 @@ pub struct ClassJson {
 
 /// The classes in JSON, in the same order.
 pub fn classes_json(classes: Vec<Classification>) -> Vec<ClassJson> {
-    let json = |c: Classification| ClassJson { class_id: c.class_id, label: c.label, probability: c.probability };
+    let json = |c: Classification| ClassJson {
+        class_id: c.class_id,
+        label: c.label,
+        probability: c.probability,
+    };
     classes.into_iter().map(json).collect()
 }
 
@@ -204,8 +230,13 @@ mod tests {
     #[test]
     fn absent_timings_are_zero() {
         assert_eq!(TimingJson::new(None).total, 0.0);
-        let timing =
-            Timing { total: Some(prost_types::Duration { seconds: 1, nanos: 500_000_000 }), ..Timing::default() };
+        let timing = Timing {
+            total: Some(prost_types::Duration {
+                seconds: 1,
+                nanos: 500_000_000,
+            }),
+            ..Timing::default()
+        };
         assert_eq!(TimingJson::new(Some(&timing)).total, 1500.0);
     }
 }

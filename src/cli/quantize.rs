@@ -1,6 +1,9 @@
-//! `resnet18 quantize`: a float model and a folder of photos → a model whose layers compute in 8 bits.
+//! `resnet18 quantize`: a float model and a folder of photos → a model whose layers compute in 8
+//! bits.
 
-use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Mutex, thread::available_parallelism};
+use std::{
+    num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Mutex, thread::available_parallelism,
+};
 
 use console::style;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -59,7 +62,8 @@ pub struct Args {
 /// Quantises, and says how good the result is.
 ///
 /// # Errors
-/// A model or photos that can't be used, a result that differs too much, an output that can't be written.
+/// A model or photos that can't be used, a result that differs too much, an output that can't be
+/// written.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let done = tokio::task::spawn_blocking(move || quantize(&args)).await;
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
@@ -82,19 +86,31 @@ struct Outcome<'a> {
 fn quantize(args: &Args) -> Result<(), CliError> {
     let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
     files::check_output(&args.output).map_err(CliError::Failed)?;
-    let overrides = args.manifest.overrides(None).map_err(|error| failed(&error))?;
+    let overrides = args
+        .manifest
+        .overrides(None)
+        .map_err(|error| failed(&error))?;
     let model = match &args.model {
         Some(path) => Model::from_file(path, &overrides),
         None => Model::bundled(&overrides),
     };
     let model = model.map_err(|error| failed(&error))?;
-    let threads = args.threads.or_else(|| available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
+    let threads = args
+        .threads
+        .or_else(|| available_parallelism().ok())
+        .unwrap_or(NonZeroUsize::MIN);
     let config = args.quantization.config(threads);
 
     let bars = Bars::default();
-    let photos = Photos::sample(&args.calibration, config.photos, &model, args.images.config(), &|done, total| {
-        bars.show("reading photos", done, total);
-    });
+    let photos = Photos::sample(
+        &args.calibration,
+        config.photos,
+        &model,
+        args.images.config(),
+        &|done, total| {
+            bars.show("reading photos", done, total);
+        },
+    );
     let photos = photos.map_err(|error| failed(&error))?;
     let result = quantization::quantize(&model, &photos, &config, &|stage, done, total| {
         let what = match stage {
@@ -106,13 +122,30 @@ fn quantize(args: &Args) -> Result<(), CliError> {
     });
     drop(bars);
     let float_bytes = model.graph.size();
-    let outcome = |report| Outcome { output: None, bytes: None, float_bytes, skipped_files: photos.skipped, report };
+    let outcome = |report| Outcome {
+        output: None,
+        bytes: None,
+        float_bytes,
+        skipped_files: photos.skipped,
+        report,
+    };
     match result {
         Ok(quantized) => {
-            files::write_atomically(&args.output, &quantized.onnx)
-                .map_err(|error| CliError::Failed(format!("{}: cannot be written: {error}", args.output.display())))?;
+            files::write_atomically(&args.output, &quantized.onnx).map_err(|error| {
+                CliError::Failed(format!(
+                    "{}: cannot be written: {error}",
+                    args.output.display()
+                ))
+            })?;
             let output = Some(args.output.to_string_lossy().into_owned());
-            print(args, &Outcome { output, bytes: Some(quantized.onnx.len()), ..outcome(&quantized.report) })
+            print(
+                args,
+                &Outcome {
+                    output,
+                    bytes: Some(quantized.onnx.len()),
+                    ..outcome(&quantized.report)
+                },
+            )
         }
         Err(error) => {
             if let QuantizationError::Disagrees { report, .. } = &error {
@@ -129,11 +162,16 @@ struct Bars(Mutex<Option<(&'static str, ProgressBar)>>);
 
 impl Bars {
     fn show(&self, what: &'static str, done: usize, total: usize) {
-        let mut shown = self.0.lock().expect("nothing panics while it holds the bar");
+        let mut shown = self
+            .0
+            .lock()
+            .expect("nothing panics while it holds the bar");
         if shown.as_ref().is_none_or(|(shown, _)| *shown != what) {
-            let style =
-                ProgressStyle::with_template("{prefix:>18} {bar:32} {pos}/{len}").expect("the template is right");
-            let bar = ProgressBar::new(total as u64).with_style(style).with_prefix(what);
+            let style = ProgressStyle::with_template("{prefix:>18} {bar:32} {pos}/{len}")
+                .expect("the template is right");
+            let bar = ProgressBar::new(total as u64)
+                .with_style(style)
+                .with_prefix(what);
             if let Some((_, old)) = shown.replace((what, bar)) {
                 old.finish_and_clear();
             }
@@ -161,13 +199,23 @@ fn print(args: &Args, outcome: &Outcome) -> Result<(), CliError> {
 }
 
 fn table(outcome: &Outcome) -> String {
-    let Outcome { output, bytes, float_bytes, skipped_files, report } = outcome;
+    let Outcome {
+        output,
+        bytes,
+        float_bytes,
+        skipped_files,
+        report,
+    } = outcome;
     let mut lines: Vec<(&str, String)> = Vec::new();
     let megabytes = |bytes: usize| bytes as f64 / 1e6;
     if let (Some(output), Some(bytes)) = (output, bytes) {
         lines.push((
             "model",
-            format!("{output}, {:.1} MB (float: {:.1} MB)", megabytes(*bytes), megabytes(*float_bytes)),
+            format!(
+                "{output}, {:.1} MB (float: {:.1} MB)",
+                megabytes(*bytes),
+                megabytes(*float_bytes)
+            ),
         ));
     }
     let kept = match &report.kept_float[..] {
@@ -175,11 +223,22 @@ fn table(outcome: &Outcome) -> String {
         kept => format!(", in float: {}", kept.join(", ")),
     };
     lines.push(("8-bit layers", format!("{}{kept}", report.layers)));
-    let skipped = if *skipped_files > 0 { format!(", {skipped_files} files are no photos") } else { String::new() };
-    let corrected = if report.bias_correction { ", biases corrected" } else { "" };
+    let skipped = if *skipped_files > 0 {
+        format!(", {skipped_files} files are no photos")
+    } else {
+        String::new()
+    };
+    let corrected = if report.bias_correction {
+        ", biases corrected"
+    } else {
+        ""
+    };
     lines.push((
         "calibration",
-        format!("{} photos, ranges by {}{corrected}{skipped}", report.calibration_photos, report.range),
+        format!(
+            "{} photos, ranges by {}{corrected}{skipped}",
+            report.calibration_photos, report.range
+        ),
     ));
     let comparison = &report.comparison;
     lines.push((
@@ -200,13 +259,21 @@ fn table(outcome: &Outcome) -> String {
     ));
     if let Some(accuracy) = &comparison.accuracy {
         let (fp32, int8) = (accuracy.fp32 * 100.0, accuracy.int8 * 100.0);
-        lines.push(("top-1", format!("{int8:.1} % on {} labelled photos (float: {fp32:.1} %)", accuracy.photos)));
+        lines.push((
+            "top-1",
+            format!(
+                "{int8:.1} % on {} labelled photos (float: {fp32:.1} %)",
+                accuracy.photos
+            ),
+        ));
     }
     lines.push(("signal to noise", format!("{:.1} dB", report.logits_snr_db)));
     for (index, worst) in report.worst_layers.iter().enumerate() {
         let what = if index == 0 { "worst layers" } else { "" };
         lines.push((what, format!("{:.1} dB  {}", worst.snr_db, worst.layer)));
     }
-    let lines = lines.into_iter().map(|(what, value)| format!("{:<16} {value}", style(what).bold()));
+    let lines = lines
+        .into_iter()
+        .map(|(what, value)| format!("{:<16} {value}", style(what).bold()));
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -20,7 +20,12 @@ const SHOWN_SKIPPED: usize = 10;
 
 /// The file of a photo as reports name it: without the dataset's folder, which all have in common.
 pub fn name_of(photo: &Labelled, root: &Path) -> String {
-    photo.path.strip_prefix(root).unwrap_or(&photo.path).display().to_string()
+    photo
+        .path
+        .strip_prefix(root)
+        .unwrap_or(&photo.path)
+        .display()
+        .to_string()
 }
 
 /// A share as a percentage.
@@ -28,7 +33,8 @@ pub fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-/// A table of the classes, what was confused, and the worst mistakes. `labels` are all the classes' names.
+/// A table of the classes, what was confused, and the worst mistakes. `labels` are all the classes'
+/// names.
 pub fn tables(evaluation: &Evaluation, labels: &[String]) -> String {
     let mut text = classes(evaluation);
     if labels.len() <= LARGEST_MATRIX {
@@ -45,13 +51,21 @@ pub fn print_skipped(skipped: &[Skipped]) {
         output::print_note(&format_args!("skipped {file}: {reason}"));
     }
     if skipped.len() > SHOWN_SKIPPED {
-        output::print_note(&format_args!("skipped {} more", skipped.len() - SHOWN_SKIPPED));
+        output::print_note(&format_args!(
+            "skipped {} more",
+            skipped.len() - SHOWN_SKIPPED
+        ));
     }
 }
 
 fn classes(evaluation: &Evaluation) -> String {
     let width = widest(evaluation.classes.iter().map(|class| class.label.as_str())).max(5);
-    let mut text = style(format!("{}  photos   recall  precision\n", left("Class", width))).bold().to_string();
+    let mut text = style(format!(
+        "{}  photos   recall  precision\n",
+        left("Class", width)
+    ))
+    .bold()
+    .to_string();
     for class in &evaluation.classes {
         let bar = style(output::bar(class.recall as f32, BAR_WIDTH)).green();
         let precision = class.precision.map_or("-".into(), percent);
@@ -69,7 +83,11 @@ fn classes(evaluation: &Evaluation) -> String {
 
 fn matrix(evaluation: &Evaluation, labels: &[String]) -> String {
     const CORNER: &str = "Shown, taken for";
-    let numbered = labels.iter().enumerate().map(|(row, label)| format!("{:>2} {label}", row + 1)).collect::<Vec<_>>();
+    let numbered = labels
+        .iter()
+        .enumerate()
+        .map(|(row, label)| format!("{:>2} {label}", row + 1))
+        .collect::<Vec<_>>();
     let width = widest(numbered.iter().map(String::as_str).chain([CORNER]));
     let mut header = left(CORNER, width);
     (1..=labels.len()).for_each(|column| header += &format!("{column:>4}"));
@@ -95,7 +113,10 @@ fn confusions(evaluation: &Evaluation) -> String {
     }
     let mut text = format!("\n{}\n", style("Confused most often").bold());
     for confusion in evaluation.confusions.iter().take(SHOWN_CONFUSIONS) {
-        text += &format!("{:>6}  {} taken for {}\n", confusion.photos, confusion.label, confusion.predicted);
+        text += &format!(
+            "{:>6}  {} taken for {}\n",
+            confusion.photos, confusion.label, confusion.predicted
+        );
     }
     text
 }
@@ -107,9 +128,18 @@ fn mistakes(mistakes: &[Mistake]) -> String {
     let shown = &mistakes[..mistakes.len().min(SHOWN_MISTAKES)];
     let width = widest(shown.iter().map(|mistake| mistake.file.as_str()));
     let mut text = format!("\n{}\n", style("Worst mistakes").bold());
-    for Mistake { file, label, predicted, probability } in shown {
+    for Mistake {
+        file,
+        label,
+        predicted,
+        probability,
+    } in shown
+    {
         let sure = percent((*probability).into());
-        text += &format!("  {}  {label} taken for {predicted} ({sure})\n", left(file, width));
+        text += &format!(
+            "  {}  {label} taken for {predicted} ({sure})\n",
+            left(file, width)
+        );
     }
     text
 }

@@ -45,18 +45,26 @@ Exit status: 0 = the stream ended well, 1 = it was cut off or no frame was answe
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub struct Args {
-    /// A video file, a folder of images, a camera (/dev/video0, camera:0), a URL (rtsp://...), or - for standard input.
+    /// A video file, a folder of images, a camera (/dev/video0, camera:0), a URL (rtsp://...), or -
+    /// for standard input.
     #[arg(value_name = "VIDEO")]
     source: VideoSource,
     #[command(flatten)]
     server: ServerFlags,
-    /// Frames to send a second [default: as many as the video has; 25 for folders played in real time].
+    /// Frames to send a second [default: as many as the video has; 25 for folders played in real
+    /// time].
     #[arg(long, env = "RESNET18_STREAM_FPS", value_name = "N", value_parser = values::rate)]
     fps: Option<f64>,
     /// What happens to frames that come faster than they are classified.
-    #[arg(long, env = "RESNET18_STREAM_POLICY", value_name = "POLICY", default_value = "latest")]
+    #[arg(
+        long,
+        env = "RESNET18_STREAM_POLICY",
+        value_name = "POLICY",
+        default_value = "latest"
+    )]
     policy: Policy,
-    /// Half-life of the mean over the frames, against flicker; 0 = off [default: 300ms, for a folder of images 0].
+    /// Half-life of the mean over the frames, against flicker; 0 = off [default: 300ms, for a
+    /// folder of images 0].
     #[arg(long, env = "RESNET18_STREAM_SMOOTHING", value_name = "DURATION", value_parser = values::duration)]
     smoothing: Option<Duration>,
     /// How many classes to ask for; only the first is shown without --json.
@@ -69,7 +77,12 @@ pub struct Args {
     #[arg(long = "loop", env = "RESNET18_STREAM_LOOP")]
     repeat: bool,
     /// The ffmpeg program, which reads everything but folders.
-    #[arg(long, env = "RESNET18_STREAM_FFMPEG", value_name = "PATH", default_value = "ffmpeg")]
+    #[arg(
+        long,
+        env = "RESNET18_STREAM_FFMPEG",
+        value_name = "PATH",
+        default_value = "ffmpeg"
+    )]
     ffmpeg: PathBuf,
     /// Print JSON, one object a line for each frame and one for the summary.
     #[arg(long, env = "RESNET18_STREAM_JSON")]
@@ -87,11 +100,20 @@ enum Policy {
 /// Classifies the frames and shows the answers as they come.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     if args.repeat && args.source.is_live() {
-        return Err(CliError::Usage(format!("{} can't begin again: leave out --loop", args.source)));
+        return Err(CliError::Usage(format!(
+            "{} can't begin again: leave out --loop",
+            args.source
+        )));
     }
     let server = args.server.server()?;
     let mut client = client::connect(&server).await?;
-    let model = client::find_model(&mut client, &server.address, &args.server.model, CONNECT_TIMEOUT).await?;
+    let model = client::find_model(
+        &mut client,
+        &server.address,
+        &args.server.model,
+        CONNECT_TIMEOUT,
+    )
+    .await?;
     let real_time = args.policy == Policy::Latest || args.fps.is_some();
     let options = StreamOptions {
         server,
@@ -146,12 +168,18 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     } else {
         output::print_line(&display::describe(&result.summary))?;
     }
-    let well = result.video_error.is_none() && result.server_error.is_none() && result.summary.answered > 0;
+    let well = result.video_error.is_none()
+        && result.server_error.is_none()
+        && result.summary.answered > 0;
     if let Some(error) = &result.video_error {
         output::print_error(error);
     }
     if let Some(error) = &result.server_error {
         output::print_error(error);
     }
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

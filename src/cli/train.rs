@@ -82,7 +82,8 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Training")]
 struct TrainingArgs {
-    /// Choose learning rate, weight decay and epochs by cross-validation; usually better than the defaults.
+    /// Choose learning rate, weight decay and epochs by cross-validation; usually better than the
+    /// defaults.
     #[arg(long, env = "RESNET18_TRAIN_AUTO", conflicts_with_all = ["learning_rate", "weight_decay", "epochs"])]
     auto: bool,
     /// How far a step follows the gradient.
@@ -100,14 +101,26 @@ struct TrainingArgs {
     /// Photos in a step.
     #[arg(long, env = "RESNET18_TRAIN_BATCH", value_name = "N", default_value = "32", value_parser = values::count)]
     batch: usize,
-    /// Learn from mirror images too, each photo either way by chance. It takes twice the time, and helps where photos are few.
+    /// Learn from mirror images too, each photo either way by chance. It takes twice the time, and
+    /// helps where photos are few.
     #[arg(long, env = "RESNET18_TRAIN_FLIP")]
     flip: bool,
-    /// Whether photos of small classes count more, so that all classes count alike, or all photos count alike.
-    #[arg(long, env = "RESNET18_TRAIN_CLASS_WEIGHTS", value_enum, default_value = "balanced")]
+    /// Whether photos of small classes count more, so that all classes count alike, or all photos
+    /// count alike.
+    #[arg(
+        long,
+        env = "RESNET18_TRAIN_CLASS_WEIGHTS",
+        value_enum,
+        default_value = "balanced"
+    )]
     class_weights: ClassWeights,
     /// Where the random numbers begin: the same seed gives the same model.
-    #[arg(long, env = "RESNET18_TRAIN_SEED", value_name = "N", default_value = "0")]
+    #[arg(
+        long,
+        env = "RESNET18_TRAIN_SEED",
+        value_name = "N",
+        default_value = "0"
+    )]
     seed: u64,
 }
 
@@ -167,7 +180,8 @@ struct Epoch {
 /// Trains, shows how it goes, writes the model and says how well it does.
 ///
 /// # Errors
-/// A dataset or a base that can't be used, an engine that can't start, an output that can't be written.
+/// A dataset or a base that can't be used, an engine that can't start, an output that can't be
+/// written.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let started = Instant::now();
     output::print_warnings();
@@ -176,10 +190,20 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let plan = Plan::new(dataset, args.training.seed, &args.dataset).map_err(CliError::failed)?;
     say(&args, || {
         let photos = format!("{} to learn from", thousands(plan.train.len() as u64));
-        line("Photos", format!("{photos}, {} to check with, {} classes", plan.val.len(), plan.classes.len()))
+        line(
+            "Photos",
+            format!(
+                "{photos}, {} to check with, {} classes",
+                plan.val.len(),
+                plan.classes.len()
+            ),
+        )
     })?;
 
-    let config = OfflineConfig { engine: args.engine.config()?, preprocess: args.images.config() };
+    let config = OfflineConfig {
+        engine: args.engine.config()?,
+        preprocess: args.images.config(),
+    };
     let threads = config.engine.threads;
     let (path, overrides) = (args.base.clone(), args.pixels.overrides());
     let (base, backbone) = blocking(move || {
@@ -268,18 +292,36 @@ fn say(args: &Args, text: impl FnOnce() -> String) -> Result<(), CliError> {
     Ok(())
 }
 
-async fn features(args: &Args, plan: &Plan, backbone: &Offline) -> Result<(Examples, Duration), CliError> {
+async fn features(
+    args: &Args,
+    plan: &Plan,
+    backbone: &Offline,
+) -> Result<(Examples, Duration), CliError> {
     let images = plan.images(args.training.flip);
     let started = Instant::now();
     let bar = output::progress(images, "Features");
-    let examples = plan.examples(backbone, args.training.flip, |done| bar.set_position(done as u64)).await;
+    let examples = plan
+        .examples(backbone, args.training.flip, |done| {
+            bar.set_position(done as u64)
+        })
+        .await;
     bar.finish_and_clear();
     let (examples, took) = (examples.map_err(CliError::failed)?, started.elapsed());
     let engine = &backbone.engine;
     say(args, || {
         let speed = format!("{:.0} images/s", images as f64 / took.as_secs_f64());
-        let what = format!("{} images in {:.1} s", thousands(images as u64), took.as_secs_f64());
-        line("Features", format!("{what}, {speed}, {} {} on {}", engine.kind, engine.precision, engine.device))
+        let what = format!(
+            "{} images in {:.1} s",
+            thousands(images as u64),
+            took.as_secs_f64()
+        );
+        line(
+            "Features",
+            format!(
+                "{what}, {speed}, {} {} on {}",
+                engine.kind, engine.precision, engine.device
+            ),
+        )
     })?;
     Ok((examples, took))
 }
@@ -291,7 +333,12 @@ struct Learned {
     epochs: Vec<Epoch>,
 }
 
-fn learn(args: &Args, plan: &Plan, examples: &Examples, threads: std::num::NonZeroUsize) -> Result<Learned, CliError> {
+fn learn(
+    args: &Args,
+    plan: &Plan,
+    examples: &Examples,
+    threads: std::num::NonZeroUsize,
+) -> Result<Learned, CliError> {
     let train: Vec<&Example> = examples.train.iter().collect();
     let val: Vec<&Example> = examples.val.iter().collect();
     let mut settings = args.training.settings();
@@ -309,13 +356,28 @@ fn learn(args: &Args, plan: &Plan, examples: &Examples, threads: std::num::NonZe
         };
         (settings, found) = (best.settings, Some(best));
         say(args, || {
-            let Settings { learning_rate, weight_decay, epochs, .. } = settings;
-            let chosen = format!("learning rate {learning_rate}, weight decay {weight_decay}, {epochs} epochs");
+            let Settings {
+                learning_rate,
+                weight_decay,
+                epochs,
+                ..
+            } = settings;
+            let chosen = format!(
+                "learning rate {learning_rate}, weight decay {weight_decay}, {epochs} epochs"
+            );
             let score = percent(best.score.accuracy.into());
-            line("Settings", format!("{chosen}: the best of {}, {score} in cross-validation", best.tried))
+            line(
+                "Settings",
+                format!(
+                    "{chosen}: the best of {}, {score} in cross-validation",
+                    best.tried
+                ),
+            )
         })?;
     }
-    say(args, || style("Epoch     loss  validation").bold().to_string())?;
+    say(args, || {
+        style("Epoch     loss  validation").bold().to_string()
+    })?;
     let mut layer = SoftmaxLayer::new(&train, plan.classes.len(), settings);
     let mut epochs = Vec::new();
     for number in 1..=settings.epochs {
@@ -330,10 +392,18 @@ fn learn(args: &Args, plan: &Plan, examples: &Examples, threads: std::num::NonZe
         epochs.push(Epoch { loss, accuracy });
         say(args, || {
             let bar = style(output::bar(accuracy, output::BAR_WIDTH)).green();
-            format!("{number:>5}  {loss:>7.4}  {:>10}  {bar}", percent(accuracy.into()))
+            format!(
+                "{number:>5}  {loss:>7.4}  {:>10}  {bar}",
+                percent(accuracy.into())
+            )
         })?;
     }
-    Ok(Learned { settings, found, layer: layer.layer().clone(), epochs })
+    Ok(Learned {
+        settings,
+        found,
+        layer: layer.layer().clone(),
+        epochs,
+    })
 }
 
 /// What the new layer says of the photos kept for validation.
@@ -343,11 +413,24 @@ fn cases(args: &Args, layer: &LinearLayer, examples: &Examples) -> Vec<Case> {
         class: example.class,
         probabilities: answer::softmax(&softmax_layer::logits(layer, &example.features)),
     };
-    examples.val.iter().zip(&examples.val_photos).map(case).collect()
+    examples
+        .val
+        .iter()
+        .zip(&examples.val_photos)
+        .map(case)
+        .collect()
 }
 
 fn settings_json(args: &Args, learned: &Learned) -> serde_json::Value {
-    let Settings { learning_rate, momentum, weight_decay, batch, epochs, balance, seed } = learned.settings;
+    let Settings {
+        learning_rate,
+        momentum,
+        weight_decay,
+        batch,
+        epochs,
+        balance,
+        seed,
+    } = learned.settings;
     // As they were written, not as the nearest float64 to the float32.
     let number = |value: f32| value.to_string().parse::<f64>().unwrap_or(value.into());
     json!({
@@ -365,16 +448,37 @@ fn settings_json(args: &Args, learned: &Learned) -> serde_json::Value {
 
 impl EngineJson {
     fn new(engine: &EngineInfo) -> Self {
-        Self { kind: engine.kind.to_string(), precision: engine.precision.to_string(), device: engine.device.clone() }
+        Self {
+            kind: engine.kind.to_string(),
+            precision: engine.precision.to_string(),
+            device: engine.device.clone(),
+        }
     }
 }
 
 fn describe(report: &Report) -> String {
     let mut text = format!("\n{}\n", report::tables(&report.evaluation, &report.labels));
     let accuracy = style(percent(report.accuracy)).green().bold();
-    let right: usize = report.evaluation.classes.iter().map(|class| class.right).sum();
-    text += &line("Accuracy", format!("{accuracy}: {right} of {} photos kept for validation", report.val_photos));
-    text += &line("Took", format!("{:.1} s, {:.1} s of them for the features", report.total_s, report.features_s));
+    let right: usize = report
+        .evaluation
+        .classes
+        .iter()
+        .map(|class| class.right)
+        .sum();
+    text += &line(
+        "Accuracy",
+        format!(
+            "{accuracy}: {right} of {} photos kept for validation",
+            report.val_photos
+        ),
+    );
+    text += &line(
+        "Took",
+        format!(
+            "{:.1} s, {:.1} s of them for the features",
+            report.total_s, report.features_s
+        ),
+    );
     text += &line("Written", &report.output);
     let command = format!("resnet18 serve --model {}", output::quoted(&report.output));
     text + line("Serve it", style(command).green()).trim_end()

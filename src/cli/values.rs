@@ -8,7 +8,9 @@ use std::{
 /// Parses durations such as `300ms`, `10s`, `1.5m` and `2h`; a bare `0` is fine too.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
-    let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let unit_at = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
     let seconds_a_unit = match unit {
         "ms" => 0.001,
@@ -18,12 +20,17 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "" if number == "0" => 0.0,
         "" => return Err("say the unit too: ms, s, m or h, as in 300ms or 10s".into()),
         _ => {
-            return Err(format!("`{unit}` isn't a unit of time; use ms, s, m or h, as in 300ms or 10s"));
+            return Err(format!(
+                "`{unit}` isn't a unit of time; use ms, s, m or h, as in 300ms or 10s"
+            ));
         }
     };
-    let number: f64 =
-        number.trim().parse().map_err(|_| format!("`{number}` isn't a number; write for example 300ms or 10s"))?;
-    Duration::try_from_secs_f64(number * seconds_a_unit).map_err(|_| format!("`{text}` is out of range"))
+    let number: f64 = number
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{number}` isn't a number; write for example 300ms or 10s"))?;
+    Duration::try_from_secs_f64(number * seconds_a_unit)
+        .map_err(|_| format!("`{text}` is out of range"))
 }
 
 /// Parses a duration that isn't zero.
@@ -39,8 +46,12 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
     if !text.contains(':') {
         return Err("say the port too, as in 127.0.0.1:8001 or [::1]:8001".into());
     }
-    let mut addresses = text.to_socket_addrs().map_err(|error| format!("not HOST:PORT ({error})"))?;
-    addresses.next().ok_or_else(|| "the name has no address".into())
+    let mut addresses = text
+        .to_socket_addrs()
+        .map_err(|error| format!("not HOST:PORT ({error})"))?;
+    addresses
+        .next()
+        .ok_or_else(|| "the name has no address".into())
 }
 
 /// Parses a probability.
@@ -69,13 +80,19 @@ pub fn rate(text: &str) -> Result<f64, String> {
 
 /// Parses a number that is more than 0.
 pub fn positive(text: &str) -> Result<f32, String> {
-    let number = text.parse().ok().filter(|number: &f32| number.is_finite() && *number > 0.0);
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number: &f32| number.is_finite() && *number > 0.0);
     number.ok_or_else(|| "must be a number, more than 0".into())
 }
 
 /// Parses a number that is 0 or more.
 pub fn not_negative(text: &str) -> Result<f32, String> {
-    let number = text.parse().ok().filter(|number: &f32| number.is_finite() && *number >= 0.0);
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number: &f32| number.is_finite() && *number >= 0.0);
     number.ok_or_else(|| "must be a number, 0 or more".into())
 }
 
@@ -102,9 +119,23 @@ mod tests {
             ("0", 0),
             ("5 s", 5000),
         ] {
-            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+            assert_eq!(
+                duration(text),
+                Ok(Duration::from_millis(milliseconds)),
+                "{text}"
+            );
         }
-        for text in ["", "5", "s", "-1s", "5 parsecs", "1e400s", "nans", "infs", "1s2"] {
+        for text in [
+            "",
+            "5",
+            "s",
+            "-1s",
+            "5 parsecs",
+            "1e400s",
+            "nans",
+            "infs",
+            "1s2",
+        ] {
             assert!(duration(text).is_err(), "{text}");
         }
         assert!(positive_duration("0ms").is_err());
@@ -112,10 +143,17 @@ mod tests {
 
     #[test]
     fn listen_addresses_are_numbers_or_names() {
-        assert_eq!(listen_address("127.0.0.1:0"), Ok(([127, 0, 0, 1], 0).into()));
+        assert_eq!(
+            listen_address("127.0.0.1:0"),
+            Ok(([127, 0, 0, 1], 0).into())
+        );
         assert!(listen_address("[::1]:8001").unwrap().is_ipv6());
         assert!(listen_address("localhost:8001").unwrap().ip().is_loopback());
-        for (wrong, reason) in [("8001", "port"), ("127.0.0.1:99999", "not HOST:PORT"), (":", "not HOST:PORT")] {
+        for (wrong, reason) in [
+            ("8001", "port"),
+            ("127.0.0.1:99999", "not HOST:PORT"),
+            (":", "not HOST:PORT"),
+        ] {
             let error = listen_address(wrong).unwrap_err();
             assert!(error.contains(reason), "{wrong}: {error}");
         }
@@ -130,7 +168,11 @@ mod tests {
         assert_eq!(rate("29.97"), Ok(29.97));
         assert!(rate("0").is_err() && rate("inf").is_err() && rate("NaN").is_err());
         assert!(positive("0").is_err() && positive("inf").is_err() && positive("1e-3") == Ok(1e-3));
-        assert!(not_negative("-1").is_err() && not_negative("NaN").is_err() && not_negative("0") == Ok(0.0));
+        assert!(
+            not_negative("-1").is_err()
+                && not_negative("NaN").is_err()
+                && not_negative("0") == Ok(0.0)
+        );
         assert_eq!(count("16"), Ok(16));
         assert!(count("0").is_err() && count("70000").is_err());
     }

@@ -5,7 +5,8 @@ use std::{fmt, str::FromStr};
 use http::Uri;
 use tonic::transport::Endpoint;
 
-/// Where a server listens: `http://host:port` or `https://host:port`, `host:port` for short, or `unix:path`.
+/// Where a server listens: `http://host:port` or `https://host:port`, `host:port` for short, or
+/// `unix:path`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerAddress {
     /// As tonic takes it.
@@ -16,7 +17,8 @@ pub struct ServerAddress {
 impl ServerAddress {
     /// What a connection to the server begins with.
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint::from_shared(self.text.clone()).expect("the address was checked when it was parsed")
+        Endpoint::from_shared(self.text.clone())
+            .expect("the address was checked when it was parsed")
     }
 
     /// Whether connections are encrypted.
@@ -34,16 +36,24 @@ impl FromStr for ServerAddress {
             let path = path.strip_prefix("//").unwrap_or(path);
             return match path.is_empty() {
                 true => Err("say the path too, as in unix:/run/resnet18.sock".into()),
-                false => Ok(Self { text: format!("unix:{path}"), tls: false }),
+                false => Ok(Self {
+                    text: format!("unix:{path}"),
+                    tls: false,
+                }),
             };
         }
         let text = text.trim_end_matches('/');
         let (scheme, authority) = text.split_once("://").unwrap_or(("http", text));
         if !matches!(scheme, "http" | "https") {
-            return Err(format!("`{scheme}://` isn't supported; use http://HOST:PORT, https://HOST:PORT or unix:PATH"));
+            return Err(format!(
+                "`{scheme}://` isn't supported; use http://HOST:PORT, https://HOST:PORT or unix:PATH"
+            ));
         }
-        let malformed = || format!("`{text}` isn't an address; write for example http://127.0.0.1:8001");
-        let uri: Uri = format!("{scheme}://{authority}/").parse().map_err(|_| malformed())?;
+        let malformed =
+            || format!("`{text}` isn't an address; write for example http://127.0.0.1:8001");
+        let uri: Uri = format!("{scheme}://{authority}/")
+            .parse()
+            .map_err(|_| malformed())?;
         // A colon after the brackets of an IPv6 address, if any, begins the port.
         let after_brackets = authority.rsplit(']').next().unwrap_or(authority);
         if after_brackets.contains(':') && uri.port_u16().is_none() {
@@ -55,7 +65,10 @@ impl FromStr for ServerAddress {
         if !text.contains("://") && uri.port_u16().is_none() {
             return Err(format!("say the port too, as in {authority}:8001"));
         }
-        Ok(Self { text: format!("{scheme}://{authority}"), tls: scheme == "https" })
+        Ok(Self {
+            text: format!("{scheme}://{authority}"),
+            tls: scheme == "https",
+        })
     }
 }
 
@@ -71,15 +84,41 @@ mod tests {
 
     #[test]
     fn short_and_long_forms_mean_the_same() {
-        for text in ["http://127.0.0.1:8001", "127.0.0.1:8001", "http://127.0.0.1:8001/"] {
-            assert_eq!(text.parse::<ServerAddress>().unwrap().to_string(), "http://127.0.0.1:8001", "{text}");
+        for text in [
+            "http://127.0.0.1:8001",
+            "127.0.0.1:8001",
+            "http://127.0.0.1:8001/",
+        ] {
+            assert_eq!(
+                text.parse::<ServerAddress>().unwrap().to_string(),
+                "http://127.0.0.1:8001",
+                "{text}"
+            );
         }
-        assert_eq!("[::1]:8001".parse::<ServerAddress>().unwrap().to_string(), "http://[::1]:8001");
-        assert_eq!("https://models.lan:443".parse::<ServerAddress>().unwrap().to_string(), "https://models.lan:443");
+        assert_eq!(
+            "[::1]:8001".parse::<ServerAddress>().unwrap().to_string(),
+            "http://[::1]:8001"
+        );
+        assert_eq!(
+            "https://models.lan:443"
+                .parse::<ServerAddress>()
+                .unwrap()
+                .to_string(),
+            "https://models.lan:443"
+        );
         for text in ["unix:/run/a.sock", "unix:///run/a.sock"] {
-            assert_eq!(text.parse::<ServerAddress>().unwrap().to_string(), "unix:/run/a.sock");
+            assert_eq!(
+                text.parse::<ServerAddress>().unwrap().to_string(),
+                "unix:/run/a.sock"
+            );
         }
-        assert_eq!("http://models.lan".parse::<ServerAddress>().unwrap().to_string(), "http://models.lan");
+        assert_eq!(
+            "http://models.lan"
+                .parse::<ServerAddress>()
+                .unwrap()
+                .to_string(),
+            "http://models.lan"
+        );
     }
 
     #[test]

@@ -31,7 +31,10 @@ pub(super) struct Latencies {
 
 impl Default for Latencies {
     fn default() -> Self {
-        Self { histogram: Histogram::new_with_max(LONGEST, 3).expect("the limits are valid"), max: 0 }
+        Self {
+            histogram: Histogram::new_with_max(LONGEST, 3).expect("the limits are valid"),
+            max: 0,
+        }
     }
 }
 

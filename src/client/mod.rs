@@ -1,14 +1,21 @@
-//! What the client subcommands share: reaching a server, choosing a model, one classification with its deadline.
+//! What the client subcommands share: reaching a server, choosing a model, one classification with
+//! its deadline.
 
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::time::Instant;
-use tonic::{Code, Request, Status, TimeoutExpired, service::interceptor::InterceptedService, transport::Channel};
+use tonic::{
+    Code, Request, Status, TimeoutExpired, service::interceptor::InterceptedService,
+    transport::Channel,
+};
 
 use crate::{
     code::code_name,
-    proto::{ClassifyRequest, ClassifyResponse, ListModelsRequest, Model, classifier_client::ClassifierClient},
+    proto::{
+        ClassifyRequest, ClassifyResponse, ListModelsRequest, Model,
+        classifier_client::ClassifierClient,
+    },
 };
 
 mod address;
@@ -47,7 +54,10 @@ impl std::str::FromStr for Server {
 
     /// A server at an address, which wants to see nothing.
     fn from_str(address: &str) -> Result<Self, String> {
-        Ok(Self { address: address.parse()?, credentials: Credentials::default() })
+        Ok(Self {
+            address: address.parse()?,
+            credentials: Credentials::default(),
+        })
     }
 }
 
@@ -55,7 +65,9 @@ impl std::str::FromStr for Server {
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// Nobody answers at the address.
-    #[error("no server at {server} ({reason}); start one with `resnet18 serve`, or name another with --server")]
+    #[error(
+        "no server at {server} ({reason}); start one with `resnet18 serve`, or name another with --server"
+    )]
     Unreachable {
         /// The address that was tried.
         server: ServerAddress,
@@ -110,29 +122,41 @@ fn advice(status: &Status) -> &'static str {
 /// # Errors
 /// When nobody answers there, or not in the way that was expected.
 pub async fn connect(server: &Server) -> Result<Client, ClientError> {
-    let Server { address, credentials } = server;
-    let mut endpoint =
-        address.endpoint().connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).http2_keep_alive_interval(KEEP_ALIVE);
+    let Server {
+        address,
+        credentials,
+    } = server;
+    let mut endpoint = address
+        .endpoint()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE);
     if address.uses_tls() {
-        let tls = |error| ClientError::Tls { server: address.clone(), reason: root_cause(&error) };
+        let tls = |error| ClientError::Tls {
+            server: address.clone(),
+            reason: root_cause(&error),
+        };
         endpoint = endpoint.tls_config(credentials.tls()).map_err(tls)?;
     }
     let channel = endpoint.connect().await.map_err(|error| {
         let (server, reason) = (address.clone(), root_cause(&error));
         match address.uses_tls() && reason.contains("certificate") {
-            true => {
-                ClientError::Tls { server, reason: format!("{reason}; give the authority's certificate with --ca") }
-            }
+            true => ClientError::Tls {
+                server,
+                reason: format!("{reason}; give the authority's certificate with --ca"),
+            },
             false => ClientError::Unreachable { server, reason },
         }
     })?;
-    Ok(ClassifierClient::with_interceptor(channel, SendToken(credentials.token.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    Ok(
+        ClassifierClient::with_interceptor(channel, SendToken(credentials.token.clone()))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES),
+    )
 }
 
-/// Asks which models there are and returns the one of that name, or the default one if the name is empty. A server that
-/// is still starting is given until `timeout`.
+/// Asks which models there are and returns the one of that name, or the default one if the name is
+/// empty. A server that is still starting is given until `timeout`.
 pub async fn find_model(
     client: &mut Client,
     server: &ServerAddress,
@@ -151,17 +175,31 @@ pub async fn find_model(
         match retry::delay_before(&status, attempt, deadline) {
             Some(delay) => tokio::time::sleep(delay).await,
             None => {
-                return Err(ClientError::Refused { server: server.clone(), status: status.into() });
+                return Err(ClientError::Refused {
+                    server: server.clone(),
+                    status: status.into(),
+                });
             }
         }
         attempt += 1;
     };
-    let known = models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
-    models.into_iter().find(|model| name.is_empty() || model.name == name).ok_or_else(|| ClientError::UnknownModel {
-        server: server.clone(),
-        model: name.into(),
-        known: if known.is_empty() { "(it has none)".into() } else { known },
-    })
+    let known = models
+        .iter()
+        .map(|model| model.name.as_str())
+        .collect::<Vec<_>>()
+        .join(", ");
+    models
+        .into_iter()
+        .find(|model| name.is_empty() || model.name == name)
+        .ok_or_else(|| ClientError::UnknownModel {
+            server: server.clone(),
+            model: name.into(),
+            known: if known.is_empty() {
+                "(it has none)".into()
+            } else {
+                known
+            },
+        })
 }
 
 /// Sends one request, whose deadline travels with it.
@@ -172,15 +210,21 @@ pub async fn classify(
 ) -> Result<ClassifyResponse, Status> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
-        return Err(Status::deadline_exceeded("the timeout passed before the request could be sent"));
+        return Err(Status::deadline_exceeded(
+            "the timeout passed before the request could be sent",
+        ));
     }
     let mut request = Request::new(request);
     request.set_timeout(left);
-    client.classify(request).await.map(tonic::Response::into_inner).map_err(normalise_timeout)
+    client
+        .classify(request)
+        .await
+        .map(tonic::Response::into_inner)
+        .map_err(normalise_timeout)
 }
 
-/// Sends one request until it is answered: one that is refused for a moment is sent again after the delay that the server
-/// asks for. Also returns when the request was sent that was answered.
+/// Sends one request until it is answered: one that is refused for a moment is sent again after the
+/// delay that the server asks for. Also returns when the request was sent that was answered.
 pub async fn classify_with_retries(
     client: &mut Client,
     request: ClassifyRequest,
@@ -220,5 +264,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 
 /// A duration of the contract in milliseconds; absent and negative ones are 0.
 pub fn milliseconds(duration: Option<&prost_types::Duration>) -> f64 {
-    duration.map_or(0.0, |d| (d.seconds as f64 * 1e3 + f64::from(d.nanos) / 1e6).max(0.0))
+    duration.map_or(0.0, |d| {
+        (d.seconds as f64 * 1e3 + f64::from(d.nanos) / 1e6).max(0.0)
+    })
 }

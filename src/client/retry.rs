@@ -17,16 +17,19 @@ pub fn requested_delay(status: &Status) -> Option<Duration> {
     status.get_error_details().retry_info()?.retry_delay
 }
 
-/// An exponential backoff: 50 ms after the first attempt, doubled after each further one, at most 2 s.
+/// An exponential backoff: 50 ms after the first attempt, doubled after each further one, at most 2
+/// s.
 pub fn backoff(attempt: u32) -> Duration {
-    FIRST_BACKOFF.saturating_mul(1 << attempt.min(10)).min(LONGEST_BACKOFF)
+    FIRST_BACKOFF
+        .saturating_mul(1 << attempt.min(10))
+        .min(LONGEST_BACKOFF)
 }
 
-/// How long to wait before a request is sent again, or `None` if it shouldn't be: the error isn't temporary, attempt
-/// number `attempt` (from 0) was the last one, or the deadline would pass first.
+/// How long to wait before a request is sent again, or `None` if it shouldn't be: the error isn't
+/// temporary, attempt number `attempt` (from 0) was the last one, or the deadline would pass first.
 ///
-/// RESOURCE_EXHAUSTED is temporary only if the server says so with a delay; without one it may as well mean a message
-/// that is too large.
+/// RESOURCE_EXHAUSTED is temporary only if the server says so with a delay; without one it may as
+/// well mean a message that is too large.
 pub fn delay_before(status: &Status, attempt: u32, deadline: Instant) -> Option<Duration> {
     let requested = requested_delay(status);
     let temporary = match status.code() {
@@ -48,7 +51,11 @@ mod tests {
     use super::*;
 
     fn exhausted(delay: Option<Duration>) -> Status {
-        Status::with_error_details(Code::ResourceExhausted, "the queue is full", ErrorDetails::with_retry_info(delay))
+        Status::with_error_details(
+            Code::ResourceExhausted,
+            "the queue is full",
+            ErrorDetails::with_retry_info(delay),
+        )
     }
 
     fn in_a_minute() -> Instant {
@@ -59,30 +66,56 @@ mod tests {
     fn the_servers_delay_is_heeded() {
         let delay = Duration::from_millis(700);
         assert_eq!(requested_delay(&exhausted(Some(delay))), Some(delay));
-        assert_eq!(delay_before(&exhausted(Some(delay)), 0, in_a_minute()), Some(delay));
+        assert_eq!(
+            delay_before(&exhausted(Some(delay)), 0, in_a_minute()),
+            Some(delay)
+        );
     }
 
     #[test]
     fn a_short_delay_is_stretched_by_the_backoff() {
         let status = exhausted(Some(Duration::from_millis(1)));
-        assert_eq!(delay_before(&status, 0, in_a_minute()), Some(Duration::from_millis(50)));
-        assert_eq!(delay_before(&status, 3, in_a_minute()), Some(Duration::from_millis(400)));
+        assert_eq!(
+            delay_before(&status, 0, in_a_minute()),
+            Some(Duration::from_millis(50))
+        );
+        assert_eq!(
+            delay_before(&status, 3, in_a_minute()),
+            Some(Duration::from_millis(400))
+        );
         assert_eq!(backoff(40), Duration::from_secs(2));
     }
 
     #[test]
     fn what_cannot_succeed_is_not_repeated() {
-        assert_eq!(delay_before(&Status::invalid_argument("no image"), 0, in_a_minute()), None);
-        assert_eq!(delay_before(&Status::resource_exhausted("message too large"), 0, in_a_minute()), None);
+        assert_eq!(
+            delay_before(&Status::invalid_argument("no image"), 0, in_a_minute()),
+            None
+        );
+        assert_eq!(
+            delay_before(
+                &Status::resource_exhausted("message too large"),
+                0,
+                in_a_minute()
+            ),
+            None
+        );
         let unavailable = Status::unavailable("starting");
         assert!(delay_before(&unavailable, 0, in_a_minute()).is_some());
-        assert_eq!(delay_before(&unavailable, MAX_ATTEMPTS - 1, in_a_minute()), None);
+        assert_eq!(
+            delay_before(&unavailable, MAX_ATTEMPTS - 1, in_a_minute()),
+            None
+        );
         assert_eq!(delay_before(&unavailable, 0, Instant::now()), None);
     }
 
     #[test]
     fn damaged_details_count_as_none() {
-        let status = Status::with_details(Code::ResourceExhausted, "full", bytes::Bytes::from_static(b"\xff\xff\xff"));
+        let status = Status::with_details(
+            Code::ResourceExhausted,
+            "full",
+            bytes::Bytes::from_static(b"\xff\xff\xff"),
+        );
         assert_eq!(requested_delay(&status), None);
     }
 }

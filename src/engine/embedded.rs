@@ -5,7 +5,9 @@ use std::{num::NonZeroUsize, sync::Arc};
 use rten::{NodeId, RunOptions, ThreadPool, ValueView};
 use rten_tensor::{Layout, Tensor};
 
-use super::{Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, cpu_name};
+use super::{
+    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, cpu_name,
+};
 use crate::model::{Batch, BodyPrecision, IMAGES, LOGITS, Model, ServingGraph};
 
 const KIND: EngineKind = EngineKind::Embedded;
@@ -25,11 +27,17 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
         Batch::Any => (None, config.max_batch.map_or(1, NonZeroUsize::get)),
         Batch::Fixed(n) => (Some(n), n),
     };
-    let onnx = model.graph.to_onnx(batch, BodyPrecision::Fp32).map_err(|error| KIND.unsupported(error))?;
+    let onnx = model
+        .graph
+        .to_onnx(batch, BodyPrecision::Fp32)
+        .map_err(|error| KIND.unsupported(error))?;
     let network = Arc::new(Network::load(onnx, model)?);
     let threads = config.threads.get();
     let lane = |threads| -> Box<dyn Engine> {
-        Box::new(Embedded { network: Arc::clone(&network), pool: Arc::new(ThreadPool::with_num_threads(threads)) })
+        Box::new(Embedded {
+            network: Arc::clone(&network),
+            pool: Arc::new(ThreadPool::with_num_threads(threads)),
+        })
     };
     Ok(Lanes {
         info: EngineInfo {
@@ -58,10 +66,18 @@ impl Network {
     fn load(onnx: Vec<u8>, model: &Model) -> Result<Self, EngineError> {
         let network = rten::Model::load(onnx).map_err(|error| KIND.unsupported(error))?;
         Ok(Self {
-            input: network.node_id("images").map_err(|error| KIND.unsupported(error))?,
-            output: network.node_id("logits").map_err(|error| KIND.unsupported(error))?,
+            input: network
+                .node_id("images")
+                .map_err(|error| KIND.unsupported(error))?,
+            output: network
+                .node_id("logits")
+                .map_err(|error| KIND.unsupported(error))?,
             model: network,
-            image: [model.geometry.height as usize, model.geometry.width as usize, 3],
+            image: [
+                model.geometry.height as usize,
+                model.geometry.width as usize,
+                3,
+            ],
         })
     }
 }
@@ -73,15 +89,27 @@ struct Embedded {
 
 impl Engine for Embedded {
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
-        let Network { model, input, output, image: [height, width, channels] } = &*self.network;
-        let images =
-            ValueView::from_shape([n, *height, *width, *channels], images).map_err(|error| KIND.failed(error))?;
+        let Network {
+            model,
+            input,
+            output,
+            image: [height, width, channels],
+        } = &*self.network;
+        let images = ValueView::from_shape([n, *height, *width, *channels], images)
+            .map_err(|error| KIND.failed(error))?;
         let options = RunOptions::default().with_thread_pool(Some(Arc::clone(&self.pool)));
-        let [values] =
-            model.run_n(vec![(*input, images.into())], [*output], Some(options)).map_err(|error| KIND.failed(error))?;
-        let ([_, _], values) = values.into_shape_vec::<f32, 2>().map_err(|error| KIND.failed(error))?;
+        let [values] = model
+            .run_n(vec![(*input, images.into())], [*output], Some(options))
+            .map_err(|error| KIND.failed(error))?;
+        let ([_, _], values) = values
+            .into_shape_vec::<f32, 2>()
+            .map_err(|error| KIND.failed(error))?;
         if values.len() != logits.len() {
-            return Err(KIND.failed(format!("{} logits instead of {}", values.len(), logits.len())));
+            return Err(KIND.failed(format!(
+                "{} logits instead of {}",
+                values.len(),
+                logits.len()
+            )));
         }
         logits.copy_from_slice(&values);
         Ok(())
@@ -107,7 +135,9 @@ impl Probe {
             Batch::Any => (None, 1),
             Batch::Fixed(n) => (Some(n), n),
         };
-        let onnx = graph.tapped(batch, tensors).map_err(|error| KIND.unsupported(error))?;
+        let onnx = graph
+            .tapped(batch, tensors)
+            .map_err(|error| KIND.unsupported(error))?;
         let model = rten::Model::load(onnx).map_err(|error| KIND.unsupported(error))?;
         let node = |name: &str| model.node_id(name).map_err(|error| KIND.unsupported(error));
         Ok(Self {
@@ -121,19 +151,25 @@ impl Probe {
         })
     }
 
-    /// The logits and then the tensors for the image `crop`, `uint8 [height, width, 3]`, each with its shape; the first
-    /// dimension is 1.
+    /// The logits and then the tensors for the image `crop`, `uint8 [height, width, 3]`, each with
+    /// its shape; the first dimension is 1.
     ///
     /// # Errors
     /// [`EngineError::Inference`] when the engine fails.
     pub fn run(&self, crop: &[u8], pool: &Arc<ThreadPool>) -> Result<Vec<Values>, EngineError> {
         let images = crop.repeat(self.shape[0]);
-        let images = ValueView::from_shape(self.shape, &images[..]).map_err(|error| KIND.failed(error))?;
+        let images =
+            ValueView::from_shape(self.shape, &images[..]).map_err(|error| KIND.failed(error))?;
         let options = RunOptions::default().with_thread_pool(Some(Arc::clone(pool)));
         let input = vec![(self.input, images.into())];
-        let values = self.model.run(input, &self.tensors, Some(options)).map_err(|error| KIND.failed(error))?;
+        let values = self
+            .model
+            .run(input, &self.tensors, Some(options))
+            .map_err(|error| KIND.failed(error))?;
         let first = |value: rten::Value| {
-            let tensor: Tensor<f32> = value.try_into().map_err(|error| KIND.failed(format!("{error:?}")))?;
+            let tensor: Tensor<f32> = value
+                .try_into()
+                .map_err(|error| KIND.failed(format!("{error:?}")))?;
             let mut shape = tensor.shape().to_vec();
             let mut values = tensor.into_data();
             // Of a batch all images are the same.

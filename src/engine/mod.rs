@@ -17,8 +17,9 @@ use crate::model::Model;
 pub trait Engine: Send {
     /// Computes the logits of `n` images.
     ///
-    /// `images` is `uint8 [n, height, width, 3]` (RGB), `logits` is `float32 [n, classes]`, both of exactly that size,
-    /// and `n` is 1 to [`EngineInfo::max_batch`] (only `max_batch` for a network whose batch is fixed).
+    /// `images` is `uint8 [n, height, width, 3]` (RGB), `logits` is `float32 [n, classes]`, both of
+    /// exactly that size, and `n` is 1 to [`EngineInfo::max_batch`] (only `max_batch` for a network
+    /// whose batch is fixed).
     ///
     /// # Errors
     /// [`EngineError::Inference`] when the engine fails; the logits are then meaningless.
@@ -46,14 +47,17 @@ pub struct EngineInfo {
 
 /// One network, loaded as many times as it can run at once.
 ///
-/// A CPU gives the shortest latency when all cores work on one batch, and the highest throughput when each core works
-/// on a batch of its own. Both are kept ready, so that the scheduler can choose from moment to moment.
+/// A CPU gives the shortest latency when all cores work on one batch, and the highest throughput
+/// when each core works on a batch of its own. Both are kept ready, so that the scheduler can
+/// choose from moment to moment.
 pub struct Lanes {
     /// What all the lanes are.
     pub info: EngineInfo,
-    /// Uses every core for one batch; nothing else should run beside it. Absent where there is only one core.
+    /// Uses every core for one batch; nothing else should run beside it. Absent where there is only
+    /// one core.
     pub wide: Option<Box<dyn Engine>>,
-    /// Each uses one core (or is one context of the device that an offloaded engine uses), side by side; at least one.
+    /// Each uses one core (or is one context of the device that an offloaded engine uses), side by
+    /// side; at least one.
     pub narrow: Vec<Box<dyn Engine>>,
 }
 
@@ -79,9 +83,14 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// What `model` runs in when `asked` was asked for and `usual` is the fastest for a float model. A quantised one is
-    /// 8-bit integers whatever runs it.
-    fn of(model: &Model, asked: Option<Self>, usual: Self, kind: EngineKind) -> Result<Self, EngineError> {
+    /// What `model` runs in when `asked` was asked for and `usual` is the fastest for a float
+    /// model. A quantised one is 8-bit integers whatever runs it.
+    fn of(
+        model: &Model,
+        asked: Option<Self>,
+        usual: Self,
+        kind: EngineKind,
+    ) -> Result<Self, EngineError> {
         match (model.graph.quantized, asked) {
             (true, None | Some(Self::Int8)) => Ok(Self::Int8),
             (true, Some(other)) => Err(kind.unsupported(format!(
@@ -96,11 +105,17 @@ impl Precision {
 
 impl EngineKind {
     fn unsupported(self, reason: impl ToString) -> EngineError {
-        EngineError::UnsupportedModel { kind: self, reason: reason.to_string() }
+        EngineError::UnsupportedModel {
+            kind: self,
+            reason: reason.to_string(),
+        }
     }
 
     pub(crate) fn failed(self, reason: impl ToString) -> EngineError {
-        EngineError::Inference { kind: self, reason: reason.to_string() }
+        EngineError::Inference {
+            kind: self,
+            reason: reason.to_string(),
+        }
     }
 }
 
@@ -128,7 +143,8 @@ impl fmt::Display for Precision {
 /// Which engine to start and how.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// `None` = the best that starts: TensorRT where the program has it, OpenVINO, then the embedded one.
+    /// `None` = the best that starts: TensorRT where the program has it, OpenVINO, then the
+    /// embedded one.
     pub kind: Option<EngineKind>,
     /// `None` = int8 for a quantised model, else the fastest that the processor computes natively.
     pub precision: Option<Precision>,
@@ -138,8 +154,8 @@ pub struct EngineConfig {
     pub threads: NonZeroUsize,
     /// The most images in one call; `None` = what suits the engine.
     pub max_batch: Option<NonZeroUsize>,
-    /// What suits OpenVINO: 2 to answer more images a second where many wait, 1 where rounding must not depend on which
-    /// images come together.
+    /// What suits OpenVINO: 2 to answer more images a second where many wait, 1 where rounding must
+    /// not depend on which images come together.
     pub openvino_batch: NonZeroUsize,
     /// What only TensorRT asks for.
     pub tensorrt: TensorRtConfig,
@@ -224,7 +240,11 @@ pub enum EngineError {
 pub fn start(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
     let candidates: &[EngineKind] = match &config.kind {
         Some(kind) => std::slice::from_ref(kind),
-        None if cfg!(feature = "tensorrt") => &[EngineKind::TensorRt, EngineKind::OpenVino, EngineKind::Embedded],
+        None if cfg!(feature = "tensorrt") => &[
+            EngineKind::TensorRt,
+            EngineKind::OpenVino,
+            EngineKind::Embedded,
+        ],
         None => &[EngineKind::OpenVino, EngineKind::Embedded],
     };
     if config.precision == Some(Precision::Int8) && !model.graph.quantized {
@@ -256,16 +276,23 @@ fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<L
             let prepared = tensorrt::prepare(config)?;
             self_check::load_checked(|| prepared.load(config, model), model)?
         }
-        EngineKind::OpenVino => match self_check::load_checked(|| openvino::load(config, model), model) {
-            Err(error @ EngineError::SelfCheck { precision, .. })
-                if config.precision.is_none() && precision != Precision::Fp32 && !model.graph.quantized =>
-            {
-                tracing::warn!("{error}; going on in fp32");
-                let config = EngineConfig { precision: Some(Precision::Fp32), ..config.clone() };
-                self_check::load_checked(|| openvino::load(&config, model), model)?
+        EngineKind::OpenVino => {
+            match self_check::load_checked(|| openvino::load(config, model), model) {
+                Err(error @ EngineError::SelfCheck { precision, .. })
+                    if config.precision.is_none()
+                        && precision != Precision::Fp32
+                        && !model.graph.quantized =>
+                {
+                    tracing::warn!("{error}; going on in fp32");
+                    let config = EngineConfig {
+                        precision: Some(Precision::Fp32),
+                        ..config.clone()
+                    };
+                    self_check::load_checked(|| openvino::load(&config, model), model)?
+                }
+                checked => checked?,
             }
-            checked => checked?,
-        },
+        }
     };
     let loaded = started.elapsed();
     warm_up(&mut lanes, model)?;
@@ -285,24 +312,43 @@ fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<L
 /// Runs every batch size once on every lane, so that no request pays for lazy initialisation.
 fn warm_up(lanes: &mut Lanes, model: &Model) -> Result<(), EngineError> {
     let (max_batch, fixed_batch) = (lanes.info.max_batch, lanes.info.fixed_batch);
-    let sizes = if fixed_batch { max_batch..=max_batch } else { 1..=max_batch };
+    let sizes = if fixed_batch {
+        max_batch..=max_batch
+    } else {
+        1..=max_batch
+    };
     let image = model.geometry.bytes();
     let images = vec![0; max_batch * image];
     let run_all = |engine: &mut Box<dyn Engine>| {
         let mut logits = vec![0.0; max_batch * model.graph.classes];
-        sizes.clone().try_for_each(|n| engine.infer(&images[..n * image], n, &mut logits[..n * model.graph.classes]))
+        sizes.clone().try_for_each(|n| {
+            engine.infer(
+                &images[..n * image],
+                n,
+                &mut logits[..n * model.graph.classes],
+            )
+        })
     };
     lanes.wide.iter_mut().try_for_each(run_all)?;
     std::thread::scope(|scope| {
-        let lanes: Vec<_> = lanes.narrow.iter_mut().map(|lane| scope.spawn(|| run_all(lane))).collect();
-        lanes.into_iter().try_for_each(|lane| lane.join().expect("an engine reports errors instead of panicking"))
+        let lanes: Vec<_> = lanes
+            .narrow
+            .iter_mut()
+            .map(|lane| scope.spawn(|| run_all(lane)))
+            .collect();
+        lanes.into_iter().try_for_each(|lane| {
+            lane.join()
+                .expect("an engine reports errors instead of panicking")
+        })
     })
 }
 
-/// Ends the process without the destructors of C++ libraries, which would run under threads that may still compute.
+/// Ends the process without the destructors of C++ libraries, which would run under threads that
+/// may still compute.
 #[allow(unsafe_code)]
 pub fn exit_at_once(status: i32) -> ! {
-    // SAFETY: `_exit` may be called at any time and from any thread; it runs no code of the process.
+    // SAFETY: `_exit` may be called at any time and from any thread; it runs no code of the
+    // process.
     unsafe { libc::_exit(status) }
 }
 
@@ -310,17 +356,21 @@ pub fn exit_at_once(status: i32) -> ! {
 fn newest(files: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
     let version = |path: &PathBuf| -> Vec<u64> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
+        name.split(|c: char| !c.is_ascii_digit())
+            .filter_map(|number| number.parse().ok())
+            .collect()
     };
     files.max_by_key(|path| (version(path), path.clone()))
 }
 
 /// The CPU's name, as its maker calls it.
 fn cpu_name() -> String {
-    let linux = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|info| {
-        let line = info.lines().find(|line| line.starts_with("model name"))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    });
+    let linux = std::fs::read_to_string("/proc/cpuinfo")
+        .ok()
+        .and_then(|info| {
+            let line = info.lines().find(|line| line.starts_with("model name"))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        });
     linux.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
@@ -331,8 +381,14 @@ mod tests {
     #[test]
     fn the_newest_of_several_libraries_is_found_by_its_version() {
         let newest_of = |names: &[&str]| newest(names.iter().map(PathBuf::from)).unwrap();
-        assert_eq!(newest_of(&["a/lib.so.1.7.1", "a/lib.so.1.10.0", "a/lib.so.1.9"]), PathBuf::from("a/lib.so.1.10.0"));
-        assert_eq!(newest_of(&["lib.so", "lib.so.2640"]), PathBuf::from("lib.so.2640"));
+        assert_eq!(
+            newest_of(&["a/lib.so.1.7.1", "a/lib.so.1.10.0", "a/lib.so.1.9"]),
+            PathBuf::from("a/lib.so.1.10.0")
+        );
+        assert_eq!(
+            newest_of(&["lib.so", "lib.so.2640"]),
+            PathBuf::from("lib.so.2640")
+        );
         assert_eq!(newest(std::iter::empty()), None);
     }
 }

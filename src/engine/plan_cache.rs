@@ -1,8 +1,10 @@
-//! A folder of what takes long to make from a model and can be made again: each entry under the hash of all it depends on.
+//! A folder of what takes long to make from a model and can be made again: each entry under the
+//! hash of all it depends on.
 //!
-//! An entry is a file of a header (a magic, what it was made from, the content's length and SHA-256) and the content. Whatever
-//! does not fit its header or the wanted key is made again, never trusted. What can't be written is used all the same, so
-//! that a read-only folder which came with an image serves as well.
+//! An entry is a file of a header (a magic, what it was made from, the content's length and
+//! SHA-256) and the content. Whatever does not fit its header or the wanted key is made again,
+//! never trusted. What can't be written is used all the same, so that a read-only folder which came
+//! with an image serves as well.
 
 use std::{
     fmt,
@@ -32,7 +34,12 @@ pub struct Key {
 impl Key {
     /// A key of these parts. The first one says what kind of thing is kept.
     pub fn new<'a>(parts: impl IntoIterator<Item = (&'a str, String)>) -> Self {
-        Self { parts: parts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect() }
+        Self {
+            parts: parts
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+        }
     }
 
     /// The same with one part more.
@@ -44,7 +51,10 @@ impl Key {
 
     /// The name of the entry's file, without a folder.
     pub fn file_name(&self) -> String {
-        format!("{}.{EXTENSION}", hex(&Sha256::digest(self.encode()))[..32].to_owned())
+        format!(
+            "{}.{EXTENSION}",
+            hex(&Sha256::digest(self.encode()))[..32].to_owned()
+        )
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -57,7 +67,11 @@ impl Key {
             && self.parts.len() == other.parts.len()
             && self.parts.iter().zip(&other.parts).all(|(a, b)| a.0 == b.0);
         let differs = || self.parts.iter().zip(&other.parts).filter(|(a, b)| a != b);
-        same_kind.then(|| differs().map(|(new, old)| format!("{} {} instead of {}", new.0, new.1, old.1)).collect())
+        same_kind.then(|| {
+            differs()
+                .map(|(new, old)| format!("{} {} instead of {}", new.0, new.1, old.1))
+                .collect()
+        })
     }
 }
 
@@ -89,7 +103,9 @@ impl fmt::Display for Miss {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::New => f.write_str("nothing is kept for it yet"),
-            Self::Changed(parts) => write!(f, "what is kept is for another one: {}", parts.join(", ")),
+            Self::Changed(parts) => {
+                write!(f, "what is kept is for another one: {}", parts.join(", "))
+            }
             Self::Damaged(how) => write!(f, "what is kept is damaged: {how}"),
             Self::Foreign => f.write_str("what is kept under its name was made for something else"),
             Self::Rejected(why) => write!(f, "what is kept can't be used: {why}"),
@@ -119,14 +135,24 @@ impl PlanCache {
     /// When there is no such folder and it can't be created.
     pub fn open(folder: &Path, limit: u64) -> Result<Self, CacheError> {
         match create_private(folder) {
-            Err(source) if !folder.is_dir() => Err(CacheError { folder: folder.to_owned(), source }),
-            _ => Ok(Self { folder: folder.to_owned(), limit }),
+            Err(source) if !folder.is_dir() => Err(CacheError {
+                folder: folder.to_owned(),
+                source,
+            }),
+            _ => Ok(Self {
+                folder: folder.to_owned(),
+                limit,
+            }),
         }
     }
 
     /// The user's own cache folder, by the environment.
     pub fn default_folder() -> Option<PathBuf> {
-        let from = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let from = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
         let base = from("XDG_CACHE_HOME").or_else(|| Some(from("HOME")?.join(".cache")));
         base.map(|base| base.join("resnet18"))
     }
@@ -136,8 +162,8 @@ impl PlanCache {
         &self.folder
     }
 
-    /// What is kept under `key`, or what `make` makes, which is then kept. If another process is making the same, its
-    /// result is waited for and used.
+    /// What is kept under `key`, or what `make` makes, which is then kept. If another process is
+    /// making the same, its result is waited for and used.
     ///
     /// # Errors
     /// What `make` returns.
@@ -175,12 +201,14 @@ impl PlanCache {
         if found != *key {
             return Err(Miss::Foreign);
         }
-        // The time of its last use; in a folder that can't be written nothing is ever removed either.
+        // The time of its last use; in a folder that can't be written nothing is ever removed
+        // either.
         let _ = file.set_modified(SystemTime::now());
         Ok(content)
     }
 
-    /// Keeps `content` under `key`, in place of what was there. A failure is logged: what is not kept is made again.
+    /// Keeps `content` under `key`, in place of what was there. A failure is logged: what is not
+    /// kept is made again.
     pub fn put(&self, key: &Key, content: &[u8]) {
         match self.write(key, content) {
             Ok(()) => {
@@ -188,7 +216,10 @@ impl PlanCache {
                 self.evict(&self.path(key));
             }
             Err(error) => {
-                tracing::warn!("nothing can be kept in {}: {error}; it will be made again", self.folder.display());
+                tracing::warn!(
+                    "nothing can be kept in {}: {error}; it will be made again",
+                    self.folder.display()
+                );
             }
         }
     }
@@ -200,15 +231,24 @@ impl PlanCache {
     /// Written beside its place and renamed, so that nobody sees a part of it.
     fn write(&self, key: &Key, content: &[u8]) -> io::Result<()> {
         let path = self.path(key);
-        // Nobody else writes to it: other threads have other numbers, other processes other times or ids.
+        // Nobody else writes to it: other threads have other numbers, other processes other times
+        // or ids.
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_nanos();
         let number = NUMBER.fetch_add(1, Relaxed);
-        let unfinished = path.with_extension(format!("{}.{now}.{number}.{UNFINISHED}", std::process::id()));
+        let unfinished = path.with_extension(format!(
+            "{}.{now}.{number}.{UNFINISHED}",
+            std::process::id()
+        ));
         let written = (|| {
             let mut file = File::create(&unfinished)?;
             let parts = key.encode();
-            let length = u32::try_from(parts.len()).ok().filter(|length| *length <= MAX_HEADER);
+            let length = u32::try_from(parts.len())
+                .ok()
+                .filter(|length| *length <= MAX_HEADER);
             file.write_all(MAGIC)?;
             file.write_all(&length.ok_or(io::ErrorKind::InvalidInput)?.to_le_bytes())?;
             file.write_all(&parts)?;
@@ -224,10 +264,16 @@ impl PlanCache {
         written
     }
 
-    /// Waits until nobody else makes what has this key. A few lock files serve for all keys and are never removed.
+    /// Waits until nobody else makes what has this key. A few lock files serve for all keys and are
+    /// never removed.
     fn lock(&self, key: &Key) -> Option<File> {
         let path = self.folder.join(format!("{}.lock", &key.file_name()[..1]));
-        let file = File::options().write(true).create(true).truncate(false).open(path).ok()?;
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .ok()?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -240,29 +286,53 @@ impl PlanCache {
     }
 
     fn entries(&self) -> Vec<PathBuf> {
-        let paths = fs::read_dir(&self.folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-        paths.filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION)).collect()
+        let paths = fs::read_dir(&self.folder)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()));
+        paths
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == EXTENSION)
+            })
+            .collect()
     }
 
     /// How `key` differs from the entry that is most like it.
     fn nearest(&self, key: &Key) -> Miss {
-        let keys = self.entries().into_iter().filter_map(|path| Some(read_key(&mut File::open(path).ok()?).ok()?.0));
-        let differences = keys.filter_map(|other| key.differences(&other)).min_by_key(Vec::len);
-        differences.filter(|parts| !parts.is_empty()).map_or(Miss::New, Miss::Changed)
+        let keys = self
+            .entries()
+            .into_iter()
+            .filter_map(|path| Some(read_key(&mut File::open(path).ok()?).ok()?.0));
+        let differences = keys
+            .filter_map(|other| key.differences(&other))
+            .min_by_key(Vec::len);
+        differences
+            .filter(|parts| !parts.is_empty())
+            .map_or(Miss::New, Miss::Changed)
     }
 
     /// Removes what writers that died left behind.
     fn sweep(&self) {
-        let paths = fs::read_dir(&self.folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-        for path in paths.filter(|path| path.extension().is_some_and(|extension| extension == UNFINISHED)) {
-            let age = fs::metadata(&path).and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
+        let paths = fs::read_dir(&self.folder)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()));
+        for path in paths.filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == UNFINISHED)
+        }) {
+            let age = fs::metadata(&path)
+                .and_then(|metadata| metadata.modified())
+                .map(|time| time.elapsed());
             if matches!(age, Ok(Ok(age)) if age > ABANDONED) {
                 let _ = fs::remove_file(path);
             }
         }
     }
 
-    /// Removes what has not been used for longest until the rest is within the limit; never `newest`.
+    /// Removes what has not been used for longest until the rest is within the limit; never
+    /// `newest`.
     fn evict(&self, newest: &Path) {
         let mut entries: Vec<_> = self
             .entries()
@@ -279,7 +349,10 @@ impl PlanCache {
                 break;
             }
             if fs::remove_file(path).is_ok() {
-                tracing::info!("removed {}, unused for longest, to stay within the cache's limit", path.display());
+                tracing::info!(
+                    "removed {}, unused for longest, to stay within the cache's limit",
+                    path.display()
+                );
                 total -= size;
             }
         }
@@ -317,8 +390,13 @@ fn read_key(file: &mut File) -> Result<(Key, u64, [u8; 32]), Miss> {
     }
     let mut parts = vec![0; length as usize];
     file.read_exact(&mut parts).map_err(damaged)?;
-    let parts = serde_json::from_slice(&parts).map_err(|_| Miss::Damaged("its header can't be read".into()))?;
-    Ok((Key { parts }, u64::from_le_bytes(array(file)?), array(file)?))
+    let parts = serde_json::from_slice(&parts)
+        .map_err(|_| Miss::Damaged("its header can't be read".into()))?;
+    Ok((
+        Key { parts },
+        u64::from_le_bytes(array(file)?),
+        array(file)?,
+    ))
 }
 
 fn damaged(error: io::Error) -> Miss {
@@ -359,18 +437,30 @@ mod tests {
     }
 
     fn key(model: &str, batch: usize) -> Key {
-        Key::new([("kind", "test".into()), ("model", model.into()), ("batch", batch.to_string())])
+        Key::new([
+            ("kind", "test".into()),
+            ("model", model.into()),
+            ("batch", batch.to_string()),
+        ])
     }
 
     fn get_or_make(cache: &PlanCache, key: &Key, content: &[u8]) -> (Vec<u8>, Origin) {
-        cache.get_or_make(key, |_| Ok::<_, Infallible>(content.to_vec())).unwrap()
+        cache
+            .get_or_make(key, |_| Ok::<_, Infallible>(content.to_vec()))
+            .unwrap()
     }
 
     #[test]
     fn what_was_made_once_is_found_again() {
         let (_folder, cache) = cache(1000);
-        assert_eq!(get_or_make(&cache, &key("a", 1), b"plan"), (b"plan".to_vec(), Origin::Miss(Miss::New)));
-        assert_eq!(get_or_make(&cache, &key("a", 1), b"other"), (b"plan".to_vec(), Origin::Hit));
+        assert_eq!(
+            get_or_make(&cache, &key("a", 1), b"plan"),
+            (b"plan".to_vec(), Origin::Miss(Miss::New))
+        );
+        assert_eq!(
+            get_or_make(&cache, &key("a", 1), b"other"),
+            (b"plan".to_vec(), Origin::Hit)
+        );
         let again = PlanCache::open(cache.folder(), 1000).unwrap();
         assert_eq!(again.get(&key("a", 1)).unwrap(), b"plan");
     }
@@ -380,9 +470,15 @@ mod tests {
         let (_folder, cache) = cache(1000);
         get_or_make(&cache, &key("a", 8), b"plan");
         get_or_make(&cache, &key("b", 1), b"plan");
-        let Err(miss) = cache.get(&key("a", 16)) else { panic!() };
+        let Err(miss) = cache.get(&key("a", 16)) else {
+            panic!()
+        };
         assert_eq!(miss, Miss::Changed(vec!["batch 16 instead of 8".into()]));
-        let other = Key::new([("kind", "other".into()), ("model", "a".into()), ("batch", "8".into())]);
+        let other = Key::new([
+            ("kind", "other".into()),
+            ("model", "a".into()),
+            ("batch", "8".into()),
+        ]);
         assert_eq!(cache.get(&other), Err(Miss::New));
     }
 
@@ -398,12 +494,21 @@ mod tests {
             fs::write(&path, &flipped).unwrap();
             assert!(cache.get(&key("a", 1)).is_err(), "byte {i}");
             fs::write(&path, &whole[..i]).unwrap();
-            assert!(matches!(cache.get(&key("a", 1)), Err(Miss::Damaged(_))), "cut at {i}");
+            assert!(
+                matches!(cache.get(&key("a", 1)), Err(Miss::Damaged(_))),
+                "cut at {i}"
+            );
         }
         fs::write(&path, [&whole[..], b"more"].concat()).unwrap();
         let (content, origin) = get_or_make(&cache, &key("a", 1), b"plan");
-        assert!(matches!(origin, Origin::Miss(Miss::Damaged(_))), "{origin:?}");
-        assert_eq!((content, fs::read(&path).unwrap()), (b"plan".to_vec(), whole));
+        assert!(
+            matches!(origin, Origin::Miss(Miss::Damaged(_))),
+            "{origin:?}"
+        );
+        assert_eq!(
+            (content, fs::read(&path).unwrap()),
+            (b"plan".to_vec(), whole)
+        );
     }
 
     #[test]
@@ -411,7 +516,10 @@ mod tests {
         let (_folder, cache) = cache(1000);
         get_or_make(&cache, &key("a", 1), b"plan");
         fs::rename(cache.path(&key("a", 1)), cache.path(&key("b", 1))).unwrap();
-        assert_eq!(get_or_make(&cache, &key("b", 1), b"own"), (b"own".to_vec(), Origin::Miss(Miss::Foreign)));
+        assert_eq!(
+            get_or_make(&cache, &key("b", 1), b"own"),
+            (b"own".to_vec(), Origin::Miss(Miss::Foreign))
+        );
         assert_eq!(cache.get(&key("b", 1)).unwrap(), b"own");
     }
 
@@ -440,15 +548,23 @@ mod tests {
         let (_folder, cache) = cache(1500);
         for (name, seconds) in [("a", 30), ("b", 25), ("c", 20)] {
             get_or_make(&cache, &key(name, 1), &[7; 300]);
-            let file = File::options().write(true).open(cache.path(&key(name, 1))).unwrap();
-            file.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+            let file = File::options()
+                .write(true)
+                .open(cache.path(&key(name, 1)))
+                .unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(seconds))
+                .unwrap();
         }
         // Its use makes the oldest one the newest.
         cache.get(&key("a", 1)).unwrap();
         get_or_make(&cache, &key("d", 1), &[7; 300]);
         let kept = ["a", "b", "c", "d"].map(|name| cache.get(&key(name, 1)).is_ok());
         assert_eq!(kept, [true, false, true, true]);
-        let total: u64 = cache.entries().iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+        let total: u64 = cache
+            .entries()
+            .iter()
+            .map(|path| fs::metadata(path).unwrap().len())
+            .sum();
         assert!(total <= 1500, "{total}");
         // What alone is too large is kept nevertheless: it is being used.
         get_or_make(&cache, &key("e", 1), &[7; 2000]);

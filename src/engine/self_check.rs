@@ -14,15 +14,16 @@ use crate::{
 /// How far a probability may be from the embedded fp32 engine's.
 pub const TOLERANCE: f32 = 0.05;
 
-/// The same for a quantised model, which the embedded engine computes in fp32, rounded where the file says. Engines that
-/// fuse layers round less often, so steps of 8 bits lie between the answers.
+/// The same for a quantised model, which the embedded engine computes in fp32, rounded where the
+/// file says. Engines that fuse layers round less often, so steps of 8 bits lie between the
+/// answers.
 pub const INT8_TOLERANCE: f32 = 0.1;
 
 /// How far the logits may be off as a part of their spread.
 const LOGITS_TOLERANCE: f32 = 0.2;
 
-/// Small photos (see `tests/data/README.md`): two that most models are sure of, and the moon, which few are; where a model
-/// is torn between classes, low precision shows first.
+/// Small photos (see `tests/data/README.md`): two that most models are sure of, and the moon, which
+/// few are; where a model is torn between classes, low precision shows first.
 const PHOTOS: [&[u8]; 3] = [
     include_bytes!("../../tests/data/cat_lossy.webp"),
     include_bytes!("../../tests/data/sunflower_q30.jpg"),
@@ -41,7 +42,12 @@ pub(super) fn load_checked(
     let (reference, lanes) = std::thread::scope(|scope| {
         let reference = scope.spawn(|| reference(model, &crops));
         let lanes = load();
-        (reference.join().expect("the embedded engine reports errors instead of panicking"), lanes)
+        (
+            reference
+                .join()
+                .expect("the embedded engine reports errors instead of panicking"),
+            lanes,
+        )
     });
     let mut lanes = lanes?;
     match reference {
@@ -56,7 +62,11 @@ fn crops(model: &Model) -> Vec<Vec<u8>> {
     let crop = |photo: &'static [u8]| {
         let mut crop = vec![0; model.geometry.bytes()];
         preprocessor
-            .crop(&Source::Encoded(Bytes::from_static(photo)), &model.geometry, &mut crop)
+            .crop(
+                &Source::Encoded(Bytes::from_static(photo)),
+                &model.geometry,
+                &mut crop,
+            )
             .expect("the photos compiled into the program can be decoded");
         crop
     };
@@ -68,11 +78,18 @@ fn reference(model: &Model, crops: &[Vec<u8>]) -> Result<Vec<Vec<f32>>, EngineEr
     let config = EngineConfig::new(NonZeroUsize::MIN);
     let mut lanes = embedded::load(&config, model)?;
     let batch = lanes.info.max_batch;
-    crops.iter().map(|crop| Ok(infer(&mut *lanes.narrow[0], model, &vec![crop; batch])?.remove(0))).collect()
+    crops
+        .iter()
+        .map(|crop| Ok(infer(&mut *lanes.narrow[0], model, &vec![crop; batch])?.remove(0)))
+        .collect()
 }
 
 /// The logits of each of the crops, computed in one call.
-fn infer(engine: &mut dyn Engine, model: &Model, crops: &[&Vec<u8>]) -> Result<Vec<Vec<f32>>, EngineError> {
+fn infer(
+    engine: &mut dyn Engine,
+    model: &Model,
+    crops: &[&Vec<u8>],
+) -> Result<Vec<Vec<f32>>, EngineError> {
     let classes = model.graph.classes;
     let images: Vec<u8> = crops.iter().flat_map(|crop| crop.iter().copied()).collect();
     let mut logits = vec![0.0; crops.len() * classes];
@@ -81,12 +98,24 @@ fn infer(engine: &mut dyn Engine, model: &Model, crops: &[&Vec<u8>]) -> Result<V
 }
 
 /// Compares every lane on every photo, alone and in a full batch of different ones.
-fn compare(lanes: &mut Lanes, model: &Model, crops: &[Vec<u8>], reference: &[Vec<f32>]) -> Result<(), EngineError> {
+fn compare(
+    lanes: &mut Lanes,
+    model: &Model,
+    crops: &[Vec<u8>],
+    reference: &[Vec<f32>],
+) -> Result<(), EngineError> {
     let info = lanes.info.clone();
-    let tolerance = if info.precision == Precision::Int8 { INT8_TOLERANCE } else { TOLERANCE };
+    let tolerance = if info.precision == Precision::Int8 {
+        INT8_TOLERANCE
+    } else {
+        TOLERANCE
+    };
     let smallest = if info.fixed_batch { info.max_batch } else { 1 };
-    let rows = |first, n| -> Vec<usize> { (first..first + n).map(|row| row % crops.len()).collect() };
-    let mut batches: Vec<_> = (0..crops.len()).map(|first| rows(first, smallest)).collect();
+    let rows =
+        |first, n| -> Vec<usize> { (first..first + n).map(|row| row % crops.len()).collect() };
+    let mut batches: Vec<_> = (0..crops.len())
+        .map(|first| rows(first, smallest))
+        .collect();
     if info.max_batch > smallest {
         batches.push(rows(0, info.max_batch));
     }
@@ -99,7 +128,11 @@ fn compare(lanes: &mut Lanes, model: &Model, crops: &[Vec<u8>], reference: &[Vec
                     true => features_difference(logits, &reference[*photo]),
                     false => difference(logits, &reference[*photo], tolerance),
                 };
-                let wrong = |reason| EngineError::SelfCheck { kind: info.kind, precision: info.precision, reason };
+                let wrong = |reason| EngineError::SelfCheck {
+                    kind: info.kind,
+                    precision: info.precision,
+                    reason,
+                };
                 let difference = difference.map_err(wrong)?;
                 worst = worst.max(difference);
             }
@@ -115,18 +148,28 @@ fn difference(logits: &[f32], reference: &[f32], tolerance: f32) -> Result<f32, 
         return Err("its logits are not finite numbers".into());
     }
     let [actual, expected] = [logits, reference].map(answer::softmax);
-    let worst = actual.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let worst = actual
+        .iter()
+        .zip(&expected)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
     if worst > tolerance {
-        return Err(format!("probabilities are off by up to {worst:.3} (allowed: {tolerance})"));
+        return Err(format!(
+            "probabilities are off by up to {worst:.3} (allowed: {tolerance})"
+        ));
     }
     // Where a model is sure of nothing, small probabilities agree whatever the logits are.
     let off = relative_error(logits, reference);
     if off > LOGITS_TOLERANCE {
-        return Err(format!("logits are off by {off:.2} of their spread (allowed: {LOGITS_TOLERANCE})"));
+        return Err(format!(
+            "logits are off by {off:.2} of their spread (allowed: {LOGITS_TOLERANCE})"
+        ));
     }
     // Where the first two are this close, rounding alone may swap them.
     let [top_actual, top_expected] = [&actual, &expected].map(|p| answer::top_k(p, 2, 0.0));
-    let close = top_expected.get(1).is_some_and(|second| top_expected[0].probability - second.probability < tolerance);
+    let close = top_expected
+        .get(1)
+        .is_some_and(|second| top_expected[0].probability - second.probability < tolerance);
     if top_actual[0].class_id != top_expected[0].class_id && !close {
         return Err(format!(
             "the most probable class is {} instead of {}",
@@ -136,19 +179,23 @@ fn difference(logits: &[f32], reference: &[f32], tolerance: f32) -> Result<f32, 
     Ok(worst)
 }
 
-/// How far features, of which no probabilities can be made, are off as a part of their spread, or why they don't agree.
+/// How far features, of which no probabilities can be made, are off as a part of their spread, or
+/// why they don't agree.
 fn features_difference(features: &[f32], reference: &[f32]) -> Result<f32, String> {
     if features.iter().any(|feature| !feature.is_finite()) {
         return Err("its features are not finite numbers".into());
     }
     let off = relative_error(features, reference);
     if off > LOGITS_TOLERANCE {
-        return Err(format!("features are off by {off:.2} of their spread (allowed: {LOGITS_TOLERANCE})"));
+        return Err(format!(
+            "features are off by {off:.2} of their spread (allowed: {LOGITS_TOLERANCE})"
+        ));
     }
     Ok(off)
 }
 
-/// ‖a − b‖ / ‖b − mean(b)‖, after taking out what all logits have in common, which softmax does not see.
+/// ‖a − b‖ / ‖b − mean(b)‖, after taking out what all logits have in common, which softmax does not
+/// see.
 fn relative_error(logits: &[f32], reference: &[f32]) -> f32 {
     let centred = |logits: &[f32]| -> Vec<f32> {
         let mean = logits.iter().sum::<f32>() / logits.len() as f32;
@@ -188,7 +235,8 @@ mod tests {
     #[test]
     fn another_top_1_is_refused_unless_it_was_a_tie() {
         assert!(difference(&logits([0.10, 0.44, 0.46]), &logits([0.10, 0.47, 0.43])).is_ok());
-        let reason = difference(&logits([0.445, 0.455, 0.10]), &logits([0.48, 0.42, 0.10])).unwrap_err();
+        let reason =
+            difference(&logits([0.445, 0.455, 0.10]), &logits([0.48, 0.42, 0.10])).unwrap_err();
         assert!(reason.contains("class is 1 instead of 0"), "{reason}");
     }
 

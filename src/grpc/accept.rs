@@ -1,4 +1,5 @@
-//! Connections: a limited number of them, over TCP, TLS or a UNIX socket, and none that stays silent.
+//! Connections: a limited number of them, over TCP, TLS or a UNIX socket, and none that stays
+//! silent.
 
 use std::{
     fmt,
@@ -33,8 +34,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 const PREFACE: usize = 24 + 9;
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// A connection that has said its last is read for so long yet. Closed with something unread it would be reset, and the
-/// caller, who is still sending, might never read the last answers.
+/// A connection that has said its last is read for so long yet. Closed with something unread it
+/// would be reset, and the caller, who is still sending, might never read the last answers.
 const LINGER: Duration = Duration::from_millis(500);
 /// After an error, such as too many open files, accepting pauses instead of spinning.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -57,7 +58,10 @@ impl fmt::Display for Listener {
             },
             #[cfg(unix)]
             Self::Unix(listener) => {
-                let path = listener.local_addr().ok().and_then(|address| address.as_pathname().map(ToOwned::to_owned));
+                let path = listener
+                    .local_addr()
+                    .ok()
+                    .and_then(|address| address.as_pathname().map(ToOwned::to_owned));
                 write!(f, "unix:{}", path.unwrap_or_default().display())
             }
         }
@@ -87,8 +91,8 @@ enum Accepted {
     Local(Box<dyn Duplex>),
 }
 
-/// The connections that `listener` accepts; while `max` are open, further ones wait in the system's backlog. With
-/// `certificates` those over TCP begin with a TLS handshake, each beside the others.
+/// The connections that `listener` accepts; while `max` are open, further ones wait in the system's
+/// backlog. With `certificates` those over TCP begin with a TLS handshake, each beside the others.
 pub(super) fn connections(
     listener: Listener,
     max: usize,
@@ -97,7 +101,13 @@ pub(super) fn connections(
     let (accepted, connections) = mpsc::channel(1);
     tokio::spawn(async move {
         let permits = Arc::new(Semaphore::new(max));
-        let acceptor = Acceptor { listener, permits, max, certificates, metrics: ConnectionMetrics::default() };
+        let acceptor = Acceptor {
+            listener,
+            permits,
+            max,
+            certificates,
+            metrics: ConnectionMetrics::default(),
+        };
         tokio::select! {
             () = acceptor.run(&accepted) => {}
             // The server takes no more.
@@ -121,9 +131,15 @@ impl Acceptor {
     async fn run(&self, connections: &Connections) {
         loop {
             if self.permits.available_permits() == 0 {
-                tracing::warn!("{} connections are open; further ones wait (--max-connections)", self.max);
+                tracing::warn!(
+                    "{} connections are open; further ones wait (--max-connections)",
+                    self.max
+                );
             }
-            let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed");
+            let permit = Arc::clone(&self.permits)
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
             let (stream, address) = loop {
                 match self.listener.accept().await {
                     Ok(accepted) => break accepted,
@@ -144,33 +160,48 @@ impl Acceptor {
                         match handshake(acceptor, stream, &peer).await {
                             // The server may have stopped meanwhile.
                             Some(stream) => {
-                                let _ = connections.send(Ok(Connection::new(stream, peer, permit, counted))).await;
+                                let _ = connections
+                                    .send(Ok(Connection::new(stream, peer, permit, counted)))
+                                    .await;
                             }
                             None => counted.refused(Refusal::Tls),
                         }
                     });
                 }
                 (Accepted::Tcp(stream), None) => {
-                    let _ = connections.send(Ok(Connection::new(Box::new(stream), peer, permit, counted))).await;
+                    let _ = connections
+                        .send(Ok(Connection::new(Box::new(stream), peer, permit, counted)))
+                        .await;
                 }
                 (Accepted::Local(stream), _) => {
-                    let _ = connections.send(Ok(Connection::new(stream, peer, permit, counted))).await;
+                    let _ = connections
+                        .send(Ok(Connection::new(stream, peer, permit, counted)))
+                        .await;
                 }
             }
         }
     }
 }
 
-async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, peer: &Peer) -> Option<Box<dyn Duplex>> {
-    let refused = |reason: &dyn fmt::Display| tracing::warn!(peer = peer.address(), "TLS refused: {reason}");
+async fn handshake(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: &Peer,
+) -> Option<Box<dyn Duplex>> {
+    let refused =
+        |reason: &dyn fmt::Display| tracing::warn!(peer = peer.address(), "TLS refused: {reason}");
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => return Some(Box::new(stream)),
         Ok(Err(error)) => match error.kind() {
             io::ErrorKind::UnexpectedEof => refused(&"the caller hung up during the handshake"),
-            _ if error.to_string().contains("InvalidContentType") => refused(&"the caller speaks plain text, not TLS"),
+            _ if error.to_string().contains("InvalidContentType") => {
+                refused(&"the caller speaks plain text, not TLS")
+            }
             _ => refused(&error),
         },
-        Err(_) => refused(&format_args!("the handshake took longer than {HANDSHAKE:?}")),
+        Err(_) => refused(&format_args!(
+            "the handshake took longer than {HANDSHAKE:?}"
+        )),
     }
     None
 }
@@ -187,7 +218,10 @@ impl Peer {
     /// The other end of a new connection.
     pub fn next(address: String) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self { id: NEXT.fetch_add(1, Relaxed), address: address.into() }
+        Self {
+            id: NEXT.fetch_add(1, Relaxed),
+            address: address.into(),
+        }
     }
 
     /// For the log.
@@ -216,9 +250,22 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    fn new(stream: Box<dyn Duplex>, peer: Peer, permit: OwnedSemaphorePermit, counted: ConnectionGuard) -> Self {
+    fn new(
+        stream: Box<dyn Duplex>,
+        peer: Peer,
+        permit: OwnedSemaphorePermit,
+        counted: ConnectionGuard,
+    ) -> Self {
         let silence = Some(Box::pin(sleep(SILENCE)));
-        Self { stream, peer, silence, preface: PREFACE, linger: None, _permit: permit, counted }
+        Self {
+            stream,
+            peer,
+            silence,
+            preface: PREFACE,
+            linger: None,
+            _permit: permit,
+            counted,
+        }
     }
 }
 
@@ -231,7 +278,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if self.silence.is_some() {
@@ -251,7 +302,11 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

@@ -1,6 +1,6 @@
-//! What happens to a call before its message is read: its token is checked, it is counted against the limit, it is refused
-//! if it could only be refused later, its arrival and its deadline are noted, and it is answered when its time is up or
-//! its message comes too slowly.
+//! What happens to a call before its message is read: its token is checked, it is counted against
+//! the limit, it is refused if it could only be refused later, its arrival and its deadline are
+//! noted, and it is answered when its time is up or its message comes too slowly.
 
 use std::{
     future::Future,
@@ -33,11 +33,13 @@ use crate::{
     telemetry::trace::Trace,
 };
 
-/// A refused message is let in, unread, for so long before its caller is told. A connection on which many calls are reset
-/// while their messages are on the way would be closed by HTTP/2's rules against floods.
+/// A refused message is let in, unread, for so long before its caller is told. A connection on
+/// which many calls are reset while their messages are on the way would be closed by HTTP/2's rules
+/// against floods.
 const DISCARD: Duration = Duration::from_millis(100);
 
-/// Admits a limited number of callers that are known, and puts [`Arrived`] into the extensions of each call.
+/// Admits a limited number of callers that are known, and puts [`Arrived`] into the extensions of
+/// each call.
 ///
 /// tonic answers an expired call with CANCELLED; this answers first, and with what gRPC prescribes.
 #[derive(Clone)]
@@ -49,8 +51,8 @@ pub(super) struct Admit<S> {
 /// What is asked of a call before its message is read.
 #[derive(Clone)]
 pub(super) struct Admission {
-    /// One permit for each call of a service that does work that may be in progress: from its headers on, since a message
-    /// is stored while it arrives.
+    /// One permit for each call of a service that does work that may be in progress: from its
+    /// headers on, since a message is stored while it arrives.
     permits: Arc<Semaphore>,
     config: AdmissionConfig,
 }
@@ -75,23 +77,35 @@ struct Admitted {
 
 impl Admission {
     pub fn new(config: AdmissionConfig) -> Self {
-        Self { permits: Arc::new(Semaphore::new(config.max_calls)), config }
+        Self {
+            permits: Arc::new(Semaphore::new(config.max_calls)),
+            config,
+        }
     }
 
     /// The same, and counted together, for callers who wait no longer than `longest`.
     pub fn within(&self, longest: Duration) -> Self {
-        let longest = self.config.deadlines.longest.map_or(longest, |own| own.min(longest));
+        let longest = self
+            .config
+            .deadlines
+            .longest
+            .map_or(longest, |own| own.min(longest));
         let mut same = self.clone();
         same.config.deadlines.longest = Some(longest);
         same
     }
 
     pub fn layer<S>(self) -> impl Layer<S, Service = Admit<S>> + Clone {
-        layer_fn(move |inner| Admit { inner, rules: self.clone() })
+        layer_fn(move |inner| Admit {
+            inner,
+            rules: self.clone(),
+        })
     }
 
     fn caller<B>(&self, request: &Request<B>, trace: &Trace) -> Result<Option<Caller>, CallError> {
-        let Some(tokens) = &self.config.tokens else { return Ok(None) };
+        let Some(tokens) = &self.config.tokens else {
+            return Ok(None);
+        };
         let path = request.uri().path();
         tokens.check(path, request.headers()).inspect_err(|error| {
             let peer = request.extensions().get().map(Peer::address);
@@ -114,26 +128,46 @@ impl Admission {
             return Ok(None);
         }
         match Arc::clone(&self.permits).try_acquire_owned() {
-            Ok(permit) => Ok(Some(Admitted { _permit: permit, _in_progress: self.config.state.call() })),
+            Ok(permit) => Ok(Some(Admitted {
+                _permit: permit,
+                _in_progress: self.config.state.call(),
+            })),
             Err(_) => {
                 self.rejected(Rejection::CallLimit);
-                Err(CallError::TooManyCalls { open: self.config.max_calls })
+                Err(CallError::TooManyCalls {
+                    open: self.config.max_calls,
+                })
             }
         }
     }
 
-    /// Refuses an image that no queue would take, while it is still on its way. Which queue that is the message says,
-    /// unless there is only one.
-    fn room<B>(&self, request: &Request<B>, caller: Option<&Caller>, record: &Record) -> Result<(), CallError> {
-        let Some(method) = brings_images(request.uri().path()) else { return Ok(()) };
+    /// Refuses an image that no queue would take, while it is still on its way. Which queue that is
+    /// the message says, unless there is only one.
+    fn room<B>(
+        &self,
+        request: &Request<B>,
+        caller: Option<&Caller>,
+        record: &Record,
+    ) -> Result<(), CallError> {
+        let Some(method) = brings_images(request.uri().path()) else {
+            return Ok(());
+        };
         if self.config.state.get().admits().is_err() {
             return Ok(());
         }
-        let Some(only) = self.config.registry.only() else { return Ok(()) };
+        let Some(only) = self.config.registry.only() else {
+            return Ok(());
+        };
         // A request for inference may still say that it is urgent.
-        let priority = if method == Method::ModelInfer { Priority::High } else { record.arrived.priority };
+        let priority = if method == Method::ModelInfer {
+            Priority::High
+        } else {
+            record.arrived.priority
+        };
         let turn = (client(caller, request.extensions().get()), priority);
-        let Some(full) = only.queue.refuse(turn) else { return Ok(()) };
+        let Some(full) = only.queue.refuse(turn) else {
+            return Ok(());
+        };
         record.refused_by(&only.metrics);
         Err(full.into())
     }
@@ -156,19 +190,32 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let at = Instant::now();
         let path = request.uri().path();
-        let timeout = self.rules.config.deadlines.of(path, grpc_timeout(request.headers()));
+        let timeout = self
+            .rules
+            .config
+            .deadlines
+            .of(path, grpc_timeout(request.headers()));
         let deadline = timeout.and_then(|timeout| at.checked_add(timeout));
         let priority = priority(request.headers());
-        let arrived = Arrived { at, deadline, priority: *priority.as_ref().unwrap_or(&Priority::default()) };
+        let arrived = Arrived {
+            at,
+            deadline,
+            priority: *priority.as_ref().unwrap_or(&Priority::default()),
+        };
         let trace = Trace::begin(request.headers());
         let caller = self.rules.caller(&request, &trace);
         // Probes by load balancers are not worth a word.
         let record = is_ours(path).then(|| Arc::new(Record::new(path, trace, arrived)));
         let admitted = caller.and_then(|caller| {
-            record.iter().zip(&caller).for_each(|(record, caller)| record.caller(caller));
+            record
+                .iter()
+                .zip(&caller)
+                .for_each(|(record, caller)| record.caller(caller));
             priority?;
             let place = self.rules.place(path)?;
-            record.iter().try_for_each(|record| self.rules.room(&request, caller.as_ref(), record))?;
+            record
+                .iter()
+                .try_for_each(|record| self.rules.room(&request, caller.as_ref(), record))?;
             Ok((caller, place))
         });
         let (caller, place) = match admitted {
@@ -183,21 +230,38 @@ where
         };
         request.extensions_mut().insert(arrived);
         caller.map(|caller| request.extensions_mut().insert(caller));
-        record.clone().map(|record| request.extensions_mut().insert(record));
+        record
+            .clone()
+            .map(|record| request.extensions_mut().insert(record));
         let limit = self.rules.config.receive_timeout;
-        let receiving = if is_stream(request.uri().path()) { Receiving::stream } else { Receiving::message };
+        let receiving = if is_stream(request.uri().path()) {
+            Receiving::stream
+        } else {
+            Receiving::message
+        };
         let response = self.inner.call(request.map(|body| receiving(body, limit)));
         Box::pin(async move {
             let _place = place;
             let response = match deadline {
                 None => response.await,
-                Some(deadline) => tokio::time::timeout_at(deadline.into(), response).await.unwrap_or_else(|_| {
-                    Ok(Status::deadline_exceeded("the deadline passed before the answer was ready").into_http())
-                }),
+                Some(deadline) => tokio::time::timeout_at(deadline.into(), response)
+                    .await
+                    .unwrap_or_else(|_| {
+                        Ok(Status::deadline_exceeded(
+                            "the deadline passed before the answer was ready",
+                        )
+                        .into_http())
+                    }),
             };
             // Also of a message that never reached the service, being too large for example.
-            let status = response.as_ref().ok().and_then(|response| Status::from_header_map(response.headers()));
-            record.iter().zip(status).for_each(|(record, status)| record.finish(status.code()));
+            let status = response
+                .as_ref()
+                .ok()
+                .and_then(|response| Status::from_header_map(response.headers()));
+            record
+                .iter()
+                .zip(status)
+                .for_each(|(record, status)| record.finish(status.code()));
             response
         })
     }

@@ -25,7 +25,10 @@ impl Deadlines {
         if is_stream(path) || !is_ours(path) {
             return asked;
         }
-        [asked.or(self.default), self.longest].into_iter().flatten().min()
+        [asked.or(self.default), self.longest]
+            .into_iter()
+            .flatten()
+            .min()
     }
 }
 
@@ -40,7 +43,11 @@ pub(super) struct Arrived {
 impl Arrived {
     /// What admission noted of a call.
     pub fn of<T>(request: &tonic::Request<T>) -> Self {
-        let now = || Self { at: Instant::now(), deadline: None, priority: Priority::default() };
+        let now = || Self {
+            at: Instant::now(),
+            deadline: None,
+            priority: Priority::default(),
+        };
         request.extensions().get().copied().unwrap_or_else(now)
     }
 }
@@ -49,7 +56,9 @@ impl Arrived {
 const PRIORITY: &str = "x-priority";
 
 pub(super) fn priority(headers: &HeaderMap) -> Result<Priority, CallError> {
-    let Some(value) = headers.get(PRIORITY) else { return Ok(Priority::default()) };
+    let Some(value) = headers.get(PRIORITY) else {
+        return Ok(Priority::default());
+    };
     let number = value.to_str().ok().and_then(|text| text.parse().ok());
     number.map(Priority::from_number).ok_or_else(|| {
         CallError::Invalid(format!(
@@ -58,7 +67,8 @@ pub(super) fn priority(headers: &HeaderMap) -> Result<Priority, CallError> {
     })
 }
 
-/// The `grpc-timeout` header: up to 8 digits and a unit (gRPC over HTTP/2, "Requests"). Malformed ones are ignored.
+/// The `grpc-timeout` header: up to 8 digits and a unit (gRPC over HTTP/2, "Requests"). Malformed
+/// ones are ignored.
 pub(super) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
@@ -105,9 +115,17 @@ mod tests {
             priority(&headers)
         };
         assert!(matches!(priority(&HeaderMap::new()), Ok(Priority::Normal)));
-        assert!(matches!((parse("1"), parse("3")), (Ok(Priority::High), Ok(Priority::Low))));
+        assert!(matches!(
+            (parse("1"), parse("3")),
+            (Ok(Priority::High), Ok(Priority::Low))
+        ));
         for wrong in ["high", "-1", "1.5", ""] {
-            assert!(parse(wrong).unwrap_err().message().contains("1 (before others)"));
+            assert!(
+                parse(wrong)
+                    .unwrap_err()
+                    .message()
+                    .contains("1 (before others)")
+            );
         }
     }
 
@@ -115,13 +133,39 @@ mod tests {
     fn deadlines_are_given_and_limited() {
         let s = |seconds| Some(Duration::from_secs(seconds));
         let none = Deadlines::default();
-        let both = Deadlines { default: s(5), longest: s(60) };
-        let (single, stream) = ("/resnet18.v1.Classifier/Classify", "/resnet18.v1.Classifier/StreamClassify");
-        assert_eq!((none.of(single, None), none.of(single, s(90))), (None, s(90)));
-        assert_eq!((both.of(single, None), both.of(single, s(1)), both.of(single, s(90))), (s(5), s(1), s(60)));
-        assert_eq!((both.of(stream, None), both.of(stream, s(90))), (None, s(90)));
+        let both = Deadlines {
+            default: s(5),
+            longest: s(60),
+        };
+        let (single, stream) = (
+            "/resnet18.v1.Classifier/Classify",
+            "/resnet18.v1.Classifier/StreamClassify",
+        );
+        assert_eq!(
+            (none.of(single, None), none.of(single, s(90))),
+            (None, s(90))
+        );
+        assert_eq!(
+            (
+                both.of(single, None),
+                both.of(single, s(1)),
+                both.of(single, s(90))
+            ),
+            (s(5), s(1), s(60))
+        );
+        assert_eq!(
+            (both.of(stream, None), both.of(stream, s(90))),
+            (None, s(90))
+        );
         assert_eq!(both.of("/grpc.health.v1.Health/Watch", None), None);
-        assert_eq!(Deadlines { default: s(90), longest: s(60) }.of(single, None), s(60));
+        assert_eq!(
+            Deadlines {
+                default: s(90),
+                longest: s(60)
+            }
+            .of(single, None),
+            s(60)
+        );
     }
 
     #[test]

@@ -57,7 +57,8 @@ struct Token {
     sha256: [u8; 32],
 }
 
-/// The name of the token that a call came with; it tells callers apart, on however many connections.
+/// The name of the token that a call came with; it tells callers apart, on however many
+/// connections.
 #[derive(Clone, Debug)]
 pub(super) struct Caller(pub String);
 
@@ -79,8 +80,8 @@ impl Tokens {
     pub fn read(config: TokenConfig) -> Result<Self, String> {
         let TokenConfig { file, open } = config;
         let known = Watched::new("the tokens", vec![file.clone()], move || {
-            let text =
-                fs::read_to_string(&file).map_err(|error| format!("{} can't be read: {error}", file.display()))?;
+            let text = fs::read_to_string(&file)
+                .map_err(|error| format!("{} can't be read: {error}", file.display()))?;
             parse(&text).map_err(|error| format!("{}: {error}", file.display()))
         })?;
         Ok(Self { known, open })
@@ -94,13 +95,22 @@ impl Tokens {
         if OpenService::of(path).is_some_and(|service| self.open.contains(&service)) {
             return Ok(None);
         }
-        let given = headers.get(http::header::AUTHORIZATION).map(http::HeaderValue::as_bytes);
-        let Some(token) = given.and_then(bearer) else { return Err(CallError::NoToken) };
+        let given = headers
+            .get(http::header::AUTHORIZATION)
+            .map(http::HeaderValue::as_bytes);
+        let Some(token) = given.and_then(bearer) else {
+            return Err(CallError::NoToken);
+        };
         let given: [u8; 32] = Sha256::digest(token).into();
         let known = self.known.get();
         // Every hash is compared to its end, so that the time tells nothing.
-        let found =
-            known.iter().fold(None, |found, token| if same(&token.sha256, &given) { Some(token) } else { found });
+        let found = known.iter().fold(None, |found, token| {
+            if same(&token.sha256, &given) {
+                Some(token)
+            } else {
+                found
+            }
+        });
         match found {
             Some(token) => Ok(Some(Caller(token.name.clone()))),
             None => Err(CallError::WrongToken),
@@ -115,11 +125,16 @@ impl Tokens {
 
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+    scheme
+        .eq_ignore_ascii_case(b"bearer ")
+        .then(|| token.trim_ascii())
 }
 
 fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
-    a.iter().zip(b).fold(0, |different, (a, b)| different | (a ^ b)) == 0
+    a.iter()
+        .zip(b)
+        .fold(0, |different, (a, b)| different | (a ^ b))
+        == 0
 }
 
 fn parse(text: &str) -> Result<Vec<Token>, String> {
@@ -131,9 +146,13 @@ fn parse(text: &str) -> Result<Vec<Token>, String> {
             continue;
         }
         let wrong = |reason: &str| format!("line {}: {reason}", i + 1);
-        let (name, token) = line.split_once(char::is_whitespace).ok_or_else(|| wrong("expected NAME TOKEN"))?;
+        let (name, token) = line
+            .split_once(char::is_whitespace)
+            .ok_or_else(|| wrong("expected NAME TOKEN"))?;
         let token = token.trim();
-        if !(SHORTEST..=LONGEST).contains(&token.len()) || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if !(SHORTEST..=LONGEST).contains(&token.len())
+            || !token.bytes().all(|byte| byte.is_ascii_graphic())
+        {
             return Err(wrong(&format!(
                 "a token is {SHORTEST} to {LONGEST} letters, digits and signs; `openssl rand -hex 32` makes one"
             )));
@@ -142,7 +161,10 @@ fn parse(text: &str) -> Result<Vec<Token>, String> {
         if !names.insert(name.to_owned()) || !hashes.insert(sha256) {
             return Err(wrong("this name or token has been on a line before"));
         }
-        tokens.push(Token { name: name.to_owned(), sha256 });
+        tokens.push(Token {
+            name: name.to_owned(),
+            sha256,
+        });
     }
     if tokens.is_empty() {
         return Err("there is no token in it; write one NAME TOKEN a line".into());
@@ -159,35 +181,77 @@ mod tests {
     fn tokens(open: &[OpenService]) -> (Tokens, tempfile::NamedTempFile) {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), FILE).unwrap();
-        (Tokens::read(TokenConfig { file: file.path().into(), open: open.to_vec() }).unwrap(), file)
+        (
+            Tokens::read(TokenConfig {
+                file: file.path().into(),
+                open: open.to_vec(),
+            })
+            .unwrap(),
+            file,
+        )
     }
 
-    fn check(tokens: &Tokens, path: &str, authorization: Option<&str>) -> Result<Option<String>, String> {
+    fn check(
+        tokens: &Tokens,
+        path: &str,
+        authorization: Option<&str>,
+    ) -> Result<Option<String>, String> {
         let mut headers = HeaderMap::new();
         if let Some(value) = authorization {
             headers.insert("authorization", value.parse().unwrap());
         }
-        let caller = tokens.check(path, &headers).map_err(|error| error.to_string())?;
+        let caller = tokens
+            .check(path, &headers)
+            .map_err(|error| error.to_string())?;
         Ok(caller.map(|caller| caller.0))
     }
 
     #[test]
     fn callers_are_known_by_their_tokens() {
         let (tokens, _file) = tokens(&[]);
-        assert_eq!(check(&tokens, "/x", Some("Bearer 0123456789abcdef")), Ok(Some("shop".into())));
-        assert_eq!(check(&tokens, "/x", Some("bearer fedcba9876543210 ")), Ok(Some("camera".into())));
-        for wrong in ["Bearer 0123456789abcdeF", "Bearer 0123456789abcde", "Bearer ", "Basic 0123456789abcdef", ""] {
+        assert_eq!(
+            check(&tokens, "/x", Some("Bearer 0123456789abcdef")),
+            Ok(Some("shop".into()))
+        );
+        assert_eq!(
+            check(&tokens, "/x", Some("bearer fedcba9876543210 ")),
+            Ok(Some("camera".into()))
+        );
+        for wrong in [
+            "Bearer 0123456789abcdeF",
+            "Bearer 0123456789abcde",
+            "Bearer ",
+            "Basic 0123456789abcdef",
+            "",
+        ] {
             let error = check(&tokens, "/x", Some(wrong)).unwrap_err();
-            assert!(error.contains("token") && !error.contains("0123"), "{wrong}: {error}");
+            assert!(
+                error.contains("token") && !error.contains("0123"),
+                "{wrong}: {error}"
+            );
         }
-        assert!(check(&tokens, "/x", None).unwrap_err().contains("authorization: Bearer"));
+        assert!(
+            check(&tokens, "/x", None)
+                .unwrap_err()
+                .contains("authorization: Bearer")
+        );
     }
 
     #[test]
     fn open_services_need_none() {
         let (tokens, _file) = tokens(&[OpenService::Health]);
-        assert_eq!(check(&tokens, "/grpc.health.v1.Health/Check", None), Ok(None));
-        assert!(check(&tokens, "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", None).is_err());
+        assert_eq!(
+            check(&tokens, "/grpc.health.v1.Health/Check", None),
+            Ok(None)
+        );
+        assert!(
+            check(
+                &tokens,
+                "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                None
+            )
+            .is_err()
+        );
         assert!(check(&tokens, "/resnet18.v1.Classifier/Classify", None).is_err());
     }
 
@@ -197,11 +261,20 @@ mod tests {
             ("", "no token"),
             ("shop", "line 1: expected NAME TOKEN"),
             ("shop short-secret", "line 1: a token is 16"),
-            ("a 0123456789abcdef\nb 0123456789abcdef", "line 2: this name or token"),
-            ("a 0123456789abcdef\na fedcba9876543210", "line 2: this name or token"),
+            (
+                "a 0123456789abcdef\nb 0123456789abcdef",
+                "line 2: this name or token",
+            ),
+            (
+                "a 0123456789abcdef\na fedcba9876543210",
+                "line 2: this name or token",
+            ),
         ] {
             let error = parse(text).err().unwrap();
-            assert!(error.contains(reason) && !error.contains("secret") && !error.contains("0123"), "{text}: {error}");
+            assert!(
+                error.contains(reason) && !error.contains("secret") && !error.contains("0123"),
+                "{text}: {error}"
+            );
         }
     }
 }

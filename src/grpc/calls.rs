@@ -1,5 +1,5 @@
-//! The services that do work, and the rules before them, made once: what the HTTP port offers to the page goes by the same
-//! rules, and is counted together.
+//! The services that do work, and the rules before them, made once: what the HTTP port offers to
+//! the page goes by the same rules, and is counted together.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -16,8 +16,8 @@ use super::{
     oip::InferenceService,
 };
 use crate::{
-    inference::grpc_inference_service_server::GrpcInferenceServiceServer, proto::classifier_server::ClassifierServer,
-    registry::Registry, state::StateCell,
+    inference::grpc_inference_service_server::GrpcInferenceServiceServer,
+    proto::classifier_server::ClassifierServer, registry::Registry, state::StateCell,
 };
 
 /// The longest that a page's call may take, its upload included: a person would not wait longer.
@@ -60,13 +60,25 @@ impl Calls {
             .max_decoding_message_size(config.max_message_bytes)
             .accept_compressed(CompressionEncoding::Gzip)
             .accept_compressed(CompressionEncoding::Zstd);
-        Self { admission, classifier, inference, max_message_bytes: config.max_message_bytes }
+        Self {
+            admission,
+            classifier,
+            inference,
+            max_message_bytes: config.max_message_bytes,
+        }
     }
 
     /// The `Classifier` service, for the page.
     pub fn for_browsers(&self) -> BrowserCalls {
-        let admitted = self.admission.within(LONGEST).layer().layer(self.classifier.clone());
+        let admitted = self
+            .admission
+            .within(LONGEST)
+            .layer()
+            .layer(self.classifier.clone());
         let service = BoxCloneSyncService::new(GrpcWebLayer::new().layer(admitted));
-        BrowserCalls { service, max_message_bytes: self.max_message_bytes }
+        BrowserCalls {
+            service,
+            max_message_bytes: self.max_message_bytes,
+        }
     }
 }

@@ -15,8 +15,8 @@ use super::{
 use crate::{
     answer::softmax,
     proto::{
-        ClassifyRequest, ClassifyResponse, ListModelsRequest, ListModelsResponse, StreamClassifyRequest,
-        StreamClassifyResponse, classifier_server::Classifier,
+        ClassifyRequest, ClassifyResponse, ListModelsRequest, ListModelsResponse,
+        StreamClassifyRequest, StreamClassifyResponse, classifier_server::Classifier,
     },
     scheduler::{Arrival, Job, JobError},
 };
@@ -32,10 +32,31 @@ async fn classify(
     let image = convert::source(request.image)?;
     served.metrics.received(image.bytes());
     call.record.received(image.bytes());
-    let Call { arrived: Arrived { at, deadline, priority }, client, record } = call;
+    let Call {
+        arrived: Arrived {
+            at,
+            deadline,
+            priority,
+        },
+        client,
+        record,
+    } = call;
     let span = Some(record.trace().context());
-    let fetch = Box::new(move || Some(Arrival { image, at, mirrored: false }));
-    let outcome = served.queue.submit(Job { client, priority, deadline, counts: true, fetch, span })?;
+    let fetch = Box::new(move || {
+        Some(Arrival {
+            image,
+            at,
+            mirrored: false,
+        })
+    });
+    let outcome = served.queue.submit(Job {
+        client,
+        priority,
+        deadline,
+        counts: true,
+        fetch,
+        span,
+    })?;
     // A sender that is dropped without an answer belongs to a scheduler that has stopped.
     let reply = outcome.await.unwrap_or(Err(JobError::Abandoned))?;
     record.classified(&reply);
@@ -48,7 +69,10 @@ async fn classify(
 }
 
 /// Ends the request's measurement and makes its answer.
-pub(super) fn answer<T>(guard: CallGuard, result: Result<T, CallError>) -> Result<Response<T>, Status> {
+pub(super) fn answer<T>(
+    guard: CallGuard,
+    result: Result<T, CallError>,
+) -> Result<Response<T>, Status> {
     guard.finish(result.as_ref().err().map_or(Code::Ok, CallError::code));
     result.map(Response::new).map_err(Status::from)
 }
@@ -60,7 +84,10 @@ pub(super) struct ClassifierService(pub Arc<Context>);
 impl Classifier for ClassifierService {
     type StreamClassifyStream = ReceiverStream<Result<StreamClassifyResponse, Status>>;
 
-    async fn classify(&self, request: Request<ClassifyRequest>) -> Result<Response<ClassifyResponse>, Status> {
+    async fn classify(
+        &self,
+        request: Request<ClassifyRequest>,
+    ) -> Result<Response<ClassifyResponse>, Status> {
         let call = Call::of(&request);
         let mut guard = call.guard();
         let result = classify(&self.0, request.into_inner(), call, &mut guard).await;
@@ -73,11 +100,22 @@ impl Classifier for ClassifierService {
     ) -> Result<Response<Self::StreamClassifyStream>, Status> {
         let call = Call::of(&request);
         let guard = call.guard();
-        let run = |answers| stream::run(Arc::clone(&self.0), request.into_inner(), call, guard, answers);
+        let run = |answers| {
+            stream::run(
+                Arc::clone(&self.0),
+                request.into_inner(),
+                call,
+                guard,
+                answers,
+            )
+        };
         Ok(stream::open(&self.0.state, run))
     }
 
-    async fn list_models(&self, request: Request<ListModelsRequest>) -> Result<Response<ListModelsResponse>, Status> {
+    async fn list_models(
+        &self,
+        request: Request<ListModelsRequest>,
+    ) -> Result<Response<ListModelsResponse>, Status> {
         let call = Call::of(&request);
         let guard = call.guard();
         let models = self.0.registry.list().iter().map(convert::model).collect();

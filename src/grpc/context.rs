@@ -25,7 +25,12 @@ pub(super) struct Context {
 
 impl Context {
     pub fn new(registry: Arc<Registry>, state: StateCell, max_streams: usize) -> Self {
-        Self { registry, state, max_streams, streams: Semaphore::new(max_streams) }
+        Self {
+            registry,
+            state,
+            max_streams,
+            streams: Semaphore::new(max_streams),
+        }
     }
 
     /// The model of that name, if it and the server are ready.
@@ -33,7 +38,13 @@ impl Context {
         let entry = match self.registry.find(name) {
             Ok(entry) => entry,
             // A server that has not looked for its models yet does not know what there is.
-            Err(unknown) => return Err(self.state.get().admits().map_or_else(CallError::from, |()| unknown.into())),
+            Err(unknown) => {
+                return Err(self
+                    .state
+                    .get()
+                    .admits()
+                    .map_or_else(CallError::from, |()| unknown.into()));
+            }
         };
         guard.model(&entry);
         let ready = self.state.get().admits().and_then(|()| self.newest(&entry));
@@ -49,7 +60,9 @@ impl Context {
             if let Ok(default) = self.registry.find("") {
                 default.metrics.rejected(Rejection::StreamLimit);
             }
-            CallError::TooManyStreams { open: self.max_streams }
+            CallError::TooManyStreams {
+                open: self.max_streams,
+            }
         })
     }
 
@@ -58,7 +71,11 @@ impl Context {
     /// # Errors
     /// There is none yet, or there won't be.
     pub fn newest(&self, entry: &Entry) -> Result<Arc<Served>, NotReady> {
-        let missing = if entry.problem.is_some() { NotReady::ModelFailed } else { NotReady::Starting };
+        let missing = if entry.problem.is_some() {
+            NotReady::ModelFailed
+        } else {
+            NotReady::Starting
+        };
         entry.served.clone().ok_or(missing)
     }
 }
@@ -74,12 +91,19 @@ pub(super) struct Call {
 impl Call {
     pub fn of<T>(request: &Request<T>) -> Self {
         let (caller, peer) = (request.extensions().get(), request.extensions().get());
-        Self { arrived: Arrived::of(request), client: client(caller, peer), record: Record::of(request) }
+        Self {
+            arrived: Arrived::of(request),
+            client: client(caller, peer),
+            record: Record::of(request),
+        }
     }
 
     /// Measures the call until it is answered.
     pub fn guard(&self) -> CallGuard {
-        CallGuard { request: self.record.guard(), record: Arc::clone(&self.record) }
+        CallGuard {
+            request: self.record.guard(),
+            record: Arc::clone(&self.record),
+        }
     }
 }
 

@@ -25,19 +25,38 @@ impl Wanted {
     pub fn new(top_k: u32, min_probability: f32) -> Result<Self, CallError> {
         // Written so that NaN fails.
         if !(0.0..=1.0).contains(&min_probability) {
-            return Err(CallError::Invalid(format!("min_probability is {min_probability}; it must be 0 to 1")));
+            return Err(CallError::Invalid(format!(
+                "min_probability is {min_probability}; it must be 0 to 1"
+            )));
         }
-        let top_k = if top_k == 0 { DEFAULT_TOP_K } else { top_k as usize };
-        Ok(Self { top_k, min_probability })
+        let top_k = if top_k == 0 {
+            DEFAULT_TOP_K
+        } else {
+            top_k as usize
+        };
+        Ok(Self {
+            top_k,
+            min_probability,
+        })
     }
 
-    pub fn classifications(&self, probabilities: &[f32], model: &Served) -> Vec<proto::Classification> {
-        let message = |Class { class_id, probability }| proto::Classification {
+    pub fn classifications(
+        &self,
+        probabilities: &[f32],
+        model: &Served,
+    ) -> Vec<proto::Classification> {
+        let message = |Class {
+                           class_id,
+                           probability,
+                       }| proto::Classification {
             class_id: class_id as u32,
             label: model.labels.get(class_id).cloned().unwrap_or_default(),
             probability,
         };
-        top_k(probabilities, self.top_k, self.min_probability).into_iter().map(message).collect()
+        top_k(probabilities, self.top_k, self.min_probability)
+            .into_iter()
+            .map(message)
+            .collect()
     }
 }
 
@@ -69,8 +88,12 @@ fn pixel_format(value: i32) -> Result<PixelFormat, CallError> {
         Ok(Wire::Gray8) => Ok(PixelFormat::Gray8),
         Ok(Wire::Nv12) => Ok(PixelFormat::Nv12),
         Ok(Wire::I420) => Ok(PixelFormat::I420),
-        Ok(Wire::Unspecified) => Err(CallError::Invalid(format!("the raw frame's format is not set; {accepted}"))),
-        Err(_) => Err(CallError::Invalid(format!("the raw frame's format {value} is unknown; {accepted}"))),
+        Ok(Wire::Unspecified) => Err(CallError::Invalid(format!(
+            "the raw frame's format is not set; {accepted}"
+        ))),
+        Err(_) => Err(CallError::Invalid(format!(
+            "the raw frame's format {value} is unknown; {accepted}"
+        ))),
     }
 }
 
@@ -91,7 +114,9 @@ fn duration(duration: Duration) -> Option<prost_types::Duration> {
 pub(super) fn half_life(duration: Option<prost_types::Duration>) -> Result<f64, CallError> {
     let seconds = duration.map_or(0.0, |d| d.seconds as f64 + f64::from(d.nanos) * 1e-9);
     if seconds < 0.0 {
-        return Err(CallError::Invalid(format!("smoothing is {seconds} s; it must be 0 (off) or more")));
+        return Err(CallError::Invalid(format!(
+            "smoothing is {seconds} s; it must be 0 (off) or more"
+        )));
     }
     Ok(seconds)
 }
@@ -103,8 +128,12 @@ pub(super) fn captured_at(timestamp: Option<prost_types::Timestamp>) -> Option<f
 
 pub(super) fn model(entry: &Entry) -> proto::Model {
     let state = match entry {
-        Entry { served: Some(_), .. } => proto::ModelState::Ready,
-        Entry { problem: Some(_), .. } => proto::ModelState::Failed,
+        Entry {
+            served: Some(_), ..
+        } => proto::ModelState::Ready,
+        Entry {
+            problem: Some(_), ..
+        } => proto::ModelState::Failed,
         _ => proto::ModelState::Loading,
     };
     let known = proto::Model {
@@ -113,7 +142,9 @@ pub(super) fn model(entry: &Entry) -> proto::Model {
         problem: entry.problem.as_deref().map(shorten).unwrap_or_default(),
         ..Default::default()
     };
-    let Some(served) = &entry.served else { return known };
+    let Some(served) = &entry.served else {
+        return known;
+    };
     proto::Model {
         version: served.version.clone(),
         labels: served.labels.to_vec(),

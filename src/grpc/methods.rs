@@ -1,7 +1,8 @@
 //! What admission must know of the methods of all services, by their paths.
 
 use crate::{
-    inference::grpc_inference_service_server as inference, metrics::Method, proto::classifier_server as classifier,
+    inference::grpc_inference_service_server as inference, metrics::Method,
+    proto::classifier_server as classifier,
 };
 
 /// A longer path is none of ours.
@@ -10,22 +11,35 @@ pub(super) const LONGEST_PATH: usize = 100;
 /// The method of a path, if it is one whose calls are counted.
 pub(super) fn method(path: &str) -> Option<Method> {
     let (service, name) = path.strip_prefix('/')?.split_once('/')?;
-    [classifier::SERVICE_NAME, inference::SERVICE_NAME].contains(&service).then(|| Method::named(name))?
+    [classifier::SERVICE_NAME, inference::SERVICE_NAME]
+        .contains(&service)
+        .then(|| Method::named(name))?
 }
 
 /// Whether the path is that of a service that does work.
 pub(super) fn is_ours(path: &str) -> bool {
-    ["/resnet18.", "/inference."].iter().any(|ours| path.starts_with(ours))
+    ["/resnet18.", "/inference."]
+        .iter()
+        .any(|ours| path.starts_with(ours))
 }
 
 /// Whether a call of this path may have many messages.
 pub(super) fn is_stream(path: &str) -> bool {
-    ["/StreamClassify", "/ModelStreamInfer", "/ServerReflectionInfo"].iter().any(|method| path.ends_with(method))
+    [
+        "/StreamClassify",
+        "/ModelStreamInfer",
+        "/ServerReflectionInfo",
+    ]
+    .iter()
+    .any(|method| path.ends_with(method))
 }
 
 /// Whether a call only asks how the server is, which a busy one must not refuse.
 pub(super) fn is_probe(path: &str) -> bool {
-    matches!(method(path), Some(Method::ServerLive | Method::ServerReady | Method::ModelReady))
+    matches!(
+        method(path),
+        Some(Method::ServerLive | Method::ServerReady | Method::ModelReady)
+    )
 }
 
 /// Calls that bring images, in a message that is not small.
@@ -39,11 +53,22 @@ mod tests {
 
     #[test]
     fn methods_are_known_by_their_whole_path() {
-        assert_eq!(method("/resnet18.v1.Classifier/Classify"), Some(Method::Classify));
-        assert_eq!(method("/inference.GRPCInferenceService/ModelInfer"), Some(Method::ModelInfer));
-        for other in
-            ["", "/", "Classify", "/resnet18.v1.Classifier/", "/resnet18.v2.Classifier/Classify", "/a/b/Classify"]
-        {
+        assert_eq!(
+            method("/resnet18.v1.Classifier/Classify"),
+            Some(Method::Classify)
+        );
+        assert_eq!(
+            method("/inference.GRPCInferenceService/ModelInfer"),
+            Some(Method::ModelInfer)
+        );
+        for other in [
+            "",
+            "/",
+            "Classify",
+            "/resnet18.v1.Classifier/",
+            "/resnet18.v2.Classifier/Classify",
+            "/a/b/Classify",
+        ] {
             assert_eq!(method(other), None, "{other}");
         }
         assert!(is_probe("/inference.GRPCInferenceService/ModelReady"));

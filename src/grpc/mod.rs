@@ -47,7 +47,8 @@ pub struct GrpcConfig {
     pub max_calls: usize,
     /// The most connections.
     pub max_connections: usize,
-    /// A connection that is older is asked to go, so that load balancers spread; `None` = connections may stay.
+    /// A connection that is older is asked to go, so that load balancers spread; `None` =
+    /// connections may stay.
     pub max_connection_age: Option<Duration>,
     /// How long calls may go on after that.
     pub connection_grace: Duration,
@@ -85,7 +86,10 @@ impl Gatekeeper {
             let gatekeeper = Arc::clone(&self);
             // A panic there has said so on standard error.
             let _ = tokio::task::spawn_blocking(move || {
-                gatekeeper.certificates.iter().for_each(|certificates| certificates.refresh());
+                gatekeeper
+                    .certificates
+                    .iter()
+                    .for_each(|certificates| certificates.refresh());
                 gatekeeper.tokens.iter().for_each(|tokens| tokens.refresh());
             })
             .await;
@@ -97,16 +101,19 @@ impl Gatekeeper {
 const REFRESH: Duration = Duration::from_secs(1);
 
 const SERVICE: &str = "resnet18.v1.Classifier";
-/// How much a sender may send ahead on one call. Large enough that a photo never waits for a round trip.
+/// How much a sender may send ahead on one call. Large enough that a photo never waits for a round
+/// trip.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// Calls at once on one connection.
 const MAX_CONCURRENT_CALLS: u32 = 128;
-/// How much may be sent ahead on one connection: by every call its share, so that streams that are not read don't stop
-/// the others.
+/// How much may be sent ahead on one connection: by every call its share, so that streams that are
+/// not read don't stop the others.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_CONCURRENT_CALLS;
-/// The largest frame that senders may use, so that a photo comes in one piece instead of seven: fewer reads and wake-ups.
+/// The largest frame that senders may use, so that a photo comes in one piece instead of seven:
+/// fewer reads and wake-ups.
 const MAX_FRAME: u32 = 256 << 10;
-/// The headers of a call, in bytes (as RFC 9113, 6.5.2, counts them). Tokens and traces take far less.
+/// The headers of a call, in bytes (as RFC 9113, 6.5.2, counts them). Tokens and traces take far
+/// less.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 /// A connection is closed when it resets so many calls before they have begun ("rapid reset")…
 const MAX_PENDING_RESETS: usize = 20;
@@ -143,10 +150,16 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let valid = "the descriptors are made by the build";
-    let incoming = accept::connections(listener, config.max_connections, gatekeeper.certificates.clone());
+    let incoming = accept::connections(
+        listener,
+        config.max_connections,
+        gatekeeper.certificates.clone(),
+    );
     let mut server = Server::builder();
     if let Some(age) = config.max_connection_age {
-        server = server.max_connection_age(age).max_connection_age_grace(config.connection_grace);
+        server = server
+            .max_connection_age(age)
+            .max_connection_age_grace(config.connection_grace);
     }
     let served = server
         .initial_stream_window_size(STREAM_WINDOW)
@@ -162,8 +175,18 @@ pub async fn serve(
         .add_service(calls.classifier)
         .add_service(calls.inference)
         .add_service(health_service.max_decoding_message_size(MAX_SMALL_MESSAGE))
-        .add_service(reflection().build_v1().expect(valid).max_decoding_message_size(MAX_SMALL_MESSAGE))
-        .add_service(reflection().build_v1alpha().expect(valid).max_decoding_message_size(MAX_SMALL_MESSAGE))
+        .add_service(
+            reflection()
+                .build_v1()
+                .expect(valid)
+                .max_decoding_message_size(MAX_SMALL_MESSAGE),
+        )
+        .add_service(
+            reflection()
+                .build_v1alpha()
+                .expect(valid)
+                .max_decoding_message_size(MAX_SMALL_MESSAGE),
+        )
         .serve_with_incoming_shutdown(incoming, async move { state.draining().await })
         .await;
     follow.abort();
@@ -171,20 +194,34 @@ pub async fn serve(
     served
 }
 
-/// Keeps the standard health service in step with the state and the models: the server as a whole, and each model as
-/// `resnet18.v1.Classifier/NAME`.
+/// Keeps the standard health service in step with the state and the models: the server as a whole,
+/// and each model as `resnet18.v1.Classifier/NAME`.
 async fn report_health(health: HealthReporter, state: StateCell, registry: Arc<Registry>) {
     let (mut state, mut models) = (state.watch(), registry.watch());
     let mut reported = BTreeSet::new();
     loop {
         models.mark_unchanged();
         let ready = *state.borrow_and_update() == State::Ready;
-        set_health(&health, if ready { ServingStatus::Serving } else { ServingStatus::NotServing }).await;
+        set_health(
+            &health,
+            if ready {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            },
+        )
+        .await;
         let entries = registry.list();
         for entry in &entries {
             let serves = ready && entry.served.is_some();
-            let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
-            health.set_service_status(service_of(&entry.name), status).await;
+            let status = if serves {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            health
+                .set_service_status(service_of(&entry.name), status)
+                .await;
         }
         let present: BTreeSet<String> = entries.into_iter().map(|entry| entry.name).collect();
         for gone in reported.difference(&present) {

@@ -29,25 +29,41 @@ pub(super) struct Receiving {
 impl Receiving {
     /// The body of a call with one message, which may take `limit` from its headers to its end.
     pub fn message(body: Body, limit: Duration) -> Body {
-        Body::new(Self { body, limit, timer: Some(Box::pin(sleep(limit))), stream: None })
+        Body::new(Self {
+            body,
+            limit,
+            timer: Some(Box::pin(sleep(limit))),
+            stream: None,
+        })
     }
 
-    /// The body of a stream: each message may be waited for that long, from its first byte on. Nothing limits the time
-    /// between messages.
+    /// The body of a stream: each message may be waited for that long, from its first byte on.
+    /// Nothing limits the time between messages.
     pub fn stream(body: Body, limit: Duration) -> Body {
-        Body::new(Self { body, limit, timer: None, stream: Some(Framing::default()) })
+        Body::new(Self {
+            body,
+            limit,
+            timer: None,
+            stream: Some(Framing::default()),
+        })
     }
 
     /// Starts and stops the timer after a look at the body.
     fn note(&mut self, polled: &Poll<Option<Result<Frame<Bytes>, Status>>>) {
-        let Some(framing) = &mut self.stream else { return };
+        let Some(framing) = &mut self.stream else {
+            return;
+        };
         match polled {
-            Poll::Ready(Some(Ok(frame))) if frame.data_ref().is_some_and(|data| framing.advance(data)) => {
+            Poll::Ready(Some(Ok(frame)))
+                if frame.data_ref().is_some_and(|data| framing.advance(data)) =>
+            {
                 self.timer = None;
             }
-            // Only now is it the sender who is waited for: a server that is behind looks less often.
+            // Only now is it the sender who is waited for: a server that is behind looks less
+            // often.
             Poll::Pending if framing.within_message() => {
-                self.timer.get_or_insert_with(|| Box::pin(sleep(self.limit)));
+                self.timer
+                    .get_or_insert_with(|| Box::pin(sleep(self.limit)));
             }
             _ => {}
         }
@@ -58,14 +74,19 @@ impl http_body::Body for Receiving {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         self.note(&polled);
         if let Some(timer) = &mut self.timer
             && !matches!(polled, Poll::Ready(None))
             && timer.as_mut().poll(cx).is_ready()
         {
-            return Poll::Ready(Some(Err(CallError::SlowMessage { limit: self.limit }.into())));
+            return Poll::Ready(Some(Err(
+                CallError::SlowMessage { limit: self.limit }.into()
+            )));
         }
         polled
     }
@@ -135,7 +156,11 @@ mod tests {
                 let ended = framing.advance(part);
                 let range = position + 1..=position + part.len();
                 position += part.len();
-                assert_eq!(ended, ends.iter().any(|end| range.contains(end)), "{size} bytes at a time, at {position}");
+                assert_eq!(
+                    ended,
+                    ends.iter().any(|end| range.contains(end)),
+                    "{size} bytes at a time, at {position}"
+                );
                 assert_eq!(framing.within_message(), !ends.contains(&position));
             }
         }

@@ -1,5 +1,5 @@
-//! What is told of a call when it has ended: one line in the log, and its spans if it is sampled. Never what the image
-//! shows, never a token.
+//! What is told of a call when it has ended: one line in the log, and its spans if it is sampled.
+//! Never what the image shows, never a token.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -64,18 +64,38 @@ pub(super) struct FrameRecord<'a> {
 
 impl Record {
     pub fn new(path: &str, trace: Trace, arrived: Arrived) -> Self {
-        let guard = method(path).map(|method| RequestGuard::new(method, arrived.at, arrived.deadline));
-        let path = path.trim_start_matches('/').chars().take(LONGEST_PATH).collect();
-        Self { path, trace, arrived, notes: Mutex::new(Notes { guard, ..Notes::default() }) }
+        let guard =
+            method(path).map(|method| RequestGuard::new(method, arrived.at, arrived.deadline));
+        let path = path
+            .trim_start_matches('/')
+            .chars()
+            .take(LONGEST_PATH)
+            .collect();
+        Self {
+            path,
+            trace,
+            arrived,
+            notes: Mutex::new(Notes {
+                guard,
+                ..Notes::default()
+            }),
+        }
     }
 
     /// The record of a call that has been admitted.
     pub fn of<T>(request: &Request<T>) -> Arc<Self> {
-        Arc::clone(request.extensions().get().expect("admission makes a record of every call of these services"))
+        Arc::clone(
+            request
+                .extensions()
+                .get()
+                .expect("admission makes a record of every call of these services"),
+        )
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {
-        self.notes.lock().expect("nothing panics while it holds the notes")
+        self.notes
+            .lock()
+            .expect("nothing panics while it holds the notes")
     }
 
     pub fn trace(&self) -> &Trace {
@@ -92,12 +112,18 @@ impl Record {
 
     /// The call was refused before its message was read, which can only have been for this model.
     pub fn refused_by(&self, metrics: &ModelMetrics) {
-        self.notes().guard.iter_mut().for_each(|guard| guard.model(metrics));
+        self.notes()
+            .guard
+            .iter_mut()
+            .for_each(|guard| guard.model(metrics));
     }
 
     /// What counts and times the call: the service's from now on.
     pub fn guard(&self) -> RequestGuard {
-        self.notes().guard.take().expect("every method of these services is counted, and takes this once")
+        self.notes()
+            .guard
+            .take()
+            .expect("every method of these services is counted, and takes this once")
     }
 
     /// An image of this size has come in.
@@ -112,11 +138,19 @@ impl Record {
 
     /// A frame of the call has been answered.
     pub fn frame(&self, frame: FrameRecord) {
-        let FrameRecord { id, arrived, span, answer } = frame;
+        let FrameRecord {
+            id,
+            arrived,
+            span,
+            answer,
+        } = frame;
         self.notes().frames += 1;
         let code = code_name(answer.err().unwrap_or(Code::Ok));
         let work = answer.ok().map(|reply| Work::new(arrived, reply));
-        let time = Period { start: arrived, end: Instant::now() };
+        let time = Period {
+            start: arrived,
+            end: Instant::now(),
+        };
         tracing::trace!(
             method = self.method(),
             frame = id,
@@ -130,7 +164,11 @@ impl Record {
             "frame"
         );
         if span.sampled {
-            let whole = self.trace.frame_span(span, time).with("classifier.frame_id", id).with("classifier.code", code);
+            let whole = self
+                .trace
+                .frame_span(span, time)
+                .with("classifier.frame_id", id)
+                .with("classifier.code", code);
             trace::end(with_stages(whole, work));
         }
     }
@@ -168,7 +206,13 @@ impl Record {
         let (service, method) = self.path.split_once('/').unwrap_or_default();
         let mut span = self
             .trace
-            .call_span(&self.path, Period { start: self.arrived.at, end: ended })
+            .call_span(
+                &self.path,
+                Period {
+                    start: self.arrived.at,
+                    end: ended,
+                },
+            )
             .with("rpc.system", "grpc")
             .with("rpc.service", service)
             .with("rpc.method", method)
@@ -211,21 +255,59 @@ impl Drop for Record {
 
 impl Work {
     fn new(arrived: Instant, reply: &Reply) -> Self {
-        Self { arrived, stages: reply.stages, timeline: reply.timeline }
+        Self {
+            arrived,
+            stages: reply.stages,
+            timeline: reply.timeline,
+        }
     }
 }
 
-/// The span, and those of its stages: it waits to be decoded, is decoded, waits for a batch, and is inferred with it.
+/// The span, and those of its stages: it waits to be decoded, is decoded, waits for a batch, and is
+/// inferred with it.
 fn with_stages(whole: Span, work: Option<Work>) -> Vec<Span> {
-    let Some(Work { arrived, stages, timeline: Timeline { decoded, inferred, batch, span } }) = work else {
+    let Some(Work {
+        arrived,
+        stages,
+        timeline:
+            Timeline {
+                decoded,
+                inferred,
+                batch,
+                span,
+            },
+    }) = work
+    else {
         return vec![whole];
     };
     // A live frame may arrive in the very moment at which it is taken.
     let decoding = (decoded - stages.decode).max(arrived);
     let parts = [
-        whole.part("queue", Period { start: arrived, end: decoding }).with("classifier.waits_for", "decode"),
-        whole.part("decode", Period { start: decoding, end: decoded }),
-        whole.part("queue", Period { start: decoded, end: inferred }).with("classifier.waits_for", "batch"),
+        whole
+            .part(
+                "queue",
+                Period {
+                    start: arrived,
+                    end: decoding,
+                },
+            )
+            .with("classifier.waits_for", "decode"),
+        whole.part(
+            "decode",
+            Period {
+                start: decoding,
+                end: decoded,
+            },
+        ),
+        whole
+            .part(
+                "queue",
+                Period {
+                    start: decoded,
+                    end: inferred,
+                },
+            )
+            .with("classifier.waits_for", "batch"),
         whole
             .part("inference", Period::lasting(inferred, stages.inference))
             .with("classifier.batch_size", batch as u64)
@@ -242,5 +324,8 @@ fn milliseconds(time: Duration) -> f64 {
 /// What OpenTelemetry's conventions for gRPC servers count as an error.
 fn is_servers_fault(code: Code) -> bool {
     use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
-    matches!(code, Unknown | DeadlineExceeded | Unimplemented | Internal | Unavailable | DataLoss)
+    matches!(
+        code,
+        Unknown | DeadlineExceeded | Unimplemented | Internal | Unavailable | DataLoss
+    )
 }

@@ -13,7 +13,8 @@ use crate::{
     state::NotReady,
 };
 
-/// By this a client of any language that has gRPC's retries switched on comes back when it should (gRFC A6, "Pushback").
+/// By this a client of any language that has gRPC's retries switched on comes back when it should
+/// (gRFC A6, "Pushback").
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// In characters; a status travels in headers, which are limited.
@@ -28,25 +29,37 @@ pub(super) enum CallError {
     NotReady(#[from] NotReady),
     #[error(transparent)]
     QueueFull(#[from] QueueFull),
-    #[error("{open} streams are open, which is the most that this server takes; retry when others have ended")]
+    #[error(
+        "{open} streams are open, which is the most that this server takes; retry when others have ended"
+    )]
     TooManyStreams { open: usize },
     #[error(transparent)]
     Job(#[from] JobError),
     #[error("{0}")]
     Invalid(String),
     #[error("image {image} of {of}: {error}")]
-    OneOf { image: usize, of: usize, error: ImageError },
+    OneOf {
+        image: usize,
+        of: usize,
+        error: ImageError,
+    },
     #[error(transparent)]
     Tensor(#[from] TensorError),
     #[error(transparent)]
     Parameter(#[from] WrongParameter),
     #[error("\"{name}\" has no version \"{asked}\"; the one that is served is \"{served}\"")]
-    Version { name: String, asked: String, served: String },
+    Version {
+        name: String,
+        asked: String,
+        served: String,
+    },
     #[error("the request's time was up before its answer was ready")]
     TimeIsUp,
     #[error("the deadline of the stream has passed")]
     StreamDeadline,
-    #[error("{open} calls are in progress, which is the most that this server takes; retry in a moment")]
+    #[error(
+        "{open} calls are in progress, which is the most that this server takes; retry in a moment"
+    )]
     TooManyCalls { open: usize },
     #[error("the message did not arrive within {limit:?}; send it faster, or a smaller image")]
     SlowMessage { limit: Duration },
@@ -70,7 +83,9 @@ impl CallError {
             | Self::Job(JobError::Displaced(_))
             | Self::TooManyStreams { .. }
             | Self::TooManyCalls { .. } => Code::ResourceExhausted,
-            Self::Job(JobError::Image(error)) | Self::OneOf { error, .. } if is_ours(error) => Code::Internal,
+            Self::Job(JobError::Image(error)) | Self::OneOf { error, .. } if is_ours(error) => {
+                Code::Internal
+            }
             Self::NoToken | Self::WrongToken => Code::Unauthenticated,
             Self::Invalid(_)
             | Self::Job(JobError::Image(_))
@@ -108,7 +123,10 @@ impl CallError {
 
 /// Errors that no image can cause.
 fn is_ours(error: &ImageError) -> bool {
-    matches!(error, ImageError::Geometry { .. } | ImageError::CropLength { .. } | ImageError::Resize { .. })
+    matches!(
+        error,
+        ImageError::Geometry { .. } | ImageError::CropLength { .. } | ImageError::Resize { .. }
+    )
 }
 
 /// A message that fits into a status.
@@ -126,9 +144,12 @@ impl From<CallError> for Status {
             Some(delay) => {
                 let (code, details) = (error.code(), ErrorDetails::with_retry_info(Some(delay)));
                 let mut status = Status::with_error_details(code, error.message(), details);
-                // Who finds a server that starts or goes should try another one at once, as its own policy says.
+                // Who finds a server that starts or goes should try another one at once, as its own
+                // policy says.
                 if code == Code::ResourceExhausted {
-                    status.metadata_mut().insert(PUSHBACK, (delay.as_millis() as u64).into());
+                    status
+                        .metadata_mut()
+                        .insert(PUSHBACK, (delay.as_millis() as u64).into());
                 }
                 status
             }

@@ -29,8 +29,9 @@ use crate::{
     image::Source,
     metrics::{FrameOutcome, ModelMetrics, RateMeter},
     proto::{
-        Classifications, Frame, FrameError, FramePolicy, StreamClassifyRequest, StreamClassifyResponse, StreamConfig,
-        stream_classify_request::Message, stream_classify_response,
+        Classifications, Frame, FrameError, FramePolicy, StreamClassifyRequest,
+        StreamClassifyResponse, StreamConfig, stream_classify_request::Message,
+        stream_classify_response,
     },
     registry::Served,
     scheduler::{Arrival, Job, JobError, Outcome, Reply},
@@ -45,8 +46,8 @@ const CONFIG_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most frames of a stream under `FRAME_POLICY_EVERY` that wait for their answers.
 const MAX_FRAMES_IN_WORK: usize = 4;
 
-/// Answers a call with the stream that `run` fills. The answer's headers go out at once: a caller may wait for them before it
-/// sends anything.
+/// Answers a call with the stream that `run` fills. The answer's headers go out at once: a caller
+/// may wait for them before it sends anything.
 pub(super) fn open<T, Run>(
     state: &StateCell,
     run: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> Run,
@@ -73,7 +74,12 @@ pub(super) async fn run(
     answers: Answers,
 ) {
     let deadline = call.arrived.deadline;
-    let ended = supervise(deadline, &answers, open_and_answer(&context, inbound, call, &mut guard, &answers)).await;
+    let ended = supervise(
+        deadline,
+        &answers,
+        open_and_answer(&context, inbound, call, &mut guard, &answers),
+    )
+    .await;
     conclude(ended, guard, &answers).await;
 }
 
@@ -86,11 +92,15 @@ pub(super) async fn supervise<T>(
     let work = async {
         match deadline {
             None => work.await,
-            Some(deadline) => timeout_at(deadline.into(), work).await.unwrap_or(Err(CallError::StreamDeadline)),
+            Some(deadline) => timeout_at(deadline.into(), work)
+                .await
+                .unwrap_or(Err(CallError::StreamDeadline)),
         }
     };
     // A bug must not look like a stream that ended well.
-    let work = AssertUnwindSafe(work).catch_unwind().map(|ended| ended.unwrap_or(Err(CallError::Panicked)));
+    let work = AssertUnwindSafe(work)
+        .catch_unwind()
+        .map(|ended| ended.unwrap_or(Err(CallError::Panicked)));
     tokio::select! {
         ended = work => Some(ended),
         () = answers.closed() => None,
@@ -129,25 +139,50 @@ async fn open_and_answer(
     let _permit = context.stream_permit()?;
     let config = match timeout(CONFIG_TIMEOUT, next(&mut inbound, &context.state)).await {
         Err(_) => {
-            return Err(CallError::Invalid(format!("the stream's config did not come within {CONFIG_TIMEOUT:?}")));
+            return Err(CallError::Invalid(format!(
+                "the stream's config did not come within {CONFIG_TIMEOUT:?}"
+            )));
         }
         Ok(message) => match message? {
             Some(Message::Config(config)) => config,
             Some(Message::Frame(_)) => {
-                return Err(CallError::Invalid("the first message of a stream must be its config, not a frame".into()));
+                return Err(CallError::Invalid(
+                    "the first message of a stream must be its config, not a frame".into(),
+                ));
             }
-            None => return Err(CallError::Invalid("the stream ended before its config".into())),
+            None => {
+                return Err(CallError::Invalid(
+                    "the stream ended before its config".into(),
+                ));
+            }
         },
     };
     let served = context.model(&config.model, guard)?;
     let _open = served.metrics.stream();
     let policy = FramePolicy::try_from(config.policy).map_err(|_| {
-        CallError::Invalid(format!("the frame policy {} is unknown; send EVERY or LATEST", config.policy))
+        CallError::Invalid(format!(
+            "the frame policy {} is unknown; send EVERY or LATEST",
+            config.policy
+        ))
     })?;
     let record = Arc::clone(&call.record);
-    let answerer = Answerer::new(Arc::clone(&served), &config, answers.clone(), Arc::clone(&record))?;
-    let source = FrameSource { inbound, state: context.state.clone(), metrics: Arc::clone(&served.metrics), record };
-    let submitter = Submitter { context, model: served.name.clone(), call };
+    let answerer = Answerer::new(
+        Arc::clone(&served),
+        &config,
+        answers.clone(),
+        Arc::clone(&record),
+    )?;
+    let source = FrameSource {
+        inbound,
+        state: context.state.clone(),
+        metrics: Arc::clone(&served.metrics),
+        record,
+    };
+    let submitter = Submitter {
+        context,
+        model: served.name.clone(),
+        call,
+    };
     match policy {
         FramePolicy::Unspecified | FramePolicy::Every => {
             every(source, answerer, submitter, served.queue.parallelism()).await
@@ -157,17 +192,22 @@ async fn open_and_answer(
 }
 
 /// The next message; `None` when the caller has sent its last.
-async fn next(inbound: &mut Streaming<StreamClassifyRequest>, state: &StateCell) -> Result<Option<Message>, CallError> {
+async fn next(
+    inbound: &mut Streaming<StreamClassifyRequest>,
+    state: &StateCell,
+) -> Result<Option<Message>, CallError> {
     let message = tokio::select! {
         message = inbound.message() => message?,
         () = state.draining() => return Err(NotReady::Draining.into()),
     };
     match message {
         None => Ok(None),
-        Some(StreamClassifyRequest { message: Some(message) }) => Ok(Some(message)),
-        Some(StreamClassifyRequest { message: None }) => {
-            Err(CallError::Invalid("a message of the stream is neither a config nor a frame".into()))
-        }
+        Some(StreamClassifyRequest {
+            message: Some(message),
+        }) => Ok(Some(message)),
+        Some(StreamClassifyRequest { message: None }) => Err(CallError::Invalid(
+            "a message of the stream is neither a config nor a frame".into(),
+        )),
     }
 }
 
@@ -190,7 +230,9 @@ impl Submitter<'_> {
         span: SpanContext,
         fetch: impl FnOnce() -> Option<Arrival> + Send + 'static,
     ) -> Result<Submitted, CallError> {
-        let Call { client, arrived, .. } = self.call;
+        let Call {
+            client, arrived, ..
+        } = self.call;
         let served = self.newest()?;
         let job = Job {
             client,
@@ -211,13 +253,18 @@ impl Submitter<'_> {
 
     /// A stream outlives versions of its model.
     fn newest(&self) -> Result<Arc<Served>, CallError> {
-        Ok(self.context.newest(&self.context.registry.find(&self.model)?)?)
+        Ok(self
+            .context
+            .newest(&self.context.registry.find(&self.model)?)?)
     }
 }
 
 impl Submitted {
     async fn outcome(self) -> (Arc<Served>, Outcome) {
-        (self.served, self.outcome.await.unwrap_or(Err(JobError::Abandoned)))
+        (
+            self.served,
+            self.outcome.await.unwrap_or(Err(JobError::Abandoned)),
+        )
     }
 }
 
@@ -239,9 +286,9 @@ impl FrameSource {
                 self.record.received(bytes);
                 Ok(Some(incoming))
             }
-            Some(Message::Config(_)) => {
-                Err(CallError::Invalid("the config of a stream comes once, as its first message".into()))
-            }
+            Some(Message::Config(_)) => Err(CallError::Invalid(
+                "the config of a stream comes once, as its first message".into(),
+            )),
         }
     }
 }
@@ -265,19 +312,31 @@ impl FrameStamp {
     /// By the sender's clock, or by ours where the sender's did not move on.
     fn seconds_since(self, earlier: Self) -> f64 {
         let captured = self.captured_at.unwrap_or(0.0) - earlier.captured_at.unwrap_or(0.0);
-        if captured > 0.0 { captured } else { (self.arrived - earlier.arrived).as_secs_f64() }
+        if captured > 0.0 {
+            captured
+        } else {
+            (self.arrived - earlier.arrived).as_secs_f64()
+        }
     }
 }
 
 impl Incoming {
     fn new(frame: Frame) -> Self {
         let captured_at = convert::captured_at(frame.captured_at);
-        let stamp = FrameStamp { id: frame.id, captured_at, arrived: Instant::now() };
-        Self { stamp, image: convert::source(frame.image) }
+        let stamp = FrameStamp {
+            id: frame.id,
+            captured_at,
+            arrived: Instant::now(),
+        };
+        Self {
+            stamp,
+            image: convert::source(frame.image),
+        }
     }
 }
 
-/// Every frame is answered in order. Only a few are in work at once; while they are, no further one is read.
+/// Every frame is answered in order. Only a few are in work at once; while they are, no further one
+/// is read.
 async fn every(
     mut source: FrameSource,
     mut answerer: Answerer,
@@ -290,7 +349,13 @@ async fn every(
         while let Some(Incoming { stamp, image }) = source.next().await? {
             let (at, span) = (stamp.arrived, submitter.span());
             let submitted = match image {
-                Ok(image) => Ok(submitter.submit(span, move || Some(Arrival { image, at, mirrored: false }))?),
+                Ok(image) => Ok(submitter.submit(span, move || {
+                    Some(Arrival {
+                        image,
+                        at,
+                        mirrored: false,
+                    })
+                })?),
                 Err(error) => Err(error),
             };
             if pending.send((stamp, span, submitted)).await.is_err() {
@@ -318,7 +383,11 @@ async fn every(
 }
 
 /// Only the newest frame is of interest: it waits in a slot of one, where a newer one replaces it.
-async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Submitter<'_>) -> Result<(), CallError> {
+async fn latest(
+    mut source: FrameSource,
+    mut answerer: Answerer,
+    submitter: Submitter<'_>,
+) -> Result<(), CallError> {
     let metrics = Arc::clone(&answerer.served.metrics);
     let slot = Arc::new(Newest::default());
     let read = async {
@@ -349,7 +418,11 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Subm
                 };
                 // The stream may have ended meanwhile.
                 let _ = taken.send((stamp, error));
-                Some(Arrival { image: image?, at: stamp.arrived, mirrored: false })
+                Some(Arrival {
+                    image: image?,
+                    at: stamp.arrived,
+                    mirrored: false,
+                })
             })?;
             let (served, outcome) = submitted.outcome().await;
             answerer.follow(served);
@@ -358,15 +431,17 @@ async fn latest(mut source: FrameSource, mut answerer: Answerer, submitter: Subm
                 return Err(outcome.err().unwrap_or(JobError::Abandoned).into());
             };
             let outcome = error.map_or(outcome.map_err(CallError::from), Err);
-            answerer.answer(stamp, span, outcome, slot.dropped()).await?;
+            answerer
+                .answer(stamp, span, outcome, slot.dropped())
+                .await?;
         }
         Ok(())
     };
     both(read, answer).await
 }
 
-/// Runs reading and answering side by side. Reading ends first, then what was read is answered, then the caller learns
-/// why reading ended; but when answering fails, nothing more is read.
+/// Runs reading and answering side by side. Reading ends first, then what was read is answered,
+/// then the caller learns why reading ended; but when answering fails, nothing more is read.
 pub(super) async fn both(
     read: impl Future<Output = Result<(), CallError>>,
     answer: impl Future<Output = Result<(), CallError>>,
@@ -397,7 +472,9 @@ struct NewestState {
 
 impl Newest {
     fn lock(&self) -> std::sync::MutexGuard<'_, NewestState> {
-        self.frame.lock().expect("nothing panics while it holds the slot")
+        self.frame
+            .lock()
+            .expect("nothing panics while it holds the slot")
     }
 
     /// Whether an older frame had to go.
@@ -470,7 +547,8 @@ impl Answerer {
         })
     }
 
-    /// The next frame was classified by this version of the model; what another one said is not mixed into it.
+    /// The next frame was classified by this version of the model; what another one said is not
+    /// mixed into it.
     fn follow(&mut self, served: Arc<Served>) {
         if !Arc::ptr_eq(&self.served, &served) {
             self.served = served;
@@ -491,18 +569,35 @@ impl Answerer {
             return Err(error);
         }
         let answer = outcome.as_ref().map_err(CallError::code);
-        self.record.frame(FrameRecord { id: stamp.id, arrived: stamp.arrived, span, answer });
+        self.record.frame(FrameRecord {
+            id: stamp.id,
+            arrived: stamp.arrived,
+            span,
+            answer,
+        });
         let (outcome, stages) = match outcome {
             Ok(reply) => {
-                let elapsed = self.last.replace(stamp).map_or(0.0, |last| stamp.seconds_since(last));
+                let elapsed = self
+                    .last
+                    .replace(stamp)
+                    .map_or(0.0, |last| stamp.seconds_since(last));
                 let probabilities = self.smoothing.update(softmax(&reply.logits), elapsed);
                 let classifications = self.wanted.classifications(probabilities, &self.served);
                 self.served.metrics.frame(FrameOutcome::Classified);
-                (Wire::Result(Classifications { classifications }), reply.stages)
+                (
+                    Wire::Result(Classifications { classifications }),
+                    reply.stages,
+                )
             }
             Err(error) => {
                 self.served.metrics.frame(FrameOutcome::Failed);
-                (Wire::Error(FrameError { code: error.code() as i32, message: error.message() }), Default::default())
+                (
+                    Wire::Error(FrameError {
+                        code: error.code() as i32,
+                        message: error.message(),
+                    }),
+                    Default::default(),
+                )
             }
         };
         self.fps.add(1);

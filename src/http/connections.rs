@@ -1,4 +1,5 @@
-//! The connections of the HTTP port: a limited number of them, none that dawdles and none that stays for ever.
+//! The connections of the HTTP port: a limited number of them, none that dawdles and none that
+//! stays for ever.
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -39,7 +40,10 @@ connection: close\r\n\r\ntoo many connections are open; retry in a moment\n";
 
 /// Serves until the returned future is dropped, which closes every connection.
 pub(super) async fn serve(listener: TcpListener, routes: Router) -> io::Result<()> {
-    let (places, refusals) = (Arc::new(Semaphore::new(MAX)), Arc::new(Semaphore::new(MAX_REFUSALS)));
+    let (places, refusals) = (
+        Arc::new(Semaphore::new(MAX)),
+        Arc::new(Semaphore::new(MAX_REFUSALS)),
+    );
     let mut open = JoinSet::new();
     loop {
         let (stream, address) = tokio::select! {
@@ -66,7 +70,12 @@ pub(super) async fn serve(listener: TcpListener, routes: Router) -> io::Result<(
 }
 
 /// Answers the requests of one connection.
-async fn converse(stream: TcpStream, address: SocketAddr, routes: Router, _place: OwnedSemaphorePermit) {
+async fn converse(
+    stream: TcpStream,
+    address: SocketAddr,
+    routes: Router,
+    _place: OwnedSemaphorePermit,
+) {
     // Answers are small and must not wait for more data.
     let _ = stream.set_nodelay(true);
     let peer = Peer::next(address.to_string());
@@ -87,7 +96,8 @@ async fn converse(stream: TcpStream, address: SocketAddr, routes: Router, _place
     }
 }
 
-/// Says that there is no place. What the caller sent is read: a close before that would take the answer away from it.
+/// Says that there is no place. What the caller sent is read: a close before that would take the
+/// answer away from it.
 async fn refuse(mut stream: TcpStream) -> io::Result<()> {
     stream.write_all(REFUSAL).await?;
     stream.shutdown().await?;

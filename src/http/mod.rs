@@ -1,5 +1,5 @@
-//! The HTTP side: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever watches over the process, and the page
-//! at `/` for people.
+//! The HTTP side: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever watches over the
+//! process, and the page at `/` for people.
 
 mod connections;
 mod guard;
@@ -25,8 +25,7 @@ use crate::{
 };
 
 /// What is told where the page is off.
-const NO_PAGE: &str =
-    "resnet18: /metrics /healthz /readyz\nThe live page is off; `resnet18 serve --web` shows it here.\n";
+const NO_PAGE: &str = "resnet18: /metrics /healthz /readyz\nThe live page is off; `resnet18 serve --web` shows it here.\n";
 
 /// What the pages show.
 #[derive(Clone)]
@@ -39,11 +38,17 @@ pub struct HttpContext {
     pub exporter: Exporter,
 }
 
-/// Serves until the returned future is dropped; the page, and `calls` from it, to those whom `web` lets in.
+/// Serves until the returned future is dropped; the page, and `calls` from it, to those whom `web`
+/// lets in.
 ///
 /// # Errors
 /// What the listener reports.
-pub async fn serve(listener: TcpListener, context: HttpContext, web: Web, calls: BrowserCalls) -> io::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    context: HttpContext,
+    web: Web,
+    calls: BrowserCalls,
+) -> io::Result<()> {
     let routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
@@ -60,16 +65,26 @@ async fn metrics(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
     // The system and a GPU's driver are asked, which takes its time.
     let text = tokio::task::spawn_blocking(move || {
         let models = context.registry.list();
-        context.exporter.render(models.iter().map(|entry| &*entry.metrics), &context.state)
+        context
+            .exporter
+            .render(models.iter().map(|entry| &*entry.metrics), &context.state)
     });
-    let text = text.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+    let text = text
+        .await
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    (
+        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        text,
+    )
 }
 
 /// 200 while the process is worth keeping: also while it starts or drains.
 async fn healthz(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
     match context.state.get() {
-        State::Failed(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("failed: {reason}\n")),
+        State::Failed(reason) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("failed: {reason}\n"),
+        ),
         _ => (StatusCode::OK, "ok\n".into()),
     }
 }
@@ -78,6 +93,9 @@ async fn healthz(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
 async fn readyz(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
     match context.state.get().ready() {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        Err(why) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not ready: {why}\n"),
+        ),
     }
 }

@@ -1,4 +1,5 @@
-//! The page at `/`: its files, what protects whoever opens it, the server's state for it to show, and its calls.
+//! The page at `/`: its files, what protects whoever opens it, the server's state for it to show,
+//! and its calls.
 
 use axum::{
     Router,
@@ -6,8 +7,8 @@ use axum::{
     http::{
         HeaderMap, HeaderValue, StatusCode,
         header::{
-            CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH, REFERRER_POLICY,
-            X_CONTENT_TYPE_OPTIONS,
+            CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, HeaderName, IF_NONE_MATCH,
+            REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
         },
     },
     middleware::{self, Next},
@@ -32,8 +33,14 @@ const HEADERS: [(HeaderName, &str); 5] = [
     (CONTENT_SECURITY_POLICY, POLICY),
     (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (REFERRER_POLICY, "no-referrer"),
-    (HeaderName::from_static("permissions-policy"), "camera=(self), microphone=(), geolocation=()"),
-    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (
+        HeaderName::from_static("permissions-policy"),
+        "camera=(self), microphone=(), geolocation=()",
+    ),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        "same-origin",
+    ),
 ];
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -48,34 +55,88 @@ struct File {
 }
 
 const FILES: [File; 10] = [
-    File { path: "/", kind: HTML, text: include_str!("../web/index.html") },
-    File { path: "/web/style.css", kind: CSS, text: include_str!("../web/style.css") },
-    File { path: "/web/icon.svg", kind: SVG, text: include_str!("../web/icon.svg") },
-    File { path: "/web/app.js", kind: JS, text: include_str!("../web/app.js") },
-    File { path: "/web/calls.js", kind: JS, text: include_str!("../web/calls.js") },
-    File { path: "/web/camera.js", kind: JS, text: include_str!("../web/camera.js") },
-    File { path: "/web/chart.js", kind: JS, text: include_str!("../web/chart.js") },
-    File { path: "/web/metrics.js", kind: JS, text: include_str!("../web/metrics.js") },
-    File { path: "/web/protobuf.js", kind: JS, text: include_str!("../web/protobuf.js") },
-    File { path: "/web/try.js", kind: JS, text: include_str!("../web/try.js") },
+    File {
+        path: "/",
+        kind: HTML,
+        text: include_str!("../web/index.html"),
+    },
+    File {
+        path: "/web/style.css",
+        kind: CSS,
+        text: include_str!("../web/style.css"),
+    },
+    File {
+        path: "/web/icon.svg",
+        kind: SVG,
+        text: include_str!("../web/icon.svg"),
+    },
+    File {
+        path: "/web/app.js",
+        kind: JS,
+        text: include_str!("../web/app.js"),
+    },
+    File {
+        path: "/web/calls.js",
+        kind: JS,
+        text: include_str!("../web/calls.js"),
+    },
+    File {
+        path: "/web/camera.js",
+        kind: JS,
+        text: include_str!("../web/camera.js"),
+    },
+    File {
+        path: "/web/chart.js",
+        kind: JS,
+        text: include_str!("../web/chart.js"),
+    },
+    File {
+        path: "/web/metrics.js",
+        kind: JS,
+        text: include_str!("../web/metrics.js"),
+    },
+    File {
+        path: "/web/protobuf.js",
+        kind: JS,
+        text: include_str!("../web/protobuf.js"),
+    },
+    File {
+        path: "/web/try.js",
+        kind: JS,
+        text: include_str!("../web/try.js"),
+    },
 ];
 
 /// The methods that pages may call; a stream of a browser can't send while it receives.
-const METHODS: [&str; 2] = ["/resnet18.v1.Classifier/Classify", "/resnet18.v1.Classifier/ListModels"];
+const METHODS: [&str; 2] = [
+    "/resnet18.v1.Classifier/Classify",
+    "/resnet18.v1.Classifier/ListModels",
+];
 
 /// Everything that the page needs, for those whom `web` admits.
 pub(super) fn routes(state: StateCell, web: Web, calls: BrowserCalls) -> Router {
-    let BrowserCalls { service, max_message_bytes } = calls;
-    let mut routes = Router::new().route("/state", get(async move || tell(state.get(), max_message_bytes)));
+    let BrowserCalls {
+        service,
+        max_message_bytes,
+    } = calls;
+    let mut routes = Router::new().route(
+        "/state",
+        get(async move || tell(state.get(), max_message_bytes)),
+    );
     for file in &FILES {
         let tag = format!("\"{:.16x}\"", Sha256::digest(file.text));
         let tag = HeaderValue::from_str(&tag).expect("hexadecimal digits");
-        routes = routes.route(file.path, get(async move |headers: HeaderMap| file.answer(&headers, tag)));
+        routes = routes.route(
+            file.path,
+            get(async move |headers: HeaderMap| file.answer(&headers, tag)),
+        );
     }
     for method in METHODS {
         routes = routes.route(method, post_service(service.clone()));
     }
-    routes.layer(middleware::from_fn(move |request: Request, next: Next| guarded(web, request, next)))
+    routes.layer(middleware::from_fn(move |request: Request, next: Next| {
+        guarded(web, request, next)
+    }))
 }
 
 /// Refuses what [`Web::admits`] does not let in, and adds [`HEADERS`].
@@ -88,14 +149,20 @@ async fn guarded(web: Web, request: Request, next: Next) -> Response {
         }
     };
     for (name, value) in HEADERS {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+        response
+            .headers_mut()
+            .insert(name, HeaderValue::from_static(value));
     }
-    response.headers_mut().entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+        .headers_mut()
+        .entry(CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
 impl File {
-    /// The file, or that the browser's copy is still good. It asks each time, so that a new version shows at once.
+    /// The file, or that the browser's copy is still good. It asks each time, so that a new version
+    /// shows at once.
     fn answer(&self, headers: &HeaderMap, tag: HeaderValue) -> Response {
         let known = headers.get(IF_NONE_MATCH) == Some(&tag);
         let headers = [

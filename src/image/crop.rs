@@ -1,4 +1,5 @@
-//! Crops that callers have made themselves: upright and of the model's input size already, as pixels or normalised.
+//! Crops that callers have made themselves: upright and of the model's input size already, as
+//! pixels or normalised.
 
 use bytes::Bytes;
 
@@ -20,12 +21,15 @@ pub enum Crop {
     },
 }
 
-/// Writes `source` as RGB8. A normalised value becomes the nearest pixel, so that it moves by at most `1 / (510 · std)`:
-/// what was made of whole pixels comes back exactly.
+/// Writes `source` as RGB8. A normalised value becomes the nearest pixel, so that it moves by at
+/// most `1 / (510 · std)`: what was made of whole pixels comes back exactly.
 pub(super) fn write(source: &Crop, geometry: &Geometry, crop: &mut [u8]) -> Result<(), ImageError> {
     let length = |got: usize, expected: usize| match got == expected {
         true => Ok(()),
-        false => Err(ImageError::ReadyCropLength { expected: expected as u64, got: got as u64 }),
+        false => Err(ImageError::ReadyCropLength {
+            expected: expected as u64,
+            got: got as u64,
+        }),
     };
     match source {
         Crop::Pixels(pixels) => {
@@ -39,8 +43,9 @@ pub(super) fn write(source: &Crop, geometry: &Geometry, crop: &mut [u8]) -> Resu
                 let (mean, std) = (mean[channel], std[channel]);
                 for (i, bytes) in plane.as_chunks().0.iter().enumerate() {
                     let value = f32::from_le_bytes(*bytes);
-                    crop[3 * i + channel] = pixel(value, mean, std)
-                        .ok_or_else(|| no_pixel(value, channel, i, geometry.width as usize, (mean, std)))?;
+                    crop[3 * i + channel] = pixel(value, mean, std).ok_or_else(|| {
+                        no_pixel(value, channel, i, geometry.width as usize, (mean, std))
+                    })?;
                 }
             }
         }
@@ -54,7 +59,13 @@ fn pixel(value: f32, mean: f32, std: f32) -> Option<u8> {
     (0.0..=255.0).contains(&nearest).then_some(nearest as u8)
 }
 
-fn no_pixel(value: f32, channel: usize, i: usize, width: usize, (mean, std): (f32, f32)) -> ImageError {
+fn no_pixel(
+    value: f32,
+    channel: usize,
+    i: usize,
+    width: usize,
+    (mean, std): (f32, f32),
+) -> ImageError {
     ImageError::NoPixel {
         value: value.to_string(),
         channel: ["red", "green", "blue"][channel],
@@ -69,14 +80,24 @@ fn no_pixel(value: f32, channel: usize, i: usize, width: usize, (mean, std): (f3
 mod tests {
     use super::*;
 
-    const GEOMETRY: Geometry = Geometry { width: 16, height: 16, resize_shorter_side: 16 };
+    const GEOMETRY: Geometry = Geometry {
+        width: 16,
+        height: 16,
+        resize_shorter_side: 16,
+    };
     const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
     const STD: [f32; 3] = [0.229, 0.224, 0.225];
 
     fn normalized(value: impl Fn(usize, usize) -> f32) -> Crop {
         let values = (0..3).flat_map(|channel| (0..256).map(move |i| (channel, i)));
-        let values: Vec<u8> = values.flat_map(|(channel, i)| value(channel, i).to_le_bytes()).collect();
-        Crop::Normalized { values: values.into(), mean: MEAN, std: STD }
+        let values: Vec<u8> = values
+            .flat_map(|(channel, i)| value(channel, i).to_le_bytes())
+            .collect();
+        Crop::Normalized {
+            values: values.into(),
+            mean: MEAN,
+            std: STD,
+        }
     }
 
     fn written(source: &Crop) -> Result<Vec<u8>, ImageError> {
@@ -86,13 +107,23 @@ mod tests {
 
     #[test]
     fn every_normalised_pixel_comes_back_exactly() {
-        let crop = written(&normalized(|channel, i| (i as f32 / 255.0 - MEAN[channel]) / STD[channel])).unwrap();
-        assert!(crop.chunks_exact(3).enumerate().all(|(i, pixel)| pixel == [i as u8; 3]));
+        let crop = written(&normalized(|channel, i| {
+            (i as f32 / 255.0 - MEAN[channel]) / STD[channel]
+        }))
+        .unwrap();
+        assert!(
+            crop.chunks_exact(3)
+                .enumerate()
+                .all(|(i, pixel)| pixel == [i as u8; 3])
+        );
     }
 
     #[test]
     fn values_between_two_pixels_become_the_nearer_one() {
-        let crop = written(&normalized(|channel, _| (100.4 / 255.0 - MEAN[channel]) / STD[channel])).unwrap();
+        let crop = written(&normalized(|channel, _| {
+            (100.4 / 255.0 - MEAN[channel]) / STD[channel]
+        }))
+        .unwrap();
         assert_eq!(crop, [100; 768]);
     }
 
@@ -101,16 +132,26 @@ mod tests {
         for value in [2.7, -2.2, 127.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let source = normalized(|channel, i| if (channel, i) == (1, 17) { value } else { 0.0 });
             let error = written(&source).unwrap_err().to_string();
-            assert!(error.contains(&format!("{value}")) && error.contains("green at x 1, y 1"), "{error}");
+            assert!(
+                error.contains(&format!("{value}")) && error.contains("green at x 1, y 1"),
+                "{error}"
+            );
             assert!(error.contains("-2.03") && error.contains("2.42"), "{error}");
         }
     }
 
     #[test]
     fn crops_of_another_size_are_refused() {
-        let error = written(&Crop::Pixels(vec![0; 767].into())).unwrap_err().to_string();
+        let error = written(&Crop::Pixels(vec![0; 767].into()))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("767") && error.contains("768"), "{error}");
-        let error = written(&Crop::Normalized { values: vec![0; 768].into(), mean: MEAN, std: STD }).unwrap_err();
+        let error = written(&Crop::Normalized {
+            values: vec![0; 768].into(),
+            mean: MEAN,
+            std: STD,
+        })
+        .unwrap_err();
         assert!(error.to_string().contains("3072"), "{error}");
     }
 }

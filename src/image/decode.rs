@@ -3,7 +3,8 @@
 use std::io::Cursor;
 
 use image::codecs::{
-    bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, pnm::PnmDecoder, tiff::TiffDecoder, webp::WebPDecoder,
+    bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, pnm::PnmDecoder, tiff::TiffDecoder,
+    webp::WebPDecoder,
 };
 use image::error::{DecodingError, UnsupportedErrorKind};
 use image::{ColorType, ImageDecoder, ImageResult, Limits};
@@ -32,7 +33,8 @@ impl Pixels {
         self.decode_at_least(encoded, config, None)
     }
 
-    /// Like [`Pixels::decode`], but a JPEG may be scaled down to a shorter side of `enough` pixels or more.
+    /// Like [`Pixels::decode`], but a JPEG may be scaled down to a shorter side of `enough` pixels
+    /// or more.
     pub(super) fn decode_at_least(
         &mut self,
         encoded: &[u8],
@@ -43,9 +45,15 @@ impl Pixels {
             return Err(ImageError::Empty);
         }
         let Some(kind) = Kind::of(encoded) else {
-            return Err(ImageError::Unrecognised { looks_like: looks_like(encoded) });
+            return Err(ImageError::Unrecognised {
+                looks_like: looks_like(encoded),
+            });
         };
-        let input = Input { kind, encoded, config };
+        let input = Input {
+            kind,
+            encoded,
+            config,
+        };
         let reader = Cursor::new(encoded);
         match kind {
             Kind::Jpeg => jpeg::decode(self, encoded, config, enough),
@@ -58,7 +66,11 @@ impl Pixels {
         }
     }
 
-    fn decode_with<D: ImageDecoder>(&mut self, input: &Input<'_>, decoder: ImageResult<D>) -> Result<(), ImageError> {
+    fn decode_with<D: ImageDecoder>(
+        &mut self,
+        input: &Input<'_>,
+        decoder: ImageResult<D>,
+    ) -> Result<(), ImageError> {
         let mut decoder = decoder.map_err(|error| input.explain(error))?;
         (self.width, self.height) = decoder.dimensions();
         input.config.check_size(self.width, self.height)?;
@@ -74,9 +86,13 @@ impl Pixels {
             other => return Err(input.unsupported(format!("its pixels are {other:?}"))),
         };
         self.layout = layout;
-        decoder.set_limits(input.limits()).map_err(|error| input.explain(error))?;
+        decoder
+            .set_limits(input.limits())
+            .map_err(|error| input.explain(error))?;
         self.orientation = match input.config.exif {
-            Exif::Apply => decoder.orientation().map_or_else(|_| Orientation::default(), Orientation::from),
+            Exif::Apply => decoder
+                .orientation()
+                .map_or_else(|_| Orientation::default(), Orientation::from),
             Exif::Ignore => Orientation::default(),
         };
 
@@ -86,7 +102,9 @@ impl Pixels {
             return Err(input.unsupported("its pixels have an unknown size".to_owned()));
         }
         zero_buffer(&mut self.data, bytes);
-        decoder.read_image(&mut self.data).map_err(|error| input.explain(error))?;
+        decoder
+            .read_image(&mut self.data)
+            .map_err(|error| input.explain(error))?;
         if wide {
             narrow(&mut self.data, samples);
         }
@@ -102,10 +120,14 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// Room for the largest image with the widest pixels, and something for the decoder's own tables.
+    /// Room for the largest image with the widest pixels, and something for the decoder's own
+    /// tables.
     fn max_bytes(&self) -> u64 {
         const TABLES: u64 = 16 << 20;
-        self.config.max_pixels.saturating_mul(8).saturating_add(TABLES)
+        self.config
+            .max_pixels
+            .saturating_mul(8)
+            .saturating_add(TABLES)
     }
 
     fn limits(&self) -> Limits {
@@ -115,7 +137,10 @@ impl Input<'_> {
     }
 
     fn unsupported(&self, reason: String) -> ImageError {
-        ImageError::UnsupportedVariety { kind: self.kind, reason }
+        ImageError::UnsupportedVariety {
+            kind: self.kind,
+            reason,
+        }
     }
 
     fn explain(&self, error: image::ImageError) -> ImageError {
@@ -123,13 +148,19 @@ impl Input<'_> {
         match error {
             image::ImageError::IoError(error) if ends_early(&error) => self.truncated(),
             image::ImageError::Decoding(error) => self.explain_decoding(&error),
-            image::ImageError::Limits(_) => ImageError::TooMuchMemory { kind, max_bytes: self.max_bytes() },
+            image::ImageError::Limits(_) => ImageError::TooMuchMemory {
+                kind,
+                max_bytes: self.max_bytes(),
+            },
             image::ImageError::Unsupported(error) => self.unsupported(match error.kind() {
                 UnsupportedErrorKind::Color(color) => format!("its pixels are {color:?}"),
                 UnsupportedErrorKind::GenericFeature(feature) => feature,
                 _ => error.to_string(),
             }),
-            other => ImageError::Damaged { kind, reason: other.to_string() },
+            other => ImageError::Damaged {
+                kind,
+                reason: other.to_string(),
+            },
         }
     }
 
@@ -137,7 +168,10 @@ impl Input<'_> {
         let mut reason = error.to_string();
         let mut cause = std::error::Error::source(error);
         while let Some(inner) = cause {
-            if inner.downcast_ref::<std::io::Error>().is_some_and(ends_early) {
+            if inner
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(ends_early)
+            {
                 return self.truncated();
             }
             reason = inner.to_string();
@@ -147,14 +181,23 @@ impl Input<'_> {
             reason = "a checksum is wrong".to_owned();
         }
         // Not every decoder keeps the error that it met when it read.
-        if ["end of file", "eof"].iter().any(|end| reason.to_ascii_lowercase().contains(end)) {
+        if ["end of file", "eof"]
+            .iter()
+            .any(|end| reason.to_ascii_lowercase().contains(end))
+        {
             return self.truncated();
         }
-        ImageError::Damaged { kind: self.kind, reason }
+        ImageError::Damaged {
+            kind: self.kind,
+            reason,
+        }
     }
 
     fn truncated(&self) -> ImageError {
-        ImageError::Truncated { kind: self.kind, bytes: self.encoded.len() }
+        ImageError::Truncated {
+            kind: self.kind,
+            bytes: self.encoded.len(),
+        }
     }
 }
 
@@ -162,7 +205,8 @@ fn ends_early(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::UnexpectedEof
 }
 
-/// Gives `buffer` a length and fills it with zeros, so that no decoder can leave pixels of the image before in place.
+/// Gives `buffer` a length and fills it with zeros, so that no decoder can leave pixels of the
+/// image before in place.
 fn zero_buffer(buffer: &mut Vec<u8>, length: usize) {
     buffer.clear();
     resize_buffer(buffer, length);
@@ -184,7 +228,10 @@ mod tests {
     #[test]
     fn wide_samples_are_scaled_and_rounded() {
         let samples = [0u16, 128, 129, 257, 32_896, 65_535];
-        let mut data: Vec<u8> = samples.iter().flat_map(|sample| sample.to_ne_bytes()).collect();
+        let mut data: Vec<u8> = samples
+            .iter()
+            .flat_map(|sample| sample.to_ne_bytes())
+            .collect();
         narrow(&mut data, samples.len());
         assert_eq!(data, [0, 0, 1, 1, 128, 255]);
     }

@@ -16,7 +16,9 @@ pub enum ImageError {
         looks_like: Option<&'static str>,
     },
     /// The kind is accepted, but not this variety of it.
-    #[error("unsupported variety of {kind}: {reason}; save it as an ordinary 8-bit {kind} or as PNG")]
+    #[error(
+        "unsupported variety of {kind}: {reason}; save it as an ordinary 8-bit {kind} or as PNG"
+    )]
     UnsupportedVariety {
         /// The file's kind.
         kind: Kind,
@@ -24,7 +26,9 @@ pub enum ImageError {
         reason: String,
     },
     /// The file ends before its image does.
-    #[error("truncated {kind}: its {bytes} bytes hold only a part of the image; send the whole file")]
+    #[error(
+        "truncated {kind}: its {bytes} bytes hold only a part of the image; send the whole file"
+    )]
     Truncated {
         /// The file's kind.
         kind: Kind,
@@ -40,7 +44,9 @@ pub enum ImageError {
         reason: String,
     },
     /// The decoder gave up in a way that it shouldn't.
-    #[error("the image can't be decoded: its content brought the decoder to a halt; save it anew, for example as PNG")]
+    #[error(
+        "the image can't be decoded: its content brought the decoder to a halt; save it anew, for example as PNG"
+    )]
     DecoderPanic,
     /// The image has no pixels.
     #[error("the image is {width}x{height} pixels; both sides must be at least 1")]
@@ -51,7 +57,9 @@ pub enum ImageError {
         height: u32,
     },
     /// The image has too many pixels.
-    #[error("the image is {width}x{height} pixels, more than the {max_pixels} allowed in all; scale it down first")]
+    #[error(
+        "the image is {width}x{height} pixels, more than the {max_pixels} allowed in all; scale it down first"
+    )]
     TooManyPixels {
         /// In pixels.
         width: u32,
@@ -61,7 +69,9 @@ pub enum ImageError {
         max_pixels: u64,
     },
     /// Decoding would take too much memory.
-    #[error("decoding this {kind} would take more than the {max_bytes} bytes of memory allowed; scale it down first")]
+    #[error(
+        "decoding this {kind} would take more than the {max_bytes} bytes of memory allowed; scale it down first"
+    )]
     TooMuchMemory {
         /// The file's kind.
         kind: Kind,
@@ -102,7 +112,8 @@ pub enum ImageError {
         /// The bytes that there are.
         got: u64,
     },
-    /// A raw frame's data goes on after the last row and its padding, so its description can't be right.
+    /// A raw frame's data goes on after the last row and its padding, so its description can't be
+    /// right.
     #[error(
         "a {format} frame of {width}x{height} pixels with {stride} bytes a row takes at most {expected} bytes of data, but \
          there are {got}; check format, width, height and stride"
@@ -188,11 +199,20 @@ mod tests {
     #[test]
     fn messages_say_what_was_wrong_and_what_is_right() {
         assert_eq!(
-            ImageError::Unrecognised { looks_like: Some("HEIC") }.to_string(),
+            ImageError::Unrecognised {
+                looks_like: Some("HEIC")
+            }
+            .to_string(),
             "unsupported kind of image: looks like HEIC; send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM"
         );
         assert_eq!(
-            ImageError::Stride { format: PixelFormat::Rgb8, width: 10, stride: 29, minimum: 30 }.to_string(),
+            ImageError::Stride {
+                format: PixelFormat::Rgb8,
+                width: 10,
+                stride: 29,
+                minimum: 30
+            }
+            .to_string(),
             "the stride is 29 bytes, but a row of 10 RGB8 pixels takes 30; send at least that, or 0 for packed rows"
         );
     }

@@ -21,7 +21,8 @@ use scaled::Scale;
 const MAX_SIDE: usize = u16::MAX as usize;
 const APP15: u8 = 0xef;
 
-/// Decodes a JPEG file into `pixels`, possibly scaled down to a shorter side of at least `enough` pixels.
+/// Decodes a JPEG file into `pixels`, possibly scaled down to a shorter side of at least `enough`
+/// pixels.
 pub(super) fn decode(
     pixels: &mut Pixels,
     encoded: &[u8],
@@ -49,7 +50,9 @@ pub(super) fn decode(
         .set_strict_mode(true)
         .jpeg_set_out_colorspace(channels);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&input[..]), options);
-    decoder.decode_headers().map_err(|error| header.explain(error, encoded))?;
+    decoder
+        .decode_headers()
+        .map_err(|error| header.explain(error, encoded))?;
     if decoder.dimensions() != Some((header.width as usize, header.height as usize)) {
         return Err(damaged("two headers disagree about the size"));
     }
@@ -61,7 +64,8 @@ pub(super) fn decode(
         (Exif::Apply, Some(block)) => Orientation::from_exif_block(block),
         _ => Orientation::default(),
     };
-    // Four channels, and files whose colours are labelled wrongly, are left to the decoder that is known to read them.
+    // Four channels, and files whose colours are labelled wrongly, are left to the decoder that is
+    // known to read them.
     if let Some(scale) = enough.and_then(|least| Scale::choose(&header, least))
         && header.components.len() < 4
         && unwanted.is_none()
@@ -74,35 +78,57 @@ pub(super) fn decode(
     (pixels.width, pixels.height) = (header.width, header.height);
     let row = header.width as usize * layout.channels();
     resize_buffer(&mut pixels.data, row * header.height as usize);
-    // What libjpeg-turbo complains about is judged below, so that both builds refuse the same files in the same words.
+    // What libjpeg-turbo complains about is judged below, so that both builds refuse the same files
+    // in the same words.
     #[cfg(feature = "turbojpeg")]
     if header.components.len() < 4 && turbo::decode(pixels, encoded).is_ok() {
         return Ok(());
     }
-    // The decoder writes rows in order, and may stop early without an error: then the last row still has this pattern.
+    // The decoder writes rows in order, and may stop early without an error: then the last row
+    // still has this pattern.
     let last_row = pixels.data.len() - row;
-    pixels.data[last_row..].iter_mut().zip(pattern()).for_each(|(byte, mark)| *byte = mark);
-    decoder.decode_into(&mut pixels.data).map_err(|error| header.explain(error, encoded))?;
-    if pixels.data[last_row..].iter().zip(pattern()).all(|(byte, mark)| *byte == mark) {
+    pixels.data[last_row..]
+        .iter_mut()
+        .zip(pattern())
+        .for_each(|(byte, mark)| *byte = mark);
+    decoder
+        .decode_into(&mut pixels.data)
+        .map_err(|error| header.explain(error, encoded))?;
+    if pixels.data[last_row..]
+        .iter()
+        .zip(pattern())
+        .all(|(byte, mark)| *byte == mark)
+    {
         return Err(truncated(encoded));
     }
     Ok(())
 }
 
 fn pattern() -> impl Iterator<Item = u8> {
-    (0u8..=255).cycle().map(|index| index.wrapping_mul(151) ^ 0x5a)
+    (0u8..=255)
+        .cycle()
+        .map(|index| index.wrapping_mul(151) ^ 0x5a)
 }
 
 fn truncated(encoded: &[u8]) -> ImageError {
-    ImageError::Truncated { kind: Kind::Jpeg, bytes: encoded.len() }
+    ImageError::Truncated {
+        kind: Kind::Jpeg,
+        bytes: encoded.len(),
+    }
 }
 
 fn damaged(reason: &str) -> ImageError {
-    ImageError::Damaged { kind: Kind::Jpeg, reason: reason.to_owned() }
+    ImageError::Damaged {
+        kind: Kind::Jpeg,
+        reason: reason.to_owned(),
+    }
 }
 
 fn unsupported(reason: &str) -> ImageError {
-    ImageError::UnsupportedVariety { kind: Kind::Jpeg, reason: reason.to_owned() }
+    ImageError::UnsupportedVariety {
+        kind: Kind::Jpeg,
+        reason: reason.to_owned(),
+    }
 }
 
 /// A part of a file.
@@ -120,7 +146,9 @@ fn segments(encoded: &[u8]) -> impl Iterator<Item = Result<Segment<'_>, ImageErr
     std::iter::from_fn(move || {
         let segment = Segment::read(encoded, next?);
         next = match &segment {
-            Ok(segment) if segment.marker != 0xda => Some(segment.position + 3 + segment.body.len()),
+            Ok(segment) if segment.marker != 0xda => {
+                Some(segment.position + 3 + segment.body.len())
+            }
             _ => None,
         };
         Some(segment)
@@ -152,8 +180,14 @@ impl<'a> Segment<'a> {
             if length < 2 {
                 return Err(damaged("a segment's length is below 2"));
             }
-            let body = encoded.get(position + 3..position + 1 + length).ok_or_else(|| truncated(encoded))?;
-            return Ok(Self { marker, position, body });
+            let body = encoded
+                .get(position + 3..position + 1 + length)
+                .ok_or_else(|| truncated(encoded))?;
+            return Ok(Self {
+                marker,
+                position,
+                body,
+            });
         }
     }
 }
@@ -188,15 +222,48 @@ struct Adobe {
 
 impl Header {
     fn read(encoded: &[u8]) -> Result<Self, ImageError> {
-        let mut header =
-            Self { width: 0, height: 0, progressive: false, components: Vec::new(), jfif: false, adobe: None, scan: 0 };
+        let mut header = Self {
+            width: 0,
+            height: 0,
+            progressive: false,
+            components: Vec::new(),
+            jfif: false,
+            adobe: None,
+            scan: 0,
+        };
         for segment in segments(encoded) {
-            let Segment { marker, position, body } = segment?;
+            let Segment {
+                marker,
+                position,
+                body,
+            } = segment?;
             match (marker, body) {
-                (0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf, _) => header.read_frame(marker, body)?,
+                (0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf, _) => {
+                    header.read_frame(marker, body)?
+                }
                 (0xe0, [b'J', b'F', b'I', b'F', 0, ..]) => header.jfif = true,
-                (0xee, [b'A', b'd', b'o', b'b', b'e', _, _, _, _, _, _, transform, ..]) => {
-                    header.adobe = Some(Adobe { position, transform: *transform });
+                (
+                    0xee,
+                    [
+                        b'A',
+                        b'd',
+                        b'o',
+                        b'b',
+                        b'e',
+                        _,
+                        _,
+                        _,
+                        _,
+                        _,
+                        _,
+                        transform,
+                        ..,
+                    ],
+                ) => {
+                    header.adobe = Some(Adobe {
+                        position,
+                        transform: *transform,
+                    });
                 }
                 (0xda, _) => {
                     if header.components.is_empty() {
@@ -217,7 +284,11 @@ impl Header {
             0xc2 => self.progressive = true,
             0xc3 => return Err(unsupported("it is losslessly compressed")),
             0xc9 | 0xca => return Err(unsupported("it is arithmetically coded")),
-            _ => return Err(unsupported("it is hierarchical, lossless or arithmetically coded")),
+            _ => {
+                return Err(unsupported(
+                    "it is hierarchical, lossless or arithmetically coded",
+                ));
+            }
         }
         let &[precision, h1, h0, w1, w0, count, ref components @ ..] = body else {
             return Err(damaged("its frame header is too short"));
@@ -242,15 +313,26 @@ impl Header {
                 quantization: entry[2],
             })
             .collect();
-        if self.components.iter().any(|c| !(1..=4).contains(&c.horizontal) || !(1..=4).contains(&c.vertical)) {
+        if self
+            .components
+            .iter()
+            .any(|c| !(1..=4).contains(&c.horizontal) || !(1..=4).contains(&c.vertical))
+        {
             return Err(damaged("a channel's sampling factor is not from 1 to 4"));
         }
         Ok(())
     }
 
-    /// Refuses a file that is too short for its size in pixels, before any memory is reserved for them.
+    /// Refuses a file that is too short for its size in pixels, before any memory is reserved for
+    /// them.
     fn check_length(&self, encoded: &[u8]) -> Result<(), ImageError> {
-        let most = |factor: fn(&Component) -> u8| self.components.iter().map(factor).max().map_or(1, u32::from);
+        let most = |factor: fn(&Component) -> u8| {
+            self.components
+                .iter()
+                .map(factor)
+                .max()
+                .map_or(1, u32::from)
+        };
         let (h_max, v_max) = (most(|c| c.horizontal), most(|c| c.vertical));
         let blocks: u64 = self
             .components
@@ -261,7 +343,8 @@ impl Header {
                 u64::from(columns) * u64::from(rows)
             })
             .sum();
-        // A block takes at least one bit for its mean, and in baseline files another to say that nothing follows.
+        // A block takes at least one bit for its mean, and in baseline files another to say that
+        // nothing follows.
         let bits = if self.progressive { blocks } else { 2 * blocks };
         if ((encoded.len() - self.scan) as u64) < bits / 8 {
             return Err(truncated(encoded));
@@ -269,34 +352,59 @@ impl Header {
         Ok(())
     }
 
-    /// What pixels become, which channels to ask the decoder for, and the position of a marker to hide from it.
+    /// What pixels become, which channels to ask the decoder for, and the position of a marker to
+    /// hide from it.
     fn colours(&self) -> Result<(Layout, ColorSpace, Option<usize>), ImageError> {
         let adobe = self.adobe;
-        let hide_if = |wrong: fn(u8) -> bool| adobe.filter(|a| wrong(a.transform)).map(|a| a.position);
+        let hide_if =
+            |wrong: fn(u8) -> bool| adobe.filter(|a| wrong(a.transform)).map(|a| a.position);
         match &self.components[..] {
-            [_] => Ok((Layout::Gray, ColorSpace::Luma, hide_if(|transform| transform > 2))),
+            [_] => Ok((
+                Layout::Gray,
+                ColorSpace::Luma,
+                hide_if(|transform| transform > 2),
+            )),
             [_, _, _] => {
                 if self.stores_rgb() {
-                    return Ok((Layout::Rgb, ColorSpace::RGB, hide_if(|transform| transform > 2)));
+                    return Ok((
+                        Layout::Rgb,
+                        ColorSpace::RGB,
+                        hide_if(|transform| transform > 2),
+                    ));
                 }
                 let plain_rgb = !self.jfif && adobe.is_some_and(|a| a.transform == 0);
-                // Asked for the channels as they are stored, the decoder hands out red, green and blue.
-                let channels = if plain_rgb { ColorSpace::YCbCr } else { ColorSpace::RGB };
+                // Asked for the channels as they are stored, the decoder hands out red, green and
+                // blue.
+                let channels = if plain_rgb {
+                    ColorSpace::YCbCr
+                } else {
+                    ColorSpace::RGB
+                };
                 Ok((Layout::Rgb, channels, hide_if(|transform| transform != 1)))
             }
-            [_, _, _, _] => Ok((Layout::Rgb, ColorSpace::RGB, hide_if(|transform| transform > 2))),
+            [_, _, _, _] => Ok((
+                Layout::Rgb,
+                ColorSpace::RGB,
+                hide_if(|transform| transform > 2),
+            )),
             _ => Err(unsupported("its number of channels is not 1, 3 or 4")),
         }
     }
 
     /// Whether red, green and blue are stored as they are, by the channels' names.
     fn stores_rgb(&self) -> bool {
-        self.components.iter().map(|component| component.id).eq(*b"RGB")
+        self.components
+            .iter()
+            .map(|component| component.id)
+            .eq(*b"RGB")
     }
 
     /// Whether the marker of the end is there.
     fn is_complete(&self, encoded: &[u8]) -> bool {
-        encoded[self.scan..].windows(2).rev().any(|pair| pair == [0xff, 0xd9])
+        encoded[self.scan..]
+            .windows(2)
+            .rev()
+            .any(|pair| pair == [0xff, 0xd9])
     }
 
     fn explain(&self, error: DecodeErrors, encoded: &[u8]) -> ImageError {

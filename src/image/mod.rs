@@ -24,8 +24,8 @@ pub use pixels::{Layout, Pixels};
 pub use resize::Resizer;
 pub use sniff::Kind;
 
-/// What a model wants to see: images scaled until the shorter side has `resize_shorter_side` pixels, then cropped to
-/// `width` × `height` in the middle.
+/// What a model wants to see: images scaled until the shorter side has `resize_shorter_side`
+/// pixels, then cropped to `width` × `height` in the middle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     /// The crop's width, in pixels.
@@ -116,12 +116,14 @@ pub enum JpegScaling {
     /// Never: the answers are exactly those of the whole image.
     #[default]
     Off,
-    /// To a half, a quarter or an eighth, as long as the shorter side stays at least twice what is needed.
+    /// To a half, a quarter or an eighth, as long as the shorter side stays at least twice what is
+    /// needed.
     Auto,
 }
 
 impl JpegScaling {
-    /// The shorter side that is enough for an image which will be scaled to one of `needed` pixels; `None` = the whole.
+    /// The shorter side that is enough for an image which will be scaled to one of `needed` pixels;
+    /// `None` = the whole.
     fn enough(self, needed: u32) -> Option<u32> {
         match self {
             Self::Off => None,
@@ -143,7 +145,11 @@ pub struct PreprocessConfig {
 
 impl Default for PreprocessConfig {
     fn default() -> Self {
-        Self { exif: Exif::Apply, max_pixels: 64_000_000, jpeg_scaling: JpegScaling::Off }
+        Self {
+            exif: Exif::Apply,
+            max_pixels: 64_000_000,
+            jpeg_scaling: JpegScaling::Off,
+        }
     }
 }
 
@@ -153,7 +159,11 @@ impl PreprocessConfig {
             return Err(ImageError::ZeroSize { width, height });
         }
         if u64::from(width) * u64::from(height) > self.max_pixels {
-            return Err(ImageError::TooManyPixels { width, height, max_pixels: self.max_pixels });
+            return Err(ImageError::TooManyPixels {
+                width,
+                height,
+                max_pixels: self.max_pixels,
+            });
         }
         Ok(())
     }
@@ -168,22 +178,35 @@ pub struct Preprocessor {
 }
 
 impl Preprocessor {
-    /// Buffers larger than this, in bytes, are not kept for the next image; 16 megapixels of RGB fit.
+    /// Buffers larger than this, in bytes, are not kept for the next image; 16 megapixels of RGB
+    /// fit.
     const KEPT_MEMORY: usize = 56 << 20;
 
     /// A preprocessor with empty buffers.
     pub fn new(config: PreprocessConfig) -> Self {
-        Self { config, pixels: Pixels::default(), resizer: Resizer::default() }
+        Self {
+            config,
+            pixels: Pixels::default(),
+            resizer: Resizer::default(),
+        }
     }
 
-    /// Writes the upright crop of `source` as `geometry.height` x `geometry.width` x 3 bytes of RGB8.
+    /// Writes the upright crop of `source` as `geometry.height` x `geometry.width` x 3 bytes of
+    /// RGB8.
     ///
     /// # Errors
-    /// Whatever makes the image unusable: see [`ImageError`]. Then the content of `crop` is unspecified, and the
-    /// preprocessor ready for the next image.
-    pub fn crop(&mut self, source: &Source, geometry: &Geometry, crop: &mut [u8]) -> Result<(), ImageError> {
+    /// Whatever makes the image unusable: see [`ImageError`]. Then the content of `crop` is
+    /// unspecified, and the preprocessor ready for the next image.
+    pub fn crop(
+        &mut self,
+        source: &Source,
+        geometry: &Geometry,
+        crop: &mut [u8],
+    ) -> Result<(), ImageError> {
         // The decoders are memory-safe but not proven free of panics, and their input is anybody's.
-        let result = catch_unwind(AssertUnwindSafe(|| self.crop_unguarded(source, geometry, crop)));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            self.crop_unguarded(source, geometry, crop)
+        }));
         let memory = self.pixels.data.capacity() + self.resizer.memory();
         if result.is_err() || memory > Self::KEPT_MEMORY {
             *self = Self::new(self.config);
@@ -191,16 +214,29 @@ impl Preprocessor {
         result.unwrap_or(Err(ImageError::DecoderPanic))
     }
 
-    fn crop_unguarded(&mut self, source: &Source, geometry: &Geometry, crop: &mut [u8]) -> Result<(), ImageError> {
+    fn crop_unguarded(
+        &mut self,
+        source: &Source,
+        geometry: &Geometry,
+        crop: &mut [u8],
+    ) -> Result<(), ImageError> {
         match source {
             Source::Encoded(encoded) => {
-                let enough = self.config.jpeg_scaling.enough(geometry.resize_shorter_side);
+                let enough = self
+                    .config
+                    .jpeg_scaling
+                    .enough(geometry.resize_shorter_side);
                 self.pixels.decode_at_least(encoded, &self.config, enough)?;
                 self.resizer.crop(&self.pixels, geometry, crop)
             }
-            Source::Raw(frame) => {
-                raw::crop(frame, &self.config, geometry, &mut self.pixels.data, &mut self.resizer, crop)
-            }
+            Source::Raw(frame) => raw::crop(
+                frame,
+                &self.config,
+                geometry,
+                &mut self.pixels.data,
+                &mut self.resizer,
+                crop,
+            ),
             Source::Crop(ready) => crop::write(ready, geometry, crop),
         }
     }

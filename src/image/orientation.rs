@@ -1,6 +1,7 @@
 //! EXIF orientations: how an upright image's pixels lie in the stored one.
 
-/// Where the pixels of an upright image are stored: its axes may be swapped, and each may run backwards.
+/// Where the pixels of an upright image are stored: its axes may be swapped, and each may run
+/// backwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Orientation {
     /// Upright columns are stored as rows.
@@ -24,10 +25,15 @@ impl Orientation {
             8 => (true, true, false),
             _ => (false, false, false),
         };
-        Self { swapped, mirrored_x, mirrored_y }
+        Self {
+            swapped,
+            mirrored_x,
+            mirrored_y,
+        }
     }
 
-    /// Reads the orientation from an EXIF block that starts with its TIFF header. A broken block counts as upright.
+    /// Reads the orientation from an EXIF block that starts with its TIFF header. A broken block
+    /// counts as upright.
     pub(super) fn from_exif_block(block: &[u8]) -> Self {
         image::metadata::Orientation::from_exif_chunk(block).map_or_else(Self::default, Self::from)
     }
@@ -45,9 +51,13 @@ mod tests {
 
     #[test]
     fn broken_blocks_count_as_upright() {
-        for block in
-            [&b""[..], b"II", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff\0", b"garbage, no TIFF header"]
-        {
+        for block in [
+            &b""[..],
+            b"II",
+            b"II*\0\xff\xff\xff\xff",
+            b"MM\0*\0\0\0\x08\xff\xff\0",
+            b"garbage, no TIFF header",
+        ] {
             assert_eq!(Orientation::from_exif_block(block), Orientation::default());
         }
     }
@@ -56,7 +66,10 @@ mod tests {
     fn the_orientation_is_read_in_both_byte_orders() {
         let little = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
         let big = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
-        assert_eq!(Orientation::from_exif_block(little), Orientation::from_exif(6));
+        assert_eq!(
+            Orientation::from_exif_block(little),
+            Orientation::from_exif(6)
+        );
         assert_eq!(Orientation::from_exif_block(big), Orientation::from_exif(6));
     }
 }

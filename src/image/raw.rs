@@ -1,4 +1,5 @@
-//! Raw frames: checking what was sent, and converting video's luma and chroma to RGB where the crop needs it.
+//! Raw frames: checking what was sent, and converting video's luma and chroma to RGB where the crop
+//! needs it.
 
 use std::fmt;
 use std::ops::Range;
@@ -64,7 +65,12 @@ pub(super) fn crop(
     let whole = planes.stride.saturating_mul(frame.height as usize);
     if planes.stride.is_multiple_of(channels) && frame.data.len() >= whole {
         // The padding is a few pixels that are there but not looked at.
-        let padded = view((planes.stride / channels) as u32, frame.height, &frame.data[..whole], layout)?;
+        let padded = view(
+            (planes.stride / channels) as u32,
+            frame.height,
+            &frame.data[..whole],
+            layout,
+        )?;
         let source = CroppedImage::new(&padded, 0, 0, frame.width, frame.height).map_err(defect)?;
         return resizer.crop_view(&source, (0, 0), layout, &plan, crop);
     }
@@ -91,12 +97,23 @@ struct Planes<'a> {
 
 impl<'a> Planes<'a> {
     fn of(frame: &'a RawFrame, config: &PreprocessConfig) -> Result<Self, ImageError> {
-        let &RawFrame { format, width, height, stride, ref data } = frame;
+        let &RawFrame {
+            format,
+            width,
+            height,
+            stride,
+            ref data,
+        } = frame;
         config.check_size(width, height)?;
         let bytes_a_pixel = format.layout().map_or(1, Layout::channels) as u64;
         let row = u64::from(width) * bytes_a_pixel;
         if stride != 0 && u64::from(stride) < row {
-            return Err(ImageError::Stride { format, width, stride, minimum: row });
+            return Err(ImageError::Stride {
+                format,
+                width,
+                stride,
+                minimum: row,
+            });
         }
         let stride = if stride == 0 { row } else { u64::from(stride) };
         let rows = u64::from(height);
@@ -105,27 +122,57 @@ impl<'a> Planes<'a> {
         let (last_row, last_stride, before) = match format {
             PixelFormat::Nv12 => {
                 let chroma_stride = stride.next_multiple_of(2);
-                (2 * chroma_columns, chroma_stride, bytes([(stride, rows), (chroma_stride, chroma_rows - 1)]))
+                (
+                    2 * chroma_columns,
+                    chroma_stride,
+                    bytes([(stride, rows), (chroma_stride, chroma_rows - 1)]),
+                )
             }
             PixelFormat::I420 => {
                 let chroma_stride = stride.div_ceil(2);
-                (chroma_columns, chroma_stride, bytes([(stride, rows), (chroma_stride, 2 * chroma_rows - 1)]))
+                (
+                    chroma_columns,
+                    chroma_stride,
+                    bytes([(stride, rows), (chroma_stride, 2 * chroma_rows - 1)]),
+                )
             }
             _ => (row, stride, bytes([(stride, rows - 1), (0, 0)])),
         };
-        let (at_least, at_most) = (before.saturating_add(last_row), before.saturating_add(last_stride));
+        let (at_least, at_most) = (
+            before.saturating_add(last_row),
+            before.saturating_add(last_stride),
+        );
         let got = data.len() as u64;
         if got < at_least {
-            return Err(ImageError::DataTooShort { format, width, height, stride, expected: at_least, got });
+            return Err(ImageError::DataTooShort {
+                format,
+                width,
+                height,
+                stride,
+                expected: at_least,
+                got,
+            });
         }
         if got > at_most {
-            return Err(ImageError::DataTooLong { format, width, height, stride, expected: at_most, got });
+            return Err(ImageError::DataTooLong {
+                format,
+                width,
+                height,
+                stride,
+                expected: at_most,
+                got,
+            });
         }
         let in_memory = |stride: u64| usize::try_from(stride).unwrap_or(usize::MAX);
-        Ok(Self { frame, stride: in_memory(stride), chroma_stride: in_memory(last_stride) })
+        Ok(Self {
+            frame,
+            stride: in_memory(stride),
+            chroma_stride: in_memory(last_stride),
+        })
     }
 
-    /// Converts a region that starts at an even column to packed RGB with a fourth byte of no meaning.
+    /// Converts a region that starts at an even column to packed RGB with a fourth byte of no
+    /// meaning.
     fn convert(&self, columns: Range<u32>, rows: Range<u32>, target: &mut Vec<u8>) {
         let luma_columns = columns.start as usize..columns.end as usize;
         let width = luma_columns.len();
@@ -139,7 +186,10 @@ impl<'a> Planes<'a> {
                 chroma_row = Some(row / 2);
                 self.read_chroma(row / 2, chroma_columns.clone(), &mut chroma);
             }
-            chroma.colour(&self.frame.data[row * self.stride..][luma_columns.clone()], target);
+            chroma.colour(
+                &self.frame.data[row * self.stride..][luma_columns.clone()],
+                target,
+            );
         }
     }
 
@@ -159,10 +209,13 @@ impl<'a> Planes<'a> {
 
 /// The bytes of planes, each given by its stride and its number of rows.
 fn bytes(planes: [(u64, u64); 2]) -> u64 {
-    planes.into_iter().fold(0, |sum, (stride, rows)| stride.saturating_mul(rows).saturating_add(sum))
+    planes.into_iter().fold(0, |sum, (stride, rows)| {
+        stride.saturating_mul(rows).saturating_add(sum)
+    })
 }
 
-/// BT.601's limited range in fixed point: what a row's chroma adds to red, green and blue, in 256ths, for each pixel.
+/// BT.601's limited range in fixed point: what a row's chroma adds to red, green and blue, in
+/// 256ths, for each pixel.
 struct Chroma {
     red: Vec<[i32; 2]>,
     green: Vec<[i32; 2]>,
@@ -172,7 +225,11 @@ struct Chroma {
 impl Chroma {
     fn new(samples: usize) -> Self {
         let zeros = vec![[0; 2]; samples];
-        Self { red: zeros.clone(), green: zeros.clone(), blue: zeros }
+        Self {
+            red: zeros.clone(),
+            green: zeros.clone(),
+            blue: zeros,
+        }
     }
 
     fn set(&mut self, samples: impl Iterator<Item = (u8, u8)>) {
@@ -187,7 +244,12 @@ impl Chroma {
 
     /// Writes four bytes a pixel.
     fn colour(&self, luma: &[u8], target: &mut [u8]) {
-        let chroma = self.red.as_flattened().iter().zip(self.green.as_flattened()).zip(self.blue.as_flattened());
+        let chroma = self
+            .red
+            .as_flattened()
+            .iter()
+            .zip(self.green.as_flattened())
+            .zip(self.blue.as_flattened());
         let pixels = target.as_chunks_mut::<4>().0.iter_mut();
         for ((target, luma), ((red, green), blue)) in pixels.zip(luma).zip(chroma) {
             let luma = 298 * (i32::from(*luma) - 16) + 128;

@@ -24,7 +24,21 @@ impl Kind {
         match data {
             [0xff, 0xd8, 0xff, ..] => Some(Self::Jpeg),
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(Self::Png),
-            [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Self::WebP),
+            [
+                b'R',
+                b'I',
+                b'F',
+                b'F',
+                _,
+                _,
+                _,
+                _,
+                b'W',
+                b'E',
+                b'B',
+                b'P',
+                ..,
+            ] => Some(Self::WebP),
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Self::Gif),
             [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Some(Self::Tiff),
             [b'P', b'1'..=b'7', b' ' | b'\t' | b'\r' | b'\n' | b'#', ..] => Some(Self::Pnm),
@@ -60,7 +74,10 @@ pub(super) fn looks_like(data: &[u8]) -> Option<&'static str> {
         (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
         (b"\xff\x4f\xff\x51", "JPEG 2000"),
         (b"\xff\xd8", "a JPEG that ends after its first bytes"),
-        (b"\x89PNG", "a PNG whose first bytes are damaged, as by a transfer in text mode"),
+        (
+            b"\x89PNG",
+            "a PNG whose first bytes are damaged, as by a transfer in text mode",
+        ),
         (b"%PDF", "PDF"),
         (b"%!PS", "PostScript"),
         (b"8BPS", "a Photoshop document"),
@@ -84,7 +101,9 @@ pub(super) fn looks_like(data: &[u8]) -> Option<&'static str> {
     if data.get(4..8) == Some(b"ftyp") {
         return Some(match data.get(8..12) {
             Some(b"avif" | b"avis") => "AVIF",
-            Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1") => "HEIC",
+            Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1") => {
+                "HEIC"
+            }
             Some(b"crx ") => "a camera's raw file (CR3)",
             _ => "an MP4 or QuickTime video",
         });
@@ -98,30 +117,43 @@ fn looks_like_text(data: &[u8]) -> Option<&'static str> {
     let text = match std::str::from_utf8(start) {
         Ok(text) => text,
         // The cut may have split a character.
-        Err(error) if error.error_len().is_none() => std::str::from_utf8(&start[..error.valid_up_to()]).ok()?,
+        Err(error) if error.error_len().is_none() => {
+            std::str::from_utf8(&start[..error.valid_up_to()]).ok()?
+        }
         Err(_) => return None,
     };
     if text.chars().any(|c| c.is_control() && !c.is_whitespace()) {
         return None;
     }
-    let text = text.trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
-    Some(if text.starts_with("<!doctype html") || text.starts_with("<html") {
-        "an HTML page"
-    } else if text.contains("<svg") {
-        "SVG"
-    } else if text.starts_with("<?xml") {
-        "XML"
-    } else if text.starts_with("data:") {
-        "a data: URL, where the image's bytes themselves are expected"
-    } else if ["/9j/", "ivborw0kggo", "uklgr", "r0lgod"].iter().any(|prefix| text.starts_with(prefix)) {
-        "base64 text, where the image's bytes themselves are expected"
-    } else if text.starts_with("http://") || text.starts_with("https://") || text.starts_with("file://") {
-        "a URL, where the image's bytes themselves are expected"
-    } else if text.starts_with('{') || text.starts_with('[') {
-        "JSON"
-    } else {
-        "plain text"
-    })
+    let text = text
+        .trim_start_matches('\u{feff}')
+        .trim_start()
+        .to_ascii_lowercase();
+    Some(
+        if text.starts_with("<!doctype html") || text.starts_with("<html") {
+            "an HTML page"
+        } else if text.contains("<svg") {
+            "SVG"
+        } else if text.starts_with("<?xml") {
+            "XML"
+        } else if text.starts_with("data:") {
+            "a data: URL, where the image's bytes themselves are expected"
+        } else if ["/9j/", "ivborw0kggo", "uklgr", "r0lgod"]
+            .iter()
+            .any(|prefix| text.starts_with(prefix))
+        {
+            "base64 text, where the image's bytes themselves are expected"
+        } else if text.starts_with("http://")
+            || text.starts_with("https://")
+            || text.starts_with("file://")
+        {
+            "a URL, where the image's bytes themselves are expected"
+        } else if text.starts_with('{') || text.starts_with('[') {
+            "JSON"
+        } else {
+            "plain text"
+        },
+    )
 }
 
 #[cfg(test)]
@@ -134,7 +166,10 @@ mod tests {
         assert_eq!(Kind::of(b"\x89PNG\r\n\x1a\n"), Some(Kind::Png));
         assert_eq!(Kind::of(b"RIFF\0\0\0\0WEBPVP8 "), Some(Kind::WebP));
         assert_eq!(Kind::of(b"GIF89a"), Some(Kind::Gif));
-        assert_eq!(Kind::of(b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0"), Some(Kind::Bmp));
+        assert_eq!(
+            Kind::of(b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0"),
+            Some(Kind::Bmp)
+        );
         assert_eq!(Kind::of(b"MM\0\x2a"), Some(Kind::Tiff));
         assert_eq!(Kind::of(b"P6\n2 2 255\n"), Some(Kind::Pnm));
         assert_eq!(Kind::of(b"BMI is the body mass index."), None);

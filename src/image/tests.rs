@@ -10,7 +10,11 @@ use image::{ExtendedColorType, ImageEncoder};
 use super::*;
 use crate::testing::shared;
 
-const IMAGENET: Geometry = Geometry { width: 224, height: 224, resize_shorter_side: 256 };
+const IMAGENET: Geometry = Geometry {
+    width: 224,
+    height: 224,
+    resize_shorter_side: 256,
+};
 const CROP_BYTES: usize = 224 * 224 * 3;
 
 fn crop(source: Source, geometry: &Geometry) -> Result<Vec<u8>, ImageError> {
@@ -46,19 +50,26 @@ fn read(path: impl AsRef<Path>) -> Vec<u8> {
 
 fn assert_as_torchvision(image: &Path, expected: &Path) -> (u8, f64) {
     let name = image.file_name().unwrap().to_str().unwrap();
-    let whole = Geometry { width: 224, height: 224, resize_shorter_side: 224 };
+    let whole = Geometry {
+        width: 224,
+        height: 224,
+        resize_shorter_side: 224,
+    };
     let expected = crop(Source::Encoded(read(expected).into()), &whole).unwrap();
     let got = crop_encoded(read(image)).unwrap_or_else(|error| panic!("{name}: {error}"));
     let (max, mean) = difference(&got, &expected);
-    // JPEG decoders differ in how they interpolate and round chroma.
-    // With libjpeg-turbo the pixels are Pillow's. zune-jpeg rounds up twice when it interpolates chroma, where libjpeg
-    // rounds once: a quarter of a step on average where colours change.
+    // JPEG decoders differ in how they interpolate and round chroma. With libjpeg-turbo the pixels
+    // are Pillow's. zune-jpeg rounds up twice when it interpolates chroma, where libjpeg rounds
+    // once: a quarter of a step on average where colours change.
     let (max_allowed, mean_allowed) = match name.ends_with(".jpg") {
         true if cfg!(feature = "turbojpeg") => (2, 0.02),
         true => (4, 0.3),
         false => (1, 0.01),
     };
-    assert!(max <= max_allowed && mean < mean_allowed, "{name} differs by up to {max}, {mean:.3} in the mean");
+    assert!(
+        max <= max_allowed && mean < mean_allowed,
+        "{name} differs by up to {max}, {mean:.3} in the mean"
+    );
     (max, mean)
 }
 
@@ -68,7 +79,9 @@ fn crops_are_torchvisions() {
     for entry in std::fs::read_dir(data()).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
-        let expected = data().join("crops").join(format!("{}.png", name.replace('.', "_")));
+        let expected = data()
+            .join("crops")
+            .join(format!("{}.png", name.replace('.', "_")));
         if expected.is_file() {
             assert_as_torchvision(&path, &expected);
             images += 1;
@@ -79,28 +92,41 @@ fn crops_are_torchvisions() {
 
 #[test]
 fn golden_crops_are_torchvisions() {
-    let Some(folder) = shared("golden") else { return };
-    let expected: serde_json::Value = serde_json::from_slice(&read(folder.join("expected.json"))).unwrap();
+    let Some(folder) = shared("golden") else {
+        return;
+    };
+    let expected: serde_json::Value =
+        serde_json::from_slice(&read(folder.join("expected.json"))).unwrap();
     for (name, entry) in expected.as_object().unwrap() {
-        let (max, mean) =
-            assert_as_torchvision(&folder.join("images").join(name), &folder.join(entry["crop"].as_str().unwrap()));
+        let (max, mean) = assert_as_torchvision(
+            &folder.join("images").join(name),
+            &folder.join(entry["crop"].as_str().unwrap()),
+        );
         println!("{name}: max {max}, mean {mean:.4}");
     }
 }
 
 #[test]
 fn golden_bad_files_are_refused_cheaply() {
-    let Some(folder) = shared("golden") else { return };
+    let Some(folder) = shared("golden") else {
+        return;
+    };
     for entry in std::fs::read_dir(folder.join("bad")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap();
         let start = Instant::now();
         let result = crop_encoded(read(&path)).map(|_| "answered");
-        assert!(start.elapsed() < Duration::from_millis(500), "{name} took {:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_millis(500),
+            "{name} took {:?}",
+            start.elapsed()
+        );
         println!(
             "{name}: {:?} {}",
             start.elapsed(),
-            result.as_ref().map_or_else(ToString::to_string, ToString::to_string)
+            result
+                .as_ref()
+                .map_or_else(ToString::to_string, ToString::to_string)
         );
         let expected = match name {
             // A decoder can't always notice.
@@ -147,14 +173,21 @@ fn jpegs_with_a_missing_end_or_more_after_it_are_whole() {
     // The two decoders differ by a little where both are there.
     let without_end = crop_encoded(whole[..whole.len() - 2].to_vec()).unwrap();
     assert!(difference(&without_end, &expected).0 <= 4);
-    for tail in [&b"\0\0\0\0"[..], b"\xff\xd9", b"\xff\xd8\xff\xe1 another, as in MPO", &[0x55; 5000]] {
+    for tail in [
+        &b"\0\0\0\0"[..],
+        b"\xff\xd9",
+        b"\xff\xd8\xff\xe1 another, as in MPO",
+        &[0x55; 5000],
+    ] {
         assert_eq!(crop_encoded([&whole, tail].concat()).unwrap(), expected);
     }
 }
 
 /// Where the frame header of a JPEG is.
 fn frame_header(jpeg: &[u8]) -> usize {
-    jpeg.windows(2).position(|pair| pair == [0xff, 0xc0]).unwrap()
+    jpeg.windows(2)
+        .position(|pair| pair == [0xff, 0xc0])
+        .unwrap()
 }
 
 #[test]
@@ -167,11 +200,27 @@ fn jpegs_that_lie_about_their_size_are_refused() {
         jpeg[size + 2..size + 4].copy_from_slice(&width.to_be_bytes());
         refusal(jpeg)
     };
-    assert_eq!(resized(0, 300), ImageError::ZeroSize { width: 0, height: 300 });
-    assert_eq!(resized(451, 0), ImageError::ZeroSize { width: 451, height: 0 });
+    assert_eq!(
+        resized(0, 300),
+        ImageError::ZeroSize {
+            width: 0,
+            height: 300
+        }
+    );
+    assert_eq!(
+        resized(451, 0),
+        ImageError::ZeroSize {
+            width: 451,
+            height: 0
+        }
+    );
     assert!(matches!(
         resized(8001, 8000),
-        ImageError::TooManyPixels { width: 8001, height: 8000, max_pixels: 64_000_000 }
+        ImageError::TooManyPixels {
+            width: 8001,
+            height: 8000,
+            max_pixels: 64_000_000
+        }
     ));
     assert!(matches!(resized(8000, 8000), ImageError::Truncated { .. }));
 }
@@ -197,48 +246,89 @@ fn jpegs_in_adobes_rgb_are_not_taken_for_ycbcr() {
     let jfif_end = 4 + usize::from(u16::from_be_bytes([whole[4], whole[5]]));
     let ycbcr = crop_encoded(whole.clone()).unwrap();
     let luma_as_red = crop_encoded([&whole[..2], ADOBE_RGB, &whole[jfif_end..]].concat()).unwrap();
-    let with_jfif = crop_encoded([&whole[..jfif_end], ADOBE_RGB, &whole[jfif_end..]].concat()).unwrap();
+    let with_jfif =
+        crop_encoded([&whole[..jfif_end], ADOBE_RGB, &whole[jfif_end..]].concat()).unwrap();
     assert_eq!(with_jfif, ycbcr);
     for (rgb, stored) in ycbcr.chunks_exact(3).zip(luma_as_red.chunks_exact(3)) {
-        let luma = 0.299 * f64::from(rgb[0]) + 0.587 * f64::from(rgb[1]) + 0.114 * f64::from(rgb[2]);
-        assert!((luma - f64::from(stored[0])).abs() < 8.0, "{rgb:?} {stored:?}");
+        let luma =
+            0.299 * f64::from(rgb[0]) + 0.587 * f64::from(rgb[1]) + 0.114 * f64::from(rgb[2]);
+        assert!(
+            (luma - f64::from(stored[0])).abs() < 8.0,
+            "{rgb:?} {stored:?}"
+        );
     }
 }
 
 #[test]
 fn exif_can_be_ignored() {
     let encoded = Bytes::from(read(data().join("exif_6.jpg")));
-    let config = PreprocessConfig { exif: Exif::Ignore, ..Default::default() };
-    assert_eq!(decode(&encoded, &config).unwrap().orientation, Orientation::default());
+    let config = PreprocessConfig {
+        exif: Exif::Ignore,
+        ..Default::default()
+    };
+    assert_eq!(
+        decode(&encoded, &config).unwrap().orientation,
+        Orientation::default()
+    );
     let mut ignored = vec![0; CROP_BYTES];
-    Preprocessor::new(config).crop(&Source::Encoded(encoded.clone()), &IMAGENET, &mut ignored).unwrap();
+    Preprocessor::new(config)
+        .crop(&Source::Encoded(encoded.clone()), &IMAGENET, &mut ignored)
+        .unwrap();
     assert!(difference(&ignored, &crop_encoded(encoded).unwrap()).0 > 50);
 }
 
 #[test]
 fn png_and_webp_are_turned_upright_and_broken_exif_is_ignored() {
     let (width, height) = (30u32, 20u32);
-    let stored: Vec<u8> = (0..width * height).flat_map(|i| [(i % 251) as u8, (i / 3) as u8, (i % 30) as u8]).collect();
-    let geometry = Geometry { width: 12, height: 12, resize_shorter_side: 16 };
+    let stored: Vec<u8> = (0..width * height)
+        .flat_map(|i| [(i % 251) as u8, (i / 3) as u8, (i % 30) as u8])
+        .collect();
+    let geometry = Geometry {
+        width: 12,
+        height: 12,
+        resize_shorter_side: 16,
+    };
     let mut resizer = Resizer::default();
     for value in 0..=9u8 {
-        let exif = [b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0", &[value, 0, 0, 0, 0, 0, 0, 0][..]].concat();
+        let exif = [
+            b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0",
+            &[value, 0, 0, 0, 0, 0, 0, 0][..],
+        ]
+        .concat();
         let orientation = Orientation::from_exif(value);
-        let pixels = Pixels { width, height, layout: Layout::Rgb, orientation, data: stored.clone() };
+        let pixels = Pixels {
+            width,
+            height,
+            layout: Layout::Rgb,
+            orientation,
+            data: stored.clone(),
+        };
         let mut expected = vec![0; 12 * 12 * 3];
         resizer.crop(&pixels, &geometry, &mut expected).unwrap();
 
         let mut png = Vec::new();
         let mut encoder = PngEncoder::new(&mut png);
         encoder.set_exif_metadata(exif.clone()).unwrap();
-        encoder.write_image(&stored, width, height, ExtendedColorType::Rgb8).unwrap();
-        assert_eq!(crop(Source::Encoded(png.into()), &geometry).unwrap(), expected, "PNG, orientation {value}");
+        encoder
+            .write_image(&stored, width, height, ExtendedColorType::Rgb8)
+            .unwrap();
+        assert_eq!(
+            crop(Source::Encoded(png.into()), &geometry).unwrap(),
+            expected,
+            "PNG, orientation {value}"
+        );
 
         let mut webp = Vec::new();
         let mut encoder = WebPEncoder::new_lossless(&mut webp);
         encoder.set_exif_metadata(exif).unwrap();
-        encoder.write_image(&stored, width, height, ExtendedColorType::Rgb8).unwrap();
-        assert_eq!(crop(Source::Encoded(webp.into()), &geometry).unwrap(), expected, "WebP, orientation {value}");
+        encoder
+            .write_image(&stored, width, height, ExtendedColorType::Rgb8)
+            .unwrap();
+        assert_eq!(
+            crop(Source::Encoded(webp.into()), &geometry).unwrap(),
+            expected,
+            "WebP, orientation {value}"
+        );
     }
 }
 
@@ -253,14 +343,25 @@ fn files_of_every_kind_that_lie_about_their_size_are_refused_cheaply() {
         ("PNM", b"P6\n8000 8000\n255\nabc".to_vec()),
         ("PNM", b"P6\n99999999 99999999\n255\nabc".to_vec()),
         ("PNM", b"P6\n0 5\n255\n".to_vec()),
-        ("GIF", b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02\0;".to_vec()),
+        (
+            "GIF",
+            b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\xff\xff\xff\xff\0\x02\0;"
+                .to_vec(),
+        ),
         ("BMP", bmp),
         ("TIFF", b"II*\0\xff\xff\xff\xff".to_vec()),
-        ("WebP", b"RIFF\x20\0\0\0WEBPVP8L\x10\0\0\0\x2f\xff\xff\xff\x0f\0\0\0\0\0\0\0\0".to_vec()),
+        (
+            "WebP",
+            b"RIFF\x20\0\0\0WEBPVP8L\x10\0\0\0\x2f\xff\xff\xff\x0f\0\0\0\0\0\0\0\0".to_vec(),
+        ),
     ] {
         let start = Instant::now();
         let error = refusal(file);
-        assert!(start.elapsed() < Duration::from_millis(500), "{name}: {error} after {:?}", start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_millis(500),
+            "{name}: {error} after {:?}",
+            start.elapsed()
+        );
         assert_ne!(error, ImageError::DecoderPanic, "{name}");
     }
 }
@@ -275,7 +376,12 @@ fn a_preprocessor_serves_on_after_any_damage() {
         state ^= state << 17;
         (state % below as u64) as usize
     };
-    for name in ["cat.jpg", "tiny_33x47.png", "cat_lossy.webp", "moon_16bit.png"] {
+    for name in [
+        "cat.jpg",
+        "tiny_33x47.png",
+        "cat_lossy.webp",
+        "moon_16bit.png",
+    ] {
         let whole = Bytes::from(read(data().join(name)));
         let expected = crop_encoded(whole.clone()).unwrap();
         let mut target = vec![0; CROP_BYTES];
@@ -283,25 +389,45 @@ fn a_preprocessor_serves_on_after_any_damage() {
             let mut damaged = whole.to_vec();
             for _ in 0..=random(8) {
                 // Half of the damage goes where headers are.
-                let end = if random(2) == 0 { damaged.len() } else { damaged.len().min(700) };
+                let end = if random(2) == 0 {
+                    damaged.len()
+                } else {
+                    damaged.len().min(700)
+                };
                 damaged[random(end)] = random(256) as u8;
             }
             // Some damage can't be noticed; nothing may end the thread.
             let _ = preprocessor.crop(&Source::Encoded(damaged.into()), &IMAGENET, &mut target);
         }
-        preprocessor.crop(&Source::Encoded(whole), &IMAGENET, &mut target).unwrap();
+        preprocessor
+            .crop(&Source::Encoded(whole), &IMAGENET, &mut target)
+            .unwrap();
         assert_eq!(target, expected, "{name}");
     }
 }
 
 /// A picture with smooth and sharp parts.
 fn pixel(x: u32, y: u32) -> [u8; 3] {
-    let stripes = if (x / 9 + y / 5).is_multiple_of(2) { 60 } else { 0 };
-    [(x * 2 % 190) as u8 + stripes, (y * 3 % 190) as u8 + stripes, ((x + y) % 190) as u8 + stripes]
+    let stripes = if (x / 9 + y / 5).is_multiple_of(2) {
+        60
+    } else {
+        0
+    };
+    [
+        (x * 2 % 190) as u8 + stripes,
+        (y * 3 % 190) as u8 + stripes,
+        ((x + y) % 190) as u8 + stripes,
+    ]
 }
 
 fn frame(format: PixelFormat, width: u32, height: u32, stride: u32, data: Vec<u8>) -> RawFrame {
-    RawFrame { format, width, height, stride, data: data.into() }
+    RawFrame {
+        format,
+        width,
+        height,
+        stride,
+        data: data.into(),
+    }
 }
 
 /// Rows of `row` bytes, `stride` apart, with garbage between them but not after the last.
@@ -317,15 +443,33 @@ fn padded(rows: impl Iterator<Item = Vec<u8>>, stride: usize) -> Vec<u8> {
 #[test]
 fn interleaved_formats_agree_with_rgb_whatever_the_stride() {
     for (width, height) in [(320, 240), (241, 333), (1, 1), (1000, 3)] {
-        let rgb = padded((0..height).map(|y| (0..width).flat_map(|x| pixel(x, y)).collect()), 3 * width as usize);
-        let expected = crop(Source::Raw(frame(PixelFormat::Rgb8, width, height, 0, rgb.clone())), &IMAGENET).unwrap();
-        let pixels = Pixels { width, height, layout: Layout::Rgb, orientation: Orientation::default(), data: rgb };
+        let rgb = padded(
+            (0..height).map(|y| (0..width).flat_map(|x| pixel(x, y)).collect()),
+            3 * width as usize,
+        );
+        let expected = crop(
+            Source::Raw(frame(PixelFormat::Rgb8, width, height, 0, rgb.clone())),
+            &IMAGENET,
+        )
+        .unwrap();
+        let pixels = Pixels {
+            width,
+            height,
+            layout: Layout::Rgb,
+            orientation: Orientation::default(),
+            data: rgb,
+        };
         let mut direct = vec![0; CROP_BYTES];
-        Resizer::default().crop(&pixels, &IMAGENET, &mut direct).unwrap();
+        Resizer::default()
+            .crop(&pixels, &IMAGENET, &mut direct)
+            .unwrap();
         assert_eq!(expected, direct);
-        for (format, channels) in
-            [(PixelFormat::Rgb8, 3), (PixelFormat::Bgr8, 3), (PixelFormat::Rgba8, 4), (PixelFormat::Bgra8, 4)]
-        {
+        for (format, channels) in [
+            (PixelFormat::Rgb8, 3),
+            (PixelFormat::Bgr8, 3),
+            (PixelFormat::Rgba8, 4),
+            (PixelFormat::Bgra8, 4),
+        ] {
             for padding in [0, 1, 12, 64] {
                 let stride = channels * width + padding;
                 let row = |y| -> Vec<u8> {
@@ -341,9 +485,16 @@ fn interleaved_formats_agree_with_rgb_whatever_the_stride() {
                     bytes.collect()
                 };
                 let data = padded((0..height).map(row), stride as usize);
-                let got = crop(Source::Raw(frame(format, width, height, stride, data)), &IMAGENET).unwrap();
+                let got = crop(
+                    Source::Raw(frame(format, width, height, stride, data)),
+                    &IMAGENET,
+                )
+                .unwrap();
                 let (max, _) = difference(&got, &expected);
-                assert!(max <= 1, "{format} {width}x{height} stride {stride} differs by {max}");
+                assert!(
+                    max <= 1,
+                    "{format} {width}x{height} stride {stride} differs by {max}"
+                );
             }
         }
     }
@@ -353,11 +504,24 @@ fn interleaved_formats_agree_with_rgb_whatever_the_stride() {
 fn gray_frames_are_gray_rgb() {
     let (width, height) = (301, 257);
     let gray = |x, y| pixel(x, y)[0];
-    let rgb = (0..height).flat_map(|y| (0..width).flat_map(move |x| [gray(x, y); 3])).collect();
-    let expected = crop(Source::Raw(frame(PixelFormat::Rgb8, width, height, 0, rgb)), &IMAGENET).unwrap();
+    let rgb = (0..height)
+        .flat_map(|y| (0..width).flat_map(move |x| [gray(x, y); 3]))
+        .collect();
+    let expected = crop(
+        Source::Raw(frame(PixelFormat::Rgb8, width, height, 0, rgb)),
+        &IMAGENET,
+    )
+    .unwrap();
     for stride in [0, 301, 320] {
-        let data = padded((0..height).map(|y| (0..width).map(|x| gray(x, y)).collect()), stride.max(width) as usize);
-        let got = crop(Source::Raw(frame(PixelFormat::Gray8, width, height, stride, data)), &IMAGENET).unwrap();
+        let data = padded(
+            (0..height).map(|y| (0..width).map(|x| gray(x, y)).collect()),
+            stride.max(width) as usize,
+        );
+        let got = crop(
+            Source::Raw(frame(PixelFormat::Gray8, width, height, stride, data)),
+            &IMAGENET,
+        )
+        .unwrap();
         assert!(difference(&got, &expected).0 <= 1, "stride {stride}");
     }
 }
@@ -365,7 +529,8 @@ fn gray_frames_are_gray_rgb() {
 #[test]
 fn video_formats_agree_with_rgb_at_even_and_odd_sizes_whatever_the_stride() {
     let luma = |x: u32, y: u32| 16 + (pixel(x, y)[0] as u32 * 219 / 255) as u8;
-    let chroma = |x: u32, y: u32| -> [u8; 2] { [(40 + x * 2 % 180) as u8, (220 - y * 3 % 190) as u8] };
+    let chroma =
+        |x: u32, y: u32| -> [u8; 2] { [(40 + x * 2 % 180) as u8, (220 - y * 3 % 190) as u8] };
     let rgb_of = |x: u32, y: u32| -> [u8; 3] {
         let [cb, cr] = chroma(x / 2, y / 2).map(|sample| f64::from(sample) - 128.0);
         let luma = (f64::from(luma(x, y)) - 16.0) * 255.0 / 219.0;
@@ -377,18 +542,38 @@ fn video_formats_agree_with_rgb_at_even_and_odd_sizes_whatever_the_stride() {
         ]
         .map(|channel| channel.round().clamp(0.0, 255.0) as u8)
     };
-    for (width, height) in [(320, 240), (321, 241), (241, 320), (1, 1), (3, 500), (1280, 720)] {
-        let rgb = (0..height).flat_map(|y| (0..width).flat_map(move |x| rgb_of(x, y))).collect();
-        let expected = crop(Source::Raw(frame(PixelFormat::Rgb8, width, height, 0, rgb)), &IMAGENET).unwrap();
+    for (width, height) in [
+        (320, 240),
+        (321, 241),
+        (241, 320),
+        (1, 1),
+        (3, 500),
+        (1280, 720),
+    ] {
+        let rgb = (0..height)
+            .flat_map(|y| (0..width).flat_map(move |x| rgb_of(x, y)))
+            .collect();
+        let expected = crop(
+            Source::Raw(frame(PixelFormat::Rgb8, width, height, 0, rgb)),
+            &IMAGENET,
+        )
+        .unwrap();
         let (chroma_width, chroma_height) = (width.div_ceil(2), height.div_ceil(2));
         for padding in [None, Some(0), Some(1), Some(30)] {
             let stride = width + padding.unwrap_or(0);
-            let mut luma_plane = padded((0..height).map(|y| (0..width).map(|x| luma(x, y)).collect()), stride as usize);
+            let mut luma_plane = padded(
+                (0..height).map(|y| (0..width).map(|x| luma(x, y)).collect()),
+                stride as usize,
+            );
             luma_plane.resize((stride * height) as usize, 0xcd);
 
             let nv12_stride = stride.next_multiple_of(2) as usize;
             let row = |y| (0..chroma_width).flat_map(|x| chroma(x, y)).collect();
-            let nv12 = [luma_plane.clone(), padded((0..chroma_height).map(row), nv12_stride)].concat();
+            let nv12 = [
+                luma_plane.clone(),
+                padded((0..chroma_height).map(row), nv12_stride),
+            ]
+            .concat();
 
             let i420_stride = stride.div_ceil(2) as usize;
             let plane = |channel: usize| {
@@ -401,9 +586,16 @@ fn video_formats_agree_with_rgb_at_even_and_odd_sizes_whatever_the_stride() {
 
             let sent = padding.map_or(0, |_| stride);
             for (format, data) in [(PixelFormat::Nv12, nv12), (PixelFormat::I420, i420)] {
-                let got = crop(Source::Raw(frame(format, width, height, sent, data)), &IMAGENET).unwrap();
+                let got = crop(
+                    Source::Raw(frame(format, width, height, sent, data)),
+                    &IMAGENET,
+                )
+                .unwrap();
                 let (max, mean) = difference(&got, &expected);
-                assert!(max <= 2 && mean < 0.3, "{format} {width}x{height} stride {sent}: {max}, {mean}");
+                assert!(
+                    max <= 2 && mean < 0.3,
+                    "{format} {width}x{height} stride {sent}: {max}, {mean}"
+                );
             }
         }
     }
@@ -413,25 +605,73 @@ fn video_formats_agree_with_rgb_at_even_and_odd_sizes_whatever_the_stride() {
 fn frames_that_contradict_themselves_are_refused() {
     use PixelFormat::*;
     let refused = |format, width, height, stride, bytes| {
-        crop(Source::Raw(frame(format, width, height, stride, vec![0; bytes])), &IMAGENET).unwrap_err()
+        crop(
+            Source::Raw(frame(format, width, height, stride, vec![0; bytes])),
+            &IMAGENET,
+        )
+        .unwrap_err()
     };
-    assert_eq!(refused(Rgb8, 0, 5, 0, 0), ImageError::ZeroSize { width: 0, height: 5 });
-    assert_eq!(refused(Nv12, 5, 0, 0, 0), ImageError::ZeroSize { width: 5, height: 0 });
-    assert!(matches!(refused(Gray8, 8001, 8000, 0, 1), ImageError::TooManyPixels { .. }));
-    assert!(matches!(refused(Rgba8, u32::MAX, u32::MAX, 0, 1), ImageError::TooManyPixels { .. }));
-    for (format, row) in [(Rgb8, 30), (Bgr8, 30), (Rgba8, 40), (Bgra8, 40), (Gray8, 10), (Nv12, 10), (I420, 10)] {
+    assert_eq!(
+        refused(Rgb8, 0, 5, 0, 0),
+        ImageError::ZeroSize {
+            width: 0,
+            height: 5
+        }
+    );
+    assert_eq!(
+        refused(Nv12, 5, 0, 0, 0),
+        ImageError::ZeroSize {
+            width: 5,
+            height: 0
+        }
+    );
+    assert!(matches!(
+        refused(Gray8, 8001, 8000, 0, 1),
+        ImageError::TooManyPixels { .. }
+    ));
+    assert!(matches!(
+        refused(Rgba8, u32::MAX, u32::MAX, 0, 1),
+        ImageError::TooManyPixels { .. }
+    ));
+    for (format, row) in [
+        (Rgb8, 30),
+        (Bgr8, 30),
+        (Rgba8, 40),
+        (Bgra8, 40),
+        (Gray8, 10),
+        (Nv12, 10),
+        (I420, 10),
+    ] {
         let error = refused(format, 10, 10, row as u32 - 1, 10_000);
-        assert_eq!(error, ImageError::Stride { format, width: 10, stride: row as u32 - 1, minimum: row });
+        assert_eq!(
+            error,
+            ImageError::Stride {
+                format,
+                width: 10,
+                stride: row as u32 - 1,
+                minimum: row
+            }
+        );
     }
-    for (format, expected) in
-        [(Rgb8, 99), (Bgr8, 99), (Rgba8, 132), (Bgra8, 132), (Gray8, 33), (Nv12, 33 + 24), (I420, 33 + 24)]
-    {
+    for (format, expected) in [
+        (Rgb8, 99),
+        (Bgr8, 99),
+        (Rgba8, 132),
+        (Bgra8, 132),
+        (Gray8, 33),
+        (Nv12, 33 + 24),
+        (I420, 33 + 24),
+    ] {
         match refused(format, 11, 3, 0, expected as usize - 1) {
-            ImageError::DataTooShort { expected: e, got, .. } => assert_eq!((e, got), (expected, expected - 1)),
+            ImageError::DataTooShort {
+                expected: e, got, ..
+            } => assert_eq!((e, got), (expected, expected - 1)),
             other => panic!("{format}: {other}"),
         }
         match refused(format, 11, 3, 0, expected as usize + 1) {
-            ImageError::DataTooLong { expected: e, got, .. } => assert_eq!((e, got), (expected, expected + 1)),
+            ImageError::DataTooLong {
+                expected: e, got, ..
+            } => assert_eq!((e, got), (expected, expected + 1)),
             other => panic!("{format}: {other}"),
         }
     }
@@ -441,28 +681,50 @@ fn frames_that_contradict_themselves_are_refused() {
         "a NV12 frame of 1280x720 pixels with 1280 bytes a row takes 1382400 bytes of data, but there are 1000; check \
          format, width, height and stride"
     );
-    let unlimited = PreprocessConfig { max_pixels: u64::MAX, ..Default::default() };
+    let unlimited = PreprocessConfig {
+        max_pixels: u64::MAX,
+        ..Default::default()
+    };
     for format in [Rgb8, Rgba8, Gray8, Nv12, I420] {
         let source = Source::Raw(frame(format, u32::MAX, u32::MAX, 0, vec![0; 100]));
-        let error = Preprocessor::new(unlimited).crop(&source, &IMAGENET, &mut [0; CROP_BYTES]).unwrap_err();
-        assert!(matches!(error, ImageError::DataTooShort { .. }), "{format}: {error}");
+        let error = Preprocessor::new(unlimited)
+            .crop(&source, &IMAGENET, &mut [0; CROP_BYTES])
+            .unwrap_err();
+        assert!(
+            matches!(error, ImageError::DataTooShort { .. }),
+            "{format}: {error}"
+        );
     }
 }
 
 #[test]
 fn a_mirrored_crop_has_left_and_right_swapped() {
-    let geometry = Geometry { width: 3, height: 2, resize_shorter_side: 3 };
+    let geometry = Geometry {
+        width: 3,
+        height: 2,
+        resize_shorter_side: 3,
+    };
     let mut crop: Vec<u8> = (0..18).collect();
     geometry.mirror(&mut crop);
-    assert_eq!(crop, [6, 7, 8, 3, 4, 5, 0, 1, 2, 15, 16, 17, 12, 13, 14, 9, 10, 11]);
+    assert_eq!(
+        crop,
+        [6, 7, 8, 3, 4, 5, 0, 1, 2, 15, 16, 17, 12, 13, 14, 9, 10, 11]
+    );
 }
 
-const SCALED: PreprocessConfig =
-    PreprocessConfig { exif: Exif::Apply, max_pixels: 64_000_000, jpeg_scaling: JpegScaling::Auto };
+const SCALED: PreprocessConfig = PreprocessConfig {
+    exif: Exif::Apply,
+    max_pixels: 64_000_000,
+    jpeg_scaling: JpegScaling::Auto,
+};
 
 fn crop_scaled(encoded: &[u8], geometry: &Geometry) -> Result<Vec<u8>, ImageError> {
     let mut crop = vec![0; geometry.bytes()];
-    Preprocessor::new(SCALED).crop(&Source::Encoded(encoded.to_vec().into()), geometry, &mut crop)?;
+    Preprocessor::new(SCALED).crop(
+        &Source::Encoded(encoded.to_vec().into()),
+        geometry,
+        &mut crop,
+    )?;
     Ok(crop)
 }
 
@@ -471,12 +733,27 @@ fn large_jpegs_are_scaled_down_as_far_as_is_harmless() {
     let photo = read(data().join("cat.jpg"));
     let whole = decode(&photo, &SCALED).unwrap();
     let shorter = whole.width.min(whole.height);
-    for (enough, divisor) in [(shorter, 1), (shorter / 2, 2), (shorter / 2 + 1, 1), (shorter / 4, 4), (10, 8)] {
+    for (enough, divisor) in [
+        (shorter, 1),
+        (shorter / 2, 2),
+        (shorter / 2 + 1, 1),
+        (shorter / 4, 4),
+        (10, 8),
+    ] {
         let mut pixels = Pixels::default();
-        pixels.decode_at_least(&photo, &SCALED, Some(enough)).unwrap();
+        pixels
+            .decode_at_least(&photo, &SCALED, Some(enough))
+            .unwrap();
         let expected = [whole.width, whole.height].map(|side| side.div_ceil(divisor));
-        assert_eq!([pixels.width, pixels.height], expected, "at least {enough} pixels");
-        assert_eq!(pixels.data.len(), (pixels.width * pixels.height * 3) as usize);
+        assert_eq!(
+            [pixels.width, pixels.height],
+            expected,
+            "at least {enough} pixels"
+        );
+        assert_eq!(
+            pixels.data.len(),
+            (pixels.width * pixels.height * 3) as usize
+        );
     }
 }
 
@@ -484,14 +761,19 @@ fn large_jpegs_are_scaled_down_as_far_as_is_harmless() {
 fn averages(whole: &Pixels, divisor: u32) -> Vec<u8> {
     let channels = whole.layout.channels();
     let mut averages = Vec::new();
-    for (top, left) in (0..whole.height)
-        .step_by(divisor as usize)
-        .flat_map(|y| (0..whole.width).step_by(divisor as usize).map(move |x| (y, x)))
-    {
-        let [below, right] = [(top, whole.height), (left, whole.width)].map(|(from, end)| (from + divisor).min(end));
+    for (top, left) in (0..whole.height).step_by(divisor as usize).flat_map(|y| {
+        (0..whole.width)
+            .step_by(divisor as usize)
+            .map(move |x| (y, x))
+    }) {
+        let [below, right] =
+            [(top, whole.height), (left, whole.width)].map(|(from, end)| (from + divisor).min(end));
         for channel in 0..channels {
-            let pixels = (top..below).flat_map(|y| (left..right).map(move |x| (y * whole.width + x) as usize));
-            let sum: u32 = pixels.map(|pixel| u32::from(whole.data[pixel * channels + channel])).sum();
+            let pixels = (top..below)
+                .flat_map(|y| (left..right).map(move |x| (y * whole.width + x) as usize));
+            let sum: u32 = pixels
+                .map(|pixel| u32::from(whole.data[pixel * channels + channel]))
+                .sum();
             averages.push((sum / ((below - top) * (right - left))) as u8);
         }
     }
@@ -500,18 +782,36 @@ fn averages(whole: &Pixels, divisor: u32) -> Vec<u8> {
 
 #[test]
 fn every_variety_of_sequential_jpeg_is_scaled_to_what_its_pixels_average_to() {
-    for name in ["cat.jpg", "cat_444.jpg", "cat_422.jpg", "cat_420_restarts.jpg", "cat_gray.jpg", "sunflower_q30.jpg"] {
+    for name in [
+        "cat.jpg",
+        "cat_444.jpg",
+        "cat_422.jpg",
+        "cat_420_restarts.jpg",
+        "cat_gray.jpg",
+        "sunflower_q30.jpg",
+    ] {
         let photo = read(data().join(name));
         let whole = decode(&photo, &SCALED).unwrap();
         for divisor in [2, 4, 8] {
             let mut pixels = Pixels::default();
             let enough = whole.width.min(whole.height) / divisor;
-            pixels.decode_at_least(&photo, &SCALED, Some(enough)).unwrap();
-            assert_eq!((pixels.width, pixels.height), (whole.width.div_ceil(divisor), whole.height.div_ceil(divisor)));
+            pixels
+                .decode_at_least(&photo, &SCALED, Some(enough))
+                .unwrap();
+            assert_eq!(
+                (pixels.width, pixels.height),
+                (
+                    whole.width.div_ceil(divisor),
+                    whole.height.div_ceil(divisor)
+                )
+            );
             assert_eq!(pixels.layout, whole.layout);
             let (max, mean) = difference(&pixels.data, &averages(&whole, divisor));
             println!("{name} at 1/{divisor}: max {max}, mean {mean:.3}");
-            assert!(max < 30 && mean < 2.5, "{name} at 1/{divisor} differs by up to {max}, {mean:.3} in the mean");
+            assert!(
+                max < 30 && mean < 2.5,
+                "{name} at 1/{divisor} differs by up to {max}, {mean:.3} in the mean"
+            );
         }
     }
 }
@@ -523,28 +823,45 @@ fn progressive_and_four_channel_jpegs_are_decoded_whole() {
         let mut pixels = Pixels::default();
         pixels.decode_at_least(&photo, &SCALED, Some(1)).unwrap();
         let whole = decode(&photo, &SCALED).unwrap();
-        assert_eq!((pixels.width, pixels.height, pixels.data), (whole.width, whole.height, whole.data), "{name}");
+        assert_eq!(
+            (pixels.width, pixels.height, pixels.data),
+            (whole.width, whole.height, whole.data),
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn scaled_crops_are_close_to_exact_ones_and_upright() {
-    let small = Geometry { width: 40, height: 40, resize_shorter_side: 45 };
+    let small = Geometry {
+        width: 40,
+        height: 40,
+        resize_shorter_side: 45,
+    };
     for name in ["cat.jpg", "exif_6.jpg", "sunflower_q30.jpg"] {
         let photo = read(data().join(name));
         let exact = crop(Source::Encoded(photo.clone().into()), &small).unwrap();
         let (max, mean) = difference(&crop_scaled(&photo, &small).unwrap(), &exact);
         println!("{name}: max {max}, mean {mean:.3}");
         assert!(mean > 0.0, "{name} was not scaled");
-        assert!(mean < 2.5, "{name} differs by up to {max}, {mean:.3} in the mean");
+        assert!(
+            mean < 2.5,
+            "{name} differs by up to {max}, {mean:.3} in the mean"
+        );
     }
 }
 
 #[test]
 fn scaling_refuses_the_same_files_in_the_same_words() {
-    let small = Geometry { width: 40, height: 40, resize_shorter_side: 45 };
+    let small = Geometry {
+        width: 40,
+        height: 40,
+        resize_shorter_side: 45,
+    };
     let photo = read(data().join("cat.jpg"));
-    let mut cases: Vec<Vec<u8>> = (1..40).map(|i| photo[..photo.len() * i / 40].to_vec()).collect();
+    let mut cases: Vec<Vec<u8>> = (1..40)
+        .map(|i| photo[..photo.len() * i / 40].to_vec())
+        .collect();
     // The end is there, but some of what should come before is not.
     cases.extend((1..20).map(|i| [&photo[..photo.len() * i / 20], &[0xff, 0xd9]].concat()));
     cases.extend((1..40).map(|i| {
@@ -552,8 +869,9 @@ fn scaling_refuses_the_same_files_in_the_same_words() {
         flipped[photo.len() * i / 40] ^= 0x55;
         flipped
     }));
-    let message =
-        |result: Result<Vec<u8>, ImageError>| result.map_or_else(|error| error.to_string(), |_| "a crop".into());
+    let message = |result: Result<Vec<u8>, ImageError>| {
+        result.map_or_else(|error| error.to_string(), |_| "a crop".into())
+    };
     for (i, case) in cases.iter().enumerate() {
         let exact = message(crop(Source::Encoded(case.clone().into()), &small));
         assert_eq!(message(crop_scaled(case, &small)), exact, "case {i}");
@@ -562,13 +880,22 @@ fn scaling_refuses_the_same_files_in_the_same_words() {
 
 #[test]
 fn golden_photos_scaled_down_stay_close() {
-    let Some(folder) = shared("golden") else { return };
+    let Some(folder) = shared("golden") else {
+        return;
+    };
     for name in ["bench_12mp.jpg", "big_4032x2688.jpg", "bench_500x375.jpg"] {
         let photo = read(folder.join("images").join(name));
         let exact = crop_encoded(photo.clone()).unwrap();
         let (max, mean) = difference(&crop_scaled(&photo, &IMAGENET).unwrap(), &exact);
         println!("{name}: max {max}, mean {mean:.3}");
-        assert!(mean < 1.5, "{name} differs by up to {max}, {mean:.3} in the mean");
-        assert_eq!(mean == 0.0, name == "bench_500x375.jpg", "a small photo is not scaled");
+        assert!(
+            mean < 1.5,
+            "{name} differs by up to {max}, {mean:.3} in the mean"
+        );
+        assert_eq!(
+            mean == 0.0,
+            name == "bench_500x375.jpg",
+            "a small photo is not scaled"
+        );
     }
 }

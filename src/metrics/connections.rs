@@ -22,7 +22,8 @@ impl Default for ConnectionMetrics {
     fn default() -> Self {
         Self {
             active: gauge!(CONNECTIONS_ACTIVE),
-            refused: Refusal::LABELS.map(|reason| counter!(CONNECTIONS_REFUSED, "reason" => reason)),
+            refused: Refusal::LABELS
+                .map(|reason| counter!(CONNECTIONS_REFUSED, "reason" => reason)),
         }
     }
 }

@@ -39,7 +39,9 @@ impl Exporter {
         });
         let prometheus = buckets
             .fold(PrometheusBuilder::new(), |builder, (name, bounds)| {
-                builder.set_buckets_for_metric(name, bounds).expect("the bounds are not empty")
+                builder
+                    .set_buckets_for_metric(name, bounds)
+                    .expect("the bounds are not empty")
             })
             .install_recorder()
             .expect("nothing else installs a recorder");
@@ -58,9 +60,17 @@ impl Exporter {
     }
 
     /// The text that Prometheus scrapes, with what `models` and `state` say at this moment.
-    pub fn render<'a>(&self, models: impl IntoIterator<Item = &'a ModelMetrics>, state: &StateCell) -> String {
+    pub fn render<'a>(
+        &self,
+        models: impl IntoIterator<Item = &'a ModelMetrics>,
+        state: &StateCell,
+    ) -> String {
         models.into_iter().for_each(ModelMetrics::refresh);
-        self.ready.set(if state.get().ready().is_ok() { 1.0 } else { 0.0 });
+        self.ready.set(if state.get().ready().is_ok() {
+            1.0
+        } else {
+            0.0
+        });
         self.calls.set(state.calls() as f64);
         self.process.collect();
         #[cfg(feature = "tensorrt")]
@@ -68,7 +78,8 @@ impl Exporter {
         with_true_types(self.prometheus.render())
     }
 
-    /// Folds what histograms collected since the last scrape, so that it does not pile up. To be called now and then.
+    /// Folds what histograms collected since the last scrape, so that it does not pile up. To be
+    /// called now and then.
     pub fn upkeep(&self) {
         self.prometheus.run_upkeep();
     }
@@ -84,12 +95,22 @@ fn describe() {
     }
 }
 
-/// The recorder's counters are whole numbers, so that a fractional one is kept in a gauge; here it gets its true type.
+/// The recorder's counters are whole numbers, so that a fractional one is kept in a gauge; here it
+/// gets its true type.
 fn with_true_types(text: String) -> String {
-    let fractional = METRICS.iter().filter(|metric| metric.kind == Kind::FractionalCounter).map(|metric| metric.name);
-    fractional.chain(["process_cpu_seconds_total"]).fold(text, |text, name| {
-        text.replacen(&format!("# TYPE {name} gauge\n"), &format!("# TYPE {name} counter\n"), 1)
-    })
+    let fractional = METRICS
+        .iter()
+        .filter(|metric| metric.kind == Kind::FractionalCounter)
+        .map(|metric| metric.name);
+    fractional
+        .chain(["process_cpu_seconds_total"])
+        .fold(text, |text, name| {
+            text.replacen(
+                &format!("# TYPE {name} gauge\n"),
+                &format!("# TYPE {name} counter\n"),
+                1,
+            )
+        })
 }
 
 /// How many threads decode and infer.

@@ -5,7 +5,8 @@ use std::time::Duration;
 use metrics::{counter, gauge};
 
 use super::table::{
-    ENGINE_BUILD, ENGINE_CACHE, GPU_MEMORY, GPU_MEMORY_USED, GPU_POWER, GPU_TEMPERATURE, GPU_UTILIZATION,
+    ENGINE_BUILD, ENGINE_CACHE, GPU_MEMORY, GPU_MEMORY_USED, GPU_POWER, GPU_TEMPERATURE,
+    GPU_UTILIZATION,
 };
 use crate::gpu::Reading;
 
@@ -13,14 +14,18 @@ use crate::gpu::Reading;
 pub(super) fn show(reading: &Reading) {
     let values = [
         (GPU_UTILIZATION, reading.utilization),
-        (GPU_MEMORY_USED, reading.memory_used.map(|bytes| bytes as f64)),
+        (
+            GPU_MEMORY_USED,
+            reading.memory_used.map(|bytes| bytes as f64),
+        ),
         (GPU_MEMORY, reading.memory.map(|bytes| bytes as f64)),
         (GPU_POWER, reading.power),
         (GPU_TEMPERATURE, reading.temperature),
     ];
     for (name, value) in values {
         if let Some(value) = value {
-            gauge!(name, "gpu" => reading.index.to_string(), "name" => reading.name.clone()).set(value);
+            gauge!(name, "gpu" => reading.index.to_string(), "name" => reading.name.clone())
+                .set(value);
         }
     }
 }
@@ -57,6 +62,9 @@ mod tests {
         ] {
             assert!(text.contains(line), "{text}");
         }
-        assert!(!text.contains("classifier_gpu_power_watts{gpu=\"7\""), "{text}");
+        assert!(
+            !text.contains("classifier_gpu_power_watts{gpu=\"7\""),
+            "{text}"
+        );
     }
 }

@@ -19,12 +19,19 @@ pub struct RequestGuard {
 impl RequestGuard {
     /// A request that arrived at `arrived` and has to be answered until `deadline`.
     pub fn new(method: Method, arrived: Instant, deadline: Option<Instant>) -> Self {
-        Self { method, metrics: None, arrived, deadline, code: None }
+        Self {
+            method,
+            metrics: None,
+            arrived,
+            deadline,
+            code: None,
+        }
     }
 
     /// The served model that it is for; of several the first counts.
     pub fn model(&mut self, metrics: &ModelMetrics) {
-        self.metrics.get_or_insert_with(|| Arc::clone(&metrics.requests));
+        self.metrics
+            .get_or_insert_with(|| Arc::clone(&metrics.requests));
     }
 
     /// It is answered with `code`.
@@ -44,7 +51,10 @@ impl Drop for RequestGuard {
         let metrics = self.metrics.take().unwrap_or_default();
         metrics.finished(self.method, code).increment(1);
         // What is refused at once would make a server look fast that is overloaded.
-        if !matches!(code, Code::ResourceExhausted | Code::Unavailable | Code::Unauthenticated) {
+        if !matches!(
+            code,
+            Code::ResourceExhausted | Code::Unavailable | Code::Unauthenticated
+        ) {
             metrics.duration(self.method).record(now - self.arrived);
         }
     }

@@ -21,8 +21,15 @@ pub enum Rejection {
 
 impl Rejection {
     /// In the order of the variants.
-    pub const LABELS: [&'static str; 7] =
-        ["queue_full", "deadline", "cancelled", "not_ready", "stream_limit", "call_limit", "unauthenticated"];
+    pub const LABELS: [&'static str; 7] = [
+        "queue_full",
+        "deadline",
+        "cancelled",
+        "not_ready",
+        "stream_limit",
+        "call_limit",
+        "unauthenticated",
+    ];
 }
 
 /// What became of a frame of a stream.
@@ -96,7 +103,9 @@ impl Method {
 
     /// The method of that name, as the contracts write it.
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|method| Self::LABELS[*method as usize] == name)
+        Self::ALL
+            .into_iter()
+            .find(|method| Self::LABELS[*method as usize] == name)
     }
 }
 
@@ -122,11 +131,28 @@ mod tests {
 
     #[test]
     fn the_last_variant_of_each_set_has_the_last_label() {
-        assert_eq!(Rejection::LABELS[Rejection::Unauthenticated as usize..], ["unauthenticated"]);
-        assert_eq!(FrameOutcome::LABELS[FrameOutcome::Failed as usize..], ["failed"]);
-        assert_eq!(Method::LABELS[Method::RepositoryIndex as usize..], ["RepositoryIndex"]);
-        assert!(Method::ALL.iter().enumerate().all(|(i, method)| i == *method as usize));
-        assert_eq!((Method::named("ModelInfer"), Method::named("Model")), (Some(Method::ModelInfer), None));
+        assert_eq!(
+            Rejection::LABELS[Rejection::Unauthenticated as usize..],
+            ["unauthenticated"]
+        );
+        assert_eq!(
+            FrameOutcome::LABELS[FrameOutcome::Failed as usize..],
+            ["failed"]
+        );
+        assert_eq!(
+            Method::LABELS[Method::RepositoryIndex as usize..],
+            ["RepositoryIndex"]
+        );
+        assert!(
+            Method::ALL
+                .iter()
+                .enumerate()
+                .all(|(i, method)| i == *method as usize)
+        );
+        assert_eq!(
+            (Method::named("ModelInfer"), Method::named("Model")),
+            (Some(Method::ModelInfer), None)
+        );
         assert_eq!(Refusal::LABELS[Refusal::Accept as usize..], ["accept"]);
     }
 }

@@ -1,4 +1,5 @@
-//! What happens, counted and timed for Prometheus: functions that say what happened, and the table of what that means.
+//! What happens, counted and timed for Prometheus: functions that say what happened, and the table
+//! of what that means.
 
 mod connections;
 mod exporter;

@@ -12,9 +12,9 @@ use super::{
     rate::RateMeter,
     request::RequestMetrics,
     table::{
-        BATCH_SIZE, BUSY, DEVICE_BUSY, DEVICE_LANES, ENGINE_INFO, FPS, FRAME_DURATION, FRAMES, MODEL_LOAD,
-        MODEL_LOADED, MODEL_LOADS, MODEL_READY, QUEUE_CAPACITY, QUEUE_DEPTH, QUEUE_REQUESTS, RECEIVED_BYTES, REJECTED,
-        STAGE_DURATION, STREAMS_ACTIVE,
+        BATCH_SIZE, BUSY, DEVICE_BUSY, DEVICE_LANES, ENGINE_INFO, FPS, FRAME_DURATION, FRAMES,
+        MODEL_LOAD, MODEL_LOADED, MODEL_LOADS, MODEL_READY, QUEUE_CAPACITY, QUEUE_DEPTH,
+        QUEUE_REQUESTS, RECEIVED_BYTES, REJECTED, STAGE_DURATION, STREAMS_ACTIVE,
     },
 };
 use crate::{engine::EngineInfo, statistics::Statistics};
@@ -55,7 +55,8 @@ impl ModelMetrics {
     pub fn new(model: &str) -> Self {
         let model: Arc<str> = model.into();
         let of = || Arc::clone(&model);
-        let stage = |stage: &'static str| histogram!(STAGE_DURATION, "model" => of(), "stage" => stage);
+        let stage =
+            |stage: &'static str| histogram!(STAGE_DURATION, "model" => of(), "stage" => stage);
         let busy = |stage: &'static str| gauge!(BUSY, "model" => of(), "stage" => stage);
         Self {
             requests: Arc::new(RequestMetrics::new(of())),
@@ -68,8 +69,10 @@ impl ModelMetrics {
             queue_requests: gauge!(QUEUE_REQUESTS, "model" => of()),
             queue_capacity: gauge!(QUEUE_CAPACITY, "model" => of()),
             streams: gauge!(STREAMS_ACTIVE, "model" => of()),
-            frames: FrameOutcome::LABELS.map(|outcome| counter!(FRAMES, "model" => of(), "outcome" => outcome)),
-            rejected: Rejection::LABELS.map(|reason| counter!(REJECTED, "model" => of(), "reason" => reason)),
+            frames: FrameOutcome::LABELS
+                .map(|outcome| counter!(FRAMES, "model" => of(), "outcome" => outcome)),
+            rejected: Rejection::LABELS
+                .map(|reason| counter!(REJECTED, "model" => of(), "reason" => reason)),
             received: counter!(RECEIVED_BYTES, "model" => of()),
             decode_busy: busy("decode"),
             inference_busy: busy("inference"),
@@ -77,7 +80,8 @@ impl ModelMetrics {
             fps: gauge!(FPS, "model" => of()),
             meter: RateMeter::new(Instant::now()),
             statistics: Statistics::default(),
-            loads: ["loaded", "failed"].map(|outcome| counter!(MODEL_LOADS, "model" => of(), "outcome" => outcome)),
+            loads: ["loaded", "failed"]
+                .map(|outcome| counter!(MODEL_LOADS, "model" => of(), "outcome" => outcome)),
             ready: gauge!(MODEL_READY, "model" => of()),
             engine: Mutex::default(),
             model,
@@ -86,7 +90,9 @@ impl ModelMetrics {
 
     /// A version of the model is ready, after `took`, on this engine.
     pub fn loaded(&self, engine: &EngineInfo, took: Duration) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         gauge!(MODEL_LOAD, "model" => Arc::clone(&self.model)).set(took.as_secs_f64());
         gauge!(MODEL_LOADED, "model" => Arc::clone(&self.model)).set(now.as_secs_f64());
         self.loads[0].increment(1);
@@ -114,7 +120,10 @@ impl ModelMetrics {
     }
 
     fn tell_engine(&self, info: Option<Gauge>) {
-        let mut engine = self.engine.lock().expect("nothing panics while it holds the gauge");
+        let mut engine = self
+            .engine
+            .lock()
+            .expect("nothing panics while it holds the gauge");
         if let Some(old) = std::mem::replace(&mut *engine, info) {
             old.set(0.0);
         }
@@ -168,7 +177,8 @@ impl ModelMetrics {
     }
 
     fn device(&self) -> &Gauge {
-        self.device_busy.get_or_init(|| gauge!(DEVICE_BUSY, "model" => Arc::clone(&self.model)))
+        self.device_busy
+            .get_or_init(|| gauge!(DEVICE_BUSY, "model" => Arc::clone(&self.model)))
     }
 
     /// Images have their classes.

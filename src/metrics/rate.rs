@@ -29,7 +29,10 @@ const SLOTS: usize = 64;
 impl RateMeter {
     /// A meter that starts now.
     pub fn new(now: Instant) -> Self {
-        Self { start: now, slots: std::array::from_fn(|_| Slot::default()) }
+        Self {
+            start: now,
+            slots: std::array::from_fn(|_| Slot::default()),
+        }
     }
 
     /// Takes in that `events` things happened.
@@ -64,7 +67,12 @@ impl RateMeter {
             return 0.0;
         }
         let inside = |slot: &&Slot| (tick - window..tick).contains(&slot.tick.load(Relaxed));
-        let events: u64 = self.slots.iter().filter(inside).map(|slot| slot.count.load(Relaxed)).sum();
+        let events: u64 = self
+            .slots
+            .iter()
+            .filter(inside)
+            .map(|slot| slot.count.load(Relaxed))
+            .sum();
         events as f64 / (SLOT * window as u32).as_secs_f64()
     }
 }

@@ -14,7 +14,8 @@ use crate::code::code_name;
 const METHODS: usize = Method::LABELS.len();
 const CODES: usize = Code::Unauthenticated as usize + 1;
 
-/// The outcomes that are there from the beginning: a rate can only be taken of what was there before it grew.
+/// The outcomes that are there from the beginning: a rate can only be taken of what was there
+/// before it grew.
 const USUAL: [Code; 7] = [
     Code::Ok,
     Code::InvalidArgument,
@@ -25,7 +26,8 @@ const USUAL: [Code; 7] = [
     Code::Internal,
 ];
 
-/// The series of the requests for one model. Each is looked up once, when it is needed for the first time.
+/// The series of the requests for one model. Each is looked up once, when it is needed for the
+/// first time.
 #[derive(Default)]
 pub(super) struct RequestMetrics {
     model: Arc<str>,
@@ -36,9 +38,17 @@ pub(super) struct RequestMetrics {
 impl RequestMetrics {
     /// With the usual series of the methods that work on images.
     pub fn new(model: Arc<str>) -> Self {
-        let metrics = Self { model, ..Self::default() };
+        let metrics = Self {
+            model,
+            ..Self::default()
+        };
         metrics.duration(Method::Classify);
-        for method in [Method::Classify, Method::StreamClassify, Method::ModelInfer, Method::ModelStreamInfer] {
+        for method in [
+            Method::Classify,
+            Method::StreamClassify,
+            Method::ModelInfer,
+            Method::ModelStreamInfer,
+        ] {
             for code in USUAL {
                 metrics.finished(method, code);
             }

@@ -1,6 +1,7 @@
 //! The table of all metrics: what each is called, counts and means, and what to do when it is high.
 //!
-//! Everything else follows from it: what `/metrics` says, the histograms' buckets, and the table in `deploy/README.md`.
+//! Everything else follows from it: what `/metrics` says, the histograms' buckets, and the table in
+//! `deploy/README.md`.
 
 use super::labels::{FrameOutcome, Method, Refusal, Rejection};
 
@@ -52,7 +53,8 @@ impl Kind {
 pub struct Label {
     /// Its name.
     pub name: &'static str,
-    /// All values that it can have; empty where they are the server's own, such as the names of its models.
+    /// All values that it can have; empty where they are the server's own, such as the names of its
+    /// models.
     pub values: &'static [&'static str],
 }
 
@@ -100,7 +102,8 @@ pub(super) const GPU_MEMORY: &str = "classifier_gpu_memory_bytes";
 pub(super) const GPU_POWER: &str = "classifier_gpu_power_watts";
 pub(super) const GPU_TEMPERATURE: &str = "classifier_gpu_temperature_celsius";
 
-/// Bounds a quarter apart where answers usually lie, 1 ms to 1 s, so that a quantile is never far off; coarser around.
+/// Bounds a quarter apart where answers usually lie, 1 ms to 1 s, so that a quantile is never far
+/// off; coarser around.
 #[rustfmt::skip]
 const DURATIONS: [f64; 41] = [
     0.0001, 0.00016, 0.00025, 0.0004, 0.00063,
@@ -112,7 +115,10 @@ const DURATIONS: [f64; 41] = [
 const BATCHES: [f64; 10] = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
 const MODEL: Label = Label::open("model");
-const METHOD: Label = Label { name: "method", values: &Method::LABELS };
+const METHOD: Label = Label {
+    name: "method",
+    values: &Method::LABELS,
+};
 const GPU: &[Label] = &[Label::open("gpu"), Label::open("name")];
 
 /// Every metric but the process's own `process_…`.
@@ -260,7 +266,15 @@ impl Metric {
         help: &'static str,
         when_high: &'static str,
     ) -> Self {
-        Self { name, kind, unit, labels, help, when_high, presence: Presence::Always }
+        Self {
+            name,
+            kind,
+            unit,
+            labels,
+            help,
+            when_high,
+            presence: Presence::Always,
+        }
     }
 
     const fn gpu(mut self) -> Self {
@@ -273,7 +287,13 @@ impl Metric {
         let labels: Vec<String> = self.labels.iter().map(Label::describe).collect();
         let name = self.name.trim_start_matches("classifier_");
         let kind = self.kind.name();
-        format!("| `{name}` | {kind} | {} | {} | {} | {} |\n", self.unit, labels.join("; "), self.help, self.when_high)
+        format!(
+            "| `{name}` | {kind} | {} | {} | {} | {} |\n",
+            self.unit,
+            labels.join("; "),
+            self.help,
+            self.when_high
+        )
     }
 }
 
@@ -283,7 +303,11 @@ impl Label {
     }
 
     fn describe(&self) -> String {
-        let values: Vec<String> = self.values.iter().map(|value| format!("`{value}`")).collect();
+        let values: Vec<String> = self
+            .values
+            .iter()
+            .map(|value| format!("`{value}`"))
+            .collect();
         match values.is_empty() {
             true => format!("`{}`", self.name),
             false => format!("`{}`: {}", self.name, values.join(", ")),
@@ -293,8 +317,11 @@ impl Label {
 
 /// The table for people, in Markdown.
 pub fn markdown() -> String {
-    let head = "| name | type | unit | labels | meaning | when it is high |\n|---|---|---|---|---|---|\n";
-    METRICS.iter().fold(head.to_owned(), |table, metric| table + &metric.row())
+    let head =
+        "| name | type | unit | labels | meaning | when it is high |\n|---|---|---|---|---|---|\n";
+    METRICS
+        .iter()
+        .fold(head.to_owned(), |table, metric| table + &metric.row())
 }
 
 #[cfg(test)]
@@ -308,7 +335,12 @@ mod tests {
         let names: BTreeSet<&str> = METRICS.iter().map(|metric| metric.name).collect();
         assert_eq!(names.len(), METRICS.len());
         for metric in METRICS {
-            assert_eq!(metric.name.ends_with("_total"), metric.kind.name() == "counter", "{}", metric.name);
+            assert_eq!(
+                metric.name.ends_with("_total"),
+                metric.kind.name() == "counter",
+                "{}",
+                metric.name
+            );
             for unit in ["seconds", "bytes"] {
                 let stem = metric.name.trim_end_matches("_total");
                 assert_eq!(stem.ends_with(unit), metric.unit == unit, "{}", metric.name);

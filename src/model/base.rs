@@ -1,4 +1,5 @@
-//! A model that another one is made from: its network without the last layer, and its file with a new one.
+//! A model that another one is made from: its network without the last layer, and its file with a
+//! new one.
 
 use std::path::Path;
 
@@ -7,14 +8,14 @@ use prost::Message;
 use serde_json::{Map, Value};
 
 use super::{
-    BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides, complete, decode, file_stem, graph::Head, in_file,
-    onnx::ModelProto, version,
+    BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides, complete, decode, file_stem,
+    graph::Head, in_file, onnx::ModelProto, version,
 };
 
 /// A model whose last layer is to be learned anew, on other classes.
 pub struct Base {
-    /// The network without the last layer. Its "logits" are the features that the layer takes, `graph.classes` of them
-    /// for an image; it has no labels.
+    /// The network without the last layer. Its "logits" are the features that the layer takes,
+    /// `graph.classes` of them for an image; it has no labels.
     pub backbone: Model,
     model: ModelProto,
     head: Head,
@@ -61,7 +62,12 @@ impl Base {
             |_, _| Ok(Vec::new()),
         )?;
         backbone.graph.features = true;
-        Ok(Self { backbone, model, head, overrides: overrides.clone() })
+        Ok(Self {
+            backbone,
+            model,
+            head,
+            overrides: overrides.clone(),
+        })
     }
 
     /// Features that the last layer takes for an image.
@@ -69,20 +75,43 @@ impl Base {
         self.head.features
     }
 
-    /// The base's ONNX file with another last layer and a manifest that says everything that serving it takes.
+    /// The base's ONNX file with another last layer and a manifest that says everything that
+    /// serving it takes.
     ///
     /// # Errors
-    /// Weights that are no whole rows of features, or that the file's element type can't hold; labels that don't fit them.
-    pub fn with_layer(&self, layer: &LinearLayer, description: Description) -> Result<Vec<u8>, ModelError> {
+    /// Weights that are no whole rows of features, or that the file's element type can't hold;
+    /// labels that don't fit them.
+    pub fn with_layer(
+        &self,
+        layer: &LinearLayer,
+        description: Description,
+    ) -> Result<Vec<u8>, ModelError> {
         let mut model = self.head.replace(&self.model, layer)?;
-        let Description { name, labels, training } = description;
+        let Description {
+            name,
+            labels,
+            training,
+        } = description;
         // Where the network comes from has to stay known: its licence may depend on it.
         let mut origin = self.backbone.manifest.other.clone();
         origin.insert("name".into(), self.backbone.name.as_str().into());
         origin.insert("version".into(), self.backbone.version.as_str().into());
-        let other = Map::from_iter([("training".to_owned(), training), ("base".to_owned(), origin.into())]);
-        Manifest { name: None, labels: None, other, ..self.backbone.manifest.clone() }.write(&mut model);
-        let overrides = Overrides { name: Some(name), labels: Some(labels), ..self.overrides.clone() };
+        let other = Map::from_iter([
+            ("training".to_owned(), training),
+            ("base".to_owned(), origin.into()),
+        ]);
+        Manifest {
+            name: None,
+            labels: None,
+            other,
+            ..self.backbone.manifest.clone()
+        }
+        .write(&mut model);
+        let overrides = Overrides {
+            name: Some(name),
+            labels: Some(labels),
+            ..self.overrides.clone()
+        };
         complete(&mut model, &overrides, "model", None)?;
         Ok(model.encode_to_vec())
     }

@@ -32,7 +32,9 @@ pub enum ModelError {
         found: i64,
     },
     /// The file does not say which operators it means.
-    #[error("names no opset for the default domain `ai.onnx`; `opset_import` must hold one, 13 or newer")]
+    #[error(
+        "names no opset for the default domain `ai.onnx`; `opset_import` must hold one, 13 or newer"
+    )]
     NoOpset,
     /// The file holds a training step beside the network.
     #[error("holds training information (`training_info`); export the model for inference")]
@@ -82,7 +84,9 @@ pub enum ModelError {
         reason: String,
     },
     /// The number of labels is not the number of classes.
-    #[error("has {classes} classes, but {origin} {labels} labels; one label for each class is needed")]
+    #[error(
+        "has {classes} classes, but {origin} {labels} labels; one label for each class is needed"
+    )]
     LabelCount {
         /// How many scores the network gives for an image.
         classes: usize,
@@ -117,7 +121,9 @@ pub enum ModelError {
         height: u32,
     },
     /// A batch was asked for that the graph was not exported for.
-    #[error("was exported for batches of exactly {fixed}, so it cannot serve {asked}; export it with a dynamic batch")]
+    #[error(
+        "was exported for batches of exactly {fixed}, so it cannot serve {asked}; export it with a dynamic batch"
+    )]
     Batch {
         /// The batch that the file is made for, in images.
         fixed: usize,
@@ -161,5 +167,8 @@ impl ModelError {
 
 /// A tensor's refusal.
 pub(crate) fn tensor(name: &str, reason: impl Into<String>) -> ModelError {
-    ModelError::Tensor { tensor: name.to_owned(), reason: reason.into() }
+    ModelError::Tensor {
+        tensor: name.to_owned(),
+        reason: reason.into(),
+    }
 }

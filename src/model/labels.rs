@@ -6,7 +6,10 @@ use super::ModelError;
 
 /// The names of ImageNet-1k's 1000 classes, in the usual order.
 pub fn imagenet() -> Vec<String> {
-    include_str!("../../models/imagenet_classes.txt").lines().map(str::to_owned).collect()
+    include_str!("../../models/imagenet_classes.txt")
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Reads a file of labels: UTF-8, one label a line, in the order of the classes.
@@ -16,11 +19,21 @@ pub fn imagenet() -> Vec<String> {
 /// # Errors
 /// A file that cannot be read, is not UTF-8 or holds no label; a blank line before the last label.
 pub fn read_labels(path: &Path) -> Result<Vec<String>, ModelError> {
-    let wrong = |reason: String| ModelError::LabelFile { path: path.to_owned(), reason };
-    let content = fs::read(path).map_err(|error| wrong(format!("the labels cannot be read: {error}")))?;
+    let wrong = |reason: String| ModelError::LabelFile {
+        path: path.to_owned(),
+        reason,
+    };
+    let content =
+        fs::read(path).map_err(|error| wrong(format!("the labels cannot be read: {error}")))?;
     let text = str::from_utf8(&content).map_err(|error| {
-        let line = content[..error.valid_up_to()].iter().filter(|&&byte| byte == b'\n').count() + 1;
-        wrong(format!("line {line} is not UTF-8; labels are text, one label a line"))
+        let line = content[..error.valid_up_to()]
+            .iter()
+            .filter(|&&byte| byte == b'\n')
+            .count()
+            + 1;
+        wrong(format!(
+            "line {line} is not UTF-8; labels are text, one label a line"
+        ))
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim_end();
     if text.is_empty() {
@@ -28,7 +41,10 @@ pub fn read_labels(path: &Path) -> Result<Vec<String>, ModelError> {
     }
     let labels: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
     match labels.iter().position(String::is_empty) {
-        Some(blank) => Err(wrong(format!("line {} is blank; every line must hold one label", blank + 1))),
+        Some(blank) => Err(wrong(format!(
+            "line {} is blank; every line must hold one label",
+            blank + 1
+        ))),
         None => Ok(labels),
     }
 }
@@ -45,26 +61,45 @@ mod tests {
 
     #[test]
     fn one_label_a_line_is_trimmed() {
-        assert_eq!(read(b"\xef\xbb\xbfcat\r\n  sea lion \r\ndog\r\n\r\n").unwrap(), ["cat", "sea lion", "dog"]);
+        assert_eq!(
+            read(b"\xef\xbb\xbfcat\r\n  sea lion \r\ndog\r\n\r\n").unwrap(),
+            ["cat", "sea lion", "dog"]
+        );
     }
 
     #[test]
     fn blank_lines_in_the_middle_are_named() {
-        assert!(read(b"cat\n\ndog\n").unwrap_err().contains("line 2 is blank"));
+        assert!(
+            read(b"cat\n\ndog\n")
+                .unwrap_err()
+                .contains("line 2 is blank")
+        );
     }
 
     #[test]
     fn empty_foreign_and_missing_files_are_refused() {
         assert!(read(b" \n\n").unwrap_err().contains("holds no labels"));
-        assert!(read(b"cat\ncaf\xe9\n").unwrap_err().contains("line 2 is not UTF-8"));
-        assert!(read_labels(Path::new("/no/such/file")).unwrap_err().to_string().contains("cannot be read"));
+        assert!(
+            read(b"cat\ncaf\xe9\n")
+                .unwrap_err()
+                .contains("line 2 is not UTF-8")
+        );
+        assert!(
+            read_labels(Path::new("/no/such/file"))
+                .unwrap_err()
+                .to_string()
+                .contains("cannot be read")
+        );
     }
 
     #[test]
     fn imagenet_has_a_thousand_names() {
         let names = imagenet();
         assert_eq!(names.len(), 1000);
-        assert_eq!((names[0].as_str(), names[285].as_str()), ("tench", "Egyptian cat"));
+        assert_eq!(
+            (names[0].as_str(), names[285].as_str()),
+            ("tench", "Egyptian cat")
+        );
         assert!(names.iter().all(|name| !name.trim().is_empty()));
     }
 }

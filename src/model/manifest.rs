@@ -8,7 +8,8 @@ use super::{
     onnx::{ModelProto, StringStringEntryProto},
 };
 
-/// What a model's file says about the model. Everything is optional; what is not known here is kept as it came.
+/// What a model's file says about the model. Everything is optional; what is not known here is kept
+/// as it came.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// What the model is called.
@@ -55,16 +56,28 @@ impl Manifest {
     /// # Errors
     /// A manifest that is not JSON or has a value of the wrong kind.
     pub fn read(model: &ModelProto) -> Result<Self, ModelError> {
-        match model.metadata_props.iter().find(|entry| entry.key() == Self::KEY) {
-            Some(entry) => serde_json::from_str(entry.value()).map_err(|error| ModelError::Manifest(error.to_string())),
+        match model
+            .metadata_props
+            .iter()
+            .find(|entry| entry.key() == Self::KEY)
+        {
+            Some(entry) => serde_json::from_str(entry.value())
+                .map_err(|error| ModelError::Manifest(error.to_string())),
             None => Ok(Self::default()),
         }
     }
 
     /// Puts the manifest into `model`, in place of one that is there.
     pub fn write(&self, model: &mut ModelProto) {
-        let entry = StringStringEntryProto { key: Some(Self::KEY.into()), value: Some(self.to_json()) };
-        match model.metadata_props.iter_mut().find(|entry| entry.key() == Self::KEY) {
+        let entry = StringStringEntryProto {
+            key: Some(Self::KEY.into()),
+            value: Some(self.to_json()),
+        };
+        match model
+            .metadata_props
+            .iter_mut()
+            .find(|entry| entry.key() == Self::KEY)
+        {
             Some(old) => *old = entry,
             None => model.metadata_props.push(entry),
         }
@@ -85,16 +98,27 @@ mod tests {
         "training":{"epochs":8,"loss":[2.5,0.125]},"provenance":"photos"}"#;
 
     fn model(manifest: &str) -> ModelProto {
-        let entry =
-            |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
-        ModelProto { metadata_props: vec![entry("author", "me"), entry(Manifest::KEY, manifest)], ..Default::default() }
+        let entry = |key: &str, value: &str| StringStringEntryProto {
+            key: Some(key.into()),
+            value: Some(value.into()),
+        };
+        ModelProto {
+            metadata_props: vec![entry("author", "me"), entry(Manifest::KEY, manifest)],
+            ..Default::default()
+        }
     }
 
     #[test]
     fn unknown_keys_survive_a_round_trip() {
         let mut model = model(JSON);
         let mut manifest = Manifest::read(&model).unwrap();
-        assert_eq!(manifest.input.as_ref().map(|input| (input.height, input.width)), Some((192, 256)));
+        assert_eq!(
+            manifest
+                .input
+                .as_ref()
+                .map(|input| (input.height, input.width)),
+            Some((192, 256))
+        );
         assert_eq!(manifest.mean, Some([0.485, 0.456, 0.406]));
         manifest.name = Some("garden birds".into());
         manifest.write(&mut model);
@@ -103,22 +127,36 @@ mod tests {
         assert_eq!(Manifest::read(&model).unwrap(), manifest);
         let mut expected: Value = serde_json::from_str(JSON).unwrap();
         expected["name"] = "garden birds".into();
-        assert_eq!(serde_json::from_str::<Value>(&manifest.to_json()).unwrap(), expected);
+        assert_eq!(
+            serde_json::from_str::<Value>(&manifest.to_json()).unwrap(),
+            expected
+        );
     }
 
     #[test]
     fn a_model_without_a_manifest_gets_one() {
         let mut model = ModelProto::default();
         assert_eq!(Manifest::read(&model).unwrap(), Manifest::default());
-        Manifest { name: Some("birds".into()), ..Default::default() }.write(&mut model);
+        Manifest {
+            name: Some("birds".into()),
+            ..Default::default()
+        }
+        .write(&mut model);
         assert_eq!(model.metadata_props[0].value(), r#"{"name":"birds"}"#);
     }
 
     #[test]
     fn wrong_manifests_are_refused() {
-        for (json, reason) in [("{", "EOF"), (r#"{"mean":[1,2]}"#, "length 2"), (r#"{"labels":"cat"}"#, "sequence")] {
+        for (json, reason) in [
+            ("{", "EOF"),
+            (r#"{"mean":[1,2]}"#, "length 2"),
+            (r#"{"labels":"cat"}"#, "sequence"),
+        ] {
             let error = Manifest::read(&model(json)).unwrap_err().to_string();
-            assert!(error.contains("resnet18.manifest") && error.contains(reason), "{error}");
+            assert!(
+                error.contains("resnet18.manifest") && error.contains(reason),
+                "{error}"
+            );
         }
     }
 }

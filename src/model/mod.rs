@@ -29,7 +29,8 @@ pub use self::{
     base::{Base, Description},
     error::ModelError,
     graph::{
-        Batch, BodyPrecision, IMAGES, LOGITS, Layer, LinearLayer, Normalization, Quantization, Range, ServingGraph,
+        Batch, BodyPrecision, IMAGES, LOGITS, Layer, LinearLayer, Normalization, Quantization,
+        Range, ServingGraph,
     },
     labels::{imagenet, read_labels},
     manifest::{InputSize, Manifest},
@@ -42,10 +43,12 @@ pub mod onnx {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
 
-/// The model that is served when the user names none. A `static`, which is in the program once, however often it is used.
+/// The model that is served when the user names none. A `static`, which is in the program once,
+/// however often it is used.
 static BUNDLED: &[u8] = include_bytes!("../../models/resnet18-demo.onnx");
 
-/// What the user says about a model. Each field wins over the file's manifest, which wins over the defaults.
+/// What the user says about a model. Each field wins over the file's manifest, which wins over the
+/// defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
     /// What the model is called.
@@ -71,7 +74,8 @@ pub struct Model {
     pub labels: Arc<[String]>,
     /// How images are scaled and cropped for it.
     pub geometry: Geometry,
-    /// How callers may have normalised what they send; `None` for a network that takes integers and doesn't say.
+    /// How callers may have normalised what they send; `None` for a network that takes integers and
+    /// doesn't say.
     pub normalization: Option<Normalization>,
     /// The network, from pixels to logits.
     pub graph: ServingGraph,
@@ -80,7 +84,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// A model from the content of an ONNX file. Without a name in `overrides` or the manifest it is called `model`.
+    /// A model from the content of an ONNX file. Without a name in `overrides` or the manifest it
+    /// is called `model`.
     ///
     /// # Errors
     /// Content that is not an ONNX classifier of RGB images; settings or labels that do not fit it.
@@ -88,14 +93,17 @@ impl Model {
         Self::load(onnx, overrides, "model", None)
     }
 
-    /// A model from an ONNX file. Without a name in `overrides` or the manifest it is called as the file is, and without
-    /// labels there it takes those of `NAME.labels.txt` beside `NAME.onnx`, if that exists.
+    /// A model from an ONNX file. Without a name in `overrides` or the manifest it is called as the
+    /// file is, and without labels there it takes those of `NAME.labels.txt` beside `NAME.onnx`, if
+    /// that exists.
     ///
     /// # Errors
     /// As for [`Model::from_bytes`], and a file that cannot be read.
     pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
         let stem = file_stem(path);
-        in_file(path, |onnx| Self::load(onnx, overrides, &stem, Some(&labels_beside(path))))
+        in_file(path, |onnx| {
+            Self::load(onnx, overrides, &stem, Some(&labels_beside(path)))
+        })
     }
 
     /// The model that comes with the program.
@@ -112,8 +120,16 @@ impl Model {
         fallback_name: &str,
         labels_beside: Option<&Path>,
     ) -> Result<Self, ModelError> {
-        let labels = |classes, manifest: &Manifest| choose_labels(classes, overrides, manifest, labels_beside);
-        Self::from_proto(decode(&onnx)?, version(&onnx), overrides, fallback_name, labels)
+        let labels = |classes, manifest: &Manifest| {
+            choose_labels(classes, overrides, manifest, labels_beside)
+        };
+        Self::from_proto(
+            decode(&onnx)?,
+            version(&onnx),
+            overrides,
+            fallback_name,
+            labels,
+        )
     }
 
     fn from_proto(
@@ -142,9 +158,15 @@ impl Model {
                 .map_or_else(|| fallback_name.to_owned(), Clone::clone),
             version,
             labels: labels(graph.classes, &manifest)?.into(),
-            normalization: (graph.normalizes || (manifest.mean.is_some() && manifest.std.is_some()))
-                .then_some(normalization),
-            geometry: geometry(&graph, overrides.resize_shorter_side.or(manifest.resize_shorter_side))?,
+            normalization: (graph.normalizes
+                || (manifest.mean.is_some() && manifest.std.is_some()))
+            .then_some(normalization),
+            geometry: geometry(
+                &graph,
+                overrides
+                    .resize_shorter_side
+                    .or(manifest.resize_shorter_side),
+            )?,
             graph,
             manifest,
         })
@@ -152,27 +174,39 @@ impl Model {
 }
 
 /// Does something with the content of the file; an error says which file it was.
-fn in_file<T>(path: &Path, work: impl FnOnce(Bytes) -> Result<T, ModelError>) -> Result<T, ModelError> {
+fn in_file<T>(
+    path: &Path,
+    work: impl FnOnce(Bytes) -> Result<T, ModelError>,
+) -> Result<T, ModelError> {
     let content = fs::read(path).map_err(ModelError::Read);
-    let named = |error| ModelError::File { path: path.to_owned(), source: Box::new(error) };
+    let named = |error| ModelError::File {
+        path: path.to_owned(),
+        source: Box::new(error),
+    };
     content.and_then(|onnx| work(onnx.into())).map_err(named)
 }
 
 /// What a model in this file is called when nothing else gives it a name.
 fn file_stem(path: &Path) -> String {
-    path.file_stem().map_or("model".into(), |stem| stem.to_string_lossy().into_owned())
+    path.file_stem()
+        .map_or("model".into(), |stem| stem.to_string_lossy().into_owned())
 }
 
 /// Names the exact content.
 fn version(onnx: &[u8]) -> String {
-    Sha256::digest(onnx).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(onnx)
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
-/// Writes everything that a model is served with into its manifest, so that the file needs nothing beside it.
-///
-/// `overrides` win over what the manifest says, and where neither says anything the defaults of [`Model::from_file`] are
-/// written. Without a name it is called `fallback_name`. `origin` is the file that the model is from: its labels may lie
+/// Writes everything that a model is served with into its manifest, so that the file needs nothing
 /// beside it.
+///
+/// `overrides` win over what the manifest says, and where neither says anything the defaults of
+/// [`Model::from_file`] are written. Without a name it is called `fallback_name`. `origin` is the
+/// file that the model is from: its labels may lie beside it.
 ///
 /// # Errors
 /// As for [`Model::from_bytes`].
@@ -183,19 +217,40 @@ pub fn complete(
     origin: Option<&Path>,
 ) -> Result<(), ModelError> {
     let beside = origin.map(labels_beside);
-    let labels = |classes, manifest: &Manifest| choose_labels(classes, overrides, manifest, beside.as_deref());
-    let served = Model::from_proto(model.clone(), String::new(), overrides, fallback_name, labels)?;
+    let labels = |classes, manifest: &Manifest| {
+        choose_labels(classes, overrides, manifest, beside.as_deref())
+    };
+    let served = Model::from_proto(
+        model.clone(),
+        String::new(),
+        overrides,
+        fallback_name,
+        labels,
+    )?;
     let manifest = served.manifest;
     // A network that normalises by itself uses neither.
-    let normalization = served.graph.normalizes.then(|| normalization(overrides, &manifest));
-    let size = manifest.input.map_or_else(Default::default, |input| input.other);
+    let normalization = served
+        .graph
+        .normalizes
+        .then(|| normalization(overrides, &manifest));
+    let size = manifest
+        .input
+        .map_or_else(Default::default, |input| input.other);
     Manifest {
         name: Some(served.name),
         labels: Some(served.labels.to_vec()),
-        input: Some(InputSize { height: served.geometry.height, width: served.geometry.width, other: size }),
+        input: Some(InputSize {
+            height: served.geometry.height,
+            width: served.geometry.width,
+            other: size,
+        }),
         resize_shorter_side: Some(served.geometry.resize_shorter_side),
-        mean: normalization.map(|normalization| normalization.mean).or(manifest.mean),
-        std: normalization.map(|normalization| normalization.std).or(manifest.std),
+        mean: normalization
+            .map(|normalization| normalization.mean)
+            .or(manifest.mean),
+        std: normalization
+            .map(|normalization| normalization.std)
+            .or(manifest.std),
         other: manifest.other,
     }
     .write(model);
@@ -208,15 +263,28 @@ pub fn complete(
 /// Content that is not an ONNX model.
 pub fn decode(onnx: &Bytes) -> Result<ModelProto, ModelError> {
     match ModelProto::decode(onnx.clone()) {
-        Ok(model) if model.graph.as_ref().is_some_and(|graph| !graph.node.is_empty()) => Ok(model),
+        Ok(model)
+            if model
+                .graph
+                .as_ref()
+                .is_some_and(|graph| !graph.node.is_empty()) =>
+        {
+            Ok(model)
+        }
         _ => Err(ModelError::NotOnnx(sniff::looks_like(onnx).to_owned())),
     }
 }
 
 fn normalization(overrides: &Overrides, manifest: &Manifest) -> Normalization {
     Normalization {
-        mean: overrides.mean.or(manifest.mean).unwrap_or(Normalization::IMAGENET.mean),
-        std: overrides.std.or(manifest.std).unwrap_or(Normalization::IMAGENET.std),
+        mean: overrides
+            .mean
+            .or(manifest.mean)
+            .unwrap_or(Normalization::IMAGENET.mean),
+        std: overrides
+            .std
+            .or(manifest.std)
+            .unwrap_or(Normalization::IMAGENET.std),
     }
 }
 
@@ -245,17 +313,34 @@ fn choose_labels(
     };
     match labels.len() == classes {
         true => Ok(labels),
-        false => Err(ModelError::LabelCount { classes, labels: labels.len(), origin }),
+        false => Err(ModelError::LabelCount {
+            classes,
+            labels: labels.len(),
+            origin,
+        }),
     }
 }
 
-/// Images are scaled as for ImageNet, 256 for a crop of 224, unless `resize_shorter_side` says otherwise.
-fn geometry(graph: &ServingGraph, resize_shorter_side: Option<u32>) -> Result<Geometry, ModelError> {
+/// Images are scaled as for ImageNet, 256 for a crop of 224, unless `resize_shorter_side` says
+/// otherwise.
+fn geometry(
+    graph: &ServingGraph,
+    resize_shorter_side: Option<u32>,
+) -> Result<Geometry, ModelError> {
     let (width, height) = (graph.width, graph.height);
-    let usual = || ((f64::from(width.min(height)) * 256.0 / 224.0).round() as u32).max(width.max(height));
+    let usual =
+        || ((f64::from(width.min(height)) * 256.0 / 224.0).round() as u32).max(width.max(height));
     let resize_shorter_side = resize_shorter_side.unwrap_or_else(usual);
     if resize_shorter_side < width.max(height) {
-        return Err(ModelError::Resize { resize_shorter_side, width, height });
+        return Err(ModelError::Resize {
+            resize_shorter_side,
+            width,
+            height,
+        });
     }
-    Ok(Geometry { width, height, resize_shorter_side })
+    Ok(Geometry {
+        width,
+        height,
+        resize_shorter_side,
+    })
 }

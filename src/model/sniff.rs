@@ -66,7 +66,11 @@ mod tests {
             (b"\x08\x07\x12\xff", "damaged"),
             (b"hello", "unknown"),
         ] {
-            assert!(looks_like(content).contains(kind), "{kind}: {}", looks_like(content));
+            assert!(
+                looks_like(content).contains(kind),
+                "{kind}: {}",
+                looks_like(content)
+            );
         }
     }
 }

@@ -15,7 +15,11 @@ impl<'a> Change<'a> {
     pub fn between(before: &'a Scrape, after: &'a Scrape) -> Self {
         let seconds = after.at.saturating_duration_since(before.at).as_secs_f64();
         let same = !restarted(before, after);
-        Self { before: same.then_some(before), after, seconds }
+        Self {
+            before: same.then_some(before),
+            after,
+            seconds,
+        }
     }
 
     /// Whether the server is the same process as before.
@@ -30,8 +34,14 @@ impl<'a> Change<'a> {
 
     /// How much the counters with these labels grew a second; `None` when there is none.
     pub fn rate(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let series = self.after.series(name).iter().filter(|series| series.has(labels));
-        let growth = series.map(|series| self.growth(name, series)).reduce(|a, b| a + b)?;
+        let series = self
+            .after
+            .series(name)
+            .iter()
+            .filter(|series| series.has(labels));
+        let growth = series
+            .map(|series| self.growth(name, series))
+            .reduce(|a, b| a + b)?;
         (self.seconds > 0.0).then(|| growth / self.seconds)
     }
 
@@ -43,7 +53,12 @@ impl<'a> Change<'a> {
             buckets: Vec::new(),
         };
         let name = format!("{name}_bucket");
-        for series in self.after.series(&name).iter().filter(|series| series.has(labels)) {
+        for series in self
+            .after
+            .series(&name)
+            .iter()
+            .filter(|series| series.has(labels))
+        {
             if let Ok(bound) = series.label("le").parse() {
                 histogram.add(bound, self.growth(&name, series));
             }
@@ -52,26 +67,44 @@ impl<'a> Change<'a> {
     }
 
     fn growth_of(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        self.after.series(name).iter().filter(|series| series.has(labels)).map(|series| self.growth(name, series)).sum()
+        self.after
+            .series(name)
+            .iter()
+            .filter(|series| series.has(labels))
+            .map(|series| self.growth(name, series))
+            .sum()
     }
 
     /// A series that is new was 0 before.
     fn growth(&self, name: &str, series: &Series) -> f64 {
-        let before = self.before.and_then(|before| value_of(before, name, series)).unwrap_or(0.0);
+        let before = self
+            .before
+            .and_then(|before| value_of(before, name, series))
+            .unwrap_or(0.0);
         let growth = series.value - before;
-        if growth.is_finite() { growth.max(0.0) } else { 0.0 }
+        if growth.is_finite() {
+            growth.max(0.0)
+        } else {
+            0.0
+        }
     }
 }
 
 fn value_of(scrape: &Scrape, name: &str, series: &Series) -> Option<f64> {
-    scrape.series(name).iter().find(|other| other.labels == series.labels).map(|other| other.value)
+    scrape
+        .series(name)
+        .iter()
+        .find(|other| other.labels == series.labels)
+        .map(|other| other.value)
 }
 
 /// Whether another process answered, or the same one after its counters began anew.
 fn restarted(before: &Scrape, after: &Scrape) -> bool {
     let start = |scrape: &Scrape| scrape.value("process_start_time_seconds", &[]);
     let fell = |name: &str| {
-        let fell = |series: &Series| value_of(before, name, series).is_some_and(|value| series.value < value);
+        let fell = |series: &Series| {
+            value_of(before, name, series).is_some_and(|value| series.value < value)
+        };
         after.series(name).iter().any(fell)
     };
     matches!((start(before), start(after)), (Some(before), Some(after)) if before != after)
@@ -91,7 +124,10 @@ pub struct Histogram {
 impl Histogram {
     /// Takes in a bucket; those of the same bound are added up.
     fn add(&mut self, bound: f64, count: f64) {
-        match self.buckets.binary_search_by(|(other, _)| other.total_cmp(&bound)) {
+        match self
+            .buckets
+            .binary_search_by(|(other, _)| other.total_cmp(&bound))
+        {
             Ok(at) => self.buckets[at].1 += count,
             Err(at) => self.buckets.insert(at, (bound, count)),
         }
@@ -99,7 +135,10 @@ impl Histogram {
 
     /// Adds what another one of the same buckets took in.
     pub fn merge(&mut self, other: &Self) {
-        other.buckets.iter().for_each(|(bound, count)| self.add(*bound, *count));
+        other
+            .buckets
+            .iter()
+            .for_each(|(bound, count)| self.add(*bound, *count));
         self.sum += other.sum;
         self.count += other.count;
     }
@@ -114,17 +153,24 @@ impl Histogram {
         (self.count > 0.0).then(|| self.sum / self.count)
     }
 
-    /// The value that a share of all is not larger than, as Prometheus' `histogram_quantile` estimates it: values are
-    /// taken to be spread evenly over their bucket, and those above the last finite bound to lie on it. `None` when there
-    /// are none.
+    /// The value that a share of all is not larger than, as Prometheus' `histogram_quantile`
+    /// estimates it: values are taken to be spread evenly over their bucket, and those above the
+    /// last finite bound to lie on it. `None` when there are none.
     pub fn quantile(&self, share: f64) -> Option<f64> {
         let &(_, all) = self.buckets.last()?;
         if all <= 0.0 {
             return None;
         }
         let rank = share.clamp(0.0, 1.0) * all;
-        let at = self.buckets.partition_point(|(_, count)| *count < rank).min(self.buckets.len() - 1);
-        let (lower, below) = if at == 0 { (0.0, 0.0) } else { self.buckets[at - 1] };
+        let at = self
+            .buckets
+            .partition_point(|(_, count)| *count < rank)
+            .min(self.buckets.len() - 1);
+        let (lower, below) = if at == 0 {
+            (0.0, 0.0)
+        } else {
+            self.buckets[at - 1]
+        };
         let (upper, count) = self.buckets[at];
         match () {
             () if upper.is_infinite() => Some(lower),
@@ -144,7 +190,10 @@ mod tests {
 
     fn scrapes(before: &str, after: &str, seconds: u64) -> (Scrape, Scrape) {
         let start = Instant::now();
-        (Scrape::of(before, start), Scrape::of(after, start + Duration::from_secs(seconds)))
+        (
+            Scrape::of(before, start),
+            Scrape::of(after, start + Duration::from_secs(seconds)),
+        )
     }
 
     #[test]
@@ -190,14 +239,16 @@ mod tests {
 
     #[test]
     fn counters_that_are_no_numbers_do_not_spread() {
-        let (before, after) = scrapes("m{a=\"1\"} NaN\nm{a=\"2\"} 1\n", "m{a=\"1\"} 5\nm{a=\"2\"} +Inf\n", 1);
+        let (before, after) = scrapes(
+            "m{a=\"1\"} NaN\nm{a=\"2\"} 1\n",
+            "m{a=\"1\"} 5\nm{a=\"2\"} +Inf\n",
+            1,
+        );
         assert_eq!(Change::between(&before, &after).rate("m", &[]), Some(0.0));
     }
 
-    const BEFORE: &str =
-        "h_bucket{le=\"0.1\"} 10\nh_bucket{le=\"0.2\"} 10\nh_bucket{le=\"+Inf\"} 10\nh_sum 0.5\nh_count 10\n";
-    const AFTER: &str =
-        "h_bucket{le=\"0.1\"} 60\nh_bucket{le=\"0.2\"} 100\nh_bucket{le=\"+Inf\"} 110\nh_sum 30.5\nh_count 110\n";
+    const BEFORE: &str = "h_bucket{le=\"0.1\"} 10\nh_bucket{le=\"0.2\"} 10\nh_bucket{le=\"+Inf\"} 10\nh_sum 0.5\nh_count 10\n";
+    const AFTER: &str = "h_bucket{le=\"0.1\"} 60\nh_bucket{le=\"0.2\"} 100\nh_bucket{le=\"+Inf\"} 110\nh_sum 30.5\nh_count 110\n";
 
     #[test]
     fn quantiles_are_of_what_came_in_between() {
@@ -205,7 +256,14 @@ mod tests {
         let histogram = Change::between(&before, &after).histogram("h", &[]);
         assert_eq!((histogram.count(), histogram.mean()), (100.0, Some(0.3)));
         // 50 in (0, 0.1], 40 in (0.1, 0.2], 10 above.
-        for (share, expected) in [(0.0, 0.0), (0.25, 0.05), (0.5, 0.1), (0.7, 0.15), (0.9, 0.2), (0.99, 0.2)] {
+        for (share, expected) in [
+            (0.0, 0.0),
+            (0.25, 0.05),
+            (0.5, 0.1),
+            (0.7, 0.15),
+            (0.9, 0.2),
+            (0.99, 0.2),
+        ] {
             let quantile = histogram.quantile(share).unwrap();
             assert!((quantile - expected).abs() < 1e-9, "{share}: {quantile}");
         }
@@ -216,7 +274,10 @@ mod tests {
         let (before, after) = scrapes(AFTER, AFTER, 1);
         let histogram = Change::between(&before, &after).histogram("h", &[]);
         assert_eq!((histogram.quantile(0.5), histogram.mean()), (None, None));
-        assert_eq!(Change::between(&before, &after).histogram("other", &[]), Histogram::default());
+        assert_eq!(
+            Change::between(&before, &after).histogram("other", &[]),
+            Histogram::default()
+        );
         assert_eq!(Histogram::default().quantile(0.5), None);
     }
 

@@ -24,12 +24,17 @@ pub struct Series {
 impl Series {
     /// The value of a label, empty when there is none of that name.
     pub fn label(&self, name: &str) -> &str {
-        self.labels.iter().find(|(label, _)| label == name).map_or("", |(_, value)| value)
+        self.labels
+            .iter()
+            .find(|(label, _)| label == name)
+            .map_or("", |(_, value)| value)
     }
 
     /// Whether it has all these labels.
     pub fn has(&self, labels: &[(&str, &str)]) -> bool {
-        labels.iter().all(|(name, value)| self.label(name) == *value)
+        labels
+            .iter()
+            .all(|(name, value)| self.label(name) == *value)
     }
 }
 
@@ -110,7 +115,10 @@ pub fn parse(text: &str) -> Result<Families, ExpositionError> {
     let mut families = Families::new();
     let mut count = 0;
     for (number, line) in text.lines().enumerate() {
-        let at = |problem| ExpositionError::Line { line: number + 1, problem };
+        let at = |problem| ExpositionError::Line {
+            line: number + 1,
+            problem,
+        };
         let line = blank(line).trim_end();
         if let Some(comment) = line.strip_prefix('#') {
             check_comment(comment).map_err(at)?;
@@ -144,7 +152,13 @@ fn check_comment(comment: &str) -> Result<(), Problem> {
     }
     if keyword == Some("TYPE") {
         let kind = (words.next(), words.next());
-        if !matches!(kind, (Some("counter" | "gauge" | "histogram" | "summary" | "untyped"), None)) {
+        if !matches!(
+            kind,
+            (
+                Some("counter" | "gauge" | "histogram" | "summary" | "untyped"),
+                None
+            )
+        ) {
             return Err(Problem::Kind);
         }
     }
@@ -160,7 +174,11 @@ fn sample(line: &str) -> Result<(&str, Series), Problem> {
     };
     let mut words = rest.split_ascii_whitespace();
     let value = number(words.next().unwrap_or_default())?;
-    if words.next().is_some_and(|timestamp| timestamp.parse::<i64>().is_err()) || words.next().is_some() {
+    if words
+        .next()
+        .is_some_and(|timestamp| timestamp.parse::<i64>().is_err())
+        || words.next().is_some()
+    {
         return Err(Problem::Timestamp);
     }
     Ok((name, Series { labels, value }))
@@ -175,7 +193,9 @@ fn labels(mut rest: &str) -> Result<(Labels, &str), Problem> {
             return Ok((labels, rest));
         }
         let (label, after) = name(rest, false)?;
-        let value = blank(after).strip_prefix('=').and_then(|after| blank(after).strip_prefix('"'));
+        let value = blank(after)
+            .strip_prefix('=')
+            .and_then(|after| blank(after).strip_prefix('"'));
         let (value, after) = quoted(value.ok_or(Problem::LabelValue)?)?;
         if labels.iter().any(|(other, _)| other == label) {
             return Err(Problem::DuplicateLabel);
@@ -193,7 +213,8 @@ fn labels(mut rest: &str) -> Result<(Labels, &str), Problem> {
     }
 }
 
-/// What follows a quote, without its escapes, up to the closing quote; also returns what comes after that.
+/// What follows a quote, without its escapes, up to the closing quote; also returns what comes
+/// after that.
 fn quoted(text: &str) -> Result<(String, &str), Problem> {
     let mut value = String::new();
     let mut characters = text.char_indices();
@@ -228,7 +249,9 @@ fn number(text: &str) -> Result<f64, Problem> {
         "+Inf" | "Inf" => Ok(f64::INFINITY),
         "-Inf" => Ok(f64::NEG_INFINITY),
         // Rust would also take `infinity` and other spellings.
-        _ if text.contains(|c: char| c.is_ascii_alphabetic() && !matches!(c, 'e' | 'E')) => Err(Problem::Number),
+        _ if text.contains(|c: char| c.is_ascii_alphabetic() && !matches!(c, 'e' | 'E')) => {
+            Err(Problem::Number)
+        }
         _ => text.parse().map_err(|_| Problem::Number),
     }
 }
@@ -246,7 +269,8 @@ mod tests {
     use super::*;
 
     fn one(line: &str) -> (String, Series) {
-        let families = parse(&format!("{line}\n")).unwrap_or_else(|error| panic!("{line}: {error}"));
+        let families =
+            parse(&format!("{line}\n")).unwrap_or_else(|error| panic!("{line}: {error}"));
         let (name, mut series) = families.into_iter().next().unwrap();
         assert_eq!(series.len(), 1);
         (name, series.remove(0))
@@ -255,8 +279,18 @@ mod tests {
     #[test]
     fn names_labels_values_and_timestamps_are_read() {
         let (name, series) = one(r#"classifier_requests_total{model="a b",code="OK"} 12"#);
-        assert_eq!((name.as_str(), series.value), ("classifier_requests_total", 12.0));
-        assert_eq!((series.label("model"), series.label("code"), series.label("none")), ("a b", "OK", ""));
+        assert_eq!(
+            (name.as_str(), series.value),
+            ("classifier_requests_total", 12.0)
+        );
+        assert_eq!(
+            (
+                series.label("model"),
+                series.label("code"),
+                series.label("none")
+            ),
+            ("a b", "OK", "")
+        );
         assert!(series.has(&[("code", "OK")]) && !series.has(&[("code", "OK"), ("model", "b")]));
         assert_eq!(one("up 1e-3 1700000000000").1.value, 0.001);
         assert_eq!(one(" job:rate5m\t{ a = \"1\" , } -2.5 ").1.label("a"), "1");
@@ -319,8 +353,14 @@ mod tests {
     #[test]
     fn a_text_that_is_cut_off_or_too_large_is_refused() {
         assert_eq!(parse("m 1\nm2 12"), Err(ExpositionError::CutOff));
-        assert_eq!(parse(&"\n".repeat(MAX_BYTES + 1)), Err(ExpositionError::TooLong));
-        assert_eq!(parse(&"m 1\n".repeat(MAX_SERIES + 1)), Err(ExpositionError::TooManySeries));
+        assert_eq!(
+            parse(&"\n".repeat(MAX_BYTES + 1)),
+            Err(ExpositionError::TooLong)
+        );
+        assert_eq!(
+            parse(&"m 1\n".repeat(MAX_SERIES + 1)),
+            Err(ExpositionError::TooManySeries)
+        );
         let labels: String = (0..=MAX_LABELS).map(|i| format!("l{i}=\"\",")).collect();
         assert!(parse(&format!("m{{{labels}}} 1\n")).is_err());
     }
@@ -328,11 +368,16 @@ mod tests {
     fn render(metric: &str, series: &Series) -> String {
         let mut line = format!("{metric}{{");
         for (name, value) in &series.labels {
-            let value = value.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n");
+            let value = value
+                .replace('\\', r"\\")
+                .replace('"', "\\\"")
+                .replace('\n', r"\n");
             write!(line, "{name}=\"{value}\",").unwrap();
         }
         match series.value {
-            value if value.is_infinite() => writeln!(line, "}} {}Inf", if value > 0.0 { "+" } else { "-" }).unwrap(),
+            value if value.is_infinite() => {
+                writeln!(line, "}} {}Inf", if value > 0.0 { "+" } else { "-" }).unwrap()
+            }
             value => writeln!(line, "}} {value}").unwrap(),
         }
         line

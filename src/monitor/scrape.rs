@@ -27,12 +27,17 @@ pub struct MetricsAddress(Uri);
 impl MetricsAddress {
     /// `HOST:PORT`.
     pub fn authority(&self) -> &str {
-        self.0.authority().map_or("", |authority| authority.as_str())
+        self.0
+            .authority()
+            .map_or("", |authority| authority.as_str())
     }
 
     fn host_and_port(&self) -> (&str, u16) {
         let host = self.0.host().unwrap_or_default();
-        (host.trim_matches(['[', ']']), self.0.port_u16().unwrap_or(80))
+        (
+            host.trim_matches(['[', ']']),
+            self.0.port_u16().unwrap_or(80),
+        )
     }
 }
 
@@ -46,19 +51,29 @@ impl FromStr for MetricsAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let malformed = || format!("`{text}` isn't an address; write for example http://127.0.0.1:8002");
+        let malformed =
+            || format!("`{text}` isn't an address; write for example http://127.0.0.1:8002");
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         if scheme != "http" {
-            return Err(format!("`{scheme}://` isn't supported: the HTTP port has no TLS; use http://HOST:PORT"));
+            return Err(format!(
+                "`{scheme}://` isn't supported: the HTTP port has no TLS; use http://HOST:PORT"
+            ));
         }
-        let authority = rest.strip_suffix("/metrics").unwrap_or(rest).trim_end_matches('/');
-        let uri: Uri = format!("http://{authority}/").parse().map_err(|_| malformed())?;
+        let authority = rest
+            .strip_suffix("/metrics")
+            .unwrap_or(rest)
+            .trim_end_matches('/');
+        let uri: Uri = format!("http://{authority}/")
+            .parse()
+            .map_err(|_| malformed())?;
         if uri.path() != "/" || uri.query().is_some() || authority.contains('@') {
             return Err(malformed());
         }
         match uri.port_u16() {
             Some(_) => Ok(Self(uri)),
-            None => Err(format!("say the port of --http too, as in http://{authority}:8002")),
+            None => Err(format!(
+                "say the port of --http too, as in http://{authority}:8002"
+            )),
         }
     }
 }
@@ -123,7 +138,11 @@ impl Scrape {
         let at = Instant::now();
         let (status, text) = get(address, "/readyz", MAX_REASON_BYTES).await?;
         let reason = text.trim().trim_start_matches("not ready: ").to_owned();
-        Ok(Self { at, not_ready: (status != StatusCode::OK).then_some(reason), families })
+        Ok(Self {
+            at,
+            not_ready: (status != StatusCode::OK).then_some(reason),
+            families,
+        })
     }
 
     /// The series of a metric.
@@ -131,31 +150,56 @@ impl Scrape {
         self.families.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// The sum of the finite values of a metric's series with these labels; `None` when there is none.
+    /// The sum of the finite values of a metric's series with these labels; `None` when there is
+    /// none.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let values = self.series(name).iter().filter(|series| series.has(labels)).map(|series| series.value);
-        values.filter(|value| value.is_finite()).reduce(|a, b| a + b)
+        let values = self
+            .series(name)
+            .iter()
+            .filter(|series| series.has(labels))
+            .map(|series| series.value);
+        values
+            .filter(|value| value.is_finite())
+            .reduce(|a, b| a + b)
     }
 
     /// A scrape that came at `at`, of a server that is ready.
     #[cfg(test)]
     pub fn of(text: &str, at: Instant) -> Self {
-        Self { at, not_ready: None, families: exposition::parse(text).unwrap() }
+        Self {
+            at,
+            not_ready: None,
+            families: exposition::parse(text).unwrap(),
+        }
     }
 }
 
 /// One HTTP/1.1 GET on a connection of its own: a server that was replaced is noticed at once.
-async fn get(address: &MetricsAddress, path: &str, max_bytes: usize) -> Result<(StatusCode, String), ScrapeError> {
+async fn get(
+    address: &MetricsAddress,
+    path: &str,
+    max_bytes: usize,
+) -> Result<(StatusCode, String), ScrapeError> {
     let exchange = async {
-        let stream = TcpStream::connect(address.host_and_port()).await.map_err(ScrapeError::Connect)?;
+        let stream = TcpStream::connect(address.host_and_port())
+            .await
+            .map_err(ScrapeError::Connect)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let request = Request::get(path).header(HOST, address.authority()).body(Empty::<Bytes>::new());
+        let request = Request::get(path)
+            .header(HOST, address.authority())
+            .body(Empty::<Bytes>::new());
         let answer = sender.send_request(request.expect("the path and the host are valid"));
         let read = async {
             let answer = answer.await?;
             let status = answer.status();
-            let body = Limited::new(answer.into_body(), max_bytes).collect().await.map_err(ScrapeError::Body)?;
-            Ok((status, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
+            let body = Limited::new(answer.into_body(), max_bytes)
+                .collect()
+                .await
+                .map_err(ScrapeError::Body)?;
+            Ok((
+                status,
+                String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+            ))
         };
         let mut read = std::pin::pin!(read);
         tokio::select! {
@@ -167,7 +211,9 @@ async fn get(address: &MetricsAddress, path: &str, max_bytes: usize) -> Result<(
             },
         }
     };
-    timeout(TIMEOUT, exchange).await.map_err(|_| ScrapeError::Timeout)?
+    timeout(TIMEOUT, exchange)
+        .await
+        .map_err(|_| ScrapeError::Timeout)?
 }
 
 #[cfg(test)]
@@ -181,10 +227,25 @@ mod tests {
 
     #[test]
     fn addresses_have_a_port_and_no_tls() {
-        for text in ["http://127.0.0.1:8002", "127.0.0.1:8002", "http://127.0.0.1:8002/", "127.0.0.1:8002/metrics"] {
-            assert_eq!(text.parse::<MetricsAddress>().unwrap().to_string(), "http://127.0.0.1:8002", "{text}");
+        for text in [
+            "http://127.0.0.1:8002",
+            "127.0.0.1:8002",
+            "http://127.0.0.1:8002/",
+            "127.0.0.1:8002/metrics",
+        ] {
+            assert_eq!(
+                text.parse::<MetricsAddress>().unwrap().to_string(),
+                "http://127.0.0.1:8002",
+                "{text}"
+            );
         }
-        assert_eq!("[::1]:8002".parse::<MetricsAddress>().unwrap().host_and_port(), ("::1", 8002));
+        assert_eq!(
+            "[::1]:8002"
+                .parse::<MetricsAddress>()
+                .unwrap()
+                .host_and_port(),
+            ("::1", 8002)
+        );
         for (text, advice) in [
             ("https://host:1", "no TLS"),
             ("host", "host:8002"),
@@ -215,26 +276,46 @@ mod tests {
     }
 
     fn page(body: &str) -> String {
-        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
     }
 
     #[tokio::test]
     async fn a_server_of_ours_is_read_and_others_are_told_apart() {
-        let scrape =
-            scrape_of(page("classifier_build_info{version=\"1\"} 1\nm{a=\"x\"} 2\nm{a=\"y\"} 3\nm NaN\n")).await;
+        let scrape = scrape_of(page(
+            "classifier_build_info{version=\"1\"} 1\nm{a=\"x\"} 2\nm{a=\"y\"} 3\nm NaN\n",
+        ))
+        .await;
         let scrape = scrape.unwrap();
         assert_eq!(scrape.not_ready, None);
-        assert_eq!((scrape.value("m", &[]), scrape.value("m", &[("a", "y")])), (Some(5.0), Some(3.0)));
-        assert_eq!((scrape.value("m", &[("a", "z")]), scrape.value("n", &[])), (None, None));
+        assert_eq!(
+            (scrape.value("m", &[]), scrape.value("m", &[("a", "y")])),
+            (Some(5.0), Some(3.0))
+        );
+        assert_eq!(
+            (scrape.value("m", &[("a", "z")]), scrape.value("n", &[])),
+            (None, None)
+        );
 
         for (answer, reason) in [
             (page("up 1\n"), "not those of a resnet18 server"),
             (page("<html></html>\n"), "line 1"),
-            ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".into(), "404"),
+            (
+                "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".into(),
+                "404",
+            ),
             ("SSH-2.0-OpenSSH_9.9\r\n".into(), "--http"),
             (String::new(), "hung up"),
-            ("HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\nm 1\n".into(), "can't be read"),
-            (page(&"m 1\n".repeat(exposition::MAX_BYTES / 4 + 1)), "limit"),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\nm 1\n".into(),
+                "can't be read",
+            ),
+            (
+                page(&"m 1\n".repeat(exposition::MAX_BYTES / 4 + 1)),
+                "limit",
+            ),
         ] {
             let error = scrape_of(answer.clone()).await.unwrap_err().to_string();
             assert!(error.contains(reason), "{:.40}: {error}", answer);
@@ -246,6 +327,9 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string().parse().unwrap();
         drop(listener);
-        assert_eq!(Scrape::take(&address).await.unwrap_err().to_string(), "nobody listens there");
+        assert_eq!(
+            Scrape::take(&address).await.unwrap_err().to_string(),
+            "nobody listens there"
+        );
     }
 }

@@ -11,7 +11,10 @@ pub fn busy() -> (Scrape, Scrape) {
     let start = Instant::now();
     let at = |counts: [u32; 3], after: u64| {
         let [requests, rejected, busy] = counts;
-        Scrape::of(&text(requests, rejected, busy), start + Duration::from_secs(after))
+        Scrape::of(
+            &text(requests, rejected, busy),
+            start + Duration::from_secs(after),
+        )
     };
     (at([1000, 50, 100], 0), at([2000, 150, 119], 10))
 }
@@ -63,11 +66,17 @@ process_start_time_seconds 1700000000
         ("stage", ",stage=\"inference\"", 9.0),
     ] {
         let series = |part: &str, le: &str, value: f64| {
-            format!("classifier_{name}_duration_seconds_{part}{{model=\"resnet18-demo\"{label}{le}}} {value}\n")
+            format!(
+                "classifier_{name}_duration_seconds_{part}{{model=\"resnet18-demo\"{label}{le}}} {value}\n"
+            )
         };
         let count = f64::from(requests);
         for (bound, share) in [(0.001, 0.5), (0.0015, 0.9), (0.002, 1.0)] {
-            text += &series("bucket", &format!(",le=\"{}\"", bound * scale), count * share);
+            text += &series(
+                "bucket",
+                &format!(",le=\"{}\"", bound * scale),
+                count * share,
+            );
         }
         text += &series("bucket", ",le=\"+Inf\"", count);
         text += &series("sum", "", count * 0.001 * scale);

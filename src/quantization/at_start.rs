@@ -1,4 +1,5 @@
-//! Quantising when a server starts: the result is kept beside the TensorRT plans, by what it was made from.
+//! Quantising when a server starts: the result is kept beside the TensorRT plans, by what it was
+//! made from.
 
 use std::path::PathBuf;
 
@@ -25,7 +26,8 @@ pub struct AtStart {
 }
 
 impl AtStart {
-    /// The model in 8 bits; one that is quantised stays as it is. It blocks for as long as that takes.
+    /// The model in 8 bits; one that is quantised stays as it is. It blocks for as long as that
+    /// takes.
     ///
     /// # Errors
     /// As for [`quantize`].
@@ -33,7 +35,13 @@ impl AtStart {
         if model.graph.quantized {
             return Ok(model);
         }
-        let photos = Photos::sample(&self.photos, self.config.photos, &model, self.preprocess, &|_, _| {})?;
+        let photos = Photos::sample(
+            &self.photos,
+            self.config.photos,
+            &model,
+            self.preprocess,
+            &|_, _| {},
+        )?;
         let make = || {
             tracing::info!(
                 model = model.name,
@@ -75,15 +83,33 @@ impl AtStart {
             }
         };
         // The name is not a part of the key: a model may be served under several.
-        let named = Overrides { name: Some(model.name.clone()), ..Overrides::default() };
+        let named = Overrides {
+            name: Some(model.name.clone()),
+            ..Overrides::default()
+        };
         Ok(Model::from_bytes(onnx.into(), &named)?)
     }
 
     /// All that the result depends on.
     fn key(&self, model: &Model, photos: &Photos) -> Result<Key, QuantizationError> {
-        let QuantizationConfig { range, keep_float, auto_keep, min_agreement, .. } = &self.config;
-        let unnamed = Model { name: String::new(), ..model.clone() };
-        let content = model.graph.to_file(&manifest(&unnamed, &self.config, photos, false, &Default::default()))?;
+        let QuantizationConfig {
+            range,
+            keep_float,
+            auto_keep,
+            min_agreement,
+            ..
+        } = &self.config;
+        let unnamed = Model {
+            name: String::new(),
+            ..model.clone()
+        };
+        let content = model.graph.to_file(&manifest(
+            &unnamed,
+            &self.config,
+            photos,
+            false,
+            &Default::default(),
+        ))?;
         Ok(Key::new([
             ("kind", "int8 model".into()),
             ("version", env!("CARGO_PKG_VERSION").into()),

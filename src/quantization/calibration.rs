@@ -39,54 +39,91 @@ impl Calibration {
         threads: usize,
         progress: &(dyn Fn(usize) + Sync),
     ) -> Result<Self, EngineError> {
-        let inputs: HashMap<String, Layer> =
-            graph.layers().into_iter().map(|layer| (layer.input.clone(), layer)).collect();
+        let inputs: HashMap<String, Layer> = graph
+            .layers()
+            .into_iter()
+            .map(|layer| (layer.input.clone(), layer))
+            .collect();
         let ranged = graph.ranged_tensors();
-        let mut names: Vec<String> =
-            ranged.iter().chain(inputs.keys()).cloned().collect::<HashSet<_>>().into_iter().collect();
+        let mut names: Vec<String> = ranged
+            .iter()
+            .chain(inputs.keys())
+            .cloned()
+            .collect::<HashSet<_>>()
+            .into_iter()
+            .collect();
         names.sort();
         let ranged: HashSet<String> = ranged.into_iter().collect();
         let probe = Probe::load(graph, &names)?;
-        let parts = on_threads(photos, threads, progress, |statistics: &mut Vec<Statistics>, _, photo, pool| {
-            statistics.resize_with(names.len(), Statistics::default);
-            let tensors = probe.run(&photo.crop, pool)?;
-            for ((name, statistics), (shape, values)) in names.iter().zip(statistics).zip(tensors.into_iter().skip(1)) {
-                if ranged.contains(name) {
-                    statistics.values.add(&values);
+        let parts = on_threads(
+            photos,
+            threads,
+            progress,
+            |statistics: &mut Vec<Statistics>, _, photo, pool| {
+                statistics.resize_with(names.len(), Statistics::default);
+                let tensors = probe.run(&photo.crop, pool)?;
+                for ((name, statistics), (shape, values)) in names
+                    .iter()
+                    .zip(statistics)
+                    .zip(tensors.into_iter().skip(1))
+                {
+                    if ranged.contains(name) {
+                        statistics.values.add(&values);
+                    }
+                    if let Some(layer) = inputs.get(name) {
+                        statistics.add_channels(&shape, &values, layer.channels_second);
+                    }
                 }
-                if let Some(layer) = inputs.get(name) {
-                    statistics.add_channels(&shape, &values, layer.channels_second);
-                }
-            }
-            Ok(())
-        })?;
+                Ok(())
+            },
+        )?;
         let mut parts = parts.into_iter().filter(|part| !part.is_empty());
         let mut all = parts.next().unwrap_or_default();
         for part in parts {
-            all.iter_mut().zip(part).for_each(|(all, part)| all.merge(&part));
+            all.iter_mut()
+                .zip(part)
+                .for_each(|(all, part)| all.merge(&part));
         }
-        Ok(Self { tensors: names.into_iter().zip(all).collect() })
+        Ok(Self {
+            tensors: names.into_iter().zip(all).collect(),
+        })
     }
 
     /// The range of every tensor that is to be quantised.
     pub(super) fn ranges(&self, estimator: Estimator) -> HashMap<String, Range> {
-        self.tensors.iter().map(|(name, statistics)| (name.clone(), statistics.values.range(estimator))).collect()
+        self.tensors
+            .iter()
+            .map(|(name, statistics)| (name.clone(), statistics.values.range(estimator)))
+            .collect()
     }
 
     /// The mean of each channel of the layers' inputs.
     pub(super) fn means(&self) -> HashMap<String, Vec<f32>> {
         let mean = |statistics: &Statistics| {
             let count = statistics.values_a_channel.max(1) as f64;
-            statistics.channels.iter().map(|sum| (sum / count) as f32).collect()
+            statistics
+                .channels
+                .iter()
+                .map(|sum| (sum / count) as f32)
+                .collect()
         };
-        self.tensors.iter().map(|(name, statistics)| (name.clone(), mean(statistics))).collect()
+        self.tensors
+            .iter()
+            .map(|(name, statistics)| (name.clone(), mean(statistics)))
+            .collect()
     }
 }
 
 impl Statistics {
     fn add_channels(&mut self, shape: &[usize], values: &[f32], channels_second: bool) {
-        let axis = if channels_second { 1 } else { shape.len().saturating_sub(1) };
-        let Some(&channels) = shape.get(axis).filter(|&&channels| channels > 0) else { return };
+        let axis = if channels_second {
+            1
+        } else {
+            shape.len().saturating_sub(1)
+        };
+        let Some(&channels) = shape.get(axis).filter(|&&channels| channels > 0) else {
+            return;
+        };
         let inner: usize = shape[axis + 1..].iter().product();
         self.channels.resize(channels, 0.0);
         for (index, values) in values.chunks(inner.max(1)).enumerate() {
@@ -97,26 +134,33 @@ impl Statistics {
 
     fn merge(&mut self, other: &Self) {
         self.values.merge(&other.values);
-        self.channels.resize(self.channels.len().max(other.channels.len()), 0.0);
-        self.channels.iter_mut().zip(&other.channels).for_each(|(sum, other)| *sum += other);
+        self.channels
+            .resize(self.channels.len().max(other.channels.len()), 0.0);
+        self.channels
+            .iter_mut()
+            .zip(&other.channels)
+            .for_each(|(sum, other)| *sum += other);
         self.values_a_channel += other.values_a_channel;
     }
 }
 
-/// Calls `work` for each item on one of the threads, with that thread's state, the item's index and a pool for [`Probe`].
-/// Returns the states.
+/// Calls `work` for each item on one of the threads, with that thread's state, the item's index and
+/// a pool for [`Probe`]. Returns the states.
 pub(super) fn on_threads<T: Sync, S: Default + Send>(
     items: &[T],
     threads: usize,
     progress: &(dyn Fn(usize) + Sync),
-    work: impl Fn(&mut S, usize, &T, &std::sync::Arc<rten::ThreadPool>) -> Result<(), EngineError> + Sync,
+    work: impl Fn(&mut S, usize, &T, &std::sync::Arc<rten::ThreadPool>) -> Result<(), EngineError>
+    + Sync,
 ) -> Result<Vec<S>, EngineError> {
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let worker = || {
         let (mut state, pool) = (S::default(), one_thread());
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(index) else { return Ok(state) };
+            let Some(item) = items.get(index) else {
+                return Ok(state);
+            };
             if let Err(error) = work(&mut state, index, item, &pool) {
                 // The others need not go on.
                 next.store(items.len(), Ordering::Relaxed);
@@ -126,10 +170,16 @@ pub(super) fn on_threads<T: Sync, S: Default + Send>(
         }
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.clamp(1, items.len().max(1))).map(|_| scope.spawn(worker)).collect();
+        let workers: Vec<_> = (0..threads.clamp(1, items.len().max(1)))
+            .map(|_| scope.spawn(worker))
+            .collect();
         workers
             .into_iter()
-            .map(|worker| worker.join().expect("the workers report errors instead of panicking"))
+            .map(|worker| {
+                worker
+                    .join()
+                    .expect("the workers report errors instead of panicking")
+            })
             .collect()
     })
 }

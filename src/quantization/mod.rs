@@ -1,7 +1,8 @@
 //! Quantisation: from a float model and a folder of photos to one whose layers compute in 8 bits.
 //!
-//! `photos` samples the folder, `calibration` watches the float network look at them, `ranges` chooses what 8 bits
-//! should cover, `report` compares the answers. The rewriting itself is the graph's: [`ServingGraph::quantized`].
+//! `photos` samples the folder, `calibration` watches the float network look at them, `ranges`
+//! chooses what 8 bits should cover, `report` compares the answers. The rewriting itself is the
+//! graph's: [`ServingGraph::quantized`].
 
 mod at_start;
 mod calibration;
@@ -150,7 +151,10 @@ pub fn quantize(
     let float = model.graph.folded()?;
     let layers: Vec<String> = float.layers().into_iter().map(|layer| layer.name).collect();
     if let Some(unknown) = config.keep_float.iter().find(|name| !layers.contains(name)) {
-        return Err(QuantizationError::UnknownLayer { layer: unknown.clone(), layers });
+        return Err(QuantizationError::UnknownLayer {
+            layer: unknown.clone(),
+            layers,
+        });
     }
     let threads = config.threads;
     // Told before the long work begins.
@@ -168,16 +172,32 @@ pub fn quantize(
     let reference = report::logits(&float, few, threads, &|_| {})?;
     let mut noises = Vec::new();
     let judging = config.judge_layers || config.auto_keep > 0;
-    let judged = layers.iter().filter(|layer| !how.keep_float.contains(*layer) && judging);
+    let judged = layers
+        .iter()
+        .filter(|layer| !how.keep_float.contains(*layer) && judging);
     for (done, layer) in judged.enumerate() {
-        let keep_float = all.iter().filter(|other| *other != layer).cloned().collect();
-        let alone = float.quantized(&Quantization { keep_float, ..how.clone() })?;
+        let keep_float = all
+            .iter()
+            .filter(|other| *other != layer)
+            .cloned()
+            .collect();
+        let alone = float.quantized(&Quantization {
+            keep_float,
+            ..how.clone()
+        })?;
         let snr_db = report::snr_db(&report::logits(&alone, few, threads, &|_| {})?, &reference);
-        noises.push(LayerNoise { layer: layer.clone(), snr_db });
+        noises.push(LayerNoise {
+            layer: layer.clone(),
+            snr_db,
+        });
         progress(Stage::Judging, done + 1, layers.len());
     }
     noises.sort_by(|a, b| a.snr_db.total_cmp(&b.snr_db));
-    how.keep_float.extend(noises.drain(..config.auto_keep.min(noises.len())).map(|noise| noise.layer));
+    how.keep_float.extend(
+        noises
+            .drain(..config.auto_keep.min(noises.len()))
+            .map(|noise| noise.layer),
+    );
     noises.truncate(WORST_LAYERS);
 
     let (quantized, bias_correction) = better(&float, &mut how, photos, threads)?;
@@ -188,7 +208,9 @@ pub fn quantize(
     let comparing = |done| progress(Stage::Comparing, done, total);
     let expected = report::logits(&float, &photos.check, threads, &comparing)?;
     let loaded = Model::from_bytes(onnx.clone().into(), &Default::default())?;
-    let actual = report::logits(&loaded.graph, &photos.check, threads, &|done| comparing(photos.check.len() + done))?;
+    let actual = report::logits(&loaded.graph, &photos.check, threads, &|done| {
+        comparing(photos.check.len() + done)
+    })?;
     let mut kept_float: Vec<String> = how.keep_float.into_iter().collect();
     kept_float.sort();
     let report = Report {
@@ -202,7 +224,10 @@ pub fn quantize(
         comparison: Comparison::new(&photos.check, &actual, &expected),
     };
     if report.comparison.agreement_but_ties < config.min_agreement {
-        return Err(QuantizationError::Disagrees { report: report.into(), min_agreement: config.min_agreement });
+        return Err(QuantizationError::Disagrees {
+            report: report.into(),
+            min_agreement: config.min_agreement,
+        });
     }
     Ok(Quantized { onnx, report })
 }
@@ -217,13 +242,23 @@ fn better(
     let some = &photos.calibration[..photos.calibration.len().min(PHOTOS_A_CHOICE)];
     let reference = report::logits(float, some, threads, &|_| {})?;
     let snr = |graph: &ServingGraph| {
-        Ok::<_, EngineError>(report::snr_db(&report::logits(graph, some, threads, &|_| {})?, &reference))
+        Ok::<_, EngineError>(report::snr_db(
+            &report::logits(graph, some, threads, &|_| {})?,
+            &reference,
+        ))
     };
     let corrected = float.quantized(how)?;
-    let plain = float.quantized(&Quantization { means: Default::default(), ..how.clone() })?;
+    let plain = float.quantized(&Quantization {
+        means: Default::default(),
+        ..how.clone()
+    })?;
     let (a, b) = (snr(&corrected)?, snr(&plain)?);
     tracing::debug!("logits with corrected biases {a:.1} dB, without {b:.1} dB");
-    Ok(if a > b { (corrected, true) } else { (plain, false) })
+    Ok(if a > b {
+        (corrected, true)
+    } else {
+        (plain, false)
+    })
 }
 
 /// All that the model is served with, and what was done to it.
@@ -234,11 +269,19 @@ fn manifest(
     bias_correction: bool,
     how: &Quantization,
 ) -> Manifest {
-    let size = model.manifest.input.as_ref().map_or_else(Default::default, |input| input.other.clone());
+    let size = model
+        .manifest
+        .input
+        .as_ref()
+        .map_or_else(Default::default, |input| input.other.clone());
     let mut manifest = Manifest {
         name: Some(model.name.clone()),
         labels: Some(model.labels.to_vec()),
-        input: Some(InputSize { height: model.geometry.height, width: model.geometry.width, other: size }),
+        input: Some(InputSize {
+            height: model.geometry.height,
+            width: model.geometry.width,
+            other: size,
+        }),
         resize_shorter_side: Some(model.geometry.resize_shorter_side),
         // The file takes pixels and normalises them itself.
         mean: None,
@@ -268,59 +311,119 @@ mod tests {
     /// The mean colours of an image decide, with these weights.
     fn model(weights: [f32; 12]) -> Model {
         let mut model = testing::tiny();
-        let raw = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        let raw = |values: &[f32]| {
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect::<Vec<u8>>()
+        };
         let stored = &mut testing::graph(&mut model).initializer;
         stored[0].raw_data = Some(raw(&weights).into());
         stored[1].raw_data = Some(raw(&[0.0; 4]).into());
         let labels = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
-        let overrides = Overrides { labels: Some(labels), ..Overrides::default() };
+        let overrides = Overrides {
+            labels: Some(labels),
+            ..Overrides::default()
+        };
         Model::from_bytes(testing::bytes(&model), &overrides).unwrap()
     }
 
     /// Images of one colour each.
     fn photos(model: &Model) -> Photos {
         let photo = |index: usize| {
-            let colour = [(index * 37 % 256) as u8, (index * 101 % 256) as u8, (index * 59 % 256) as u8];
-            Photo { crop: colour.repeat(model.geometry.bytes() / 3), class: None }
+            let colour = [
+                (index * 37 % 256) as u8,
+                (index * 101 % 256) as u8,
+                (index * 59 % 256) as u8,
+            ];
+            Photo {
+                crop: colour.repeat(model.geometry.bytes() / 3),
+                class: None,
+            }
         };
         let [calibration, check] = [0..40, 40..80].map(|part| part.map(photo).collect());
-        Photos { calibration, check, skipped: 0, digest: [0; 32] }
+        Photos {
+            calibration,
+            check,
+            skipped: 0,
+            digest: [0; 32],
+        }
     }
 
     fn config() -> QuantizationConfig {
-        QuantizationConfig { threads: 2, ..QuantizationConfig::default() }
+        QuantizationConfig {
+            threads: 2,
+            ..QuantizationConfig::default()
+        }
     }
 
     #[test]
     fn a_good_result_is_a_model_with_the_same_answers() {
-        let model = model([1.0, 0.5, -0.25, 0.0, 2.0, 1.0, -1.0, 0.125, 0.5, 0.75, -2.0, 4.0]);
+        let model = model([
+            1.0, 0.5, -0.25, 0.0, 2.0, 1.0, -1.0, 0.125, 0.5, 0.75, -2.0, 4.0,
+        ]);
         let seen = std::sync::Mutex::new(HashSet::new());
         let stages = |stage: Stage, _: usize, _: usize| {
             seen.lock().unwrap().insert(format!("{stage:?}"));
         };
         let quantized = quantize(&model, &photos(&model), &config(), &stages).unwrap();
-        assert!(quantized.report.logits_snr_db > 30.0, "{:?}", quantized.report);
+        assert!(
+            quantized.report.logits_snr_db > 30.0,
+            "{:?}",
+            quantized.report
+        );
         assert_eq!(quantized.report.comparison.agreement_but_ties, 1.0);
-        assert_eq!((quantized.report.layers, quantized.report.worst_layers.len()), (1, 1));
+        assert_eq!(
+            (quantized.report.layers, quantized.report.worst_layers.len()),
+            (1, 1)
+        );
         assert_eq!(seen.into_inner().unwrap().len(), 3);
         let loaded = Model::from_bytes(quantized.onnx.into(), &Overrides::default()).unwrap();
-        assert_eq!((loaded.labels, loaded.geometry), (model.labels, model.geometry));
+        assert_eq!(
+            (loaded.labels, loaded.geometry),
+            (model.labels, model.geometry)
+        );
     }
 
     #[test]
     fn a_bad_result_is_refused_with_its_figures() {
         // What tells the first two classes apart vanishes beside the large weights.
-        let model = model([900.0, 2.0, 0.0, 900.0, -2.0, 0.0, -900.0, 0.0, 2.0, -900.0, 0.0, -2.0]);
+        let model = model([
+            900.0, 2.0, 0.0, 900.0, -2.0, 0.0, -900.0, 0.0, 2.0, -900.0, 0.0, -2.0,
+        ]);
         let photos = photos(&model);
-        let error = quantize(&model, &photos, &config(), &|_, _, _| {}).err().unwrap();
-        let QuantizationError::Disagrees { report, min_agreement } = &error else { panic!("{error}") };
-        assert!(report.comparison.agreement_but_ties < 0.9 && *min_agreement == 0.97, "{report:?}");
+        let error = quantize(&model, &photos, &config(), &|_, _, _| {})
+            .err()
+            .unwrap();
+        let QuantizationError::Disagrees {
+            report,
+            min_agreement,
+        } = &error
+        else {
+            panic!("{error}")
+        };
+        assert!(
+            report.comparison.agreement_but_ties < 0.9 && *min_agreement == 0.97,
+            "{report:?}"
+        );
         assert!(error.to_string().contains("--auto-keep"), "{error}");
-        let lenient = QuantizationConfig { min_agreement: 0.0, ..config() };
+        let lenient = QuantizationConfig {
+            min_agreement: 0.0,
+            ..config()
+        };
         assert!(quantize(&model, &photos, &lenient, &|_, _, _| {}).is_ok());
-        let unknown = QuantizationConfig { keep_float: vec!["conv".into()], ..config() };
-        let error = quantize(&model, &photos, &unknown, &|_, _, _| {}).err().unwrap().to_string();
-        assert!(error.contains("\"conv\"") && error.contains("scores_node"), "{error}");
+        let unknown = QuantizationConfig {
+            keep_float: vec!["conv".into()],
+            ..config()
+        };
+        let error = quantize(&model, &photos, &unknown, &|_, _, _| {})
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains("\"conv\"") && error.contains("scores_node"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -329,14 +432,30 @@ mod tests {
         let images = folder.path().join("photos");
         std::fs::create_dir(&images).unwrap();
         let write = |index: usize, colour: [u8; 3]| {
-            image::RgbImage::from_pixel(8, 6, image::Rgb(colour)).save(images.join(format!("{index}.png"))).unwrap();
+            image::RgbImage::from_pixel(8, 6, image::Rgb(colour))
+                .save(images.join(format!("{index}.png")))
+                .unwrap();
         };
-        (0..12).for_each(|index| write(index, [index as u8 * 20, 255 - index as u8 * 20, index as u8 * 7]));
-        let cache = crate::engine::plan_cache::PlanCache::open(&folder.path().join("cache"), 1 << 30).unwrap();
+        (0..12).for_each(|index| {
+            write(
+                index,
+                [index as u8 * 20, 255 - index as u8 * 20, index as u8 * 7],
+            )
+        });
+        let cache =
+            crate::engine::plan_cache::PlanCache::open(&folder.path().join("cache"), 1 << 30)
+                .unwrap();
         let kept = || {
             std::fs::read_dir(cache.folder())
                 .unwrap()
-                .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|e| e == "plan"))
+                .filter(|entry| {
+                    entry
+                        .as_ref()
+                        .unwrap()
+                        .path()
+                        .extension()
+                        .is_some_and(|e| e == "plan")
+                })
                 .count()
         };
         let mut at_start = AtStart {
@@ -345,12 +464,18 @@ mod tests {
             config: config(),
             cache: Some(cache.clone()),
         };
-        let first = [1.0, 0.5, -0.25, 0.0, 2.0, 1.0, -1.0, 0.125, 0.5, 0.75, -2.0, 4.0];
+        let first = [
+            1.0, 0.5, -0.25, 0.0, 2.0, 1.0, -1.0, 0.125, 0.5, 0.75, -2.0, 4.0,
+        ];
         let apply = |at_start: &AtStart, weights| at_start.apply(model(weights)).unwrap();
         let quantized = apply(&at_start, first);
         assert!(quantized.graph.quantized);
         let version = quantized.version.clone();
-        assert_eq!(at_start.apply(quantized).unwrap().version, version, "a quantised model stays as it is");
+        assert_eq!(
+            at_start.apply(quantized).unwrap().version,
+            version,
+            "a quantised model stays as it is"
+        );
         assert_eq!((apply(&at_start, first).version, kept()), (version, 1));
         let mut second = first;
         second[11] = 3.0;

@@ -46,8 +46,9 @@ pub struct Photos {
 }
 
 impl Photos {
-    /// Takes `calibration` photos and then up to as many others, at least a fifth of all, in an order that depends on the
-    /// files' names alone; `progress` hears how many there are. Every file below `folder` is tried.
+    /// Takes `calibration` photos and then up to as many others, at least a fifth of all, in an
+    /// order that depends on the files' names alone; `progress` hears how many there are. Every
+    /// file below `folder` is tried.
     ///
     /// # Errors
     /// A folder that can't be read; fewer than eight photos.
@@ -58,7 +59,8 @@ impl Photos {
         preprocess: PreprocessConfig,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self, QuantizationError> {
-        let files = files(folder).map_err(|(path, source)| QuantizationError::Folder { path, source })?;
+        let files =
+            files(folder).map_err(|(path, source)| QuantizationError::Folder { path, source })?;
         let most = (CROPS / model.geometry.bytes().max(1)).max(FEWEST);
         let wanted = (2 * calibration).min(most).min(files.len());
         let mut preprocessor = Preprocessor::new(preprocess);
@@ -71,34 +73,62 @@ impl Photos {
             }
             let mut crop = vec![0; model.geometry.bytes()];
             let read = read(&path).ok().filter(|content| {
-                preprocessor.crop(&Source::Encoded(content.clone()), &model.geometry, &mut crop).is_ok()
+                preprocessor
+                    .crop(
+                        &Source::Encoded(content.clone()),
+                        &model.geometry,
+                        &mut crop,
+                    )
+                    .is_ok()
             });
             let Some(content) = read else {
                 skipped += 1;
                 continue;
             };
             hash.update(Sha256::digest(&content));
-            let of = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-            let class = model.labels.iter().position(|label| Some(label) == of.as_ref());
+            let of = path
+                .parent()
+                .and_then(Path::file_name)
+                .map(|name| name.to_string_lossy().into_owned());
+            let class = model
+                .labels
+                .iter()
+                .position(|label| Some(label) == of.as_ref());
             photos.push(Photo { crop, class });
             progress(photos.len(), wanted);
         }
         if photos.len() < FEWEST {
-            return Err(QuantizationError::TooFewPhotos { path: folder.to_owned(), found: photos.len(), skipped });
+            return Err(QuantizationError::TooFewPhotos {
+                path: folder.to_owned(),
+                found: photos.len(),
+                skipped,
+            });
         }
         let check = photos.split_off(calibration.min(photos.len() - photos.len().div_ceil(5)));
         hash.update((photos.len() as u64).to_le_bytes());
-        Ok(Self { calibration: photos, check, skipped, digest: hash.finalize().into() })
+        Ok(Self {
+            calibration: photos,
+            check,
+            skipped,
+            digest: hash.finalize().into(),
+        })
     }
 }
 
 fn read(path: &Path) -> io::Result<Bytes> {
     let mut content = Vec::new();
-    File::open(path)?.take(LARGEST_FILE + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > LARGEST_FILE { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(content.into()) }
+    File::open(path)?
+        .take(LARGEST_FILE + 1)
+        .read_to_end(&mut content)?;
+    if content.len() as u64 > LARGEST_FILE {
+        Err(io::ErrorKind::FileTooLarge.into())
+    } else {
+        Ok(content.into())
+    }
 }
 
-/// Every file in any depth below `root`, without hidden ones, in a shuffled order that is always the same.
+/// Every file in any depth below `root`, without hidden ones, in a shuffled order that is always
+/// the same.
 fn files(root: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
     let mut folders = VecDeque::from([root.to_owned()]);
     let mut files = Vec::new();
@@ -145,7 +175,13 @@ mod tests {
 
     fn sample(folder: &Path, calibration: usize) -> Result<Photos, QuantizationError> {
         let model = Model::bundled(&Overrides::default()).unwrap();
-        Photos::sample(folder, calibration, &model, PreprocessConfig::default(), &|_, _| {})
+        Photos::sample(
+            folder,
+            calibration,
+            &model,
+            PreprocessConfig::default(),
+            &|_, _| {},
+        )
     }
 
     #[test]
@@ -153,12 +189,25 @@ mod tests {
         let folder = folder(20);
         fs::write(folder.path().join("notes.txt"), "no photo").unwrap();
         let photos = sample(folder.path(), 12).unwrap();
-        assert_eq!((photos.calibration.len(), photos.check.len(), photos.skipped), (12, 8, 1));
+        assert_eq!(
+            (photos.calibration.len(), photos.check.len(), photos.skipped),
+            (12, 8, 1)
+        );
         let all = sample(folder.path(), 100).unwrap();
         assert_eq!((all.calibration.len(), all.check.len()), (16, 4));
         assert_ne!(photos.digest, all.digest);
-        assert_eq!(photos.digest, sample(folder.path(), 12).unwrap().digest, "the order is always the same");
-        assert!(photos.calibration.iter().chain(&photos.check).any(|photo| photo.class.is_some()));
+        assert_eq!(
+            photos.digest,
+            sample(folder.path(), 12).unwrap().digest,
+            "the order is always the same"
+        );
+        assert!(
+            photos
+                .calibration
+                .iter()
+                .chain(&photos.check)
+                .any(|photo| photo.class.is_some())
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! How large the values of a tensor are, seen one photo after the other, and which range of them 8 bits should cover.
+//! How large the values of a tensor are, seen one photo after the other, and which range of them 8
+//! bits should cover.
 
 use std::fmt;
 
@@ -35,7 +36,8 @@ impl fmt::Display for Estimator {
     }
 }
 
-/// A histogram of absolute values. Its range doubles when a larger value comes, so that its size is fixed.
+/// A histogram of absolute values. Its range doubles when a larger value comes, so that its size is
+/// fixed.
 #[derive(Clone, Debug)]
 pub struct Histogram {
     counts: Vec<u64>,
@@ -47,7 +49,12 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { counts: vec![0; BINS], end: 0.0, largest: 0.0, negative: false }
+        Self {
+            counts: vec![0; BINS],
+            end: 0.0,
+            largest: 0.0,
+            negative: false,
+        }
     }
 }
 
@@ -55,7 +62,9 @@ impl Histogram {
     /// Counts `values`. Infinite ones and NaN are left out.
     pub fn add(&mut self, values: &[f32]) {
         let finite = values.iter().filter(|value| value.is_finite());
-        let (smallest, largest) = finite.fold((0_f32, 0_f32), |(min, max), &value| (min.min(value), max.max(value)));
+        let (smallest, largest) = finite.fold((0_f32, 0_f32), |(min, max), &value| {
+            (min.min(value), max.max(value))
+        });
         self.negative |= smallest < 0.0;
         self.cover(largest.max(-smallest));
         if self.end == 0.0 {
@@ -74,8 +83,13 @@ impl Histogram {
         self.cover(other.largest);
         let mut other = other.clone();
         other.cover(self.largest);
-        // Both ranges hold a power of two times the first value that either saw, so values move, by less than a bin.
-        let scale = if self.end > 0.0 { other.end / self.end } else { 1.0 };
+        // Both ranges hold a power of two times the first value that either saw, so values move, by
+        // less than a bin.
+        let scale = if self.end > 0.0 {
+            other.end / self.end
+        } else {
+            1.0
+        };
         for (bin, count) in other.counts.iter().enumerate() {
             let middle = (bin as f32 + 0.5) * scale;
             self.counts[(middle as usize).min(BINS - 1)] += count;
@@ -105,7 +119,10 @@ impl Histogram {
             Estimator::Percentile => self.percentile().min(self.largest),
             Estimator::Mse => self.least_error(),
         };
-        Range { limit, signed: self.negative }
+        Range {
+            limit,
+            signed: self.negative,
+        }
     }
 
     fn percentile(&self) -> f32 {
@@ -123,18 +140,29 @@ impl Histogram {
     fn least_error(&self) -> f32 {
         let width = self.end / BINS as f32;
         let error = |limit: f32| -> f64 {
-            let range = Range { limit, signed: self.negative };
+            let range = Range {
+                limit,
+                signed: self.negative,
+            };
             let scale = range.scale();
             let one = |(bin, &count): (usize, &u64)| {
                 let value = (bin as f32 + 0.5) * width;
-                let error = f64::from((value / scale).round() * scale).min(f64::from(limit)) - f64::from(value);
+                let error = f64::from((value / scale).round() * scale).min(f64::from(limit))
+                    - f64::from(value);
                 count as f64 * error * error
             };
-            self.counts.iter().enumerate().filter(|(_, count)| **count > 0).map(one).sum()
+            self.counts
+                .iter()
+                .enumerate()
+                .filter(|(_, count)| **count > 0)
+                .map(one)
+                .sum()
         };
         let limits = (TRIED / 4..=TRIED).map(|part| self.largest * part as f32 / TRIED as f32);
         let errors = limits.map(|limit| (limit, error(limit)));
-        errors.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(self.largest, |(limit, _)| limit)
+        errors
+            .min_by(|a, b| a.1.total_cmp(&b.1))
+            .map_or(self.largest, |(limit, _)| limit)
     }
 }
 
@@ -150,15 +178,35 @@ mod tests {
 
     /// 0 to 1 in small steps, and one outlier.
     fn with_outlier() -> Vec<f32> {
-        (0..=20_000).map(|step| step as f32 / 20_000.0).chain([8.0]).collect()
+        (0..=20_000)
+            .map(|step| step as f32 / 20_000.0)
+            .chain([8.0])
+            .collect()
     }
 
     #[test]
     fn the_whole_range_reaches_to_the_largest_value() {
-        assert_eq!(histogram(&[0.5, 2.0, 0.0]).range(Estimator::MinMax), Range { limit: 2.0, signed: false });
-        assert_eq!(histogram(&[0.5, -3.0]).range(Estimator::MinMax), Range { limit: 3.0, signed: true });
+        assert_eq!(
+            histogram(&[0.5, 2.0, 0.0]).range(Estimator::MinMax),
+            Range {
+                limit: 2.0,
+                signed: false
+            }
+        );
+        assert_eq!(
+            histogram(&[0.5, -3.0]).range(Estimator::MinMax),
+            Range {
+                limit: 3.0,
+                signed: true
+            }
+        );
         assert_eq!(histogram(&[0.0; 9]).range(Estimator::Mse).limit, 0.0);
-        assert_eq!(histogram(&[f32::NAN, f32::INFINITY, 1.0]).range(Estimator::MinMax).limit, 1.0);
+        assert_eq!(
+            histogram(&[f32::NAN, f32::INFINITY, 1.0])
+                .range(Estimator::MinMax)
+                .limit,
+            1.0
+        );
     }
 
     #[test]
@@ -173,7 +221,9 @@ mod tests {
 
     #[test]
     fn an_even_distribution_is_not_cut_off() {
-        let values: Vec<f32> = (0..=10_000).map(|step| step as f32 / 10_000.0 - 0.5).collect();
+        let values: Vec<f32> = (0..=10_000)
+            .map(|step| step as f32 / 10_000.0 - 0.5)
+            .collect();
         let limit = histogram(&values).range(Estimator::Mse).limit;
         assert!((0.48..=0.5).contains(&limit), "{limit}");
     }
@@ -189,8 +239,11 @@ mod tests {
         let mut merged = histogram(small);
         merged.merge(&histogram(large));
         for estimator in [Estimator::MinMax, Estimator::Percentile, Estimator::Mse] {
-            let limits = [&forwards, &backwards, &merged].map(|histogram| histogram.range(estimator).limit);
-            let spread = limits.iter().fold(0_f32, |spread, limit| spread.max((limit / limits[0] - 1.0).abs()));
+            let limits =
+                [&forwards, &backwards, &merged].map(|histogram| histogram.range(estimator).limit);
+            let spread = limits.iter().fold(0_f32, |spread, limit| {
+                spread.max((limit / limits[0] - 1.0).abs())
+            });
             assert!(spread < 0.05, "{estimator}: {limits:?}");
         }
         assert_eq!(merged.counts.iter().sum::<u64>(), values.len() as u64);
@@ -200,6 +253,12 @@ mod tests {
     fn an_empty_histogram_takes_over_another() {
         let mut empty = Histogram::default();
         empty.merge(&histogram(&[1.0, -2.0]));
-        assert_eq!(empty.range(Estimator::MinMax), Range { limit: 2.0, signed: true });
+        assert_eq!(
+            empty.range(Estimator::MinMax),
+            Range {
+                limit: 2.0,
+                signed: true
+            }
+        );
     }
 }

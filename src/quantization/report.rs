@@ -9,7 +9,8 @@ use crate::{
     model::ServingGraph,
 };
 
-/// A class with this part of the highest probability, or more, is as good as tied with the most probable one.
+/// A class with this part of the highest probability, or more, is as good as tied with the most
+/// probable one.
 const TIE: f32 = 0.75;
 
 /// What was done, and how well it went.
@@ -17,7 +18,8 @@ const TIE: f32 = 0.75;
 pub struct Report {
     /// How the ranges were chosen.
     pub range: Estimator,
-    /// Whether biases make up for the rounding of the weights; they do where that brings the logits closer.
+    /// Whether biases make up for the rounding of the weights; they do where that brings the logits
+    /// closer.
     pub bias_correction: bool,
     /// Photos that were calibrated with.
     pub calibration_photos: usize,
@@ -49,8 +51,9 @@ pub struct Comparison {
     pub photos: usize,
     /// The part of them with the same most probable class, 0 to 1.
     pub agreement: f64,
-    /// The same when a class to which the float network gives nearly the most probability is as good as the most probable
-    /// one: of photos that show none of the classes, the network can't say which they show, and rounding decides.
+    /// The same when a class to which the float network gives nearly the most probability is as
+    /// good as the most probable one: of photos that show none of the classes, the network can't
+    /// say which they show, and rounding decides.
     pub agreement_but_ties: f64,
     /// The largest change of any class's probability.
     pub max_probability_change: f32,
@@ -79,20 +82,28 @@ pub(super) fn logits(
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Vec<Vec<f32>>, EngineError> {
     let probe = Probe::load(graph, &[])?;
-    let parts = on_threads(photos, threads, progress, |answers: &mut Vec<(usize, Vec<f32>)>, index, photo, pool| {
-        answers.push((index, probe.run(&photo.crop, pool)?.swap_remove(0).1));
-        Ok(())
-    })?;
+    let parts = on_threads(
+        photos,
+        threads,
+        progress,
+        |answers: &mut Vec<(usize, Vec<f32>)>, index, photo, pool| {
+            answers.push((index, probe.run(&photo.crop, pool)?.swap_remove(0).1));
+            Ok(())
+        },
+    )?;
     let mut answers: Vec<_> = parts.into_iter().flatten().collect();
     answers.sort_by_key(|(index, _)| *index);
     Ok(answers.into_iter().map(|(_, logits)| logits).collect())
 }
 
-/// Signal to noise in decibels, of logits less what all have in common, which does not change the answer.
+/// Signal to noise in decibels, of logits less what all have in common, which does not change the
+/// answer.
 pub(super) fn snr_db(logits: &[Vec<f32>], reference: &[Vec<f32>]) -> f64 {
     let (mut signal, mut noise) = (0.0, 0.0);
     for (logits, reference) in logits.iter().zip(reference) {
-        let mean = |values: &[f32]| values.iter().map(|value| f64::from(*value)).sum::<f64>() / values.len() as f64;
+        let mean = |values: &[f32]| {
+            values.iter().map(|value| f64::from(*value)).sum::<f64>() / values.len() as f64
+        };
         let means = (mean(logits), mean(reference));
         for (value, reference) in logits.iter().zip(reference) {
             let (value, reference) = (f64::from(*value) - means.0, f64::from(*reference) - means.1);
@@ -114,17 +125,29 @@ impl Comparison {
             mean_probability_change: 0.0,
             accuracy: None,
         };
-        let mut labelled = Accuracy { photos: 0, fp32: 0.0, int8: 0.0 };
+        let mut labelled = Accuracy {
+            photos: 0,
+            fp32: 0.0,
+            int8: 0.0,
+        };
         let count = photos.len().max(1) as f64;
         for ((photo, logits), reference) in photos.iter().zip(logits).zip(reference) {
             let (actual, expected) = (answer::softmax(logits), answer::softmax(reference));
             let (top, expected_top) = (largest(&actual), largest(&expected));
-            let tied = expected[top] >= TIE * expected[expected_top] && actual.iter().all(|value| value.is_finite());
+            let tied = expected[top] >= TIE * expected[expected_top]
+                && actual.iter().all(|value| value.is_finite());
             comparison.agreement += f64::from(u8::from(top == expected_top));
             comparison.agreement_but_ties += f64::from(u8::from(tied));
-            let changes = actual.iter().zip(&expected).map(|(a, b)| if a.is_nan() { 1.0 } else { (a - b).abs() });
-            comparison.max_probability_change = changes.fold(comparison.max_probability_change, f32::max);
-            let change = actual.get(expected_top).zip(expected.get(expected_top)).map_or(1.0, |(a, b)| (a - b).abs());
+            let changes = actual
+                .iter()
+                .zip(&expected)
+                .map(|(a, b)| if a.is_nan() { 1.0 } else { (a - b).abs() });
+            comparison.max_probability_change =
+                changes.fold(comparison.max_probability_change, f32::max);
+            let change = actual
+                .get(expected_top)
+                .zip(expected.get(expected_top))
+                .map_or(1.0, |(a, b)| (a - b).abs());
             comparison.mean_probability_change += change / count as f32;
             if let Some(class) = photo.class {
                 labelled.photos += 1;
@@ -145,7 +168,11 @@ impl Comparison {
 
 /// The index of the largest value.
 fn largest(values: &[f32]) -> usize {
-    values.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(index, _)| index)
+    values
+        .iter()
+        .enumerate()
+        .max_by(|a, b| a.1.total_cmp(b.1))
+        .map_or(0, |(index, _)| index)
 }
 
 #[cfg(test)]
@@ -153,31 +180,61 @@ mod tests {
     use super::*;
 
     fn photos(classes: &[Option<usize>]) -> Vec<Photo> {
-        classes.iter().map(|&class| Photo { crop: Vec::new(), class }).collect()
+        classes
+            .iter()
+            .map(|&class| Photo {
+                crop: Vec::new(),
+                class,
+            })
+            .collect()
     }
 
     #[test]
     fn answers_are_compared_photo_by_photo() {
-        let reference = [vec![2.0, 0.0, 0.0], vec![0.0, 3.0, 0.0], vec![1.0, 1.1, 0.0], vec![0.0, 0.0, 9.0]];
+        let reference = [
+            vec![2.0, 0.0, 0.0],
+            vec![0.0, 3.0, 0.0],
+            vec![1.0, 1.1, 0.0],
+            vec![0.0, 0.0, 9.0],
+        ];
         let mut logits = reference.clone();
         logits[2] = vec![1.1, 1.0, 0.0];
-        let comparison = Comparison::new(&photos(&[Some(0), Some(1), Some(1), None]), &logits, &reference);
-        assert_eq!((comparison.agreement, comparison.agreement_but_ties), (0.75, 1.0));
+        let comparison = Comparison::new(
+            &photos(&[Some(0), Some(1), Some(1), None]),
+            &logits,
+            &reference,
+        );
+        assert_eq!(
+            (comparison.agreement, comparison.agreement_but_ties),
+            (0.75, 1.0)
+        );
         let accuracy = comparison.accuracy.unwrap();
         assert_eq!((accuracy.photos, accuracy.fp32), (3, 1.0));
         assert!((accuracy.int8 - 2.0 / 3.0).abs() < 1e-9);
-        assert!((0.01..0.1).contains(&comparison.max_probability_change), "{}", comparison.max_probability_change);
-        assert_eq!(Comparison::new(&photos(&[None]), &reference[..1], &reference[..1]).accuracy, None);
+        assert!(
+            (0.01..0.1).contains(&comparison.max_probability_change),
+            "{}",
+            comparison.max_probability_change
+        );
+        assert_eq!(
+            Comparison::new(&photos(&[None]), &reference[..1], &reference[..1]).accuracy,
+            None
+        );
     }
 
     #[test]
     fn another_answer_is_excused_only_where_the_float_network_was_torn() {
         let compare = |logits: &[f32], reference: &[f32]| {
-            Comparison::new(&photos(&[None]), &[logits.to_vec()], &[reference.to_vec()]).agreement_but_ties
+            Comparison::new(&photos(&[None]), &[logits.to_vec()], &[reference.to_vec()])
+                .agreement_but_ties
         };
         assert_eq!(compare(&[0.0, 0.1, -1.0], &[0.1, 0.0, -1.0]), 1.0);
         assert_eq!(compare(&[0.0, 0.1, -1.0], &[0.4, 0.0, -1.0]), 0.0);
-        assert_eq!(compare(&[0.0, 0.1, 0.2], &[0.1, 0.0, -1.0]), 0.0, "the third class was not among the likely ones");
+        assert_eq!(
+            compare(&[0.0, 0.1, 0.2], &[0.1, 0.0, -1.0]),
+            0.0,
+            "the third class was not among the likely ones"
+        );
         assert_eq!(compare(&[f32::NAN; 3], &[0.0; 3]), 0.0);
     }
 
@@ -185,7 +242,10 @@ mod tests {
     fn noise_is_measured_against_the_spread_of_the_logits() {
         let reference = [vec![1.0, -1.0]];
         assert!((snr_db(&[vec![1.1, -1.1]], &reference) - 20.0).abs() < 1e-4);
-        assert!((snr_db(&[vec![6.0, 4.0]], &reference) - 120.0).abs() < 1e-4, "a common shift is no noise");
+        assert!(
+            (snr_db(&[vec![6.0, 4.0]], &reference) - 120.0).abs() < 1e-4,
+            "a common shift is no noise"
+        );
         assert!(snr_db(&[vec![-1.0, 1.0]], &reference) < 0.0);
     }
 }

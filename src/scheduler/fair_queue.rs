@@ -1,13 +1,16 @@
-//! A queue that serves its clients in turn, however much each of them sends, and what is urgent first.
+//! A queue that serves its clients in turn, however much each of them sends, and what is urgent
+//! first.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::{ClientId, Priority};
 
-/// An item of a lower priority is passed over by at most so many in a row, plus one for each priority between them.
+/// An item of a lower priority is passed over by at most so many in a row, plus one for each
+/// priority between them.
 const PATIENCE: usize = 4;
 
-/// Items by priority; for each of them, one client after the other, and each client's items in order of arrival.
+/// Items by priority; for each of them, one client after the other, and each client's items in
+/// order of arrival.
 pub(super) struct FairQueue<T> {
     clients: HashMap<ClientId, Client<T>>,
     /// Every client that has items of a priority, the next to be served first.
@@ -36,8 +39,8 @@ struct Item<T> {
 pub(super) enum Pushed<T> {
     /// It waits.
     Queued,
-    /// It waits, in the place of this one: the least urgent and newest item of the client that had most, or of its own
-    /// client.
+    /// It waits, in the place of this one: the least urgent and newest item of the client that had
+    /// most, or of its own client.
     Displaced(T),
     /// There is no place for it; here it is.
     Full(T),
@@ -54,13 +57,22 @@ enum Place {
 
 impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Self { clients: HashMap::default(), turns: Default::default(), passed: [0; _], len: 0, counted: 0 }
+        Self {
+            clients: HashMap::default(),
+            turns: Default::default(),
+            passed: [0; _],
+            len: 0,
+            counted: 0,
+        }
     }
 }
 
 impl<T> Default for Client<T> {
     fn default() -> Self {
-        Self { items: Default::default(), counted: 0 }
+        Self {
+            items: Default::default(),
+            counted: 0,
+        }
     }
 }
 
@@ -71,7 +83,9 @@ impl<T> Client<T> {
 
     /// The lowest priority of its counted items.
     fn least_urgent(&self) -> Option<usize> {
-        self.items.iter().rposition(|items| items.iter().any(|item| item.counts))
+        self.items
+            .iter()
+            .rposition(|items| items.iter().any(|item| item.counts))
     }
 }
 
@@ -90,9 +104,15 @@ impl<T> FairQueue<T> {
         self.counted
     }
 
-    /// Adds an item; with a `capacity` it counts, and has a place only while fewer than that many counted items wait,
-    /// another client has at least two more of them than this one, or this one has a less urgent one.
-    pub fn push(&mut self, (client, priority): Turn, capacity: Option<usize>, item: T) -> Pushed<T> {
+    /// Adds an item; with a `capacity` it counts, and has a place only while fewer than that many
+    /// counted items wait, another client has at least two more of them than this one, or this one
+    /// has a less urgent one.
+    pub fn push(
+        &mut self,
+        (client, priority): Turn,
+        capacity: Option<usize>,
+        item: T,
+    ) -> Pushed<T> {
         let displaced = match self.place((client, priority), capacity) {
             Place::None => return Pushed::Full(item),
             Place::Free => None,
@@ -118,7 +138,10 @@ impl<T> FairQueue<T> {
 
     /// Whether `condition` holds for an item.
     pub fn any(&self, condition: impl Fn(&T) -> bool) -> bool {
-        self.clients.values().flat_map(|client| client.items.iter().flatten()).any(|item| condition(&item.item))
+        self.clients
+            .values()
+            .flat_map(|client| client.items.iter().flatten())
+            .any(|item| condition(&item.item))
     }
 
     fn place(&self, (client, priority): Turn, capacity: Option<usize>) -> Place {
@@ -131,7 +154,13 @@ impl<T> FairQueue<T> {
         let heaviest = heaviest.filter(|(_, client)| client.counted > counted + 1);
         let gives_way = match heaviest {
             Some((heaviest, client)) => Some((*heaviest, client.least_urgent())),
-            None => own.map(|own| (client, own.least_urgent().filter(|level| *level > priority as usize))),
+            None => own.map(|own| {
+                (
+                    client,
+                    own.least_urgent()
+                        .filter(|level| *level > priority as usize),
+                )
+            }),
         };
         match gives_way {
             Some((client, Some(level))) => Place::Of(client, level),
@@ -160,7 +189,8 @@ impl<T> FairQueue<T> {
     fn next_level(&mut self) -> Option<usize> {
         let waits = self.turns.each_ref().map(|turns| !turns.is_empty());
         let highest = waits.iter().position(|waits| *waits)?;
-        let overdue = (highest..Priority::LEVELS).find(|level| waits[*level] && self.passed[*level] >= PATIENCE);
+        let overdue = (highest..Priority::LEVELS)
+            .find(|level| waits[*level] && self.passed[*level] >= PATIENCE);
         let chosen = overdue.unwrap_or(highest);
         for (level, passed) in self.passed.iter_mut().enumerate() {
             match waits[level] {
@@ -177,16 +207,26 @@ impl<T> FairQueue<T> {
         let mut removed = Vec::new();
         for client in self.clients.values_mut() {
             for items in &mut client.items {
-                let (gone, kept): (VecDeque<_>, VecDeque<_>) =
-                    std::mem::take(items).into_iter().partition(|item| dead(&item.item));
+                let (gone, kept): (VecDeque<_>, VecDeque<_>) = std::mem::take(items)
+                    .into_iter()
+                    .partition(|item| dead(&item.item));
                 *items = kept;
                 removed.extend(gone);
             }
-            client.counted = client.items.iter().flatten().filter(|item| item.counts).count();
+            client.counted = client
+                .items
+                .iter()
+                .flatten()
+                .filter(|item| item.counts)
+                .count();
         }
         self.clients.retain(|_, client| !client.is_empty());
         for (level, turns) in self.turns.iter_mut().enumerate() {
-            turns.retain(|id| self.clients.get(id).is_some_and(|client| !client.items[level].is_empty()));
+            turns.retain(|id| {
+                self.clients
+                    .get(id)
+                    .is_some_and(|client| !client.items[level].is_empty())
+            });
         }
         self.len -= removed.len();
         self.counted -= removed.iter().filter(|item| item.counts).count();
@@ -233,7 +273,10 @@ mod tests {
         queue.push(C, None, "c1");
         queue.push(C, None, "c2");
         assert_eq!((queue.len(), queue.counted()), (7, 5));
-        assert_eq!(drain(&mut queue), ["a1", "b1", "c1", "a2", "c2", "a3", "a4"]);
+        assert_eq!(
+            drain(&mut queue),
+            ["a1", "b1", "c1", "a2", "c2", "a3", "a4"]
+        );
         assert!(queue.is_empty() && queue.counted() == 0);
     }
 
@@ -253,7 +296,11 @@ mod tests {
             queue.push(A, Some(3), item);
         }
         assert_eq!(queue.push(B, Some(3), "b1"), Pushed::Displaced("a3"));
-        assert_eq!(queue.push(B, Some(3), "b2"), Pushed::Full("b2"), "both would have as many");
+        assert_eq!(
+            queue.push(B, Some(3), "b2"),
+            Pushed::Full("b2"),
+            "both would have as many"
+        );
         assert_eq!(drain(&mut queue), ["a1", "b1", "a2"]);
     }
 
@@ -297,16 +344,39 @@ mod tests {
             queue.push(URGENT, None, ("high", i));
         }
         let order: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
-        let first_of = |name| order.iter().filter(move |(priority, _)| *priority == name).map(|(_, i)| *i);
-        assert!(["low", "normal", "high"].into_iter().all(|name| first_of(name).eq(0..40)), "each keeps its order");
+        let first_of = |name| {
+            order
+                .iter()
+                .filter(move |(priority, _)| *priority == name)
+                .map(|(_, i)| *i)
+        };
+        assert!(
+            ["low", "normal", "high"]
+                .into_iter()
+                .all(|name| first_of(name).eq(0..40)),
+            "each keeps its order"
+        );
         assert_eq!(
             order[..6].iter().map(|(name, _)| *name).collect::<Vec<_>>(),
             ["high", "high", "high", "high", "normal", "low"]
         );
         let (urgent, rest) = (&order[..60], &order[60..]);
-        assert_eq!(urgent.iter().filter(|(name, _)| *name == "high").count(), 40, "two of three while there are any");
-        let lows: Vec<_> = rest.iter().take(60).enumerate().filter(|(_, (name, _))| *name == "low").collect();
-        assert!(lows.windows(2).all(|pair| pair[1].0 - pair[0].0 <= PATIENCE + 1), "{lows:?}");
+        assert_eq!(
+            urgent.iter().filter(|(name, _)| *name == "high").count(),
+            40,
+            "two of three while there are any"
+        );
+        let lows: Vec<_> = rest
+            .iter()
+            .take(60)
+            .enumerate()
+            .filter(|(_, (name, _))| *name == "low")
+            .collect();
+        assert!(
+            lows.windows(2)
+                .all(|pair| pair[1].0 - pair[0].0 <= PATIENCE + 1),
+            "{lows:?}"
+        );
     }
 
     #[test]
@@ -325,9 +395,16 @@ mod tests {
         let mut queue = FairQueue::default();
         queue.push(A, Some(2), "a1");
         queue.push(PATIENT, Some(2), "b1");
-        assert_eq!(queue.push((ClientId(3), Priority::High), Some(2), "c1"), Pushed::Full("c1"));
+        assert_eq!(
+            queue.push((ClientId(3), Priority::High), Some(2), "c1"),
+            Pushed::Full("c1")
+        );
         assert_eq!(queue.push(URGENT, Some(2), "a2"), Pushed::Displaced("a1"));
-        assert_eq!(queue.push(URGENT, Some(2), "a3"), Pushed::Full("a3"), "it is not more urgent than the one before");
+        assert_eq!(
+            queue.push(URGENT, Some(2), "a3"),
+            Pushed::Full("a3"),
+            "it is not more urgent than the one before"
+        );
         assert_eq!(drain(&mut queue), ["a2", "b1"]);
     }
 
@@ -340,14 +417,16 @@ mod tests {
         assert_eq!(queue.push(PATIENT, Some(3), "b1"), Pushed::Displaced("a2"));
     }
 
-    /// Against a plain model: whatever is pushed comes out once or was refused or displaced, and nobody is served
-    /// twice while another waits.
+    /// Against a plain model: whatever is pushed comes out once or was refused or displaced, and
+    /// nobody is served twice while another waits.
     #[test]
     fn nothing_is_lost_in_random_use() {
         let mut queue = FairQueue::default();
         let mut random = 12345_u64;
         let mut next = |n: u64| {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (random >> 33) % n
         };
         let (mut pushed, mut gone) = (0_u64, 0_u64);
@@ -355,7 +434,11 @@ mod tests {
             if next(3) < 2 {
                 let capacity = (next(4) > 0).then_some(8);
                 pushed += 1;
-                match queue.push((ClientId(next(5)), Priority::from_number(next(4))), capacity, i) {
+                match queue.push(
+                    (ClientId(next(5)), Priority::from_number(next(4))),
+                    capacity,
+                    i,
+                ) {
                     Pushed::Queued => {}
                     Pushed::Displaced(_) | Pushed::Full(_) => gone += 1,
                 }
@@ -369,7 +452,10 @@ mod tests {
             gone += 1;
         }
         assert_eq!(pushed, gone);
-        assert_eq!((queue.len(), queue.counted(), queue.clients.len()), (0, 0, 0));
+        assert_eq!(
+            (queue.len(), queue.counted(), queue.clients.len()),
+            (0, 0, 0)
+        );
         assert!(queue.turns.iter().all(VecDeque::is_empty));
     }
 }

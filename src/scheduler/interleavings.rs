@@ -1,4 +1,5 @@
-//! The scheduler in thousands of random orders of its threads' steps: nothing is lost, nothing waits for ever.
+//! The scheduler in thousands of random orders of its threads' steps: nothing is lost, nothing
+//! waits for ever.
 
 use shuttle::rand::{Rng, thread_rng};
 
@@ -11,8 +12,16 @@ use super::{
 /// How many orders are tried of each kind.
 const ORDERS: usize = 10_000;
 
-const FATES: [Fate; 8] =
-    [Fate::Wanted, Fate::Wanted, Fate::Wanted, Fate::Wanted, Fate::Late, Fate::Gone, Fate::Bad, Fate::Withdrawn];
+const FATES: [Fate; 8] = [
+    Fate::Wanted,
+    Fate::Wanted,
+    Fate::Wanted,
+    Fate::Wanted,
+    Fate::Late,
+    Fate::Gone,
+    Fate::Bad,
+    Fate::Withdrawn,
+];
 
 fn machine() -> Machine {
     let mut random = thread_rng();
@@ -33,41 +42,65 @@ fn submitter(queue: &Arc<Queue>, machine: Machine, first: u8) -> JoinHandle<Subm
     let submit = move || {
         let mut submitted = Submitted::default();
         for value in first..first + thread_rng().gen_range(1..4) {
-            let (counts, fate) = (thread_rng().gen_bool(0.7), FATES[thread_rng().gen_range(0..FATES.len())]);
-            submitted.submit(&queue, machine.capacity, Numbered { value, client: first.into(), counts, fate });
+            let (counts, fate) = (
+                thread_rng().gen_bool(0.7),
+                FATES[thread_rng().gen_range(0..FATES.len())],
+            );
+            submitted.submit(
+                &queue,
+                machine.capacity,
+                Numbered {
+                    value,
+                    client: first.into(),
+                    counts,
+                    fate,
+                },
+            );
         }
         submitted
     };
     Builder::new().spawn(submit).unwrap()
 }
 
-/// What was admitted is answered although the queue is dropped at once and the scheduler stops meanwhile.
+/// What was admitted is answered although the queue is dropped at once and the scheduler stops
+/// meanwhile.
 #[test]
 fn whatever_the_order_what_was_admitted_is_answered() {
     explore(ORDERS, || {
         let machine = machine();
         let (scheduler, queue, executed) = machine.start();
         let queue = Arc::new(queue);
-        let clients = [submitter(&queue, machine, 0), submitter(&queue, machine, 100)];
+        let clients = [
+            submitter(&queue, machine, 0),
+            submitter(&queue, machine, 100),
+        ];
         drop(queue);
         let submitted = clients.map(|client| client.join().unwrap());
         drop(scheduler);
-        submitted.into_iter().for_each(|submitted| submitted.check(&executed.lock().unwrap()));
+        submitted
+            .into_iter()
+            .for_each(|submitted| submitted.check(&executed.lock().unwrap()));
     });
 }
 
-/// Of two models on the same threads one is retired while both are at work: both answer what they admitted, and its engines
-/// are dropped before the scheduler stops.
+/// Of two models on the same threads one is retired while both are at work: both answer what they
+/// admitted, and its engines are dropped before the scheduler stops.
 #[test]
 fn whatever_the_order_a_model_that_is_retired_goes() {
     explore(ORDERS, || {
         let machines = [machine(), machine()];
         // The first one's capacity holds for both.
-        let machines = machines.map(|machine| Machine { capacity: machines[0].capacity, ..machine });
+        let machines = machines.map(|machine| Machine {
+            capacity: machines[0].capacity,
+            ..machine
+        });
         let (scheduler, stays, executed) = machines[0].start();
         let (goes, retired) = machines[1].add(&scheduler);
         let (stays, goes) = (Arc::new(stays), Arc::new(goes));
-        let clients = [submitter(&stays, machines[0], 0), submitter(&goes, machines[1], 100)];
+        let clients = [
+            submitter(&stays, machines[0], 0),
+            submitter(&goes, machines[1], 100),
+        ];
         drop(goes);
         let [staying, going] = clients.map(|client| client.join().unwrap());
         // Its engines hold what they executed.

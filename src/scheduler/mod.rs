@@ -1,11 +1,13 @@
 //! Admission, fairness, deadlines, batching, and the threads that decode and infer.
 //!
-//! Each CPU core has one worker thread, which takes whatever is most advanced: a decoded image to infer, else a waiting
-//! one to decode. So the machine never runs more compute threads than it has cores, and nothing is decoded long before
-//! it can be inferred. An image that is alone gets all the cores at once (see [`Lanes`]).
+//! Each CPU core has one worker thread, which takes whatever is most advanced: a decoded image to
+//! infer, else a waiting one to decode. So the machine never runs more compute threads than it has
+//! cores, and nothing is decoded long before it can be inferred. An image that is alone gets all
+//! the cores at once (see [`Lanes`]).
 //!
-//! Several models share these threads: each has a queue of its own, and the one that has had least of the machine is
-//! served next. An engine with a device of its own has a thread for each of its lanes, which only waits for the device.
+//! Several models share these threads: each has a queue of its own, and the one that has had least
+//! of the machine is served next. An engine with a device of its own has a thread for each of its
+//! lanes, which only waits for the device.
 
 mod fair_queue;
 mod model_queue;
@@ -54,10 +56,12 @@ pub struct SchedulerConfig {
 /// How many single requests may wait for one model.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Capacity {
-    /// As many as take about 0.2 s, but at least 16; where other models are busy, their part of that.
+    /// As many as take about 0.2 s, but at least 16; where other models are busy, their part of
+    /// that.
     #[default]
     Usual,
-    /// As many as are answered within this time, by the pace that is measured; where other models are busy, their part.
+    /// As many as are answered within this time, by the pace that is measured; where other models
+    /// are busy, their part.
     Within(Duration),
     /// This many.
     Exactly(NonZeroUsize),
@@ -66,7 +70,8 @@ pub enum Capacity {
 impl Capacity {
     const USUAL: (Duration, usize) = (Duration::from_millis(200), 16);
 
-    /// For a model that works off images at `pace`, with its `share` of the machine, and has `ahead` images in work.
+    /// For a model that works off images at `pace`, with its `share` of the machine, and has
+    /// `ahead` images in work.
     fn images(self, pace: &Pace, share: f64, ahead: usize) -> usize {
         let ((time, at_least), reserve) = match self {
             Self::Exactly(images) => return images.get(),
@@ -101,9 +106,11 @@ pub struct Job {
     pub priority: Priority,
     /// After this the answer is worthless; the work is then never done.
     pub deadline: Option<Instant>,
-    /// Whether it counts against the queue's capacity. Streams don't: they limit themselves to a few frames.
+    /// Whether it counts against the queue's capacity. Streams don't: they limit themselves to a
+    /// few frames.
     pub counts: bool,
-    /// Gives the image at the moment when a worker is free for it, so that a live stream can give its newest.
+    /// Gives the image at the moment when a worker is free for it, so that a live stream can give
+    /// its newest.
     pub fetch: Box<dyn FnOnce() -> Option<Arrival> + Send>,
     /// The span that the work is for, if it is for one.
     pub span: Option<SpanContext>,
@@ -183,7 +190,8 @@ pub struct Scheduler {
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// The queue of one model. Dropping it retires the model: what was admitted is finished, then the engine goes.
+/// The queue of one model. Dropping it retires the model: what was admitted is finished, then the
+/// engine goes.
 pub struct Queue {
     shared: Arc<Shared>,
     id: QueueId,
@@ -241,8 +249,12 @@ impl Scheduler {
     /// Starts one worker thread a core.
     pub fn new(config: SchedulerConfig) -> Self {
         metrics::workers(config.threads);
-        let shared =
-            Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), config, lost: watch::Sender::new(None) });
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            config,
+            lost: watch::Sender::new(None),
+        });
         let workers = (0..config.threads.get()).map(|i| {
             let worker = CoreWorker::new(Arc::clone(&shared));
             spawn(format!("worker-{i}"), move || worker.run())
@@ -253,12 +265,32 @@ impl Scheduler {
 
     /// Serves another network beside those that are served already.
     pub fn add(&self, start: Start) -> Queue {
-        let Start { lanes: Lanes { info, wide, narrow }, geometry, classes, metrics } = start;
+        let Start {
+            lanes: Lanes { info, wide, narrow },
+            geometry,
+            classes,
+            metrics,
+        } = start;
         let (offloaded, cores) = (info.offloaded, self.shared.config.threads.get());
-        let parallelism = if offloaded { cores + narrow.len() } else { cores.min(narrow.len()) };
-        let network = Arc::new(Network { geometry, classes, engine: info, metrics });
+        let parallelism = if offloaded {
+            cores + narrow.len()
+        } else {
+            cores.min(narrow.len())
+        };
+        let network = Arc::new(Network {
+            geometry,
+            classes,
+            engine: info,
+            metrics,
+        });
         let mut queue = ModelQueue::new(Arc::clone(&network), narrow.len());
-        network.metrics.queue_capacity(self.shared.config.queue_capacity.images(&queue.pace, 1.0, queue.ahead()));
+        network
+            .metrics
+            .queue_capacity(self.shared.config.queue_capacity.images(
+                &queue.pace,
+                1.0,
+                queue.ahead(),
+            ));
         let arrived = Arc::clone(&queue.arrived);
         let on_device = match offloaded {
             true => {
@@ -276,25 +308,43 @@ impl Scheduler {
         state.queues.insert(id, queue);
         drop(state);
 
-        let mut threads = self.threads.lock().expect("nothing panics while it holds the list of threads");
+        let mut threads = self
+            .threads
+            .lock()
+            .expect("nothing panics while it holds the list of threads");
         threads.retain(|thread| !thread.is_finished());
         for (i, lane) in on_device.into_iter().enumerate() {
-            let worker = DeviceWorker { shared: Arc::clone(&self.shared), id, arrived: Arc::clone(&arrived), lane };
+            let worker = DeviceWorker {
+                shared: Arc::clone(&self.shared),
+                id,
+                arrived: Arc::clone(&arrived),
+                lane,
+            };
             threads.push(spawn(format!("device-{i}"), move || worker.run()));
         }
-        Queue { shared: Arc::clone(&self.shared), id, parallelism }
+        Queue {
+            shared: Arc::clone(&self.shared),
+            id,
+            parallelism,
+        }
     }
 
     /// Completes when an engine says that it will never answer again.
     pub async fn lost(&self) -> Arc<EngineError> {
         let mut lost = self.shared.lost.subscribe();
-        let error = lost.wait_for(Option::is_some).await.expect("the sender lives in `self`");
+        let error = lost
+            .wait_for(Option::is_some)
+            .await
+            .expect("the sender lives in `self`");
         Arc::clone(error.as_ref().expect("this was waited for"))
     }
 }
 
 fn spawn(name: String, run: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-    Builder::new().name(name).spawn(run).expect("the system can start a thread for each core and lane")
+    Builder::new()
+        .name(name)
+        .spawn(run)
+        .expect("the system can start a thread for each core and lane")
 }
 
 /// Finishes what was admitted, then ends the threads.
@@ -302,10 +352,16 @@ impl Drop for Scheduler {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.stopping = true;
-        state.queues.values().for_each(|queue| queue.arrived.notify_all());
+        state
+            .queues
+            .values()
+            .for_each(|queue| queue.arrived.notify_all());
         drop(state);
         self.shared.work.notify_all();
-        let threads = self.threads.get_mut().expect("nothing panics while it holds the list of threads");
+        let threads = self
+            .threads
+            .get_mut()
+            .expect("nothing panics while it holds the list of threads");
         for thread in threads.drain(..) {
             // A worker that panicked has said so on standard error.
             let _ = thread.join();
@@ -317,8 +373,8 @@ impl Queue {
     /// Queues a job. Its outcome comes through the receiver; dropping that withdraws the job.
     ///
     /// # Errors
-    /// [`QueueFull`], at once, when as many jobs wait as may. A job of the client that has most of them waiting gives
-    /// way to one of a client that has fewer.
+    /// [`QueueFull`], at once, when as many jobs wait as may. A job of the client that has most of
+    /// them waiting gives way to one of a client that has fewer.
     pub fn submit(&self, job: Job) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
         self.push(job, false)
     }
@@ -331,7 +387,10 @@ impl Queue {
         &self,
         jobs: impl IntoIterator<Item = Job>,
     ) -> Result<Vec<oneshot::Receiver<Outcome>>, QueueFull> {
-        jobs.into_iter().enumerate().map(|(i, job)| self.push(job, i > 0)).collect()
+        jobs.into_iter()
+            .enumerate()
+            .map(|(i, job)| self.push(job, i > 0))
+            .collect()
     }
 
     /// A job that `follows` another one needs no place of its own.
@@ -340,18 +399,29 @@ impl Queue {
         let (turn, counts) = ((job.client, job.priority), job.counts && !follows);
         let mut state = self.shared.lock();
         let (clock, share) = (state.clock, state.share(self.id));
-        let queue = state.queues.get_mut(&self.id).expect("a queue lives at least as long as its handle");
+        let queue = state
+            .queues
+            .get_mut(&self.id)
+            .expect("a queue lives at least as long as its handle");
         if queue.is_idle() {
             // What it did not use while it had nothing to do is not saved up.
             queue.used = queue.used.max(clock);
         }
-        let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, queue.ahead());
+        let capacity = self
+            .shared
+            .config
+            .queue_capacity
+            .images(&queue.pace, share, queue.ahead());
         let mut dead = Vec::new();
         if counts && queue.waiting.counted() >= capacity {
             let now = Instant::now();
-            dead = queue.waiting.remove_dead(|waiting| waiting.expired(now).is_some());
+            dead = queue
+                .waiting
+                .remove_dead(|waiting| waiting.expired(now).is_some());
         }
-        let pushed = queue.waiting.push(turn, counts.then_some(capacity), Waiting { job, reply });
+        let pushed = queue
+            .waiting
+            .push(turn, counts.then_some(capacity), Waiting { job, reply });
         let (refused, queued) = match pushed {
             Pushed::Queued => (None, true),
             Pushed::Displaced(other) => (Some(other), true),
@@ -359,7 +429,10 @@ impl Queue {
         };
         let full = refused.as_ref().map(|_| {
             let waiting = queue.waiting.counted();
-            QueueFull { waiting, retry_after: queue.pace.next_place(waiting, share) }
+            QueueFull {
+                waiting,
+                retry_after: queue.pace.next_place(waiting, share),
+            }
         });
         let metrics = &queue.network.metrics;
         metrics.queue_depth(queue.waiting.len(), queue.waiting.counted());
@@ -367,7 +440,9 @@ impl Queue {
         if full.is_some() {
             metrics.rejected(Rejection::QueueFull);
         }
-        dead.iter().filter_map(|waiting| waiting.expired(Instant::now())).for_each(|reason| metrics.rejected(reason));
+        dead.iter()
+            .filter_map(|waiting| waiting.expired(Instant::now()))
+            .for_each(|reason| metrics.rejected(reason));
         // Images can be large: they are freed when nobody waits for the lock.
         drop(state);
         dead.into_iter().for_each(Waiting::give_up);
@@ -384,13 +459,17 @@ impl Queue {
         Ok(outcome)
     }
 
-    /// Refuses a job of this client and priority before there is one, so that its image need not even be read; `None` =
-    /// [`Self::submit`] is to decide.
+    /// Refuses a job of this client and priority before there is one, so that its image need not
+    /// even be read; `None` = [`Self::submit`] is to decide.
     pub fn refuse(&self, turn: (ClientId, Priority)) -> Option<QueueFull> {
         let mut state = self.shared.lock();
         let share = state.share(self.id);
         let queue = state.queues.get_mut(&self.id)?;
-        let capacity = self.shared.config.queue_capacity.images(&queue.pace, share, queue.ahead());
+        let capacity = self
+            .shared
+            .config
+            .queue_capacity
+            .images(&queue.pace, share, queue.ahead());
         let now = Instant::now();
         let leaves = |waiting: &Waiting| waiting.expired(now).is_some();
         if queue.waiting.has_place(turn, capacity) || queue.waiting.any(leaves) {
@@ -398,7 +477,10 @@ impl Queue {
         }
         queue.network.metrics.rejected(Rejection::QueueFull);
         let waiting = queue.waiting.counted();
-        Some(QueueFull { waiting, retry_after: queue.pace.next_place(waiting, share) })
+        Some(QueueFull {
+            waiting,
+            retry_after: queue.pace.next_place(waiting, share),
+        })
     }
 
     /// How many images can be worked on at once.
@@ -423,20 +505,30 @@ impl Drop for Queue {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nothing panics while it holds the scheduler's state")
+        self.state
+            .lock()
+            .expect("nothing panics while it holds the scheduler's state")
     }
 }
 
 impl State {
     /// The part of the machine that a queue gets while the others go on as they do, 0 to 1.
     fn share(&self, id: QueueId) -> f64 {
-        let others = self.queues.iter().filter(|(other, queue)| **other != id && !queue.is_idle()).count();
+        let others = self
+            .queues
+            .iter()
+            .filter(|(other, queue)| **other != id && !queue.is_idle())
+            .count();
         1.0 / (1 + others) as f64
     }
 
     /// Takes a queue out that is retired and has nothing left to do.
     fn bury(&mut self, id: QueueId) {
-        if self.queues.get(&id).is_some_and(|queue| queue.retired && queue.is_idle()) {
+        if self
+            .queues
+            .get(&id)
+            .is_some_and(|queue| queue.retired && queue.is_idle())
+        {
             let queue = self.queues.remove(&id).expect("it was just looked at");
             queue.arrived.notify_all();
             self.finished.push(queue);

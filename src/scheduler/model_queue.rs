@@ -8,7 +8,9 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Job, JobError, Network, Outcome, Stages, fair_queue::FairQueue, pace::Pace, threads::Condvar};
+use super::{
+    Job, JobError, Network, Outcome, Stages, fair_queue::FairQueue, pace::Pace, threads::Condvar,
+};
 use crate::{engine::Engine, metrics::Rejection, telemetry::context::SpanContext};
 
 /// A decoded image waits no longer than this for others to be decoded into its batch.
@@ -26,7 +28,8 @@ pub(super) struct ModelQueue {
     pub narrow: Vec<Box<dyn Engine>>,
     /// Signalled when a decoded image is ready for the device.
     pub arrived: Arc<Condvar>,
-    /// Crops that have been inferred, to be filled again: fresh memory costs a page fault every 4 KiB.
+    /// Crops that have been inferred, to be filled again: fresh memory costs a page fault every 4
+    /// KiB.
     pub spare: Vec<Vec<u8>>,
     /// Images that are being decoded or inferred.
     pub in_work: usize,
@@ -70,7 +73,8 @@ impl ModelQueue {
         self.waiting.is_empty() && self.ready.is_empty()
     }
 
-    /// A batch that should run now, or how long to wait for a fuller one (`None` = until there is anything).
+    /// A batch that should run now, or how long to wait for a fuller one (`None` = until there is
+    /// anything).
     ///
     /// `delay` is how long an incomplete batch may wait for images that have not come yet.
     pub fn take_batch(&mut self, delay: Duration) -> Result<Vec<Ready>, Option<Duration>> {
@@ -78,10 +82,16 @@ impl ModelQueue {
         self.discard(now);
         let full = self.full_batch(delay);
         if self.ready.len() < full {
-            let Some(oldest) = self.ready.front() else { return Err(None) };
+            let Some(oldest) = self.ready.front() else {
+                return Err(None);
+            };
             let waited = now - oldest.since;
             // A device that is free has nothing better to do; a core can decode meanwhile.
-            let decode_first = if self.network.engine.offloaded { Duration::ZERO } else { LONGEST_DECODING_FIRST };
+            let decode_first = if self.network.engine.offloaded {
+                Duration::ZERO
+            } else {
+                LONGEST_DECODING_FIRST
+            };
             let wait = match self.waiting.is_empty() {
                 true if self.retired => Duration::ZERO,
                 true => delay,
@@ -95,8 +105,9 @@ impl ModelQueue {
         Ok(self.ready.drain(..n).collect())
     }
 
-    /// How many images make a batch for which no others are waited for. Cores share out what there is, so that none is idle
-    /// while another has it all; a device takes what it gets, and who allows a delay asks for full batches.
+    /// How many images make a batch for which no others are waited for. Cores share out what there
+    /// is, so that none is idle while another has it all; a device takes what it gets, and who
+    /// allows a delay asks for full batches.
     fn full_batch(&self, delay: Duration) -> usize {
         let engine = &self.network.engine;
         if engine.offloaded || engine.fixed_batch || !delay.is_zero() {
@@ -127,7 +138,9 @@ impl ModelQueue {
         }
         loop {
             let waiting = self.waiting.pop()?;
-            self.network.metrics.queue_depth(self.waiting.len(), self.waiting.counted());
+            self.network
+                .metrics
+                .queue_depth(self.waiting.len(), self.waiting.counted());
             match waiting.expired(Instant::now()) {
                 None => return Some(waiting),
                 Some(reason) => {
@@ -140,7 +153,9 @@ impl ModelQueue {
 
     /// A buffer for a crop.
     pub fn crop(&mut self) -> Vec<u8> {
-        self.spare.pop().unwrap_or_else(|| vec![0; self.network.geometry.bytes()])
+        self.spare
+            .pop()
+            .unwrap_or_else(|| vec![0; self.network.geometry.bytes()])
     }
 
     /// Takes a crop's buffer back.
@@ -185,7 +200,11 @@ pub(super) struct Ready {
 }
 
 /// Why work is not worth doing any more.
-fn expired(deadline: Option<Instant>, reply: &oneshot::Sender<Outcome>, now: Instant) -> Option<Rejection> {
+fn expired(
+    deadline: Option<Instant>,
+    reply: &oneshot::Sender<Outcome>,
+    now: Instant,
+) -> Option<Rejection> {
     match deadline {
         Some(deadline) if deadline <= now => Some(Rejection::Deadline),
         _ => reply.is_closed().then_some(Rejection::Cancelled),
@@ -193,7 +212,11 @@ fn expired(deadline: Option<Instant>, reply: &oneshot::Sender<Outcome>, now: Ins
 }
 
 fn tell(reply: oneshot::Sender<Outcome>, reason: Rejection) {
-    let error = if reason == Rejection::Deadline { JobError::DeadlineExceeded } else { JobError::Abandoned };
+    let error = if reason == Rejection::Deadline {
+        JobError::DeadlineExceeded
+    } else {
+        JobError::Abandoned
+    };
     // The receiver may have gone; then nobody is left to tell.
     let _ = reply.send(Err(error));
 }

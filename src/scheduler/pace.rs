@@ -19,7 +19,11 @@ pub(super) struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         let [decode, inference] = FIRST_GUESS.map(|guess| guess.as_secs_f64());
-        Self { decode, inference, promised: None }
+        Self {
+            decode,
+            inference,
+            promised: None,
+        }
     }
 }
 
@@ -29,9 +33,13 @@ impl Pace {
         follow(&mut self.decode, busy.as_secs_f64() * share);
     }
 
-    /// Takes in that inferring `images` images kept `share` (0 to 1] of the machine busy for `busy`.
+    /// Takes in that inferring `images` images kept `share` (0 to 1] of the machine busy for
+    /// `busy`.
     pub fn record_inference(&mut self, images: usize, busy: Duration, share: f64) {
-        follow(&mut self.inference, busy.as_secs_f64() * share / images as f64);
+        follow(
+            &mut self.inference,
+            busy.as_secs_f64() * share / images as f64,
+        );
     }
 
     /// Seconds of the whole machine that decoding an image takes.
@@ -49,11 +57,12 @@ impl Pace {
         (time.as_secs_f64() / (self.decode + self.inference).max(1e-6)) as usize
     }
 
-    /// When the next client that is refused should try again, while `waiting` images wait for their `share` (0 to 1] of
-    /// the machine.
+    /// When the next client that is refused should try again, while `waiting` images wait for their
+    /// `share` (0 to 1] of the machine.
     ///
-    /// Not before the queue has been worked off, and each refused client one image later than the one before, so that
-    /// they come back at the rate at which they can be served instead of all at once.
+    /// Not before the queue has been worked off, and each refused client one image later than the
+    /// one before, so that they come back at the rate at which they can be served instead of all at
+    /// once.
     pub fn next_place(&mut self, waiting: usize, share: f64) -> Duration {
         self.next_place_at(waiting, share, Instant::now())
     }
@@ -61,7 +70,9 @@ impl Pace {
     fn next_place_at(&mut self, waiting: usize, share: f64, now: Instant) -> Duration {
         let image = Duration::from_secs_f64((self.decode + self.inference) / share);
         let worked_off = now + image * u32::try_from(waiting).unwrap_or(u32::MAX);
-        let place = self.promised.map_or(worked_off, |promised| (promised + image).max(worked_off));
+        let place = self
+            .promised
+            .map_or(worked_off, |promised| (promised + image).max(worked_off));
         let place = place.min(now + LONGEST_DELAY);
         self.promised = Some(place);
         // Whole milliseconds, rounded up, so that no client comes back at once.
@@ -92,9 +103,13 @@ mod tests {
     fn refused_clients_come_back_one_after_the_other() {
         let mut pace = Pace::default();
         let now = Instant::now();
-        let delays: Vec<_> = (0..3).map(|_| pace.next_place_at(20, 1.0, now).as_millis()).collect();
+        let delays: Vec<_> = (0..3)
+            .map(|_| pace.next_place_at(20, 1.0, now).as_millis())
+            .collect();
         assert_eq!(delays, [201, 211, 221]);
-        let later = pace.next_place_at(20, 1.0, now + Duration::from_millis(500)).as_millis();
+        let later = pace
+            .next_place_at(20, 1.0, now + Duration::from_millis(500))
+            .as_millis();
         assert_eq!(later, 201, "promises that have passed are forgotten");
         let half = Pace::default().next_place_at(20, 0.5, now).as_millis();
         assert_eq!(half, 401, "half the machine takes twice as long");

@@ -16,8 +16,8 @@ impl Priority {
     /// How many there are.
     pub const LEVELS: usize = 3;
 
-    /// By the number that clients send: 1 is the highest, larger ones are lower, 0 is the default. Whatever lies beyond the
-    /// lowest is the lowest.
+    /// By the number that clients send: 1 is the highest, larger ones are lower, 0 is the default.
+    /// Whatever lies beyond the lowest is the lowest.
     pub fn from_number(number: u64) -> Self {
         match number {
             0 => Self::default(),
@@ -40,7 +40,20 @@ mod tests {
     #[test]
     fn numbers_are_read_as_clients_mean_them() {
         let levels = [0, 1, 2, 3, u64::MAX].map(Priority::from_number);
-        assert_eq!(levels, [Priority::Normal, Priority::High, Priority::Normal, Priority::Low, Priority::Low]);
-        assert!(levels.iter().all(|level| Priority::from_number(level.number()) == *level));
+        assert_eq!(
+            levels,
+            [
+                Priority::Normal,
+                Priority::High,
+                Priority::Normal,
+                Priority::Low,
+                Priority::Low
+            ]
+        );
+        assert!(
+            levels
+                .iter()
+                .all(|level| Priority::from_number(level.number()) == *level)
+        );
     }
 }

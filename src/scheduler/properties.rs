@@ -14,7 +14,11 @@ use crate::{
     image::{PixelFormat, RawFrame},
 };
 
-const GEOMETRY: Geometry = Geometry { width: 2, height: 2, resize_shorter_side: 2 };
+const GEOMETRY: Geometry = Geometry {
+    width: 2,
+    height: 2,
+    resize_shorter_side: 2,
+};
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -47,11 +51,16 @@ struct Expected {
 
 impl Expected {
     fn counted(&self, client: u64) -> usize {
-        self.clients.get(&client).map_or(0, |items| items.iter().filter(|(_, counts)| *counts).count())
+        self.clients.get(&client).map_or(0, |items| {
+            items.iter().filter(|(_, counts)| *counts).count()
+        })
     }
 
     fn all_counted(&self) -> usize {
-        self.clients.keys().map(|client| self.counted(*client)).sum()
+        self.clients
+            .keys()
+            .map(|client| self.counted(*client))
+            .sum()
     }
 
     fn remove(&mut self, item: usize) {
@@ -68,29 +77,56 @@ impl Expected {
         }
     }
 
-    fn push(&mut self, capacity: usize, (client, counts): (u64, bool), item: usize, pushed: Pushed<usize>) {
+    fn push(
+        &mut self,
+        capacity: usize,
+        (client, counts): (u64, bool),
+        item: usize,
+        pushed: Pushed<usize>,
+    ) {
         let full = counts && self.all_counted() >= capacity;
-        let heaviest = self.clients.keys().map(|client| self.counted(*client)).max().unwrap_or(0);
+        let heaviest = self
+            .clients
+            .keys()
+            .map(|client| self.counted(*client))
+            .max()
+            .unwrap_or(0);
         let may_displace = heaviest > self.counted(client) + 1;
         match pushed {
             Pushed::Queued => assert!(!full),
             Pushed::Full(own) => return assert!(own == item && full && !may_displace),
             Pushed::Displaced(other) => {
                 assert!(full && may_displace);
-                let owner =
-                    *self.clients.iter().find(|(_, items)| items.contains(&(other, true))).expect("it counts").0;
-                assert_eq!(self.counted(owner), heaviest, "the client with most gives way");
-                let newest = self.clients[&owner].iter().rev().find(|(_, counts)| *counts);
+                let owner = *self
+                    .clients
+                    .iter()
+                    .find(|(_, items)| items.contains(&(other, true)))
+                    .expect("it counts")
+                    .0;
+                assert_eq!(
+                    self.counted(owner),
+                    heaviest,
+                    "the client with most gives way"
+                );
+                let newest = self.clients[&owner]
+                    .iter()
+                    .rev()
+                    .find(|(_, counts)| *counts);
                 assert_eq!(newest, Some(&(other, true)), "with its newest");
                 self.remove(other);
             }
         }
-        self.clients.entry(client).or_default().push_back((item, counts));
+        self.clients
+            .entry(client)
+            .or_default()
+            .push_back((item, counts));
         self.served_since.entry(client).or_default();
     }
 
     fn pop(&mut self, popped: Option<usize>) {
-        let Some(item) = popped else { return assert!(self.clients.is_empty(), "something is kept back") };
+        let Some(item) = popped else {
+            return assert!(self.clients.is_empty(), "something is kept back");
+        };
         let client = *self
             .clients
             .iter()
@@ -98,7 +134,10 @@ impl Expected {
             .expect("the oldest of a client")
             .0;
         for (other, served) in &mut self.served_since {
-            assert!(*other == client || !served.contains(&client), "{client} twice while {other} waits");
+            assert!(
+                *other == client || !served.contains(&client),
+                "{client} twice while {other} waits"
+            );
             served.push(client);
         }
         self.served_since.insert(client, Vec::new());
@@ -110,7 +149,8 @@ impl Expected {
 pub(super) enum Fate {
     /// It is wanted until it is answered.
     Wanted,
-    /// Its deadline has passed before it is queued, or before it is decoded, or before its batch is taken.
+    /// Its deadline has passed before it is queued, or before it is decoded, or before its batch is
+    /// taken.
     Late,
     /// Its deadline passes about now.
     Soon,
@@ -140,8 +180,18 @@ fn arrival(value: u8, fate: Fate) -> Option<Arrival> {
         Fate::Bad => Bytes::new(),
         _ => Bytes::from(vec![value; GEOMETRY.bytes()]),
     };
-    let frame = RawFrame { format: PixelFormat::Rgb8, width: 2, height: 2, stride: 0, data };
-    Some(Arrival { image: Source::Raw(frame), at: Instant::now(), mirrored: false })
+    let frame = RawFrame {
+        format: PixelFormat::Rgb8,
+        width: 2,
+        height: 2,
+        stride: 0,
+        data,
+    };
+    Some(Arrival {
+        image: Source::Raw(frame),
+        at: Instant::now(),
+        mirrored: false,
+    })
 }
 
 /// A job with a number of its own, which its image bears and its answer repeats.
@@ -155,7 +205,12 @@ pub(super) struct Numbered {
 
 impl Numbered {
     fn job(self) -> Job {
-        let Self { value, client, counts, fate } = self;
+        let Self {
+            value,
+            client,
+            counts,
+            fate,
+        } = self;
         let deadline = match fate {
             Fate::Late => Some(Instant::now()),
             Fate::Soon => Some(Instant::now() + Duration::from_micros(300)),
@@ -185,18 +240,33 @@ impl Submitted {
             Ok(outcome) if matches!(numbered.fate, Fate::Gone) => drop(outcome),
             Ok(outcome) => self.accepted.push((numbered, outcome)),
             Err(full) => {
-                assert!(numbered.counts && full.waiting >= 1 && full.waiting <= capacity, "{full}");
+                assert!(
+                    numbered.counts && full.waiting >= 1 && full.waiting <= capacity,
+                    "{full}"
+                );
                 self.refused.push(numbered.value);
             }
         }
     }
 
-    /// When all has ended: each has exactly one outcome, the right one, and what was late or refused was not `executed`.
+    /// When all has ended: each has exactly one outcome, the right one, and what was late or
+    /// refused was not `executed`.
     pub fn check(self, executed: &[u8]) {
         let times = |value: u8| executed.iter().filter(|other| **other == value).count();
         assert!(self.refused.into_iter().all(|value| times(value) == 0));
-        for (numbered @ Numbered { value, counts, fate, .. }, outcome) in self.accepted {
-            let outcome = outcome.blocking_recv().expect("an accepted job has an outcome");
+        for (
+            numbered @ Numbered {
+                value,
+                counts,
+                fate,
+                ..
+            },
+            outcome,
+        ) in self.accepted
+        {
+            let outcome = outcome
+                .blocking_recv()
+                .expect("an accepted job has an outcome");
             let done = match (&outcome, fate) {
                 (Ok(reply), Fate::Wanted | Fate::Soon) => reply.logits == [f32::from(value)],
                 (Err(JobError::DeadlineExceeded), Fate::Late | Fate::Soon) => false,
@@ -205,8 +275,15 @@ impl Submitted {
                 (Err(JobError::Displaced(_)), _) if counts => false,
                 _ => panic!("the outcome of {numbered:?} is {outcome:?}"),
             };
-            assert_eq!(times(value), usize::from(done), "the outcome of {numbered:?} is {outcome:?}");
-            assert!(done || outcome.is_err(), "{numbered:?} has another's answer");
+            assert_eq!(
+                times(value),
+                usize::from(done),
+                "the outcome of {numbered:?} is {outcome:?}"
+            );
+            assert!(
+                done || outcome.is_err(),
+                "{numbered:?} has another's answer"
+            );
         }
         assert!((0..u8::MAX).all(|value| times(value) <= 1));
     }
@@ -225,9 +302,15 @@ struct Recorder(Executed);
 
 impl Engine for Recorder {
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
-        let firsts: Vec<u8> = images.chunks_exact(GEOMETRY.bytes()).map(|image| image[0]).collect();
+        let firsts: Vec<u8> = images
+            .chunks_exact(GEOMETRY.bytes())
+            .map(|image| image[0])
+            .collect();
         assert_eq!(firsts.len(), n);
-        logits.iter_mut().zip(&firsts).for_each(|(logit, first)| *logit = f32::from(*first));
+        logits
+            .iter_mut()
+            .zip(&firsts)
+            .for_each(|(logit, first)| *logit = f32::from(*first));
         self.0.lock().unwrap().extend(firsts);
         Ok(())
     }
@@ -288,14 +371,19 @@ impl Machine {
             wide: self.wide.then(engine),
             narrow: (0..self.lanes).map(|_| engine()).collect(),
         };
-        let queue = scheduler.add(Start { lanes, geometry: GEOMETRY, classes: 1, metrics: metrics() });
+        let queue = scheduler.add(Start {
+            lanes,
+            geometry: GEOMETRY,
+            classes: 1,
+            metrics: metrics(),
+        });
         (queue, executed)
     }
 }
 
 proptest! {
-    /// Nothing lost, nothing twice, never more than there is room for, each client in its order and none twice while
-    /// another waits.
+    /// Nothing lost, nothing twice, never more than there is room for, each client in its order and
+    /// none twice while another waits.
     #[test]
     fn a_fair_queue_is_a_queue_and_fair(capacity in 1..10_usize, steps in vec(step(), 1..300)) {
         let (mut queue, mut expected) = (FairQueue::default(), Expected::default());
@@ -325,7 +413,8 @@ proptest! {
         assert!(expected.clients.is_empty());
     }
 
-    /// Late and abandoned images leave the queue on their own; the others come out once, in order, in batches that fit.
+    /// Late and abandoned images leave the queue on their own; the others come out once, in order,
+    /// in batches that fit.
     #[test]
     fn batches_hold_what_is_still_wanted(
         max_batch in 1..5_usize,
@@ -383,7 +472,8 @@ proptest! {
         }
     }
 
-    /// Through all the threads: every accepted job has exactly one outcome, the right one, and what is late is not done.
+    /// Through all the threads: every accepted job has exactly one outcome, the right one, and what
+    /// is late is not done.
     #[test]
     fn every_job_has_one_outcome_and_late_ones_are_not_done(
         machine in machine(),

@@ -13,7 +13,11 @@ use crate::{
     image::{Crop, PixelFormat, RawFrame},
 };
 
-const GEOMETRY: Geometry = Geometry { width: 2, height: 2, resize_shorter_side: 2 };
+const GEOMETRY: Geometry = Geometry {
+    width: 2,
+    height: 2,
+    resize_shorter_side: 2,
+};
 
 /// One call of an engine: on which lane, with the first byte of each image.
 #[derive(Debug, PartialEq)]
@@ -22,7 +26,8 @@ struct Call {
     images: Vec<u8>,
 }
 
-/// Reports each call and answers it when told to; the logits are the image's first byte, and an image of 255 fails.
+/// Reports each call and answers it when told to; the logits are the image's first byte, and an
+/// image of 255 fails.
 struct Scripted {
     lane: &'static str,
     calls: mpsc::Sender<Call>,
@@ -32,13 +37,30 @@ struct Scripted {
 impl Engine for Scripted {
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
         assert_eq!((images.len(), logits.len()), (n * GEOMETRY.bytes(), n));
-        let firsts: Vec<u8> = images.chunks_exact(GEOMETRY.bytes()).map(|image| image[0]).collect();
-        logits.iter_mut().zip(&firsts).for_each(|(logit, first)| *logit = f32::from(*first));
-        self.calls.send(Call { lane: self.lane, images: firsts.clone() }).unwrap();
+        let firsts: Vec<u8> = images
+            .chunks_exact(GEOMETRY.bytes())
+            .map(|image| image[0])
+            .collect();
+        logits
+            .iter_mut()
+            .zip(&firsts)
+            .for_each(|(logit, first)| *logit = f32::from(*first));
+        self.calls
+            .send(Call {
+                lane: self.lane,
+                images: firsts.clone(),
+            })
+            .unwrap();
         self.go.lock().unwrap().recv().unwrap();
         match firsts[0] {
-            255 => Err(EngineError::Inference { kind: EngineKind::Embedded, reason: "as told".into() }),
-            252 => Err(EngineError::Lost { kind: EngineKind::Embedded, reason: "as told".into() }),
+            255 => Err(EngineError::Inference {
+                kind: EngineKind::Embedded,
+                reason: "as told".into(),
+            }),
+            252 => Err(EngineError::Lost {
+                kind: EngineKind::Embedded,
+                reason: "as told".into(),
+            }),
             254 => panic!("as told"),
             253 => {
                 logits.fill(f32::NAN);
@@ -49,7 +71,8 @@ impl Engine for Scripted {
     }
 }
 
-/// Dropped from top to bottom: when a test fails, engines that wait to be told fail too instead of waiting for ever.
+/// Dropped from top to bottom: when a test fails, engines that wait to be told fail too instead of
+/// waiting for ever.
 struct Bench {
     go: mpsc::Sender<()>,
     queue: Queue,
@@ -74,7 +97,14 @@ impl Default for Setup {
             max_queue_delay: Duration::ZERO,
             preprocess: PreprocessConfig::default(),
         };
-        Self { narrow: 1, wide: false, max_batch: 1, fixed_batch: false, offloaded: false, config }
+        Self {
+            narrow: 1,
+            wide: false,
+            max_batch: 1,
+            fixed_batch: false,
+            offloaded: false,
+            config,
+        }
     }
 }
 
@@ -82,19 +112,35 @@ impl Setup {
     /// As many cores as lanes, unless the lanes are on a device.
     fn start(self) -> Bench {
         let threads = if self.offloaded { 1 } else { self.narrow };
-        let config = SchedulerConfig { threads: NonZeroUsize::new(threads).unwrap(), ..self.config };
+        let config = SchedulerConfig {
+            threads: NonZeroUsize::new(threads).unwrap(),
+            ..self.config
+        };
         let scheduler = Scheduler::new(config);
         let (calls, go, queue) = self.add("narrow", &scheduler);
-        Bench { scheduler, queue, calls, go }
+        Bench {
+            scheduler,
+            queue,
+            calls,
+            go,
+        }
     }
 
     /// One more model on the same scheduler.
-    fn add(self, name: &'static str, scheduler: &Scheduler) -> (mpsc::Receiver<Call>, mpsc::Sender<()>, Queue) {
+    fn add(
+        self,
+        name: &'static str,
+        scheduler: &Scheduler,
+    ) -> (mpsc::Receiver<Call>, mpsc::Sender<()>, Queue) {
         let (call_sender, calls) = mpsc::channel();
         let (go, go_receiver) = mpsc::channel();
         let go_receiver = Arc::new(Mutex::new(go_receiver));
         let lane = |lane| -> Box<dyn Engine> {
-            Box::new(Scripted { lane, calls: call_sender.clone(), go: Arc::clone(&go_receiver) })
+            Box::new(Scripted {
+                lane,
+                calls: call_sender.clone(),
+                go: Arc::clone(&go_receiver),
+            })
         };
         let lanes = Lanes {
             info: EngineInfo {
@@ -110,15 +156,30 @@ impl Setup {
             narrow: (0..self.narrow).map(|_| lane(name)).collect(),
         };
         let metrics = Arc::new(ModelMetrics::new("test"));
-        let queue = scheduler.add(Start { lanes, geometry: GEOMETRY, classes: 1, metrics });
+        let queue = scheduler.add(Start {
+            lanes,
+            geometry: GEOMETRY,
+            classes: 1,
+            metrics,
+        });
         (calls, go, queue)
     }
 }
 
 fn arrival(value: u8) -> Arrival {
     let data = Bytes::from(vec![value; GEOMETRY.bytes()]);
-    let frame = RawFrame { format: PixelFormat::Rgb8, width: 2, height: 2, stride: 0, data };
-    Arrival { image: Source::Raw(frame), at: Instant::now(), mirrored: false }
+    let frame = RawFrame {
+        format: PixelFormat::Rgb8,
+        width: 2,
+        height: 2,
+        stride: 0,
+        data,
+    };
+    Arrival {
+        image: Source::Raw(frame),
+        at: Instant::now(),
+        mirrored: false,
+    }
 }
 
 fn job(value: u8) -> Job {
@@ -134,16 +195,23 @@ fn job(value: u8) -> Job {
 
 impl Bench {
     fn submit(&self, value: u8) -> oneshot::Receiver<Outcome> {
-        self.queue.submit(job(value)).expect("there is a place in the queue")
+        self.queue
+            .submit(job(value))
+            .expect("there is a place in the queue")
     }
 
     /// The next call of an engine, which then waits for [`Bench::go`].
     fn call(&self) -> Call {
-        self.calls.recv_timeout(Duration::from_secs(5)).expect("the engine is called")
+        self.calls
+            .recv_timeout(Duration::from_secs(5))
+            .expect("the engine is called")
     }
 
     fn no_call(&self) {
-        assert!(self.calls.recv_timeout(Duration::from_millis(50)).is_err(), "no engine should be called");
+        assert!(
+            self.calls.recv_timeout(Duration::from_millis(50)).is_err(),
+            "no engine should be called"
+        );
     }
 
     fn go(&self) {
@@ -166,7 +234,13 @@ fn logit(outcome: oneshot::Receiver<Outcome>) -> f32 {
 fn an_image_is_decoded_inferred_and_answered() {
     let bench = Setup::default().start();
     let outcome = bench.submit(7);
-    assert_eq!(bench.call(), Call { lane: "narrow", images: vec![7] });
+    assert_eq!(
+        bench.call(),
+        Call {
+            lane: "narrow",
+            images: vec![7]
+        }
+    );
     bench.go();
     let reply = outcome.blocking_recv().unwrap().unwrap();
     assert_eq!(reply.logits, [7.0]);
@@ -175,9 +249,20 @@ fn an_image_is_decoded_inferred_and_answered() {
 
 #[test]
 fn an_image_that_is_alone_gets_all_cores_and_several_share_them() {
-    let bench = Setup { narrow: 2, wide: true, ..Setup::default() }.start();
+    let bench = Setup {
+        narrow: 2,
+        wide: true,
+        ..Setup::default()
+    }
+    .start();
     let first = bench.submit(1);
-    assert_eq!(bench.call(), Call { lane: "wide", images: vec![1] });
+    assert_eq!(
+        bench.call(),
+        Call {
+            lane: "wide",
+            images: vec![1]
+        }
+    );
     let (second, third) = (bench.submit(2), bench.submit(3));
     bench.no_call();
     bench.go();
@@ -195,7 +280,11 @@ fn an_image_that_is_alone_gets_all_cores_and_several_share_them() {
 
 #[test]
 fn batches_form_from_what_waits() {
-    let bench = Setup { max_batch: 4, ..Setup::default() }.start();
+    let bench = Setup {
+        max_batch: 4,
+        ..Setup::default()
+    }
+    .start();
     let first = bench.occupy(0);
     let rest: Vec<_> = (1..=6).map(|value| bench.submit(value)).collect();
     bench.go();
@@ -204,12 +293,20 @@ fn batches_form_from_what_waits() {
     assert_eq!(bench.call().images, [5, 6]);
     bench.go();
     assert_eq!(logit(first), 0.0);
-    assert_eq!(rest.into_iter().map(logit).collect::<Vec<_>>(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    assert_eq!(
+        rest.into_iter().map(logit).collect::<Vec<_>>(),
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    );
 }
 
 #[test]
 fn cores_share_out_what_waits() {
-    let bench = Setup { narrow: 2, max_batch: 4, ..Setup::default() }.start();
+    let bench = Setup {
+        narrow: 2,
+        max_batch: 4,
+        ..Setup::default()
+    }
+    .start();
     let mut outcomes = vec![bench.submit(0), bench.submit(1)];
     let calls = [bench.call(), bench.call()];
     assert!(calls.iter().all(|call| call.images.len() == 1), "{calls:?}");
@@ -219,14 +316,25 @@ fn cores_share_out_what_waits() {
         assert_eq!(bench.call().images, images);
     }
     (0..2).for_each(|_| bench.go());
-    assert_eq!(outcomes.into_iter().map(logit).collect::<Vec<_>>(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    assert_eq!(
+        outcomes.into_iter().map(logit).collect::<Vec<_>>(),
+        [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    );
 }
 
 #[test]
 fn an_incomplete_batch_waits_as_long_as_it_may() {
     let start = |max_queue_delay| {
-        let config = SchedulerConfig { max_queue_delay, ..Setup::default().config };
-        Setup { max_batch: 2, config, ..Setup::default() }.start()
+        let config = SchedulerConfig {
+            max_queue_delay,
+            ..Setup::default().config
+        };
+        Setup {
+            max_batch: 2,
+            config,
+            ..Setup::default()
+        }
+        .start()
     };
     let bench = start(Duration::from_secs(3600));
     let first = bench.submit(1);
@@ -246,7 +354,12 @@ fn an_incomplete_batch_waits_as_long_as_it_may() {
 
 #[test]
 fn a_fixed_batch_is_filled_up() {
-    let bench = Setup { max_batch: 3, fixed_batch: true, ..Setup::default() }.start();
+    let bench = Setup {
+        max_batch: 3,
+        fixed_batch: true,
+        ..Setup::default()
+    }
+    .start();
     let outcome = bench.submit(5);
     assert_eq!(bench.call().images, [5, 0, 0]);
     bench.go();
@@ -264,7 +377,14 @@ fn expired_and_abandoned_work_is_neither_decoded_nor_inferred() {
             fetched.fetch_add(1, SeqCst);
             Some(arrival(9))
         });
-        bench.queue.submit(Job { deadline, fetch, ..job(9) }).unwrap()
+        bench
+            .queue
+            .submit(Job {
+                deadline,
+                fetch,
+                ..job(9)
+            })
+            .unwrap()
     };
     let expired = counting(Some(Instant::now() + Duration::from_millis(10)));
     drop(counting(None));
@@ -273,14 +393,21 @@ fn expired_and_abandoned_work_is_neither_decoded_nor_inferred() {
     bench.go();
     assert_eq!(bench.call().images, [2]);
     bench.go();
-    assert!(matches!(expired.blocking_recv().unwrap(), Err(JobError::DeadlineExceeded)));
+    assert!(matches!(
+        expired.blocking_recv().unwrap(),
+        Err(JobError::DeadlineExceeded)
+    ));
     assert_eq!((logit(first), logit(last)), (1.0, 2.0));
     assert_eq!(fetched.load(SeqCst), 0);
 }
 
 #[test]
 fn a_withdrawn_job_does_not_hold_up_the_batch_before_it() {
-    let bench = Setup { max_batch: 2, ..Setup::default() }.start();
+    let bench = Setup {
+        max_batch: 2,
+        ..Setup::default()
+    }
+    .start();
     let first = bench.occupy(0);
     let live = bench.submit(1);
     drop(bench.submit(9));
@@ -292,18 +419,40 @@ fn a_withdrawn_job_does_not_hold_up_the_batch_before_it() {
 
 #[test]
 fn images_that_cannot_be_decoded_do_not_hold_up_the_batch_before_them() {
-    let bench = Setup { max_batch: 2, ..Setup::default() }.start();
+    let bench = Setup {
+        max_batch: 2,
+        ..Setup::default()
+    }
+    .start();
     let slow = || {
         let fetch = Box::new(|| {
             std::thread::sleep(Duration::from_millis(5));
-            Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now(), mirrored: false })
+            Some(Arrival {
+                image: Source::Encoded(Bytes::new()),
+                at: Instant::now(),
+                mirrored: false,
+            })
         });
-        bench.queue.submit(Job { fetch, counts: false, ..job(0) }).unwrap()
+        bench
+            .queue
+            .submit(Job {
+                fetch,
+                counts: false,
+                ..job(0)
+            })
+            .unwrap()
     };
     let good = bench.submit(1);
     let bad: Vec<_> = (0..200).map(|_| slow()).collect();
     assert_eq!(bench.call().images, [1]);
-    let waiting = bench.scheduler.shared.lock().queues.values().map(|queue| queue.waiting.len()).sum::<usize>();
+    let waiting = bench
+        .scheduler
+        .shared
+        .lock()
+        .queues
+        .values()
+        .map(|queue| queue.waiting.len())
+        .sum::<usize>();
     assert!(waiting > 100, "most of the bad ones still wait");
     bench.go();
     assert_eq!(logit(good), 1.0);
@@ -312,9 +461,15 @@ fn images_that_cannot_be_decoded_do_not_hold_up_the_batch_before_them() {
 
 #[test]
 fn jobs_whose_callers_have_gone_give_their_places_back() {
-    let config =
-        SchedulerConfig { queue_capacity: Capacity::Exactly(NonZeroUsize::new(2).unwrap()), ..Setup::default().config };
-    let bench = Setup { config, ..Setup::default() }.start();
+    let config = SchedulerConfig {
+        queue_capacity: Capacity::Exactly(NonZeroUsize::new(2).unwrap()),
+        ..Setup::default().config
+    };
+    let bench = Setup {
+        config,
+        ..Setup::default()
+    }
+    .start();
     let first = bench.occupy(0);
     drop([bench.submit(8), bench.submit(9)]);
     let second = bench.submit(1);
@@ -328,20 +483,35 @@ fn logits_that_are_no_numbers_are_an_error() {
     let bench = Setup::default().start();
     let outcome = bench.occupy(253);
     bench.go();
-    assert!(matches!(outcome.blocking_recv().unwrap(), Err(JobError::Engine(_))));
+    assert!(matches!(
+        outcome.blocking_recv().unwrap(),
+        Err(JobError::Engine(_))
+    ));
 }
 
 #[test]
 fn a_full_queue_refuses_and_streams_are_not_counted() {
-    let config =
-        SchedulerConfig { queue_capacity: Capacity::Exactly(NonZeroUsize::new(2).unwrap()), ..Setup::default().config };
-    let bench = Setup { config, ..Setup::default() }.start();
+    let config = SchedulerConfig {
+        queue_capacity: Capacity::Exactly(NonZeroUsize::new(2).unwrap()),
+        ..Setup::default().config
+    };
+    let bench = Setup {
+        config,
+        ..Setup::default()
+    }
+    .start();
     let first = bench.occupy(0);
     let waiting = [bench.submit(1), bench.submit(2)];
     let full = bench.queue.submit(job(3)).unwrap_err();
     assert_eq!(full.waiting, 2);
     assert!(full.retry_after > Duration::ZERO);
-    let stream = bench.queue.submit(Job { counts: false, ..job(4) }).unwrap();
+    let stream = bench
+        .queue
+        .submit(Job {
+            counts: false,
+            ..job(4)
+        })
+        .unwrap();
     for _ in 0..4 {
         bench.go();
     }
@@ -351,27 +521,53 @@ fn a_full_queue_refuses_and_streams_are_not_counted() {
 
 #[test]
 fn a_flooding_client_gives_way_to_another() {
-    let config =
-        SchedulerConfig { queue_capacity: Capacity::Exactly(NonZeroUsize::new(3).unwrap()), ..Setup::default().config };
-    let bench = Setup { config, ..Setup::default() }.start();
+    let config = SchedulerConfig {
+        queue_capacity: Capacity::Exactly(NonZeroUsize::new(3).unwrap()),
+        ..Setup::default().config
+    };
+    let bench = Setup {
+        config,
+        ..Setup::default()
+    }
+    .start();
     let first = bench.occupy(0);
     let flood: Vec<_> = (1..=3).map(|value| bench.submit(value)).collect();
-    let other = bench.queue.submit(Job { client: ClientId(2), ..job(9) }).unwrap();
+    let other = bench
+        .queue
+        .submit(Job {
+            client: ClientId(2),
+            ..job(9)
+        })
+        .unwrap();
     for _ in 0..4 {
         bench.go();
     }
     assert_eq!((logit(first), logit(other)), (0.0, 9.0));
-    let flood: Vec<_> = flood.into_iter().map(|outcome| outcome.blocking_recv().unwrap()).collect();
-    assert!(matches!(flood[..], [Ok(_), Ok(_), Err(JobError::Displaced(_))]), "{flood:?}");
+    let flood: Vec<_> = flood
+        .into_iter()
+        .map(|outcome| outcome.blocking_recv().unwrap())
+        .collect();
+    assert!(
+        matches!(flood[..], [Ok(_), Ok(_), Err(JobError::Displaced(_))]),
+        "{flood:?}"
+    );
 }
 
 #[test]
 fn a_bad_image_fails_alone() {
     let bench = Setup::default().start();
-    let fetch =
-        Box::new(|| Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now(), mirrored: false }));
+    let fetch = Box::new(|| {
+        Some(Arrival {
+            image: Source::Encoded(Bytes::new()),
+            at: Instant::now(),
+            mirrored: false,
+        })
+    });
     let bad = bench.queue.submit(Job { fetch, ..job(0) }).unwrap();
-    assert!(matches!(bad.blocking_recv().unwrap(), Err(JobError::Image(_))));
+    assert!(matches!(
+        bad.blocking_recv().unwrap(),
+        Err(JobError::Image(_))
+    ));
     let good = bench.occupy(1);
     bench.go();
     assert_eq!(logit(good), 1.0);
@@ -395,13 +591,21 @@ fn an_engine_that_fails_or_panics_fails_its_batch_only() {
 
 #[test]
 fn stopping_finishes_what_was_admitted() {
-    let bench = Setup { narrow: 2, wide: true, ..Setup::default() }.start();
+    let bench = Setup {
+        narrow: 2,
+        wide: true,
+        ..Setup::default()
+    }
+    .start();
     let outcomes: Vec<_> = (0..8).map(|value| bench.submit(value)).collect();
     for _ in 0..8 {
         bench.go();
     }
     drop(bench);
-    assert_eq!(outcomes.into_iter().map(logit).collect::<Vec<_>>(), [0., 1., 2., 3., 4., 5., 6., 7.]);
+    assert_eq!(
+        outcomes.into_iter().map(logit).collect::<Vec<_>>(),
+        [0., 1., 2., 3., 4., 5., 6., 7.]
+    );
 }
 
 #[test]
@@ -425,7 +629,14 @@ fn a_live_source_gives_its_newest_image_when_its_turn_comes() {
 fn models_take_turns_however_much_is_asked_of_one() {
     let bench = Setup::default().start();
     let (calls, go, other) = Setup::default().add("other", &bench.scheduler);
-    let submit = |queue: &Queue, value| queue.submit(Job { counts: false, ..job(value) }).unwrap();
+    let submit = |queue: &Queue, value| {
+        queue
+            .submit(Job {
+                counts: false,
+                ..job(value)
+            })
+            .unwrap()
+    };
     let first = bench.occupy(0);
     let flood: Vec<_> = (1..=20).map(|value| submit(&bench.queue, value)).collect();
     let few: Vec<_> = (100..104).map(|value| submit(&other, value)).collect();
@@ -442,24 +653,39 @@ fn models_take_turns_however_much_is_asked_of_one() {
         }
     }
     let last_of_few = order.iter().position(|value| *value == 103).unwrap();
-    assert!(last_of_few <= 10, "four images of one model wait for about as many of the other: {order:?}");
-    flood.into_iter().chain(few).for_each(|outcome| assert!(outcome.blocking_recv().unwrap().is_ok()));
+    assert!(
+        last_of_few <= 10,
+        "four images of one model wait for about as many of the other: {order:?}"
+    );
+    flood
+        .into_iter()
+        .chain(few)
+        .for_each(|outcome| assert!(outcome.blocking_recv().unwrap().is_ok()));
 }
 
 #[test]
 fn a_retired_model_finishes_what_it_was_given_and_then_drops_its_engines() {
-    let bench = Setup { max_batch: 2, ..Setup::default() }.start();
+    let bench = Setup {
+        max_batch: 2,
+        ..Setup::default()
+    }
+    .start();
     let (calls, go, other) = Setup::default().add("other", &bench.scheduler);
     let outcomes = [other.submit(job(1)).unwrap(), other.submit(job(2)).unwrap()];
     drop(other);
     for _ in 0..2 {
-        calls.recv_timeout(Duration::from_secs(5)).expect("what was admitted is inferred");
+        calls
+            .recv_timeout(Duration::from_secs(5))
+            .expect("what was admitted is inferred");
         go.send(()).unwrap();
     }
     assert_eq!(outcomes.map(logit), [1.0, 2.0]);
     // The sender lives in the engine.
     let gone = calls.recv_timeout(Duration::from_secs(5));
-    assert!(matches!(gone, Err(mpsc::RecvTimeoutError::Disconnected)), "{gone:?}");
+    assert!(
+        matches!(gone, Err(mpsc::RecvTimeoutError::Disconnected)),
+        "{gone:?}"
+    );
     let first = bench.occupy(7);
     bench.go();
     assert_eq!(logit(first), 7.0);
@@ -469,16 +695,29 @@ fn a_retired_model_finishes_what_it_was_given_and_then_drops_its_engines() {
 fn an_idle_model_is_retired_at_once() {
     for offloaded in [false, true] {
         let bench = Setup::default().start();
-        let (calls, _go, other) = Setup { offloaded, ..Setup::default() }.add("other", &bench.scheduler);
+        let (calls, _go, other) = Setup {
+            offloaded,
+            ..Setup::default()
+        }
+        .add("other", &bench.scheduler);
         drop(other);
         let gone = calls.recv_timeout(Duration::from_secs(5));
-        assert!(matches!(gone, Err(mpsc::RecvTimeoutError::Disconnected)), "{gone:?}");
+        assert!(
+            matches!(gone, Err(mpsc::RecvTimeoutError::Disconnected)),
+            "{gone:?}"
+        );
     }
 }
 
 #[test]
 fn images_are_decoded_while_a_device_is_busy() {
-    let bench = Setup { narrow: 2, max_batch: 2, offloaded: true, ..Setup::default() }.start();
+    let bench = Setup {
+        narrow: 2,
+        max_batch: 2,
+        offloaded: true,
+        ..Setup::default()
+    }
+    .start();
     let first = bench.occupy(0);
     let second = bench.occupy(1);
     let fetched = Arc::new(AtomicUsize::new(0));
@@ -489,7 +728,13 @@ fn images_are_decoded_while_a_device_is_busy() {
                 fetched.fetch_add(1, SeqCst);
                 Some(arrival(value))
             });
-            bench.queue.submit(Job { fetch, ..job(value) }).unwrap()
+            bench
+                .queue
+                .submit(Job {
+                    fetch,
+                    ..job(value)
+                })
+                .unwrap()
         })
         .collect();
     let give_up = Instant::now() + Duration::from_secs(5);
@@ -497,22 +742,43 @@ fn images_are_decoded_while_a_device_is_busy() {
         std::thread::sleep(Duration::from_millis(5));
     }
     bench.no_call();
-    assert_eq!(fetched.load(SeqCst), 6, "one batch for each lane is decoded ahead, and one more");
+    assert_eq!(
+        fetched.load(SeqCst),
+        6,
+        "one batch for each lane is decoded ahead, and one more"
+    );
     bench.go();
     assert_eq!(bench.call().images.len(), 2, "a full batch was ready");
     // However the rest falls into batches.
     (0..10).for_each(|_| bench.go());
     assert_eq!((logit(first), logit(second)), (0.0, 1.0));
-    assert_eq!(rest.into_iter().map(logit).collect::<Vec<_>>(), (2_u8..12).map(f32::from).collect::<Vec<_>>());
+    assert_eq!(
+        rest.into_iter().map(logit).collect::<Vec<_>>(),
+        (2_u8..12).map(f32::from).collect::<Vec<_>>()
+    );
 }
 
 #[test]
 fn an_incomplete_batch_does_not_wait_for_bad_images_before_a_device() {
-    let config = SchedulerConfig { max_queue_delay: Duration::from_millis(100), ..Setup::default().config };
-    let bench = Setup { max_batch: 2, offloaded: true, config, ..Setup::default() }.start();
+    let config = SchedulerConfig {
+        max_queue_delay: Duration::from_millis(100),
+        ..Setup::default().config
+    };
+    let bench = Setup {
+        max_batch: 2,
+        offloaded: true,
+        config,
+        ..Setup::default()
+    }
+    .start();
     let good = bench.submit(1);
-    let fetch =
-        Box::new(|| Some(Arrival { image: Source::Encoded(Bytes::new()), at: Instant::now(), mirrored: false }));
+    let fetch = Box::new(|| {
+        Some(Arrival {
+            image: Source::Encoded(Bytes::new()),
+            at: Instant::now(),
+            mirrored: false,
+        })
+    });
     let bad = bench.queue.submit(Job { fetch, ..job(0) }).unwrap();
     assert!(bad.blocking_recv().unwrap().is_err());
     assert_eq!(bench.call().images, [1]);
@@ -523,12 +789,24 @@ fn an_incomplete_batch_does_not_wait_for_bad_images_before_a_device() {
 #[test]
 fn an_engine_that_is_lost_is_told_to_whoever_watches() {
     for offloaded in [false, true] {
-        let bench = Setup { offloaded, ..Setup::default() }.start();
+        let bench = Setup {
+            offloaded,
+            ..Setup::default()
+        }
+        .start();
         let failed = bench.occupy(252);
         bench.go();
-        assert!(matches!(failed.blocking_recv().unwrap(), Err(JobError::Engine(_))));
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        assert!(matches!(*runtime.block_on(bench.scheduler.lost()), EngineError::Lost { .. }));
+        assert!(matches!(
+            failed.blocking_recv().unwrap(),
+            Err(JobError::Engine(_))
+        ));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        assert!(matches!(
+            *runtime.block_on(bench.scheduler.lost()),
+            EngineError::Lost { .. }
+        ));
     }
 }
 
@@ -538,28 +816,57 @@ fn the_capacity_follows_the_pace_and_the_share() {
     (0..300).for_each(|_| pace.record_inference(1, Duration::from_millis(18), 0.5));
     // 1 ms of decoding and 9 of inference an image.
     let capacity = |capacity: Capacity, share| capacity.images(&pace, share, 2);
-    assert_eq!((capacity(Capacity::Usual, 1.0), capacity(Capacity::Usual, 0.5)), (20, 10));
-    assert_eq!(capacity(Capacity::Within(Duration::from_millis(105)), 1.0), 8);
-    assert_eq!(capacity(Capacity::Within(Duration::from_millis(105)), 0.5), 4);
+    assert_eq!(
+        (
+            capacity(Capacity::Usual, 1.0),
+            capacity(Capacity::Usual, 0.5)
+        ),
+        (20, 10)
+    );
+    assert_eq!(
+        capacity(Capacity::Within(Duration::from_millis(105)), 1.0),
+        8
+    );
+    assert_eq!(
+        capacity(Capacity::Within(Duration::from_millis(105)), 0.5),
+        4
+    );
     assert_eq!(capacity(Capacity::Within(Duration::from_millis(1)), 1.0), 1);
-    assert_eq!(capacity(Capacity::Exactly(NonZeroUsize::new(3).unwrap()), 0.1), 3);
+    assert_eq!(
+        capacity(Capacity::Exactly(NonZeroUsize::new(3).unwrap()), 0.1),
+        3
+    );
 }
 
 #[test]
 fn what_is_in_work_counts_towards_the_latency_target() {
-    let mut setup = Setup { max_batch: 2, ..Setup::default() };
+    let mut setup = Setup {
+        max_batch: 2,
+        ..Setup::default()
+    };
     // Of images that take 10 ms, as is assumed before the first is done.
     setup.config.queue_capacity = Capacity::Within(Duration::from_millis(45));
     let bench = setup.start();
     let first = bench.occupy(0);
     let rest: Vec<_> = (1..=3).map(|value| bench.submit(value)).collect();
-    assert_eq!(bench.queue.submit(job(4)).unwrap_err().waiting, 3, "with the one in work there are four");
+    assert_eq!(
+        bench.queue.submit(job(4)).unwrap_err().waiting,
+        3,
+        "with the one in work there are four"
+    );
     for calls in [2, 1] {
         bench.go();
         assert_eq!(bench.call().images.len(), calls);
     }
     bench.go();
-    assert_eq!([first].into_iter().chain(rest).map(logit).collect::<Vec<_>>(), [0.0, 1.0, 2.0, 3.0]);
+    assert_eq!(
+        [first]
+            .into_iter()
+            .chain(rest)
+            .map(logit)
+            .collect::<Vec<_>>(),
+        [0.0, 1.0, 2.0, 3.0]
+    );
 }
 
 #[test]
@@ -568,45 +875,86 @@ fn what_is_urgent_goes_first_and_what_can_wait_is_not_forgotten() {
     let first = bench.occupy(0);
     let submit = |priority, value| {
         let client = ClientId(u64::from(value / 50));
-        bench.queue.submit(Job { client, priority, counts: false, ..job(value) }).unwrap()
+        bench
+            .queue
+            .submit(Job {
+                client,
+                priority,
+                counts: false,
+                ..job(value)
+            })
+            .unwrap()
     };
-    let low: Vec<_> = (100..104).map(|value| submit(Priority::Low, value)).collect();
-    let high: Vec<_> = (1..=12).map(|value| submit(Priority::High, value)).collect();
+    let low: Vec<_> = (100..104)
+        .map(|value| submit(Priority::Low, value))
+        .collect();
+    let high: Vec<_> = (1..=12)
+        .map(|value| submit(Priority::High, value))
+        .collect();
     let mut order = Vec::new();
     bench.go();
     for _ in 0..16 {
         order.extend(bench.call().images);
         bench.go();
     }
-    assert_eq!(order, [1, 2, 3, 4, 100, 5, 6, 7, 8, 101, 9, 10, 11, 12, 102, 103]);
+    assert_eq!(
+        order,
+        [1, 2, 3, 4, 100, 5, 6, 7, 8, 101, 9, 10, 11, 12, 102, 103]
+    );
     assert_eq!(logit(first), 0.0);
-    assert_eq!(high.into_iter().map(logit).sum::<f32>() + low.into_iter().map(logit).sum::<f32>(), 78.0 + 406.0);
+    assert_eq!(
+        high.into_iter().map(logit).sum::<f32>() + low.into_iter().map(logit).sum::<f32>(),
+        78.0 + 406.0
+    );
 }
 
 #[test]
 fn a_request_of_several_images_takes_one_place() {
-    let config =
-        SchedulerConfig { queue_capacity: Capacity::Exactly(NonZeroUsize::new(2).unwrap()), ..Setup::default().config };
-    let bench = Setup { config, ..Setup::default() }.start();
+    let config = SchedulerConfig {
+        queue_capacity: Capacity::Exactly(NonZeroUsize::new(2).unwrap()),
+        ..Setup::default().config
+    };
+    let bench = Setup {
+        config,
+        ..Setup::default()
+    }
+    .start();
     let first = bench.occupy(0);
     let images = bench.queue.submit_all((1..=8).map(job)).unwrap();
     let more = bench.queue.submit_all((9..=10).map(job)).unwrap();
-    let other = |value| Job { client: ClientId(2), ..job(value) };
-    // Each of the two has one place, of two; nobody has enough of them to give one up but to the first of another client.
-    assert!(bench.queue.submit_all((11..=12).map(job)).is_err(), "as many requests wait as there are places");
+    let other = |value| Job {
+        client: ClientId(2),
+        ..job(value)
+    };
+    // Each of the two has one place, of two; nobody has enough of them to give one up but to the
+    // first of another client.
+    assert!(
+        bench.queue.submit_all((11..=12).map(job)).is_err(),
+        "as many requests wait as there are places"
+    );
     let displacing = bench.queue.submit(other(13)).unwrap();
-    assert!(matches!(more.into_iter().next().unwrap().blocking_recv().unwrap(), Err(JobError::Displaced(_))));
+    assert!(matches!(
+        more.into_iter().next().unwrap().blocking_recv().unwrap(),
+        Err(JobError::Displaced(_))
+    ));
     for _ in 0..10 {
         bench.go();
     }
     assert_eq!(logit(first), 0.0);
     assert_eq!(logit(displacing), 13.0);
-    assert_eq!(images.into_iter().map(logit).collect::<Vec<_>>(), [1., 2., 3., 4., 5., 6., 7., 8.]);
+    assert_eq!(
+        images.into_iter().map(logit).collect::<Vec<_>>(),
+        [1., 2., 3., 4., 5., 6., 7., 8.]
+    );
 }
 
 #[test]
 fn a_device_that_finds_only_abandoned_images_lets_others_be_decoded() {
-    let bench = Setup { offloaded: true, ..Setup::default() }.start();
+    let bench = Setup {
+        offloaded: true,
+        ..Setup::default()
+    }
+    .start();
     let first = bench.occupy(0);
     // As many as are decoded ahead, and one that waits for room.
     let abandoned = [1, 2].map(|value| bench.queue.submit(job(value)).unwrap());
@@ -615,16 +963,34 @@ fn a_device_that_finds_only_abandoned_images_lets_others_be_decoded() {
     drop(abandoned);
     bench.go();
     assert_eq!(logit(first), 0.0);
-    assert_eq!(bench.calls.recv_timeout(Duration::from_secs(5)).expect("the last image is not forgotten").images, [3]);
+    assert_eq!(
+        bench
+            .calls
+            .recv_timeout(Duration::from_secs(5))
+            .expect("the last image is not forgotten")
+            .images,
+        [3]
+    );
     bench.go();
     assert_eq!(logit(last), 3.0);
 }
 
 #[test]
 fn a_retired_device_that_finds_only_abandoned_images_ends() {
-    let Bench { go, queue, scheduler, calls } = Setup { offloaded: true, ..Setup::default() }.start();
+    let Bench {
+        go,
+        queue,
+        scheduler,
+        calls,
+    } = Setup {
+        offloaded: true,
+        ..Setup::default()
+    }
+    .start();
     let first = queue.submit(job(0)).unwrap();
-    calls.recv_timeout(Duration::from_secs(5)).expect("the device is called");
+    calls
+        .recv_timeout(Duration::from_secs(5))
+        .expect("the device is called");
     // A thread that doesn't end would keep a test that fails from ending too.
     let scheduler = std::mem::ManuallyDrop::new(scheduler);
     let abandoned = queue.submit(job(1)).unwrap();
@@ -633,7 +999,11 @@ fn a_retired_device_that_finds_only_abandoned_images_ends() {
     go.send(()).unwrap();
     assert_eq!(logit(first), 0.0);
     let gone = calls.recv_timeout(Duration::from_secs(5)).unwrap_err();
-    assert_eq!(gone, mpsc::RecvTimeoutError::Disconnected, "its engine is dropped");
+    assert_eq!(
+        gone,
+        mpsc::RecvTimeoutError::Disconnected,
+        "its engine is dropped"
+    );
     drop(std::mem::ManuallyDrop::into_inner(scheduler));
 }
 
@@ -643,12 +1013,19 @@ fn a_ready_crop_is_taken_as_it_is() {
     let crop = |pixels: Vec<u8>| {
         let fetch = Box::new(|| {
             let image = Source::Crop(Crop::Pixels(pixels.into()));
-            Some(Arrival { image, at: Instant::now(), mirrored: false })
+            Some(Arrival {
+                image,
+                at: Instant::now(),
+                mirrored: false,
+            })
         });
         bench.queue.submit(Job { fetch, ..job(0) }).unwrap()
     };
     let wrong = crop(vec![1; GEOMETRY.bytes() - 1]);
-    assert!(matches!(wrong.blocking_recv().unwrap(), Err(JobError::Image(ImageError::ReadyCropLength { .. }))));
+    assert!(matches!(
+        wrong.blocking_recv().unwrap(),
+        Err(JobError::Image(ImageError::ReadyCropLength { .. }))
+    ));
     let right = crop((40..40 + GEOMETRY.bytes() as u8).collect());
     assert_eq!(bench.call().images, [40]);
     bench.go();

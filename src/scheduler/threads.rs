@@ -30,7 +30,8 @@ mod either {
     /// Runs `test` with shuttle's threads, in so many random orders of their steps.
     ///
     /// # Panics
-    /// As `test` does, or where all threads wait for each other; the message has the order that leads there.
+    /// As `test` does, or where all threads wait for each other; the message has the order that
+    /// leads there.
     pub fn explore(orders: usize, test: impl Fn() + Send + Sync + 'static) {
         let _exploring = Exploring::begin();
         let mut config = Config::new();
@@ -65,7 +66,10 @@ mod either {
 
     pub enum MutexGuard<'a, T> {
         Std(sync::MutexGuard<'a, T>),
-        Shuttle(shuttle::sync::MutexGuard<'a, T>, &'a shuttle::sync::Mutex<T>),
+        Shuttle(
+            shuttle::sync::MutexGuard<'a, T>,
+            &'a shuttle::sync::Mutex<T>,
+        ),
     }
 
     impl<T> Mutex<T> {
@@ -79,9 +83,10 @@ mod either {
         pub fn lock(&self) -> Result<MutexGuard<'_, T>, Poisoned> {
             match self {
                 Self::Std(mutex) => mutex.lock().map(MutexGuard::Std).map_err(|_| Poisoned),
-                Self::Shuttle(mutex) => {
-                    mutex.lock().map(|guard| MutexGuard::Shuttle(guard, mutex)).map_err(|_| Poisoned)
-                }
+                Self::Shuttle(mutex) => mutex
+                    .lock()
+                    .map(|guard| MutexGuard::Shuttle(guard, mutex))
+                    .map_err(|_| Poisoned),
             }
         }
 
@@ -137,12 +142,14 @@ mod either {
 
         pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> Result<MutexGuard<'a, T>, Poisoned> {
             match (self, guard) {
-                (Self::Std(signal), MutexGuard::Std(guard)) => {
-                    signal.wait(guard).map(MutexGuard::Std).map_err(|_| Poisoned)
-                }
-                (Self::Shuttle(signal), MutexGuard::Shuttle(guard, mutex)) => {
-                    signal.wait(guard).map(|guard| MutexGuard::Shuttle(guard, mutex)).map_err(|_| Poisoned)
-                }
+                (Self::Std(signal), MutexGuard::Std(guard)) => signal
+                    .wait(guard)
+                    .map(MutexGuard::Std)
+                    .map_err(|_| Poisoned),
+                (Self::Shuttle(signal), MutexGuard::Shuttle(guard, mutex)) => signal
+                    .wait(guard)
+                    .map(|guard| MutexGuard::Shuttle(guard, mutex))
+                    .map_err(|_| Poisoned),
                 _ => panic!("{MIXED}"),
             }
         }
@@ -161,7 +168,10 @@ mod either {
                 (Self::Shuttle(_), MutexGuard::Shuttle(guard, mutex)) => {
                     drop(guard);
                     shuttle::thread::yield_now();
-                    mutex.lock().map(|guard| (MutexGuard::Shuttle(guard, mutex), ())).map_err(|_| Poisoned)
+                    mutex
+                        .lock()
+                        .map(|guard| (MutexGuard::Shuttle(guard, mutex), ()))
+                        .map_err(|_| Poisoned)
                 }
                 _ => panic!("{MIXED}"),
             }
@@ -209,8 +219,14 @@ mod either {
             run: impl FnOnce() -> T + Send + 'static,
         ) -> std::io::Result<JoinHandle<T>> {
             match EXPLORING.get() {
-                false => thread::Builder::new().name(self.0).spawn(run).map(JoinHandle::Std),
-                true => shuttle::thread::Builder::new().name(self.0).spawn(run).map(JoinHandle::Shuttle),
+                false => thread::Builder::new()
+                    .name(self.0)
+                    .spawn(run)
+                    .map(JoinHandle::Std),
+                true => shuttle::thread::Builder::new()
+                    .name(self.0)
+                    .spawn(run)
+                    .map(JoinHandle::Shuttle),
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The threads: one for each core, which takes the most advanced work that there is, and one for each lane of a device.
+//! The threads: one for each core, which takes the most advanced work that there is, and one for
+//! each lane of a device.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -34,8 +35,15 @@ struct Task {
 }
 
 enum TaskKind {
-    Decode { waiting: Waiting, crop: Vec<u8> },
-    Infer { batch: Vec<Ready>, lane: Box<dyn Engine>, wide: bool },
+    Decode {
+        waiting: Waiting,
+        crop: Vec<u8>,
+    },
+    Infer {
+        batch: Vec<Ready>,
+        lane: Box<dyn Engine>,
+        wide: bool,
+    },
 }
 
 impl TaskKind {
@@ -75,23 +83,37 @@ impl CoreWorker {
             match next {
                 Next::Task(Task { id, network, kind }) => match kind {
                     TaskKind::Decode { waiting, crop } => self.decode(id, &network, waiting, crop),
-                    TaskKind::Infer { batch, lane, wide } => self.infer(id, &network, batch, (lane, wide)),
+                    TaskKind::Infer { batch, lane, wide } => {
+                        self.infer(id, &network, batch, (lane, wide))
+                    }
                 },
                 Next::Bury(model) => drop(model),
             }
         }
     }
 
-    fn decode(&mut self, id: QueueId, network: &Network, Waiting { job, reply }: Waiting, mut crop: Vec<u8>) {
+    fn decode(
+        &mut self,
+        id: QueueId,
+        network: &Network,
+        Waiting { job, reply }: Waiting,
+        mut crop: Vec<u8>,
+    ) {
         let started = Instant::now();
         let decoded = match (job.fetch)() {
             None => Err(JobError::Abandoned),
-            Some(Arrival { image, at, mirrored }) => {
+            Some(Arrival {
+                image,
+                at,
+                mirrored,
+            }) => {
                 let result = self.preprocessor.crop(&image, &network.geometry, &mut crop);
                 if mirrored {
                     network.geometry.mirror(&mut crop);
                 }
-                result.map(|()| started.saturating_duration_since(at)).map_err(JobError::Image)
+                result
+                    .map(|()| started.saturating_duration_since(at))
+                    .map_err(JobError::Image)
             }
         };
         let since = Instant::now();
@@ -105,9 +127,20 @@ impl CoreWorker {
         }
         let failed = match decoded {
             Ok(queued) => {
-                let stages = Stages { decode: took, queue: queued, ..Default::default() };
+                let stages = Stages {
+                    decode: took,
+                    queue: queued,
+                    ..Default::default()
+                };
                 let (deadline, span) = (job.deadline, job.span);
-                queue.ready.push_back(Ready { crop, deadline, reply, stages, since, span });
+                queue.ready.push_back(Ready {
+                    crop,
+                    deadline,
+                    reply,
+                    stages,
+                    since,
+                    span,
+                });
                 if network.engine.offloaded {
                     queue.arrived.notify_one();
                 }
@@ -125,7 +158,13 @@ impl CoreWorker {
         }
     }
 
-    fn infer(&mut self, id: QueueId, network: &Network, batch: Vec<Ready>, (mut lane, wide): (Box<dyn Engine>, bool)) {
+    fn infer(
+        &mut self,
+        id: QueueId,
+        network: &Network,
+        batch: Vec<Ready>,
+        (mut lane, wide): (Box<dyn Engine>, bool),
+    ) {
         let started = Instant::now();
         let result = self.buffers.run(&mut *lane, network, &batch);
         let took = started.elapsed();
@@ -140,7 +179,15 @@ impl CoreWorker {
             queue.narrow.push(lane);
         }
         let share = if wide { 1.0 } else { self.share };
-        let call = Inferred { id, network, batch, result, started, took, share };
+        let call = Inferred {
+            id,
+            network,
+            batch,
+            result,
+            started,
+            took,
+            share,
+        };
         self.shared.answer(state, call, &self.buffers.logits);
     }
 }
@@ -164,8 +211,17 @@ impl DeviceWorker {
             let result = buffers.run(&mut *self.lane, &network, &batch);
             let took = started.elapsed();
             let share = 1.0 / lanes as f64;
-            let call = Inferred { id: self.id, network: &network, batch, result, started, took, share };
-            self.shared.answer(self.shared.lock(), call, &buffers.logits);
+            let call = Inferred {
+                id: self.id,
+                network: &network,
+                batch,
+                result,
+                started,
+                took,
+                share,
+            };
+            self.shared
+                .answer(self.shared.lock(), call, &buffers.logits);
         }
     }
 
@@ -175,7 +231,11 @@ impl DeviceWorker {
         loop {
             let stopping = state.stopping;
             let queue = state.queues.get_mut(&self.id)?;
-            let delay = if stopping { Duration::ZERO } else { self.shared.config.max_queue_delay };
+            let delay = if stopping {
+                Duration::ZERO
+            } else {
+                self.shared.config.max_queue_delay
+            };
             let ready = queue.ready.len();
             let until = match queue.take_batch(delay) {
                 Ok(batch) => {
@@ -189,7 +249,8 @@ impl DeviceWorker {
             };
             let (idle, discarded) = (queue.is_idle(), queue.ready.len() < ready);
             if discarded {
-                // There is room to decode ahead again, or nothing left to do, and then the queue is gone.
+                // There is room to decode ahead again, or nothing left to do, and then the queue is
+                // gone.
                 state.bury(self.id);
                 self.shared.work.notify_one();
                 continue;
@@ -204,14 +265,25 @@ impl DeviceWorker {
 
 impl Buffers {
     /// Leaves the logits of the batch in the buffer.
-    fn run(&mut self, engine: &mut dyn Engine, network: &Network, batch: &[Ready]) -> Result<(), EngineError> {
-        let n = if network.engine.fixed_batch { network.engine.max_batch } else { batch.len() };
+    fn run(
+        &mut self,
+        engine: &mut dyn Engine,
+        network: &Network,
+        batch: &[Ready],
+    ) -> Result<(), EngineError> {
+        let n = if network.engine.fixed_batch {
+            network.engine.max_batch
+        } else {
+            batch.len()
+        };
         self.logits.resize(n * network.classes, 0.0);
         let images = if n == 1 {
             &batch[0].crop
         } else {
             self.images.clear();
-            batch.iter().for_each(|ready| self.images.extend_from_slice(&ready.crop));
+            batch
+                .iter()
+                .for_each(|ready| self.images.extend_from_slice(&ready.crop));
             self.images.resize(n * network.geometry.bytes(), 0);
             &self.images
         };
@@ -239,13 +311,24 @@ struct Inferred<'a> {
 }
 
 impl Shared {
-    /// Ends a call of an engine: accounts for it, then sends each image's logits to whoever waits for them.
+    /// Ends a call of an engine: accounts for it, then sends each image's logits to whoever waits
+    /// for them.
     fn answer(&self, mut state: MutexGuard<'_, State>, call: Inferred, logits: &[f32]) {
-        let Inferred { id, network, mut batch, result, started, took, share } = call;
+        let Inferred {
+            id,
+            network,
+            mut batch,
+            result,
+            started,
+            took,
+            share,
+        } = call;
         let n = batch.len();
         let queue = state.in_work(id);
         queue.pace.record_inference(n, took, share);
-        batch.iter_mut().for_each(|ready| queue.recycle(std::mem::take(&mut ready.crop)));
+        batch
+            .iter_mut()
+            .for_each(|ready| queue.recycle(std::mem::take(&mut ready.crop)));
         state.done(id, n);
         drop(state);
         if network.engine.offloaded {
@@ -256,7 +339,9 @@ impl Shared {
         network.metrics.inferred(n, took);
         match network.engine.offloaded {
             true => network.metrics.device_busy(took),
-            false => network.metrics.workers_busy(share * self.config.threads.get() as f64, took),
+            false => network
+                .metrics
+                .workers_busy(share * self.config.threads.get() as f64, took),
         }
         let span = Batch {
             engine: network.engine.kind,
@@ -273,17 +358,30 @@ impl Shared {
                     stages.queue += started - ready.since;
                     stages.inference = took;
                     network.metrics.queued(stages.queue);
-                    let timeline = Timeline { decoded: ready.since, inferred: started, batch: n, span };
-                    let _ = ready.reply.send(Ok(Reply { logits: logits.to_vec(), stages, timeline }));
+                    let timeline = Timeline {
+                        decoded: ready.since,
+                        inferred: started,
+                        batch: n,
+                        span,
+                    };
+                    let _ = ready.reply.send(Ok(Reply {
+                        logits: logits.to_vec(),
+                        stages,
+                        timeline,
+                    }));
                 }
             }
             Err(error) => {
-                let traces: Vec<_> = batch.iter().filter_map(|ready| Some(ready.span?.trace.to_string())).collect();
+                let traces: Vec<_> = batch
+                    .iter()
+                    .filter_map(|ready| Some(ready.span?.trace.to_string()))
+                    .collect();
                 let traces = (!traces.is_empty()).then(|| traces.join(","));
                 tracing::error!(trace_ids = traces, "{error}");
                 let error = Arc::new(error);
                 if matches!(*error, EngineError::Lost { .. }) {
-                    self.lost.send_if_modified(|lost| lost.replace(Arc::clone(&error)).is_none());
+                    self.lost
+                        .send_if_modified(|lost| lost.replace(Arc::clone(&error)).is_none());
                 }
                 for ready in batch {
                     let _ = ready.reply.send(Err(JobError::Engine(Arc::clone(&error))));
@@ -303,8 +401,8 @@ impl Shared {
             if !state.exclusive {
                 match self.next_task(&mut state) {
                     Ok(task) => {
-                        // A worker that takes work hands over the watch over what remains, including the time of an
-                        // incomplete batch.
+                        // A worker that takes work hands over the watch over what remains,
+                        // including the time of an incomplete batch.
                         if state.queues.values().any(|queue| !queue.is_empty()) {
                             self.work.notify_one();
                         }
@@ -317,7 +415,10 @@ impl Shared {
                 continue;
             }
             if state.stopping && state.queues.values().all(ModelQueue::is_idle) {
-                state.queues.values().for_each(|queue| queue.arrived.notify_all());
+                state
+                    .queues
+                    .values()
+                    .for_each(|queue| queue.arrived.notify_all());
                 self.work.notify_all();
                 return None;
             }
@@ -325,34 +426,57 @@ impl Shared {
         }
     }
 
-    /// The most advanced work of the queue that has had least of the machine; else when to look again.
+    /// The most advanced work of the queue that has had least of the machine; else when to look
+    /// again.
     fn next_task(&self, state: &mut State) -> Result<Task, Option<Duration>> {
-        let delay = if state.stopping { Duration::ZERO } else { self.config.max_queue_delay };
-        let mut order: Vec<_> = state.queues.iter().filter(|(_, queue)| !queue.is_empty()).collect();
+        let delay = if state.stopping {
+            Duration::ZERO
+        } else {
+            self.config.max_queue_delay
+        };
+        let mut order: Vec<_> = state
+            .queues
+            .iter()
+            .filter(|(_, queue)| !queue.is_empty())
+            .collect();
         order.sort_by(|(_, a), (_, b)| a.used.total_cmp(&b.used));
         let order: Vec<QueueId> = order.into_iter().map(|(id, _)| *id).collect();
         let mut until: Option<Duration> = None;
         for id in order {
-            let queue = state.queues.get_mut(&id).expect("the ids were just taken from there");
+            let queue = state
+                .queues
+                .get_mut(&id)
+                .expect("the ids were just taken from there");
             let before = queue.used;
             let mut some_waited = false;
             let kind = match self.infer(queue, delay) {
                 Ok((batch, lane)) => {
                     queue.used += queue.pace.inference(batch.len());
-                    Some(TaskKind::Infer { batch, lane, wide: false })
+                    Some(TaskKind::Infer {
+                        batch,
+                        lane,
+                        wide: false,
+                    })
                 }
                 Err(wait) => {
                     until = [until, wait].into_iter().flatten().min();
                     some_waited = !queue.waiting.is_empty();
                     queue.take_waiting().map(|waiting| {
                         queue.used += queue.pace.decode();
-                        TaskKind::Decode { waiting, crop: queue.crop() }
+                        TaskKind::Decode {
+                            waiting,
+                            crop: queue.crop(),
+                        }
                     })
                 }
             };
             let Some(kind) = kind else {
                 // Nothing alive was waiting, so the batch need not wait for it.
-                if some_waited && queue.waiting.is_empty() && !queue.ready.is_empty() && !queue.narrow.is_empty() {
+                if some_waited
+                    && queue.waiting.is_empty()
+                    && !queue.ready.is_empty()
+                    && !queue.narrow.is_empty()
+                {
                     until = Some(Duration::ZERO);
                 }
                 queue.arrived.notify_one();
@@ -380,7 +504,13 @@ impl Shared {
             return Err(None);
         }
         let batch = queue.take_batch(delay)?;
-        Ok((batch, queue.narrow.pop().expect("it was just seen not to be empty")))
+        Ok((
+            batch,
+            queue
+                .narrow
+                .pop()
+                .expect("it was just seen not to be empty"),
+        ))
     }
 }
 
@@ -404,20 +534,34 @@ impl State {
             false => queue.is_empty(),
         };
         let alone = self.active == 1 && self.queues.values().all(idle);
-        let TaskKind::Infer { batch, lane, .. } = kind else { return kind };
+        let TaskKind::Infer { batch, lane, .. } = kind else {
+            return kind;
+        };
         let queue = self.in_work(id);
         match queue.wide.take_if(|_| alone) {
-            None => TaskKind::Infer { batch, lane, wide: false },
+            None => TaskKind::Infer {
+                batch,
+                lane,
+                wide: false,
+            },
             Some(wide) => {
                 queue.narrow.push(lane);
                 self.exclusive = true;
-                TaskKind::Infer { batch, lane: wide, wide: true }
+                TaskKind::Infer {
+                    batch,
+                    lane: wide,
+                    wide: true,
+                }
             }
         }
     }
 }
 
-fn wait<'a>(signal: &Condvar, state: MutexGuard<'a, State>, time: Option<Duration>) -> MutexGuard<'a, State> {
+fn wait<'a>(
+    signal: &Condvar,
+    state: MutexGuard<'a, State>,
+    time: Option<Duration>,
+) -> MutexGuard<'a, State> {
     let calm = "nothing panics while it holds the scheduler's state";
     match time {
         None => signal.wait(state).expect(calm),

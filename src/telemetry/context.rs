@@ -1,5 +1,5 @@
-//! Who continues which trace: the headers `traceparent` and `tracestate` of W3C Trace Context, whose keys are those
-//! of level 1.
+//! Who continues which trace: the headers `traceparent` and `tracestate` of W3C Trace Context,
+//! whose keys are those of level 1.
 
 use std::{
     fmt,
@@ -82,22 +82,30 @@ const LONGEST_STATE: usize = 4096;
 /// The most entries of a `tracestate`.
 const MOST_ENTRIES: usize = 32;
 
-/// What the headers of a call say; `None` if they don't say it exactly as the standard wants it. A `tracestate` that is
-/// wrong does not make its `traceparent` wrong.
+/// What the headers of a call say; `None` if they don't say it exactly as the standard wants it. A
+/// `tracestate` that is wrong does not make its `traceparent` wrong.
 pub fn remote(headers: &HeaderMap) -> Option<Remote> {
     let mut parents = headers.get_all("traceparent").iter();
-    let (Some(only), None) = (parents.next(), parents.next()) else { return None };
+    let (Some(only), None) = (parents.next(), parents.next()) else {
+        return None;
+    };
     let parent = traceparent(only.to_str().ok()?.trim_matches([' ', '\t']))?;
     let states: Option<Vec<_>> = headers.get_all("tracestate").iter().map(text).collect();
-    let state = states.and_then(|states| tracestate(&states.join(","))).unwrap_or_default();
-    Some(Remote { parent, state: state.into() })
+    let state = states
+        .and_then(|states| tracestate(&states.join(",")))
+        .unwrap_or_default();
+    Some(Remote {
+        parent,
+        state: state.into(),
+    })
 }
 
 fn text(value: &HeaderValue) -> Option<&str> {
     value.to_str().ok()
 }
 
-/// `VERSION-TRACE-PARENT-FLAGS`, all in lower-case hexadecimal digits. Later versions may add more behind another dash.
+/// `VERSION-TRACE-PARENT-FLAGS`, all in lower-case hexadecimal digits. Later versions may add more
+/// behind another dash.
 fn traceparent(text: &str) -> Option<SpanContext> {
     let (known, more) = text.split_at_checked(55)?;
     let mut parts = known.split('-');
@@ -111,7 +119,11 @@ fn traceparent(text: &str) -> Option<SpanContext> {
         _ => more.is_empty() || more.starts_with('-'),
     };
     let valid = complete && parts.next().is_none() && trace.0 != [0; 16] && span.0 != [0; 8];
-    valid.then_some(SpanContext { trace, span, sampled: flags & 1 == 1 })
+    valid.then_some(SpanContext {
+        trace,
+        span,
+        sampled: flags & 1 == 1,
+    })
 }
 
 fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
@@ -132,8 +144,11 @@ fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
 
 /// A list of `KEY=VALUE`, cleaned of spaces and empty entries.
 fn tracestate(text: &str) -> Option<String> {
-    let entries: Vec<&str> =
-        text.split(',').map(|entry| entry.trim_matches([' ', '\t'])).filter(|entry| !entry.is_empty()).collect();
+    let entries: Vec<&str> = text
+        .split(',')
+        .map(|entry| entry.trim_matches([' ', '\t']))
+        .filter(|entry| !entry.is_empty())
+        .collect();
     let mut keys = Vec::with_capacity(entries.len().min(MOST_ENTRIES));
     if text.len() > LONGEST_STATE || entries.len() > MOST_ENTRIES {
         return None;
@@ -151,11 +166,14 @@ fn tracestate(text: &str) -> Option<String> {
 /// `NAME`, or `TENANT@SYSTEM`.
 fn is_key(key: &str) -> bool {
     let allowed = |text: &str, longest: usize| {
-        let sign = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-*/".contains(&byte);
+        let sign = |byte: u8| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-*/".contains(&byte)
+        };
         (1..=longest).contains(&text.len()) && text.bytes().all(sign)
     };
     let letter = |text: &str| text.starts_with(|c: char| c.is_ascii_lowercase());
-    let letter_or_digit = |text: &str| letter(text) || text.starts_with(|c: char| c.is_ascii_digit());
+    let letter_or_digit =
+        |text: &str| letter(text) || text.starts_with(|c: char| c.is_ascii_digit());
     match key.split_once('@') {
         None => allowed(key, 256) && letter(key),
         Some((tenant, system)) => {
@@ -187,12 +205,19 @@ mod tests {
     #[test]
     fn a_traceparent_names_trace_span_and_whether_it_is_sampled() {
         let remote = read(&[("traceparent", PARENT)]).unwrap();
-        assert_eq!(remote.parent.trace.to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(
+            remote.parent.trace.to_string(),
+            "4bf92f3577b34da6a3ce929d0e0e4736"
+        );
         assert_eq!(remote.parent.span.to_string(), "00f067aa0ba902b7");
         assert!(remote.parent.sampled && remote.state.is_empty());
         for (flags, sampled) in [("00", false), ("02", false), ("03", true), ("ff", true)] {
             let text = format!("{}{flags}", &PARENT[..53]);
-            assert_eq!(read(&[("traceparent", &text)]).unwrap().parent.sampled, sampled, "{flags}");
+            assert_eq!(
+                read(&[("traceparent", &text)]).unwrap().parent.sampled,
+                sampled,
+                "{flags}"
+            );
         }
     }
 
@@ -200,8 +225,14 @@ mod tests {
     fn later_versions_may_say_more() {
         for text in ["01-", "cc-"].map(|version| format!("{version}{}", &PARENT[3..])) {
             assert!(traceparent(&text).is_some(), "{text}");
-            assert!(traceparent(&format!("{text}-what-comes")).is_some(), "{text}");
-            assert!(traceparent(&format!("{text}.what-comes")).is_none(), "{text}");
+            assert!(
+                traceparent(&format!("{text}-what-comes")).is_some(),
+                "{text}"
+            );
+            assert!(
+                traceparent(&format!("{text}.what-comes")).is_none(),
+                "{text}"
+            );
         }
     }
 
@@ -225,7 +256,11 @@ mod tests {
         ] {
             assert_eq!(traceparent(wrong), None, "{wrong}");
         }
-        assert_eq!(read(&[("traceparent", PARENT), ("traceparent", PARENT)]), None, "two of them");
+        assert_eq!(
+            read(&[("traceparent", PARENT), ("traceparent", PARENT)]),
+            None,
+            "two of them"
+        );
         assert_eq!(read(&[("tracestate", "a=1")]), None);
     }
 
@@ -233,14 +268,23 @@ mod tests {
     fn tracestate_is_passed_on_where_it_is_valid() {
         let state = |values: &[&str]| {
             let headers: Vec<_> = values.iter().map(|value| ("tracestate", *value)).collect();
-            read(&[&[("traceparent", PARENT)], &headers[..]].concat()).unwrap().state.to_string()
+            read(&[&[("traceparent", PARENT)], &headers[..]].concat())
+                .unwrap()
+                .state
+                .to_string()
         };
-        assert_eq!(state(&["congo=t61rcWkgMzE, rojo=00f067"]), "congo=t61rcWkgMzE,rojo=00f067");
+        assert_eq!(
+            state(&["congo=t61rcWkgMzE, rojo=00f067"]),
+            "congo=t61rcWkgMzE,rojo=00f067"
+        );
         assert_eq!(state(&["a=1", "", ",b@c=2 3,"]), "a=1,b@c=2 3");
         assert_eq!(state(&["0a-*/_@system=~"]), "0a-*/_@system=~");
         let many: Vec<String> = (0..33).map(|i| format!("k{i}=v")).collect();
         assert_eq!(state(&[&many[..32].join(",")]), many[..32].join(","));
-        let (long_key, long_value) = (format!("{}=1", "a".repeat(257)), format!("a={}", "v".repeat(257)));
+        let (long_key, long_value) = (
+            format!("{}=1", "a".repeat(257)),
+            format!("a={}", "v".repeat(257)),
+        );
         for wrong in [
             "a",
             "a=",
@@ -264,9 +308,13 @@ mod tests {
 
     #[test]
     fn ids_are_random() {
-        let ids: std::collections::HashSet<String> = (0..10_000).map(|_| TraceId::random().to_string()).collect();
+        let ids: std::collections::HashSet<String> =
+            (0..10_000).map(|_| TraceId::random().to_string()).collect();
         assert_eq!(ids.len(), 10_000);
         let ones: u32 = (0..10_000).map(|_| random().count_ones()).sum();
-        assert!((315_000..325_000).contains(&ones), "half of the bits are set: {ones}");
+        assert!(
+            (315_000..325_000).contains(&ones),
+            "half of the bits are set: {ones}"
+        );
     }
 }

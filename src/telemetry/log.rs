@@ -10,8 +10,7 @@ use tracing_subscriber::{
 
 /// What the server's own lines come under.
 const OWN: &str = "resnet18_server";
-const EXPECTED: &str =
-    "expected off, error, warn, info, debug or trace, and for libraries MODULE=LEVEL, as in info,h2=debug";
+const EXPECTED: &str = "expected off, error, warn, info, debug or trace, and for libraries MODULE=LEVEL, as in info,h2=debug";
 
 /// How the log is written, on standard error.
 #[derive(Clone, Debug)]
@@ -22,8 +21,8 @@ pub struct LogConfig {
     pub format: LogFormat,
 }
 
-/// Which lines are written: a level for the server itself, and levels for the libraries that it uses. What a library
-/// tells below a warning is only of interest to who asks for it.
+/// Which lines are written: a level for the server itself, and levels for the libraries that it
+/// uses. What a library tells below a warning is only of interest to who asks for it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogFilter(Targets);
 
@@ -45,13 +44,17 @@ impl FromStr for LogFilter {
         for word in text.split(',').map(str::trim) {
             match word.split_once('=') {
                 None => {
-                    let level = level(word).ok_or_else(|| format!("`{word}` is no level; {EXPECTED}"))?;
+                    let level =
+                        level(word).ok_or_else(|| format!("`{word}` is no level; {EXPECTED}"))?;
                     if own.replace(level).is_some() {
-                        return Err(format!("there are two levels for the server itself; {EXPECTED}"));
+                        return Err(format!(
+                            "there are two levels for the server itself; {EXPECTED}"
+                        ));
                     }
                 }
                 Some((module, name)) => {
-                    let level = level(name).ok_or_else(|| format!("`{name}` is no level; {EXPECTED}"))?;
+                    let level =
+                        level(name).ok_or_else(|| format!("`{name}` is no level; {EXPECTED}"))?;
                     if !is_module(module) {
                         return Err(format!("`{module}` is no module; {EXPECTED}"));
                     }
@@ -61,7 +64,12 @@ impl FromStr for LogFilter {
         }
         let own = own.unwrap_or(LevelFilter::INFO);
         let libraries = own.min(LevelFilter::WARN);
-        Ok(Self(Targets::new().with_default(libraries).with_target(OWN, own).with_targets(modules)))
+        Ok(Self(
+            Targets::new()
+                .with_default(libraries)
+                .with_target(OWN, own)
+                .with_targets(modules),
+        ))
     }
 }
 
@@ -88,12 +96,24 @@ fn is_module(path: &str) -> bool {
 
 /// Begins to log; a logger that was installed before stays.
 pub fn start(config: &LogConfig) {
-    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_writer(io::stderr).with_target(false);
+    let log = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::TRACE)
+        .with_writer(io::stderr)
+        .with_target(false);
     let LogFilter(filter) = config.filter.clone();
     // A logger that was installed before, by a test, stays.
     let _ = match config.format {
-        LogFormat::Text => log.with_ansi(console::colors_enabled_stderr()).finish().with(filter).try_init(),
-        LogFormat::Json => log.json().flatten_event(true).finish().with(filter).try_init(),
+        LogFormat::Text => log
+            .with_ansi(console::colors_enabled_stderr())
+            .finish()
+            .with(filter)
+            .try_init(),
+        LogFormat::Json => log
+            .json()
+            .flatten_event(true)
+            .finish()
+            .with(filter)
+            .try_init(),
     };
 }
 
@@ -110,8 +130,14 @@ mod tests {
         assert!(debug.would_enable("resnet18_server::grpc", &Level::DEBUG));
         assert!(debug.would_enable("h2", &Level::WARN) && !debug.would_enable("h2", &Level::INFO));
         let library = filter("h2::codec=trace");
-        assert!(library.would_enable("h2::codec", &Level::TRACE) && !library.would_enable("h2", &Level::DEBUG));
-        assert!(library.would_enable(OWN, &Level::INFO), "the server goes on at its usual level");
+        assert!(
+            library.would_enable("h2::codec", &Level::TRACE)
+                && !library.would_enable("h2", &Level::DEBUG)
+        );
+        assert!(
+            library.would_enable(OWN, &Level::INFO),
+            "the server goes on at its usual level"
+        );
         let off = filter("off");
         assert!(!off.would_enable(OWN, &Level::ERROR) && !off.would_enable("h2", &Level::ERROR));
         assert!(filter("INFO, h2=debug").would_enable("h2", &Level::DEBUG));

@@ -1,7 +1,7 @@
 //! What the server tells of its work beside the metrics: the log, and traces of single calls.
 //!
-//! A call is told of once, when it has ended: [`trace::Trace`] says who it is, and its spans are made from the times that
-//! its answer brings along. So the work itself knows nothing of spans.
+//! A call is told of once, when it has ended: [`trace::Trace`] says who it is, and its spans are
+//! made from the times that its answer brings along. So the work itself knows nothing of spans.
 
 pub mod context;
 pub mod log;
@@ -32,13 +32,18 @@ struct Tracer {
     exporter: otlp::Exporter,
 }
 
-/// Sends the spans of all further calls that are sampled to a collector. Needs tokio. Only the first call counts.
+/// Sends the spans of all further calls that are sampled to a collector. Needs tokio. Only the
+/// first call counts.
 ///
 /// # Errors
-/// What is wrong with the configuration. That the collector does not answer is no error; the log says so once.
+/// What is wrong with the configuration. That the collector does not answer is no error; the log
+/// says so once.
 #[cfg(feature = "otlp")]
 pub fn start_tracing(config: &TraceConfig) -> Result<(), String> {
-    let tracer = Tracer { sampling: config.sampling, exporter: otlp::Exporter::start(&config.collector)? };
+    let tracer = Tracer {
+        sampling: config.sampling,
+        exporter: otlp::Exporter::start(&config.collector)?,
+    };
     let _ = TRACER.set(tracer);
     Ok(())
 }
@@ -49,7 +54,10 @@ pub fn start_tracing(config: &TraceConfig) -> Result<(), String> {
 /// See above.
 #[cfg(not(feature = "otlp"))]
 pub fn start_tracing(_: &TraceConfig) -> Result<(), String> {
-    Err("this program was built without it; build it with `cargo build --release --features otlp`".into())
+    Err(
+        "this program was built without it; build it with `cargo build --release --features otlp`"
+            .into(),
+    )
 }
 
 /// Sends what has not been sent yet, for `limit` at most.

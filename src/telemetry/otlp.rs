@@ -1,4 +1,5 @@
-//! Sends spans to an OpenTelemetry collector: in batches, from a queue of limited length, beside all other work.
+//! Sends spans to an OpenTelemetry collector: in batches, from a queue of limited length, beside
+//! all other work.
 
 use std::{
     env,
@@ -73,7 +74,8 @@ impl Exporter {
 
     /// Queues spans, or drops them where there is no place.
     pub fn export(&self, spans: Vec<Span>) {
-        if let Err(mpsc::error::TrySendError::Full(Message::Ended(spans))) = self.queue.try_send(Message::Ended(spans))
+        if let Err(mpsc::error::TrySendError::Full(Message::Ended(spans))) =
+            self.queue.try_send(Message::Ended(spans))
         {
             self.lost.fetch_add(spans.len() as u64, Relaxed);
         }
@@ -95,12 +97,19 @@ impl Exporter {
 }
 
 fn exporter(collector: &ServerAddress) -> Result<SpanExporter, String> {
-    let mut endpoint = collector.endpoint().connect_timeout(CONNECT).timeout(PATIENCE);
+    let mut endpoint = collector
+        .endpoint()
+        .connect_timeout(CONNECT)
+        .timeout(PATIENCE);
     if collector.uses_tls() {
         let roots = ClientTlsConfig::new().with_native_roots();
-        endpoint = endpoint.tls_config(roots).map_err(|error| error.to_string())?;
+        endpoint = endpoint
+            .tls_config(roots)
+            .map_err(|error| error.to_string())?;
     }
-    let builder = SpanExporter::builder().with_tonic().with_channel(endpoint.connect_lazy());
+    let builder = SpanExporter::builder()
+        .with_tonic()
+        .with_channel(endpoint.connect_lazy());
     let mut exporter = builder.build().map_err(|error| error.to_string())?;
     exporter.set_resource(&resource());
     Ok(exporter)
@@ -109,9 +118,15 @@ fn exporter(collector: &ServerAddress) -> Result<SpanExporter, String> {
 /// What sends: as `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say, else this program.
 fn resource() -> Resource {
     let given = |name: &str| env::var(name).unwrap_or_default();
-    let named = !given("OTEL_SERVICE_NAME").is_empty() || given("OTEL_RESOURCE_ATTRIBUTES").contains("service.name=");
-    let resource = Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-    if named { resource.build() } else { resource.with_service_name("resnet18").build() }
+    let named = !given("OTEL_SERVICE_NAME").is_empty()
+        || given("OTEL_RESOURCE_ATTRIBUTES").contains("service.name=");
+    let resource = Resource::builder()
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+    if named {
+        resource.build()
+    } else {
+        resource.with_service_name("resnet18").build()
+    }
 }
 
 /// Owns the connection to the collector.
@@ -151,10 +166,18 @@ impl Sender {
         }
     }
 
-    /// Spans of one call are put on the wall clock together, so that their times fit together whatever it does.
+    /// Spans of one call are put on the wall clock together, so that their times fit together
+    /// whatever it does.
     fn take(&mut self, spans: Vec<Span>) {
-        let clock = Clock { instant: Instant::now(), time: SystemTime::now() };
-        self.spans.extend(spans.into_iter().map(|span| data(span, clock, self.scope.clone())));
+        let clock = Clock {
+            instant: Instant::now(),
+            time: SystemTime::now(),
+        };
+        self.spans.extend(
+            spans
+                .into_iter()
+                .map(|span| data(span, clock, self.scope.clone())),
+        );
     }
 
     /// Sends what waits. A problem is logged when it comes and when it has gone, not at each batch.
@@ -170,15 +193,22 @@ impl Sender {
         match sent {
             Ok(()) if lost == 0 => {
                 if self.missing > 0 {
-                    tracing::info!("the collector at {collector} takes traces again; {} spans are lost", self.missing);
+                    tracing::info!(
+                        "the collector at {collector} takes traces again; {} spans are lost",
+                        self.missing
+                    );
                 }
                 self.missing = 0;
                 return;
             }
             _ if self.missing > 0 => {}
-            Ok(()) => tracing::warn!("the collector at {collector} is too slow; some spans are lost"),
+            Ok(()) => {
+                tracing::warn!("the collector at {collector} is too slow; some spans are lost")
+            }
             Err(error) => {
-                tracing::warn!("the collector at {collector} takes no traces; requests go on without: {error}");
+                tracing::warn!(
+                    "the collector at {collector} takes no traces; requests go on without: {error}"
+                );
             }
         }
         self.missing += lost;
@@ -202,23 +232,45 @@ impl Clock {
 }
 
 fn data(span: Span, clock: Clock, instrumentation_scope: InstrumentationScope) -> SpanData {
-    let Span { name, served, context, parent, state, time: Period { start, end }, attributes, links, failed } = span;
+    let Span {
+        name,
+        served,
+        context,
+        parent,
+        state,
+        time: Period { start, end },
+        attributes,
+        links,
+        failed,
+    } = span;
     let remote = parent.is_some_and(|parent| parent.remote);
     let value = |value| match value {
         Value::Text(text) => opentelemetry::Value::from(text),
         Value::Number(number) => number.into(),
     };
     let mut all_links = SpanLinks::default();
-    all_links.links = links.into_iter().map(|link| Link::with_context(span_context(link, ""))).collect();
+    all_links.links = links
+        .into_iter()
+        .map(|link| Link::with_context(span_context(link, "")))
+        .collect();
     SpanData {
         span_context: span_context(context, &state),
-        parent_span_id: parent.map_or(SpanId::INVALID, |Parent { span, .. }| SpanId::from_bytes(span.0)),
+        parent_span_id: parent.map_or(SpanId::INVALID, |Parent { span, .. }| {
+            SpanId::from_bytes(span.0)
+        }),
         parent_span_is_remote: remote,
-        span_kind: if served { SpanKind::Server } else { SpanKind::Internal },
+        span_kind: if served {
+            SpanKind::Server
+        } else {
+            SpanKind::Internal
+        },
         name,
         start_time: clock.time(start),
         end_time: clock.time(end),
-        attributes: attributes.into_iter().map(|(name, said)| KeyValue::new(name, value(said))).collect(),
+        attributes: attributes
+            .into_iter()
+            .map(|(name, said)| KeyValue::new(name, value(said)))
+            .collect(),
         dropped_attributes_count: 0,
         events: Default::default(),
         links: all_links,
@@ -228,7 +280,14 @@ fn data(span: Span, clock: Clock, instrumentation_scope: InstrumentationScope) -
 }
 
 fn span_context(span: context::SpanContext, state: &str) -> SpanContext {
-    let flags = if span.sampled { TraceFlags::SAMPLED } else { TraceFlags::NOT_SAMPLED };
-    let (trace, id) = (TraceId::from_bytes(span.trace.0), SpanId::from_bytes(span.span.0));
+    let flags = if span.sampled {
+        TraceFlags::SAMPLED
+    } else {
+        TraceFlags::NOT_SAMPLED
+    };
+    let (trace, id) = (
+        TraceId::from_bytes(span.trace.0),
+        SpanId::from_bytes(span.span.0),
+    );
     SpanContext::new(trace, id, flags, false, state.parse().unwrap_or_default())
 }

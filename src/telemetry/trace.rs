@@ -26,15 +26,27 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Continues the trace that the headers of a call name, else begins a new one. The caller's decision whether it is
-    /// sampled is kept; without one `--trace-sampling` decides.
+    /// Continues the trace that the headers of a call name, else begins a new one. The caller's
+    /// decision whether it is sampled is kept; without one `--trace-sampling` decides.
     pub fn begin(headers: &HeaderMap) -> Self {
         let (trace, parent, state, wanted) = match context::remote(headers) {
-            Some(Remote { parent, state }) => (parent.trace, Some(parent.span), state, Some(parent.sampled)),
+            Some(Remote { parent, state }) => {
+                (parent.trace, Some(parent.span), state, Some(parent.sampled))
+            }
             None => (TraceId::random(), None, Arc::default(), None),
         };
-        let sampled = TRACER.get().is_some_and(|tracer| wanted.unwrap_or_else(|| in_part(trace, tracer.sampling)));
-        Self { own: SpanContext { trace, span: SpanId::random(), sampled }, parent, state }
+        let sampled = TRACER
+            .get()
+            .is_some_and(|tracer| wanted.unwrap_or_else(|| in_part(trace, tracer.sampling)));
+        Self {
+            own: SpanContext {
+                trace,
+                span: SpanId::random(),
+                sampled,
+            },
+            parent,
+            state,
+        }
     }
 
     /// The call's own span.
@@ -42,23 +54,39 @@ impl Trace {
         self.own
     }
 
-    /// A new span below that of the call, which is a stream. Of a stream that is sampled, a part of the frames is, since
-    /// there may be very many.
+    /// A new span below that of the call, which is a stream. Of a stream that is sampled, a part of
+    /// the frames is, since there may be very many.
     pub fn frame(&self) -> SpanContext {
         let wanted = |sampling| part(context::random()) < sampling;
-        let sampled = self.own.sampled && TRACER.get().is_some_and(|tracer| wanted(tracer.sampling));
-        SpanContext { span: SpanId::random(), sampled, ..self.own }
+        let sampled =
+            self.own.sampled && TRACER.get().is_some_and(|tracer| wanted(tracer.sampling));
+        SpanContext {
+            span: SpanId::random(),
+            sampled,
+            ..self.own
+        }
     }
 
     /// The call as a span.
     pub fn call_span(&self, name: &str, time: Period) -> Span {
         let parent = self.parent.map(|span| Parent { span, remote: true });
-        Span { served: true, ..self.span(name.to_owned(), self.own, parent, time) }
+        Span {
+            served: true,
+            ..self.span(name.to_owned(), self.own, parent, time)
+        }
     }
 
     /// One of [`Self::frame`] as a span.
     pub fn frame_span(&self, context: SpanContext, time: Period) -> Span {
-        self.span("frame", context, Some(Parent { span: self.own.span, remote: false }), time)
+        self.span(
+            "frame",
+            context,
+            Some(Parent {
+                span: self.own.span,
+                remote: false,
+            }),
+            time,
+        )
     }
 
     fn span(
@@ -69,13 +97,18 @@ impl Trace {
         time: Period,
     ) -> Span {
         let state = Arc::clone(&self.state);
-        Span { state, ..Span::new(name.into(), context, parent, time) }
+        Span {
+            state,
+            ..Span::new(name.into(), context, parent, time)
+        }
     }
 }
 
 /// Whether a trace is within this part of all, 0 to 1: the same for everyone who decides by its id.
 fn in_part(TraceId(id): TraceId, sampling: f64) -> bool {
-    part(u64::from_be_bytes(id[8..].try_into().expect("half of the id has 8 bytes"))) < sampling
+    part(u64::from_be_bytes(
+        id[8..].try_into().expect("half of the id has 8 bytes"),
+    )) < sampling
 }
 
 /// Where a number lies among all, from 0 to less than 1.
@@ -96,7 +129,10 @@ pub struct Period {
 impl Period {
     /// What begins at `start` and lasts for `time`.
     pub fn lasting(start: Instant, time: Duration) -> Self {
-        Self { start, end: start + time }
+        Self {
+            start,
+            end: start + time,
+        }
     }
 }
 
@@ -154,7 +190,12 @@ impl From<u64> for Value {
 }
 
 impl Span {
-    fn new(name: Cow<'static, str>, context: SpanContext, parent: Option<Parent>, time: Period) -> Self {
+    fn new(
+        name: Cow<'static, str>,
+        context: SpanContext,
+        parent: Option<Parent>,
+        time: Period,
+    ) -> Self {
         Self {
             name,
             served: false,
@@ -170,9 +211,18 @@ impl Span {
 
     /// A part of this work.
     pub fn part(&self, name: &'static str, time: Period) -> Self {
-        let context = SpanContext { span: SpanId::random(), ..self.context };
-        let parent = Parent { span: self.context.span, remote: false };
-        Self { state: Arc::clone(&self.state), ..Self::new(name.into(), context, Some(parent), time) }
+        let context = SpanContext {
+            span: SpanId::random(),
+            ..self.context
+        };
+        let parent = Parent {
+            span: self.context.span,
+            remote: false,
+        };
+        Self {
+            state: Arc::clone(&self.state),
+            ..Self::new(name.into(), context, Some(parent), time)
+        }
     }
 
     /// Says something more.
@@ -194,7 +244,8 @@ impl Span {
     }
 }
 
-/// Hands over the spans of work that is over. Never waits: what the collector can't take in time is dropped.
+/// Hands over the spans of work that is over. Never waits: what the collector can't take in time is
+/// dropped.
 pub fn end(spans: Vec<Span>) {
     export(spans);
 }
@@ -213,17 +264,27 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Tells of it in a trace of its own, which is linked to the spans that it worked for, if any of them is sampled.
+    /// Tells of it in a trace of its own, which is linked to the spans that it worked for, if any
+    /// of them is sampled.
     pub fn end(self, spans: impl Iterator<Item = SpanContext>) -> Option<SpanContext> {
         let links: Vec<_> = spans.filter(|span| span.sampled).collect();
         if links.is_empty() {
             return None;
         }
-        let context = SpanContext { trace: TraceId::random(), span: SpanId::random(), sampled: true };
+        let context = SpanContext {
+            trace: TraceId::random(),
+            span: SpanId::random(),
+            sampled: true,
+        };
         let failed = self.failed.then_some("the engine failed".into());
-        let span = Span { links, failed, ..Span::new("batch".into(), context, None, self.time) };
+        let span = Span {
+            links,
+            failed,
+            ..Span::new("batch".into(), context, None, self.time)
+        };
         end(vec![
-            span.with("classifier.engine", &*self.engine.to_string()).with("classifier.batch_size", self.images as u64),
+            span.with("classifier.engine", &*self.engine.to_string())
+                .with("classifier.batch_size", self.images as u64),
         ]);
         Some(context)
     }
@@ -236,20 +297,40 @@ mod tests {
     #[test]
     fn the_part_that_is_sampled_is_as_large_as_asked_for() {
         let ids: Vec<_> = (0..20_000).map(|_| TraceId::random()).collect();
-        for (sampling, fewest, most) in [(0.0, 0, 0), (0.01, 120, 290), (0.5, 9600, 10_400), (1.0, 20_000, 20_000)] {
+        for (sampling, fewest, most) in [
+            (0.0, 0, 0),
+            (0.01, 120, 290),
+            (0.5, 9600, 10_400),
+            (1.0, 20_000, 20_000),
+        ] {
             let sampled = ids.iter().filter(|id| in_part(**id, sampling)).count();
-            assert!((fewest..=most).contains(&sampled), "{sampling}: {sampled} of {}", ids.len());
+            assert!(
+                (fewest..=most).contains(&sampled),
+                "{sampling}: {sampled} of {}",
+                ids.len()
+            );
         }
     }
 
     #[test]
     fn without_a_collector_nothing_is_sampled_but_traces_have_names() {
         let mut headers = HeaderMap::new();
-        headers.insert("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap());
+        headers.insert(
+            "traceparent",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+                .parse()
+                .unwrap(),
+        );
         let trace = Trace::begin(&headers);
-        assert_eq!(trace.context().trace.to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(
+            trace.context().trace.to_string(),
+            "4bf92f3577b34da6a3ce929d0e0e4736"
+        );
         assert_ne!(trace.context().span.to_string(), "00f067aa0ba902b7");
         assert!(!trace.context().sampled && !trace.frame().sampled);
-        assert_ne!(Trace::begin(&HeaderMap::new()).context().trace, Trace::begin(&HeaderMap::new()).context().trace);
+        assert_ne!(
+            Trace::begin(&HeaderMap::new()).context().trace,
+            Trace::begin(&HeaderMap::new()).context().trace
+        );
     }
 }

@@ -5,7 +5,8 @@ use rand_chacha::{
     rand_core::{RngCore, SeedableRng},
 };
 
-/// What random numbers are for; each purpose has a sequence of its own, so that one doesn't change another's.
+/// What random numbers are for; each purpose has a sequence of its own, so that one doesn't change
+/// another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// Which photos are kept for validation.
@@ -58,7 +59,8 @@ impl Random {
     /// Brings `items` into a random order.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
-            let limit = u32::try_from(last + 1).expect("nobody trains on four thousand million photos");
+            let limit =
+                u32::try_from(last + 1).expect("nobody trains on four thousand million photos");
             items.swap(last, self.below(limit) as usize);
         }
     }
@@ -84,7 +86,10 @@ mod tests {
         let mut random = Random::new(7, Purpose::Order);
         let mut counts = [0; 3];
         (0..30_000).for_each(|_| counts[random.below(3) as usize] += 1);
-        assert!(counts.iter().all(|count| (9_700..10_300).contains(count)), "{counts:?}");
+        assert!(
+            counts.iter().all(|count| (9_700..10_300).contains(count)),
+            "{counts:?}"
+        );
         let mean = (0..30_000).map(|_| random.symmetric()).sum::<f32>() / 30_000.0;
         assert!(mean.abs() < 0.02, "{mean}");
     }

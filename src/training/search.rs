@@ -1,6 +1,8 @@
-//! Finding the learning rate, the weight decay and the number of epochs that suit the photos, by cross-validation.
+//! Finding the learning rate, the weight decay and the number of epochs that suit the photos, by
+//! cross-validation.
 //!
-//! Only what is learned from is looked at: the accuracy on the photos kept for validation stays an honest one.
+//! Only what is learned from is looked at: the accuracy on the photos kept for validation stays an
+//! honest one.
 
 use std::{
     num::NonZeroUsize,
@@ -13,12 +15,13 @@ use super::{
     split,
 };
 
-/// Learning rates and weight decays that are tried, for features whose squares sum to 1; larger features need smaller
-/// steps and as much more decay.
+/// Learning rates and weight decays that are tried, for features whose squares sum to 1; larger
+/// features need smaller steps and as much more decay.
 const LEARNING_RATES: [f32; 3] = [0.3, 1.0, 3.0];
 const WEIGHT_DECAYS: [f32; 3] = [0.0, 5e-5, 5e-4];
 
-/// Each part in turn is left out and predicted from the others; of many photos, a few parts tell enough.
+/// Each part in turn is left out and predicted from the others; of many photos, a few parts tell
+/// enough.
 const PARTS: usize = 4;
 const PHOTOS_TO_PREDICT: usize = 10_000;
 
@@ -37,8 +40,9 @@ pub struct Found {
     pub tried: usize,
 }
 
-/// Tries settings on `threads` threads; what is not searched for is as in `settings`. `progress` hears from these threads
-/// how much of the work is done, 0 to 1. `None` = no class has two photos, so nothing can be left out.
+/// Tries settings on `threads` threads; what is not searched for is as in `settings`. `progress`
+/// hears from these threads how much of the work is done, 0 to 1. `None` = no class has two photos,
+/// so nothing can be left out.
 pub fn search(
     train: &[&Example],
     classes: usize,
@@ -47,7 +51,10 @@ pub fn search(
     progress: impl Fn(f32) + Sync,
 ) -> Option<Found> {
     let of: Vec<usize> = train.iter().map(|example| example.class).collect();
-    let largest = (0..classes).map(|class| of.iter().filter(|of| **of == class).count()).max().unwrap_or(0);
+    let largest = (0..classes)
+        .map(|class| of.iter().filter(|of| **of == class).count())
+        .max()
+        .unwrap_or(0);
     if largest < 2 {
         return None;
     }
@@ -67,31 +74,53 @@ pub fn search(
             }
             let (trial, part) = (task / used, task % used);
             let side = |left_out: bool| -> Vec<&Example> {
-                let photos = train.iter().zip(&assigned).filter(|(_, assigned)| (**assigned == part) == left_out);
+                let photos = train
+                    .iter()
+                    .zip(&assigned)
+                    .filter(|(_, assigned)| (**assigned == part) == left_out);
                 photos.map(|(example, _)| *example).collect()
             };
-            results.push((task, curve(&side(false), &side(true), classes, trials[trial])));
+            results.push((
+                task,
+                curve(&side(false), &side(true), classes, trials[trial]),
+            ));
             progress((done.fetch_add(1, Ordering::Relaxed) + 1) as f32 / tasks as f32);
         }
     };
     let mut curves: Vec<Vec<Score>> = vec![Vec::new(); tasks];
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.get().min(tasks)).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..threads.get().min(tasks))
+            .map(|_| scope.spawn(work))
+            .collect();
         for worker in workers {
             let results = worker.join().expect("arithmetic does not panic");
-            results.into_iter().for_each(|(task, curve)| curves[task] = curve);
+            results
+                .into_iter()
+                .for_each(|(task, curve)| curves[task] = curve);
         }
     });
 
     let mut best: Option<Found> = None;
     for (settings, parts) in trials.iter().zip(curves.chunks(used)) {
         for epoch in 0..settings.epochs {
-            let mean = |of: fn(&Score) -> f32| parts.iter().map(|part| of(&part[epoch])).sum::<f32>() / used as f32;
-            let score = Score { accuracy: mean(|score| score.accuracy), loss: mean(|score| score.loss) };
+            let mean = |of: fn(&Score) -> f32| {
+                parts.iter().map(|part| of(&part[epoch])).sum::<f32>() / used as f32
+            };
+            let score = Score {
+                accuracy: mean(|score| score.accuracy),
+                loss: mean(|score| score.loss),
+            };
             // The loss tells settings apart that are right equally often.
             if score.loss.is_finite() && best.is_none_or(|best| score.loss < best.score.loss) {
-                let settings = Settings { epochs: epoch + 1, ..*settings };
-                best = Some(Found { settings, score, tried: trials.len() });
+                let settings = Settings {
+                    epochs: epoch + 1,
+                    ..*settings
+                };
+                best = Some(Found {
+                    settings,
+                    score,
+                    tried: trials.len(),
+                });
             }
         }
     }
@@ -99,11 +128,20 @@ pub fn search(
 }
 
 fn candidates(train: &[&Example], settings: Settings) -> Vec<Settings> {
-    let squares = |example: &&Example| example.features.iter().map(|x| f64::from(x * x)).sum::<f64>();
+    let squares = |example: &&Example| {
+        example
+            .features
+            .iter()
+            .map(|x| f64::from(x * x))
+            .sum::<f64>()
+    };
     let size = (train.iter().map(squares).sum::<f64>() / train.len() as f64).max(1e-12) as f32;
     let epochs = (PHOTOS_TO_SEE / train.len()).clamp(*EPOCHS.start(), *EPOCHS.end());
-    let pairs =
-        LEARNING_RATES.iter().flat_map(|rate| WEIGHT_DECAYS.iter().map(move |decay| (rate / size, decay * size)));
+    let pairs = LEARNING_RATES.iter().flat_map(|rate| {
+        WEIGHT_DECAYS
+            .iter()
+            .map(move |decay| (rate / size, decay * size))
+    });
     pairs
         .map(|(rate, decay)| Settings {
             learning_rate: two_digits(rate),
@@ -114,13 +152,19 @@ fn candidates(train: &[&Example], settings: Settings) -> Vec<Settings> {
         .collect()
 }
 
-/// The number with two significant digits: what is shown can be given again as a flag, and does the same.
+/// The number with two significant digits: what is shown can be given again as a flag, and does the
+/// same.
 fn two_digits(number: f32) -> f32 {
     format!("{number:.1e}").parse().unwrap_or(number)
 }
 
 /// How a layer that learns from `train` does on what was left out, after each epoch.
-fn curve(train: &[&Example], left_out: &[&Example], classes: usize, settings: Settings) -> Vec<Score> {
+fn curve(
+    train: &[&Example],
+    left_out: &[&Example],
+    classes: usize,
+    settings: Settings,
+) -> Vec<Score> {
     let mut layer = SoftmaxLayer::new(train, classes, settings);
     (0..settings.epochs)
         .map(|_| {
@@ -138,8 +182,14 @@ mod tests {
     fn examples(scale: f32) -> Vec<Example> {
         let mut random = Random::new(1, Purpose::Order);
         let example = |i: usize| {
-            let features = (0..6).map(|j| scale * (random.symmetric() + if j == i % 2 { 0.5 } else { 0.0 })).collect();
-            Example { class: i % 2, features, mirrored: None }
+            let features = (0..6)
+                .map(|j| scale * (random.symmetric() + if j == i % 2 { 0.5 } else { 0.0 }))
+                .collect();
+            Example {
+                class: i % 2,
+                features,
+                mirrored: None,
+            }
         };
         (0..60).map(example).collect()
     }
@@ -147,7 +197,14 @@ mod tests {
     fn found(scale: f32, threads: usize) -> Found {
         let examples = examples(scale);
         let train: Vec<&Example> = examples.iter().collect();
-        search(&train, 2, Settings::ARTICLE, NonZeroUsize::new(threads).unwrap(), |_| {}).unwrap()
+        search(
+            &train,
+            2,
+            Settings::ARTICLE,
+            NonZeroUsize::new(threads).unwrap(),
+            |_| {},
+        )
+        .unwrap()
     }
 
     #[test]
@@ -170,7 +227,9 @@ mod tests {
         });
         for (small, large) in small.iter().zip(&large) {
             assert!((small.learning_rate / large.learning_rate - 100.0).abs() < 10.0);
-            assert!((small.weight_decay * 100.0 - large.weight_decay).abs() <= 0.1 * large.weight_decay);
+            assert!(
+                (small.weight_decay * 100.0 - large.weight_decay).abs() <= 0.1 * large.weight_decay
+            );
         }
     }
 
@@ -178,7 +237,10 @@ mod tests {
     fn single_photos_cannot_be_left_out() {
         let examples = examples(1.0);
         let train: Vec<&Example> = examples.iter().take(2).collect();
-        assert_eq!(search(&train, 2, Settings::ARTICLE, NonZeroUsize::MIN, |_| {}), None);
+        assert_eq!(
+            search(&train, 2, Settings::ARTICLE, NonZeroUsize::MIN, |_| {}),
+            None
+        );
     }
 
     #[test]

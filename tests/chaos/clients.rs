@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use resnet18_server::proto::{
-    ClassifyRequest, ClassifyResponse, Frame, FramePolicy, Image, ListModelsRequest, StreamClassifyRequest,
-    StreamConfig, classifier_client::ClassifierClient, image::Source, stream_classify_request::Message,
-    stream_classify_response::Outcome,
+    ClassifyRequest, ClassifyResponse, Frame, FramePolicy, Image, ListModelsRequest,
+    StreamClassifyRequest, StreamConfig, classifier_client::ClassifierClient, image::Source,
+    stream_classify_request::Message, stream_classify_response::Outcome,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,13 +40,20 @@ impl Tally {
         self.calls += other.calls;
         self.answered += other.answered;
         self.frames += other.frames;
-        other.ended.into_iter().for_each(|(code, times)| *self.ended.entry(code).or_default() += times);
+        other
+            .ended
+            .into_iter()
+            .for_each(|(code, times)| *self.ended.entry(code).or_default() += times);
     }
 }
 
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} calls, {} answered, {} frames, ended: {:?}", self.calls, self.answered, self.frames, self.ended)
+        write!(
+            f,
+            "{} calls, {} answered, {} frames, ended: {:?}",
+            self.calls, self.answered, self.frames, self.ended
+        )
     }
 }
 
@@ -62,7 +69,14 @@ pub struct Client {
 impl Client {
     pub fn new(server: &Server, random: Random) -> Self {
         let cat = image(data("tiny_33x47.png"));
-        Self { url: server.url(), grpc: server.grpc.clone(), channel: None, random, cat, tally: Tally::default() }
+        Self {
+            url: server.url(),
+            grpc: server.grpc.clone(),
+            channel: None,
+            random,
+            cat,
+            tally: Tally::default(),
+        }
     }
 
     /// Does one thing.
@@ -81,7 +95,9 @@ impl Client {
                 _ => self.look_around().await,
             }
         };
-        tokio::time::timeout(HANGS, acting).await.unwrap_or_else(|_| panic!("action {what} hangs"));
+        tokio::time::timeout(HANGS, acting)
+            .await
+            .unwrap_or_else(|_| panic!("action {what} hangs"));
         if self.random.below(10) == 0 {
             self.channel = None;
         }
@@ -90,14 +106,19 @@ impl Client {
     async fn client(&mut self) -> ClassifierClient<Channel> {
         if self.channel.is_none() {
             let endpoint = Endpoint::from_shared(self.url.clone()).unwrap();
-            self.channel = Some(ClassifierClient::new(endpoint.connect().await.expect("the server accepts")));
+            self.channel = Some(ClassifierClient::new(
+                endpoint.connect().await.expect("the server accepts"),
+            ));
         }
         self.channel.clone().unwrap()
     }
 
     fn request(&mut self) -> ClassifyRequest {
         let model = ["animals", "colours", "guest", ""][self.random.below(4) as usize];
-        ClassifyRequest { model: model.into(), ..request(self.cat.clone()) }
+        ClassifyRequest {
+            model: model.into(),
+            ..request(self.cat.clone())
+        }
     }
 
     /// Counts how a call ended; ends other than `allowed` are failures.
@@ -125,7 +146,9 @@ impl Client {
     }
 
     async fn send_rubbish(&mut self) {
-        let Some(Source::Encoded(good)) = self.cat.source.clone() else { panic!("it is a file") };
+        let Some(Source::Encoded(good)) = self.cat.source.clone() else {
+            panic!("it is a file")
+        };
         let mut bytes = good.to_vec();
         match self.random.below(3) {
             0 => bytes.truncate(self.random.below(good.len() as u64) as usize),
@@ -135,9 +158,15 @@ impl Client {
                     bytes[place] = self.random.below(256) as u8;
                 }
             }
-            _ => bytes = (0..self.random.below(3000)).map(|_| self.random.below(256) as u8).collect(),
+            _ => {
+                bytes = (0..self.random.below(3000))
+                    .map(|_| self.random.below(256) as u8)
+                    .collect()
+            }
         }
-        let rubbish = Image { source: Some(Source::Encoded(bytes.into())) };
+        let rubbish = Image {
+            source: Some(Source::Encoded(bytes.into())),
+        };
         let answer = self.client().await.classify(request(rubbish)).await;
         self.note(&answer, &[Code::InvalidArgument]);
     }
@@ -181,7 +210,11 @@ impl Client {
         let frames = self.random.below(12);
         let leaves_after = (self.random.below(3) == 0).then(|| self.random.below(frames + 1));
         let (sender, receiver) = mpsc::channel(4);
-        let first = config(StreamConfig { model, policy: policy.into(), ..Default::default() });
+        let first = config(StreamConfig {
+            model,
+            policy: policy.into(),
+            ..Default::default()
+        });
         let mut client = self.client().await;
         sender.send(first).await.unwrap();
         let mut answers = match client.stream_classify(ReceiverStream::new(receiver)).await {
@@ -192,9 +225,23 @@ impl Client {
         let cat = self.cat.clone();
         let feed = tokio::spawn(async move {
             for id in 1..=frames {
-                let image = if id % 4 == broken { Image::default() } else { cat.clone() };
-                let frame = Frame { id, captured_at: None, image: Some(image) };
-                if sender.send(StreamClassifyRequest { message: Some(Message::Frame(frame)) }).await.is_err() {
+                let image = if id % 4 == broken {
+                    Image::default()
+                } else {
+                    cat.clone()
+                };
+                let frame = Frame {
+                    id,
+                    captured_at: None,
+                    image: Some(image),
+                };
+                if sender
+                    .send(StreamClassifyRequest {
+                        message: Some(Message::Frame(frame)),
+                    })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -206,8 +253,11 @@ impl Client {
             }
             match answers.message().await {
                 Ok(Some(answer)) => {
-                    let follows =
-                        if policy == FramePolicy::Every { answer.frame_id == last + 1 } else { answer.frame_id > last };
+                    let follows = if policy == FramePolicy::Every {
+                        answer.frame_id == last + 1
+                    } else {
+                        answer.frame_id > last
+                    };
                     assert!(follows, "frame {} after {last}", answer.frame_id);
                     if let Some(Outcome::Error(error)) = &answer.outcome {
                         assert_eq!(
@@ -225,7 +275,11 @@ impl Client {
         };
         self.tally.frames += answered;
         if ended.is_ok() {
-            assert_eq!((last, answered + dropped), (frames, frames), "no frame is lost");
+            assert_eq!(
+                (last, answered + dropped),
+                (frames, frames),
+                "no frame is lost"
+            );
         }
         feed.abort();
         self.note(&ended, &[]);
@@ -233,14 +287,24 @@ impl Client {
 
     /// Is gone in the middle of a frame.
     async fn vanish(&mut self) {
-        let mut stream = tokio::net::TcpStream::connect(&self.grpc).await.expect("the server accepts");
-        let messages =
-            [framed(&config(StreamConfig::default())), framed(&ClassifyRequest::default()), framed(&self.request())]
-                .concat();
+        let mut stream = tokio::net::TcpStream::connect(&self.grpc)
+            .await
+            .expect("the server accepts");
+        let messages = [
+            framed(&config(StreamConfig::default())),
+            framed(&ClassifyRequest::default()),
+            framed(&self.request()),
+        ]
+        .concat();
         let bytes = [
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
             frame(kind::SETTINGS, 0, 0, &[]),
-            frame(kind::HEADERS, http2::END_HEADERS, 1, &http2::headers(STREAM_CLASSIFY)),
+            frame(
+                kind::HEADERS,
+                http2::END_HEADERS,
+                1,
+                &http2::headers(STREAM_CLASSIFY),
+            ),
             frame(kind::DATA, 0, 1, &messages),
         ]
         .concat();
@@ -257,7 +321,13 @@ impl Client {
         let models = self.client().await.list_models(ListModelsRequest {}).await;
         self.note(&models, &[]);
         if let Ok(models) = models {
-            assert!(models.into_inner().models.iter().any(|model| model.name == "animals"));
+            assert!(
+                models
+                    .into_inner()
+                    .models
+                    .iter()
+                    .any(|model| model.name == "animals")
+            );
         }
     }
 }
@@ -278,7 +348,16 @@ fn check(request: &ClassifyRequest, answer: &Result<tonic::Response<ClassifyResp
 
 /// The server still knows a cat.
 pub async fn assert_serves(server: &Server) {
-    let ask = ClassifyRequest { model: "animals".into(), ..request(image(common::data("cat.jpg"))) };
-    let answer = server.client().await.classify(ask).await.expect("it serves").into_inner();
+    let ask = ClassifyRequest {
+        model: "animals".into(),
+        ..request(image(common::data("cat.jpg")))
+    };
+    let answer = server
+        .client()
+        .await
+        .classify(ask)
+        .await
+        .expect("it serves")
+        .into_inner();
     assert_eq!(answer.classifications[0].label, "cat");
 }

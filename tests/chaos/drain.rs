@@ -1,8 +1,9 @@
 //! Servers that are told to end while they have more to do than they can.
 //!
-//! A request is accepted when the server has read it: its call began on a connection that was not told to go before (by a
-//! GOAWAY whose last stream is an earlier one), and it was not refused with UNAVAILABLE, because the server ends, or with
-//! RESOURCE_EXHAUSTED, because it is full. Every accepted request is answered OK.
+//! A request is accepted when the server has read it: its call began on a connection that was not
+//! told to go before (by a GOAWAY whose last stream is an earlier one), and it was not refused with
+//! UNAVAILABLE, because the server ends, or with RESOURCE_EXHAUSTED, because it is full. Every
+//! accepted request is answered OK.
 
 use std::time::Duration;
 
@@ -52,7 +53,9 @@ async fn call_until_refused(mut connection: SendRequest<Bytes>, body: Bytes) -> 
             Err(_) => return outcomes,
         };
         let call = http2::call(CLASSIFY).body(()).unwrap();
-        let Ok((response, mut sender)) = connection.send_request(call, false) else { return outcomes };
+        let Ok((response, mut sender)) = connection.send_request(call, false) else {
+            return outcomes;
+        };
         // An error of the sender is one of the response too.
         let _ = sender.send_data(body.clone(), true);
         match http2::status(response).await {
@@ -68,7 +71,11 @@ async fn call_until_refused(mut connection: SendRequest<Bytes>, body: Bytes) -> 
                 }
                 _ => outcomes.lost.push(format!("{status:?}")),
             },
-            Err(error) if error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR) => {
+            Err(error)
+                if error.is_go_away()
+                    && error.is_remote()
+                    && error.reason() == Some(h2::Reason::NO_ERROR) =>
+            {
                 outcomes.never_read += 1;
                 return outcomes;
             }
@@ -87,16 +94,24 @@ async fn drain(random: &mut Random) -> Outcomes {
     let mut callers = Vec::new();
     for _ in 0..CONNECTIONS {
         let connection = http2::connect(&server.grpc).await;
-        callers.extend((0..CALLS_AT_ONCE).map(|_| tokio::spawn(call_until_refused(connection.clone(), body.clone()))));
+        callers.extend(
+            (0..CALLS_AT_ONCE)
+                .map(|_| tokio::spawn(call_until_refused(connection.clone(), body.clone()))),
+        );
     }
     tokio::time::sleep(Duration::from_millis(200) + random.milliseconds(300)).await;
     server.signal("TERM");
     let mut all = Outcomes::default();
     for caller in callers {
-        let outcomes = tokio::time::timeout(Duration::from_secs(60), caller).await.expect("no call hangs").unwrap();
+        let outcomes = tokio::time::timeout(Duration::from_secs(60), caller)
+            .await
+            .expect("no call hangs")
+            .unwrap();
         all.add(outcomes);
     }
-    let status = tokio::task::spawn_blocking(move || server.wait(Duration::from_secs(30))).await.unwrap();
+    let status = tokio::task::spawn_blocking(move || server.wait(Duration::from_secs(30)))
+        .await
+        .unwrap();
     assert!(status.expect("the server ends").success());
     all
 }
@@ -109,7 +124,13 @@ async fn no_accepted_request_is_lost_when_a_server_drains() {
     for _ in 0..drains {
         all.add(drain(&mut random).await);
     }
-    let Outcomes { answered, full, draining, never_read, lost } = all;
+    let Outcomes {
+        answered,
+        full,
+        draining,
+        never_read,
+        lost,
+    } = all;
     say(&format!(
         "{drains} drains: {answered} answered, refused: {full} by a full queue, {draining} by draining, {never_read} never \
          read; {} lost",

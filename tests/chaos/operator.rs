@@ -1,4 +1,5 @@
-//! Somebody who replaces models while they are served, breaks and mends them, and asks for a look at them.
+//! Somebody who replaces models while they are served, breaks and mends them, and asks for a look
+//! at them.
 
 use std::{fs, path::Path, time::Instant};
 

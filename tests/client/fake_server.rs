@@ -1,4 +1,5 @@
-//! A server that answers by script: it stands in for the real one where a test needs a certain refusal.
+//! A server that answers by script: it stands in for the real one where a test needs a certain
+//! refusal.
 
 use std::{
     net::SocketAddr,
@@ -12,8 +13,9 @@ use std::{
 
 use futures_util::{Stream, StreamExt};
 use resnet18_server::proto::{
-    Classification, Classifications, ClassifyRequest, ClassifyResponse, FrameError, Image, ListModelsRequest,
-    ListModelsResponse, Model, PixelFormat, StreamClassifyRequest, StreamClassifyResponse, Timing,
+    Classification, Classifications, ClassifyRequest, ClassifyResponse, FrameError, Image,
+    ListModelsRequest, ListModelsResponse, Model, PixelFormat, StreamClassifyRequest,
+    StreamClassifyResponse, Timing,
     classifier_server::{Classifier, ClassifierServer},
     image::Source,
     stream_classify_request::Message,
@@ -56,18 +58,31 @@ struct Fake(Arc<Script>);
 
 /// Takes one off a counter that isn't zero.
 fn take_one(counter: &AtomicU64) -> bool {
-    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok()
+    counter
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+        .is_ok()
 }
 
 fn classes() -> Vec<Classification> {
-    [(207, "golden retriever", 0.75), (208, "Labrador retriever", 0.125)]
-        .map(|(class_id, label, probability)| Classification { class_id, label: label.into(), probability })
-        .into()
+    [
+        (207, "golden retriever", 0.75),
+        (208, "Labrador retriever", 0.125),
+    ]
+    .map(|(class_id, label, probability)| Classification {
+        class_id,
+        label: label.into(),
+        probability,
+    })
+    .into()
 }
 
 fn timing(inference: Duration) -> Timing {
     let inference = prost_types::Duration::try_from(inference).unwrap();
-    Timing { inference: Some(inference), total: Some(inference), ..Timing::default() }
+    Timing {
+        inference: Some(inference),
+        total: Some(inference),
+        ..Timing::default()
+    }
 }
 
 /// Frames must be I420 of the size that the model wants, or images.
@@ -77,7 +92,11 @@ fn check(image: Option<Image>) -> Result<(), String> {
         Some(Source::Raw(frame)) if frame.format() == PixelFormat::I420 => {
             let (width, height) = (frame.width as usize, frame.height as usize);
             let expected = width * height + 2 * width.div_ceil(2) * height.div_ceil(2);
-            if width.min(height) <= 256 && frame.data.len() == expected { Ok(()) } else { Err("wrong size".into()) }
+            if width.min(height) <= 256 && frame.data.len() == expected {
+                Ok(())
+            } else {
+                Err("wrong size".into())
+            }
         }
         _ => Err("the image can't be decoded".into()),
     }
@@ -85,11 +104,18 @@ fn check(image: Option<Image>) -> Result<(), String> {
 
 #[tonic::async_trait]
 impl Classifier for Fake {
-    async fn classify(&self, request: Request<ClassifyRequest>) -> Result<Response<ClassifyResponse>, Status> {
+    async fn classify(
+        &self,
+        request: Request<ClassifyRequest>,
+    ) -> Result<Response<ClassifyResponse>, Status> {
         self.0.requests.fetch_add(1, Ordering::Relaxed);
         if take_one(&self.0.rejections) {
             let details = ErrorDetails::with_retry_info(Some(self.0.retry_delay));
-            return Err(Status::with_error_details(Code::ResourceExhausted, "the queue is full", details));
+            return Err(Status::with_error_details(
+                Code::ResourceExhausted,
+                "the queue is full",
+                details,
+            ));
         }
         tokio::time::sleep(self.0.delay).await;
         let request = request.into_inner();
@@ -104,14 +130,18 @@ impl Classifier for Fake {
         }))
     }
 
-    type StreamClassifyStream = Pin<Box<dyn Stream<Item = Result<StreamClassifyResponse, Status>> + Send>>;
+    type StreamClassifyStream =
+        Pin<Box<dyn Stream<Item = Result<StreamClassifyResponse, Status>> + Send>>;
 
     async fn stream_classify(
         &self,
         request: Request<Streaming<StreamClassifyRequest>>,
     ) -> Result<Response<Self::StreamClassifyStream>, Status> {
         let mut requests = request.into_inner();
-        let first = requests.message().await?.and_then(|request| request.message);
+        let first = requests
+            .message()
+            .await?
+            .and_then(|request| request.message);
         let Some(Message::Config(_)) = first else {
             return Err(Status::invalid_argument("the config comes first"));
         };
@@ -133,8 +163,13 @@ impl Classifier for Fake {
                 Ok(StreamClassifyResponse {
                     frame_id: frame.id,
                     outcome: Some(match check(frame.image) {
-                        Ok(()) => Outcome::Result(Classifications { classifications: classes() }),
-                        Err(message) => Outcome::Error(FrameError { code: Code::InvalidArgument.into(), message }),
+                        Ok(()) => Outcome::Result(Classifications {
+                            classifications: classes(),
+                        }),
+                        Err(message) => Outcome::Error(FrameError {
+                            code: Code::InvalidArgument.into(),
+                            message,
+                        }),
                     }),
                     dropped_frames: 0,
                     fps: 25.0,
@@ -145,8 +180,17 @@ impl Classifier for Fake {
         Ok(Response::new(Box::pin(answers)))
     }
 
-    async fn list_models(&self, _: Request<ListModelsRequest>) -> Result<Response<ListModelsResponse>, Status> {
-        let model = Model { name: "fake".into(), resize_shorter_side: 256, ..Model::default() };
-        Ok(Response::new(ListModelsResponse { models: vec![model] }))
+    async fn list_models(
+        &self,
+        _: Request<ListModelsRequest>,
+    ) -> Result<Response<ListModelsResponse>, Status> {
+        let model = Model {
+            name: "fake".into(),
+            resize_shorter_side: 256,
+            ..Model::default()
+        };
+        Ok(Response::new(ListModelsResponse {
+            models: vec![model],
+        }))
     }
 }

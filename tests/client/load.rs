@@ -16,7 +16,10 @@ fn config(server: SocketAddr) -> LoadConfig {
         mode: LoadMode::Closed { clients: 4 },
         duration: Duration::from_millis(500),
         warmup: Duration::ZERO,
-        ..LoadConfig::new(server.to_string().parse().unwrap(), vec![Bytes::from_static(b"an image")])
+        ..LoadConfig::new(
+            server.to_string().parse().unwrap(),
+            vec![Bytes::from_static(b"an image")],
+        )
     }
 }
 
@@ -26,11 +29,21 @@ fn ms(milliseconds: u64) -> Duration {
 
 #[tokio::test]
 async fn a_closed_loop_is_as_fast_as_the_answers() {
-    let (server, script) = fake_server::start(Script { delay: ms(20), ..Script::default() }).await;
+    let (server, script) = fake_server::start(Script {
+        delay: ms(20),
+        ..Script::default()
+    })
+    .await;
     let report = run_load(config(server)).await.unwrap();
     // Four clients with 20 ms each make 200 a second at most.
-    assert!(report.goodput > 40.0 && report.goodput <= 202.0, "{report:?}");
-    assert_eq!(report.count(Code::Ok), script.requests.load(Ordering::Relaxed));
+    assert!(
+        report.goodput > 40.0 && report.goodput <= 202.0,
+        "{report:?}"
+    );
+    assert_eq!(
+        report.count(Code::Ok),
+        script.requests.load(Ordering::Relaxed)
+    );
     assert!(report.latency_ms.unwrap().p50 >= 20.0);
     assert_eq!(report.server_mean_ms.unwrap().inference, 20.0);
     assert_eq!((report.connections, report.missed), (4, 0));
@@ -38,9 +51,21 @@ async fn a_closed_loop_is_as_fast_as_the_answers() {
 
 #[tokio::test]
 async fn latency_at_a_fixed_rate_counts_from_when_a_request_was_due() {
-    let (server, _) = fake_server::start(Script { delay: ms(100), ..Script::default() }).await;
-    let mode = LoadMode::Open { rate: 100.0, max_in_flight: 5 };
-    let report = run_load(LoadConfig { mode, ..config(server) }).await.unwrap();
+    let (server, _) = fake_server::start(Script {
+        delay: ms(100),
+        ..Script::default()
+    })
+    .await;
+    let mode = LoadMode::Open {
+        rate: 100.0,
+        max_in_flight: 5,
+    };
+    let report = run_load(LoadConfig {
+        mode,
+        ..config(server)
+    })
+    .await
+    .unwrap();
     // 50 requests are due, but only 5 in 100 ms can be in flight.
     assert_eq!(report.count(Code::Ok) + report.missed, 50, "{report:?}");
     assert!(report.missed >= 20, "{report:?}");
@@ -49,7 +74,12 @@ async fn latency_at_a_fixed_rate_counts_from_when_a_request_was_due() {
 
 #[tokio::test]
 async fn refused_clients_wait_as_asked() {
-    let script = || Script { rejections: 8.into(), retry_delay: ms(100), delay: ms(5), ..Script::default() };
+    let script = || Script {
+        rejections: 8.into(),
+        retry_delay: ms(100),
+        delay: ms(5),
+        ..Script::default()
+    };
 
     let (server, _) = fake_server::start(script()).await;
     let report = run_load(config(server)).await.unwrap();
@@ -59,20 +89,39 @@ async fn refused_clients_wait_as_asked() {
     assert!(report.rejection_latency_ms.unwrap().p50 < 100.0);
 
     let (server, _) = fake_server::start(script()).await;
-    let report = run_load(LoadConfig { on_rejection: OnRejection::Retry, ..config(server) }).await.unwrap();
+    let report = run_load(LoadConfig {
+        on_rejection: OnRejection::Retry,
+        ..config(server)
+    })
+    .await
+    .unwrap();
     assert_eq!(report.count(Code::ResourceExhausted), 8);
-    let (attempt, with_waits) = (report.latency_ms.unwrap(), report.latency_with_waits_ms.unwrap());
+    let (attempt, with_waits) = (
+        report.latency_ms.unwrap(),
+        report.latency_with_waits_ms.unwrap(),
+    );
     assert!(with_waits.max >= 200.0 && attempt.max < 200.0, "{report:?}");
     assert_eq!(report.gave_up, 0);
 }
 
 #[tokio::test]
 async fn retries_end_at_the_timeout() {
-    let script = Script { rejections: u64::MAX.into(), retry_delay: ms(30), ..Script::default() };
+    let script = Script {
+        rejections: u64::MAX.into(),
+        retry_delay: ms(30),
+        ..Script::default()
+    };
     let (server, _) = fake_server::start(script).await;
-    let config = LoadConfig { on_rejection: OnRejection::Retry, timeout: ms(100), ..config(server) };
+    let config = LoadConfig {
+        on_rejection: OnRejection::Retry,
+        timeout: ms(100),
+        ..config(server)
+    };
     let report = run_load(config).await.unwrap();
-    assert!(report.gave_up > 0 && report.latency_ms.is_none() && report.goodput == 0.0, "{report:?}");
+    assert!(
+        report.gave_up > 0 && report.latency_ms.is_none() && report.goodput == 0.0,
+        "{report:?}"
+    );
 }
 
 #[tokio::test]
@@ -81,14 +130,29 @@ async fn the_program_prints_the_report() {
     let image = tempfile::NamedTempFile::new().unwrap();
     fs::write(image.path(), "an image").unwrap();
     let image = image.path().to_string_lossy();
-    let arguments = ["load", &image, "--duration", "200ms", "--warmup", "0", "--concurrency", "2"];
+    let arguments = [
+        "load",
+        &image,
+        "--duration",
+        "200ms",
+        "--warmup",
+        "0",
+        "--concurrency",
+        "2",
+    ];
 
     let output = resnet18(server, &[&arguments[..], &["--json"]].concat()).await;
     let report = &json_lines(&output)[0];
-    assert!(report["goodput"].as_f64().unwrap() > 0.0 && report["latency_ms"]["p99.9"].is_number(), "{report}");
+    assert!(
+        report["goodput"].as_f64().unwrap() > 0.0 && report["latency_ms"]["p99.9"].is_number(),
+        "{report}"
+    );
 
     let output = resnet18(server, &arguments).await;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(text.contains("Goodput") && text.contains("OK") && !text.contains('\u{1b}'), "{text}");
+    assert!(
+        text.contains("Goodput") && text.contains("OK") && !text.contains('\u{1b}'),
+        "{text}"
+    );
     assert_eq!(output.status.code(), Some(0));
 }

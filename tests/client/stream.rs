@@ -14,7 +14,17 @@ use crate::{
 fn make_video(path: &Path, size: &str, frames: u32) -> bool {
     let source = format!("testsrc=size={size}:rate=25");
     let status = Command::new("ffmpeg")
-        .args(["-loglevel", "error", "-nostdin", "-f", "lavfi", "-i", &source, "-frames:v", &frames.to_string()])
+        .args([
+            "-loglevel",
+            "error",
+            "-nostdin",
+            "-f",
+            "lavfi",
+            "-i",
+            &source,
+            "-frames:v",
+            &frames.to_string(),
+        ])
         .args(["-c:v", "mpeg4", "-q:v", "5"])
         .arg(path)
         .status();
@@ -47,12 +57,23 @@ async fn every_frame_of_a_video_is_answered_in_order() {
         let video = video.to_string_lossy();
         let output = resnet18(server, &["stream", &video, "--policy", "every", "--json"]).await;
 
-        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(0),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         let lines = json_lines(&output);
-        let ids: Vec<_> = lines.iter().filter_map(|line| line["frame_id"].as_u64()).collect();
+        let ids: Vec<_> = lines
+            .iter()
+            .filter_map(|line| line["frame_id"].as_u64())
+            .collect();
         assert_eq!(ids, (0..u64::from(frames)).collect::<Vec<_>>());
         let summary = summary(&lines);
-        assert_eq!((summary["answered"].as_u64(), summary["failed"].as_u64()), (Some(frames.into()), Some(0)));
+        assert_eq!(
+            (summary["answered"].as_u64(), summary["failed"].as_u64()),
+            (Some(frames.into()), Some(0))
+        );
         assert_eq!(summary["labels"][0]["label"], "golden retriever");
     }
 }
@@ -64,7 +85,11 @@ async fn a_live_stream_survives_a_restart_of_the_server() {
     if !make_video(&video, "320x240", 50) {
         return;
     }
-    let (server, _) = fake_server::start(Script { cut_after: 5.into(), ..Script::default() }).await;
+    let (server, _) = fake_server::start(Script {
+        cut_after: 5.into(),
+        ..Script::default()
+    })
+    .await;
     let output = resnet18(server, &["stream", &video.to_string_lossy(), "--json"]).await;
 
     assert_eq!(output.status.code(), Some(0));
@@ -81,8 +106,21 @@ async fn a_cut_off_file_is_an_error() {
     for number in 0..20 {
         fs::write(folder.path().join(format!("{number:02}.jpg")), "an image").unwrap();
     }
-    let (server, _) = fake_server::start(Script { cut_after: 5.into(), ..Script::default() }).await;
-    let output = resnet18(server, &["stream", &folder.path().to_string_lossy(), "--policy", "every"]).await;
+    let (server, _) = fake_server::start(Script {
+        cut_after: 5.into(),
+        ..Script::default()
+    })
+    .await;
+    let output = resnet18(
+        server,
+        &[
+            "stream",
+            &folder.path().to_string_lossy(),
+            "--policy",
+            "every",
+        ],
+    )
+    .await;
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("try again"));
 }
@@ -90,25 +128,51 @@ async fn a_cut_off_file_is_an_error() {
 #[tokio::test]
 async fn broken_frames_are_shown_and_the_stream_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    for (name, content) in [("a.jpg", &b"an image"[..]), ("b.jpg", BROKEN), ("c.jpg", b"another")] {
+    for (name, content) in [
+        ("a.jpg", &b"an image"[..]),
+        ("b.jpg", BROKEN),
+        ("c.jpg", b"another"),
+    ] {
         fs::write(folder.path().join(name), content).unwrap();
     }
     let (server, _) = fake_server::start(Script::default()).await;
-    let arguments = ["stream", &folder.path().to_string_lossy(), "--policy", "every", "--json"];
+    let arguments = [
+        "stream",
+        &folder.path().to_string_lossy(),
+        "--policy",
+        "every",
+        "--json",
+    ];
     let output = resnet18(server, &arguments).await;
     let lines = json_lines(&output);
     assert_eq!(lines[1]["error"]["code"], "INVALID_ARGUMENT");
     assert_eq!(lines[2]["frame_id"], 2);
-    assert_eq!((&summary(&lines)["answered"], &summary(&lines)["failed"]), (&2.into(), &1.into()));
+    assert_eq!(
+        (&summary(&lines)["answered"], &summary(&lines)["failed"]),
+        (&2.into(), &1.into())
+    );
 }
 
 #[tokio::test]
 async fn the_time_limit_ends_an_endless_stream() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("a.jpg"), "an image").unwrap();
-    let (server, _) = fake_server::start(Script { delay: Duration::from_millis(5), ..Script::default() }).await;
+    let (server, _) = fake_server::start(Script {
+        delay: Duration::from_millis(5),
+        ..Script::default()
+    })
+    .await;
     let folder = folder.path().to_string_lossy();
-    let arguments = ["stream", &folder, "--loop", "--fps", "50", "--duration", "600ms", "--json"];
+    let arguments = [
+        "stream",
+        &folder,
+        "--loop",
+        "--fps",
+        "50",
+        "--duration",
+        "600ms",
+        "--json",
+    ];
     let output = resnet18(server, &arguments).await;
     assert_eq!(output.status.code(), Some(0));
     let lines = json_lines(&output);

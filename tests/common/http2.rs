@@ -26,8 +26,13 @@ pub async fn connect(address: &str) -> SendRequest<Bytes> {
 }
 
 pub async fn connect_with(builder: h2::client::Builder, address: &str) -> SendRequest<Bytes> {
-    let stream = tokio::net::TcpStream::connect(address).await.expect("the server accepts");
-    let (sender, connection) = builder.handshake(stream).await.expect("the server speaks HTTP/2");
+    let stream = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("the server accepts");
+    let (sender, connection) = builder
+        .handshake(stream)
+        .await
+        .expect("the server speaks HTTP/2");
     tokio::spawn(async move {
         // How it ends is seen by its calls.
         let _ = connection.await;
@@ -51,7 +56,8 @@ pub async fn status(response: ResponseFuture) -> Result<Status, h2::Error> {
         body.flow_control().release_capacity(data?.len())?;
     }
     let trailers = body.trailers().await?.unwrap_or_default();
-    Ok(Status::from_header_map(&trailers).unwrap_or_else(|| Status::unknown(format!("only HTTP {}", head.status))))
+    Ok(Status::from_header_map(&trailers)
+        .unwrap_or_else(|| Status::unknown(format!("only HTTP {}", head.status))))
 }
 
 /// A connection that sends any bytes.
@@ -70,16 +76,23 @@ pub mod kind {
 
 pub const END_HEADERS: u8 = 4;
 
-/// "The endpoint detected that its peer is exhibiting a behavior that might be generating excessive load."
+/// "The endpoint detected that its peer is exhibiting a behavior that might be generating excessive
+/// load."
 pub const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 impl Wire {
     /// Connects and greets.
     pub fn connect(address: &str) -> Self {
         let mut stream = TcpStream::connect(address).expect("the server accepts");
-        stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        stream
+            .set_write_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            .unwrap();
         stream.write_all(&frame(kind::SETTINGS, 0, 0, &[])).unwrap();
         Self(stream)
     }
@@ -99,7 +112,8 @@ impl Wire {
         self.0.write_all(&buffer).is_ok()
     }
 
-    /// Waits for the connection's end: the reason that the server gave, or `None` when it only hung up.
+    /// Waits for the connection's end: the reason that the server gave, or `None` when it only hung
+    /// up.
     pub fn ended(&mut self) -> io::Result<Option<u32>> {
         let mut reason = None;
         loop {
@@ -107,7 +121,9 @@ impl Wire {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
                 Err(_) => return Ok(reason),
                 Ok((kind::GOAWAY, payload)) => {
-                    reason = payload.get(4..8).map(|code| u32::from_be_bytes(code.try_into().unwrap()))
+                    reason = payload
+                        .get(4..8)
+                        .map(|code| u32::from_be_bytes(code.try_into().unwrap()))
                 }
                 Ok(_) => {}
             }
@@ -151,11 +167,21 @@ pub fn headers(path: &str) -> Vec<u8> {
         ("content-type", "application/grpc"),
         ("te", "trailers"),
     ];
-    fields.into_iter().flat_map(|(name, value)| field(name, value)).collect()
+    fields
+        .into_iter()
+        .flat_map(|(name, value)| field(name, value))
+        .collect()
 }
 
 pub fn field(name: &str, value: &str) -> Vec<u8> {
-    [&[0], &integer(name.len())[..], name.as_bytes(), &integer(value.len()), value.as_bytes()].concat()
+    [
+        &[0],
+        &integer(name.len())[..],
+        name.as_bytes(),
+        &integer(value.len()),
+        value.as_bytes(),
+    ]
+    .concat()
 }
 
 /// A length with a prefix of 7 bits (RFC 7541, 5.1).

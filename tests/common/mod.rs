@@ -11,8 +11,8 @@ use std::{
 };
 
 use resnet18_server::proto::{
-    ClassifyRequest, Image, StreamClassifyRequest, StreamConfig, classifier_client::ClassifierClient, image::Source,
-    stream_classify_request::Message,
+    ClassifyRequest, Image, StreamClassifyRequest, StreamConfig,
+    classifier_client::ClassifierClient, image::Source, stream_classify_request::Message,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -36,7 +36,10 @@ pub fn resnet18_with_files(files: u64) -> Command {
 fn untouched(mut command: Command) -> Command {
     // What the developer has set must not leak into the tests.
     for (name, _) in std::env::vars_os() {
-        if ["RESNET18_", "OTEL_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+        if ["RESNET18_", "OTEL_"]
+            .iter()
+            .any(|prefix| name.to_string_lossy().starts_with(prefix))
+        {
             command.env_remove(name);
         }
     }
@@ -71,7 +74,11 @@ impl Server {
 
     /// Likewise, of a `program` that was made ready.
     pub fn spawn_as(mut program: Command, flags: &[&str]) -> Self {
-        let grpc = if flags.contains(&"--grpc") { &[][..] } else { &["--grpc", "127.0.0.1:0"] };
+        let grpc = if flags.contains(&"--grpc") {
+            &[][..]
+        } else {
+            &["--grpc", "127.0.0.1:0"]
+        };
         let mut child = program
             .args(["serve", "--http", "127.0.0.1:0"])
             .args(grpc)
@@ -94,15 +101,27 @@ impl Server {
             }
         });
         match announced.recv_timeout(Duration::from_secs(30)) {
-            Ok((grpc, http)) => Self { child, grpc, http, log },
-            Err(_) => panic!("the server did not open its ports:\n{}", log.lock().unwrap()),
+            Ok((grpc, http)) => Self {
+                child,
+                grpc,
+                http,
+                log,
+            },
+            Err(_) => panic!(
+                "the server did not open its ports:\n{}",
+                log.lock().unwrap()
+            ),
         }
     }
 
     pub fn wait_until_ready(&self) {
         let until = Instant::now() + Duration::from_secs(60);
         while self.get("/readyz").0 != 200 {
-            assert!(Instant::now() < until, "the server did not become ready:\n{}", self.log());
+            assert!(
+                Instant::now() < until,
+                "the server did not become ready:\n{}",
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -119,19 +138,28 @@ impl Server {
     }
 
     pub async fn client(&self) -> ClassifierClient<Channel> {
-        let channel = Endpoint::from_shared(self.url()).unwrap().connect().await.expect("the server accepts");
+        let channel = Endpoint::from_shared(self.url())
+            .unwrap()
+            .connect()
+            .await
+            .expect("the server accepts");
         ClassifierClient::new(channel).max_encoding_message_size(64 << 20)
     }
 
     /// A plain HTTP/1.1 GET; status and body.
     pub fn get(&self, path: &str) -> (u16, String) {
-        self.try_get(path).expect("the HTTP port is open and answers with a status line")
+        self.try_get(path)
+            .expect("the HTTP port is open and answers with a status line")
     }
 
     /// As `get`, or `None` when the server has ended.
     pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.http).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
+        .ok()?;
         let mut response = String::new();
         stream.read_to_string(&mut response).ok()?;
         let (head, body) = response.split_once("\r\n\r\n")?;
@@ -139,13 +167,18 @@ impl Server {
         Some((status, body.to_owned()))
     }
 
-    /// The value of one series, such as `classifier_requests_total{model="resnet18-demo",…}`; 0 when it is not there.
+    /// The value of one series, such as `classifier_requests_total{model="resnet18-demo",…}`; 0
+    /// when it is not there.
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let (_, text) = self.get("/metrics");
         let mut series = text.lines().filter(|line| {
-            line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label))
+            line.split(['{', ' ']).next() == Some(name)
+                && labels.iter().all(|label| line.contains(label))
         });
-        let value = series.next().and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0);
+        let value = series
+            .next()
+            .and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or(0.0);
         assert!(series.next().is_none(), "several series {name} {labels:?}");
         value
     }
@@ -154,9 +187,12 @@ impl Server {
     pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
         let (_, text) = self.get("/metrics");
         let series = text.lines().filter(|line| {
-            line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label))
+            line.split(['{', ' ']).next() == Some(name)
+                && labels.iter().all(|label| line.contains(label))
         });
-        series.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        series
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
     }
 
     /// What the process uses, as Linux tells it.
@@ -164,8 +200,15 @@ impl Server {
         let folder = PathBuf::from(format!("/proc/{}", self.pid()));
         let status = std::fs::read_to_string(folder.join("status")).expect("the server runs");
         let number = |field: &str| -> u64 {
-            let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("Linux tells it");
-            line.trim_start_matches(':').trim().trim_end_matches(" kB").parse().unwrap()
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(field))
+                .expect("Linux tells it");
+            line.trim_start_matches(':')
+                .trim()
+                .trim_end_matches(" kB")
+                .parse()
+                .unwrap()
         };
         Usage {
             files: std::fs::read_dir(folder.join("fd")).unwrap().count(),
@@ -176,7 +219,10 @@ impl Server {
     }
 
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
+        let status = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status();
         assert!(status.expect("kill runs").success());
     }
 
@@ -223,30 +269,43 @@ fn addresses_in(line: &str) -> Option<(String, SocketAddr)> {
 }
 
 pub fn data(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name)
 }
 
 pub fn image(path: impl AsRef<Path>) -> Image {
     let path = path.as_ref();
     let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    Image { source: Some(Source::Encoded(bytes.into())) }
+    Image {
+        source: Some(Source::Encoded(bytes.into())),
+    }
 }
 
 pub fn request(image: Image) -> ClassifyRequest {
-    ClassifyRequest { image: Some(image), ..Default::default() }
+    ClassifyRequest {
+        image: Some(image),
+        ..Default::default()
+    }
 }
 
 pub fn config(config: StreamConfig) -> StreamClassifyRequest {
-    StreamClassifyRequest { message: Some(Message::Config(config)) }
+    StreamClassifyRequest {
+        message: Some(Message::Config(config)),
+    }
 }
 
 /// A folder of `../shared`, or `None` with a visible word where a clone stands alone.
 pub fn shared(folder: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(folder);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../shared")
+        .join(folder);
     if path.exists() {
         return Some(path);
     }
-    skipped(&format!("there is no ../shared/{folder} beside the project"));
+    skipped(&format!(
+        "there is no ../shared/{folder} beside the project"
+    ));
     None
 }
 
@@ -267,7 +326,10 @@ pub fn python() -> Option<PathBuf> {
 /// Python with tritonclient too, or `None` with a visible word.
 pub fn tritonclient() -> Option<PathBuf> {
     let python = python()?;
-    let import = Command::new(&python).args(["-c", "import tritonclient.grpc"]).output().expect("Python runs");
+    let import = Command::new(&python)
+        .args(["-c", "import tritonclient.grpc"])
+        .output()
+        .expect("Python runs");
     if !import.status.success() {
         skipped("there is no tritonclient in the tests' Python; `make test-env` sets it up");
         return None;
@@ -277,19 +339,26 @@ pub fn tritonclient() -> Option<PathBuf> {
 
 /// Whether ffmpeg is there; a visible word if not.
 pub fn ffmpeg() -> bool {
-    let found = Command::new("ffmpeg").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let found = Command::new("ffmpeg")
+        .arg("-version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok();
     if !found {
         skipped("ffmpeg is not installed");
     }
     found
 }
 
-/// Says that a test is skipped, past the test harness, which keeps what a passing test prints to itself.
+/// Says that a test is skipped, past the test harness, which keeps what a passing test prints to
+/// itself.
 pub fn skipped(reason: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED: {reason}");
 }
 
-/// A checkpoint of a network with reproducible weights, as PyTorch would save it, and what PyTorch makes of a crop.
+/// A checkpoint of a network with reproducible weights, as PyTorch would save it, and what PyTorch
+/// makes of a crop.
 pub struct Checkpoint {
     /// In safetensors.
     pub path: PathBuf,
@@ -299,7 +368,8 @@ pub struct Checkpoint {
     pub logits: Vec<f32>,
 }
 
-/// The checkpoint of one of the architectures in `models` (`../shared/models`), written into `folder`.
+/// The checkpoint of one of the architectures in `models` (`../shared/models`), written into
+/// `folder`.
 pub fn checkpoint(python: &Path, models: &Path, architecture: &str, folder: &Path) -> Checkpoint {
     let path = folder.join(format!("{architecture}.safetensors"));
     let script = Command::new(python)
@@ -309,10 +379,24 @@ pub fn checkpoint(python: &Path, models: &Path, architecture: &str, folder: &Pat
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .output()
         .expect("Python runs");
-    assert!(script.status.success(), "{}", String::from_utf8_lossy(&script.stderr));
+    assert!(
+        script.status.success(),
+        "{}",
+        String::from_utf8_lossy(&script.stderr)
+    );
     let reference = json(&models.join("architectures.json"))[architecture]["logits"].clone();
     let logits: Vec<f32> = serde_json::from_value(reference).unwrap();
     let labels = folder.join("labels.txt");
-    std::fs::write(&labels, (0..logits.len()).map(|class| format!("class {class}\n")).collect::<String>()).unwrap();
-    Checkpoint { path, labels, logits }
+    std::fs::write(
+        &labels,
+        (0..logits.len())
+            .map(|class| format!("class {class}\n"))
+            .collect::<String>(),
+    )
+    .unwrap();
+    Checkpoint {
+        path,
+        labels,
+        logits,
+    }
 }

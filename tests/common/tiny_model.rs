@@ -4,15 +4,16 @@ use prost::Message;
 use resnet18_server::model::{
     Manifest,
     onnx::{
-        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
-        ValueInfoProto,
+        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto,
+        TypeProto, ValueInfoProto,
         tensor_proto::DataType,
         tensor_shape_proto::{Dimension, dimension},
         type_proto,
     },
 };
 
-/// An ONNX file that tells red, green and blue, by the mean of each; `version` makes files different.
+/// An ONNX file that tells red, green and blue, by the mean of each; `version` makes files
+/// different.
 pub fn tiny_model(version: u64) -> Vec<u8> {
     let node = |op_type: &str, input: &[&str], output: &str| NodeProto {
         op_type: Some(op_type.into()),
@@ -21,11 +22,26 @@ pub fn tiny_model(version: u64) -> Vec<u8> {
         ..Default::default()
     };
     let value = |name: &str, dims: &[i64]| {
-        let dim = |&dim: &i64| Dimension { value: Some(dimension::Value::DimValue(dim)), ..Default::default() };
-        let shape = Some(TensorShapeProto { dim: dims.iter().map(dim).collect() });
-        let tensor = type_proto::Tensor { elem_type: Some(DataType::Float as i32), shape };
-        let r#type = Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() });
-        ValueInfoProto { name: Some(name.into()), r#type, ..Default::default() }
+        let dim = |&dim: &i64| Dimension {
+            value: Some(dimension::Value::DimValue(dim)),
+            ..Default::default()
+        };
+        let shape = Some(TensorShapeProto {
+            dim: dims.iter().map(dim).collect(),
+        });
+        let tensor = type_proto::Tensor {
+            elem_type: Some(DataType::Float as i32),
+            shape,
+        };
+        let r#type = Some(TypeProto {
+            value: Some(type_proto::Value::TensorType(tensor)),
+            ..Default::default()
+        });
+        ValueInfoProto {
+            name: Some(name.into()),
+            r#type,
+            ..Default::default()
+        }
     };
     let weights = TensorProto {
         name: Some("weights".into()),
@@ -48,12 +64,19 @@ pub fn tiny_model(version: u64) -> Vec<u8> {
     };
     let mut model = ModelProto {
         ir_version: Some(8),
-        opset_import: vec![OperatorSetIdProto { domain: None, version: Some(17) }],
+        opset_import: vec![OperatorSetIdProto {
+            domain: None,
+            version: Some(17),
+        }],
         model_version: Some(version as i64),
         graph: Some(graph),
         ..Default::default()
     };
     let labels = ["red", "green", "blue"].map(str::to_owned).to_vec();
-    Manifest { labels: Some(labels), ..Default::default() }.write(&mut model);
+    Manifest {
+        labels: Some(labels),
+        ..Default::default()
+    }
+    .write(&mut model);
     model.encode_to_vec()
 }

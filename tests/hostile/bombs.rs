@@ -13,21 +13,42 @@ pub fn headers() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("JPEG", jpeg(SIDE, SIDE)),
         ("PNG", png(side, side, 0)),
-        ("PNG with the longest sides", png(i32::MAX as u32, i32::MAX as u32, 6)),
+        (
+            "PNG with the longest sides",
+            png(i32::MAX as u32, i32::MAX as u32, 6),
+        ),
         ("GIF", gif(SIDE, SIDE)),
         ("BMP", bmp(i32::from(SIDE), i32::from(SIDE))),
         ("BMP from top to bottom", bmp(i32::MAX, i32::MIN)),
         ("TIFF", tiff(side, side, strip)),
-        ("TIFF with the longest sides", tiff(u32::MAX, u32::MAX, strip)),
+        (
+            "TIFF with the longest sides",
+            tiff(u32::MAX, u32::MAX, strip),
+        ),
         ("TIFF whose strip is everything", tiff(60, u32::MAX, strip)),
-        ("WebP, extended", webp(b"VP8X", &[&[0; 4], &[0xff; 6][..]].concat())),
-        ("WebP, lossless", webp(b"VP8L", &[0x2f, 0xff, 0xff, 0xff, 0x0f])),
-        ("WebP, lossy", webp(b"VP8 ", b"\x30\x01\x00\x9d\x01\x2a\xff\x3f\xff\x3f")),
+        (
+            "WebP, extended",
+            webp(b"VP8X", &[&[0; 4], &[0xff; 6][..]].concat()),
+        ),
+        (
+            "WebP, lossless",
+            webp(b"VP8L", &[0x2f, 0xff, 0xff, 0xff, 0x0f]),
+        ),
+        (
+            "WebP, lossy",
+            webp(b"VP8 ", b"\x30\x01\x00\x9d\x01\x2a\xff\x3f\xff\x3f"),
+        ),
         ("PNM", format!("P6\n{side} {side}\n255\n").into_bytes()),
-        ("PNM with the longest sides", format!("P5\n{0} {0}\n65535\n", u32::MAX).into_bytes()),
+        (
+            "PNM with the longest sides",
+            format!("P5\n{0} {0}\n65535\n", u32::MAX).into_bytes(),
+        ),
         (
             "PAM",
-            format!("P7\nWIDTH {side}\nHEIGHT {side}\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n").into_bytes(),
+            format!(
+                "P7\nWIDTH {side}\nHEIGHT {side}\nDEPTH 4\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n"
+            )
+            .into_bytes(),
         ),
     ]
 }
@@ -37,7 +58,9 @@ pub fn within_the_limit() -> Vec<(&'static str, Vec<u8>)> {
     let (width, height) = (8000, 7990);
     let zeros = vec![0; width as usize * height as usize];
     let mut large = Vec::new();
-    PngEncoder::new(Cursor::new(&mut large)).write_image(&zeros, width, height, ExtendedColorType::L8).unwrap();
+    PngEncoder::new(Cursor::new(&mut large))
+        .write_image(&zeros, width, height, ExtendedColorType::L8)
+        .unwrap();
     let inflating = idat(&large);
     let profile = [b"profile\0\0", &inflating[..]].concat();
     let text = [b"Comment\0\0", &inflating[..]].concat();
@@ -53,20 +76,42 @@ pub fn within_the_limit() -> Vec<(&'static str, Vec<u8>)> {
         ("a JPEG of 8000x7990", jpeg(8000, 7990)),
         ("a GIF of 8000x7990", gif(8000, 7990)),
         ("a TIFF of 8000x7990", tiff(8000, 7990, &[0; 64])),
-        ("a WebP of 8000x7990", webp(b"VP8X", &[&[0; 4], &[0x3f, 0x1f, 0, 0x35, 0x1f, 0][..]].concat())),
+        (
+            "a WebP of 8000x7990",
+            webp(
+                b"VP8X",
+                &[&[0; 4], &[0x3f, 0x1f, 0, 0x35, 0x1f, 0][..]].concat(),
+            ),
+        ),
     ]
 }
 
 fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let body = [kind, data].concat();
-    [&(data.len() as u32).to_be_bytes(), &body[..], &crc32fast::hash(&body).to_be_bytes()].concat()
+    [
+        &(data.len() as u32).to_be_bytes(),
+        &body[..],
+        &crc32fast::hash(&body).to_be_bytes(),
+    ]
+    .concat()
 }
 
 fn png(width: u32, height: u32, colour: u8) -> Vec<u8> {
-    let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, colour, 0, 0, 0]].concat();
+    let header = [
+        &width.to_be_bytes()[..],
+        &height.to_be_bytes(),
+        &[8, colour, 0, 0, 0],
+    ]
+    .concat();
     // One row of nothing, deflated.
     let data = b"\x78\x9c\x63\x60\x00\x00\x00\x02\x00\x01";
-    [b"\x89PNG\r\n\x1a\n".to_vec(), chunk(b"IHDR", &header), chunk(b"IDAT", data), chunk(b"IEND", b"")].concat()
+    [
+        b"\x89PNG\r\n\x1a\n".to_vec(),
+        chunk(b"IHDR", &header),
+        chunk(b"IDAT", data),
+        chunk(b"IEND", b""),
+    ]
+    .concat()
 }
 
 /// The content of all IDAT chunks.
@@ -86,7 +131,10 @@ fn idat(mut png: &[u8]) -> Vec<u8> {
 /// A photo whose frame header says this size.
 fn jpeg(width: u16, height: u16) -> Vec<u8> {
     let mut file = std::fs::read(super::data("cat.jpg")).unwrap();
-    let frame = file.windows(2).position(|pair| pair[0] == 0xff && matches!(pair[1], 0xc0..=0xc2)).unwrap();
+    let frame = file
+        .windows(2)
+        .position(|pair| pair[0] == 0xff && matches!(pair[1], 0xc0..=0xc2))
+        .unwrap();
     file[frame + 5..frame + 7].copy_from_slice(&height.to_be_bytes());
     file[frame + 7..frame + 9].copy_from_slice(&width.to_be_bytes());
     file
@@ -94,11 +142,23 @@ fn jpeg(width: u16, height: u16) -> Vec<u8> {
 
 fn gif(width: u16, height: u16) -> Vec<u8> {
     let size = [width.to_le_bytes(), height.to_le_bytes()].concat();
-    [b"GIF89a", &size[..], b"\x80\0\0\0\0\0\xff\xff\xff\x2c\0\0\0\0", &size, b"\0\x02\x02\x44\x01\0\x3b"].concat()
+    [
+        b"GIF89a",
+        &size[..],
+        b"\x80\0\0\0\0\0\xff\xff\xff\x2c\0\0\0\0",
+        &size,
+        b"\0\x02\x02\x44\x01\0\x3b",
+    ]
+    .concat()
 }
 
 fn bmp(width: i32, height: i32) -> Vec<u8> {
-    let head = [&b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0"[..], &width.to_le_bytes(), &height.to_le_bytes()].concat();
+    let head = [
+        &b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0"[..],
+        &width.to_le_bytes(),
+        &height.to_le_bytes(),
+    ]
+    .concat();
     [&head[..], b"\x01\0\x18\0\0\0\0\0", &[0; 16], &[0; 64]].concat()
 }
 
@@ -116,13 +176,27 @@ fn tiff(width: u32, height: u32, strip: &[u8]) -> Vec<u8> {
     ];
     let mut file = b"II\x2a\0\x08\0\0\0\x08\0".to_vec();
     for (tag, value) in entries {
-        file.extend([&tag.to_le_bytes()[..], b"\x04\0\x01\0\0\0", &value.to_le_bytes()].concat());
+        file.extend(
+            [
+                &tag.to_le_bytes()[..],
+                b"\x04\0\x01\0\0\0",
+                &value.to_le_bytes(),
+            ]
+            .concat(),
+        );
     }
     [&file[..], &[0; 4], strip].concat()
 }
 
 fn webp(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let padded = [data, &vec![0; data.len() % 2][..]].concat();
-    let body = [b"WEBP", &kind[..], &(data.len() as u32).to_le_bytes(), &padded, &[0; 32]].concat();
+    let body = [
+        b"WEBP",
+        &kind[..],
+        &(data.len() as u32).to_le_bytes(),
+        &padded,
+        &[0; 32],
+    ]
+    .concat();
     [b"RIFF", &(body.len() as u32).to_le_bytes()[..], &body].concat()
 }

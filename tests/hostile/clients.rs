@@ -30,16 +30,24 @@ enum Slow {
 }
 
 /// Starts a call of that kind; how it ended.
-async fn call_slowly(server: &Server, path: &'static str, how: Slow) -> tokio::task::JoinHandle<Status> {
+async fn call_slowly(
+    server: &Server,
+    path: &'static str,
+    how: Slow,
+) -> tokio::task::JoinHandle<Status> {
     let mut connection = http2::connect(&server.grpc).await;
-    let (response, mut sender) = connection.send_request(http2::call(path).body(()).unwrap(), false).unwrap();
+    let (response, mut sender) = connection
+        .send_request(http2::call(path).body(()).unwrap(), false)
+        .unwrap();
     let message = match path {
         STREAM_CLASSIFY => framed(&frame_of(1, tiny())),
         _ => framed(&cat()),
     };
     let feed = async move {
         if path == STREAM_CLASSIFY {
-            sender.send_data(framed(&config(StreamConfig::default())).into(), false).unwrap();
+            sender
+                .send_data(framed(&config(StreamConfig::default())).into(), false)
+                .unwrap();
         }
         let parts: Vec<&[u8]> = match how {
             Slow::Silent => Vec::new(),
@@ -48,7 +56,10 @@ async fn call_slowly(server: &Server, path: &'static str, how: Slow) -> tokio::t
         };
         for part in parts {
             // Refused in the end.
-            if sender.send_data(Bytes::copy_from_slice(part), false).is_err() {
+            if sender
+                .send_data(Bytes::copy_from_slice(part), false)
+                .is_err()
+            {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -66,13 +77,23 @@ async fn call_slowly(server: &Server, path: &'static str, how: Slow) -> tokio::t
 
 fn assert_too_slow(how: &str, status: &Status) {
     assert_eq!(status.code(), Code::DeadlineExceeded, "{how}: {status:?}");
-    assert!(status.message().contains("did not arrive within 3s"), "{how}: {status:?}");
+    assert!(
+        status.message().contains("did not arrive within 3s"),
+        "{how}: {status:?}"
+    );
     assert_discreet(how, status);
 }
 
 #[tokio::test]
 async fn senders_that_are_too_slow_do_not_keep_their_places() {
-    let server = Server::start(&["--engine", "embedded", "--max-calls", "3", "--receive-timeout", "3s"]);
+    let server = Server::start(&[
+        "--engine",
+        "embedded",
+        "--max-calls",
+        "3",
+        "--receive-timeout",
+        "3s",
+    ]);
     assert_serves(&server).await;
     let before = server.usage();
     let started = Instant::now();
@@ -82,13 +103,25 @@ async fn senders_that_are_too_slow_do_not_keep_their_places() {
     }
     // They have all the places for a moment.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let refused = server.client().await.list_models(ListModelsRequest {}).await.unwrap_err();
+    let refused = server
+        .client()
+        .await
+        .list_models(ListModelsRequest {})
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
     for (how, call) in calls {
         assert_too_slow(&format!("{how:?}"), &call.await.unwrap());
     }
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
-    let late = server.metric("classifier_requests_total", &["model=\"\"", "\"Classify\"", "\"DEADLINE_EXCEEDED\""]);
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        started.elapsed()
+    );
+    let late = server.metric(
+        "classifier_requests_total",
+        &["model=\"\"", "\"Classify\"", "\"DEADLINE_EXCEEDED\""],
+    );
     assert_eq!(late, 3.0, "{}", server.get("/metrics").1);
     assert_serves(&server).await;
     assert_recovers(&server, before).await;
@@ -108,7 +141,13 @@ async fn a_stream_may_be_silent_between_its_frames() {
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
     sender.send(config(StreamConfig::default())).await.unwrap();
     let inbound = tokio_stream::wrappers::ReceiverStream::new(receiver);
-    let mut answers = server.client().await.stream_classify(inbound).await.unwrap().into_inner();
+    let mut answers = server
+        .client()
+        .await
+        .stream_classify(inbound)
+        .await
+        .unwrap()
+        .into_inner();
     for id in 1..=2 {
         tokio::time::sleep(Duration::from_millis(900)).await;
         sender.send(frame_of(id, tiny())).await.unwrap();
@@ -120,17 +159,29 @@ async fn a_stream_may_be_silent_between_its_frames() {
 fn come_and_vanish(address: &str, number: usize) {
     let mut wire = Wire::connect(address);
     let policy = (number / 2 % 2 + 1) as i32;
-    let first = framed(&config(StreamConfig { policy, ..Default::default() }));
+    let first = framed(&config(StreamConfig {
+        policy,
+        ..Default::default()
+    }));
     let whole = framed(&frame_of(1, tiny()));
     let frames = [&whole[..], &whole, &whole[..number * 7 % whole.len()]].concat();
     let bytes = [
-        frame(kind::HEADERS, http2::END_HEADERS, 1, &http2::headers(STREAM_CLASSIFY)),
+        frame(
+            kind::HEADERS,
+            http2::END_HEADERS,
+            1,
+            &http2::headers(STREAM_CLASSIFY),
+        ),
         frame(kind::DATA, 0, 1, &first),
         frame(kind::DATA, 0, 1, &frames),
     ]
     .concat();
     // The last HTTP/2 frame is cut too, in every third.
-    let sent = if number.is_multiple_of(3) { bytes.len() - 3 } else { bytes.len() };
+    let sent = if number.is_multiple_of(3) {
+        bytes.len() - 3
+    } else {
+        bytes.len()
+    };
     wire.0.write_all(&bytes[..sent]).expect("the server reads");
     wire.wait_for(kind::HEADERS).expect("the stream is open");
     if number % 2 == 1 {
@@ -155,7 +206,11 @@ async fn a_thousand_clients_that_vanish_in_mid_stream_leave_nothing_behind() {
         worker.await.unwrap();
     }
     assert_recovers(&server, before).await;
-    assert_eq!(server.sum("classifier_requests_total", &["\"StreamClassify\""]), 1000.0, "each ended once");
+    assert_eq!(
+        server.sum("classifier_requests_total", &["\"StreamClassify\""]),
+        1000.0,
+        "each ended once"
+    );
     assert_serves(&server).await;
 }
 
@@ -169,8 +224,19 @@ async fn half_closed_connections_and_answers_that_nobody_takes_end_with_their_cl
         // Its own direction is closed after the request, or in the middle of it.
         let body = framed(&cat());
         let mut wire = Wire::connect(&server.grpc);
-        wire.0.write_all(&frame(kind::HEADERS, http2::END_HEADERS, 1, &http2::headers(CLASSIFY))).unwrap();
-        let length = if number % 2 == 0 { body.len() } else { body.len() / 2 };
+        wire.0
+            .write_all(&frame(
+                kind::HEADERS,
+                http2::END_HEADERS,
+                1,
+                &http2::headers(CLASSIFY),
+            ))
+            .unwrap();
+        let length = if number % 2 == 0 {
+            body.len()
+        } else {
+            body.len() / 2
+        };
         for part in body[..length].chunks(16 << 10) {
             wire.0.write_all(&frame(kind::DATA, 0, 1, part)).unwrap();
         }
@@ -185,9 +251,13 @@ async fn half_closed_connections_and_answers_that_nobody_takes_end_with_their_cl
         let mut connection = http2::connect_with(builder, &server.grpc).await;
         let call = http2::call(STREAM_CLASSIFY).body(()).unwrap();
         let (response, mut sender) = connection.send_request(call, false).unwrap();
-        sender.send_data(framed(&config(StreamConfig::default())).into(), false).unwrap();
+        sender
+            .send_data(framed(&config(StreamConfig::default())).into(), false)
+            .unwrap();
         for id in 1..=50 {
-            sender.send_data(framed(&frame_of(id, tiny())).into(), false).unwrap();
+            sender
+                .send_data(framed(&frame_of(id, tiny())).into(), false)
+                .unwrap();
         }
         unread.push((connection, response, sender));
     }

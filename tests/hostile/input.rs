@@ -20,25 +20,35 @@ async fn bombs_are_refused_before_they_take_memory() {
     let before = server.usage();
     let mut client = server.client().await;
     for (name, bytes) in bombs::headers() {
-        let bomb = Image { source: Some(Source::Encoded(bytes.into())) };
+        let bomb = Image {
+            source: Some(Source::Encoded(bytes.into())),
+        };
         let status = client.classify(request(bomb)).await.expect_err(name);
         assert_eq!(status.code(), Code::InvalidArgument, "{name}: {status:?}");
         assert_discreet(name, &status);
     }
     let after = server.usage();
-    assert!(after.peak_mib < before.peak_mib + 64, "{before:?}, then {after:?}");
+    assert!(
+        after.peak_mib < before.peak_mib + 64,
+        "{before:?}, then {after:?}"
+    );
 
     // What stays within the limit of pixels may take its pixels' memory, and no more.
     for (name, bytes) in bombs::within_the_limit() {
         assert!(bytes.len() < 1 << 20, "{name} has {} bytes", bytes.len());
-        let bomb = Image { source: Some(Source::Encoded(bytes.into())) };
+        let bomb = Image {
+            source: Some(Source::Encoded(bytes.into())),
+        };
         if let Err(status) = client.classify(request(bomb)).await {
             assert_eq!(status.code(), Code::InvalidArgument, "{name}: {status:?}");
             assert_discreet(name, &status);
         }
     }
     let after = server.usage();
-    assert!(after.peak_mib < before.peak_mib + 600, "{before:?}, then {after:?}");
+    assert!(
+        after.peak_mib < before.peak_mib + 600,
+        "{before:?}, then {after:?}"
+    );
     assert_serves(&server).await;
 }
 
@@ -47,13 +57,30 @@ async fn raw_frames_that_lie_are_refused() {
     let server = Server::start(&["--engine", "embedded"]);
     let mut client = server.client().await;
     let (max, one) = (u32::MAX, 1);
-    for (width, height, stride) in [(max, max, 0), (max, max, max), (max, one, 0), (one, max, max), (65_535, 65_535, 0)]
-    {
+    for (width, height, stride) in [
+        (max, max, 0),
+        (max, max, max),
+        (max, one, 0),
+        (one, max, max),
+        (65_535, 65_535, 0),
+    ] {
         for format in [PixelFormat::Rgb8, PixelFormat::Nv12, PixelFormat::I420] {
-            let frame = RawFrame { format: format.into(), width, height, stride, data: Bytes::from_static(&[0; 300]) };
-            let image = Image { source: Some(Source::Raw(frame)) };
+            let frame = RawFrame {
+                format: format.into(),
+                width,
+                height,
+                stride,
+                data: Bytes::from_static(&[0; 300]),
+            };
+            let image = Image {
+                source: Some(Source::Raw(frame)),
+            };
             let status = client.classify(request(image)).await.unwrap_err();
-            assert_eq!(status.code(), Code::InvalidArgument, "{width}x{height}, {stride}: {status:?}");
+            assert_eq!(
+                status.code(),
+                Code::InvalidArgument,
+                "{width}x{height}, {stride}: {status:?}"
+            );
             assert_discreet("a raw frame", &status);
         }
     }
@@ -66,14 +93,27 @@ async fn compressed_messages_do_not_grow_beyond_the_limit() {
     assert_serves(&server).await;
     let before = server.usage();
     for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Zstd] {
-        let mut client = server.client().await.send_compressed(encoding).max_encoding_message_size(1 << 30);
-        let bomb = Image { source: Some(Source::Encoded(vec![0; 64 << 20].into())) };
+        let mut client = server
+            .client()
+            .await
+            .send_compressed(encoding)
+            .max_encoding_message_size(1 << 30);
+        let bomb = Image {
+            source: Some(Source::Encoded(vec![0; 64 << 20].into())),
+        };
         let status = client.classify(request(bomb)).await.unwrap_err();
-        assert_eq!(status.code(), Code::ResourceExhausted, "{encoding:?}: {status:?}");
+        assert_eq!(
+            status.code(),
+            Code::ResourceExhausted,
+            "{encoding:?}: {status:?}"
+        );
         assert_discreet("a compressed bomb", &status);
     }
     let after = server.usage();
-    assert!(after.peak_mib < before.peak_mib + 32, "{before:?}, then {after:?}");
+    assert!(
+        after.peak_mib < before.peak_mib + 32,
+        "{before:?}, then {after:?}"
+    );
 }
 
 #[tokio::test]
@@ -91,20 +131,48 @@ async fn calls_that_are_no_grpc_are_refused_discreetly() {
         ("no protobuf", plain(), garbage),
         ("a message of 4 GiB", plain(), huge.to_vec()),
         ("compressed without saying how", plain(), compressed.clone()),
-        ("an encoding that nobody knows", plain().header("grpc-encoding", "../../etc/passwd"), compressed.clone()),
-        ("no gzip", plain().header("grpc-encoding", "gzip"), compressed.clone()),
-        ("no zstd", plain().header("grpc-encoding", "zstd"), compressed),
+        (
+            "an encoding that nobody knows",
+            plain().header("grpc-encoding", "../../etc/passwd"),
+            compressed.clone(),
+        ),
+        (
+            "no gzip",
+            plain().header("grpc-encoding", "gzip"),
+            compressed.clone(),
+        ),
+        (
+            "no zstd",
+            plain().header("grpc-encoding", "zstd"),
+            compressed,
+        ),
         ("an unknown flag", plain(), flag),
         ("a cut message", plain(), cut),
-        ("an unknown method", http2::call("/resnet18.v1.Classifier/../../etc/passwd"), message.clone()),
-        ("an unknown service", http2::call("/etc/passwd"), message.clone()),
-        ("a timeout that is none", plain().header("grpc-timeout", "99999999999999S"), vec![]),
+        (
+            "an unknown method",
+            http2::call("/resnet18.v1.Classifier/../../etc/passwd"),
+            message.clone(),
+        ),
+        (
+            "an unknown service",
+            http2::call("/etc/passwd"),
+            message.clone(),
+        ),
+        (
+            "a timeout that is none",
+            plain().header("grpc-timeout", "99999999999999S"),
+            vec![],
+        ),
     ];
     for (what, call, body) in calls {
         let mut connection = http2::connect(&server.grpc).await;
-        let (response, mut sender) = connection.send_request(call.body(()).unwrap(), false).unwrap();
+        let (response, mut sender) = connection
+            .send_request(call.body(()).unwrap(), false)
+            .unwrap();
         sender.send_data(body.into(), true).unwrap();
-        let status = http2::status(response).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let status = http2::status(response)
+            .await
+            .unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_ne!(status.code(), Code::Ok, "{what}");
         if !what.contains("encoding") {
             assert_discreet(what, &status);
@@ -112,9 +180,15 @@ async fn calls_that_are_no_grpc_are_refused_discreetly() {
     }
     // Headers beyond the limit are not even read.
     let mut connection = http2::connect(&server.grpc).await;
-    let gigantic = plain().header("x-gigantic", "x".repeat(40 << 10)).body(()).unwrap();
+    let gigantic = plain()
+        .header("x-gigantic", "x".repeat(40 << 10))
+        .body(())
+        .unwrap();
     let (response, _) = connection.send_request(gigantic, true).unwrap();
     let answer = response.await;
-    assert!(answer.as_ref().is_err() || answer.as_ref().is_ok_and(|answer| answer.status() == 431), "{answer:?}");
+    assert!(
+        answer.as_ref().is_err() || answer.as_ref().is_ok_and(|answer| answer.status() == 431),
+        "{answer:?}"
+    );
     assert_serves(&server).await;
 }

@@ -6,7 +6,10 @@ use crate::common::json;
 
 /// What Grafana would load.
 pub fn dashboard() -> Value {
-    json(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/grafana/dashboards/resnet18.json"))
+    json(
+        &std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("deploy/grafana/dashboards/resnet18.json"),
+    )
 }
 
 /// Every panel, also those in rows that are closed; the row's title with it.
@@ -48,8 +51,16 @@ pub enum Expected {
 impl Query {
     /// The query for every server and model, with rates over `window`.
     pub fn over(&self, window: &str) -> String {
-        let expr = self.expr.replace("$__rate_interval", window).replace("$instance", ".*").replace("$model", ".*");
-        assert!(!expr.contains('$'), "{}: what is the variable in {expr}?", self.title);
+        let expr = self
+            .expr
+            .replace("$__rate_interval", window)
+            .replace("$instance", ".*")
+            .replace("$model", ".*");
+        assert!(
+            !expr.contains('$'),
+            "{}: what is the variable in {expr}?",
+            self.title
+        );
         expr
     }
 }
@@ -65,7 +76,11 @@ pub fn queries() -> Vec<Query> {
                 expr: text(&target["expr"]),
                 legend: text(&target["legendFormat"]),
                 instant: target["instant"].as_bool().unwrap(),
-                expected: if row.starts_with("GPU") { Expected::OnGpu } else { Expected::Data },
+                expected: if row.starts_with("GPU") {
+                    Expected::OnGpu
+                } else {
+                    Expected::Data
+                },
             });
         }
     }
@@ -87,11 +102,20 @@ pub fn queries() -> Vec<Query> {
 pub fn variables() -> Vec<(String, String, String)> {
     let mut variables = Vec::new();
     for variable in dashboard()["templating"]["list"].as_array().unwrap() {
-        let Some(query) = variable["query"]["query"].as_str() else { continue };
-        let inside = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')')).unwrap();
+        let Some(query) = variable["query"]["query"].as_str() else {
+            continue;
+        };
+        let inside = query
+            .strip_prefix("label_values(")
+            .and_then(|rest| rest.strip_suffix(')'))
+            .unwrap();
         let (metric, label) = inside.rsplit_once(", ").unwrap();
         let metric = metric.replace("$instance", ".*");
-        variables.push((variable["name"].as_str().unwrap().into(), label.into(), metric));
+        variables.push((
+            variable["name"].as_str().unwrap().into(),
+            label.into(),
+            metric,
+        ));
     }
     variables
 }

@@ -49,7 +49,8 @@ pub struct Seen {
 }
 
 impl Load {
-    /// So many clients that send photos, each when its last one is answered, and one that sends a video.
+    /// So many clients that send photos, each when its last one is answered, and one that sends a
+    /// video.
     pub async fn start(server: &Server, photo_clients: usize) -> Self {
         let (stop, stopped) = watch::channel(false);
         let answers = Answers::default();
@@ -59,7 +60,8 @@ impl Load {
             .into();
         for i in 0..photo_clients {
             let mut client = server.client().await;
-            let (photos, stopped, answers) = (photos.clone(), stopped.clone(), Arc::clone(&answers));
+            let (photos, stopped, answers) =
+                (photos.clone(), stopped.clone(), Arc::clone(&answers));
             clients.spawn(async move {
                 for photo in photos.into_iter().cycle().skip(i) {
                     if *stopped.borrow() {
@@ -80,17 +82,34 @@ impl Load {
             });
         }
         let folder = tempfile::tempdir().unwrap();
-        clients.spawn(send_video(server, make_video(folder.path()), stopped, Arc::clone(&answers)));
-        Self { answers, stop, clients, _folder: folder }
+        clients.spawn(send_video(
+            server,
+            make_video(folder.path()),
+            stopped,
+            Arc::clone(&answers),
+        ));
+        Self {
+            answers,
+            stop,
+            clients,
+            _folder: folder,
+        }
     }
 
     /// What was seen from `begin` to `end`, in seconds since 1970.
     pub fn between(&self, begin: f64, end: f64) -> Seen {
         let answers = self.answers.lock().unwrap();
-        let inside = || answers.iter().filter(|answer| answer.at > begin && answer.at <= end);
+        let inside = || {
+            answers
+                .iter()
+                .filter(|answer| answer.at > begin && answer.at <= end)
+        };
         let mut latencies: Vec<f64> = inside().filter_map(|answer| answer.latency).collect();
         latencies.sort_by(f64::total_cmp);
-        Seen { frames: (inside().count() - latencies.len()) as u64, latencies }
+        Seen {
+            frames: (inside().count() - latencies.len()) as u64,
+            latencies,
+        }
     }
 
     pub async fn stop(mut self) {
@@ -119,7 +138,15 @@ fn now() -> f64 {
 fn make_video(folder: &Path) -> VideoSource {
     let path = folder.join("clip.mp4");
     let made = Command::new("ffmpeg")
-        .args(["-loglevel", "error", "-nostdin", "-f", "lavfi", "-i", "testsrc=size=320x240:rate=25"])
+        .args([
+            "-loglevel",
+            "error",
+            "-nostdin",
+            "-f",
+            "lavfi",
+            "-i",
+            "testsrc=size=320x240:rate=25",
+        ])
         .args(["-frames:v", "50", "-c:v", "mpeg4", "-q:v", "5"])
         .arg(&path)
         .status();
@@ -142,19 +169,31 @@ fn send_video(
         smoothing: Duration::ZERO,
         reconnect: false,
     };
-    let video =
-        VideoOptions { source, fps: None, real_time: true, repeat: true, shorter_side: 240, ffmpeg: "ffmpeg".into() };
+    let video = VideoOptions {
+        source,
+        fps: None,
+        real_time: true,
+        repeat: true,
+        shorter_side: 240,
+        ffmpeg: "ffmpeg".into(),
+    };
     async move {
         let client = client::connect(&options.server).await.unwrap();
         let video = VideoReader::open(&video).await.unwrap();
         let result = run_stream(&options, client, video, stop, |event| match event {
             StreamEvent::Answer(answer) => {
                 assert!(matches!(answer.outcome, FrameOutcome::Classes(_)));
-                answers.lock().unwrap().push(Answer { at: now(), latency: None });
+                answers.lock().unwrap().push(Answer {
+                    at: now(),
+                    latency: None,
+                });
             }
             StreamEvent::Reconnecting(status) => panic!("{status}"),
         });
         let result = result.await;
-        assert!(result.video_error.is_none() && result.server_error.is_none(), "{result:?}");
+        assert!(
+            result.video_error.is_none() && result.server_error.is_none(),
+            "{result:?}"
+        );
     }
 }

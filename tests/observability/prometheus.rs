@@ -47,7 +47,9 @@ pub fn seconds(time: SystemTime) -> f64 {
 fn in_a_hurry(rules: &str) -> String {
     let minutes = ["1m", "2m", "5m", "10m", "15m", "30m"];
     minutes.iter().fold(rules.to_owned(), |rules, time| {
-        rules.replace(&format!("[{time}]"), "[5s]").replace(&format!("for: {time}\n"), "for: 1s\n")
+        rules
+            .replace(&format!("[{time}]"), "[5s]")
+            .replace(&format!("for: {time}\n"), "for: 1s\n")
     })
 }
 
@@ -57,12 +59,25 @@ impl Prometheus {
         let folder = tempfile::tempdir().unwrap();
         let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
         let read = |name: &str| std::fs::read_to_string(ours.join(name)).unwrap();
-        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        write("prometheus.yml", &read("prometheus.yml").replace("15s", "1s").replace("5s", "1s"));
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write(
+            "prometheus.yml",
+            &read("prometheus.yml")
+                .replace("15s", "1s")
+                .replace("5s", "1s"),
+        );
         write("rules.yml", &in_a_hurry(&read("rules.yml")));
-        write("targets.yml", &read("targets.yml").replace("127.0.0.1:8002", &server.to_string()));
+        write(
+            "targets.yml",
+            &read("targets.yml").replace("127.0.0.1:8002", &server.to_string()),
+        );
         let mut child = Command::new("prometheus")
-            .args(["--config.file=prometheus.yml", "--storage.tsdb.path=data", "--web.listen-address=127.0.0.1:0"])
+            .args([
+                "--config.file=prometheus.yml",
+                "--storage.tsdb.path=data",
+                "--web.listen-address=127.0.0.1:0",
+            ])
             .current_dir(folder.path())
             .stderr(Stdio::piped())
             .spawn()
@@ -72,7 +87,9 @@ impl Prometheus {
         std::thread::spawn(move || {
             let mut log = String::new();
             for line in stderr.lines().map_while(Result::ok) {
-                let address = line.split_once("msg=\"Listening on\" address=").and_then(|(_, rest)| rest.parse().ok());
+                let address = line
+                    .split_once("msg=\"Listening on\" address=")
+                    .and_then(|(_, rest)| rest.parse().ok());
                 log.push_str(&line);
                 log.push('\n');
                 if let Some(address) = address {
@@ -81,17 +98,28 @@ impl Prometheus {
             }
             let _ = sender.send(Err(log));
         });
-        let address = addresses.recv_timeout(Duration::from_secs(20)).expect("it says where it listens");
+        let address = addresses
+            .recv_timeout(Duration::from_secs(20))
+            .expect("it says where it listens");
         let address = address.unwrap_or_else(|log| panic!("Prometheus ended:\n{log}"));
-        Self { child, address, _folder: folder }
+        Self {
+            child,
+            address,
+            _folder: folder,
+        }
     }
 
     /// Until there is something to take a rate of.
     pub async fn wait_for_scrapes(&self) {
-        self.until("it has started", || self.fetch("/-/ready").contains(" 200 ")).await;
+        self.until("it has started", || {
+            self.fetch("/-/ready").contains(" 200 ")
+        })
+        .await;
         self.until("it scrapes the server", || {
             let query = "count_over_time(up{job=\"resnet18\"}[10s]) >= 3";
-            !self.series(query, seconds(SystemTime::now()), true).is_empty()
+            !self
+                .series(query, seconds(SystemTime::now()), true)
+                .is_empty()
         })
         .await;
     }
@@ -102,7 +130,10 @@ impl Prometheus {
 
     /// Before the first scrape it is right to say that there is no server.
     pub async fn wait_until_calm(&self) {
-        self.until("a server that has nothing to do is fine", || self.firing().is_empty()).await;
+        self.until("a server that has nothing to do is fine", || {
+            self.firing().is_empty()
+        })
+        .await;
     }
 
     async fn until(&self, what: &str, done: impl Fn() -> bool) {
@@ -116,13 +147,23 @@ impl Prometheus {
     /// The alerts that fire.
     pub fn firing(&self) -> BTreeSet<String> {
         let alerts = self.get("/api/v1/alerts");
-        let alerts = alerts["alerts"].as_array().unwrap().iter().filter(|alert| alert["state"] == "firing");
-        alerts.map(|alert| alert["labels"]["alertname"].as_str().unwrap().to_owned()).collect()
+        let alerts = alerts["alerts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|alert| alert["state"] == "firing");
+        alerts
+            .map(|alert| alert["labels"]["alertname"].as_str().unwrap().to_owned())
+            .collect()
     }
 
     pub fn rules(&self) -> Vec<Rule> {
         let answer = self.get("/api/v1/rules");
-        let rules = answer["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap());
+        let rules = answer["groups"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|group| group["rules"].as_array().unwrap());
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         rules
             .map(|rule| Rule {
@@ -135,15 +176,26 @@ impl Prometheus {
     }
 
     pub fn label_values(&self, label: &str, metric: &str) -> Vec<String> {
-        let answer = self.get(&format!("/api/v1/label/{label}/values?match[]={}", encoded(metric)));
+        let answer = self.get(&format!(
+            "/api/v1/label/{label}/values?match[]={}",
+            encoded(metric)
+        ));
         serde_json::from_value(answer).unwrap()
     }
 
-    /// When the one series of that name was scraped in the time before `end`, in seconds since 1970.
+    /// When the one series of that name was scraped in the time before `end`, in seconds since
+    /// 1970.
     pub fn scrapes(&self, name: &str, end: f64, time: &str) -> Vec<f64> {
         let answer = self.get(&query(&format!("{name}[{time}]"), end));
-        let [series] = &answer["result"].as_array().unwrap()[..] else { panic!("not one series: {answer}") };
-        series["values"].as_array().unwrap().iter().map(|sample| sample[0].as_f64().unwrap()).collect()
+        let [series] = &answer["result"].as_array().unwrap()[..] else {
+            panic!("not one series: {answer}")
+        };
+        series["values"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|sample| sample[0].as_f64().unwrap())
+            .collect()
     }
 
     /// The one value of a query.
@@ -153,23 +205,43 @@ impl Prometheus {
         series[0].1
     }
 
-    /// The series of a query with their values at `end`: asked for as of one moment, or drawn over the seconds before.
-    pub fn series(&self, expr: &str, end: f64, instant: bool) -> Vec<(BTreeMap<String, String>, f64)> {
+    /// The series of a query with their values at `end`: asked for as of one moment, or drawn over
+    /// the seconds before.
+    pub fn series(
+        &self,
+        expr: &str,
+        end: f64,
+        instant: bool,
+    ) -> Vec<(BTreeMap<String, String>, f64)> {
         let answer = match instant {
             true => self.get(&query(expr, end)),
             false => {
                 let begin = end - 2.0;
-                self.get(&format!("/api/v1/query_range?query={}&start={begin}&end={end}&step=1", encoded(expr)))
+                self.get(&format!(
+                    "/api/v1/query_range?query={}&start={begin}&end={end}&step=1",
+                    encoded(expr)
+                ))
             }
         };
         let kind = answer["resultType"].as_str().unwrap();
         assert_eq!(kind, if instant { "vector" } else { "matrix" }, "{expr}");
         let value = |series: &Value| match instant {
             true => series["value"][1].as_str().unwrap().parse().unwrap(),
-            false => series["values"].as_array().unwrap().last().unwrap()[1].as_str().unwrap().parse().unwrap(),
+            false => series["values"].as_array().unwrap().last().unwrap()[1]
+                .as_str()
+                .unwrap()
+                .parse()
+                .unwrap(),
         };
         let series = answer["result"].as_array().unwrap().iter();
-        series.map(|series| (serde_json::from_value(series["metric"].clone()).unwrap(), value(series))).collect()
+        series
+            .map(|series| {
+                (
+                    serde_json::from_value(series["metric"].clone()).unwrap(),
+                    value(series),
+                )
+            })
+            .collect()
     }
 
     /// Head and body.
@@ -185,7 +257,8 @@ impl Prometheus {
     fn get(&self, path: &str) -> Value {
         let answer = self.fetch(path);
         let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-        let mut body: Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}\n{answer}"));
+        let mut body: Value =
+            serde_json::from_str(body).unwrap_or_else(|error| panic!("{path}: {error}\n{answer}"));
         assert_eq!(body["status"], "success", "{path}: {body}");
         body["data"].take()
     }

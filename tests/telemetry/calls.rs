@@ -3,8 +3,9 @@
 use std::{fs, time::Duration};
 
 use resnet18_server::proto::{
-    ClassifyRequest, Frame, FramePolicy, Image, PixelFormat, RawFrame, StreamClassifyRequest, StreamClassifyResponse,
-    StreamConfig, classifier_client::ClassifierClient, image::Source, stream_classify_request::Message,
+    ClassifyRequest, Frame, FramePolicy, Image, PixelFormat, RawFrame, StreamClassifyRequest,
+    StreamClassifyResponse, StreamConfig, classifier_client::ClassifierClient, image::Source,
+    stream_classify_request::Message,
 };
 use tonic::{Request, transport::Channel};
 
@@ -43,8 +44,16 @@ pub fn photo() -> ClassifyRequest {
 /// A raw frame all of whose bytes spell `PIXELS`.
 pub fn pixels() -> Image {
     let data = b"PIXELS".repeat(8 * 8 / 2);
-    let raw = RawFrame { format: PixelFormat::Rgb8.into(), width: 8, height: 8, stride: 0, data: data.into() };
-    Image { source: Some(Source::Raw(raw)) }
+    let raw = RawFrame {
+        format: PixelFormat::Rgb8.into(),
+        width: 8,
+        height: 8,
+        stride: 0,
+        data: data.into(),
+    };
+    Image {
+        source: Some(Source::Raw(raw)),
+    }
 }
 
 /// Sends these frames and reads all the answers.
@@ -54,12 +63,26 @@ pub async fn stream(
     images: Vec<Image>,
     metadata: &[(&'static str, &str)],
 ) -> Vec<StreamClassifyResponse> {
-    let first = config(StreamConfig { policy: policy.into(), ..Default::default() });
-    let frames = images.into_iter().zip(1..).map(|(image, id)| StreamClassifyRequest {
-        message: Some(Message::Frame(Frame { id, captured_at: None, image: Some(image) })),
+    let first = config(StreamConfig {
+        policy: policy.into(),
+        ..Default::default()
     });
+    let frames = images
+        .into_iter()
+        .zip(1..)
+        .map(|(image, id)| StreamClassifyRequest {
+            message: Some(Message::Frame(Frame {
+                id,
+                captured_at: None,
+                image: Some(image),
+            })),
+        });
     let messages = tokio_stream::iter([first].into_iter().chain(frames).collect::<Vec<_>>());
-    let mut answers = client.stream_classify(call(messages, metadata)).await.unwrap().into_inner();
+    let mut answers = client
+        .stream_classify(call(messages, metadata))
+        .await
+        .unwrap()
+        .into_inner();
     let mut all = Vec::new();
     while let Some(answer) = answers.message().await.unwrap() {
         all.push(answer);
@@ -69,5 +92,10 @@ pub async fn stream(
 
 pub fn stop(server: &mut Server) {
     server.signal("TERM");
-    assert!(server.wait(Duration::from_secs(20)).expect("the server ends in time").success());
+    assert!(
+        server
+            .wait(Duration::from_secs(20))
+            .expect("the server ends in time")
+            .success()
+    );
 }

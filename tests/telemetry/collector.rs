@@ -33,8 +33,14 @@ impl TraceService for Collector {
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
         for resource in request.into_inner().resource_spans {
             let attributes = resource.resource.unwrap().attributes;
-            let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            self.0.lock().unwrap().extend(spans.map(|span| Received { resource: attributes.clone(), span }));
+            let spans = resource
+                .scope_spans
+                .into_iter()
+                .flat_map(|scope| scope.spans);
+            self.0.lock().unwrap().extend(spans.map(|span| Received {
+                resource: attributes.clone(),
+                span,
+            }));
         }
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
@@ -48,7 +54,11 @@ impl Collector {
         let collector = Self::default();
         let service = TraceServiceServer::new(collector.clone());
         let incoming = TcpListenerStream::new(listener);
-        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(incoming),
+        );
         (collector, url)
     }
 
@@ -57,13 +67,19 @@ impl Collector {
     }
 
     pub fn spans(&self) -> Vec<Span> {
-        self.received().into_iter().map(|received| received.span).collect()
+        self.received()
+            .into_iter()
+            .map(|received| received.span)
+            .collect()
     }
 }
 
 /// An attribute as text.
 pub fn said(attributes: &[KeyValue], name: &str) -> String {
-    let value = attributes.iter().find(|attribute| attribute.key == name).and_then(|found| found.value.clone());
+    let value = attributes
+        .iter()
+        .find(|attribute| attribute.key == name)
+        .and_then(|found| found.value.clone());
     match value.and_then(|value| value.value) {
         Some(any_value::Value::StringValue(text)) => text,
         Some(any_value::Value::IntValue(number)) => number.to_string(),

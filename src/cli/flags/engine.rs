@@ -17,20 +17,29 @@ pub struct EngineFlags {
     /// What runs the network; auto = the fastest that starts.
     #[arg(long, env = "RESNET18_ENGINE", value_enum, default_value = "auto")]
     engine: EngineArg,
-    /// The arithmetic; auto = int8 for a quantised model, else the fastest float that the processor has.
+    /// The arithmetic; auto = int8 for a quantised model, else the fastest float that the processor
+    /// has.
     #[arg(long, env = "RESNET18_PRECISION", value_enum, default_value = "auto")]
     precision: PrecisionArg,
-    /// The OpenVINO C library or its folder [default: the one that make fetched, else an installed one].
+    /// The OpenVINO C library or its folder [default: the one that make fetched, else an installed
+    /// one].
     #[arg(long, env = "RESNET18_OPENVINO_LIB", value_name = "PATH")]
     openvino_lib: Option<PathBuf>,
     /// CPU threads that decode and infer [default: the CPUs that this process may use].
     #[arg(long, env = "RESNET18_THREADS", value_name = "N", value_parser = at_most::<1024>)]
     threads: Option<NonZeroUsize>,
-    /// The most images in one call of the engine [default: 32 on a GPU; on a CPU 2 to serve with OpenVINO, else 1].
+    /// The most images in one call of the engine [default: 32 on a GPU; on a CPU 2 to serve with
+    /// OpenVINO, else 1].
     #[arg(long, env = "RESNET18_MAX_BATCH", value_name = "N", value_parser = at_most::<64>)]
     max_batch: Option<NonZeroUsize>,
-    /// The GPUs to use: their numbers, or all. Each gets an engine of its own behind the same queue.
-    #[arg(long, env = "RESNET18_DEVICE", value_name = "N[,N]|all", default_value = "0")]
+    /// The GPUs to use: their numbers, or all. Each gets an engine of its own behind the same
+    /// queue.
+    #[arg(
+        long,
+        env = "RESNET18_DEVICE",
+        value_name = "N[,N]|all",
+        default_value = "0"
+    )]
     device: Devices,
     #[command(flatten)]
     tensorrt: TensorRtFlags,
@@ -76,8 +85,12 @@ impl FromStr for Devices {
         if text == "all" {
             return Ok(Self(None));
         }
-        let numbers: Result<Vec<usize>, _> = text.split(',').map(|number| number.trim().parse()).collect();
-        let numbers = numbers.map_err(|_| "expected the numbers of GPUs such as 0 or 0,1, or all")?;
+        let numbers: Result<Vec<usize>, _> = text
+            .split(',')
+            .map(|number| number.trim().parse())
+            .collect();
+        let numbers =
+            numbers.map_err(|_| "expected the numbers of GPUs such as 0 or 0,1, or all")?;
         match (1..numbers.len()).any(|i| numbers[..i].contains(&numbers[i])) {
             true => Err("names a GPU twice".into()),
             false => Ok(Self(Some(numbers))),
@@ -94,8 +107,11 @@ impl EngineFlags {
         let threads = match self.threads {
             Some(threads) => threads,
             // Counts the CPUs of a container's limit too.
-            None => available_parallelism()
-                .map_err(|error| CliError::Usage(format!("the CPUs can't be counted ({error}); set --threads")))?,
+            None => available_parallelism().map_err(|error| {
+                CliError::Usage(format!(
+                    "the CPUs can't be counted ({error}); set --threads"
+                ))
+            })?,
         };
         Ok(EngineConfig {
             kind: match self.engine {
@@ -116,7 +132,10 @@ impl EngineFlags {
 
 /// A number from 1 to `MAX`.
 pub(super) fn at_most<const MAX: usize>(text: &str) -> Result<NonZeroUsize, String> {
-    let number = text.parse().ok().filter(|number: &NonZeroUsize| number.get() <= MAX);
+    let number = text
+        .parse()
+        .ok()
+        .filter(|number: &NonZeroUsize| number.get() <= MAX);
     number.ok_or_else(|| format!("expected a whole number from 1 to {MAX}"))
 }
 

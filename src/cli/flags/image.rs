@@ -15,8 +15,8 @@ pub struct ImageFlags {
     #[arg(long, env = "RESNET18_MAX_MEGAPIXELS", value_name = "MP", default_value = "64",
           value_parser = clap::value_parser!(u64).range(1..=1024))]
     max_megapixels: u64,
-    /// Decode JPEGs that are far larger than needed at a half, a quarter or an eighth of their size: faster, and the
-    /// probabilities move a little.
+    /// Decode JPEGs that are far larger than needed at a half, a quarter or an eighth of their
+    /// size: faster, and the probabilities move a little.
     #[arg(long, env = "RESNET18_JPEG_SCALING", value_enum, default_value = "off")]
     jpeg_scaling: JpegScalingArg,
 }

@@ -13,11 +13,13 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Quantization")]
 pub struct QuantizationFlags {
-    /// How many photos to calibrate with. As many others check the result, or a fifth of all where there are few.
+    /// How many photos to calibrate with. As many others check the result, or a fifth of all where
+    /// there are few.
     #[arg(long, env = "RESNET18_CALIBRATION_PHOTOS", value_name = "N", default_value = "100",
           value_parser = clap::value_parser!(u16).range(8..=500))]
     calibration_photos: u16,
-    /// How ranges are chosen: all values that were seen, 99.99 % of them, or the range with the least squared error.
+    /// How ranges are chosen: all values that were seen, 99.99 % of them, or the range with the
+    /// least squared error.
     #[arg(long, env = "RESNET18_RANGE", value_enum, default_value = "min-max")]
     range: RangeArg,
     /// A layer that stays in float; may be repeated.
@@ -28,8 +30,8 @@ pub struct QuantizationFlags {
     #[arg(long, env = "RESNET18_AUTO_KEEP", value_name = "N", default_value = "0",
           value_parser = clap::value_parser!(u16).range(0..=1000))]
     auto_keep: u16,
-    /// The least part of the photos with the same most probable class as in float, or with another that is as good as tied
-    /// with it there; a result below it is refused.
+    /// The least part of the photos with the same most probable class as in float, or with another
+    /// that is as good as tied with it there; a result below it is refused.
     #[arg(long, env = "RESNET18_MIN_AGREEMENT", value_name = "PART", default_value = "0.97",
           value_parser = values::probability)]
     min_agreement: f32,

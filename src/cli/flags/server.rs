@@ -13,10 +13,21 @@ use crate::{
 #[derive(Clone, Debug, Args)]
 pub struct ServerFlags {
     /// The server's address: http://HOST:PORT, https://HOST:PORT, HOST:PORT or unix:PATH.
-    #[arg(long, env = "RESNET18_SERVER", value_name = "URL", default_value = "http://127.0.0.1:8001")]
+    #[arg(
+        long,
+        env = "RESNET18_SERVER",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8001"
+    )]
     server: ServerAddress,
     /// The model to ask, by its name on the server [default: the server's default model].
-    #[arg(long, env = "RESNET18_MODEL_NAME", value_name = "NAME", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        env = "RESNET18_MODEL_NAME",
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub model: String,
     #[command(flatten)]
     credentials: CredentialFlags,
@@ -39,13 +50,29 @@ pub struct CredentialFlags {
     #[arg(long, env = "RESNET18_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
     /// The client's own certificate, PEM, for servers that want one.
-    #[arg(long, env = "RESNET18_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
+    #[arg(
+        long,
+        env = "RESNET18_CLIENT_CERT",
+        value_name = "FILE",
+        requires = "client_key"
+    )]
     client_cert: Option<PathBuf>,
     /// The private key of the client's certificate, PEM.
-    #[arg(long, env = "RESNET18_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
+    #[arg(
+        long,
+        env = "RESNET18_CLIENT_KEY",
+        value_name = "FILE",
+        requires = "client_cert"
+    )]
     client_key: Option<PathBuf>,
-    /// The token, for servers that want one. Better in RESNET18_TOKEN: flags can be seen by others on the machine.
-    #[arg(long, env = "RESNET18_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    /// The token, for servers that want one. Better in RESNET18_TOKEN: flags can be seen by others
+    /// on the machine.
+    #[arg(
+        long,
+        env = "RESNET18_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true
+    )]
     token: Option<String>,
 }
 
@@ -56,7 +83,9 @@ impl CredentialFlags {
     /// Certificates that can't be read, or that the address has no use for.
     pub fn server(&self, address: ServerAddress) -> Result<Server, CliError> {
         if !address.uses_tls() && (self.ca.is_some() || self.client_cert.is_some()) {
-            return Err(CliError::Usage(format!("certificates are for https://, but the server is {address}")));
+            return Err(CliError::Usage(format!(
+                "certificates are for https://, but the server is {address}"
+            )));
         }
         let identity = match (&self.client_cert, &self.client_key) {
             (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
@@ -65,12 +94,21 @@ impl CredentialFlags {
         let credentials = Credentials {
             authority: self.ca.as_deref().map(read).transpose()?,
             identity,
-            token: self.token.as_deref().map(Token::new).transpose().map_err(CliError::Usage)?,
+            token: self
+                .token
+                .as_deref()
+                .map(Token::new)
+                .transpose()
+                .map_err(CliError::Usage)?,
         };
-        Ok(Server { address, credentials })
+        Ok(Server {
+            address,
+            credentials,
+        })
     }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CliError> {
-    std::fs::read(path).map_err(|error| CliError::Usage(format!("{} can't be read: {error}", path.display())))
+    std::fs::read(path)
+        .map_err(|error| CliError::Usage(format!("{} can't be read: {error}", path.display())))
 }

@@ -1,4 +1,5 @@
-//! How TensorRT builds: flags → a [`TensorRtConfig`], the same for `serve` and `build`, so that they find the same plans.
+//! How TensorRT builds: flags → a [`TensorRtConfig`], the same for `serve` and `build`, so that
+//! they find the same plans.
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
@@ -11,7 +12,8 @@ use crate::engine::{Precision, tensorrt::TensorRtConfig};
 #[derive(Debug, Args)]
 #[command(next_help_heading = "TensorRT")]
 pub struct TensorRtFlags {
-    /// The TensorRT library or its folder [default: the one that make fetched, else an installed one].
+    /// The TensorRT library or its folder [default: the one that make fetched, else an installed
+    /// one].
     #[arg(long, env = "RESNET18_TENSORRT_LIB", value_name = "PATH")]
     tensorrt_lib: Option<PathBuf>,
     /// Where engines are kept for the next start [default: resnet18 in the user's cache folder].
@@ -21,7 +23,8 @@ pub struct TensorRtFlags {
     #[arg(long, env = "RESNET18_ENGINE_CACHE_MIB", value_name = "MIB", default_value = "4096",
           value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     engine_cache_mib: u64,
-    /// The batch that the engine is made fastest for [default: 8, or --max-batch where that is less].
+    /// The batch that the engine is made fastest for [default: 8, or --max-batch where that is
+    /// less].
     #[arg(long, env = "RESNET18_USUAL_BATCH", value_name = "N", value_parser = at_most::<64>)]
     usual_batch: Option<NonZeroUsize>,
     /// The most memory that a layer may use as scratch, in MiB.

@@ -1,10 +1,12 @@
 //! How many connections fit into the number of files that the process may open.
 
-/// Beside its connections the server opens models, libraries, the log and the HTTP port's connections.
+/// Beside its connections the server opens models, libraries, the log and the HTTP port's
+/// connections.
 #[cfg(unix)]
 const RESERVED: u64 = 256;
 
-/// As many of the `wanted` connections as the system lets the process have; says so where those are fewer.
+/// As many of the `wanted` connections as the system lets the process have; says so where those are
+/// fewer.
 #[cfg(unix)]
 pub(super) fn connections(wanted: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -13,9 +15,17 @@ pub(super) fn connections(wanted: usize) -> usize {
     if current.is_some_and(|current| current < needed) {
         let raised = maximum.map_or(needed, |maximum| maximum.min(needed));
         // Where that is refused, the lower limit is what counts.
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum });
+        let _ = setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: Some(raised),
+                maximum,
+            },
+        );
     }
-    let Some(files) = getrlimit(Resource::Nofile).current else { return wanted };
+    let Some(files) = getrlimit(Resource::Nofile).current else {
+        return wanted;
+    };
     let fitting = fitting(files);
     if fitting >= wanted as u64 {
         return wanted;
@@ -44,6 +54,9 @@ mod tests {
 
     #[test]
     fn the_server_keeps_files_for_itself() {
-        assert_eq!((fitting(1024), fitting(512), fitting(64), fitting(0)), (768, 256, 32, 1));
+        assert_eq!(
+            (fitting(1024), fitting(512), fitting(64), fitting(0)),
+            (768, 256, 32, 1)
+        );
     }
 }

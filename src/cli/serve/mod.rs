@@ -62,18 +62,28 @@ pub struct Args {
 #[derive(Debug, ClapArgs)]
 #[command(next_help_heading = "Model")]
 struct ModelArgs {
-    /// An ONNX image classifier to serve instead of the bundled one, under NAME; several by repeating the flag or with
-    /// commas.
-    #[arg(long, env = "RESNET18_MODEL", value_name = "[NAME=]PATH", value_delimiter = ',')]
+    /// An ONNX image classifier to serve instead of the bundled one, under NAME; several by
+    /// repeating the flag or with commas.
+    #[arg(
+        long,
+        env = "RESNET18_MODEL",
+        value_name = "[NAME=]PATH",
+        value_delimiter = ','
+    )]
     model: Vec<ModelFile>,
     /// A folder whose *.onnx files are all served, each under its file's name.
-    #[arg(long, env = "RESNET18_MODEL_DIR", value_name = "DIR", conflicts_with = "model")]
+    #[arg(
+        long,
+        env = "RESNET18_MODEL_DIR",
+        value_name = "DIR",
+        conflicts_with = "model"
+    )]
     model_dir: Option<PathBuf>,
     /// The model that answers where none is named [default: the first].
     #[arg(long, env = "RESNET18_DEFAULT_MODEL", value_name = "NAME")]
     default_model: Option<String>,
-    /// How often the models' files are looked at; a changed, new or removed one takes effect without a restart. 0 = only
-    /// on SIGHUP.
+    /// How often the models' files are looked at; a changed, new or removed one takes effect
+    /// without a restart. 0 = only on SIGHUP.
     #[arg(long, env = "RESNET18_WATCH_INTERVAL", value_name = "DURATION", default_value = "1s",
           value_parser = values::duration)]
     watch_interval: Duration,
@@ -84,7 +94,8 @@ struct ModelArgs {
 #[derive(Debug, ClapArgs)]
 #[command(next_help_heading = "Quantization")]
 struct QuantizationArgs {
-    /// With --precision int8: a folder of photos of the kind that the models will see, to quantise float models with.
+    /// With --precision int8: a folder of photos of the kind that the models will see, to quantise
+    /// float models with.
     #[arg(long, env = "RESNET18_CALIBRATION", value_name = "DIR")]
     calibration: Option<PathBuf>,
     #[command(flatten)]
@@ -95,9 +106,15 @@ struct QuantizationArgs {
 #[command(next_help_heading = "Queue")]
 struct QueueArgs {
     /// The most requests that wait for a model [default: as many as take about 0.2 s, at least 16].
-    #[arg(long, env = "RESNET18_QUEUE_CAPACITY", value_name = "N", conflicts_with = "latency_target")]
+    #[arg(
+        long,
+        env = "RESNET18_QUEUE_CAPACITY",
+        value_name = "N",
+        conflicts_with = "latency_target"
+    )]
     queue_capacity: Option<NonZeroUsize>,
-    /// Accept only what can be answered within this time, by the pace that is measured; the rest is refused at once.
+    /// Accept only what can be answered within this time, by the pace that is measured; the rest is
+    /// refused at once.
     #[arg(long, env = "RESNET18_LATENCY_TARGET", value_name = "DURATION", value_parser = values::positive_duration)]
     latency_target: Option<Duration>,
     /// How long an incomplete batch waits for more images.
@@ -125,7 +142,10 @@ impl FromStr for ModelFile {
         if name.is_some_and(str::is_empty) || path.is_empty() {
             return Err("expected PATH or NAME=PATH".into());
         }
-        Ok(Self { name: name.map(str::to_owned), path: path.into() })
+        Ok(Self {
+            name: name.map(str::to_owned),
+            path: path.into(),
+        })
     }
 }
 
@@ -150,7 +170,10 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     }
     args.network.warn(&args.security);
     tracing::debug!("flags and models read in {:.0?}", started.elapsed());
-    let control = Control { shutdown: signal(), reload: reload_on_hangup() };
+    let control = Control {
+        shutdown: signal(),
+        reload: reload_on_hangup(),
+    };
     let ended = server::run(listeners, config, control).await;
     telemetry::flush(FLUSH).await;
     match ended {
@@ -165,7 +188,10 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
 }
 
 fn config(args: &Args) -> Result<ServerConfig, CliError> {
-    let engine = EngineConfig { openvino_batch: OPENVINO_BATCH, ..args.engine.config()? };
+    let engine = EngineConfig {
+        openvino_batch: OPENVINO_BATCH,
+        ..args.engine.config()?
+    };
     let web = args.network.web(&args.security)?;
     Ok(ServerConfig {
         scheduler: SchedulerConfig {
@@ -194,24 +220,45 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
 
 /// How float models are quantised, if int8 was asked for.
 fn quantization(args: &Args, engine: &EngineConfig) -> Result<Option<AtStart>, CliError> {
-    let Some(folder) = &args.quantization.calibration else { return Ok(None) };
+    let Some(folder) = &args.quantization.calibration else {
+        return Ok(None);
+    };
     if engine.precision != Some(Precision::Int8) {
-        return Err(CliError::Usage("--calibration is for --precision int8".into()));
+        return Err(CliError::Usage(
+            "--calibration is for --precision int8".into(),
+        ));
     }
     if !folder.is_dir() {
-        return Err(CliError::Usage(format!("--calibration {}: there is no such folder", folder.display())));
+        return Err(CliError::Usage(format!(
+            "--calibration {}: there is no such folder",
+            folder.display()
+        )));
     }
-    let config = QuantizationConfig { judge_layers: false, ..args.quantization.flags.config(engine.threads) };
-    let cache = match engine.tensorrt.cache.clone().or_else(PlanCache::default_folder) {
+    let config = QuantizationConfig {
+        judge_layers: false,
+        ..args.quantization.flags.config(engine.threads)
+    };
+    let cache = match engine
+        .tensorrt
+        .cache
+        .clone()
+        .or_else(PlanCache::default_folder)
+    {
         Some(folder) => PlanCache::open(&folder, engine.tensorrt.cache_limit)
             .inspect_err(|error| tracing::warn!("{error}; what is quantised is not kept"))
             .ok(),
         None => None,
     };
-    Ok(Some(AtStart { photos: folder.clone(), preprocess: args.images.config(), config, cache }))
+    Ok(Some(AtStart {
+        photos: folder.clone(),
+        preprocess: args.images.config(),
+        config,
+        cache,
+    }))
 }
 
-/// The models that were asked for. Listed files are read here, so that a wrong one is told before anything is bound.
+/// The models that were asked for. Listed files are read here, so that a wrong one is told before
+/// anything is bound.
 fn source(args: &ModelArgs) -> Result<ModelSource, CliError> {
     let failed = |error: ModelError| CliError::Failed(error.to_string());
     if (args.model.len() > 1 || args.model_dir.is_some()) && !args.manifest.is_empty() {
@@ -224,12 +271,18 @@ fn source(args: &ModelArgs) -> Result<ModelSource, CliError> {
     if let Some(folder) = &args.model_dir {
         return match folder.is_dir() {
             true => Ok(ModelSource::Folder(folder.clone())),
-            false => Err(CliError::Usage(format!("--model-dir {}: there is no such folder", folder.display()))),
+            false => Err(CliError::Usage(format!(
+                "--model-dir {}: there is no such folder",
+                folder.display()
+            ))),
         };
     }
     let files = match &args.model[..] {
         [] => vec![(None, None)],
-        files => files.iter().map(|file| (file.name.clone(), Some(file.path.clone()))).collect(),
+        files => files
+            .iter()
+            .map(|file| (file.name.clone(), Some(file.path.clone())))
+            .collect(),
     };
     let mut models: Vec<ListedModel> = Vec::new();
     for (name, path) in files {
@@ -240,15 +293,24 @@ fn source(args: &ModelArgs) -> Result<ModelSource, CliError> {
         };
         let name = model.map_err(failed)?.name;
         if models.iter().any(|model| model.name == name) {
-            return Err(CliError::Usage(format!("two models are called \"{name}\"; name them: --model NAME=PATH")));
+            return Err(CliError::Usage(format!(
+                "two models are called \"{name}\"; name them: --model NAME=PATH"
+            )));
         }
-        models.push(ListedModel { name, path, overrides });
+        models.push(ListedModel {
+            name,
+            path,
+            overrides,
+        });
     }
     if let Some(default) = &args.default_model
         && !models.iter().any(|model| model.name == *default)
     {
         let names: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
-        return Err(CliError::Usage(format!("--default-model {default}: the models are {}", names.join(", "))));
+        return Err(CliError::Usage(format!(
+            "--default-model {default}: the models are {}",
+            names.join(", ")
+        )));
     }
     Ok(ModelSource::Listed(models))
 }
@@ -256,7 +318,11 @@ fn source(args: &ModelArgs) -> Result<ModelSource, CliError> {
 fn describe(loader: &LoaderConfig) -> String {
     match &loader.source {
         ModelSource::Folder(folder) => format!("the models in {}", folder.display()),
-        ModelSource::Listed(models) => models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", "),
+        ModelSource::Listed(models) => models
+            .iter()
+            .map(|model| model.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", "),
     }
 }
 
@@ -316,9 +382,15 @@ mod tests {
 
     #[test]
     fn a_model_may_be_named() {
-        let parse = |text: &str| text.parse::<ModelFile>().map(|m| (m.name, m.path.display().to_string()));
+        let parse = |text: &str| {
+            text.parse::<ModelFile>()
+                .map(|m| (m.name, m.path.display().to_string()))
+        };
         assert_eq!(parse("a.onnx"), Ok((None, "a.onnx".into())));
-        assert_eq!(parse("cats=/m/a.onnx"), Ok((Some("cats".into()), "/m/a.onnx".into())));
+        assert_eq!(
+            parse("cats=/m/a.onnx"),
+            Ok((Some("cats".into()), "/m/a.onnx".into()))
+        );
         assert_eq!(parse("/m/a=b.onnx"), Ok((None, "/m/a=b.onnx".into())));
         assert!(parse("=a.onnx").is_err() && parse("cats=").is_err());
     }

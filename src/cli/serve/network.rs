@@ -25,15 +25,21 @@ use crate::{
 #[command(next_help_heading = "Network")]
 pub(super) struct NetworkFlags {
     /// Where gRPC is served: HOST:PORT, or unix:PATH for a socket in the file system.
-    #[arg(long, env = "RESNET18_GRPC", value_name = "ADDRESS", default_value = "127.0.0.1:8001")]
+    #[arg(
+        long,
+        env = "RESNET18_GRPC",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:8001"
+    )]
     grpc: GrpcAddress,
     /// Where the live page, /metrics, /healthz and /readyz are served.
     #[arg(long, env = "RESNET18_HTTP", value_name = "ADDRESS", default_value = "127.0.0.1:8002",
           value_parser = values::listen_address)]
     http: SocketAddr,
-    /// The live page at / of the HTTP port, where people send photos and camera pictures too. auto: only where --http is a
-    /// loopback address and callers of the gRPC port need neither a client certificate nor a socket's permissions;
-    /// on, or --web alone: also elsewhere and under any host name, as behind a proxy.
+    /// The live page at / of the HTTP port, where people send photos and camera pictures too. auto:
+    /// only where --http is a loopback address and callers of the gRPC port need neither a client
+    /// certificate nor a socket's permissions; on, or --web alone: also elsewhere and under any
+    /// host name, as behind a proxy.
     #[arg(long, env = "RESNET18_WEB", value_enum, default_value = "auto", num_args = 0..=1,
           default_missing_value = "on")]
     web: WebArg,
@@ -42,15 +48,31 @@ pub(super) struct NetworkFlags {
           value_parser = clap::value_parser!(u32).range(1..=1024))]
     max_message_mib: u32,
     /// The most streams that are open at once.
-    #[arg(long, env = "RESNET18_MAX_STREAMS", value_name = "N", default_value = "256")]
+    #[arg(
+        long,
+        env = "RESNET18_MAX_STREAMS",
+        value_name = "N",
+        default_value = "256"
+    )]
     max_streams: NonZeroUsize,
     /// The most calls that are in progress at once; each may hold one message.
-    #[arg(long, env = "RESNET18_MAX_CALLS", value_name = "N", default_value = "512")]
+    #[arg(
+        long,
+        env = "RESNET18_MAX_CALLS",
+        value_name = "N",
+        default_value = "512"
+    )]
     max_calls: NonZeroUsize,
     /// The most connections that are open at once; further ones wait.
-    #[arg(long, env = "RESNET18_MAX_CONNECTIONS", value_name = "N", default_value = "1024")]
+    #[arg(
+        long,
+        env = "RESNET18_MAX_CONNECTIONS",
+        value_name = "N",
+        default_value = "1024"
+    )]
     max_connections: NonZeroUsize,
-    /// Ask connections to go when they are this old, so that load balancers spread them anew [default: never].
+    /// Ask connections to go when they are this old, so that load balancers spread them anew
+    /// [default: never].
     #[arg(long, env = "RESNET18_MAX_CONNECTION_AGE", value_name = "DURATION", value_parser = values::positive_duration)]
     max_connection_age: Option<Duration>,
     /// How long calls may go on when their connection has reached its age.
@@ -67,7 +89,8 @@ pub(super) struct NetworkFlags {
     #[arg(long, env = "RESNET18_RECEIVE_TIMEOUT", value_name = "DURATION", default_value = "30s",
           value_parser = values::positive_duration)]
     receive_timeout: Duration,
-    /// How long requests are still served at shutdown after health and readiness say no, so that load balancers notice.
+    /// How long requests are still served at shutdown after health and readiness say no, so that
+    /// load balancers notice.
     #[arg(long, env = "RESNET18_DRAIN_DELAY", value_name = "DURATION", default_value = "0s",
           value_parser = values::duration)]
     pub(super) drain_delay: Duration,
@@ -80,20 +103,42 @@ pub(super) struct NetworkFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Security")]
 pub(super) struct SecurityFlags {
-    /// The server's certificate and those that lead to its authority's, PEM; read again when it changes.
-    #[arg(long, env = "RESNET18_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    /// The server's certificate and those that lead to its authority's, PEM; read again when it
+    /// changes.
+    #[arg(
+        long,
+        env = "RESNET18_TLS_CERT",
+        value_name = "FILE",
+        requires = "tls_key"
+    )]
     tls_cert: Option<PathBuf>,
     /// The certificate's private key, PEM.
-    #[arg(long, env = "RESNET18_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    #[arg(
+        long,
+        env = "RESNET18_TLS_KEY",
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
     tls_key: Option<PathBuf>,
     /// The authorities whose certificates clients must show, PEM (mutual TLS).
-    #[arg(long, env = "RESNET18_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_cert")]
+    #[arg(
+        long,
+        env = "RESNET18_TLS_CLIENT_CA",
+        value_name = "FILE",
+        requires = "tls_cert"
+    )]
     tls_client_ca: Option<PathBuf>,
     /// Tokens that callers must send, one `NAME TOKEN` a line; read again when it changes.
     #[arg(long, env = "RESNET18_TOKENS", value_name = "FILE")]
     tokens: Option<PathBuf>,
     /// Services that answer without a token.
-    #[arg(long, env = "RESNET18_OPEN_SERVICES", value_enum, value_delimiter = ',', default_value = "health")]
+    #[arg(
+        long,
+        env = "RESNET18_OPEN_SERVICES",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "health"
+    )]
     open_services: Vec<OpenServiceArg>,
 }
 
@@ -150,7 +195,10 @@ impl NetworkFlags {
             max_connections: descriptors::connections(self.max_connections.get()),
             max_connection_age: self.max_connection_age,
             connection_grace: self.connection_grace,
-            deadlines: Deadlines { default: self.default_deadline, longest: self.max_deadline },
+            deadlines: Deadlines {
+                default: self.default_deadline,
+                longest: self.max_deadline,
+            },
             receive_timeout: self.receive_timeout,
             gatekeeper: Arc::new(security.gatekeeper()?),
         })
@@ -177,7 +225,10 @@ impl NetworkFlags {
             #[cfg(unix)]
             GrpcAddress::Unix(path) => Listener::Unix(bind_socket(path)?),
         };
-        Ok(Listeners { grpc, http: bind(self.http, "http").await? })
+        Ok(Listeners {
+            grpc,
+            http: bind(self.http, "http").await?,
+        })
     }
 
     /// What somebody should know who can be reached from elsewhere.
@@ -201,13 +252,19 @@ impl NetworkFlags {
             _ => {}
         }
         if !self.http.ip().is_loopback() {
-            tracing::warn!("anyone who can reach the HTTP port can read the metrics; it has no TLS and no token");
+            tracing::warn!(
+                "anyone who can reach the HTTP port can read the metrics; it has no TLS and no token"
+            );
             match (self.web, &security.tokens) {
                 (WebArg::On, None) => {
-                    tracing::warn!("and can use the server by its page (--web): there is no token (--tokens)");
+                    tracing::warn!(
+                        "and can use the server by its page (--web): there is no token (--tokens)"
+                    );
                 }
                 (WebArg::On, Some(_)) => {
-                    tracing::warn!("and the page's tokens travel in plain text: put a proxy with TLS in front");
+                    tracing::warn!(
+                        "and the page's tokens travel in plain text: put a proxy with TLS in front"
+                    );
                 }
                 _ => {}
             }
@@ -244,7 +301,9 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, CliError> 
             io::ErrorKind::AddrNotAvailable => "this machine does not have that address",
             _ => "it failed",
         };
-        CliError::Failed(format!("can't listen on {address}: {advice} ({error}); choose another with --{flag}"))
+        CliError::Failed(format!(
+            "can't listen on {address}: {advice} ({error}); choose another with --{flag}"
+        ))
     })
 }
 
@@ -253,7 +312,10 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, CliError> 
 fn bind_socket(path: &Path) -> Result<tokio::net::UnixListener, CliError> {
     use std::os::unix::{fs::FileTypeExt, net::UnixStream};
     let failed = |reason: &dyn std::fmt::Display| {
-        CliError::Failed(format!("can't listen on unix:{}: {reason}; choose another path with --grpc", path.display()))
+        CliError::Failed(format!(
+            "can't listen on unix:{}: {reason}; choose another path with --grpc",
+            path.display()
+        ))
     };
     if let Ok(metadata) = std::fs::symlink_metadata(path) {
         if !metadata.file_type().is_socket() {
@@ -278,9 +340,14 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn grpc_is_served_on_an_address_or_a_socket() {
-        assert!(matches!("localhost:0".parse(), Ok(GrpcAddress::Tcp(address)) if address.ip().is_loopback()));
+        assert!(
+            matches!("localhost:0".parse(), Ok(GrpcAddress::Tcp(address)) if address.ip().is_loopback())
+        );
         for text in ["unix:/run/a.sock", "unix:///run/a.sock"] {
-            assert!(matches!(text.parse(), Ok(GrpcAddress::Unix(path)) if path == Path::new("/run/a.sock")), "{text}");
+            assert!(
+                matches!(text.parse(), Ok(GrpcAddress::Unix(path)) if path == Path::new("/run/a.sock")),
+                "{text}"
+            );
         }
         assert!("unix:".parse::<GrpcAddress>().unwrap_err().contains("path"));
         assert!("8001".parse::<GrpcAddress>().unwrap_err().contains("port"));
@@ -297,12 +364,16 @@ mod tests {
         }
         let web = |line: &str| {
             let Flags { network, security } =
-                clap::Parser::try_parse_from(["serve"].into_iter().chain(line.split_whitespace())).unwrap();
+                clap::Parser::try_parse_from(["serve"].into_iter().chain(line.split_whitespace()))
+                    .unwrap();
             network.web(&security).ok()
         };
         let certificates = "--tls-cert a --tls-key b --tls-client-ca c";
         assert_eq!(web(""), Some(Web::Loopback));
-        assert_eq!(web("--http [::1]:1 --tokens a --grpc 0.0.0.0:1"), Some(Web::Loopback));
+        assert_eq!(
+            web("--http [::1]:1 --tokens a --grpc 0.0.0.0:1"),
+            Some(Web::Loopback)
+        );
         assert_eq!(web("--http 0.0.0.0:1"), Some(Web::Off));
         assert_eq!(web(certificates), Some(Web::Off));
         assert_eq!(web("--web off"), Some(Web::Off));

@@ -36,22 +36,35 @@ impl Display {
         let line = (!json && output::on_terminal()).then(|| {
             let target = ProgressDrawTarget::stdout_with_hz(DRAWS_A_SECOND);
             let look = ProgressStyle::with_template("{wide_msg}").expect("the template is valid");
-            ProgressBar::with_draw_target(None, target).with_style(look).with_message("waiting for the first answer")
+            ProgressBar::with_draw_target(None, target)
+                .with_style(look)
+                .with_message("waiting for the first answer")
         });
         if let Some(line) = &line {
             line.tick();
         }
-        Self { json, line, begin: Instant::now(), last_plain: None, mean_latency_ms: None, errors: 0 }
+        Self {
+            json,
+            line,
+            begin: Instant::now(),
+            last_plain: None,
+            mean_latency_ms: None,
+            errors: 0,
+        }
     }
 
     /// Shows one event; fails only if standard output does.
     pub fn show(&mut self, event: StreamEvent) -> io::Result<()> {
         match event {
             StreamEvent::Reconnecting(status) => {
-                self.aside(|| output::print_note(&format_args!("{}; reconnecting", status.message())));
+                self.aside(|| {
+                    output::print_note(&format_args!("{}; reconnecting", status.message()))
+                });
                 Ok(())
             }
-            StreamEvent::Answer(answer) if self.json => output::print_json(&AnswerJson::new(answer)),
+            StreamEvent::Answer(answer) if self.json => {
+                output::print_json(&AnswerJson::new(answer))
+            }
             StreamEvent::Answer(answer) => self.answer(&answer),
         }
     }
@@ -78,9 +91,16 @@ impl Display {
                 self.errors += 1;
                 if self.errors <= SHOWN_ERRORS {
                     let name = code_name(*code);
-                    let more = if self.errors == SHOWN_ERRORS { " (further ones are only counted)" } else { "" };
+                    let more = if self.errors == SHOWN_ERRORS {
+                        " (further ones are only counted)"
+                    } else {
+                        ""
+                    };
                     self.aside(|| {
-                        output::print_error(&format_args!("frame {}: {name}: {message}{more}", answer.frame_id));
+                        output::print_error(&format_args!(
+                            "frame {}: {name}: {message}{more}",
+                            answer.frame_id
+                        ));
                     });
                 }
                 return Ok(());
@@ -93,10 +113,15 @@ impl Display {
             self.mean_latency_ms = Some(mean + 0.1 * (latency - mean));
         }
         let latency = time(self.mean_latency_ms.unwrap_or(0.0));
-        let (label, probability) =
-            classes.first().map_or(("(nothing)".into(), 0.0), |class| (output::label(class), class.probability));
+        let (label, probability) = classes.first().map_or(("(nothing)".into(), 0.0), |class| {
+            (output::label(class), class.probability)
+        });
         let percent = probability * 100.0;
-        let (fps, server, client) = (answer.fps, answer.dropped_by_server, answer.dropped_by_client);
+        let (fps, server, client) = (
+            answer.fps,
+            answer.dropped_by_server,
+            answer.dropped_by_client,
+        );
         if let Some(line) = &self.line {
             let bar = output::bar(probability, BAR_WIDTH);
             let label = pad_str(&label, LABEL_WIDTH, console::Alignment::Left, Some("…"));
@@ -109,7 +134,10 @@ impl Display {
             line.tick();
             return Ok(());
         }
-        if self.last_plain.is_some_and(|last| last.elapsed() < PLAIN_INTERVAL) {
+        if self
+            .last_plain
+            .is_some_and(|last| last.elapsed() < PLAIN_INTERVAL)
+        {
             return Ok(());
         }
         self.last_plain = Some(Instant::now());
@@ -128,7 +156,11 @@ pub fn describe(summary: &StreamSummary) -> String {
         // Writing to a string can't fail.
         let _ = writeln!(text, "{:<11}{value}", style(name).bold());
     };
-    let mut frames = format!("{} sent, {} answered", thousands(summary.sent), thousands(summary.answered));
+    let mut frames = format!(
+        "{} sent, {} answered",
+        thousands(summary.sent),
+        thousands(summary.answered)
+    );
     for (count, what) in [
         (summary.failed, "failed"),
         (summary.dropped_by_server, "dropped by the server"),
@@ -140,7 +172,13 @@ pub fn describe(summary: &StreamSummary) -> String {
         }
     }
     line("Frames", &frames);
-    line("Speed", &format_args!("{:.1} fps over {:.1} s", summary.mean_fps, summary.duration_s));
+    line(
+        "Speed",
+        &format_args!(
+            "{:.1} fps over {:.1} s",
+            summary.mean_fps, summary.duration_s
+        ),
+    );
     if let Some(latency) = &summary.latency_ms {
         line(
             "Latency",
@@ -153,11 +191,19 @@ pub fn describe(summary: &StreamSummary) -> String {
             ),
         );
     }
-    let width = summary.labels.iter().map(|l| console::measure_text_width(&l.label)).max().unwrap_or(0);
+    let width = summary
+        .labels
+        .iter()
+        .map(|l| console::measure_text_width(&l.label))
+        .max()
+        .unwrap_or(0);
     for (rank, shown) in summary.labels.iter().enumerate() {
         let name = if rank == 0 { "On top" } else { "" };
         let label = pad_str(&shown.label, width, console::Alignment::Left, None);
-        line(name, &format_args!("{label}  {:5.1} % of the time", shown.share * 100.0));
+        line(
+            name,
+            &format_args!("{label}  {:5.1} % of the time", shown.share * 100.0),
+        );
     }
     text.truncate(text.trim_end().len());
     text
@@ -181,13 +227,21 @@ impl AnswerJson {
     fn new(answer: FrameAnswer) -> Self {
         let (classifications, error) = match answer.outcome {
             FrameOutcome::Classes(classes) => (Some(output::classes_json(classes)), None),
-            FrameOutcome::Failed { code, message } => (None, Some(ErrorJson { code: code_name(code), message })),
+            FrameOutcome::Failed { code, message } => (
+                None,
+                Some(ErrorJson {
+                    code: code_name(code),
+                    message,
+                }),
+            ),
         };
         Self {
             frame_id: answer.frame_id,
             classifications,
             error,
-            latency_ms: answer.latency.map(|latency| latency.as_micros() as f64 / 1e3),
+            latency_ms: answer
+                .latency
+                .map(|latency| latency.as_micros() as f64 / 1e3),
             fps: answer.fps,
             dropped_by_server: answer.dropped_by_server,
             dropped_by_client: answer.dropped_by_client,

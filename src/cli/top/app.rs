@@ -37,14 +37,23 @@ pub struct ServerView {
 
 impl ServerView {
     fn new(address: MetricsAddress) -> Self {
-        Self { address, gone: None, snapshot: None, charts: BTreeMap::new(), scrapes: VecDeque::new() }
+        Self {
+            address,
+            gone: None,
+            snapshot: None,
+            charts: BTreeMap::new(),
+            scrapes: VecDeque::new(),
+        }
     }
 
     fn update(&mut self, result: Result<Scrape, ScrapeError>) {
         match result {
             Ok(scrape) => self.answered(scrape),
             Err(error) => {
-                let since = self.gone.as_ref().map_or_else(Instant::now, |(since, _)| *since);
+                let since = self
+                    .gone
+                    .as_ref()
+                    .map_or_else(Instant::now, |(since, _)| *since);
                 self.gone = Some((since, error.to_string()));
                 self.charts.values_mut().for_each(Charts::gap);
             }
@@ -61,7 +70,11 @@ impl ServerView {
             }
         }
         // The window begins with the newest of the scrapes that are old enough.
-        while self.scrapes.get(1).is_some_and(|second| scrape.at.saturating_duration_since(second.at) >= WINDOW) {
+        while self
+            .scrapes
+            .get(1)
+            .is_some_and(|second| scrape.at.saturating_duration_since(second.at) >= WINDOW)
+        {
             self.scrapes.pop_front();
         }
         if let Some(oldest) = self.scrapes.front() {
@@ -75,14 +88,18 @@ impl ServerView {
             let charts = self.charts.entry(model.name.clone()).or_default();
             charts.images.push(Some(model.images_per_second));
             charts.requests.push(Some(model.requests()));
-            charts.p99.push(model.latency_ms.request.map(|latency| latency.p99));
+            charts
+                .p99
+                .push(model.latency_ms.request.map(|latency| latency.p99));
         }
     }
 }
 
 impl Charts {
     fn gap(&mut self) {
-        [&mut self.images, &mut self.requests, &mut self.p99].into_iter().for_each(|history| history.push(None));
+        [&mut self.images, &mut self.requests, &mut self.p99]
+            .into_iter()
+            .for_each(|history| history.push(None));
     }
 }
 
@@ -120,7 +137,13 @@ impl App {
     /// Before anything is known.
     pub fn new(servers: &[MetricsAddress]) -> Self {
         let servers = servers.iter().cloned().map(ServerView::new).collect();
-        Self { servers, stopped: None, server: 0, model: None, help: false }
+        Self {
+            servers,
+            stopped: None,
+            server: 0,
+            model: None,
+            help: false,
+        }
     }
 
     /// A server answered, or did not.
@@ -146,7 +169,9 @@ impl App {
     }
 
     fn step_model(&mut self, step: isize) {
-        let Some(snapshot) = &self.server().snapshot else { return };
+        let Some(snapshot) = &self.server().snapshot else {
+            return;
+        };
         if !snapshot.models.is_empty() {
             let next = stepped(self.model_index(snapshot), step, snapshot.models.len());
             self.model = Some(snapshot.models[next].name.clone());
@@ -191,7 +216,10 @@ pub(super) mod tests {
 
     /// One server or more under load, as after a minute.
     pub fn app(addresses: &[&str]) -> App {
-        let addresses: Vec<MetricsAddress> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        let addresses: Vec<MetricsAddress> = addresses
+            .iter()
+            .map(|address| address.parse().unwrap())
+            .collect();
         let mut app = App::new(&addresses);
         let (before, after) = busy();
         for server in &mut app.servers {
@@ -240,11 +268,21 @@ pub(super) mod tests {
             Scrape::of(&text, start + Duration::from_secs(seconds))
         };
         app.update(0, Ok(scrape(5, 20)));
-        assert_eq!(app.server().scrapes.len(), 1, "what was before is forgotten");
+        assert_eq!(
+            app.server().scrapes.len(),
+            1,
+            "what was before is forgotten"
+        );
         app.update(0, Ok(scrape(15, 21)));
         let snapshot = app.server().snapshot.as_ref().unwrap();
-        assert_eq!((snapshot.models[0].requests(), snapshot.interval_s), (10.0, 1.0));
-        assert_eq!(app.server().charts["resnet18-demo"].images.last(), charts.last());
+        assert_eq!(
+            (snapshot.models[0].requests(), snapshot.interval_s),
+            (10.0, 1.0)
+        );
+        assert_eq!(
+            app.server().charts["resnet18-demo"].images.last(),
+            charts.last()
+        );
     }
 
     #[test]
@@ -252,8 +290,13 @@ pub(super) mod tests {
         let mut app = App::new(&["a:1".parse().unwrap()]);
         let start = Instant::now();
         for second in 0..100 {
-            let text = format!("classifier_model_ready{{model=\"m\"}} 1\nprocess_cpu_seconds_total {second}\n");
-            app.update(0, Ok(Scrape::of(&text, start + Duration::from_secs(second))));
+            let text = format!(
+                "classifier_model_ready{{model=\"m\"}} 1\nprocess_cpu_seconds_total {second}\n"
+            );
+            app.update(
+                0,
+                Ok(Scrape::of(&text, start + Duration::from_secs(second))),
+            );
         }
         assert_eq!(app.server().scrapes.len(), 11);
         let snapshot = app.server().snapshot.as_ref().unwrap();
@@ -269,7 +312,11 @@ pub(super) mod tests {
         assert_eq!(model(&app), 0);
         app.act(Action::Model(-1));
         app.act(Action::Server(-1));
-        assert_eq!((app.server_index(), model(&app)), (1, 1), "the same model on the other server");
+        assert_eq!(
+            (app.server_index(), model(&app)),
+            (1, 1),
+            "the same model on the other server"
+        );
         app.act(Action::Server(1));
         assert_eq!(app.server_index(), 0);
         assert!(!app.act(Action::Quit));

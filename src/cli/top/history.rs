@@ -19,7 +19,8 @@ impl History {
         if self.values.len() == SPAN {
             self.values.pop_front();
         }
-        self.values.push_back(value.filter(|value| value.is_finite()));
+        self.values
+            .push_back(value.filter(|value| value.is_finite()));
         self.total += 1;
     }
 
@@ -34,8 +35,9 @@ impl History {
         self.values.iter().flatten().copied().reduce(f64::max)
     }
 
-    /// The history in at most `width` columns, each the mean of as many scrapes as are needed for all of them to fit. What
-    /// a column covers stays the same while time goes on, so that the chart moves without flicker.
+    /// The history in at most `width` columns, each the mean of as many scrapes as are needed for
+    /// all of them to fit. What a column covers stays the same while time goes on, so that the
+    /// chart moves without flicker.
     pub fn columns(&self, width: usize) -> Vec<Option<f64>> {
         if width == 0 {
             return Vec::new();
@@ -53,7 +55,11 @@ impl History {
             }
         }
         let skipped = columns.len().saturating_sub(width);
-        columns.into_iter().skip(skipped).map(|(sum, count)| (count > 0).then(|| sum / count as f64)).collect()
+        columns
+            .into_iter()
+            .skip(skipped)
+            .map(|(sum, count)| (count > 0).then(|| sum / count as f64))
+            .collect()
     }
 }
 
@@ -63,13 +69,18 @@ mod tests {
 
     fn history(values: impl IntoIterator<Item = f64>) -> History {
         let mut history = History::default();
-        values.into_iter().for_each(|value| history.push(Some(value)));
+        values
+            .into_iter()
+            .for_each(|value| history.push(Some(value)));
         history
     }
 
     #[test]
     fn a_chart_that_is_wide_enough_shows_every_value() {
-        assert_eq!(history([1.0, 2.0]).columns(SPAN + 2), [Some(1.0), Some(2.0)]);
+        assert_eq!(
+            history([1.0, 2.0]).columns(SPAN + 2),
+            [Some(1.0), Some(2.0)]
+        );
         assert_eq!(history([]).columns(10), []);
         assert_eq!(history([1.0]).columns(0), []);
     }
@@ -93,7 +104,10 @@ mod tests {
         history.push(Some(0.0));
         let after = history.columns(40);
         let middle = &before[2..before.len() - 1];
-        assert!(after.windows(middle.len()).any(|columns| columns == middle), "{before:?} {after:?}");
+        assert!(
+            after.windows(middle.len()).any(|columns| columns == middle),
+            "{before:?} {after:?}"
+        );
     }
 
     #[test]

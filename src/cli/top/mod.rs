@@ -64,7 +64,11 @@ pub struct Args {
 
 fn scrape_interval(text: &str) -> Result<Duration, String> {
     match values::duration(text)? {
-        interval if (Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&interval) => Ok(interval),
+        interval
+            if (Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&interval) =>
+        {
+            Ok(interval)
+        }
         _ => Err("must be from 100ms to 1h".into()),
     }
 }
@@ -84,7 +88,9 @@ struct ServerReport<'a> {
 /// Shows what the servers do.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     if args.servers.len() > MAX_SERVERS {
-        return Err(CliError::Usage(format!("at most {MAX_SERVERS} servers are shown at once")));
+        return Err(CliError::Usage(format!(
+            "at most {MAX_SERVERS} servers are shown at once"
+        )));
     }
     if args.json || args.once || !output::on_terminal() {
         return once(&args).await;
@@ -104,13 +110,22 @@ async fn once(args: &Args) -> Result<ExitCode, CliError> {
     }
     let reports = app.servers().iter().map(report);
     if args.json {
-        output::print_json(&Report { servers: reports.collect() })?;
+        output::print_json(&Report {
+            servers: reports.collect(),
+        })?;
     } else {
         let tables: Vec<String> = app.servers().iter().map(table::table).collect();
         output::print_line(&tables.join("\n").trim_end())?;
     }
-    let well = app.servers().iter().all(|server| server.gone.is_none() && server.snapshot.is_some());
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let well = app
+        .servers()
+        .iter()
+        .all(|server| server.gone.is_none() && server.snapshot.is_some());
+    Ok(if well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn report(server: &ServerView) -> ServerReport<'_> {
@@ -118,7 +133,11 @@ fn report(server: &ServerView) -> ServerReport<'_> {
     let snapshot = server.snapshot.as_ref().filter(|_| error.is_none());
     // A server that answered only the second time has not been measured.
     let error = error.or(snapshot.is_none().then_some("it answered only once"));
-    ServerReport { url: server.address.to_string(), error, snapshot }
+    ServerReport {
+        url: server.address.to_string(),
+        error,
+        snapshot,
+    }
 }
 
 /// Runs the picture; the terminal is given back whatever happens.
@@ -164,7 +183,11 @@ fn watch_servers(args: &Args) -> mpsc::Receiver<(usize, Result<Scrape, ScrapeErr
             loop {
                 ticks.tick().await;
                 // Nobody looks any more.
-                if found.send((number, Scrape::take(&address).await)).await.is_err() {
+                if found
+                    .send((number, Scrape::take(&address).await))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -180,7 +203,8 @@ fn read_events() -> mpsc::Receiver<Event> {
         while !pressed.is_closed() {
             match event::poll(KEY_POLL) {
                 Ok(false) => {}
-                Ok(true) if event::read().is_ok_and(|event| pressed.blocking_send(event).is_ok()) => {}
+                Ok(true)
+                    if event::read().is_ok_and(|event| pressed.blocking_send(event).is_ok()) => {}
                 // The terminal is gone, or the picture has ended.
                 _ => return,
             }
@@ -194,7 +218,10 @@ async fn end_signal() -> io::Result<()> {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
-        let (mut terminate, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+        let (mut terminate, mut hangup) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::hangup())?,
+        );
         tokio::select! {
             _ = terminate.recv() => Ok(()),
             _ = hangup.recv() => Ok(()),
@@ -238,12 +265,19 @@ mod tests {
         ] {
             assert_eq!(action(code.into()), expected, "{code:?}");
         }
-        assert_eq!(action(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)), Some(Action::Quit));
+        assert_eq!(
+            action(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL)),
+            Some(Action::Quit)
+        );
     }
 
     #[test]
     fn scrapes_are_not_too_frequent() {
         assert_eq!(scrape_interval("250ms"), Ok(Duration::from_millis(250)));
-        assert!(scrape_interval("1ms").is_err() && scrape_interval("2h").is_err() && scrape_interval("0").is_err());
+        assert!(
+            scrape_interval("1ms").is_err()
+                && scrape_interval("2h").is_err()
+                && scrape_interval("0").is_err()
+        );
     }
 }

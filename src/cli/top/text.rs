@@ -18,10 +18,16 @@ pub fn percent(share: f64) -> String {
 
 /// A number of bytes with a sensible unit.
 pub fn bytes(bytes: f64) -> String {
-    let (unit, name) =
-        [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")].into_iter().find(|(unit, _)| bytes >= *unit).unwrap_or((1.0, "B"));
+    let (unit, name) = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")]
+        .into_iter()
+        .find(|(unit, _)| bytes >= *unit)
+        .unwrap_or((1.0, "B"));
     let value = bytes / unit;
-    if value < 10.0 && unit > 1.0 { format!("{value:.1} {name}") } else { format!("{value:.0} {name}") }
+    if value < 10.0 && unit > 1.0 {
+        format!("{value:.1} {name}")
+    } else {
+        format!("{value:.0} {name}")
+    }
 }
 
 /// A time for people, in its largest unit.
@@ -47,22 +53,51 @@ pub fn queue(model: &ModelSnapshot) -> String {
 pub fn nonzero(rates: &BTreeMap<String, f64>) -> String {
     let mut rates: Vec<_> = rates.iter().filter(|(_, rate)| **rate > 0.0).collect();
     rates.sort_by(|a, b| b.1.total_cmp(a.1));
-    let text = rates.iter().map(|(name, rate)| format!("{name} {rate:.1}/s"));
+    let text = rates
+        .iter()
+        .map(|(name, rate)| format!("{name} {rate:.1}/s"));
     text.collect::<Vec<_>>().join("  ")
 }
 
 /// The columns of a list of servers.
-pub const SERVER_COLUMNS: [&str; 7] = ["Server", "State", "Images/s", "Requests/s", "p99", "Waiting", "Refused/s"];
+pub const SERVER_COLUMNS: [&str; 7] = [
+    "Server",
+    "State",
+    "Images/s",
+    "Requests/s",
+    "p99",
+    "Waiting",
+    "Refused/s",
+];
 
 /// What a server does, all its models together; the p99 is that of its slowest one.
 pub fn server_cells(server: &ServerView) -> [String; 7] {
     let address = server.address.authority().to_owned();
     let Some(snapshot) = server.snapshot.as_ref().filter(|_| server.gone.is_none()) else {
-        let state = if server.gone.is_some() { "gone" } else { "waiting" };
-        return [address, state.into(), "–".into(), "–".into(), "–".into(), "–".into(), "–".into()];
+        let state = if server.gone.is_some() {
+            "gone"
+        } else {
+            "waiting"
+        };
+        return [
+            address,
+            state.into(),
+            "–".into(),
+            "–".into(),
+            "–".into(),
+            "–".into(),
+            "–".into(),
+        ];
     };
     let sum = |value: fn(&ModelSnapshot) -> f64| {
-        format!("{:.1}", snapshot.models.iter().map(value).fold(0.0, |sum, value| sum + value))
+        format!(
+            "{:.1}",
+            snapshot
+                .models
+                .iter()
+                .map(value)
+                .fold(0.0, |sum, value| sum + value)
+        )
     };
     [
         address,
@@ -70,19 +105,30 @@ pub fn server_cells(server: &ServerView) -> [String; 7] {
         sum(|model| model.images_per_second),
         sum(ModelSnapshot::requests),
         slowest_p99(snapshot).map_or("–".into(), time),
-        format!("{:.0}", snapshot.models.iter().filter_map(|model| model.queue_depth).sum::<f64>()),
+        format!(
+            "{:.0}",
+            snapshot
+                .models
+                .iter()
+                .filter_map(|model| model.queue_depth)
+                .sum::<f64>()
+        ),
         sum(ModelSnapshot::rejected),
     ]
 }
 
 fn slowest_p99(snapshot: &Snapshot) -> Option<f64> {
-    let p99s = snapshot.models.iter().filter_map(|model| Some(model.latency_ms.request?.p99));
+    let p99s = snapshot
+        .models
+        .iter()
+        .filter_map(|model| Some(model.latency_ms.request?.p99));
     p99s.reduce(f64::max)
 }
 
 /// One line of a list of servers, less than 80 characters wide.
 pub fn server_row<T: AsRef<str>>(cells: [T; 7]) -> String {
-    let [server, state, images, requests, p99, waiting, refused] = cells.each_ref().map(AsRef::as_ref);
+    let [server, state, images, requests, p99, waiting, refused] =
+        cells.each_ref().map(AsRef::as_ref);
     format!("{server:<21} {state:<9} {images:>9} {requests:>10} {p99:>9} {waiting:>7} {refused:>9}")
 }
 
@@ -96,7 +142,10 @@ mod tests {
         assert_eq!(bytes(1234.0), "1.2 kB");
         assert_eq!(bytes(189e6), "189 MB");
         assert_eq!(bytes(80e9), "80 GB");
-        assert_eq!([age(5.2), age(600.0), age(86_400.0), age(1e6)], ["5 s", "10 min", "24 h", "12 days"]);
+        assert_eq!(
+            [age(5.2), age(600.0), age(86_400.0), age(1e6)],
+            ["5 s", "10 min", "24 h", "12 days"]
+        );
         assert_eq!(percent(0.956), "96 %");
     }
 

@@ -1,4 +1,5 @@
-//! How `resnet18 top` looks: an [`App`] → the cells of a terminal. Colours stress what words and symbols say already.
+//! How `resnet18 top` looks: an [`App`] → the cells of a terminal. Colours stress what words and
+//! symbols say already.
 
 use ratatui::{
     Frame,
@@ -6,7 +7,9 @@ use ratatui::{
     style::{Color, Modifier, Style, Stylize},
     symbols,
     text::{Line, Span},
-    widgets::{Block, Borders, Clear, Padding, Paragraph, RenderDirection, Sparkline, SparklineBar, Wrap},
+    widgets::{
+        Block, Borders, Clear, Padding, Paragraph, RenderDirection, Sparkline, SparklineBar, Wrap,
+    },
 };
 
 use super::{
@@ -34,24 +37,38 @@ const FRAME: Style = Style::new().fg(Color::Cyan);
 pub fn draw(frame: &mut Frame, app: &App) {
     let area = frame.area();
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
-        let advice = format!("The terminal is too small: {} × {} at least. q ends.", SMALLEST.0, SMALLEST.1);
+        let advice = format!(
+            "The terminal is too small: {} × {} at least. q ends.",
+            SMALLEST.0, SMALLEST.1
+        );
         frame.render_widget(Paragraph::new(advice).wrap(Wrap { trim: true }), area);
         return;
     }
     let several = app.servers().len() > 1;
     // What is selected needs 20 lines.
     let room = area.height.saturating_sub(20).max(4);
-    let list = if several { (app.servers().len() as u16 + 1).min(room) } else { 0 };
-    let [head, servers, body, keys] =
-        Layout::vertical([Constraint::Length(1), Constraint::Length(list), Constraint::Fill(1), Constraint::Length(1)])
-            .areas(area);
+    let list = if several {
+        (app.servers().len() as u16 + 1).min(room)
+    } else {
+        0
+    };
+    let [head, servers, body, keys] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(list),
+        Constraint::Fill(1),
+        Constraint::Length(1),
+    ])
+    .areas(area);
     frame.render_widget(header(app.server(), area.width), head);
     if several {
         draw_servers(frame, app, servers);
     }
     match &app.server().snapshot {
         Some(snapshot) if snapshot.models.is_empty() => {
-            frame.render_widget(Paragraph::new("The server has no model yet.").alignment(Alignment::Center), body);
+            frame.render_widget(
+                Paragraph::new("The server has no model yet.").alignment(Alignment::Center),
+                body,
+            );
         }
         Some(snapshot) => draw_model(frame, app, snapshot, body),
         None => frame.render_widget(waiting(app.server()), body),
@@ -69,10 +86,22 @@ pub fn draw(frame: &mut Frame, app: &App) {
 fn header(server: &ServerView, width: u16) -> Line<'static> {
     let mut line = vec![Span::raw(server.address.to_string()).bold(), "  ".into()];
     line.extend(state(server));
-    if let Some(snapshot) = server.snapshot.as_ref().filter(|_| server.gone.is_none() && width >= 60) {
-        let version = snapshot.version.as_ref().map(|version| format!("  resnet18 {version}"));
-        let uptime = snapshot.uptime_s.map(|seconds| format!("  up {}", text::age(seconds)));
-        line.push(Span::styled([version, uptime].map(Option::unwrap_or_default).concat(), QUIET));
+    if let Some(snapshot) = server
+        .snapshot
+        .as_ref()
+        .filter(|_| server.gone.is_none() && width >= 60)
+    {
+        let version = snapshot
+            .version
+            .as_ref()
+            .map(|version| format!("  resnet18 {version}"));
+        let uptime = snapshot
+            .uptime_s
+            .map(|seconds| format!("  up {}", text::age(seconds)));
+        line.push(Span::styled(
+            [version, uptime].map(Option::unwrap_or_default).concat(),
+            QUIET,
+        ));
     }
     line.into()
 }
@@ -82,20 +111,31 @@ fn state(server: &ServerView) -> Vec<Span<'static>> {
     match (&server.gone, &server.snapshot) {
         (Some((since, reason)), _) => {
             let age = text::age(since.elapsed().as_secs_f64());
-            vec![Span::styled(format!("✗ gone for {age}"), BAD.bold()), format!(": {reason}; trying again").into()]
+            vec![
+                Span::styled(format!("✗ gone for {age}"), BAD.bold()),
+                format!(": {reason}; trying again").into(),
+            ]
         }
         (None, Some(snapshot)) if snapshot.ready => vec![Span::styled("● ready", GOOD.bold())],
-        (None, Some(snapshot)) => vec![Span::styled(format!("◐ {}", snapshot.state), WARNING.bold())],
+        (None, Some(snapshot)) => vec![Span::styled(
+            format!("◐ {}", snapshot.state),
+            WARNING.bold(),
+        )],
         (None, None) => vec![Span::styled("… waiting", WARNING)],
     }
 }
 
 fn waiting(server: &ServerView) -> Paragraph<'static> {
     let line = match &server.gone {
-        Some(_) => format!("Start a server with `resnet18 serve`, or name another than {}.", server.address),
+        Some(_) => format!(
+            "Start a server with `resnet18 serve`, or name another than {}.",
+            server.address
+        ),
         None => "Measuring …".into(),
     };
-    Paragraph::new(vec![Line::default(), line.into()]).alignment(Alignment::Center).wrap(Wrap { trim: true })
+    Paragraph::new(vec![Line::default(), line.into()])
+        .alignment(Alignment::Center)
+        .wrap(Wrap { trim: true })
 }
 
 /// A line for each server, the selected one in reverse.
@@ -103,8 +143,16 @@ fn draw_servers(frame: &mut Frame, app: &App, area: Rect) {
     let mut lines = vec![Line::styled(text::server_row(text::SERVER_COLUMNS), QUIET)];
     for (number, server) in app.servers().iter().enumerate() {
         let line = Line::from(text::server_row(text::server_cells(server)));
-        let line = if server.gone.is_some() { line.style(BAD) } else { line };
-        lines.push(if number == app.server_index() { line.reversed() } else { line });
+        let line = if server.gone.is_some() {
+            line.style(BAD)
+        } else {
+            line
+        };
+        lines.push(if number == app.server_index() {
+            line.reversed()
+        } else {
+            line
+        });
     }
     let hidden = (app.server_index() + 2).saturating_sub(usize::from(area.height));
     lines.drain(1..1 + hidden);
@@ -129,21 +177,43 @@ fn draw_model(frame: &mut Frame, app: &App, snapshot: &Snapshot, area: Rect) {
     frame.render_widget(model_names(snapshot, index, area.width), names);
     frame.render_widget(engine_line(model), engine);
     let empty = Charts::default();
-    draw_charts(frame, app.server().charts.get(&model.name).unwrap_or(&empty), model, charts);
+    draw_charts(
+        frame,
+        app.server().charts.get(&model.name).unwrap_or(&empty),
+        model,
+        charts,
+    );
     draw_latency(frame, snapshot, model, latency);
-    let halves = Layout::horizontal([Constraint::Fill(1); 2]).spacing(2).areas::<2>(numbers);
-    for ((title, lines), half) in [("Load ", left), ("Traffic ", right)].into_iter().zip(halves) {
+    let halves = Layout::horizontal([Constraint::Fill(1); 2])
+        .spacing(2)
+        .areas::<2>(numbers);
+    for ((title, lines), half) in [("Load ", left), ("Traffic ", right)]
+        .into_iter()
+        .zip(halves)
+    {
         frame.render_widget(Paragraph::new(lines).block(titled(title.into())), half);
     }
 }
 
 /// The models' names, as many as fit around the selected one.
 fn model_names(snapshot: &Snapshot, index: usize, width: u16) -> Line<'static> {
-    let names: Vec<&str> = snapshot.models.iter().map(|model| model.name.as_str()).collect();
-    let mut line = vec![Span::styled(if names.len() > 1 { "Models " } else { "Model " }, QUIET)];
+    let names: Vec<&str> = snapshot
+        .models
+        .iter()
+        .map(|model| model.name.as_str())
+        .collect();
+    let mut line = vec![Span::styled(
+        if names.len() > 1 { "Models " } else { "Model " },
+        QUIET,
+    )];
     // The selected one is always seen.
     let mut first = 0;
-    let length = |names: &[&str]| names.iter().map(|name| name.chars().count() + 2).sum::<usize>();
+    let length = |names: &[&str]| {
+        names
+            .iter()
+            .map(|name| name.chars().count() + 2)
+            .sum::<usize>()
+    };
     while first < index && length(&names[first..=index]) + 10 > usize::from(width) {
         first += 1;
     }
@@ -176,23 +246,46 @@ fn engine_line(model: &ModelSnapshot) -> Line<'static> {
 }
 
 fn titled(title: Line<'_>) -> Block<'_> {
-    Block::new().borders(Borders::TOP).border_style(FRAME).title(title.bold())
+    Block::new()
+        .borders(Borders::TOP)
+        .border_style(FRAME)
+        .title(title.bold())
 }
 
 fn draw_charts(frame: &mut Frame, charts: &Charts, model: &ModelSnapshot, area: Rect) {
     let number = |value: f64| format!("{value:.1}");
     let mut shown = vec![
-        ("Images/s", &charts.images, number(model.images_per_second), number as fn(f64) -> String, Color::Green),
-        ("Requests/s", &charts.requests, number(model.requests()), number, Color::Blue),
+        (
+            "Images/s",
+            &charts.images,
+            number(model.images_per_second),
+            number as fn(f64) -> String,
+            Color::Green,
+        ),
+        (
+            "Requests/s",
+            &charts.requests,
+            number(model.requests()),
+            number,
+            Color::Blue,
+        ),
     ];
     if area.width >= WIDE {
-        let p99 = model.latency_ms.request.map_or("–".into(), |latency| time(latency.p99));
+        let p99 = model
+            .latency_ms
+            .request
+            .map_or("–".into(), |latency| time(latency.p99));
         shown.push(("Request p99", &charts.p99, p99, time, Color::Magenta));
     }
-    let areas = Layout::horizontal(vec![Constraint::Fill(1); shown.len()]).spacing(2).split(area);
+    let areas = Layout::horizontal(vec![Constraint::Fill(1); shown.len()])
+        .spacing(2)
+        .split(area);
     for ((name, history, now, format, color), area) in shown.into_iter().zip(areas.iter()) {
         let title = format!("{name} {now} ");
-        let most = history.max().map(|most| format!(" most {} ", format(most))).unwrap_or_default();
+        let most = history
+            .max()
+            .map(|most| format!(" most {} ", format(most)))
+            .unwrap_or_default();
         let mut block = titled(title.clone().into());
         if title.chars().count() + most.chars().count() < usize::from(area.width) {
             block = block.title(Line::styled(most, QUIET).right_aligned());
@@ -208,7 +301,9 @@ fn chart(history: &History, width: u16) -> Sparkline<'static> {
     let top = history.max().filter(|most| *most > 0.0).unwrap_or(1.0);
     // Sparklines are drawn in whole numbers.
     let scaled = |value: f64| (value / top * 1e6).round().max(0.0) as u64;
-    let bars = columns.into_iter().map(|value| SparklineBar::from(value.map(scaled)));
+    let bars = columns
+        .into_iter()
+        .map(|value| SparklineBar::from(value.map(scaled)));
     Sparkline::default()
         .data(bars.collect::<Vec<_>>())
         .max(1_000_000)
@@ -222,8 +317,13 @@ fn chart(history: &History, width: u16) -> Sparkline<'static> {
 fn latency_rows(model: &ModelSnapshot) -> Vec<(&'static str, Option<Quantiles>)> {
     let latency = &model.latency_ms;
     let frame = latency.frame.map(|_| ("frame", latency.frame));
-    let request = (frame.is_none() || latency.request.is_some()).then_some(("request", latency.request));
-    request.into_iter().chain(frame).chain(latency.stages()).collect()
+    let request =
+        (frame.is_none() || latency.request.is_some()).then_some(("request", latency.request));
+    request
+        .into_iter()
+        .chain(frame)
+        .chain(latency.stages())
+        .collect()
 }
 
 fn draw_latency(frame: &mut Frame, snapshot: &Snapshot, model: &ModelSnapshot, area: Rect) {
@@ -232,17 +332,29 @@ fn draw_latency(frame: &mut Frame, snapshot: &Snapshot, model: &ModelSnapshot, a
     let head = cells(["p50", "p95", "p99", "mean"].map(str::to_owned));
     let mut lines = vec![Line::styled(format!("{:<10}{head}", ""), QUIET)];
     let rows = latency_rows(model);
-    let longest = rows.iter().filter_map(|(_, latency)| latency.map(|latency| latency.mean)).fold(0.0, f64::max);
+    let longest = rows
+        .iter()
+        .filter_map(|(_, latency)| latency.map(|latency| latency.mean))
+        .fold(0.0, f64::max);
     for (stage, latency) in rows {
-        let numbers = latency.map_or([(); 4].map(|()| "–".to_owned()), |l| [l.p50, l.p95, l.p99, l.mean].map(time));
+        let numbers = latency.map_or([(); 4].map(|()| "–".to_owned()), |l| {
+            [l.p50, l.p95, l.p99, l.mean].map(time)
+        });
         let whole = matches!(stage, "request" | "frame");
         let mut line = vec![Span::raw(format!("{stage:<10}{}", cells(numbers)))];
         let room = usize::from(area.width).saturating_sub(10 + 4 * column + 4);
         if let (Some(latency), true) = (latency.filter(|_| longest > 0.0), room >= 8) {
             let part = bar((latency.mean / longest) as f32, room.min(40));
-            line.push(Span::styled(format!("  {part}"), if whole { QUIET } else { FRAME }));
+            line.push(Span::styled(
+                format!("  {part}"),
+                if whole { QUIET } else { FRAME },
+            ));
         }
-        lines.push(if whole { Line::from(line).bold() } else { line.into() });
+        lines.push(if whole {
+            Line::from(line).bold()
+        } else {
+            line.into()
+        });
     }
     let title = format!("Latency, over {:.0} s ", snapshot.interval_s);
     frame.render_widget(Paragraph::new(lines).block(titled(title.into())), area);
@@ -252,9 +364,15 @@ fn draw_latency(frame: &mut Frame, snapshot: &Snapshot, model: &ModelSnapshot, a
 fn gauge(name: &str, value: String, share: Option<f64>) -> Line<'static> {
     let trouble = share.is_some_and(|share| share >= TROUBLE_FILL);
     let style = if trouble { WARNING } else { Style::new() };
-    let mut line = vec![Span::styled(format!("{name:<11}"), QUIET), Span::styled(format!("{value:<10}"), style)];
+    let mut line = vec![
+        Span::styled(format!("{name:<11}"), QUIET),
+        Span::styled(format!("{value:<10}"), style),
+    ];
     if let Some(share) = share {
-        line.push(Span::styled(bar(share as f32, 8), if trouble { WARNING } else { GOOD }));
+        line.push(Span::styled(
+            bar(share as f32, 8),
+            if trouble { WARNING } else { GOOD },
+        ));
     }
     line.into()
 }
@@ -262,14 +380,27 @@ fn gauge(name: &str, value: String, share: Option<f64>) -> Line<'static> {
 fn load_lines(snapshot: &Snapshot, model: &ModelSnapshot) -> Vec<Line<'static>> {
     let mut lines = vec![gauge("Queue", text::queue(model), model.queue_fill())];
     if let Some(saturation) = snapshot.saturation {
-        lines.push(gauge("Saturation", text::percent(saturation), Some(saturation)));
+        lines.push(gauge(
+            "Saturation",
+            text::percent(saturation),
+            Some(saturation),
+        ));
     }
     if let Some(saturation) = model.device_saturation {
         lines.push(gauge("Device", text::percent(saturation), Some(saturation)));
     }
-    lines.push(gauge("Batch", model.batch_size.map_or("–".into(), |images| format!("{images:.1} images")), None));
+    lines.push(gauge(
+        "Batch",
+        model
+            .batch_size
+            .map_or("–".into(), |images| format!("{images:.1} images")),
+        None,
+    ));
     let cores = snapshot.cpu_cores.map(|cores| format!("{cores:.2} cores"));
-    let process: Vec<String> = cores.into_iter().chain(snapshot.resident_bytes.map(text::bytes)).collect();
+    let process: Vec<String> = cores
+        .into_iter()
+        .chain(snapshot.resident_bytes.map(text::bytes))
+        .collect();
     lines.push(gauge("Process", process.join(", "), None));
     lines.extend(snapshot.gpus.iter().flat_map(gpu_lines));
     lines
@@ -282,7 +413,8 @@ fn gpu_lines(gpu: &GpuSnapshot) -> [Line<'static>; 2] {
             Some(all) => format!("{} of {}", text::bytes(used), text::bytes(all)),
             None => text::bytes(used),
         }),
-        gpu.temperature_celsius.map(|degrees| format!("{degrees:.0} °C")),
+        gpu.temperature_celsius
+            .map(|degrees| format!("{degrees:.0} °C")),
         gpu.power_watts.map(|watts| format!("{watts:.0} W")),
     ];
     let details: Vec<String> = details.into_iter().flatten().collect();
@@ -294,30 +426,60 @@ fn gpu_lines(gpu: &GpuSnapshot) -> [Line<'static>; 2] {
 
 fn traffic_lines(snapshot: &Snapshot, model: &ModelSnapshot) -> Vec<Line<'static>> {
     let line = |name: &str, value: String, style: Style| {
-        Line::from(vec![Span::styled(format!("{name:<8}"), QUIET), Span::styled(value, style)])
+        Line::from(vec![
+            Span::styled(format!("{name:<8}"), QUIET),
+            Span::styled(value, style),
+        ])
     };
     let frames = &model.frames_per_second;
     let rate = |outcome| frames.get(outcome).copied().unwrap_or(0.0);
-    let mut frames = line("Frames", format!("{:.1}/s", rate("classified")), Style::new());
+    let mut frames = line(
+        "Frames",
+        format!("{:.1}/s", rate("classified")),
+        Style::new(),
+    );
     for (outcome, style) in [("dropped", WARNING), ("failed", BAD)] {
         if rate(outcome) > 0.0 {
-            frames.push_span(Span::styled(format!(" {outcome} {:.1}", rate(outcome)), style));
+            frames.push_span(Span::styled(
+                format!(" {outcome} {:.1}", rate(outcome)),
+                style,
+            ));
         }
     }
-    let mut lines = vec![line("Streams", format!("{:.0} open", model.streams), Style::new()), frames];
+    let mut lines = vec![
+        line(
+            "Streams",
+            format!("{:.0} open", model.streams),
+            Style::new(),
+        ),
+        frames,
+    ];
     if let Some(bytes) = model.received_bytes_per_second {
-        lines.push(line("Input", format!("{}/s", text::bytes(bytes)), Style::new()));
+        lines.push(line(
+            "Input",
+            format!("{}/s", text::bytes(bytes)),
+            Style::new(),
+        ));
     }
     if let Some(calls) = snapshot.calls_active {
-        let connections = snapshot.connections_active.map(|count| format!(" on {count:.0} connections"));
-        lines.push(line("Calls", format!("{calls:.0}{}", connections.unwrap_or_default()), Style::new()));
+        let connections = snapshot
+            .connections_active
+            .map(|count| format!(" on {count:.0} connections"));
+        lines.push(line(
+            "Calls",
+            format!("{calls:.0}{}", connections.unwrap_or_default()),
+            Style::new(),
+        ));
     }
     let refused = text::nonzero(&model.rejected_per_second);
     lines.push(match refused.is_empty() {
         true => line("Refused", "nothing".into(), GOOD),
         false => line("Refused", refused, BAD),
     });
-    let errors = model.requests_per_second.iter().filter(|(code, _)| *code != "OK");
+    let errors = model
+        .requests_per_second
+        .iter()
+        .filter(|(code, _)| *code != "OK");
     let errors = text::nonzero(&errors.map(|(code, rate)| (code.clone(), *rate)).collect());
     if !errors.is_empty() {
         lines.push(line("Errors", errors, BAD));
@@ -359,9 +521,20 @@ Saturation near 100 %: more cores or servers.
 High queue: as above. Refused: what was not done, by reason.";
 
 fn draw_help(frame: &mut Frame, area: Rect) {
-    let (width, height) = (64.min(area.width), (HELP.lines().count() as u16 + 2).min(area.height));
-    let area = Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height };
-    let block = Block::bordered().border_style(FRAME).title(" Help ".bold()).padding(Padding::horizontal(1));
+    let (width, height) = (
+        64.min(area.width),
+        (HELP.lines().count() as u16 + 2).min(area.height),
+    );
+    let area = Rect {
+        x: area.x + (area.width - width) / 2,
+        y: area.y + (area.height - height) / 2,
+        width,
+        height,
+    };
+    let block = Block::bordered()
+        .border_style(FRAME)
+        .title(" Help ".bold())
+        .padding(Padding::horizontal(1));
     frame.render_widget(Clear, area);
     frame.render_widget(Paragraph::new(HELP).block(block), area);
 }
@@ -381,7 +554,13 @@ mod tests {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, app)).unwrap();
         let buffer = terminal.backend().buffer();
-        let row = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned();
+        let row = |y| {
+            (0..width)
+                .map(|x| buffer[(x, y)].symbol())
+                .collect::<String>()
+                .trim_end()
+                .to_owned()
+        };
         (0..height).map(row).collect()
     }
 
@@ -430,14 +609,20 @@ mod tests {
         for (width, height) in [(80, 24), (60, 20), (100, 30), (140, 40), (240, 70)] {
             let rows = rows(&app(&["a:1"]), width, height);
             assert_shown(&rows, &ESSENTIAL);
-            assert!(rows.last().unwrap().contains("q quit"), "{width}x{height}: {rows:#?}");
+            assert!(
+                rows.last().unwrap().contains("q quit"),
+                "{width}x{height}: {rows:#?}"
+            );
         }
     }
 
     #[test]
     fn what_is_wide_shows_more_and_what_is_tiny_says_so() {
         let app = app(&["a:1"]);
-        assert_shown(&rows(&app, 140, 40), &["Request p99 195 ms", "resnet18 0.1.0"]);
+        assert_shown(
+            &rows(&app, 140, 40),
+            &["Request p99 195 ms", "resnet18 0.1.0"],
+        );
         assert_shown(&rows(&app, 40, 12), &["Images/s", "p99", "q quit"]);
         assert_shown(&rows(&app, 30, 8), &["too small"]);
         for (width, height) in [(1, 1), (41, 12), (40, 13), (300, 12), (41, 100)] {
@@ -451,11 +636,26 @@ mod tests {
         app.update(1, Err(ScrapeError::Timeout));
         let picture = rows(&app, 80, 24);
         assert_shown(&picture, &["Refused/s", "↑↓ server", "20 of 24", "189 MB"]);
-        let row = |name: &str| picture.iter().find(|row| row.starts_with(name)).unwrap().clone();
-        assert!(row("a:1").contains("129.8") && row("a:1").contains("195 ms"), "{picture:#?}");
-        assert!(row("b:1").contains("gone") && !row("b:1").contains("129.8"), "{picture:#?}");
+        let row = |name: &str| {
+            picture
+                .iter()
+                .find(|row| row.starts_with(name))
+                .unwrap()
+                .clone()
+        };
+        assert!(
+            row("a:1").contains("129.8") && row("a:1").contains("195 ms"),
+            "{picture:#?}"
+        );
+        assert!(
+            row("b:1").contains("gone") && !row("b:1").contains("129.8"),
+            "{picture:#?}"
+        );
         app.act(Action::Server(1));
-        assert_shown(&rows(&app, 80, 24), &["http://b:1  ✗ gone for 0 s: no answer within 3 s; trying again"]);
+        assert_shown(
+            &rows(&app, 80, 24),
+            &["http://b:1  ✗ gone for 0 s: no answer within 3 s; trying again"],
+        );
     }
 
     #[test]
@@ -465,7 +665,10 @@ mod tests {
         for _ in 0..29 {
             app.act(Action::Server(1));
         }
-        assert_shown(&rows(&app, 80, 24), &["host:30  ", "http://host:30", "resnet18-demo", "189 MB"]);
+        assert_shown(
+            &rows(&app, 80, 24),
+            &["host:30  ", "http://host:30", "resnet18-demo", "189 MB"],
+        );
     }
 
     #[test]
@@ -481,7 +684,10 @@ mod tests {
         let mut app = app(&["a:1"]);
         app.act(Action::Help);
         app.act(Action::Pause);
-        assert_shown(&rows(&app, 80, 24), &["Help", "queue: as above", " stopped ", "p go on"]);
+        assert_shown(
+            &rows(&app, 80, 24),
+            &["Help", "queue: as above", " stopped ", "p go on"],
+        );
         app.act(Action::Back);
         assert!(!rows(&app, 80, 24).join("").contains("Help "));
     }

@@ -79,12 +79,13 @@ pub enum LoadMode {
         /// How many clients there are.
         clients: usize,
     },
-    /// Requests are sent at fixed times, whatever the answers do. Latency counts from the time a request was due, so a
-    /// server that stalls can't hide the requests that it held up.
+    /// Requests are sent at fixed times, whatever the answers do. Latency counts from the time a
+    /// request was due, so a server that stalls can't hide the requests that it held up.
     Open {
         /// Requests a second.
         rate: f64,
-        /// Requests that may wait for an answer; one that is due beyond that isn't sent and counts as missed.
+        /// Requests that may wait for an answer; one that is due beyond that isn't sent and counts
+        /// as missed.
         max_in_flight: usize,
     },
 }
@@ -149,14 +150,20 @@ pub async fn run_load(config: LoadConfig) -> Result<LoadReport, LoadError> {
 }
 
 /// Measures a server while others look at the progress.
-pub async fn run_load_observed(config: LoadConfig, progress: Arc<LoadProgress>) -> Result<LoadReport, LoadError> {
+pub async fn run_load_observed(
+    config: LoadConfig,
+    progress: Arc<LoadProgress>,
+) -> Result<LoadReport, LoadError> {
     if config.images.is_empty() {
         return Err(LoadError::NoImages);
     }
     let clients = connect_all(&config).await?;
     let connections = clients.len();
     let begin = Instant::now();
-    let window = Window { start: begin + config.warmup, end: begin + config.warmup + config.duration };
+    let window = Window {
+        start: begin + config.warmup,
+        end: begin + config.warmup + config.duration,
+    };
     let run = Arc::new(Run {
         requests: requests(&config),
         next_request: AtomicUsize::new(0),
@@ -169,7 +176,14 @@ pub async fn run_load_observed(config: LoadConfig, progress: Arc<LoadProgress>) 
     });
     match config.mode {
         LoadMode::Closed { clients: count } => run.clone().closed_loop(&clients, count).await,
-        LoadMode::Open { rate, max_in_flight } => run.clone().open_loop(&clients, begin, rate, max_in_flight).await,
+        LoadMode::Open {
+            rate,
+            max_in_flight,
+        } => {
+            run.clone()
+                .open_loop(&clients, begin, rate, max_in_flight)
+                .await
+        }
     }
     Ok(run.recorder().report(&config, connections))
 }
@@ -180,7 +194,13 @@ async fn connect_all(config: &LoadConfig) -> Result<Vec<Client>, ClientError> {
         LoadMode::Open { max_in_flight, .. } => max_in_flight.min(OPEN_LOOP_CONNECTIONS),
     });
     let mut first = connect(&config.server).await?;
-    find_model(&mut first, &config.server.address, &config.model, config.timeout).await?;
+    find_model(
+        &mut first,
+        &config.server.address,
+        &config.model,
+        config.timeout,
+    )
+    .await?;
     let mut clients = vec![first];
     while clients.len() < count {
         clients.push(connect(&config.server).await?);
@@ -191,7 +211,9 @@ async fn connect_all(config: &LoadConfig) -> Result<Vec<Client>, ClientError> {
 fn requests(config: &LoadConfig) -> Vec<ClassifyRequest> {
     let request = |image: &Bytes| ClassifyRequest {
         model: config.model.clone(),
-        image: Some(Image { source: Some(Source::Encoded(image.clone())) }),
+        image: Some(Image {
+            source: Some(Source::Encoded(image.clone())),
+        }),
         ..ClassifyRequest::default()
     };
     config.images.iter().map(request).collect()
@@ -227,7 +249,13 @@ impl Run {
         tasks.join_all().await;
     }
 
-    async fn open_loop(self: Arc<Self>, clients: &[Client], begin: Instant, rate: f64, max_in_flight: usize) {
+    async fn open_loop(
+        self: Arc<Self>,
+        clients: &[Client],
+        begin: Instant,
+        rate: f64,
+        max_in_flight: usize,
+    ) {
         let mut tasks = JoinSet::new();
         let in_flight = Arc::new(Semaphore::new(max_in_flight));
         for (number, client) in clients.iter().cycle().enumerate() {
@@ -259,7 +287,8 @@ impl Run {
         tasks.join_all().await;
     }
 
-    /// Sends the next request, which is due now or was already, and says for how long the client should pause.
+    /// Sends the next request, which is due now or was already, and says for how long the client
+    /// should pause.
     async fn send(&self, client: &mut Client, due: Instant) -> Option<Duration> {
         let number = self.next_request.fetch_add(1, Ordering::Relaxed);
         let request = &self.requests[number % self.requests.len()];
@@ -272,13 +301,18 @@ impl Run {
                 Ok(response) => {
                     self.progress.ok.fetch_add(1, Ordering::Relaxed);
                     let timing = response.timing.unwrap_or_default();
-                    self.recorder().answered(due, began, finished, image_bytes(request), &timing);
+                    self.recorder()
+                        .answered(due, began, finished, image_bytes(request), &timing);
                     return None;
                 }
                 Err(status) => status,
             };
             let rejected = status.code() == Code::ResourceExhausted;
-            let counter = if rejected { &self.progress.rejected } else { &self.progress.failed };
+            let counter = if rejected {
+                &self.progress.rejected
+            } else {
+                &self.progress.failed
+            };
             counter.fetch_add(1, Ordering::Relaxed);
             self.recorder().refused(due, began, finished, &status);
             let pause = self.pause_after(&status)?;
@@ -322,7 +356,11 @@ impl Run {
 }
 
 fn image_bytes(request: &ClassifyRequest) -> usize {
-    match request.image.as_ref().and_then(|image| image.source.as_ref()) {
+    match request
+        .image
+        .as_ref()
+        .and_then(|image| image.source.as_ref())
+    {
         Some(Source::Encoded(data)) => data.len(),
         _ => 0,
     }

@@ -13,8 +13,8 @@ use crate::{
     proto::Timing,
 };
 
-/// The result of a load run. Requests that were due between the warm-up and the end are counted, however late their
-/// answers came.
+/// The result of a load run. Requests that were due between the warm-up and the end are counted,
+/// however late their answers came.
 #[derive(Clone, Debug, Serialize)]
 pub struct LoadReport {
     /// `closed` or `open`.
@@ -110,12 +110,25 @@ impl Recorder {
             latency: Latencies::default(),
             latency_with_waits: Latencies::default(),
             rejection_latency: Latencies::default(),
-            server_sums: ServerMeans { decode: 0.0, queue: 0.0, inference: 0.0, total: 0.0 },
+            server_sums: ServerMeans {
+                decode: 0.0,
+                queue: 0.0,
+                inference: 0.0,
+                total: 0.0,
+            },
         }
     }
 
-    /// Notes an OK answer to a request that was first due at `due` and whose accepted attempt began at `began`.
-    pub fn answered(&mut self, due: Instant, began: Instant, finished: Instant, bytes: usize, timing: &Timing) {
+    /// Notes an OK answer to a request that was first due at `due` and whose accepted attempt began
+    /// at `began`.
+    pub fn answered(
+        &mut self,
+        due: Instant,
+        began: Instant,
+        finished: Instant,
+        bytes: usize,
+        timing: &Timing,
+    ) {
         if self.window.contains(finished) {
             self.answered_in_window += 1;
             self.bytes_in_window += bytes as u64;
@@ -141,7 +154,11 @@ impl Recorder {
         if status.code() == Code::ResourceExhausted {
             self.rejection_latency.record(finished - began);
         } else if self.first_error.is_none() {
-            self.first_error = Some(format!("{}: {}", code_name(status.code()), status.message()));
+            self.first_error = Some(format!(
+                "{}: {}",
+                code_name(status.code()),
+                status.message()
+            ));
         }
     }
 
@@ -162,10 +179,19 @@ impl Recorder {
 
     pub fn report(&self, config: &LoadConfig, connections: usize) -> LoadReport {
         let seconds = (self.window.end - self.window.start).as_secs_f64();
-        let a_second = |count: u64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
+        let a_second = |count: u64| {
+            if seconds > 0.0 {
+                count as f64 / seconds
+            } else {
+                0.0
+            }
+        };
         let (mode, concurrency, rate) = match config.mode {
             LoadMode::Closed { clients } => ("closed", clients, None),
-            LoadMode::Open { rate, max_in_flight } => ("open", max_in_flight, Some(rate)),
+            LoadMode::Open {
+                rate,
+                max_in_flight,
+            } => ("open", max_in_flight, Some(rate)),
         };
         let answered = self.latency.count();
         let mean = |sum: f64| (sum / answered as f64 * 1e3).round() / 1e3;
@@ -203,11 +229,20 @@ mod tests {
 
     fn recorder() -> (Recorder, Instant) {
         let start = Instant::now();
-        (Recorder::new(Window { start, end: start + Duration::from_secs(10) }), start)
+        (
+            Recorder::new(Window {
+                start,
+                end: start + Duration::from_secs(10),
+            }),
+            start,
+        )
     }
 
     fn report(recorder: &Recorder, on_rejection: OnRejection) -> LoadReport {
-        let config = LoadConfig { on_rejection, ..LoadConfig::new("localhost:1".parse().unwrap(), vec![]) };
+        let config = LoadConfig {
+            on_rejection,
+            ..LoadConfig::new("localhost:1".parse().unwrap(), vec![])
+        };
         recorder.report(&config, 1)
     }
 
@@ -224,8 +259,15 @@ mod tests {
         let report = report(&recorder, OnRejection::Wait);
         let latency = report.latency_ms.unwrap();
         assert_eq!((latency.count, latency.max), (1000, 1000.0));
-        for (quantile, expected) in [(latency.p50, 500.0), (latency.p99, 990.0), (latency.mean, 500.5)] {
-            assert!((quantile - expected).abs() <= expected / 500.0, "{quantile} {expected}");
+        for (quantile, expected) in [
+            (latency.p50, 500.0),
+            (latency.p99, 990.0),
+            (latency.mean, 500.5),
+        ] {
+            assert!(
+                (quantile - expected).abs() <= expected / 500.0,
+                "{quantile} {expected}"
+            );
         }
         assert_eq!((report.goodput, report.bytes_per_second), (100.0, 1000.0));
         assert_eq!(report.latency_with_waits_ms, None);
@@ -234,18 +276,39 @@ mod tests {
     #[test]
     fn the_warm_up_is_not_counted() {
         let (mut recorder, start) = recorder();
-        recorder.answered(start - ms(500), start - ms(500), start - ms(400), 1, &Timing::default());
-        recorder.refused(start - ms(500), start - ms(500), start, &Status::resource_exhausted(""));
+        recorder.answered(
+            start - ms(500),
+            start - ms(500),
+            start - ms(400),
+            1,
+            &Timing::default(),
+        );
+        recorder.refused(
+            start - ms(500),
+            start - ms(500),
+            start,
+            &Status::resource_exhausted(""),
+        );
         recorder.missed(start - ms(1));
         let report = report(&recorder, OnRejection::Wait);
-        assert!(report.statuses.is_empty() && report.latency_ms.is_none() && report.server_mean_ms.is_none());
+        assert!(
+            report.statuses.is_empty()
+                && report.latency_ms.is_none()
+                && report.server_mean_ms.is_none()
+        );
         assert_eq!((report.goodput, report.missed), (0.0, 0));
     }
 
     #[test]
     fn late_answers_count_for_latency_but_not_for_throughput() {
         let (mut recorder, start) = recorder();
-        recorder.answered(start + ms(9000), start + ms(9000), start + ms(12_000), 1, &Timing::default());
+        recorder.answered(
+            start + ms(9000),
+            start + ms(9000),
+            start + ms(12_000),
+            1,
+            &Timing::default(),
+        );
         let report = report(&recorder, OnRejection::Wait);
         assert_eq!((report.count(Code::Ok), report.goodput), (1, 0.0));
         assert_eq!(report.latency_ms.unwrap().max, 3000.0);
@@ -255,12 +318,24 @@ mod tests {
     fn waits_are_told_apart_from_the_accepted_attempt() {
         let (mut recorder, start) = recorder();
         recorder.refused(start, start, start + ms(2), &Status::resource_exhausted(""));
-        recorder.answered(start, start + ms(102), start + ms(112), 1, &Timing::default());
+        recorder.answered(
+            start,
+            start + ms(102),
+            start + ms(112),
+            1,
+            &Timing::default(),
+        );
         let report = report(&recorder, OnRejection::Retry);
         assert_eq!(report.latency_ms.unwrap().max, 10.0);
         assert_eq!(report.latency_with_waits_ms.unwrap().max, 112.0);
         assert_eq!(report.rejection_latency_ms.unwrap().max, 2.0);
-        assert_eq!((report.count(Code::ResourceExhausted), report.count(Code::Ok)), (1, 1));
+        assert_eq!(
+            (
+                report.count(Code::ResourceExhausted),
+                report.count(Code::Ok)
+            ),
+            (1, 1)
+        );
     }
 
     #[test]

@@ -22,8 +22,8 @@ use super::{
     video::{VideoError, VideoFrame, VideoReader},
 };
 use crate::proto::{
-    Classification, Frame, FramePolicy, StreamClassifyRequest, StreamClassifyResponse, StreamConfig, Timing,
-    stream_classify_request::Message, stream_classify_response::Outcome,
+    Classification, Frame, FramePolicy, StreamClassifyRequest, StreamClassifyResponse,
+    StreamConfig, Timing, stream_classify_request::Message, stream_classify_response::Outcome,
 };
 
 mod slot;
@@ -122,8 +122,15 @@ pub async fn run_stream(
 ) -> StreamResult {
     let slot = Arc::new(FrameSlot::new(options.policy));
     let reader = tokio::spawn(read_frames(video, slot.clone(), stop.clone()));
-    let mut session =
-        Session { options, client, slot, sent: Arc::default(), tally: Tally::new(), dropped_before: 0, dropped_now: 0 };
+    let mut session = Session {
+        options,
+        client,
+        slot,
+        sent: Arc::default(),
+        tally: Tally::new(),
+        dropped_before: 0,
+        dropped_now: 0,
+    };
     let ended = tokio::select! {
         ended = session.run(&mut on_event) => ended,
         () = give_up(stop) => Ok(()),
@@ -134,13 +141,16 @@ pub async fn run_stream(
         reader.abort();
     }
     let video_error = reader.await.unwrap_or(Ok(())).err();
-    let server_error = ended
-        .err()
-        .map(|status| ClientError::Refused { server: options.server.address.clone(), status: status.into() });
+    let server_error = ended.err().map(|status| ClientError::Refused {
+        server: options.server.address.clone(),
+        status: status.into(),
+    });
     let dropped_by_server = session.dropped_before + session.dropped_now;
     let sent = session.sent().count;
     StreamResult {
-        summary: session.tally.summary(sent, dropped_by_server, session.slot.replaced()),
+        summary: session
+            .tally
+            .summary(sent, dropped_by_server, session.slot.replaced()),
         video_error,
         server_error,
     }
@@ -198,11 +208,16 @@ impl SentFrames {
         if self.waiting.len() == REMEMBERED_FRAMES {
             self.waiting.pop_front();
         }
-        self.waiting.push_back(SentFrame { id, read_at: frame.read_at, captured_at: frame.captured_at });
+        self.waiting.push_back(SentFrame {
+            id,
+            read_at: frame.read_at,
+            captured_at: frame.captured_at,
+        });
         id
     }
 
-    /// Finds the frame that an answer is for. Answers come in order: older frames won't be answered any more.
+    /// Finds the frame that an answer is for. Answers come in order: older frames won't be answered
+    /// any more.
     fn answered(&mut self, id: u64) -> Option<SentFrame> {
         while self.waiting.front()?.id < id {
             self.waiting.pop_front();
@@ -234,7 +249,8 @@ impl Session<'_> {
                 attempt = 0;
             }
             let lost = status.code() == Code::Unavailable || status.source().is_some();
-            if !self.options.reconnect || !lost || attempt == RECONNECTS || self.slot.is_finished() {
+            if !self.options.reconnect || !lost || attempt == RECONNECTS || self.slot.is_finished()
+            {
                 return Err(status);
             }
             on_event(StreamEvent::Reconnecting(status));
@@ -246,7 +262,11 @@ impl Session<'_> {
         }
     }
 
-    async fn connection(&mut self, answers: &mut u64, on_event: &mut impl FnMut(StreamEvent)) -> Result<(), Status> {
+    async fn connection(
+        &mut self,
+        answers: &mut u64,
+        on_event: &mut impl FnMut(StreamEvent),
+    ) -> Result<(), Status> {
         let requests = requests(self.options, self.slot.clone(), self.sent.clone());
         let mut responses = self.client.stream_classify(requests).await?.into_inner();
         while let Some(response) = next_response(&mut responses, &self.slot).await? {
@@ -255,7 +275,11 @@ impl Session<'_> {
             self.tally.add(&answer);
             on_event(StreamEvent::Answer(answer));
         }
-        if self.slot.is_finished() { Ok(()) } else { Err(Status::unavailable("the server ended the stream")) }
+        if self.slot.is_finished() {
+            Ok(())
+        } else {
+            Err(Status::unavailable("the server ended the stream"))
+        }
     }
 
     fn answer(&mut self, response: StreamClassifyResponse) -> FrameAnswer {
@@ -265,10 +289,14 @@ impl Session<'_> {
             frame_id: response.frame_id,
             outcome: match response.outcome {
                 Some(Outcome::Result(result)) => FrameOutcome::Classes(result.classifications),
-                Some(Outcome::Error(error)) => {
-                    FrameOutcome::Failed { code: Code::from_i32(error.code), message: error.message }
-                }
-                None => FrameOutcome::Failed { code: Code::Unknown, message: "the answer is empty".into() },
+                Some(Outcome::Error(error)) => FrameOutcome::Failed {
+                    code: Code::from_i32(error.code),
+                    message: error.message,
+                },
+                None => FrameOutcome::Failed {
+                    code: Code::Unknown,
+                    message: "the answer is empty".into(),
+                },
             },
             latency: sent.map(|frame| frame.read_at.elapsed()),
             captured_at: sent.map(|frame| frame.captured_at),
@@ -284,7 +312,8 @@ impl Session<'_> {
     }
 }
 
-/// The next answer. A server that neither answers nor ends the stream after the last frame isn't waited for forever.
+/// The next answer. A server that neither answers nor ends the stream after the last frame isn't
+/// waited for forever.
 async fn next_response(
     responses: &mut Streaming<StreamClassifyResponse>,
     slot: &FrameSlot<VideoFrame>,
@@ -294,7 +323,11 @@ async fn next_response(
     loop {
         match timeout(SILENCE, &mut next).await {
             Ok(result) => return result,
-            Err(_) if slot.is_finished() => return Err(Status::deadline_exceeded("the last frames were not answered")),
+            Err(_) if slot.is_finished() => {
+                return Err(Status::deadline_exceeded(
+                    "the last frames were not answered",
+                ));
+            }
             Err(_) => {}
         }
     }
@@ -311,18 +344,28 @@ fn requests(
         top_k: options.top_k,
         min_probability: 0.0,
         policy: options.policy.into(),
-        smoothing: prost_types::Duration::try_from(options.smoothing).ok().filter(|_| !options.smoothing.is_zero()),
+        smoothing: prost_types::Duration::try_from(options.smoothing)
+            .ok()
+            .filter(|_| !options.smoothing.is_zero()),
     };
     let frames = stream::unfold((slot, sent), |(slot, sent)| async move {
         let frame = slot.take().await?;
-        let id = sent.lock().unwrap_or_else(PoisonError::into_inner).push(&frame);
-        let message =
-            Message::Frame(Frame { id, captured_at: Some(frame.captured_at.into()), image: Some(frame.image) });
+        let id = sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(&frame);
+        let message = Message::Frame(Frame {
+            id,
+            captured_at: Some(frame.captured_at.into()),
+            image: Some(frame.image),
+        });
         Some((message, (slot, sent)))
     });
     stream::once(future::ready(Message::Config(config)))
         .chain(frames)
-        .map(|message| StreamClassifyRequest { message: Some(message) })
+        .map(|message| StreamClassifyRequest {
+            message: Some(message),
+        })
 }
 
 #[cfg(test)]
@@ -331,7 +374,11 @@ mod tests {
     use crate::proto::Image;
 
     fn frame() -> VideoFrame {
-        VideoFrame { image: Image::default(), captured_at: SystemTime::UNIX_EPOCH, read_at: Instant::now() }
+        VideoFrame {
+            image: Image::default(),
+            captured_at: SystemTime::UNIX_EPOCH,
+            read_at: Instant::now(),
+        }
     }
 
     #[test]

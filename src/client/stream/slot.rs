@@ -8,8 +8,8 @@ use crate::proto::FramePolicy;
 
 /// Holds at most one item between one producer and one consumer.
 ///
-/// With [`FramePolicy::Latest`] a newer item replaces the one that waits; otherwise the producer waits until the slot is
-/// empty.
+/// With [`FramePolicy::Latest`] a newer item replaces the one that waits; otherwise the producer
+/// waits until the slot is empty.
 #[derive(Debug)]
 pub struct FrameSlot<T> {
     state: Mutex<State<T>>,
@@ -29,7 +29,11 @@ impl<T> FrameSlot<T> {
     /// An empty slot.
     pub fn new(policy: FramePolicy) -> Self {
         Self {
-            state: Mutex::new(State { item: None, replaced: 0, closed: false }),
+            state: Mutex::new(State {
+                item: None,
+                replaced: 0,
+                closed: false,
+            }),
             filled: Notify::new(),
             emptied: Notify::new(),
             replace: policy == FramePolicy::Latest,

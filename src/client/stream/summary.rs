@@ -15,8 +15,8 @@ const TOP_LABELS: usize = 5;
 /// A label isn't credited with gaps beyond this, such as a lost connection.
 const LONGEST_GAP: Duration = Duration::from_secs(2);
 
-/// The frames of a stream, counted. Frames that were sent were answered, failed, were dropped by the server or went
-/// unanswered.
+/// The frames of a stream, counted. Frames that were sent were answered, failed, were dropped by
+/// the server or went unanswered.
 #[derive(Clone, Debug, Serialize)]
 pub struct StreamSummary {
     /// Frames that went to the server.
@@ -101,7 +101,12 @@ impl Tally {
         *self.seconds_on_top.entry(label).or_default() += time.min(LONGEST_GAP).as_secs_f64();
     }
 
-    pub fn summary(&self, sent: u64, dropped_by_server: u64, dropped_by_client: u64) -> StreamSummary {
+    pub fn summary(
+        &self,
+        sent: u64,
+        dropped_by_server: u64,
+        dropped_by_client: u64,
+    ) -> StreamSummary {
         let duration_s = (self.last_answer - self.begin).as_secs_f64();
         let answers = self.answered + self.failed;
         StreamSummary {
@@ -112,24 +117,40 @@ impl Tally {
             dropped_by_client,
             unanswered: sent.saturating_sub(answers + dropped_by_server),
             duration_s,
-            mean_fps: if duration_s > 0.0 { answers as f64 / duration_s } else { 0.0 },
+            mean_fps: if duration_s > 0.0 {
+                answers as f64 / duration_s
+            } else {
+                0.0
+            },
             latency_ms: self.latencies.summary(),
             labels: self.labels(),
         }
     }
 
-    /// The shares of the labels; nobody knows for how long the last frame was shown: as long as the others on average.
+    /// The shares of the labels; nobody knows for how long the last frame was shown: as long as the
+    /// others on average.
     fn labels(&self) -> Vec<LabelShare> {
         let mut seconds = self.seconds_on_top.clone();
         if let Some((label, _)) = &self.on_top {
             let known: f64 = seconds.values().sum();
-            let last = if known > 0.0 { known / (self.answered - 1) as f64 } else { 1.0 };
+            let last = if known > 0.0 {
+                known / (self.answered - 1) as f64
+            } else {
+                1.0
+            };
             *seconds.entry(label.clone()).or_default() += last;
         }
         let total: f64 = seconds.values().sum();
-        let share = |(label, seconds): (String, f64)| LabelShare { label, share: seconds / total };
+        let share = |(label, seconds): (String, f64)| LabelShare {
+            label,
+            share: seconds / total,
+        };
         let mut labels: Vec<_> = seconds.into_iter().map(share).collect();
-        labels.sort_by(|a, b| b.share.total_cmp(&a.share).then_with(|| a.label.cmp(&b.label)));
+        labels.sort_by(|a, b| {
+            b.share
+                .total_cmp(&a.share)
+                .then_with(|| a.label.cmp(&b.label))
+        });
         labels.truncate(TOP_LABELS);
         labels
     }
@@ -143,7 +164,11 @@ mod tests {
     fn answer(label: &str, second: f64) -> FrameAnswer {
         FrameAnswer {
             frame_id: 0,
-            outcome: FrameOutcome::Classes(vec![Classification { class_id: 0, label: label.into(), probability: 0.9 }]),
+            outcome: FrameOutcome::Classes(vec![Classification {
+                class_id: 0,
+                label: label.into(),
+                probability: 0.9,
+            }]),
             latency: Some(Duration::from_millis(20)),
             captured_at: Some(SystemTime::UNIX_EPOCH + Duration::from_secs_f64(second)),
             fps: 0.0,
@@ -164,7 +189,8 @@ mod tests {
 
     #[test]
     fn labels_are_weighted_by_time_not_by_frames() {
-        // Three frames of the cat take 0.3 s, the one of the dog 1.2 s, and the last one the mean of 0.5 s.
+        // Three frames of the cat take 0.3 s, the one of the dog 1.2 s, and the last one the mean
+        // of 0.5 s.
         let shares = shares(&[("cat", 0.0), ("cat", 0.1), ("dog", 0.3), ("cat", 1.5)]);
         assert_eq!(shares, [("dog".into(), 0.6), ("cat".into(), 0.4)]);
     }
@@ -172,7 +198,10 @@ mod tests {
     #[test]
     fn a_single_frame_has_all_the_time_and_gaps_count_little() {
         assert_eq!(shares(&[("cat", 5.0)]), [("cat".into(), 1.0)]);
-        assert_eq!(shares(&[("cat", 0.0), ("dog", 100.0)]), [("cat".into(), 0.5), ("dog".into(), 0.5)]);
+        assert_eq!(
+            shares(&[("cat", 0.0), ("dog", 100.0)]),
+            [("cat".into(), 0.5), ("dog".into(), 0.5)]
+        );
         assert!(shares(&[]).is_empty());
     }
 
@@ -181,11 +210,17 @@ mod tests {
         let mut tally = Tally::new();
         tally.add(&answer("cat", 0.0));
         tally.add(&FrameAnswer {
-            outcome: FrameOutcome::Failed { code: tonic::Code::InvalidArgument, message: "bad stride".into() },
+            outcome: FrameOutcome::Failed {
+                code: tonic::Code::InvalidArgument,
+                message: "bad stride".into(),
+            },
             ..answer("", 0.1)
         });
         let summary = tally.summary(10, 5, 3);
-        assert_eq!((summary.answered, summary.failed, summary.unanswered), (1, 1, 3));
+        assert_eq!(
+            (summary.answered, summary.failed, summary.unanswered),
+            (1, 1, 3)
+        );
         assert_eq!(summary.latency_ms.unwrap().count, 2);
     }
 }

@@ -11,7 +11,9 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use super::{DEFAULT_FPS, VideoError, VideoOptions};
 use crate::proto::{Image, image::Source};
 
-const EXTENSIONS: [&str; 11] = ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "pnm", "ppm", "pgm"];
+const EXTENSIONS: [&str; 11] = [
+    "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "pnm", "ppm", "pgm",
+];
 
 /// Images in the order of their names, sent as they are.
 pub struct Directory {
@@ -24,7 +26,10 @@ pub struct Directory {
 impl Directory {
     /// Lists the images of a folder.
     pub fn open(folder: &Path, options: &VideoOptions) -> Result<Self, VideoError> {
-        let read_error = |error| VideoError::Read { path: folder.into(), error };
+        let read_error = |error| VideoError::Read {
+            path: folder.into(),
+            error,
+        };
         let mut paths = Vec::new();
         for entry in fs::read_dir(folder).map_err(read_error)? {
             let path = entry.map_err(read_error)?.path();
@@ -37,11 +42,18 @@ impl Directory {
         }
         paths.sort();
         let pace = options.real_time.then(|| {
-            let mut pace = interval(Duration::from_secs_f64(1.0 / options.fps.unwrap_or(DEFAULT_FPS)));
+            let mut pace = interval(Duration::from_secs_f64(
+                1.0 / options.fps.unwrap_or(DEFAULT_FPS),
+            ));
             pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
             pace
         });
-        Ok(Self { paths, next: 0, repeat: options.repeat, pace })
+        Ok(Self {
+            paths,
+            next: 0,
+            repeat: options.repeat,
+            pace,
+        })
     }
 
     /// The next image; `None` at the end.
@@ -55,14 +67,23 @@ impl Directory {
         if let Some(pace) = &mut self.pace {
             pace.tick().await;
         }
-        let data = tokio::fs::read(path).await.map_err(|error| VideoError::Read { path: path.clone(), error })?;
+        let data = tokio::fs::read(path)
+            .await
+            .map_err(|error| VideoError::Read {
+                path: path.clone(),
+                error,
+            })?;
         self.next += 1;
-        Ok(Some(Image { source: Some(Source::Encoded(data.into())) }))
+        Ok(Some(Image {
+            source: Some(Source::Encoded(data.into())),
+        }))
     }
 }
 
 fn is_image(path: &Path) -> bool {
-    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+    let extension = path
+        .extension()
+        .map(|extension| extension.to_string_lossy().to_ascii_lowercase());
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
 }
 
@@ -90,7 +111,8 @@ mod tests {
         }
         fs::create_dir(folder.path().join("d.jpg")).unwrap();
         for repeat in [false, true] {
-            let mut directory = Directory::open(folder.path(), &options(folder.path(), repeat)).unwrap();
+            let mut directory =
+                Directory::open(folder.path(), &options(folder.path(), repeat)).unwrap();
             for expected in ["a.jpg", "b.PNG", "c.webp"] {
                 let image = directory.next().await.unwrap().unwrap();
                 assert_eq!(image.source, Some(Source::Encoded(expected.into())));

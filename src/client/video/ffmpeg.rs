@@ -43,7 +43,9 @@ impl Ffmpeg {
     /// Starts the program and waits until it knows how large the frames are.
     pub async fn start(options: &VideoOptions) -> Result<Self, VideoError> {
         match &options.source {
-            VideoSource::File(path) if !path.exists() => return Err(VideoError::NotFound(path.clone())),
+            VideoSource::File(path) if !path.exists() => {
+                return Err(VideoError::NotFound(path.clone()));
+            }
             #[cfg(target_os = "linux")]
             VideoSource::Camera(path) if !std::path::Path::new(path).exists() => {
                 return Err(VideoError::NotFound(path.into()));
@@ -55,14 +57,21 @@ impl Ffmpeg {
         let mut command = Command::new(&options.ffmpeg);
         command
             .args(arguments(options, passthrough))
-            .stdin(if options.source == VideoSource::Stdin { Stdio::inherit() } else { Stdio::null() })
+            .stdin(if options.source == VideoSource::Stdin {
+                Stdio::inherit()
+            } else {
+                Stdio::null()
+            })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        // Ctrl-C is for this program, which then ends ffmpeg; both at once would look like a failure of ffmpeg.
+        // Ctrl-C is for this program, which then ends ffmpeg; both at once would look like a
+        // failure of ffmpeg.
         #[cfg(unix)]
         command.process_group(0);
-        let mut child = command.spawn().map_err(|error| start_error(options, error))?;
+        let mut child = command
+            .spawn()
+            .map_err(|error| start_error(options, error))?;
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(VideoError::FfmpegIo(io::ErrorKind::BrokenPipe.into()));
         };
@@ -70,7 +79,11 @@ impl Ffmpeg {
             child,
             stdout: BufReader::new(stdout),
             stderr: Some(tokio::spawn(last_lines(stderr))),
-            header: Header { width: 0, height: 0, fps: None },
+            header: Header {
+                width: 0,
+                height: 0,
+                fps: None,
+            },
             source_name: options.source.to_string(),
         };
         match y4m::read_header(&mut ffmpeg.stdout).await {
@@ -92,7 +105,11 @@ impl Ffmpeg {
             Ok(Some(data)) => data,
             Ok(None) | Err(Y4mError::Truncated) => {
                 let status = self.child.wait().await.map_err(VideoError::FfmpegIo)?;
-                return if status.success() { Ok(None) } else { Err(self.failure(status.to_string()).await) };
+                return if status.success() {
+                    Ok(None)
+                } else {
+                    Err(self.failure(status.to_string()).await)
+                };
             }
             Err(error) => return Err(error.into()),
         };
@@ -103,7 +120,9 @@ impl Ffmpeg {
             stride: 0,
             data,
         };
-        Ok(Some(Image { source: Some(Source::Raw(frame)) }))
+        Ok(Some(Image {
+            source: Some(Source::Raw(frame)),
+        }))
     }
 
     /// An error of what the program printed, or of `otherwise` if it printed nothing.
@@ -112,28 +131,48 @@ impl Ffmpeg {
             Some(stderr) => stderr.await.unwrap_or_default(),
             None => String::new(),
         };
-        let messages = if printed.is_empty() { otherwise } else { printed };
-        VideoError::FfmpegFailed { source_name: self.source_name.clone(), messages }
+        let messages = if printed.is_empty() {
+            otherwise
+        } else {
+            printed
+        };
+        VideoError::FfmpegFailed {
+            source_name: self.source_name.clone(),
+            messages,
+        }
     }
 }
 
 fn start_error(options: &VideoOptions, error: io::Error) -> VideoError {
     match error.kind() {
-        io::ErrorKind::NotFound => VideoError::FfmpegMissing { program: options.ffmpeg.to_string_lossy().into_owned() },
+        io::ErrorKind::NotFound => VideoError::FfmpegMissing {
+            program: options.ffmpeg.to_string_lossy().into_owned(),
+        },
         _ => VideoError::FfmpegIo(error),
     }
 }
 
 async fn version(options: &VideoOptions) -> Result<String, VideoError> {
-    let output = Command::new(&options.ffmpeg).arg("-version").stdin(Stdio::null()).kill_on_drop(true).output().await;
+    let output = Command::new(&options.ffmpeg)
+        .arg("-version")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await;
     let output = output.map_err(|error| start_error(options, error))?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The flag that keeps frames from being doubled or dropped to reach a constant rate: renamed in version 5.1.
+/// The flag that keeps frames from being doubled or dropped to reach a constant rate: renamed in
+/// version 5.1.
 fn passthrough_flag(version: &str) -> &'static str {
-    let number = version.strip_prefix("ffmpeg version ").unwrap_or_default().trim_start_matches('n');
-    let mut parts = number.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
+    let number = version
+        .strip_prefix("ffmpeg version ")
+        .unwrap_or_default()
+        .trim_start_matches('n');
+    let mut parts = number
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|part| part.parse::<u32>().ok());
     match (parts.next(), parts.next()) {
         (Some(major), minor) if (major, minor.unwrap_or(0)) < (5, 1) => "-vsync",
         _ => "-fps_mode",
@@ -145,7 +184,8 @@ fn arguments(options: &VideoOptions, passthrough: &str) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
     push(&["-hide_banner", "-loglevel", "error", "-nostdin"]);
-    // No `-fflags nobuffer` for live sources: with it ffmpeg throws away what it read to recognise the format.
+    // No `-fflags nobuffer` for live sources: with it ffmpeg throws away what it read to recognise
+    // the format.
     if !options.source.is_live() {
         if options.real_time {
             push(&["-re"]);
@@ -183,15 +223,26 @@ fn arguments(options: &VideoOptions, passthrough: &str) -> Vec<OsString> {
     };
     arguments.extend(["-i".into(), input]);
     let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
-    push(&["-map", "0:v:0", "-vf", &filter(options), passthrough, "passthrough"]);
+    push(&[
+        "-map",
+        "0:v:0",
+        "-vf",
+        &filter(options),
+        passthrough,
+        "passthrough",
+    ]);
     // Without flushing, the end of each frame would wait in a buffer for the next one.
     push(&["-flush_packets", "1", "-f", "yuv4mpegpipe", "pipe:1"]);
     arguments
 }
 
-/// Scales down to the size that the model wants, with square pixels, even sides and the colours of the contract.
+/// Scales down to the size that the model wants, with square pixels, even sides and the colours of
+/// the contract.
 fn filter(options: &VideoOptions) -> String {
-    let rate = options.fps.map(|fps| format!("fps={fps},")).unwrap_or_default();
+    let rate = options
+        .fps
+        .map(|fps| format!("fps={fps},"))
+        .unwrap_or_default();
     let side = options.shorter_side.max(2).next_multiple_of(2);
     let scale = format!("min(1,{side}/min(iw*sar,ih))");
     format!(
@@ -247,7 +298,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let video = folder.path().join("red: full range.avi");
         let made = std::process::Command::new("ffmpeg")
-            .args(["-loglevel", "error", "-nostdin", "-f", "lavfi", "-i", "color=red:size=1281x721,format=gbrp"])
+            .args([
+                "-loglevel",
+                "error",
+                "-nostdin",
+                "-f",
+                "lavfi",
+                "-i",
+                "color=red:size=1281x721,format=gbrp",
+            ])
             .args(["-frames:v", "3", "-c:v", "mjpeg", "-pix_fmt", "yuvj444p"])
             .arg(format!("file:{}", video.display()))
             .status();
@@ -266,12 +325,22 @@ mod tests {
             };
             let mut ffmpeg = Ffmpeg::start(&options).await.unwrap();
             let mut frames = 0;
-            while let Some(Image { source: Some(Source::Raw(frame)) }) = ffmpeg.next().await.unwrap() {
+            while let Some(Image {
+                source: Some(Source::Raw(frame)),
+            }) = ffmpeg.next().await.unwrap()
+            {
                 assert_eq!((frame.width, frame.height), (width, height));
                 let luma = (width * height) as usize;
                 let sample = |plane: usize| frame.data[luma + plane * luma / 4 + luma / 8];
-                for (sample, expected) in [(frame.data[luma / 2], 81), (sample(0), 90), (sample(1), 240)] {
-                    assert!(sample.abs_diff(expected) <= 2, "{sample} instead of {expected}");
+                for (sample, expected) in [
+                    (frame.data[luma / 2], 81),
+                    (sample(0), 90),
+                    (sample(1), 240),
+                ] {
+                    assert!(
+                        sample.abs_diff(expected) <= 2,
+                        "{sample} instead of {expected}"
+                    );
                 }
                 frames += 1;
             }

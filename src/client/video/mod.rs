@@ -1,4 +1,5 @@
-//! Where frames come from: files, cameras and network streams through the `ffmpeg` program, folders of images without.
+//! Where frames come from: files, cameras and network streams through the `ffmpeg` program, folders
+//! of images without.
 
 use std::{
     io,
@@ -30,11 +31,13 @@ pub struct VideoOptions {
     pub source: VideoSource,
     /// Frames a second to deliver; `None` = as many as there are.
     pub fps: Option<f64>,
-    /// Deliver frames when they would be shown, rather than as fast as they are read. Live sources always do.
+    /// Deliver frames when they would be shown, rather than as fast as they are read. Live sources
+    /// always do.
     pub real_time: bool,
     /// Begin again at the end.
     pub repeat: bool,
-    /// Frames are scaled down until their shorter side has this many pixels; they are never scaled up.
+    /// Frames are scaled down until their shorter side has this many pixels; they are never scaled
+    /// up.
     pub shorter_side: u32,
     /// The `ffmpeg` program.
     pub ffmpeg: PathBuf,
@@ -45,7 +48,8 @@ pub struct VideoOptions {
 pub struct VideoFrame {
     /// The pixels, or an image file.
     pub image: Image,
-    /// When the frame was taken. For a file that is read faster than it would be shown, this follows the video's time.
+    /// When the frame was taken. For a file that is read faster than it would be shown, this
+    /// follows the video's time.
     pub captured_at: SystemTime,
     /// When the frame was read.
     pub read_at: Instant,
@@ -72,7 +76,10 @@ pub enum VideoError {
         error: io::Error,
     },
     /// `ffmpeg` isn't installed.
-    #[error("video needs the program `{program}`, which isn't installed; {}", ffmpeg::INSTALL)]
+    #[error(
+        "video needs the program `{program}`, which isn't installed; {}",
+        ffmpeg::INSTALL
+    )]
     FfmpegMissing {
         /// The program that was tried.
         program: String,
@@ -117,7 +124,15 @@ impl VideoReader {
             }
         };
         let real_time = options.real_time || options.source.is_live();
-        Ok(Self { frames, clock: FrameClock { begin: SystemTime::now(), fps, number: 0, real_time } })
+        Ok(Self {
+            frames,
+            clock: FrameClock {
+                begin: SystemTime::now(),
+                fps,
+                number: 0,
+                real_time,
+            },
+        })
     }
 
     /// The next frame; `None` at the end.
@@ -127,7 +142,11 @@ impl VideoReader {
             Frames::Directory(directory) => directory.next().await?,
         };
         let captured_at = self.clock.tick();
-        Ok(image.map(|image| VideoFrame { image, captured_at, read_at: Instant::now() }))
+        Ok(image.map(|image| VideoFrame {
+            image,
+            captured_at,
+            read_at: Instant::now(),
+        }))
     }
 }
 

@@ -9,7 +9,8 @@ pub enum VideoSource {
     File(PathBuf),
     /// A folder of images.
     Directory(PathBuf),
-    /// A camera, by what the platform calls it: `/dev/video0` on Linux, an index on macOS, a name on Windows.
+    /// A camera, by what the platform calls it: `/dev/video0` on Linux, an index on macOS, a name
+    /// on Windows.
     Camera(String),
     /// A network stream.
     Url(String),
@@ -31,15 +32,25 @@ impl FromStr for VideoSource {
         Ok(if text == "-" {
             Self::Stdin
         } else if let Some(camera) = text.strip_prefix("camera:") {
-            let number = cfg!(target_os = "linux") && !camera.is_empty() && camera.bytes().all(|b| b.is_ascii_digit());
-            Self::Camera(if number { format!("/dev/video{camera}") } else { camera.into() })
+            let number = cfg!(target_os = "linux")
+                && !camera.is_empty()
+                && camera.bytes().all(|b| b.is_ascii_digit());
+            Self::Camera(if number {
+                format!("/dev/video{camera}")
+            } else {
+                camera.into()
+            })
         } else if text.starts_with("/dev/video") {
             Self::Camera(text.into())
         } else if text.contains("://") {
             Self::Url(text.into())
         } else {
             let path = PathBuf::from(text);
-            if path.is_dir() { Self::Directory(path) } else { Self::File(path) }
+            if path.is_dir() {
+                Self::Directory(path)
+            } else {
+                Self::File(path)
+            }
         })
     }
 }
@@ -72,7 +83,14 @@ mod tests {
         ] {
             assert_eq!(text.parse::<VideoSource>().unwrap(), expected);
         }
-        let camera = if cfg!(target_os = "linux") { "/dev/video0" } else { "0" };
-        assert_eq!("camera:0".parse::<VideoSource>().unwrap(), Camera(camera.into()));
+        let camera = if cfg!(target_os = "linux") {
+            "/dev/video0"
+        } else {
+            "0"
+        };
+        assert_eq!(
+            "camera:0".parse::<VideoSource>().unwrap(),
+            Camera(camera.into())
+        );
     }
 }

@@ -63,7 +63,9 @@ impl Header {
             }
         }
         match (width, height) {
-            (Some(width @ 1..=LARGEST_SIDE), Some(height @ 1..=LARGEST_SIDE)) => Ok(Self { width, height, fps }),
+            (Some(width @ 1..=LARGEST_SIDE), Some(height @ 1..=LARGEST_SIDE)) => {
+                Ok(Self { width, height, fps })
+            }
             _ => Err(Y4mError::NoSize),
         }
     }
@@ -76,7 +78,9 @@ fn ratio(text: &str) -> Option<f64> {
 }
 
 /// Reads the header; `None` if the stream is empty.
-pub async fn read_header(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Option<Header>, Y4mError> {
+pub async fn read_header(
+    reader: &mut (impl AsyncBufRead + Unpin),
+) -> Result<Option<Header>, Y4mError> {
     match read_line(reader).await? {
         None => Ok(None),
         Some(line) => Header::parse(&line).map(Some),
@@ -84,7 +88,10 @@ pub async fn read_header(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Opt
 }
 
 /// Reads a frame; `None` at the end of the stream.
-pub async fn read_frame(reader: &mut (impl AsyncBufRead + Unpin), header: &Header) -> Result<Option<Bytes>, Y4mError> {
+pub async fn read_frame(
+    reader: &mut (impl AsyncBufRead + Unpin),
+    header: &Header,
+) -> Result<Option<Bytes>, Y4mError> {
     match read_line(reader).await? {
         None => return Ok(None),
         Some(line) if line.split_ascii_whitespace().next() == Some("FRAME") => {}
@@ -104,11 +111,17 @@ pub async fn read_frame(reader: &mut (impl AsyncBufRead + Unpin), header: &Heade
 /// Reads a line of limited length, without its end; `None` at the end of the stream.
 async fn read_line(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Option<String>, Y4mError> {
     let mut line = Vec::new();
-    match reader.take(LONGEST_LINE).read_until(b'\n', &mut line).await? {
+    match reader
+        .take(LONGEST_LINE)
+        .read_until(b'\n', &mut line)
+        .await?
+    {
         0 => Ok(None),
-        _ if line.last() != Some(&b'\n') => {
-            Err(if line.starts_with(b"F") { Y4mError::Truncated } else { Y4mError::NoMagic })
-        }
+        _ if line.last() != Some(&b'\n') => Err(if line.starts_with(b"F") {
+            Y4mError::Truncated
+        } else {
+            Y4mError::NoMagic
+        }),
         _ => Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned())),
     }
 }
@@ -139,9 +152,18 @@ mod tests {
         use Y4mError::*;
         assert!(matches!(header(b"RIFF....\n").await, Err(NoMagic)));
         assert!(matches!(header(&[b'Y'; 5000]).await, Err(NoMagic)));
-        assert!(matches!(header("YUV4MPEG2 W2 H2 \u{e9}\n".as_bytes()).await, Ok(Some(_))));
+        assert!(matches!(
+            header("YUV4MPEG2 W2 H2 \u{e9}\n".as_bytes()).await,
+            Ok(Some(_))
+        ));
         for size in ["W2", "W0 H2", "W-2 H2", "W99999999 H2", "W2 H"] {
-            assert!(matches!(header(format!("YUV4MPEG2 {size}\n").as_bytes()).await, Err(NoSize)), "{size}");
+            assert!(
+                matches!(
+                    header(format!("YUV4MPEG2 {size}\n").as_bytes()).await,
+                    Err(NoSize)
+                ),
+                "{size}"
+            );
         }
         for format in ["422", "420p10", "444", "mono"] {
             let text = format!("YUV4MPEG2 W2 H2 C{format}\n");
@@ -151,12 +173,28 @@ mod tests {
 
     #[tokio::test]
     async fn frames_are_read_exactly() {
-        let header = Header { width: 2, height: 2, fps: None };
+        let header = Header {
+            width: 2,
+            height: 2,
+            fps: None,
+        };
         let mut stream: &[u8] = b"FRAME\nABCDEFFRAME Ip\nGHI\nKLFRAME\nabc";
-        assert_eq!(read_frame(&mut stream, &header).await.unwrap().unwrap(), "ABCDEF");
-        assert_eq!(read_frame(&mut stream, &header).await.unwrap().unwrap(), "GHI\nKL");
-        assert!(matches!(read_frame(&mut stream, &header).await, Err(Y4mError::Truncated)));
+        assert_eq!(
+            read_frame(&mut stream, &header).await.unwrap().unwrap(),
+            "ABCDEF"
+        );
+        assert_eq!(
+            read_frame(&mut stream, &header).await.unwrap().unwrap(),
+            "GHI\nKL"
+        );
+        assert!(matches!(
+            read_frame(&mut stream, &header).await,
+            Err(Y4mError::Truncated)
+        ));
         assert!(read_frame(&mut &b""[..], &header).await.unwrap().is_none());
-        assert!(matches!(read_frame(&mut &b"PLANE\n"[..], &header).await, Err(Y4mError::NoFrame)));
+        assert!(matches!(
+            read_frame(&mut &b"PLANE\n"[..], &header).await,
+            Err(Y4mError::NoFrame)
+        ));
     }
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use trtx::{
-    Builder, MemoryPoolType, OnnxParser, OptProfileSelector, builder::network_flags::EXPLICIT_BATCH,
-    interfaces::MonitorProgress, trtx_sys::Dims64,
+    Builder, MemoryPoolType, OnnxParser, OptProfileSelector,
+    builder::network_flags::EXPLICIT_BATCH, interfaces::MonitorProgress, trtx_sys::Dims64,
 };
 
 use super::{ComputeCapability, KIND, Progress, library};
@@ -46,7 +46,9 @@ pub(super) fn build(request: &Request) -> Result<Vec<u8>, EngineError> {
     let network = builder.create_network(EXPLICIT_BATCH).map_err(failed)?;
     let mut config = builder.create_config().map_err(failed)?;
     let mut parser = OnnxParser::new(network, logger).map_err(failed)?;
-    parser.parse(request.onnx).map_err(|error| KIND.unsupported(library::take_errors(error)))?;
+    parser
+        .parse(request.onnx)
+        .map_err(|error| KIND.unsupported(library::take_errors(error)))?;
 
     if let Some(batches) = request.batches {
         let mut profile = builder.creata_optimization_profile().map_err(failed)?;
@@ -57,14 +59,20 @@ pub(super) fn build(request: &Request) -> Result<Vec<u8>, EngineError> {
             (OptProfileSelector::kMAX, batches.max),
         ] {
             let shape = Dims64::from_slice(&[n as i64, height, width, channels]);
-            profile.set_dimensions(IMAGES, which, &shape).map_err(failed)?;
+            profile
+                .set_dimensions(IMAGES, which, &shape)
+                .map_err(failed)?;
         }
-        config.add_optimization_profile(&mut profile).map_err(failed)?;
+        config
+            .add_optimization_profile(&mut profile)
+            .map_err(failed)?;
     }
     config.set_memory_pool_limit(MemoryPoolType::kWORKSPACE, request.workspace as usize);
     config.set_builder_optimization_level(request.optimization_level.into());
     target(&mut config, request.target)?;
-    config.set_progress_monitor(Box::new(Monitor::new(request.progress.clone()))).map_err(failed)?;
+    config
+        .set_progress_monitor(Box::new(Monitor::new(request.progress.clone())))
+        .map_err(failed)?;
     let plan = builder
         .build_serialized_network(parser.network_mut(), &mut config)
         .map_err(|error| KIND.unsupported(library::take_errors(error)))?;
@@ -110,7 +118,10 @@ struct Monitor {
 
 impl Monitor {
     fn new(progress: Progress) -> Self {
-        Self { progress, phases: Mutex::default() }
+        Self {
+            progress,
+            phases: Mutex::default(),
+        }
     }
 
     fn phases(&self) -> std::sync::MutexGuard<'_, HashMap<String, i32>> {

@@ -1,4 +1,5 @@
-//! Whether this driver, this GPU and this flavour of TensorRT go together, from facts that tests can make up.
+//! Whether this driver, this GPU and this flavour of TensorRT go together, from facts that tests
+//! can make up.
 
 use std::fmt;
 
@@ -15,24 +16,40 @@ pub(super) enum Flavour {
 }
 
 /// The flavour that this program was built for.
-pub(super) const FLAVOUR: Flavour =
-    if cfg!(feature = "tensorrt-enterprise") { Flavour::Enterprise } else { Flavour::Rtx };
+pub(super) const FLAVOUR: Flavour = if cfg!(feature = "tensorrt-enterprise") {
+    Flavour::Enterprise
+} else {
+    Flavour::Rtx
+};
 
 impl Flavour {
     /// The CUDA that its libraries are built with.
     pub(super) fn cuda(self) -> CudaVersion {
         match self {
-            Self::Rtx => CudaVersion { major: 12, minor: 9 },
-            Self::Enterprise => CudaVersion { major: 13, minor: 4 },
+            Self::Rtx => CudaVersion {
+                major: 12,
+                minor: 9,
+            },
+            Self::Enterprise => CudaVersion {
+                major: 13,
+                minor: 4,
+            },
         }
     }
 
-    /// The oldest driver that is documented to do, by the CUDA that it supports. Minor versions of CUDA are compatible.
+    /// The oldest driver that is documented to do, by the CUDA that it supports. Minor versions of
+    /// CUDA are compatible.
     fn oldest_driver(self) -> CudaVersion {
         match self {
-            Self::Rtx => CudaVersion { major: 12, minor: 0 },
+            Self::Rtx => CudaVersion {
+                major: 12,
+                minor: 0,
+            },
             // With the libraries for CUDA 12; those for CUDA 13 need its driver.
-            Self::Enterprise => CudaVersion { major: 12, minor: 2 },
+            Self::Enterprise => CudaVersion {
+                major: 12,
+                minor: 2,
+            },
         }
     }
 
@@ -80,7 +97,10 @@ impl CudaVersion {
     /// From CUDA's own number, such as 12090.
     pub(super) fn from_number(number: i32) -> Self {
         let number = number.unsigned_abs();
-        Self { major: number / 1000, minor: number % 1000 / 10 }
+        Self {
+            major: number / 1000,
+            minor: number % 1000 / 10,
+        }
     }
 }
 
@@ -115,7 +135,10 @@ pub(super) fn check(flavour: Flavour, gpu: &Gpu) -> Result<(), EngineError> {
                 gpu.driver,
                 flavour.cuda()
             ),
-            advice: format!("install a driver for CUDA {} or newer", flavour.oldest_driver()),
+            advice: format!(
+                "install a driver for CUDA {} or newer",
+                flavour.oldest_driver()
+            ),
         });
     }
     if !flavour.supports(gpu.capability) {
@@ -167,7 +190,10 @@ mod tests {
         Gpu {
             index: 0,
             name: name.into(),
-            capability: ComputeCapability { major: sm / 10, minor: sm % 10 },
+            capability: ComputeCapability {
+                major: sm / 10,
+                minor: sm % 10,
+            },
             driver: CudaVersion::from_number(driver),
             free: 500 << 20,
             memory: 8 << 30,
@@ -177,25 +203,48 @@ mod tests {
     #[test]
     fn what_the_vendor_documents_passes() {
         for sm in [75, 86, 89, 120] {
-            assert!(check(Flavour::Rtx, &gpu("an RTX card", sm, 12090)).is_ok(), "{sm}");
+            assert!(
+                check(Flavour::Rtx, &gpu("an RTX card", sm, 12090)).is_ok(),
+                "{sm}"
+            );
         }
         for (name, sm) in [("Tesla T4", 75), ("A100", 80), ("H100", 90)] {
-            assert!(check(Flavour::Enterprise, &gpu(name, sm, 13000)).is_ok(), "{name}");
+            assert!(
+                check(Flavour::Enterprise, &gpu(name, sm, 13000)).is_ok(),
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn an_old_driver_is_refused_with_both_versions() {
-        let error = check(Flavour::Rtx, &gpu("RTX 3090", 86, 11080)).unwrap_err().to_string();
-        assert!(error.contains("CUDA 11.8") && error.contains("CUDA 12.9"), "{error}");
+        let error = check(Flavour::Rtx, &gpu("RTX 3090", 86, 11080))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("CUDA 11.8") && error.contains("CUDA 12.9"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_data_centre_gpu_is_sent_to_the_other_flavour_and_an_old_one_to_none() {
-        let error = check(Flavour::Rtx, &gpu("NVIDIA H100", 90, 12090)).unwrap_err().to_string();
-        assert!(error.contains("H100") && error.contains("9.0") && error.contains("tensorrt-enterprise"), "{error}");
-        let error = check(Flavour::Enterprise, &gpu("GTX 1080", 61, 13000)).unwrap_err().to_string();
-        assert!(error.contains("Turing") && error.contains("--engine openvino"), "{error}");
+        let error = check(Flavour::Rtx, &gpu("NVIDIA H100", 90, 12090))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("H100")
+                && error.contains("9.0")
+                && error.contains("tensorrt-enterprise"),
+            "{error}"
+        );
+        let error = check(Flavour::Enterprise, &gpu("GTX 1080", 61, 13000))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("Turing") && error.contains("--engine openvino"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -204,7 +253,9 @@ mod tests {
         assert!(check_memory(&gpu, 400 << 20).is_ok());
         let error = check_memory(&gpu, 600 << 20).unwrap_err().to_string();
         assert!(
-            error.contains("600 MiB") && error.contains("500 of 8192 MiB") && error.contains("--max-batch"),
+            error.contains("600 MiB")
+                && error.contains("500 of 8192 MiB")
+                && error.contains("--max-batch"),
             "{error}"
         );
     }

@@ -1,4 +1,5 @@
-//! The only `unsafe` code of the engine: what CUDA and TensorRT do with pointers, behind types that can't be misused.
+//! The only `unsafe` code of the engine: what CUDA and TensorRT do with pointers, behind types that
+//! can't be misused.
 
 #![allow(unsafe_code)]
 
@@ -9,7 +10,8 @@ use std::{
 };
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaGraph, CudaSlice, CudaStream, DevicePtrMut, DriverError, PinnedHostSlice, sys,
+    CudaContext, CudaEvent, CudaGraph, CudaSlice, CudaStream, DevicePtrMut, DriverError,
+    PinnedHostSlice, sys,
 };
 use trtx::{CudaEngine, ExecutionContext, Runtime, RuntimeConfig, trtx_sys};
 
@@ -33,10 +35,14 @@ pub(super) struct Card {
 
 /// The GPUs of these numbers, or all of them.
 pub(super) fn cards(wanted: Option<&[usize]>) -> Result<Vec<Card>, EngineError> {
-    let unavailable =
-        |reason: String, advice: &str| EngineError::Unavailable { kind: KIND, reason, advice: advice.into() };
+    let unavailable = |reason: String, advice: &str| EngineError::Unavailable {
+        kind: KIND,
+        reason,
+        advice: advice.into(),
+    };
     let without = "use --engine openvino to serve on the CPU";
-    // SAFETY: loads libcuda.so and unloads it again, which the driver's library supports at any time.
+    // SAFETY: loads libcuda.so and unloads it again, which the driver's library supports at any
+    // time.
     if !unsafe { sys::is_culib_present() } {
         return Err(unavailable(
             "there is no NVIDIA driver here (libcuda.so was not found)".into(),
@@ -52,14 +58,19 @@ pub(super) fn cards(wanted: Option<&[usize]>) -> Result<Vec<Card>, EngineError> 
     })?;
     let mut number = 0;
     // SAFETY: writes one `int` through the pointer, which is valid for that.
-    let driver = unsafe { sys::cuDriverGetVersion(&mut number) }.result().map(|()| CudaVersion::from_number(number));
+    let driver = unsafe { sys::cuDriverGetVersion(&mut number) }
+        .result()
+        .map(|()| CudaVersion::from_number(number));
     let all: Vec<usize> = (0..count.max(0) as usize).collect();
     let mut cards = Vec::new();
     for &index in wanted.unwrap_or(&all) {
         if index >= all.len() {
             return Err(unavailable(
                 format!("there is no GPU {index}"),
-                &format!("--device takes numbers below {}, the number of GPUs", all.len()),
+                &format!(
+                    "--device takes numbers below {}, the number of GPUs",
+                    all.len()
+                ),
             ));
         }
         let card = || -> Result<Card, DriverError> {
@@ -71,17 +82,25 @@ pub(super) fn cards(wanted: Option<&[usize]>) -> Result<Vec<Card>, EngineError> 
             let facts = Gpu {
                 index,
                 name: context.name()?,
-                capability: ComputeCapability { major: major.unsigned_abs(), minor: minor.unsigned_abs() },
+                capability: ComputeCapability {
+                    major: major.unsigned_abs(),
+                    minor: minor.unsigned_abs(),
+                },
                 driver: driver?,
                 free: free as u64,
                 memory: memory as u64,
             };
             Ok(Card { facts, context })
         };
-        cards.push(card().map_err(|error| unavailable(format!("GPU {index} can't be used: {error}"), without))?);
+        cards.push(card().map_err(|error| {
+            unavailable(format!("GPU {index} can't be used: {error}"), without)
+        })?);
     }
     if cards.is_empty() {
-        return Err(unavailable("the NVIDIA driver finds no GPU".into(), without));
+        return Err(unavailable(
+            "the NVIDIA driver finds no GPU".into(),
+            without,
+        ));
     }
     Ok(cards)
 }
@@ -89,20 +108,31 @@ pub(super) fn cards(wanted: Option<&[usize]>) -> Result<Vec<Card>, EngineError> 
 impl Card {
     /// Makes this the GPU of the calling thread.
     pub(super) fn bind(&self) -> Result<(), EngineError> {
-        self.context.bind_to_thread().map_err(|error| KIND.failed(error))
+        self.context
+            .bind_to_thread()
+            .map_err(|error| KIND.failed(error))
     }
 
     fn error(&self, error: DriverError) -> DeviceError {
         match error.0 {
-            sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY => DeviceError::OutOfMemory(error.to_string()),
+            sys::cudaError_enum::CUDA_ERROR_OUT_OF_MEMORY => {
+                DeviceError::OutOfMemory(error.to_string())
+            }
             _ if sticks(error) => DeviceError::Lost(error.to_string()),
-            _ => self.stuck().map_or_else(|| DeviceError::Failed(error.to_string()), DeviceError::Lost),
+            _ => self
+                .stuck()
+                .map_or_else(|| DeviceError::Failed(error.to_string()), DeviceError::Lost),
         }
     }
 
-    /// The error that the context is stuck with. Such an error is reported again by whatever comes next.
+    /// The error that the context is stuck with. Such an error is reported again by whatever comes
+    /// next.
     fn stuck(&self) -> Option<String> {
-        self.context.mem_get_info().err().filter(|error| sticks(*error)).map(|error| error.to_string())
+        self.context
+            .mem_get_info()
+            .err()
+            .filter(|error| sticks(*error))
+            .map(|error| error.to_string())
     }
 
     /// A call of TensorRT failed, which says so without a code.
@@ -153,11 +183,12 @@ pub(super) struct Loaded {
     card: Card,
 }
 
-// SAFETY: TensorRT's engine and runtime are not bound to a thread; the mutexes keep calls apart, and the CUDA context is
-// bound to the calling thread before each of them.
+// SAFETY: TensorRT's engine and runtime are not bound to a thread; the mutexes keep calls apart,
+// and the CUDA context is bound to the calling thread before each of them.
 unsafe impl Send for Loaded {}
-// SAFETY: engine and runtime are not reached without their mutexes; CUDA contexts and TensorRT-RTX's cache of kernels keep
-// their callers apart by themselves (`trtx` declares the cache `Sync` for that reason).
+// SAFETY: engine and runtime are not reached without their mutexes; CUDA contexts and
+// TensorRT-RTX's cache of kernels keep their callers apart by themselves (`trtx` declares the cache
+// `Sync` for that reason).
 unsafe impl Sync for Loaded {}
 
 /// What TensorRT-RTX compiled for this very GPU, and who keeps it.
@@ -193,20 +224,34 @@ pub(super) struct KernelStore {
 
 impl Loaded {
     /// Puts a plan on a GPU.
-    pub(super) fn new(card: &Card, plan: &[u8], store: KernelStore) -> Result<Arc<Self>, DeviceError> {
-        card.context.bind_to_thread().map_err(|error| card.error(error))?;
+    pub(super) fn new(
+        card: &Card,
+        plan: &[u8],
+        store: KernelStore,
+    ) -> Result<Arc<Self>, DeviceError> {
+        card.context
+            .bind_to_thread()
+            .map_err(|error| card.error(error))?;
         library::take_errors("");
         let logger = library::logger().map_err(|error| DeviceError::Failed(error.to_string()))?;
         let mut runtime = Runtime::new(logger).map_err(|error| card.failure(error))?;
-        let mut engine = runtime.deserialize_cuda_engine(plan).map_err(|error| card.failure(error))?;
+        let mut engine = runtime
+            .deserialize_cuda_engine(plan)
+            .map_err(|error| card.failure(error))?;
         #[cfg(not(feature = "tensorrt-enterprise"))]
         let kernels = {
-            let cache = engine.create_runtime_config().and_then(|config| config.create_runtime_cache());
+            let cache = engine
+                .create_runtime_config()
+                .and_then(|config| config.create_runtime_cache());
             let cache = cache.map_err(|error| card.failure(error))?;
             // What can't be read is compiled again.
             let known = store.kept.filter(|kept| cache.deserialize(kept).is_ok());
             let kept = Mutex::new(known.map_or(0, |kept| kept.len()));
-            Some(Kernels { cache: Arc::new(cache), keep: store.keep, kept })
+            Some(Kernels {
+                cache: Arc::new(cache),
+                keep: store.keep,
+                kept,
+            })
         };
         // The data-centre TensorRT compiles when it builds, so there is nothing more to keep.
         #[cfg(feature = "tensorrt-enterprise")]
@@ -250,7 +295,8 @@ impl Drop for Loaded {
 
 /// One execution context of a plan, with a stream and buffers of its own.
 pub(super) struct Lane {
-    // Dropped from top to bottom: graphs use the context, the context uses the buffers and the engine.
+    // Dropped from top to bottom: graphs use the context, the context uses the buffers and the
+    // engine.
     graphs: HashMap<usize, CudaGraph>,
     context: ExecutionContext<'static>,
     scratch: Option<CudaSlice<u8>>,
@@ -266,24 +312,36 @@ pub(super) struct Lane {
     batch: usize,
 }
 
-// SAFETY: an execution context may be used from any thread, by one at a time; `Lane` is not `Clone` and every use is
-// through `&mut`. The `Rc` inside is of the runtime configuration that this context alone was made with. CUDA's graphs
-// need the same care, and get it.
+// SAFETY: an execution context may be used from any thread, by one at a time; `Lane` is not `Clone`
+// and every use is through `&mut`. The `Rc` inside is of the runtime configuration that this
+// context alone was made with. CUDA's graphs need the same care, and get it.
 unsafe impl Send for Lane {}
 
 impl Lane {
-    /// A context for images of this shape (height, width, channels) and so many classes. It can't run before `reserve`.
-    pub(super) fn new(loaded: &Arc<Loaded>, shape: [i64; 3], classes: usize) -> Result<Self, DeviceError> {
+    /// A context for images of this shape (height, width, channels) and so many classes. It can't
+    /// run before `reserve`.
+    pub(super) fn new(
+        loaded: &Arc<Loaded>,
+        shape: [i64; 3],
+        classes: usize,
+    ) -> Result<Self, DeviceError> {
         let card = &loaded.card;
-        card.context.bind_to_thread().map_err(|error| card.error(error))?;
+        card.context
+            .bind_to_thread()
+            .map_err(|error| card.error(error))?;
         library::take_errors("");
-        let stream = card.context.new_stream().map_err(|error| card.error(error))?;
+        let stream = card
+            .context
+            .new_stream()
+            .map_err(|error| card.error(error))?;
         let context = {
             let mut engine = loaded.engine.lock().unwrap_or_else(PoisonError::into_inner);
             let context = engine.create_runtime_config().and_then(|mut config| {
-                // So that the memory is for the batches that really come, and that its lack is noticed here.
-                config
-                    .set_execution_context_allocation_strategy(trtx::ExecutionContextAllocationStrategy::kUSER_MANAGED);
+                // So that the memory is for the batches that really come, and that its lack is
+                // noticed here.
+                config.set_execution_context_allocation_strategy(
+                    trtx::ExecutionContextAllocationStrategy::kUSER_MANAGED,
+                );
                 loaded.configure(&mut config)?;
                 engine.create_execution_context_with_config(std::rc::Rc::new(config))
             });
@@ -332,9 +390,10 @@ impl Lane {
     /// Queues the network itself.
     fn enqueue(&mut self, n: usize) -> Result<(), DeviceError> {
         self.set_batch(n)?;
-        // SAFETY: the stream is alive and of the context in which the engine was loaded, which is bound to this thread.
-        // `reserve` gave the context addresses of device memory large enough for every batch up to its own; `run` and
-        // `capture` refuse larger ones. The memory is owned by `self` and freed on this same stream.
+        // SAFETY: the stream is alive and of the context in which the engine was loaded, which is
+        // bound to this thread. `reserve` gave the context addresses of device memory large enough
+        // for every batch up to its own; `run` and `capture` refuse larger ones. The memory is
+        // owned by `self` and freed on this same stream.
         let queued = unsafe { self.context.enqueue_v3(self.stream.cu_stream().cast()) };
         self.trt(queued)
     }
@@ -342,14 +401,17 @@ impl Lane {
     /// How long the device alone takes for `n` images, by CUDA's own clock, averaged over `runs`.
     pub(super) fn device_time(&mut self, n: usize, runs: u32) -> Result<Duration, DeviceError> {
         let timed = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
-        let record = |lane: &Self| -> Result<CudaEvent, DriverError> { lane.stream.record_event(timed) };
+        let record =
+            |lane: &Self| -> Result<CudaEvent, DriverError> { lane.stream.record_event(timed) };
         let start = self.cuda(record(self))?;
         for _ in 0..runs {
             self.run(n)?;
         }
         let end = self.cuda(record(self))?;
         let elapsed = self.cuda(start.elapsed_ms(&end))?;
-        Ok(Duration::from_secs_f64(f64::from(elapsed) / 1e3 / f64::from(runs)))
+        Ok(Duration::from_secs_f64(
+            f64::from(elapsed) / 1e3 / f64::from(runs),
+        ))
     }
 
     fn missing() -> DeviceError {
@@ -364,19 +426,32 @@ impl Device for Lane {
         card.context.bind_to_thread().map_err(cuda)?;
         self.graphs.clear();
         // Given back first: there may be no room for both.
-        (self.scratch, self.images, self.logits, self.host_images, self.host_logits) = (None, None, None, None, None);
+        (
+            self.scratch,
+            self.images,
+            self.logits,
+            self.host_images,
+            self.host_logits,
+        ) = (None, None, None, None, None);
         self.set_batch(n)?;
         let scratch = self.context.update_device_memory_size_for_shapes();
         let (bytes, values) = (n * self.image_bytes(), n * self.classes);
         let mut images = self.stream.alloc_zeros::<u8>(bytes).map_err(cuda)?;
         let mut logits = self.stream.alloc_zeros::<f32>(values).map_err(cuda)?;
         // TensorRT wants an address even where it needs no memory.
-        let mut room = self.stream.alloc_zeros::<u8>(scratch.max(1)).map_err(cuda)?;
+        let mut room = self
+            .stream
+            .alloc_zeros::<u8>(scratch.max(1))
+            .map_err(cuda)?;
         // SAFETY: the memory is uninitialised only until the next lines write all of it.
         let (mut host_images, mut host_logits) = unsafe {
             (
-                card.context.alloc_pinned_with_flags::<u8>(bytes, 0).map_err(cuda)?,
-                card.context.alloc_pinned_with_flags::<f32>(values, 0).map_err(cuda)?,
+                card.context
+                    .alloc_pinned_with_flags::<u8>(bytes, 0)
+                    .map_err(cuda)?,
+                card.context
+                    .alloc_pinned_with_flags::<f32>(values, 0)
+                    .map_err(cuda)?,
             )
         };
         host_images.as_mut_slice().map_err(cuda)?.fill(0);
@@ -386,10 +461,12 @@ impl Device for Lane {
             let (images, _images) = images.device_ptr_mut(&self.stream);
             let (logits, _logits) = logits.device_ptr_mut(&self.stream);
             let (room, _room) = room.device_ptr_mut(&self.stream);
-            // SAFETY: the three addresses are of device memory of the sizes that TensorRT wants for `n` images. They stay
-            // valid while `self` owns the buffers, and a new `reserve` sets new ones before anything runs again.
+            // SAFETY: the three addresses are of device memory of the sizes that TensorRT wants for
+            // `n` images. They stay valid while `self` owns the buffers, and a new `reserve` sets
+            // new ones before anything runs again.
             let set = unsafe {
-                self.context.set_device_memory_v2(room as *mut _, scratch as i64);
+                self.context
+                    .set_device_memory_v2(room as *mut _, scratch as i64);
                 self.context
                     .set_tensor_address(IMAGES, images as *mut _)
                     .and_then(|()| self.context.set_tensor_address(LOGITS, logits as *mut _))
@@ -403,7 +480,9 @@ impl Device for Lane {
     }
 
     fn upload(&mut self, images: &[u8], n: usize) -> Result<(), DeviceError> {
-        let (Some(host), Some(device)) = (&mut self.host_images, &mut self.images) else { return Err(Self::missing()) };
+        let (Some(host), Some(device)) = (&mut self.host_images, &mut self.images) else {
+            return Err(Self::missing());
+        };
         if images.len() > host.len() || images.len() > device.len() || images.len() < n {
             return Err(Self::missing());
         }
@@ -418,7 +497,11 @@ impl Device for Lane {
     }
 
     fn run(&mut self, n: usize) -> Result<(), DeviceError> {
-        if self.images.as_ref().is_none_or(|images| images.len() < n * self.image_bytes()) {
+        if self
+            .images
+            .as_ref()
+            .is_none_or(|images| images.len() < n * self.image_bytes())
+        {
             return Err(Self::missing());
         }
         let bound = self.loaded.card.context.bind_to_thread();
@@ -431,9 +514,15 @@ impl Device for Lane {
 
     fn download(&mut self, n: usize) -> Result<(), DeviceError> {
         let values = n * self.classes;
-        let (Some(host), Some(device)) = (&mut self.host_logits, &self.logits) else { return Err(Self::missing()) };
-        let Some(device) = device.try_slice(..values) else { return Err(Self::missing()) };
-        let copied = host.as_mut_slice().and_then(|host| self.stream.memcpy_dtoh(&device, &mut host[..values]));
+        let (Some(host), Some(device)) = (&mut self.host_logits, &self.logits) else {
+            return Err(Self::missing());
+        };
+        let Some(device) = device.try_slice(..values) else {
+            return Err(Self::missing());
+        };
+        let copied = host
+            .as_mut_slice()
+            .and_then(|host| self.stream.memcpy_dtoh(&device, &mut host[..values]));
         self.cuda(copied)
     }
 
@@ -442,8 +531,12 @@ impl Device for Lane {
     }
 
     fn logits(&self, n: usize) -> Result<&[f32], DeviceError> {
-        let Some(host) = &self.host_logits else { return Err(Self::missing()) };
-        self.cuda(host.as_slice())?.get(..n * self.classes).ok_or_else(Self::missing)
+        let Some(host) = &self.host_logits else {
+            return Err(Self::missing());
+        };
+        self.cuda(host.as_slice())?
+            .get(..n * self.classes)
+            .ok_or_else(Self::missing)
     }
 
     /// TensorRT-RTX does this by itself (see `configure`).
@@ -454,10 +547,16 @@ impl Device for Lane {
 
     #[cfg(feature = "tensorrt-enterprise")]
     fn capture(&mut self, n: usize) -> Result<bool, DeviceError> {
-        if self.images.as_ref().is_none_or(|images| images.len() < n * self.image_bytes()) {
+        if self
+            .images
+            .as_ref()
+            .is_none_or(|images| images.len() < n * self.image_bytes())
+        {
             return Err(Self::missing());
         }
-        let begun = self.stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+        let begun = self
+            .stream
+            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
         self.cuda(begun)?;
         let queued = {
             let queued = self.set_batch(n);
@@ -465,8 +564,9 @@ impl Device for Lane {
             queued.map(|()| unsafe { self.context.enqueue_v3(self.stream.cu_stream().cast()) })
         };
         // Capturing ends whatever happened within.
-        let graph =
-            self.stream.end_capture(sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
+        let graph = self.stream.end_capture(
+            sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH,
+        );
         self.trt(queued?)?;
         let graph = self.cuda(graph)?;
         Ok(graph.is_some_and(|graph| self.graphs.insert(n, graph).is_none()))
@@ -479,7 +579,8 @@ impl Device for Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        // TensorRT and CUDA free memory in the context of the thread, and not under a kernel that runs.
+        // TensorRT and CUDA free memory in the context of the thread, and not under a kernel that
+        // runs.
         let _ = self.loaded.card.context.bind_to_thread();
         let _ = self.stream.synchronize();
     }
@@ -492,10 +593,18 @@ mod tests {
     #[test]
     fn errors_that_outlive_their_call_are_told_from_those_that_do_not() {
         use sys::cudaError_enum::*;
-        for error in [CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_LAUNCH_FAILED, CUDA_ERROR_ECC_UNCORRECTABLE] {
+        for error in [
+            CUDA_ERROR_ILLEGAL_ADDRESS,
+            CUDA_ERROR_LAUNCH_FAILED,
+            CUDA_ERROR_ECC_UNCORRECTABLE,
+        ] {
             assert!(sticks(DriverError(error)), "{error:?}");
         }
-        for error in [CUDA_ERROR_OUT_OF_MEMORY, CUDA_ERROR_INVALID_VALUE, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED] {
+        for error in [
+            CUDA_ERROR_OUT_OF_MEMORY,
+            CUDA_ERROR_INVALID_VALUE,
+            CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+        ] {
             assert!(!sticks(DriverError(error)), "{error:?}");
         }
     }

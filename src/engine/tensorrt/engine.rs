@@ -8,7 +8,8 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    Built, ComputeCapability, DEFAULT_MAX_BATCH, DEFAULT_USUAL_BATCH, KIND, Progress, TensorRtConfig,
+    Built, ComputeCapability, DEFAULT_MAX_BATCH, DEFAULT_USUAL_BATCH, KIND, Progress,
+    TensorRtConfig,
     build::{self, Batches},
     compatibility::{FLAVOUR, Flavour, Gpu, check, check_memory},
     device::{Card, KernelStore, Lane, Loaded, cards},
@@ -43,17 +44,30 @@ pub(in crate::engine) struct Prepared {
 pub(in crate::engine) fn prepare(config: &EngineConfig) -> Result<Prepared, EngineError> {
     let library = library::find(config.tensorrt.library.as_deref())?;
     let cards = cards(config.tensorrt.devices.as_deref())?;
-    cards.iter().try_for_each(|card| check(FLAVOUR, &card.facts))?;
-    Ok(Prepared { cards, version: library::load(&library)? })
+    cards
+        .iter()
+        .try_for_each(|card| check(FLAVOUR, &card.facts))?;
+    Ok(Prepared {
+        cards,
+        version: library::load(&library)?,
+    })
 }
 
 impl Prepared {
-    pub(in crate::engine) fn load(self, config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
+    pub(in crate::engine) fn load(
+        self,
+        config: &EngineConfig,
+        model: &Model,
+    ) -> Result<Lanes, EngineError> {
         let network = Network::new(config, model, &self.version)?;
         let mut narrow: Vec<Box<dyn Engine>> = Vec::new();
         for card in &self.cards {
             let loaded = network.load(card, config)?;
-            let shared = Shared::new(network.max_batch, network.batches.is_none(), name(&card.facts));
+            let shared = Shared::new(
+                network.max_batch,
+                network.batches.is_none(),
+                name(&card.facts),
+            );
             for _ in 0..LANES {
                 narrow.push(Box::new(network.lane(card, &loaded, &shared)?));
             }
@@ -82,13 +96,26 @@ fn name(gpu: &Gpu) -> String {
 fn devices(cards: &[Card]) -> String {
     let mut counted: Vec<(usize, &str)> = Vec::new();
     for card in cards {
-        match counted.iter_mut().find(|(_, name)| *name == card.facts.name) {
+        match counted
+            .iter_mut()
+            .find(|(_, name)| *name == card.facts.name)
+        {
             Some((count, _)) => *count += 1,
             None => counted.push((1, &card.facts.name)),
         }
     }
-    let named = |&(count, name): &(usize, &str)| if count == 1 { name.into() } else { format!("{count} × {name}") };
-    counted.iter().map(named).collect::<Vec<String>>().join(", ")
+    let named = |&(count, name): &(usize, &str)| {
+        if count == 1 {
+            name.into()
+        } else {
+            format!("{count} × {name}")
+        }
+    };
+    counted
+        .iter()
+        .map(named)
+        .collect::<Vec<String>>()
+        .join(", ")
 }
 
 /// A model as TensorRT is given it.
@@ -117,25 +144,46 @@ impl Network {
             Batch::Fixed(n) => (Some(n), None, n),
             Batch::Any => {
                 let max = config.max_batch.unwrap_or(DEFAULT_MAX_BATCH).get();
-                let usual = config.tensorrt.usual_batch.map_or(DEFAULT_USUAL_BATCH, |usual| usual.get()).min(max);
+                let usual = config
+                    .tensorrt
+                    .usual_batch
+                    .map_or(DEFAULT_USUAL_BATCH, |usual| usual.get())
+                    .min(max);
                 (None, Some(Batches { usual, max }), max)
             }
         };
-        let signed = model.graph.quantized.then(|| model.graph.with_signed_activations());
-        let onnx = signed.as_ref().unwrap_or(&model.graph).to_onnx(fixed, body).map_err(|error| {
-            let advice = if precision == Precision::Fp32 { "" } else { "; --precision fp32 does without" };
-            KIND.unsupported(format!("{error}{advice}"))
-        })?;
+        let signed = model
+            .graph
+            .quantized
+            .then(|| model.graph.with_signed_activations());
+        let onnx = signed
+            .as_ref()
+            .unwrap_or(&model.graph)
+            .to_onnx(fixed, body)
+            .map_err(|error| {
+                let advice = if precision == Precision::Fp32 {
+                    ""
+                } else {
+                    "; --precision fp32 does without"
+                };
+                KIND.unsupported(format!("{error}{advice}"))
+            })?;
         let key = Key::new([
             ("kind", format!("{FLAVOUR} plan")),
             ("version", version.to_owned()),
             ("precision", precision.to_string()),
             (
                 "batches",
-                batches.map_or_else(|| format!("of {max_batch}"), |b| format!("1 to {}, usually {}", b.max, b.usual)),
+                batches.map_or_else(
+                    || format!("of {max_batch}"),
+                    |b| format!("1 to {}, usually {}", b.max, b.usual),
+                ),
             ),
             ("workspace", config.tensorrt.workspace.to_string()),
-            ("optimization level", config.tensorrt.optimization_level.to_string()),
+            (
+                "optimization level",
+                config.tensorrt.optimization_level.to_string(),
+            ),
             ("model", hex(&Sha256::digest(&onnx)[..16])),
         ]);
         Ok(Self {
@@ -149,8 +197,8 @@ impl Network {
         })
     }
 
-    /// A plan of TensorRT-RTX is for a compute capability, whatever the card; one of TensorRT is for the card on which it
-    /// was measured.
+    /// A plan of TensorRT-RTX is for a compute capability, whatever the card; one of TensorRT is
+    /// for the card on which it was measured.
     fn key(&self, target: ComputeCapability, gpu: Option<&Gpu>) -> Key {
         let target = self.key.with("compute capability", target.to_string());
         match gpu {
@@ -192,7 +240,8 @@ impl Network {
         note(&origin, &cache, &key);
         let put = |plan: &[u8]| {
             check_memory(gpu, plan.len() as u64)?;
-            Ok(Loaded::new(card, plan, kernel_store(&cache, &key, gpu)).map_err(|error| self.error(gpu, error)))
+            Ok(Loaded::new(card, plan, kernel_store(&cache, &key, gpu))
+                .map_err(|error| self.error(gpu, error)))
         };
         match put(&plan)? {
             Err(error @ EngineError::Inference { .. }) if origin == Origin::Hit => {
@@ -206,9 +255,20 @@ impl Network {
         }
     }
 
-    fn lane(&self, card: &Card, loaded: &Arc<Loaded>, shared: &Arc<Shared>) -> Result<Pipeline<Lane>, EngineError> {
-        let lane = Lane::new(loaded, self.image, self.classes).map_err(|error| self.error(&card.facts, error))?;
-        Pipeline::new(lane, Arc::clone(shared), self.image.iter().product::<i64>() as usize, self.classes)
+    fn lane(
+        &self,
+        card: &Card,
+        loaded: &Arc<Loaded>,
+        shared: &Arc<Shared>,
+    ) -> Result<Pipeline<Lane>, EngineError> {
+        let lane = Lane::new(loaded, self.image, self.classes)
+            .map_err(|error| self.error(&card.facts, error))?;
+        Pipeline::new(
+            lane,
+            Arc::clone(shared),
+            self.image.iter().product::<i64>() as usize,
+            self.classes,
+        )
     }
 
     fn error(&self, gpu: &Gpu, error: DeviceError) -> EngineError {
@@ -233,7 +293,8 @@ fn open_cache(config: &TensorRtConfig) -> Result<PlanCache, EngineError> {
         advice: "name a folder for the plans with --engine-cache".into(),
     };
     let folder = config.cache.clone().or_else(PlanCache::default_folder);
-    let folder = folder.ok_or_else(|| unavailable("there is no home folder to keep plans in".into()))?;
+    let folder =
+        folder.ok_or_else(|| unavailable("there is no home folder to keep plans in".into()))?;
     PlanCache::open(&folder, config.cache_limit).map_err(|error| unavailable(error.to_string()))
 }
 
@@ -246,7 +307,10 @@ fn kernel_store(cache: &PlanCache, plan: &Key, gpu: &Gpu) -> KernelStore {
         ("driver", gpu.driver.to_string()),
     ]);
     let cache = cache.clone();
-    KernelStore { kept: cache.get(&key).ok(), keep: Box::new(move |kernels| cache.put(&key, kernels)) }
+    KernelStore {
+        kept: cache.get(&key).ok(),
+        keep: Box::new(move |kernels| cache.put(&key, kernels)),
+    }
 }
 
 /// Logs and counts whether a plan was found.
@@ -254,7 +318,9 @@ fn note(origin: &Origin, cache: &PlanCache, key: &Key) {
     let file = cache.folder().join(key.file_name());
     match origin {
         Origin::Hit => tracing::info!("engine cache hit: {}", file.display()),
-        Origin::Miss(miss) => tracing::info!("engine cache miss: {miss}; now kept in {}", file.display()),
+        Origin::Miss(miss) => {
+            tracing::info!("engine cache miss: {miss}; now kept in {}", file.display())
+        }
     }
     metrics::engine_cache(*origin == Origin::Hit);
 }
@@ -293,9 +359,16 @@ pub fn build_ahead(
     let network = Network::new(config, model, &version)?;
     let (cache, key) = (open_cache(&config.tensorrt)?, network.key(target, None));
     let started = Instant::now();
-    let (plan, origin) = cache.get_or_make(&key, |_| network.build(target, &config.tensorrt, progress))?;
+    let (plan, origin) =
+        cache.get_or_make(&key, |_| network.build(target, &config.tensorrt, progress))?;
     note(&origin, &cache, &key);
-    Ok(Built { target, file: cache.folder().join(key.file_name()), bytes: plan.len(), origin, took: started.elapsed() })
+    Ok(Built {
+        target,
+        file: cache.folder().join(key.file_name()),
+        bytes: plan.len(),
+        origin,
+        took: started.elapsed(),
+    })
 }
 
 /// What a batch costs on the GPU.
@@ -313,13 +386,21 @@ pub struct DeviceTimes {
 ///
 /// # Errors
 /// As for starting the engine; a batch above the largest.
-pub fn measure(config: &EngineConfig, model: &Model, batches: &[usize]) -> Result<Vec<DeviceTimes>, EngineError> {
+pub fn measure(
+    config: &EngineConfig,
+    model: &Model,
+    batches: &[usize],
+) -> Result<Vec<DeviceTimes>, EngineError> {
     const RUNS: u32 = 50;
     let Prepared { cards, version } = prepare(config)?;
     let network = Network::new(config, model, &version)?;
     let card = &cards[0];
     let loaded = network.load(card, config)?;
-    let shared = Shared::new(network.max_batch, network.batches.is_none(), name(&card.facts));
+    let shared = Shared::new(
+        network.max_batch,
+        network.batches.is_none(),
+        name(&card.facts),
+    );
     let mut lane = network.lane(card, &loaded, &shared)?;
     let mut measured = Vec::new();
     for &batch in batches {
@@ -333,9 +414,18 @@ pub fn measure(config: &EngineConfig, model: &Model, batches: &[usize]) -> Resul
             lane.infer(&images, batch, &mut logits)?;
         }
         let whole = started.elapsed() / RUNS;
-        let device = lane.device().device_time(batch, RUNS).map_err(|error| network.error(&card.facts, error))?;
-        lane.device().synchronise().map_err(|error| network.error(&card.facts, error))?;
-        measured.push(DeviceTimes { batch, device, lane: whole });
+        let device = lane
+            .device()
+            .device_time(batch, RUNS)
+            .map_err(|error| network.error(&card.facts, error))?;
+        lane.device()
+            .synchronise()
+            .map_err(|error| network.error(&card.facts, error))?;
+        measured.push(DeviceTimes {
+            batch,
+            device,
+            lane: whole,
+        });
     }
     Ok(measured)
 }

@@ -1,7 +1,9 @@
-//! TensorRT on NVIDIA GPUs: finds the library and the GPUs, gets the plan from the cache or builds it, and makes the lanes.
+//! TensorRT on NVIDIA GPUs: finds the library and the GPUs, gets the plan from the cache or builds
+//! it, and makes the lanes.
 //!
-//! The library and CUDA are loaded at run time, so that one program runs with and without a GPU. Everything `unsafe` is in
-//! `device` and `version`; what surrounds it (splitting, halving, failing) is in `pipeline`, behind a trait that tests script.
+//! The library and CUDA are loaded at run time, so that one program runs with and without a GPU.
+//! Everything `unsafe` is in `device` and `version`; what surrounds it (splitting, halving,
+//! failing) is in `pipeline`, behind a trait that tests script.
 
 #[cfg(feature = "tensorrt")]
 mod build;
@@ -97,9 +99,16 @@ impl FromStr for ComputeCapability {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let sm = text.trim().parse().ok().filter(|sm| (50..1000).contains(sm));
+        let sm = text
+            .trim()
+            .parse()
+            .ok()
+            .filter(|sm| (50..1000).contains(sm));
         let sm: u32 = sm.ok_or("expected a compute capability without its dot, such as 86")?;
-        Ok(Self { major: sm / 10, minor: sm % 10 })
+        Ok(Self {
+            major: sm / 10,
+            minor: sm % 10,
+        })
     }
 }
 
@@ -142,7 +151,12 @@ pub(super) fn prepare(_: &EngineConfig) -> Result<Prepared, EngineError> {
 /// # Errors
 /// Always: this program was built without the feature `tensorrt`.
 #[cfg(not(feature = "tensorrt"))]
-pub fn build_ahead(_: &EngineConfig, _: &Model, _: ComputeCapability, _: Progress) -> Result<Built, EngineError> {
+pub fn build_ahead(
+    _: &EngineConfig,
+    _: &Model,
+    _: ComputeCapability,
+    _: Progress,
+) -> Result<Built, EngineError> {
     Err(absent())
 }
 
@@ -163,7 +177,10 @@ mod tests {
 
     #[test]
     fn compute_capabilities_are_written_as_nvidia_does() {
-        let parse = |text: &str| text.parse::<ComputeCapability>().map(|found| (found.to_string(), found.sm()));
+        let parse = |text: &str| {
+            text.parse::<ComputeCapability>()
+                .map(|found| (found.to_string(), found.sm()))
+        };
         assert_eq!(parse("86"), Ok(("8.6".into(), 86)));
         assert_eq!(parse("120"), Ok(("12.0".into(), 120)));
         for wrong in ["8.6", "sm_86", "", "7", "-86", "99999"] {

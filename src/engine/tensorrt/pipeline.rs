@@ -1,5 +1,6 @@
-//! A lane on a GPU: splits batches to what fits, halves that when memory runs out, records CUDA graphs, and gives up for
-//! good when the GPU is lost. What really happens on the device is behind [`Device`].
+//! A lane on a GPU: splits batches to what fits, halves that when memory runs out, records CUDA
+//! graphs, and gives up for good when the GPU is lost. What really happens on the device is behind
+//! [`Device`].
 
 use std::sync::{
     Arc,
@@ -21,7 +22,8 @@ pub(super) trait Device: Send {
     fn run(&mut self, n: usize) -> Result<(), DeviceError>;
     /// Queues the copy of `n` images' logits from the device.
     fn download(&mut self, n: usize) -> Result<(), DeviceError>;
-    /// Waits for all that was queued. Every later call fails too when this says [`DeviceError::Lost`].
+    /// Waits for all that was queued. Every later call fails too when this says
+    /// [`DeviceError::Lost`].
     fn synchronise(&mut self) -> Result<(), DeviceError>;
     /// The logits that were downloaded last, of `n` images.
     fn logits(&self, n: usize) -> Result<&[f32], DeviceError>;
@@ -59,7 +61,12 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(max_batch: usize, fixed: bool, gpu: String) -> Arc<Self> {
-        Arc::new(Self { limit: AtomicUsize::new(max_batch), fixed, lost: AtomicBool::new(false), gpu })
+        Arc::new(Self {
+            limit: AtomicUsize::new(max_batch),
+            fixed,
+            lost: AtomicBool::new(false),
+            gpu,
+        })
     }
 
     fn limit(&self) -> usize {
@@ -101,7 +108,12 @@ pub(super) struct Pipeline<D> {
 
 impl<D: Device> Pipeline<D> {
     /// Makes room for the largest batch that fits.
-    pub(super) fn new(mut device: D, shared: Arc<Shared>, image: usize, classes: usize) -> Result<Self, EngineError> {
+    pub(super) fn new(
+        mut device: D,
+        shared: Arc<Shared>,
+        image: usize,
+        classes: usize,
+    ) -> Result<Self, EngineError> {
         let mut n = shared.limit();
         loop {
             match device.reserve(n) {
@@ -111,7 +123,13 @@ impl<D: Device> Pipeline<D> {
                 Err(DeviceError::Failed(reason)) => return Err(KIND.failed(reason)),
             }
         }
-        Ok(Self { device, warm: vec![false; n], shared, image, classes })
+        Ok(Self {
+            device,
+            warm: vec![false; n],
+            shared,
+            image,
+            classes,
+        })
     }
 
     fn run(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), DeviceError> {
@@ -123,7 +141,9 @@ impl<D: Device> Pipeline<D> {
         // What was queued before an error still uses the buffers.
         let finished = self.device.synchronise();
         match (queued, finished) {
-            (_, Err(error @ DeviceError::Lost(_))) | (Err(error), _) | (Ok(()), Err(error)) => return Err(error),
+            (_, Err(error @ DeviceError::Lost(_))) | (Err(error), _) | (Ok(()), Err(error)) => {
+                return Err(error);
+            }
             (Ok(()), Ok(())) => {}
         }
         logits.copy_from_slice(self.device.logits(n)?);
@@ -188,7 +208,10 @@ impl<D: Device> Engine for Pipeline<D> {
 }
 
 fn lost(reason: impl Into<String>) -> EngineError {
-    EngineError::Lost { kind: KIND, reason: reason.into() }
+    EngineError::Lost {
+        kind: KIND,
+        reason: reason.into(),
+    }
 }
 
 #[cfg(test)]
@@ -228,7 +251,11 @@ mod tests {
     impl Device for Scripted {
         fn reserve(&mut self, n: usize) -> Result<(), DeviceError> {
             self.note(format!("reserve {n}"));
-            if self.room > 0 && n > self.room { Err(DeviceError::OutOfMemory("scratch".into())) } else { Ok(()) }
+            if self.room > 0 && n > self.room {
+                Err(DeviceError::OutOfMemory("scratch".into()))
+            } else {
+                Ok(())
+            }
         }
 
         fn upload(&mut self, images: &[u8], n: usize) -> Result<(), DeviceError> {
@@ -251,7 +278,10 @@ mod tests {
 
         fn download(&mut self, n: usize) -> Result<(), DeviceError> {
             self.note(format!("download {n}"));
-            let logits = self.input.chunks(IMAGE).flat_map(|image| [f32::from(image[0]); CLASSES]);
+            let logits = self
+                .input
+                .chunks(IMAGE)
+                .flat_map(|image| [f32::from(image[0]); CLASSES]);
             self.output = logits.collect();
             Ok(())
         }
@@ -282,7 +312,10 @@ mod tests {
 
     fn pipeline(device: Scripted, shared: &Arc<Shared>) -> (Pipeline<Scripted>, Calls) {
         let calls = Arc::clone(&device.calls);
-        (Pipeline::new(device, Arc::clone(shared), IMAGE, CLASSES).unwrap(), calls)
+        (
+            Pipeline::new(device, Arc::clone(shared), IMAGE, CLASSES).unwrap(),
+            calls,
+        )
     }
 
     /// Infers `n` images and checks that each has its own answer.
@@ -308,7 +341,14 @@ mod tests {
     #[test]
     fn it_is_warm_when_every_size_has_run() {
         let (mut pipeline, calls) = pipeline(Scripted::default(), &shared(2));
-        let warmed = |calls: &Calls| calls.lock().unwrap().iter().filter(|call| *call == "warmed").count();
+        let warmed = |calls: &Calls| {
+            calls
+                .lock()
+                .unwrap()
+                .iter()
+                .filter(|call| *call == "warmed")
+                .count()
+        };
         infer(&mut pipeline, 1).unwrap();
         assert_eq!(warmed(&calls), 0);
         infer(&mut pipeline, 2).unwrap();
@@ -319,57 +359,125 @@ mod tests {
     #[test]
     fn what_cannot_be_captured_runs_without() {
         let captures = Some(DeviceError::Failed("not capturable".into()));
-        let (mut pipeline, calls) = pipeline(Scripted { captures, ..Scripted::default() }, &shared(2));
+        let (mut pipeline, calls) = pipeline(
+            Scripted {
+                captures,
+                ..Scripted::default()
+            },
+            &shared(2),
+        );
         infer(&mut pipeline, 1).unwrap();
         infer(&mut pipeline, 1).unwrap();
-        assert_eq!(calls.lock().unwrap().iter().filter(|call| call.starts_with("capture")).count(), 1);
+        assert_eq!(
+            calls
+                .lock()
+                .unwrap()
+                .iter()
+                .filter(|call| call.starts_with("capture"))
+                .count(),
+            1
+        );
     }
 
     #[test]
     fn without_room_for_the_largest_batch_half_of_it_is_taken() {
         let shared = shared(16);
-        let (mut pipeline, calls) = pipeline(Scripted { room: 5, ..Scripted::default() }, &shared);
-        assert_eq!(calls.lock().unwrap()[..], ["reserve 16", "reserve 8", "reserve 4"]);
+        let (mut pipeline, calls) = pipeline(
+            Scripted {
+                room: 5,
+                ..Scripted::default()
+            },
+            &shared,
+        );
+        assert_eq!(
+            calls.lock().unwrap()[..],
+            ["reserve 16", "reserve 8", "reserve 4"]
+        );
         infer(&mut pipeline, 11).unwrap();
-        let runs: Vec<_> = calls.lock().unwrap().iter().filter(|call| call.starts_with("run")).cloned().collect();
+        let runs: Vec<_> = calls
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|call| call.starts_with("run"))
+            .cloned()
+            .collect();
         assert_eq!(runs, ["run 4", "run 4", "run 3"]);
     }
 
     #[test]
     fn out_of_memory_halves_the_batch_for_all_lanes_and_loses_no_image() {
         let shared = shared(16);
-        let (mut first, calls) = pipeline(Scripted { fits: 6, ..Scripted::default() }, &shared);
+        let (mut first, calls) = pipeline(
+            Scripted {
+                fits: 6,
+                ..Scripted::default()
+            },
+            &shared,
+        );
         let (mut second, others) = pipeline(Scripted::default(), &shared);
         infer(&mut first, 16).unwrap();
         let runs = |calls: &Calls| -> Vec<String> {
-            calls.lock().unwrap().iter().filter(|call| call.starts_with("run")).cloned().collect()
+            calls
+                .lock()
+                .unwrap()
+                .iter()
+                .filter(|call| call.starts_with("run"))
+                .cloned()
+                .collect()
         };
-        assert_eq!(runs(&calls), ["run 16", "run 8", "run 4", "run 4", "run 4", "run 4"]);
+        assert_eq!(
+            runs(&calls),
+            ["run 16", "run 8", "run 4", "run 4", "run 4", "run 4"]
+        );
         infer(&mut second, 8).unwrap();
         assert_eq!(runs(&others), ["run 4", "run 4"]);
     }
 
     #[test]
     fn when_not_one_image_fits_the_error_says_so() {
-        let runs = std::iter::repeat_n(Some(DeviceError::OutOfMemory("kernel".into())), 9).collect();
-        let (mut pipeline, _) = pipeline(Scripted { runs, ..Scripted::default() }, &shared(4));
+        let runs =
+            std::iter::repeat_n(Some(DeviceError::OutOfMemory("kernel".into())), 9).collect();
+        let (mut pipeline, _) = pipeline(
+            Scripted {
+                runs,
+                ..Scripted::default()
+            },
+            &shared(4),
+        );
         let error = infer(&mut pipeline, 4).unwrap_err().to_string();
-        assert!(error.contains("too little memory for 1 image") && error.contains("--device"), "{error}");
+        assert!(
+            error.contains("too little memory for 1 image") && error.contains("--device"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_fixed_batch_is_never_split() {
         let shared = Shared::new(4, true, "GPU 0".into());
-        let device = Scripted { room: 2, ..Scripted::default() };
-        let Err(error) = Pipeline::new(device, shared, IMAGE, CLASSES) else { panic!("there is no room for it") };
+        let device = Scripted {
+            room: 2,
+            ..Scripted::default()
+        };
+        let Err(error) = Pipeline::new(device, shared, IMAGE, CLASSES) else {
+            panic!("there is no room for it")
+        };
         assert!(error.to_string().contains("for 4 image"), "{error}");
     }
 
     #[test]
     fn a_failed_call_fails_alone() {
         let runs = [Some(DeviceError::Failed("bad weather".into()))].into();
-        let (mut pipeline, calls) = pipeline(Scripted { runs, ..Scripted::default() }, &shared(4));
-        assert!(matches!(infer(&mut pipeline, 2), Err(EngineError::Inference { .. })));
+        let (mut pipeline, calls) = pipeline(
+            Scripted {
+                runs,
+                ..Scripted::default()
+            },
+            &shared(4),
+        );
+        assert!(matches!(
+            infer(&mut pipeline, 2),
+            Err(EngineError::Inference { .. })
+        ));
         // The upload that was queued has ended before the images' buffer is used again.
         assert_eq!(calls.lock().unwrap().last().unwrap(), "synchronise");
         infer(&mut pipeline, 2).unwrap();
@@ -379,13 +487,26 @@ mod tests {
     fn a_lost_gpu_ends_every_lane_at_once() {
         let shared = shared(4);
         let lost = DeviceError::Lost("an illegal memory access".into());
-        let device = Scripted { sticky: Some(lost), ..Scripted::default() };
+        let device = Scripted {
+            sticky: Some(lost),
+            ..Scripted::default()
+        };
         let (mut first, _) = pipeline(device, &shared);
         let (mut second, calls) = pipeline(Scripted::default(), &shared);
         let error = infer(&mut first, 2).unwrap_err();
         assert!(matches!(&error, EngineError::Lost { .. }), "{error}");
-        assert!(error.to_string().contains("illegal memory access"), "{error}");
-        assert!(matches!(infer(&mut second, 1), Err(EngineError::Lost { .. })));
-        assert_eq!(*calls.lock().unwrap(), ["reserve 4"], "the lost GPU is left alone");
+        assert!(
+            error.to_string().contains("illegal memory access"),
+            "{error}"
+        );
+        assert!(matches!(
+            infer(&mut second, 1),
+            Err(EngineError::Lost { .. })
+        ));
+        assert_eq!(
+            *calls.lock().unwrap(),
+            ["reserve 4"],
+            "the lost GPU is left alone"
+        );
     }
 }

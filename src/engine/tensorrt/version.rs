@@ -6,19 +6,28 @@ use std::path::Path;
 
 use trtx::trtx_sys;
 
-/// The version of the library in a file: major, minor, patch, build; or why it can't be loaded, in the system's words.
+/// The version of the library in a file: major, minor, patch, build; or why it can't be loaded, in
+/// the system's words.
 pub(super) fn library_version(path: &Path) -> Result<[i32; 4], String> {
-    let names =
-        ["getInferLibMajorVersion", "getInferLibMinorVersion", "getInferLibPatchVersion", "getInferLibBuildVersion"];
-    // SAFETY: loading runs the file's initialisers; it is the file that the user or the system calls TensorRT, which may
-    // be loaded at any time. The four functions are declared `int32_t name()` in TensorRT's headers of every version.
+    let names = [
+        "getInferLibMajorVersion",
+        "getInferLibMinorVersion",
+        "getInferLibPatchVersion",
+        "getInferLibBuildVersion",
+    ];
+    // SAFETY: loading runs the file's initialisers; it is the file that the user or the system
+    // calls TensorRT, which may be loaded at any time. The four functions are declared `int32_t
+    // name()` in TensorRT's headers of every version.
     let version = unsafe {
         let library = libloading::Library::new(path).map_err(reason)?;
         let mut version = [0; 4];
         for (number, name) in version.iter_mut().zip(names) {
-            *number = library.get::<extern "C" fn() -> i32>(name.as_bytes()).map_err(reason)?();
+            *number = library
+                .get::<extern "C" fn() -> i32>(name.as_bytes())
+                .map_err(reason)?();
         }
-        // Unloading such a library again is slow and not always survived; it is about to be used anyway.
+        // Unloading such a library again is slow and not always survived; it is about to be used
+        // anyway.
         std::mem::forget(library);
         version
     };
@@ -49,7 +58,11 @@ mod tests {
 
     #[test]
     fn the_headers_are_those_of_this_flavour() {
-        let major = if cfg!(feature = "tensorrt-enterprise") { 11 } else { 1 };
+        let major = if cfg!(feature = "tensorrt-enterprise") {
+            11
+        } else {
+            1
+        };
         assert_eq!(header_version()[0], major);
     }
 }

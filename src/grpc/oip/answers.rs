@@ -9,7 +9,9 @@ use super::{
 use crate::{
     answer::{Class, softmax, top_k},
     grpc::status::CallError,
-    inference::{model_infer_request::InferRequestedOutputTensor, model_infer_response::InferOutputTensor},
+    inference::{
+        model_infer_request::InferRequestedOutputTensor, model_infer_response::InferOutputTensor,
+    },
     model::LOGITS,
     scheduler::Reply,
 };
@@ -55,7 +57,14 @@ impl Outputs {
     /// Those that were requested; all, if none was.
     pub fn requested(outputs: &[InferRequestedOutputTensor]) -> Result<Self, CallError> {
         if outputs.is_empty() {
-            return Ok(Self(Scores::ALL.map(|scores| Wanted { scores, classes: None }).into()));
+            return Ok(Self(
+                Scores::ALL
+                    .map(|scores| Wanted {
+                        scores,
+                        classes: None,
+                    })
+                    .into(),
+            ));
         }
         let mut wanted: Vec<Wanted> = Vec::new();
         for InferRequestedOutputTensor { name, parameters } in outputs {
@@ -77,8 +86,15 @@ impl Outputs {
     }
 
     /// The tensors and their contents.
-    pub fn tensors(&self, replies: &[Reply], labels: &[String]) -> (Vec<InferOutputTensor>, Vec<Bytes>) {
-        self.0.iter().map(|wanted| wanted.tensor(replies, labels)).unzip()
+    pub fn tensors(
+        &self,
+        replies: &[Reply],
+        labels: &[String],
+    ) -> (Vec<InferOutputTensor>, Vec<Bytes>) {
+        self.0
+            .iter()
+            .map(|wanted| wanted.tensor(replies, labels))
+            .unzip()
     }
 }
 
@@ -89,17 +105,26 @@ impl Wanted {
         for reply in replies {
             let scores = self.scores.of(&reply.logits);
             match self.classes {
-                None => scores.into_iter().for_each(|score| content.put_f32_le(score)),
-                Some(_) => top_k(&scores, columns, f32::NEG_INFINITY).into_iter().for_each(|class| {
-                    let text = classified(class, labels);
-                    content.put_u32_le(text.len() as u32);
-                    content.put_slice(text.as_bytes());
-                }),
+                None => scores
+                    .into_iter()
+                    .for_each(|score| content.put_f32_le(score)),
+                Some(_) => top_k(&scores, columns, f32::NEG_INFINITY)
+                    .into_iter()
+                    .for_each(|class| {
+                        let text = classified(class, labels);
+                        content.put_u32_le(text.len() as u32);
+                        content.put_slice(text.as_bytes());
+                    }),
             }
         }
         let tensor = InferOutputTensor {
             name: self.scores.name().into(),
-            datatype: if self.classes.is_some() { "BYTES" } else { "FP32" }.into(),
+            datatype: if self.classes.is_some() {
+                "BYTES"
+            } else {
+                "FP32"
+            }
+            .into(),
             shape: vec![replies.len() as i64, columns as i64],
             ..Default::default()
         };
@@ -108,7 +133,13 @@ impl Wanted {
 }
 
 /// `value:index:label`; the value has as many digits as tell it from every other.
-fn classified(Class { class_id, probability: value }: Class, labels: &[String]) -> String {
+fn classified(
+    Class {
+        class_id,
+        probability: value,
+    }: Class,
+    labels: &[String],
+) -> String {
     format!("{value}:{class_id}:{}", labels[class_id])
 }
 
@@ -123,15 +154,29 @@ mod tests {
     };
 
     fn requested(name: &str, classes: Option<i64>) -> InferRequestedOutputTensor {
-        let parameter = |classes| InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(classes)) };
+        let parameter = |classes| InferParameter {
+            parameter_choice: Some(ParameterChoice::Int64Param(classes)),
+        };
         let parameters = classes.map(|classes| ("classification".to_owned(), parameter(classes)));
-        InferRequestedOutputTensor { name: name.into(), parameters: parameters.into_iter().collect() }
+        InferRequestedOutputTensor {
+            name: name.into(),
+            parameters: parameters.into_iter().collect(),
+        }
     }
 
     fn replies() -> [Reply; 2] {
         let now = Instant::now();
-        let timeline = Timeline { decoded: now, inferred: now, batch: 1, span: None };
-        [vec![0.5, 2.0, -1.0], vec![1.0, 1.0, 3.25]].map(|logits| Reply { logits, stages: Stages::default(), timeline })
+        let timeline = Timeline {
+            decoded: now,
+            inferred: now,
+            batch: 1,
+            span: None,
+        };
+        [vec![0.5, 2.0, -1.0], vec![1.0, 1.0, 3.25]].map(|logits| Reply {
+            logits,
+            stages: Stages::default(),
+            timeline,
+        })
     }
 
     fn labels() -> Vec<String> {
@@ -139,16 +184,37 @@ mod tests {
     }
 
     fn floats(content: &[u8]) -> Vec<f32> {
-        content.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        content
+            .as_chunks()
+            .0
+            .iter()
+            .map(|bytes| f32::from_le_bytes(*bytes))
+            .collect()
     }
 
     #[test]
     fn without_a_wish_all_outputs_come() {
-        let (tensors, contents) = Outputs::requested(&[]).unwrap().tensors(&replies(), &labels());
-        assert_eq!(tensors.iter().map(|tensor| &tensor.name[..]).collect::<Vec<_>>(), ["logits", "probabilities"]);
-        assert!(tensors.iter().all(|tensor| tensor.datatype == "FP32" && tensor.shape == [2, 3]));
+        let (tensors, contents) = Outputs::requested(&[])
+            .unwrap()
+            .tensors(&replies(), &labels());
+        assert_eq!(
+            tensors
+                .iter()
+                .map(|tensor| &tensor.name[..])
+                .collect::<Vec<_>>(),
+            ["logits", "probabilities"]
+        );
+        assert!(
+            tensors
+                .iter()
+                .all(|tensor| tensor.datatype == "FP32" && tensor.shape == [2, 3])
+        );
         assert_eq!(floats(&contents[0]), [0.5, 2.0, -1.0, 1.0, 1.0, 3.25]);
-        assert!(floats(&contents[1]).chunks(3).all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-6));
+        assert!(
+            floats(&contents[1])
+                .chunks(3)
+                .all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-6)
+        );
     }
 
     #[test]
@@ -156,10 +222,15 @@ mod tests {
         for (classes, columns) in [(2, 2), (3, 3), (1000, 3), (i64::MAX, 3)] {
             let outputs = Outputs::requested(&[requested("logits", Some(classes))]).unwrap();
             let (tensors, contents) = outputs.tensors(&replies(), &labels());
-            assert_eq!((&tensors[0].datatype[..], &tensors[0].shape[..]), ("BYTES", &[2, columns][..]));
+            assert_eq!(
+                (&tensors[0].datatype[..], &tensors[0].shape[..]),
+                ("BYTES", &[2, columns][..])
+            );
             let first = b"\x07\x00\x00\x002:1:dog\x09\x00\x00\x000.5:0:cat";
             assert!(contents[0].starts_with(first), "{:?}", contents[0]);
-            let second = contents[0].windows(17).any(|window| window == b"3.25:2:owl: snowy");
+            let second = contents[0]
+                .windows(17)
+                .any(|window| window == b"3.25:2:owl: snowy");
             assert!(second, "{:?}", contents[0]);
         }
     }
@@ -168,11 +239,17 @@ mod tests {
     fn wishes_that_cannot_be_met_are_refused() {
         let error = |outputs: &[_]| Outputs::requested(outputs).unwrap_err().to_string();
         assert!(error(&[requested("softmax", None)]).contains("`logits` and `probabilities`"));
-        assert!(error(&[requested("logits", None), requested("logits", Some(1))]).contains("twice"));
+        assert!(
+            error(&[requested("logits", None), requested("logits", Some(1))]).contains("twice")
+        );
         assert!(error(&[requested("logits", Some(0))]).contains("`classification` is 0"));
         assert!(error(&[requested("logits", Some(-5))]).contains("1 or more"));
-        let parameters = HashMap::from([("shared_memory_region".to_owned(), InferParameter::default())]);
-        let elsewhere = InferRequestedOutputTensor { name: "logits".into(), parameters };
+        let parameters =
+            HashMap::from([("shared_memory_region".to_owned(), InferParameter::default())]);
+        let elsewhere = InferRequestedOutputTensor {
+            name: "logits".into(),
+            parameters,
+        };
         assert!(error(&[elsewhere]).contains("shared memory"));
     }
 }

@@ -1,10 +1,12 @@
-//! Messages of a bounded number of fields. Two bytes on the wire can become a tensor of some hundred in memory, so they are
-//! counted before any of it is allocated.
+//! Messages of a bounded number of fields. Two bytes on the wire can become a tensor of some
+//! hundred in memory, so they are counted before any of it is allocated.
 
 use std::marker::PhantomData;
 
 use bytes::{Buf, Bytes};
-use prost::{DecodeError, Message, encoding::WireType, encoding::decode_key, encoding::decode_varint};
+use prost::{
+    DecodeError, Message, encoding::WireType, encoding::decode_key, encoding::decode_varint,
+};
 use tonic::{
     Status,
     codec::{BufferSettings, Codec, DecodeBuf, Decoder},
@@ -13,7 +15,8 @@ use tonic_prost::{ProstCodec, ProstDecoder};
 
 use crate::inference::ModelInferRequest;
 
-/// Enough for every image of the largest request to be an element of its own, with room for parameters.
+/// Enough for every image of the largest request to be an element of its own, with room for
+/// parameters.
 const MOST_FIELDS: usize = 1000;
 /// A shape's dimensions where they are packed, in bytes.
 const LONGEST_SHAPE: u64 = 100;
@@ -47,7 +50,8 @@ impl From<MessageError> for Status {
     }
 }
 
-/// Which message's fields are looked at. Messages other than requests for inference have none in these places.
+/// Which message's fields are looked at. Messages other than requests for inference have none in
+/// these places.
 #[derive(Clone, Copy)]
 enum Kind {
     Request,
@@ -91,7 +95,9 @@ impl From<DecodeError> for Stop {
 fn count(mut message: &[u8], kind: Kind, left: &mut usize) -> Result<(), Stop> {
     while message.has_remaining() {
         let (field, wire_type) = decode_key(&mut message)?;
-        *left = left.checked_sub(1).ok_or(Stop::Refused(MessageError::Fields))?;
+        *left = left
+            .checked_sub(1)
+            .ok_or(Stop::Refused(MessageError::Fields))?;
         let length = match wire_type {
             WireType::Varint => {
                 decode_varint(&mut message)?;
@@ -100,7 +106,9 @@ fn count(mut message: &[u8], kind: Kind, left: &mut usize) -> Result<(), Stop> {
             WireType::ThirtyTwoBit => 4,
             WireType::SixtyFourBit => 8,
             WireType::LengthDelimited => decode_varint(&mut message)?,
-            WireType::StartGroup | WireType::EndGroup => return Err(Stop::Refused(MessageError::Group)),
+            WireType::StartGroup | WireType::EndGroup => {
+                return Err(Stop::Refused(MessageError::Group));
+            }
         };
         let length = usize::try_from(length).map_err(|_| Stop::NoMessage)?;
         let (content, rest) = message.split_at_checked(length).ok_or(Stop::NoMessage)?;
@@ -172,7 +180,11 @@ mod tests {
     };
 
     fn request(inputs: Vec<InferInputTensor>) -> ModelInferRequest {
-        ModelInferRequest { model_name: "model".into(), inputs, ..Default::default() }
+        ModelInferRequest {
+            model_name: "model".into(),
+            inputs,
+            ..Default::default()
+        }
     }
 
     fn refused(request: &ModelInferRequest) -> Option<MessageError> {
@@ -181,37 +193,79 @@ mod tests {
 
     #[test]
     fn large_requests_of_few_fields_pass() {
-        let contents = |contents| request(vec![InferInputTensor { contents: Some(contents), ..Default::default() }]);
+        let contents = |contents| {
+            request(vec![InferInputTensor {
+                contents: Some(contents),
+                ..Default::default()
+            }])
+        };
         let bytes_contents = vec![Bytes::from(vec![0; 1000]); 64];
         for request in [
-            contents(InferTensorContents { bytes_contents, ..Default::default() }),
-            contents(InferTensorContents { uint_contents: vec![200; 1 << 20], ..Default::default() }),
-            ModelInferRequest { raw_input_contents: vec![vec![0; 1 << 20].into()], ..request(Vec::new()) },
+            contents(InferTensorContents {
+                bytes_contents,
+                ..Default::default()
+            }),
+            contents(InferTensorContents {
+                uint_contents: vec![200; 1 << 20],
+                ..Default::default()
+            }),
+            ModelInferRequest {
+                raw_input_contents: vec![vec![0; 1 << 20].into()],
+                ..request(Vec::new())
+            },
         ] {
             assert_eq!(refused(&request), None);
-            assert_eq!(read_request(request.encode_to_vec().into()).unwrap(), request);
+            assert_eq!(
+                read_request(request.encode_to_vec().into()).unwrap(),
+                request
+            );
         }
     }
 
     #[test]
     fn floods_of_small_fields_are_refused_wherever_they_are() {
-        let parameters = || (0..1001).map(|i| (i.to_string(), InferParameter::default())).collect();
+        let parameters = || {
+            (0..1001)
+                .map(|i| (i.to_string(), InferParameter::default()))
+                .collect()
+        };
         let input = |input| request(vec![input]);
-        let contents = InferTensorContents { bytes_contents: vec![Bytes::new(); 1001], ..Default::default() };
+        let contents = InferTensorContents {
+            bytes_contents: vec![Bytes::new(); 1001],
+            ..Default::default()
+        };
         for flood in [
             request(vec![InferInputTensor::default(); 1001]),
-            input(InferInputTensor { contents: Some(contents), ..Default::default() }),
-            input(InferInputTensor { parameters: parameters(), ..Default::default() }),
-            ModelInferRequest { parameters: parameters(), ..request(Vec::new()) },
-            ModelInferRequest { raw_input_contents: vec![Bytes::new(); 1001], ..request(Vec::new()) },
+            input(InferInputTensor {
+                contents: Some(contents),
+                ..Default::default()
+            }),
+            input(InferInputTensor {
+                parameters: parameters(),
+                ..Default::default()
+            }),
             ModelInferRequest {
-                outputs: vec![InferRequestedOutputTensor { parameters: parameters(), ..Default::default() }],
+                parameters: parameters(),
+                ..request(Vec::new())
+            },
+            ModelInferRequest {
+                raw_input_contents: vec![Bytes::new(); 1001],
+                ..request(Vec::new())
+            },
+            ModelInferRequest {
+                outputs: vec![InferRequestedOutputTensor {
+                    parameters: parameters(),
+                    ..Default::default()
+                }],
                 ..request(Vec::new())
             },
         ] {
             assert_eq!(refused(&flood), Some(MessageError::Fields));
         }
-        let shape = input(InferInputTensor { shape: vec![1; 101], ..Default::default() });
+        let shape = input(InferInputTensor {
+            shape: vec![1; 101],
+            ..Default::default()
+        });
         assert_eq!(refused(&shape), Some(MessageError::Dimensions));
     }
 

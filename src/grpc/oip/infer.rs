@@ -59,9 +59,22 @@ pub(super) fn submit(
     guard: &mut CallGuard,
 ) -> Result<Submitted, CallError> {
     let (served, form) = names::find(context, &request.model_name, &request.model_version, guard)?;
-    let Admitted { arrived: Arrived { at, deadline, priority }, span } = how;
-    let measured = Measured { served: Arc::clone(&served), form, arrived: at, answered: false };
-    let timeout = parameters::integer(&request.parameters, "timeout", 0)?.filter(|micros| *micros > 0);
+    let Admitted {
+        arrived: Arrived {
+            at,
+            deadline,
+            priority,
+        },
+        span,
+    } = how;
+    let measured = Measured {
+        served: Arc::clone(&served),
+        form,
+        arrived: at,
+        answered: false,
+    };
+    let timeout =
+        parameters::integer(&request.parameters, "timeout", 0)?.filter(|micros| *micros > 0);
     let priority = match parameters::integer(&request.parameters, "priority", 0)? {
         Some(number) => Priority::from_number(number),
         None => priority,
@@ -70,17 +83,40 @@ pub(super) fn submit(
     let deadline = [deadline, own].into_iter().flatten().min();
     let outputs = Outputs::requested(&request.outputs)?;
     let id = request.id.clone();
-    let expected = Expected { form, geometry: served.geometry, normalization: served.normalization };
+    let expected = Expected {
+        form,
+        geometry: served.geometry,
+        normalization: served.normalization,
+    };
     let images = tensors::images(request, &expected)?;
     let bytes = images.iter().map(Source::bytes).sum();
     served.metrics.received(bytes);
     call.record.received(bytes);
     let jobs = images.into_iter().map(|image| {
-        let fetch = Box::new(move || Some(Arrival { image, at, mirrored: false }));
-        Job { client: call.client, priority, deadline, counts: true, fetch, span: Some(span) }
+        let fetch = Box::new(move || {
+            Some(Arrival {
+                image,
+                at,
+                mirrored: false,
+            })
+        });
+        Job {
+            client: call.client,
+            priority,
+            deadline,
+            counts: true,
+            fetch,
+            span: Some(span),
+        }
     });
     let images = served.queue.submit_all(jobs)?;
-    Ok(Submitted { measured, outputs, images, deadline, id })
+    Ok(Submitted {
+        measured,
+        outputs,
+        images,
+        deadline,
+        id,
+    })
 }
 
 impl Submitted {
@@ -89,12 +125,21 @@ impl Submitted {
         &self.measured.served
     }
 
-    /// Waits for the images. One that fails fails the request, and those that still wait are withdrawn.
+    /// Waits for the images. One that fails fails the request, and those that still wait are
+    /// withdrawn.
     pub async fn answer(self) -> Result<Answered, CallError> {
-        let Self { mut measured, outputs, images, deadline, id } = self;
+        let Self {
+            mut measured,
+            outputs,
+            images,
+            deadline,
+            id,
+        } = self;
         let mut replies = match deadline {
             None => replies(images).await?,
-            Some(deadline) => timeout_at(deadline.into(), replies(images)).await.unwrap_or(Err(CallError::TimeIsUp))?,
+            Some(deadline) => timeout_at(deadline.into(), replies(images))
+                .await
+                .unwrap_or(Err(CallError::TimeIsUp))?,
         };
         let ready = Instant::now();
         let (outputs, raw_output_contents) = outputs.tensors(&replies, &measured.served.labels);
@@ -107,7 +152,10 @@ impl Submitted {
             raw_output_contents,
             ..Default::default()
         };
-        Ok(Answered { response, reply: replies.pop().expect("a request has an image at least") })
+        Ok(Answered {
+            response,
+            reply: replies.pop().expect("a request has an image at least"),
+        })
     }
 }
 
@@ -118,7 +166,13 @@ async fn replies(images: Vec<oneshot::Receiver<Outcome>>) -> Result<Vec<Reply>, 
         // A sender that is dropped without an answer belongs to a scheduler that has stopped.
         match outcome.await.unwrap_or(Err(JobError::Abandoned)) {
             Ok(reply) => replies.push(reply),
-            Err(JobError::Image(error)) if of > 1 => return Err(CallError::OneOf { image: i + 1, of, error }),
+            Err(JobError::Image(error)) if of > 1 => {
+                return Err(CallError::OneOf {
+                    image: i + 1,
+                    of,
+                    error,
+                });
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -137,14 +191,20 @@ impl Measured {
     fn succeed(&mut self, replies: &[Reply], output: Duration) {
         self.answered = true;
         let stages: Vec<_> = replies.iter().map(|reply| reply.stages).collect();
-        self.form.statistics(&self.served.metrics).succeeded(self.arrived.elapsed(), &stages, output);
+        self.form.statistics(&self.served.metrics).succeeded(
+            self.arrived.elapsed(),
+            &stages,
+            output,
+        );
     }
 }
 
 impl Drop for Measured {
     fn drop(&mut self) {
         if !self.answered {
-            self.form.statistics(&self.served.metrics).failed(self.arrived.elapsed());
+            self.form
+                .statistics(&self.served.metrics)
+                .failed(self.arrived.elapsed());
         }
     }
 }

@@ -6,10 +6,10 @@ use super::{Form, answers::Scores, names, tensors::MAX_IMAGES};
 use crate::{
     grpc::status::shorten,
     inference::{
-        DataType, ModelConfig, ModelDynamicBatching, ModelInput, ModelInstanceGroup, ModelMetadataResponse,
-        ModelOutput, ModelParameter, RepositoryIndexResponse, ServerMetadataResponse, model_config::SchedulingChoice,
-        model_input, model_instance_group, model_metadata_response::TensorMetadata,
-        repository_index_response::ModelIndex,
+        DataType, ModelConfig, ModelDynamicBatching, ModelInput, ModelInstanceGroup,
+        ModelMetadataResponse, ModelOutput, ModelParameter, RepositoryIndexResponse,
+        ServerMetadataResponse, model_config::SchedulingChoice, model_input, model_instance_group,
+        model_metadata_response::TensorMetadata, repository_index_response::ModelIndex,
     },
     model::{IMAGES, Normalization},
     registry::{Entry, Registry, Served},
@@ -18,7 +18,13 @@ use crate::{
 };
 
 /// The extensions of the protocol that this server knows.
-const EXTENSIONS: [&str; 5] = ["classification", "model_configuration", "parameters", "schedule_policy", "statistics"];
+const EXTENSIONS: [&str; 5] = [
+    "classification",
+    "model_configuration",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+];
 
 pub(super) fn server() -> ServerMetadataResponse {
     ServerMetadataResponse {
@@ -41,19 +47,30 @@ pub(super) fn model(served: &Served, form: Form) -> ModelMetadataResponse {
         versions: vec![served.version.clone()],
         platform: platform(served),
         inputs: vec![tensor(IMAGES, datatype, &dimensions)],
-        outputs: Scores::ALL.map(|scores| tensor(scores.name(), "FP32", &[classes])).into(),
+        outputs: Scores::ALL
+            .map(|scores| tensor(scores.name(), "FP32", &[classes]))
+            .into(),
     }
 }
 
 pub(super) fn config(served: &Served, form: Form) -> ModelConfig {
     let (data_type, _, format, dims) = input(served, form);
-    let input = ModelInput { name: IMAGES.into(), data_type: data_type.into(), format: format.into(), dims };
+    let input = ModelInput {
+        name: IMAGES.into(),
+        data_type: data_type.into(),
+        format: format.into(),
+        dims,
+    };
     let output = |scores: Scores| ModelOutput {
         name: scores.name().into(),
         data_type: DataType::TypeFp32.into(),
         dims: vec![served.labels.len() as i64],
     };
-    let kind = if served.engine.offloaded { model_instance_group::Kind::Gpu } else { model_instance_group::Kind::Cpu };
+    let kind = if served.engine.offloaded {
+        model_instance_group::Kind::Gpu
+    } else {
+        model_instance_group::Kind::Cpu
+    };
     ModelConfig {
         name: form.name(&served.name),
         platform: platform(served),
@@ -75,12 +92,23 @@ pub(super) fn config(served: &Served, form: Form) -> ModelConfig {
     }
 }
 
-/// An input's type, by its number and by its name, how its dimensions lie, and what they are without the batch.
+/// An input's type, by its number and by its name, how its dimensions lie, and what they are
+/// without the batch.
 fn input(served: &Served, form: Form) -> (DataType, &'static str, model_input::Format, Vec<i64>) {
     let [height, width] = [served.geometry.height, served.geometry.width].map(i64::from);
     match form {
-        Form::Encoded => (DataType::TypeString, "BYTES", model_input::Format::None, Vec::new()),
-        Form::Tensor => (DataType::TypeUint8, "UINT8", model_input::Format::Nhwc, vec![height, width, 3]),
+        Form::Encoded => (
+            DataType::TypeString,
+            "BYTES",
+            model_input::Format::None,
+            Vec::new(),
+        ),
+        Form::Tensor => (
+            DataType::TypeUint8,
+            "UINT8",
+            model_input::Format::Nhwc,
+            vec![height, width, 3],
+        ),
     }
 }
 
@@ -93,7 +121,10 @@ fn parameters(served: &Served, form: Form) -> HashMap<String, ModelParameter> {
     let mut parameters = vec![
         ("precision", served.engine.precision.to_string()),
         ("engine_version", served.engine.version.clone()),
-        ("resize_shorter_side", served.geometry.resize_shorter_side.to_string()),
+        (
+            "resize_shorter_side",
+            served.geometry.resize_shorter_side.to_string(),
+        ),
     ];
     if let (Form::Tensor, Some(Normalization { mean, std })) = (form, served.normalization) {
         parameters.extend([
@@ -108,14 +139,17 @@ fn parameters(served: &Served, form: Form) -> HashMap<String, ModelParameter> {
             ("std", list(std)),
         ]);
     }
-    let parameter = |(name, string_value): (&str, String)| (name.to_owned(), ModelParameter { string_value });
+    let parameter =
+        |(name, string_value): (&str, String)| (name.to_owned(), ModelParameter { string_value });
     parameters.into_iter().map(parameter).collect()
 }
 
 /// Every model under both its names; with `ready` only those that answer.
 pub(super) fn index(registry: &Registry, state: &State, ready: bool) -> RepositoryIndexResponse {
     let models = names::list(registry).into_iter().map(|(name, _, entry)| {
-        let Entry { served, problem, .. } = entry;
+        let Entry {
+            served, problem, ..
+        } = entry;
         let state = match (&served, &problem) {
             (Some(_), _) if state.ready().is_ok() => "READY",
             (None, None) => "LOADING",
@@ -123,10 +157,16 @@ pub(super) fn index(registry: &Registry, state: &State, ready: bool) -> Reposito
         };
         ModelIndex {
             name,
-            version: served.map(|served| served.version.clone()).unwrap_or_default(),
+            version: served
+                .map(|served| served.version.clone())
+                .unwrap_or_default(),
             state: state.into(),
             reason: problem.as_deref().map(shorten).unwrap_or_default(),
         }
     });
-    RepositoryIndexResponse { models: models.filter(|model| !ready || model.state == "READY").collect() }
+    RepositoryIndexResponse {
+        models: models
+            .filter(|model| !ready || model.state == "READY")
+            .collect(),
+    }
 }

@@ -1,7 +1,7 @@
 //! The Open Inference Protocol, version 2, for the clients and load tools of Triton and KServe.
 //!
-//! A request becomes images (`tensors`), they go through the same queues as those of the `Classifier` service
-//! (`infer`), and their logits become tensors again (`answers`).
+//! A request becomes images (`tensors`), they go through the same queues as those of the
+//! `Classifier` service (`infer`), and their logits become tensors again (`answers`).
 
 mod answers;
 pub(crate) mod codec;

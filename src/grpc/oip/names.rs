@@ -44,10 +44,14 @@ impl Form {
 
 /// The metrics of the model that is meant, if there is one.
 pub(super) fn metrics(registry: &Registry, name: &str) -> Option<Arc<ModelMetrics>> {
-    registry.find(resolve(registry, name).0).ok().map(|entry| entry.metrics)
+    registry
+        .find(resolve(registry, name).0)
+        .ok()
+        .map(|entry| entry.metrics)
 }
 
-/// The name in the registry of the model that is meant. A model that is itself called `…_tensor` is meant first.
+/// The name in the registry of the model that is meant. A model that is itself called `…_tensor` is
+/// meant first.
 pub(super) fn resolve<'a>(registry: &Registry, name: &'a str) -> (&'a str, Form) {
     let known = |name: &str| !name.is_empty() && registry.find(name).is_ok();
     match name.strip_suffix(TENSOR) {
@@ -61,8 +65,15 @@ pub(super) fn list(registry: &Registry) -> Vec<(String, Form, Entry)> {
     let entries = registry.list();
     let named = |entry: &Entry, form: Form| (form.name(&entry.name), form, entry.clone());
     let taken = |name: &str| entries.iter().any(|entry| entry.name == name);
-    let tensors = entries.iter().map(|entry| named(entry, Form::Tensor)).filter(|(name, ..)| !taken(name));
-    entries.iter().map(|entry| named(entry, Form::Encoded)).chain(tensors).collect()
+    let tensors = entries
+        .iter()
+        .map(|entry| named(entry, Form::Tensor))
+        .filter(|(name, ..)| !taken(name));
+    entries
+        .iter()
+        .map(|entry| named(entry, Form::Encoded))
+        .chain(tensors)
+        .collect()
 }
 
 /// The model that answers to a name, if it and the server are ready and it has this version.
@@ -76,7 +87,11 @@ pub(super) fn find(
     let served = context.model(model, guard)?;
     if !has_version(&served, version) {
         let asked = version.chars().take(100).collect();
-        return Err(CallError::Version { name: form.name(&served.name), asked, served: served.version.clone() });
+        return Err(CallError::Version {
+            name: form.name(&served.name),
+            asked,
+            served: served.version.clone(),
+        });
     }
     Ok((served, form))
 }
@@ -96,9 +111,16 @@ mod tests {
         registry.announce("cats");
         assert_eq!(resolve(&registry, "cats"), ("cats", Form::Encoded));
         assert_eq!(resolve(&registry, "cats_tensor"), ("cats", Form::Tensor));
-        assert_eq!(resolve(&registry, ""), ("", Form::Encoded), "the default model");
+        assert_eq!(
+            resolve(&registry, ""),
+            ("", Form::Encoded),
+            "the default model"
+        );
         assert_eq!(resolve(&registry, "_tensor"), ("_tensor", Form::Encoded));
-        assert_eq!(resolve(&registry, "dogs_tensor"), ("dogs_tensor", Form::Encoded));
+        assert_eq!(
+            resolve(&registry, "dogs_tensor"),
+            ("dogs_tensor", Form::Encoded)
+        );
     }
 
     #[test]
@@ -106,7 +128,10 @@ mod tests {
         let registry = Registry::new(None);
         registry.announce("cats");
         registry.announce("cats_tensor");
-        assert_eq!(resolve(&registry, "cats_tensor"), ("cats_tensor", Form::Encoded));
+        assert_eq!(
+            resolve(&registry, "cats_tensor"),
+            ("cats_tensor", Form::Encoded)
+        );
         let names: Vec<String> = list(&registry).into_iter().map(|(name, ..)| name).collect();
         assert_eq!(names, ["cats", "cats_tensor", "cats_tensor_tensor"]);
     }

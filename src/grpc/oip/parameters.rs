@@ -19,17 +19,27 @@ pub(super) fn integer(
     name: &'static str,
     least: u64,
 ) -> Result<Option<u64>, WrongParameter> {
-    let Some(parameter) = parameters.get(name) else { return Ok(None) };
+    let Some(parameter) = parameters.get(name) else {
+        return Ok(None);
+    };
     let wrong = |got: String| WrongParameter { name, got, least };
     let (number, got) = match &parameter.parameter_choice {
-        Some(ParameterChoice::Int64Param(number)) => (u64::try_from(*number).ok(), number.to_string()),
+        Some(ParameterChoice::Int64Param(number)) => {
+            (u64::try_from(*number).ok(), number.to_string())
+        }
         Some(ParameterChoice::Uint64Param(number)) => (Some(*number), number.to_string()),
         Some(ParameterChoice::BoolParam(value)) => (None, value.to_string()),
         Some(ParameterChoice::DoubleParam(value)) => (None, value.to_string()),
-        Some(ParameterChoice::StringParam(text)) => (None, format!("{:?}", text.chars().take(50).collect::<String>())),
+        Some(ParameterChoice::StringParam(text)) => (
+            None,
+            format!("{:?}", text.chars().take(50).collect::<String>()),
+        ),
         None => (None, "not set".into()),
     };
-    number.filter(|number| *number >= least).map(Some).ok_or_else(|| wrong(got))
+    number
+        .filter(|number| *number >= least)
+        .map(Some)
+        .ok_or_else(|| wrong(got))
 }
 
 #[cfg(test)]
@@ -39,13 +49,22 @@ mod tests {
     #[test]
     fn only_whole_numbers_are_taken() {
         let read = |choice| {
-            let parameter = InferParameter { parameter_choice: choice };
-            integer(&HashMap::from([("timeout".to_owned(), parameter)]), "timeout", 1)
-                .map_err(|error| error.to_string())
+            let parameter = InferParameter {
+                parameter_choice: choice,
+            };
+            integer(
+                &HashMap::from([("timeout".to_owned(), parameter)]),
+                "timeout",
+                1,
+            )
+            .map_err(|error| error.to_string())
         };
         assert_eq!(integer(&HashMap::new(), "timeout", 1), Ok(None));
         assert_eq!(read(Some(ParameterChoice::Int64Param(5))), Ok(Some(5)));
-        assert_eq!(read(Some(ParameterChoice::Uint64Param(u64::MAX))), Ok(Some(u64::MAX)));
+        assert_eq!(
+            read(Some(ParameterChoice::Uint64Param(u64::MAX))),
+            Ok(Some(u64::MAX))
+        );
         for wrong in [
             None,
             Some(ParameterChoice::Int64Param(-1)),

@@ -9,8 +9,8 @@ use crate::{
         status::CallError,
     },
     inference::{
-        InferBatchStatistics, InferStatistics, ModelStatistics, ModelStatisticsRequest, ModelStatisticsResponse,
-        StatisticDuration,
+        InferBatchStatistics, InferStatistics, ModelStatistics, ModelStatisticsRequest,
+        ModelStatisticsResponse, StatisticDuration,
     },
     registry::Served,
     statistics::{Requests, Spent},
@@ -25,7 +25,8 @@ pub(super) fn read(
     let ModelStatisticsRequest { name, version } = request;
     let model_stats = if name.is_empty() {
         let all = names::list(&context.registry).into_iter();
-        all.filter_map(|(name, form, entry)| Some(of(&*entry.served?, name, form))).collect()
+        all.filter_map(|(name, form, entry)| Some(of(&*entry.served?, name, form)))
+            .collect()
     } else {
         let (served, form) = names::find(context, name, version, guard)?;
         vec![of(&served, form.name(&served.name), form)]
@@ -34,10 +35,20 @@ pub(super) fn read(
 }
 
 fn of(served: &Served, name: String, form: names::Form) -> ModelStatistics {
-    let Requests { success, fail, queue, decode, inference, output, images, last } =
-        form.statistics(&served.metrics).read();
+    let Requests {
+        success,
+        fail,
+        queue,
+        decode,
+        inference,
+        output,
+        images,
+        last,
+    } = form.statistics(&served.metrics).read();
     let calls = served.metrics.statistics.calls();
-    let last = last.and_then(|last| last.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    let last = last
+        .and_then(|last| last.duration_since(UNIX_EPOCH).ok())
+        .unwrap_or_default();
     ModelStatistics {
         name,
         version: served.version.clone(),
@@ -54,11 +65,17 @@ fn of(served: &Served, name: String, form: names::Form) -> ModelStatistics {
         }),
         batch_stats: calls
             .into_iter()
-            .map(|(images, spent)| InferBatchStatistics { batch_size: images as u64, compute_infer: duration(spent) })
+            .map(|(images, spent)| InferBatchStatistics {
+                batch_size: images as u64,
+                compute_infer: duration(spent),
+            })
             .collect(),
     }
 }
 
 fn duration(Spent { count, time }: Spent) -> Option<StatisticDuration> {
-    Some(StatisticDuration { count, ns: time.min(Duration::from_nanos(u64::MAX)).as_nanos() as u64 })
+    Some(StatisticDuration {
+        count,
+        ns: time.min(Duration::from_nanos(u64::MAX)).as_nanos() as u64,
+    })
 }

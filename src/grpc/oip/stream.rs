@@ -29,7 +29,8 @@ use crate::{
 
 pub(super) type Answers = mpsc::Sender<Result<ModelStreamInferResponse, Status>>;
 
-/// The most requests of a stream that wait for their answers; while they do, no further one is read.
+/// The most requests of a stream that wait for their answers; while they do, no further one is
+/// read.
 const MAX_IN_WORK: usize = 4;
 
 /// Runs a stream to its end and tells the caller how it ended, unless the caller has gone.
@@ -41,7 +42,12 @@ pub(super) async fn run(
     answers: Answers,
 ) {
     let deadline = call.arrived.deadline;
-    let ended = supervise(deadline, &answers, answer_all(&context, inbound, call, &mut guard, &answers)).await;
+    let ended = supervise(
+        deadline,
+        &answers,
+        answer_all(&context, inbound, call, &mut guard, &answers),
+    )
+    .await;
     conclude(ended, guard, &answers).await;
 }
 
@@ -60,15 +66,30 @@ async fn answer_all(
     let record = Arc::clone(&call.record);
     let read = async move {
         while let Some(request) = next(&mut inbound, context).await? {
-            let arrived = Arrived { at: Instant::now(), ..call.arrived };
-            let admitted = Admitted { arrived, span: call.record.trace().frame() };
+            let arrived = Arrived {
+                at: Instant::now(),
+                ..call.arrived
+            };
+            let admitted = Admitted {
+                arrived,
+                span: call.record.trace().frame(),
+            };
             let id = request.id.clone();
             let metrics = names::metrics(&context.registry, &request.model_name);
             let submitted = infer::submit(context, request, &call, admitted, guard);
             if let (None, Ok(submitted)) = (&first, &submitted) {
                 *first = Some(submitted.served().metrics.stream());
             }
-            if pending.send(Pending { id, metrics, admitted, submitted }).await.is_err() {
+            if pending
+                .send(Pending {
+                    id,
+                    metrics,
+                    admitted,
+                    submitted,
+                })
+                .await
+                .is_err()
+            {
                 break;
             }
         }
@@ -79,7 +100,9 @@ async fn answer_all(
         let mut number = 0;
         while let Some(pending) = in_order.recv().await {
             // A caller that has gone is noticed by `supervise`.
-            let _ = answers.send(Ok(answer_one(pending, number, &record).await?)).await;
+            let _ = answers
+                .send(Ok(answer_one(pending, number, &record).await?))
+                .await;
             number += 1;
         }
         Ok(())
@@ -108,31 +131,67 @@ struct Pending {
 }
 
 /// A request that failed gets its error, and the stream goes on. It is the stream's `number`-th.
-async fn answer_one(pending: Pending, number: u64, record: &Record) -> Result<ModelStreamInferResponse, CallError> {
-    let Pending { id, metrics, admitted: Admitted { arrived, span, .. }, submitted } = pending;
+async fn answer_one(
+    pending: Pending,
+    number: u64,
+    record: &Record,
+) -> Result<ModelStreamInferResponse, CallError> {
+    let Pending {
+        id,
+        metrics,
+        admitted: Admitted { arrived, span, .. },
+        submitted,
+    } = pending;
     let outcome = match submitted {
         Ok(submitted) => submitted.answer().await,
         Err(error) => Err(error),
     };
     if let Some(metrics) = metrics {
-        metrics.frame(if outcome.is_ok() { FrameOutcome::Classified } else { FrameOutcome::Failed });
+        metrics.frame(if outcome.is_ok() {
+            FrameOutcome::Classified
+        } else {
+            FrameOutcome::Failed
+        });
         metrics.frame_answered(arrived.at.elapsed());
     }
-    let answer = outcome.as_ref().map(|answered| &answered.reply).map_err(CallError::code);
-    record.frame(FrameRecord { id: number, arrived: arrived.at, span, answer });
+    let answer = outcome
+        .as_ref()
+        .map(|answered| &answered.reply)
+        .map_err(CallError::code);
+    record.frame(FrameRecord {
+        id: number,
+        arrived: arrived.at,
+        span,
+        answer,
+    });
     let (error_message, mut response) = match outcome {
         Ok(Answered { response, .. }) => (String::new(), response),
         // A server that goes says so once, by ending the stream.
-        Err(error @ (CallError::Job(JobError::Abandoned) | CallError::NotReady(NotReady::Draining))) => {
+        Err(
+            error @ (CallError::Job(JobError::Abandoned) | CallError::NotReady(NotReady::Draining)),
+        ) => {
             return Err(error);
         }
         Err(error) => {
             let message = format!("{}: {}", code_name(error.code()), error.message());
-            (message, ModelInferResponse { id, ..Default::default() })
+            (
+                message,
+                ModelInferResponse {
+                    id,
+                    ..Default::default()
+                },
+            )
         }
     };
     // There is one answer for each request.
-    let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
-    response.parameters.insert("triton_final_response".into(), last);
-    Ok(ModelStreamInferResponse { error_message, infer_response: Some(response) })
+    let last = InferParameter {
+        parameter_choice: Some(ParameterChoice::BoolParam(true)),
+    };
+    response
+        .parameters
+        .insert("triton_final_response".into(), last);
+    Ok(ModelStreamInferResponse {
+        error_message,
+        infer_response: Some(response),
+    })
 }

@@ -1,4 +1,5 @@
-//! A request's tensor → its images. Everything here is somebody else's word: names, types, shapes and sizes.
+//! A request's tensor → its images. Everything here is somebody else's word: names, types, shapes
+//! and sizes.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -43,23 +44,35 @@ pub enum TensorError {
     SharedMemory,
     #[error("`{IMAGES}` is {got}; this model takes {expected}")]
     Datatype { got: String, expected: String },
-    #[error("the shape of `{IMAGES}` is {got:?}; this model takes {expected}, where N is 1 to {MAX_IMAGES}")]
+    #[error(
+        "the shape of `{IMAGES}` is {got:?}; this model takes {expected}, where N is 1 to {MAX_IMAGES}"
+    )]
     Shape { got: Vec<i64>, expected: String },
     #[error("the request has no data; send it in raw_input_contents, or in the input's contents")]
     NoData,
-    #[error("the request has data in raw_input_contents and in the input's contents; send one of the two")]
+    #[error(
+        "the request has data in raw_input_contents and in the input's contents; send one of the two"
+    )]
     TwiceData,
     #[error("the request has {0} raw_input_contents for one input; send one for each input")]
     RawContents(usize),
     #[error("{datatype} {shape:?} takes {expected} {unit}, but there are {got}")]
-    Size { datatype: &'static str, shape: Vec<i64>, unit: &'static str, expected: usize, got: usize },
+    Size {
+        datatype: &'static str,
+        shape: Vec<i64>,
+        unit: &'static str,
+        expected: usize,
+        got: usize,
+    },
     #[error("the contents hold the value {0}, which is no UINT8")]
     NoByte(u32),
     #[error(
         "the raw BYTES end within image {image} of {of}; each is its length in 4 bytes, little-endian, followed by the file"
     )]
     Truncated { image: usize, of: usize },
-    #[error("{0} bytes of the raw BYTES are left behind the last image; check the shape and the images' lengths")]
+    #[error(
+        "{0} bytes of the raw BYTES are left behind the last image; check the shape and the images' lengths"
+    )]
     Left(usize),
 }
 
@@ -103,7 +116,11 @@ impl Expected {
     }
 
     fn describe(&self, datatype: Datatype) -> String {
-        let dimensions: String = self.dimensions(datatype).iter().map(|dimension| format!(", {dimension}")).collect();
+        let dimensions: String = self
+            .dimensions(datatype)
+            .iter()
+            .map(|dimension| format!(", {dimension}"))
+            .collect();
         format!("{} [N{dimensions}]", datatype.name())
     }
 }
@@ -113,10 +130,21 @@ impl Expected {
 /// # Errors
 /// What is wrong with the tensor, before anything is allocated for it.
 pub fn images(request: ModelInferRequest, expected: &Expected) -> Result<Vec<Source>, TensorError> {
-    let ModelInferRequest { inputs, raw_input_contents, .. } = request;
-    let [input]: [InferInputTensor; 1] =
-        inputs.try_into().map_err(|inputs: Vec<_>| TensorError::Inputs(inputs.len()))?;
-    let InferInputTensor { name, datatype, shape, parameters, contents } = input;
+    let ModelInferRequest {
+        inputs,
+        raw_input_contents,
+        ..
+    } = request;
+    let [input]: [InferInputTensor; 1] = inputs
+        .try_into()
+        .map_err(|inputs: Vec<_>| TensorError::Inputs(inputs.len()))?;
+    let InferInputTensor {
+        name,
+        datatype,
+        shape,
+        parameters,
+        contents,
+    } = input;
     if name != IMAGES {
         return Err(TensorError::UnknownInput(name));
     }
@@ -125,10 +153,21 @@ pub fn images(request: ModelInferRequest, expected: &Expected) -> Result<Vec<Sou
     }
     let known = |known: &Datatype| known.name() == datatype && expected.datatypes().contains(known);
     let Some(datatype) = Datatype::ALL.into_iter().find(known) else {
-        let all: Vec<_> = expected.datatypes().iter().map(|datatype| expected.describe(*datatype)).collect();
-        return Err(TensorError::Datatype { got: datatype, expected: all.join(" or ") });
+        let all: Vec<_> = expected
+            .datatypes()
+            .iter()
+            .map(|datatype| expected.describe(*datatype))
+            .collect();
+        return Err(TensorError::Datatype {
+            got: datatype,
+            expected: all.join(" or "),
+        });
     };
-    let tensor = Tensor { datatype, n: count(&shape, datatype, expected)?, shape };
+    let tensor = Tensor {
+        datatype,
+        n: count(&shape, datatype, expected)?,
+        shape,
+    };
     match (data(raw_input_contents, contents)?, datatype) {
         (Data::Raw(raw), Datatype::Bytes) => tensor.files(raw),
         (Data::Typed(contents), Datatype::Bytes) => tensor.typed_files(contents),
@@ -139,10 +178,15 @@ pub fn images(request: ModelInferRequest, expected: &Expected) -> Result<Vec<Sou
 
 /// The number of images that a shape says.
 fn count(shape: &[i64], datatype: Datatype, expected: &Expected) -> Result<usize, TensorError> {
-    let fits = |rest: &[i64]| rest == expected.dimensions(datatype) || (datatype == Datatype::Bytes && rest == [1]);
+    let fits = |rest: &[i64]| {
+        rest == expected.dimensions(datatype) || (datatype == Datatype::Bytes && rest == [1])
+    };
     match shape {
         [n, rest @ ..] if (1..=MAX_IMAGES as i64).contains(n) && fits(rest) => Ok(*n as usize),
-        _ => Err(TensorError::Shape { got: shape.to_vec(), expected: expected.describe(datatype) }),
+        _ => Err(TensorError::Shape {
+            got: shape.to_vec(),
+            expected: expected.describe(datatype),
+        }),
     }
 }
 
@@ -153,7 +197,10 @@ enum Data {
 
 /// Either the raw or the typed contents.
 fn data(mut raw: Vec<Bytes>, contents: Option<InferTensorContents>) -> Result<Data, TensorError> {
-    match (raw.len(), contents.filter(|contents| *contents != InferTensorContents::default())) {
+    match (
+        raw.len(),
+        contents.filter(|contents| *contents != InferTensorContents::default()),
+    ) {
         (0, None) => Err(TensorError::NoData),
         (0, Some(contents)) => Ok(Data::Typed(contents)),
         (_, Some(_)) => Err(TensorError::TwiceData),
@@ -188,7 +235,10 @@ impl Tensor {
         let mut files = Vec::with_capacity(self.n);
         for image in 1..=self.n {
             let truncated = || TensorError::Truncated { image, of: self.n };
-            let length = raw.first_chunk().map(|bytes| u32::from_le_bytes(*bytes) as usize).ok_or_else(truncated)?;
+            let length = raw
+                .first_chunk()
+                .map(|bytes| u32::from_le_bytes(*bytes) as usize)
+                .ok_or_else(truncated)?;
             let mut file = raw.split_off(size_of::<u32>());
             if length > file.len() {
                 return Err(truncated());
@@ -196,7 +246,11 @@ impl Tensor {
             raw = file.split_off(length);
             files.push(Source::Encoded(file));
         }
-        if raw.is_empty() { Ok(files) } else { Err(TensorError::Left(raw.len())) }
+        if raw.is_empty() {
+            Ok(files)
+        } else {
+            Err(TensorError::Left(raw.len()))
+        }
     }
 
     fn typed_files(&self, contents: InferTensorContents) -> Result<Vec<Source>, TensorError> {
@@ -208,27 +262,49 @@ impl Tensor {
     /// Crops that follow each other.
     fn crops(&self, mut raw: Bytes, expected: &Expected) -> Result<Vec<Source>, TensorError> {
         let values = expected.geometry.bytes();
-        let bytes = if self.datatype == Datatype::Fp32 { values * size_of::<f32>() } else { values };
+        let bytes = if self.datatype == Datatype::Fp32 {
+            values * size_of::<f32>()
+        } else {
+            values
+        };
         self.size("bytes", self.n * bytes, raw.len())?;
         let crop = |data| match (self.datatype, expected.normalization) {
-            (Datatype::Fp32, Some(Normalization { mean, std })) => Crop::Normalized { values: data, mean, std },
+            (Datatype::Fp32, Some(Normalization { mean, std })) => Crop::Normalized {
+                values: data,
+                mean,
+                std,
+            },
             _ => Crop::Pixels(data),
         };
-        Ok((0..self.n).map(|_| Source::Crop(crop(raw.split_to(bytes)))).collect())
+        Ok((0..self.n)
+            .map(|_| Source::Crop(crop(raw.split_to(bytes))))
+            .collect())
     }
 
     /// Typed elements as they would be sent raw.
-    fn to_raw(&self, contents: InferTensorContents, expected: &Expected) -> Result<Bytes, TensorError> {
+    fn to_raw(
+        &self,
+        contents: InferTensorContents,
+        expected: &Expected,
+    ) -> Result<Bytes, TensorError> {
         let elements = self.n * expected.geometry.bytes();
         if self.datatype == Datatype::Fp32 {
             self.size("fp32_contents", elements, contents.fp32_contents.len())?;
             let mut raw = BytesMut::with_capacity(elements * size_of::<f32>());
-            contents.fp32_contents.iter().for_each(|value| raw.put_f32_le(*value));
+            contents
+                .fp32_contents
+                .iter()
+                .for_each(|value| raw.put_f32_le(*value));
             return Ok(raw.freeze());
         }
         self.size("uint_contents", elements, contents.uint_contents.len())?;
         let byte = |value: u32| u8::try_from(value).map_err(|_| TensorError::NoByte(value));
-        contents.uint_contents.into_iter().map(byte).collect::<Result<Vec<u8>, _>>().map(Bytes::from)
+        contents
+            .uint_contents
+            .into_iter()
+            .map(byte)
+            .collect::<Result<Vec<u8>, _>>()
+            .map(Bytes::from)
     }
 }
 

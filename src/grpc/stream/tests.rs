@@ -5,8 +5,15 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 
 fn frame(id: u64) -> Incoming {
-    let stamp = FrameStamp { id, captured_at: None, arrived: Instant::now() };
-    Incoming { stamp, image: Err(CallError::Panicked) }
+    let stamp = FrameStamp {
+        id,
+        captured_at: None,
+        arrived: Instant::now(),
+    };
+    Incoming {
+        stamp,
+        image: Err(CallError::Panicked),
+    }
 }
 
 fn id(frame: Option<Incoming>) -> Option<u64> {

@@ -1,7 +1,9 @@
-//! Large JPEGs at a half, a quarter or an eighth of their size, scaled within the inverse transform.
+//! Large JPEGs at a half, a quarter or an eighth of their size, scaled within the inverse
+//! transform.
 //!
-//! Most of a large photo's time goes into its Huffman codes. The higher frequencies, which a small picture can't show, are
-//! passed over several codes at a time. Sequential files with the usual sampling of colours can be read so.
+//! Most of a large photo's time goes into its Huffman codes. The higher frequencies, which a small
+//! picture can't show, are passed over several codes at a time. Sequential files with the usual
+//! sampling of colours can be read so.
 
 mod bits;
 mod huffman;
@@ -35,7 +37,9 @@ impl Scale {
     /// The strongest that leaves the shorter side at least `least` pixels.
     pub fn choose(header: &Header, least: u32) -> Option<Self> {
         let shorter = header.width.min(header.height);
-        Self::SMALLEST_FIRST.into_iter().find(|scale| shorter / scale.divisor() >= least)
+        Self::SMALLEST_FIRST
+            .into_iter()
+            .find(|scale| shorter / scale.divisor() >= least)
     }
 
     /// A side of the image after scaling.
@@ -49,9 +53,15 @@ impl Scale {
     }
 }
 
-/// Decodes into `pixels`, whose layout and orientation have been set; sets size and data. Where it can't, because the file
-/// is of another kind or damaged, `pixels` are unspecified and the exact decoder is to judge the file.
-pub(super) fn decode(pixels: &mut Pixels, encoded: &[u8], header: &Header, scale: Scale) -> Option<()> {
+/// Decodes into `pixels`, whose layout and orientation have been set; sets size and data. Where it
+/// can't, because the file is of another kind or damaged, `pixels` are unspecified and the exact
+/// decoder is to judge the file.
+pub(super) fn decode(
+    pixels: &mut Pixels,
+    encoded: &[u8],
+    header: &Header,
+    scale: Scale,
+) -> Option<()> {
     if header.progressive {
         return None;
     }
@@ -65,8 +75,13 @@ pub(super) fn decode(pixels: &mut Pixels, encoded: &[u8], header: &Header, scale
         for (y, row) in rows.chunks_exact_mut(width * channels).enumerate() {
             let plane = |channel: usize| &scan.channels[channel].plane[y * scan.stride..][..width];
             match pixels.layout {
-                Layout::Gray => row.iter_mut().zip(plane(0)).for_each(|(pixel, gray)| *pixel = round(*gray)),
-                _ if header.stores_rgb() => interleave(row, [plane(0), plane(1), plane(2)], |rgb| rgb),
+                Layout::Gray => row
+                    .iter_mut()
+                    .zip(plane(0))
+                    .for_each(|(pixel, gray)| *pixel = round(*gray)),
+                _ if header.stores_rgb() => {
+                    interleave(row, [plane(0), plane(1), plane(2)], |rgb| rgb)
+                }
                 _ => interleave(row, [plane(0), plane(1), plane(2)], rgb_of_ycbcr),
             }
         }
@@ -83,11 +98,15 @@ fn interleave(row: &mut [u8], [a, b, c]: [&[f32]; 3], rgb: impl Fn([f32; 3]) -> 
 /// ITU-T T.871, section 7.
 fn rgb_of_ycbcr([y, cb, cr]: [f32; 3]) -> [f32; 3] {
     let (cb, cr) = (cb - 128.0, cr - 128.0);
-    [y + 1.402 * cr, y - 0.344_136_3 * cb - 0.714_136_3 * cr, y + 1.772 * cb]
+    [
+        y + 1.402 * cr,
+        y - 0.344_136_3 * cb - 0.714_136_3 * cr,
+        y + 1.772 * cb,
+    ]
 }
 
-/// Rounds to what a byte holds, by an addition after which the last bits are the whole number: compilers can't make vector
-/// code of the usual conversion.
+/// Rounds to what a byte holds, by an addition after which the last bits are the whole number:
+/// compilers can't make vector code of the usual conversion.
 fn round(value: f32) -> u8 {
     const WHOLE: f32 = (1 << 23) as f32;
     (value.clamp(0.0, 255.0) + WHOLE).to_bits() as u8
@@ -112,7 +131,10 @@ impl Tables {
             match segment.marker {
                 0xc4 => tables.read_codes(segment.body)?,
                 0xdb => tables.read_quantization(segment.body)?,
-                0xdd => tables.restart_interval = u16::from_be_bytes(segment.body.try_into().ok()?).into(),
+                0xdd => {
+                    tables.restart_interval =
+                        u16::from_be_bytes(segment.body.try_into().ok()?).into()
+                }
                 0xda => tables.scan = segment.body.to_vec(),
                 _ => {}
             }
@@ -141,7 +163,8 @@ impl Tables {
     fn read_codes(&mut self, mut body: &[u8]) -> Option<()> {
         while let [kind, rest @ ..] = body {
             let (counts, rest) = rest.split_first_chunk::<16>()?;
-            let (symbols, rest) = rest.split_at_checked(counts.iter().map(|count| usize::from(*count)).sum())?;
+            let (symbols, rest) =
+                rest.split_at_checked(counts.iter().map(|count| usize::from(*count)).sum())?;
             let codes = Codes::new(counts, symbols)?;
             let place = usize::from(kind & 15);
             match kind >> 4 {
@@ -169,13 +192,15 @@ struct Channel<'a> {
     plane: Vec<f32>,
 }
 
-/// The one scan of a sequential file. An MCU, minimum coded unit, is what some blocks of each channel show together.
+/// The one scan of a sequential file. An MCU, minimum coded unit, is what some blocks of each
+/// channel show together.
 struct Scan<'a> {
     bits: Bits<'a>,
     channels: Vec<Channel<'a>>,
     /// MCUs in a row of the picture.
     mcus: usize,
-    /// The rows of pixels that a strip of MCUs has after scaling, and the distance between them in the planes.
+    /// The rows of pixels that a strip of MCUs has after scaling, and the distance between them in
+    /// the planes.
     rows: usize,
     stride: usize,
     restart_interval: usize,
@@ -195,13 +220,22 @@ impl<'a> Scan<'a> {
         let single = header.components.len() == 1;
         let sampling = header.components.iter().map(|component| match single {
             true => (1, 1),
-            false => (usize::from(component.horizontal), usize::from(component.vertical)),
+            false => (
+                usize::from(component.horizontal),
+                usize::from(component.vertical),
+            ),
         });
         let sampling: Vec<_> = sampling.collect();
-        let (columns, lines) = sampling.iter().fold((1, 1), |most, each| (most.0.max(each.0), most.1.max(each.1)));
+        let (columns, lines) = sampling.iter().fold((1, 1), |most, each| {
+            (most.0.max(each.0), most.1.max(each.1))
+        });
         let mcus = (header.width as usize).div_ceil(8 * columns);
         let (stride, rows) = (mcus * columns * scale.block(), lines * scale.block());
-        let channels = header.components.iter().zip(entries.as_chunks().0).zip(sampling);
+        let channels = header
+            .components
+            .iter()
+            .zip(entries.as_chunks().0)
+            .zip(sampling);
         let channels = channels.map(|((component, [id, codes]), (horizontal, vertical))| {
             if component.id != *id || columns % horizontal != 0 || lines % vertical != 0 {
                 return None;
@@ -211,7 +245,10 @@ impl<'a> Scan<'a> {
             Some(Channel {
                 horizontal,
                 vertical,
-                quantization: tables.quantization.get(usize::from(component.quantization))?.as_ref()?,
+                quantization: tables
+                    .quantization
+                    .get(usize::from(component.quantization))?
+                    .as_ref()?,
                 dc: tables.dc.get(usize::from(codes >> 4))?.as_ref()?,
                 ac: tables.ac.get(usize::from(codes & 15))?.as_ref()?,
                 transform: Transform::new(side(columns, horizontal), side(lines, vertical))?,
@@ -242,15 +279,31 @@ impl<'a> Scan<'a> {
                 self.until_restart -= 1;
             }
             for channel in &mut self.channels {
-                let Transform { width, height, last, .. } = channel.transform;
-                for (row, column) in (0..channel.vertical).flat_map(|y| (0..channel.horizontal).map(move |x| (y, x))) {
+                let Transform {
+                    width,
+                    height,
+                    last,
+                    ..
+                } = channel.transform;
+                for (row, column) in
+                    (0..channel.vertical).flat_map(|y| (0..channel.horizontal).map(move |x| (y, x)))
+                {
                     block[..=last].fill(0.0);
-                    channel.predictor = channel.predictor.wrapping_add(channel.dc.difference(&mut self.bits)?);
-                    let flat = !channel.ac.read(&mut self.bits, channel.quantization, last, &mut block)?;
-                    // 128 is what the standard takes from every pixel, 8 the DC coefficient's factor.
+                    channel.predictor = channel
+                        .predictor
+                        .wrapping_add(channel.dc.difference(&mut self.bits)?);
+                    let flat =
+                        !channel
+                            .ac
+                            .read(&mut self.bits, channel.quantization, last, &mut block)?;
+                    // 128 is what the standard takes from every pixel, 8 the DC coefficient's
+                    // factor.
                     block[0] = channel.predictor as f32 * channel.quantization[0] + 128.0 * 8.0;
-                    let place = row * height * self.stride + (mcu * channel.horizontal + column) * width;
-                    channel.transform.apply(&block, flat, &mut channel.plane[place..], self.stride);
+                    let place =
+                        row * height * self.stride + (mcu * channel.horizontal + column) * width;
+                    channel
+                        .transform
+                        .apply(&block, flat, &mut channel.plane[place..], self.stride);
                 }
             }
         }
@@ -263,7 +316,9 @@ impl<'a> Scan<'a> {
         }
         self.restarts = (self.restarts + 1) % 8;
         self.until_restart = self.restart_interval;
-        self.channels.iter_mut().for_each(|channel| channel.predictor = 0);
+        self.channels
+            .iter_mut()
+            .for_each(|channel| channel.predictor = 0);
         Some(())
     }
 
@@ -279,9 +334,16 @@ mod tests {
 
     #[test]
     fn rounding_is_to_the_nearest_that_a_byte_holds() {
-        for (value, byte) in
-            [(-1e9, 0), (-0.6, 0), (0.49, 0), (0.51, 1), (1.0, 1), (254.4, 254), (254.6, 255), (1e9, 255)]
-        {
+        for (value, byte) in [
+            (-1e9, 0),
+            (-0.6, 0),
+            (0.49, 0),
+            (0.51, 1),
+            (1.0, 1),
+            (254.4, 254),
+            (254.6, 255),
+            (1e9, 255),
+        ] {
             assert_eq!(round(value), byte, "{value}");
         }
     }

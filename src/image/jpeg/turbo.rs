@@ -12,7 +12,11 @@ pub(super) fn decode(pixels: &mut Pixels, encoded: &[u8]) -> Result<(), turbojpe
         pixels: &mut pixels.data[..],
         width,
         height,
-        format: if pixels.layout == Layout::Gray { PixelFormat::GRAY } else { PixelFormat::RGB },
+        format: if pixels.layout == Layout::Gray {
+            PixelFormat::GRAY
+        } else {
+            PixelFormat::RGB
+        },
     };
     Decompressor::new()?.decompress(encoded, image)
 }

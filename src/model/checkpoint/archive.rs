@@ -17,7 +17,8 @@ use super::{
     tensor::Elem,
 };
 
-/// Weights are hardly ever compressed, and cannot be by much: more than this many times is an attack.
+/// Weights are hardly ever compressed, and cannot be by much: more than this many times is an
+/// attack.
 const MOST_INFLATION: usize = 16;
 
 pub(super) fn read(content: &Bytes) -> Result<Checkpoint, CheckpointError> {
@@ -57,22 +58,41 @@ struct Archive {
 impl Archive {
     fn new(content: &Bytes) -> Result<Self, CheckpointError> {
         let zip = ZipArchive::new(Cursor::new(content.clone())).map_err(broken)?;
-        let folder = zip.file_names().find_map(|name| name.strip_suffix("data.pkl")).map(str::to_owned);
-        let Some(folder) = folder.filter(|folder| folder.is_empty() || folder.ends_with('/')) else {
-            return Err(unsupported("is a zip archive, but holds no `data.pkl`: PyTorch did not write it"));
+        let folder = zip
+            .file_names()
+            .find_map(|name| name.strip_suffix("data.pkl"))
+            .map(str::to_owned);
+        let Some(folder) = folder.filter(|folder| folder.is_empty() || folder.ends_with('/'))
+        else {
+            return Err(unsupported(
+                "is a zip archive, but holds no `data.pkl`: PyTorch did not write it",
+            ));
         };
-        if zip.index_for_name(&format!("{folder}constants.pkl")).is_some() {
+        if zip
+            .index_for_name(&format!("{folder}constants.pkl"))
+            .is_some()
+        {
             return Err(unsupported(
                 "is a TorchScript program; its weights are read when saved alone: \
                  `torch.save(torch.jit.load(PATH).state_dict(), PATH)`",
             ));
         }
         let allowance = content.len().saturating_mul(MOST_INFLATION);
-        let mut archive = Self { content: content.clone(), zip, folder, allowance };
-        if archive.zip.index_for_name(&format!("{}byteorder", archive.folder)).is_some()
+        let mut archive = Self {
+            content: content.clone(),
+            zip,
+            folder,
+            allowance,
+        };
+        if archive
+            .zip
+            .index_for_name(&format!("{}byteorder", archive.folder))
+            .is_some()
             && archive.entry("byteorder")?.trim_ascii() != b"little"
         {
-            return Err(unsupported("was saved on a big-endian machine; save it again on a little-endian one"));
+            return Err(unsupported(
+                "was saved on a big-endian machine; save it again on a little-endian one",
+            ));
         }
         Ok(archive)
     }
@@ -87,18 +107,25 @@ impl Archive {
         let cut = || damaged(format!("`{name}` reaches beyond the end of the file"));
         let size = usize::try_from(entry.size()).map_err(|_| cut())?;
         if entry.compression() == CompressionMethod::Stored {
-            let start = entry.data_start().and_then(|start| usize::try_from(start).ok()).ok_or_else(cut)?;
-            let end = start.checked_add(size).filter(|end| *end <= self.content.len()).ok_or_else(cut)?;
+            let start = entry
+                .data_start()
+                .and_then(|start| usize::try_from(start).ok())
+                .ok_or_else(cut)?;
+            let end = start
+                .checked_add(size)
+                .filter(|end| *end <= self.content.len())
+                .ok_or_else(cut)?;
             let bytes = self.content.slice(start..end);
             if crc32fast::hash(&bytes) != entry.crc32() {
                 return Err(damaged(format!("the checksum of `{name}` is wrong")));
             }
             return Ok(bytes);
         }
-        self.allowance = self
-            .allowance
-            .checked_sub(size)
-            .ok_or_else(|| damaged(format!("`{name}` would become {size} bytes, far more than its file has")))?;
+        self.allowance = self.allowance.checked_sub(size).ok_or_else(|| {
+            damaged(format!(
+                "`{name}` would become {size} bytes, far more than its file has"
+            ))
+        })?;
         let mut bytes = Vec::new();
         entry
             .by_ref()
@@ -107,7 +134,10 @@ impl Archive {
             .map_err(|error| damaged(format!("`{name}`: {error}")))?;
         match bytes.len() == size {
             true => Ok(bytes.into()),
-            false => Err(damaged(format!("`{name}` has {} bytes instead of {size}", bytes.len()))),
+            false => Err(damaged(format!(
+                "`{name}` has {} bytes instead of {size}",
+                bytes.len()
+            ))),
         }
     }
 }

@@ -52,13 +52,25 @@ pub(super) fn unsupported(reason: impl Into<String>) -> CheckpointError {
 }
 
 pub(super) fn tensor(name: &str, reason: impl Into<String>) -> CheckpointError {
-    CheckpointError::Tensor { tensor: name.to_owned(), reason: reason.into() }
+    CheckpointError::Tensor {
+        tensor: name.to_owned(),
+        reason: reason.into(),
+    }
 }
 
 /// The first few names, and how many more there are.
 pub(super) fn list(names: &[String]) -> String {
     const SHOWN: usize = 4;
-    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    let shown: Vec<String> = names
+        .iter()
+        .take(SHOWN)
+        .map(|name| format!("`{name}`"))
+        .collect();
     let more = names.len().saturating_sub(SHOWN);
-    shown.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+    shown.join(", ")
+        + &if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        }
 }

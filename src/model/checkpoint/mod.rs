@@ -1,7 +1,9 @@
-//! Checkpoints: the weights that PyTorch and Hugging Face save, and the networks that are made of them.
+//! Checkpoints: the weights that PyTorch and Hugging Face save, and the networks that are made of
+//! them.
 //!
-//! A file goes through one of three readers (`archive`, `legacy`, `safetensors`) and becomes a [`Checkpoint`]: names and
-//! tensors, still in the bytes of the file. [`Checkpoint::into_resnet`] makes an ONNX model of them.
+//! A file goes through one of three readers (`archive`, `legacy`, `safetensors`) and becomes a
+//! [`Checkpoint`]: names and tensors, still in the bytes of the file. [`Checkpoint::into_resnet`]
+//! makes an ONNX model of them.
 
 mod archive;
 mod error;
@@ -43,12 +45,14 @@ impl Checkpoint {
         is_zip(content) || content.first() == Some(&PICKLE) || sniff::is_safetensors(content)
     }
 
-    /// Reads the content of a `.pth`, `.pt` or `.safetensors` file. The values stay where they are in `content`.
+    /// Reads the content of a `.pth`, `.pt` or `.safetensors` file. The values stay where they are
+    /// in `content`.
     ///
     /// Pickles are read as data; nothing in them is ever run.
     ///
     /// # Errors
-    /// Content that is no checkpoint, is damaged, or holds no tensors that can be read without running its code.
+    /// Content that is no checkpoint, is damaged, or holds no tensors that can be read without
+    /// running its code.
     pub fn from_bytes(content: Bytes) -> Result<Self, CheckpointError> {
         if is_zip(&content) {
             archive::read(&content)
@@ -57,18 +61,25 @@ impl Checkpoint {
         } else if sniff::is_safetensors(&content) {
             safetensors::read(&content)
         } else if content.get(257..262) == Some(b"ustar") {
-            Err(error::unsupported("is a tar archive, as PyTorch wrote before 0.2; save it again with a newer one"))
+            Err(error::unsupported(
+                "is a tar archive, as PyTorch wrote before 0.2; save it again with a newer one",
+            ))
         } else if content.first() == Some(&PICKLE) {
-            Err(error::unsupported("is a Python pickle, but not one that `torch.save` writes"))
+            Err(error::unsupported(
+                "is a Python pickle, but not one that `torch.save` writes",
+            ))
         } else {
-            Err(CheckpointError::Unknown(sniff::looks_like(&content).to_owned()))
+            Err(CheckpointError::Unknown(
+                sniff::looks_like(&content).to_owned(),
+            ))
         }
     }
 
     /// Makes a network of the tensors; their memory is given back meanwhile.
     ///
     /// # Errors
-    /// Tensors that are not those of a ResNet: missing ones, others, wrong shapes, values that are no finite numbers.
+    /// Tensors that are not those of a ResNet: missing ones, others, wrong shapes, values that are
+    /// no finite numbers.
     pub fn into_resnet(self) -> Result<ResNet, CheckpointError> {
         resnet::build(self)
     }

@@ -1,4 +1,5 @@
-//! Pickles as data. Nothing is ever called: tensors and plain containers are understood, all else is only named.
+//! Pickles as data. Nothing is ever called: tensors and plain containers are understood, all else
+//! is only named.
 
 use std::{collections::HashMap, rc::Rc};
 
@@ -8,14 +9,14 @@ use super::{
     tensor::{Elem, Layout},
 };
 
-/// Steps that a pickle may have; PyTorch's have thousands. This also bounds the memory for values, to some hundred MB at
-/// worst, beside the texts, which are no larger than the pickle.
+/// Steps that a pickle may have; PyTorch's have thousands. This also bounds the memory for values,
+/// to some hundred MB at worst, beside the texts, which are no larger than the pickle.
 const MOST_STEPS: usize = 4 << 20;
 const LONGEST_NAME: usize = 256;
 const MOST_DIMENSIONS: usize = 8;
 
-/// A place among the pickle's values. They refer to each other by it, so that however deeply they are nested, nothing here
-/// needs recursion.
+/// A place among the pickle's values. They refer to each other by it, so that however deeply they
+/// are nested, nothing here needs recursion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Id(usize);
 
@@ -98,9 +99,15 @@ impl Pickle {
 
     /// What the dictionary `id` holds under `key`.
     pub(super) fn lookup(&self, id: Id, key: &str) -> Option<Id> {
-        let Value::Dict(entries) = self.get(id) else { return None };
+        let Value::Dict(entries) = self.get(id) else {
+            return None;
+        };
         // A later entry replaces an earlier one.
-        entries.iter().rev().find(|(name, _)| self.text(*name) == Some(key)).map(|(_, value)| *value)
+        entries
+            .iter()
+            .rev()
+            .find(|(name, _)| self.text(*name) == Some(key))
+            .map(|(_, value)| *value)
     }
 
     /// What a message calls the value.
@@ -143,7 +150,12 @@ impl Machine<'_> {
                 // STOP
                 b'.' => {
                     let root = self.pop()?;
-                    return Ok(Pickle { values: self.values, root, storages: self.storages, len: self.at });
+                    return Ok(Pickle {
+                        values: self.values,
+                        root,
+                        storages: self.storages,
+                        len: self.at,
+                    });
                 }
                 // MARK, POP, POP_MARK, DUP
                 b'(' => self.marks.push(self.stack.len()),
@@ -236,7 +248,9 @@ impl Machine<'_> {
                 }
                 0x93 => {
                     let (name, module) = (self.pop()?, self.pop()?);
-                    let (Value::Text(module), Value::Text(name)) = (self.get(module), self.get(name)) else {
+                    let (Value::Text(module), Value::Text(name)) =
+                        (self.get(module), self.get(name))
+                    else {
                         return Err(self.wrong("a class's name is no text"));
                     };
                     let (module, name) = (Rc::clone(module), Rc::clone(name));
@@ -276,13 +290,21 @@ impl Machine<'_> {
                     let index = self.size::<4>()?;
                     self.recall(index)?;
                 }
-                other => return Err(self.wrong(format!("the opcode {other:#04x} is none of protocols 2 to 5"))),
+                other => {
+                    return Err(self.wrong(format!(
+                        "the opcode {other:#04x} is none of protocols 2 to 5"
+                    )));
+                }
             }
         }
     }
 
     fn wrong(&self, reason: impl AsRef<str>) -> CheckpointError {
-        damaged(format!("its pickle is wrong at byte {}: {}", self.at, reason.as_ref()))
+        damaged(format!(
+            "its pickle is wrong at byte {}: {}",
+            self.at,
+            reason.as_ref()
+        ))
     }
 
     fn charge(&mut self, steps: usize) -> Result<(), CheckpointError> {
@@ -317,14 +339,22 @@ impl Machine<'_> {
     /// A number of `N` bytes.
     fn size<const N: usize>(&mut self) -> Result<usize, CheckpointError> {
         let bytes: [u8; N] = self.array()?;
-        let value = bytes.iter().rev().fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
+        let value = bytes
+            .iter()
+            .rev()
+            .fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
         Ok(usize::try_from(value).unwrap_or(usize::MAX))
     }
 
     fn line(&mut self) -> Result<String, CheckpointError> {
         let rest = &self.bytes[self.at..];
-        let len = rest.iter().take(LONGEST_NAME + 1).position(|&byte| byte == b'\n');
-        let line = str::from_utf8(&rest[..len.unwrap_or_default()]).ok().map(str::to_owned);
+        let len = rest
+            .iter()
+            .take(LONGEST_NAME + 1)
+            .position(|&byte| byte == b'\n');
+        let line = str::from_utf8(&rest[..len.unwrap_or_default()])
+            .ok()
+            .map(str::to_owned);
         let (Some(len), Some(line)) = (len, line) else {
             return Err(self.wrong("a name does not end"));
         };
@@ -405,7 +435,9 @@ impl Machine<'_> {
     }
 
     fn tuple(&mut self, len: usize) -> Result<(), CheckpointError> {
-        let mut items = (0..len).map(|_| self.pop()).collect::<Result<Vec<_>, _>>()?;
+        let mut items = (0..len)
+            .map(|_| self.pop())
+            .collect::<Result<Vec<_>, _>>()?;
         items.reverse();
         self.push(Value::Tuple(items));
         Ok(())
@@ -469,7 +501,8 @@ impl Machine<'_> {
         }
     }
 
-    /// Puts on the stack what `callee` would return, as far as that is one of the few things that are understood.
+    /// Puts on the stack what `callee` would return, as far as that is one of the few things that
+    /// are understood.
     fn make(&mut self, callee: Id, arguments: Id) -> Result<(), CheckpointError> {
         let (mut callee, mut arguments) = (callee, arguments);
         if self.is_global(callee, "torch._tensor._rebuild_from_type_v2")
@@ -483,17 +516,22 @@ impl Machine<'_> {
         };
         let name = Rc::clone(name);
         let value = match &*name {
-            "collections.OrderedDict" | "collections.defaultdict" | "builtins.dict" | "__builtin__.dict" => {
-                Some(self.dict(arguments)?)
+            "collections.OrderedDict"
+            | "collections.defaultdict"
+            | "builtins.dict"
+            | "__builtin__.dict" => Some(self.dict(arguments)?),
+            "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2" => {
+                self.tensor(arguments, None)
             }
-            "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2" => self.tensor(arguments, None),
             "torch._utils._rebuild_tensor_v3" => {
                 let elem = self.items(arguments).get(6).and_then(|id| self.elem(*id));
                 elem.and_then(|elem| self.tensor(arguments, Some(elem)))
             }
             "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => {
                 let tensor = self.items(arguments).first().map(|id| self.get(*id));
-                tensor.filter(|value| matches!(value, Value::Tensor(_))).cloned()
+                tensor
+                    .filter(|value| matches!(value, Value::Tensor(_)))
+                    .cloned()
             }
             _ => None,
         };
@@ -507,27 +545,45 @@ impl Machine<'_> {
 
     /// A dict from what its constructor was given: nothing, or a list of pairs.
     fn dict(&mut self, arguments: Id) -> Result<Value, CheckpointError> {
-        let pairs = self.items(arguments).first().map_or(&[][..], |id| self.items(*id));
+        let pairs = self
+            .items(arguments)
+            .first()
+            .map_or(&[][..], |id| self.items(*id));
         let (given, pairs) = (pairs.len(), pairs.iter().map(|pair| self.items(*pair)));
-        let entries =
-            pairs.filter_map(|pair| <[Id; 2]>::try_from(pair).ok()).map(|[key, value]| (key, value)).collect();
+        let entries = pairs
+            .filter_map(|pair| <[Id; 2]>::try_from(pair).ok())
+            .map(|[key, value]| (key, value))
+            .collect();
         self.charge(given)?;
         Ok(Value::Dict(entries))
     }
 
     /// `(storage, offset, shape, strides, …)`.
     fn tensor(&self, arguments: Id, elem: Option<Elem>) -> Option<Value> {
-        let [storage, offset, shape, strides, ..] = *self.items(arguments) else { return None };
-        let Value::Storage(storage) = self.get(storage) else { return None };
+        let [storage, offset, shape, strides, ..] = *self.items(arguments) else {
+            return None;
+        };
+        let Value::Storage(storage) = self.get(storage) else {
+            return None;
+        };
         let sizes = |id: Id| -> Option<Vec<usize>> {
             let items = Some(self.items(id)).filter(|items| items.len() <= MOST_DIMENSIONS)?;
             items.iter().map(|id| self.number(*id)).collect()
         };
-        let layout = Layout { shape: sizes(shape)?, strides: sizes(strides)?, offset: self.number(offset)? };
-        Some(Value::Tensor(TensorView { storage: Rc::clone(storage), elem: elem.or(storage.elem)?, layout }))
+        let layout = Layout {
+            shape: sizes(shape)?,
+            strides: sizes(strides)?,
+            offset: self.number(offset)?,
+        };
+        Some(Value::Tensor(TensorView {
+            storage: Rc::clone(storage),
+            elem: elem.or(storage.elem)?,
+            layout,
+        }))
     }
 
-    /// `("storage", type, key, device, length, part)`, or `("module", class, …)` for a class and its source.
+    /// `("storage", type, key, device, length, part)`, or `("module", class, …)` for a class and
+    /// its source.
     fn push_persistent(&mut self, id: Id) {
         if let [kind, class, ..] = *self.items(id)
             && self.text(kind).is_some_and(|kind| &**kind == "module")
@@ -536,13 +592,16 @@ impl Machine<'_> {
         }
         let storage = self.storage(id).map(Rc::new);
         if let Some(storage) = &storage {
-            self.storages.insert(Rc::clone(&storage.key), Rc::clone(storage));
+            self.storages
+                .insert(Rc::clone(&storage.key), Rc::clone(storage));
         }
         self.push(storage.map_or_else(|| Value::Object("a persistent id".into()), Value::Storage));
     }
 
     fn storage(&self, id: Id) -> Option<Storage> {
-        let [kind, class, key, _, len, ref part @ ..] = *self.items(id) else { return None };
+        let [kind, class, key, _, len, ref part @ ..] = *self.items(id) else {
+            return None;
+        };
         if self.text(kind).map(|kind| &**kind) != Some("storage") {
             return None;
         }
@@ -555,12 +614,19 @@ impl Machine<'_> {
             Some(&[_, first, len]) => Some((self.number(first)?, self.number(len)?)),
             _ => None,
         };
-        Some(Storage { key: Rc::clone(self.text(key)?), elem, len: self.number(len)?, part })
+        Some(Storage {
+            key: Rc::clone(self.text(key)?),
+            elem,
+            len: self.number(len)?,
+            part,
+        })
     }
 
     /// The type of values that a storage's class or a dtype means.
     fn elem(&self, class: Id) -> Option<Elem> {
-        let Value::Global(name) = self.get(class) else { return None };
+        let Value::Global(name) = self.get(class) else {
+            return None;
+        };
         Some(match name.strip_prefix("torch.")? {
             "FloatStorage" | "float32" => Elem::F32,
             "DoubleStorage" | "float64" => Elem::F64,
@@ -580,7 +646,9 @@ impl Machine<'_> {
             "uint16" => Elem::Other("uint16", 2),
             "uint32" => Elem::Other("uint32", 4),
             "uint64" => Elem::Other("uint64", 8),
-            "float8_e4m3fn" | "float8_e5m2" | "float8_e4m3fnuz" | "float8_e5m2fnuz" => Elem::Other("float8", 1),
+            "float8_e4m3fn" | "float8_e5m2" | "float8_e4m3fnuz" | "float8_e5m2fnuz" => {
+                Elem::Other("float8", 1)
+            }
             _ => return None,
         })
     }

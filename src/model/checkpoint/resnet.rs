@@ -1,4 +1,5 @@
-//! From a checkpoint's tensors to a network: the architecture is read from names and shapes, BatchNorm is folded away.
+//! From a checkpoint's tensors to a network: the architecture is read from names and shapes,
+//! BatchNorm is folded away.
 
 use bytes::Bytes;
 
@@ -11,7 +12,8 @@ use super::{
 use crate::model::{
     graph::{int_attribute, ints_attribute, node, tensor_type},
     onnx::{
-        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, tensor_proto::DataType,
+        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
+        tensor_proto::DataType,
     },
 };
 
@@ -46,7 +48,8 @@ pub struct ResNet {
     pub parameters: usize,
     /// Every BatchNorm has the statistics that it begins with: the network has never seen an image.
     pub untrained: bool,
-    /// From `input`, `float32 [N, 3, 224, 224]`, to `logits`, `float32 [N, classes]`. It has no manifest.
+    /// From `input`, `float32 [N, 3, 224, 224]`, to `logits`, `float32 [N, classes]`. It has no
+    /// manifest.
     pub onnx: ModelProto,
 }
 
@@ -54,12 +57,28 @@ pub(super) fn build(mut checkpoint: Checkpoint) -> Result<ResNet, CheckpointErro
     names::strip_common_prefix(&mut checkpoint);
     let naming = Naming::detect(&checkpoint);
     let plan = Plan::detect(&checkpoint, &naming)?;
-    let mut builder = Builder { checkpoint, naming, graph: GraphProto::default(), parameters: 0, untrained: true };
+    let mut builder = Builder {
+        checkpoint,
+        naming,
+        graph: GraphProto::default(),
+        parameters: 0,
+        untrained: true,
+    };
 
-    let stem = Conv { outputs: 64, inputs: 3, size: 7, stride: 2, groups: 1 };
+    let stem = Conv {
+        outputs: 64,
+        inputs: 3,
+        size: 7,
+        stride: 2,
+        groups: 1,
+    };
     let mut last = builder.conv(Place::Stem, &stem, "input")?;
     last = builder.relu(&last);
-    let pool = [("kernel_shape", &[3, 3][..]), ("pads", &[1; 4]), ("strides", &[2, 2])];
+    let pool = [
+        ("kernel_shape", &[3, 3][..]),
+        ("pads", &[1; 4]),
+        ("strides", &[2, 2]),
+    ];
     last = builder.add(node("MaxPool", &[&last], "maxpool", None), &pool);
     let mut channels = stem.outputs;
     for (stage, blocks) in plan.blocks.into_iter().enumerate() {
@@ -71,7 +90,15 @@ pub(super) fn build(mut checkpoint: Checkpoint) -> Result<ResNet, CheckpointErro
         }
     }
     let pooled = builder.add(node("GlobalAveragePool", &[&last], "avgpool", None), &[]);
-    let flat = builder.add(node("Flatten", &[&pooled], "flatten", Some(int_attribute("axis", 1))), &[]);
+    let flat = builder.add(
+        node(
+            "Flatten",
+            &[&pooled],
+            "flatten",
+            Some(int_attribute("axis", 1)),
+        ),
+        &[],
+    );
     let classes = builder.head(channels, &flat)?;
     builder.finish(plan.name(), classes)
 }
@@ -90,7 +117,14 @@ impl Plan {
     fn detect(checkpoint: &Checkpoint, naming: &Naming) -> Result<Self, CheckpointError> {
         let weight = |place: Place| format!("{}.weight", naming.convolution(place).0);
         let shape = |name: &str| checkpoint.tensors.get(name).map(Tensor::shape);
-        let (stem, first) = (weight(Place::Stem), Place::Block { stage: 0, block: 0, index: 0 });
+        let (stem, first) = (
+            weight(Place::Stem),
+            Place::Block {
+                stage: 0,
+                block: 0,
+                index: 0,
+            },
+        );
         if shape(&stem).is_none() && shape(&weight(first)).is_none() {
             let names: Vec<String> = checkpoint.tensors.keys().cloned().collect();
             return Err(unsupported(format!(
@@ -100,11 +134,19 @@ impl Plan {
                 list(&names)
             )));
         }
-        let bottleneck = shape(&weight(Place::Block { stage: 0, block: 0, index: 2 })).is_some();
+        let bottleneck = shape(&weight(Place::Block {
+            stage: 0,
+            block: 0,
+            index: 2,
+        }))
+        .is_some();
         let blocks = [0, 1, 2, 3].map(|stage| {
             let exists = |block: &usize| {
                 let prefix = naming.block(stage, *block);
-                checkpoint.tensors.keys().any(|name| name.starts_with(&prefix))
+                checkpoint
+                    .tensors
+                    .keys()
+                    .any(|name| name.starts_with(&prefix))
             };
             (0..100).rev().find(exists).map_or(0, |last| last + 1)
         });
@@ -112,19 +154,39 @@ impl Plan {
         for (stage, (found, expected)) in blocks.into_iter().zip(known.1).enumerate() {
             if found < expected {
                 return Err(CheckpointError::Missing {
-                    tensor: weight(Place::Block { stage, block: found, index: 0 }),
-                    hint: format!("; stage {} has {found} blocks, but a {} has {expected}", stage + 1, known.2),
+                    tensor: weight(Place::Block {
+                        stage,
+                        block: found,
+                        index: 0,
+                    }),
+                    hint: format!(
+                        "; stage {} has {found} blocks, but a {} has {expected}",
+                        stage + 1,
+                        known.2
+                    ),
                 });
             }
             if found > expected {
                 let prefix = naming.block(stage, expected);
-                let tensors = checkpoint.tensors.keys().filter(|name| name.starts_with(&prefix)).cloned().collect();
-                return Err(CheckpointError::Extra { architecture: known.2.into(), tensors });
+                let tensors = checkpoint
+                    .tensors
+                    .keys()
+                    .filter(|name| name.starts_with(&prefix))
+                    .cloned()
+                    .collect();
+                return Err(CheckpointError::Extra {
+                    architecture: known.2.into(),
+                    tensors,
+                });
             }
         }
         let (mut width, mut groups) = (CHANNELS[0], 1);
         if bottleneck {
-            let second = Place::Block { stage: 0, block: 0, index: 1 };
+            let second = Place::Block {
+                stage: 0,
+                block: 0,
+                index: 1,
+            };
             if let Some([_, within, 3, 3]) = shape(&weight(second))
                 && let Some([outputs, 64, 1, 1]) = shape(&weight(first))
                 && *outputs > 0
@@ -133,7 +195,13 @@ impl Plan {
                 (width, groups) = (*outputs, outputs / within);
             }
         }
-        Ok(Self { bottleneck, blocks, width, groups, known: known.2 })
+        Ok(Self {
+            bottleneck,
+            blocks,
+            width,
+            groups,
+            known: known.2,
+        })
     }
 
     fn name(&self) -> String {
@@ -141,7 +209,11 @@ impl Plan {
             (1, 64) => self.known.into(),
             (1, 128) => format!("wide_{}_2", self.known),
             (1, width) => format!("{} of width {width}", self.known),
-            (groups, width) => format!("{}_{groups}x{}d", self.known.replace("resnet", "resnext"), width / groups),
+            (groups, width) => format!(
+                "{}_{groups}x{}d",
+                self.known.replace("resnet", "resnext"),
+                width / groups
+            ),
         }
     }
 
@@ -149,23 +221,55 @@ impl Plan {
     fn block(&self, stage: usize, inputs: usize, stride: i64) -> Vec<Conv> {
         let channels = CHANNELS[stage];
         if !self.bottleneck {
-            let conv = |inputs, stride| Conv { outputs: channels, inputs, size: 3, stride, groups: 1 };
+            let conv = |inputs, stride| Conv {
+                outputs: channels,
+                inputs,
+                size: 3,
+                stride,
+                groups: 1,
+            };
             return vec![conv(inputs, stride), conv(channels, 1)];
         }
         let width = self.width << stage;
         vec![
-            Conv { outputs: width, inputs, size: 1, stride: 1, groups: 1 },
-            Conv { outputs: width, inputs: width, size: 3, stride, groups: self.groups },
-            Conv { outputs: channels * 4, inputs: width, size: 1, stride: 1, groups: 1 },
+            Conv {
+                outputs: width,
+                inputs,
+                size: 1,
+                stride: 1,
+                groups: 1,
+            },
+            Conv {
+                outputs: width,
+                inputs: width,
+                size: 3,
+                stride,
+                groups: self.groups,
+            },
+            Conv {
+                outputs: channels * 4,
+                inputs: width,
+                size: 1,
+                stride: 1,
+                groups: 1,
+            },
         ]
     }
 }
 
 /// The known network that differs in the fewest blocks.
 fn nearest(bottleneck: bool, blocks: [usize; 4]) -> (bool, [usize; 4], &'static str) {
-    let difference = |known: [usize; 4]| known.iter().zip(blocks).map(|(a, b)| a.abs_diff(b)).sum::<usize>();
+    let difference = |known: [usize; 4]| {
+        known
+            .iter()
+            .zip(blocks)
+            .map(|(a, b)| a.abs_diff(b))
+            .sum::<usize>()
+    };
     let same_kind = KNOWN.into_iter().filter(|known| known.0 == bottleneck);
-    same_kind.min_by_key(|known| difference(known.1)).unwrap_or(KNOWN[1])
+    same_kind
+        .min_by_key(|known| difference(known.1))
+        .unwrap_or(KNOWN[1])
 }
 
 /// A convolution without a bias.
@@ -192,10 +296,16 @@ impl Builder {
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f64>, CheckpointError> {
         let Some(tensor) = self.checkpoint.tensors.remove(name) else {
             let hint = self.whereabouts(name);
-            return Err(CheckpointError::Missing { tensor: name.into(), hint });
+            return Err(CheckpointError::Missing {
+                tensor: name.into(),
+                hint,
+            });
         };
         if tensor.shape() != shape {
-            return Err(error::tensor(name, format!("has the shape {:?} instead of {shape:?}", tensor.shape())));
+            return Err(error::tensor(
+                name,
+                format!("has the shape {:?} instead of {shape:?}", tensor.shape()),
+            ));
         }
         tensor.values(name)
     }
@@ -204,8 +314,12 @@ impl Builder {
     fn whereabouts(&self, name: &str) -> String {
         let Checkpoint { tensors, others } = &self.checkpoint;
         let layer = &name[..=name.rfind('.').unwrap_or_default()];
-        let similar: Vec<String> =
-            tensors.keys().chain(others.keys()).filter(|name| name.starts_with(layer)).cloned().collect();
+        let similar: Vec<String> = tensors
+            .keys()
+            .chain(others.keys())
+            .filter(|name| name.starts_with(layer))
+            .cloned()
+            .collect();
         if let Some(what) = others.get(name) {
             format!("; under that name it holds {what}")
         } else if !similar.is_empty() {
@@ -237,12 +351,26 @@ impl Builder {
             if index > 0 {
                 last = self.relu(&last);
             }
-            last = self.conv(Place::Block { stage, block, index }, conv, &last)?;
+            last = self.conv(
+                Place::Block {
+                    stage,
+                    block,
+                    index,
+                },
+                conv,
+                &last,
+            )?;
         }
         let (inputs, outputs) = (convs[0].inputs, convs[convs.len() - 1].outputs);
         let beside = match stride != 1 || inputs != outputs {
             true => {
-                let conv = Conv { outputs, inputs, size: 1, stride, groups: 1 };
+                let conv = Conv {
+                    outputs,
+                    inputs,
+                    size: 1,
+                    stride,
+                    groups: 1,
+                };
                 self.conv(Place::Shortcut { stage, block }, &conv, input)?
             }
             false => input.to_owned(),
@@ -252,9 +380,16 @@ impl Builder {
         Ok(self.relu(&last))
     }
 
-    /// A convolution with the BatchNorm after it folded in: `w · s` and `b - m · s`, where `s = γ / √(v + ε)`.
+    /// A convolution with the BatchNorm after it folded in: `w · s` and `b - m · s`, where `s = γ /
+    /// √(v + ε)`.
     fn conv(&mut self, place: Place, conv: &Conv, input: &str) -> Result<String, CheckpointError> {
-        let Conv { outputs, inputs, size, stride, groups } = *conv;
+        let Conv {
+            outputs,
+            inputs,
+            size,
+            stride,
+            groups,
+        } = *conv;
         let (convolution, normalization) = self.naming.convolution(place);
         let shape = [outputs, inputs / groups, size, size];
         let weight_name = format!("{convolution}.weight");
@@ -265,30 +400,57 @@ impl Builder {
         let mean = self.take(&of("running_mean"), &[outputs])?;
         let variance = self.take(&of("running_var"), &[outputs])?;
         if let Some(negative) = variance.iter().find(|variance| **variance < 0.0) {
-            return Err(error::tensor(&of("running_var"), format!("holds {negative}; a variance is never below 0")));
+            return Err(error::tensor(
+                &of("running_var"),
+                format!("holds {negative}; a variance is never below 0"),
+            ));
         }
-        self.untrained &= mean.iter().all(|mean| *mean == 0.0) && variance.iter().all(|variance| *variance == 1.0);
+        self.untrained &= mean.iter().all(|mean| *mean == 0.0)
+            && variance.iter().all(|variance| *variance == 1.0);
 
-        let scale: Vec<f64> = gamma.iter().zip(&variance).map(|(gamma, var)| gamma / (var + EPSILON).sqrt()).collect();
-        for (kernel, scale) in weight.chunks_exact_mut(inputs / groups * size * size).zip(&scale) {
+        let scale: Vec<f64> = gamma
+            .iter()
+            .zip(&variance)
+            .map(|(gamma, var)| gamma / (var + EPSILON).sqrt())
+            .collect();
+        for (kernel, scale) in weight
+            .chunks_exact_mut(inputs / groups * size * size)
+            .zip(&scale)
+        {
             kernel.iter_mut().for_each(|weight| *weight *= scale);
         }
-        let shift = beta.iter().zip(&mean).zip(&scale).map(|((beta, mean), scale)| beta - mean * scale).collect();
+        let shift = beta
+            .iter()
+            .zip(&mean)
+            .zip(&scale)
+            .map(|((beta, mean), scale)| beta - mean * scale)
+            .collect();
 
         // The network's own names are torchvision's, wherever the checkpoint is from.
-        let (output, _) = Naming::Torchvision { head: String::new() }.convolution(place);
+        let (output, _) = Naming::Torchvision {
+            head: String::new(),
+        }
+        .convolution(place);
         let (folded, bias) = (format!("{output}.weight"), format!("{output}.bias"));
         self.store(&folded, &shape, weight, &weight_name)?;
         self.store(&bias, &[outputs], shift, &of("bias"))?;
         let (size, pad) = (size as i64, size as i64 / 2);
-        let attributes = [("kernel_shape", &[size; 2][..]), ("pads", &[pad; 4]), ("strides", &[stride; 2])];
+        let attributes = [
+            ("kernel_shape", &[size; 2][..]),
+            ("pads", &[pad; 4]),
+            ("strides", &[stride; 2]),
+        ];
         let group = Some(int_attribute("group", groups as i64));
-        Ok(self.add(node("Conv", &[input, &folded, &bias], &output, group), &attributes))
+        Ok(self.add(
+            node("Conv", &[input, &folded, &bias], &output, group),
+            &attributes,
+        ))
     }
 
     /// The last layer. Returns the number of classes, which the checkpoint decides.
     fn head(&mut self, features: usize, input: &str) -> Result<usize, CheckpointError> {
-        let [weight, bias] = ["weight", "bias"].map(|part| format!("{}.{part}", self.naming.head()));
+        let [weight, bias] =
+            ["weight", "bias"].map(|part| format!("{}.{part}", self.naming.head()));
         let classes = match self.checkpoint.tensors.get(&weight).map(Tensor::shape) {
             Some([classes, inputs]) if *inputs == features && *classes > 0 => *classes,
             Some(shape) => {
@@ -302,7 +464,15 @@ impl Builder {
         let values = self.take_learned(&bias, &[classes])?;
         self.store("fc.bias", &[classes], values, &bias)?;
         let transposed = Some(int_attribute("transB", 1));
-        self.add(node("Gemm", &[input, "fc.weight", "fc.bias"], "logits", transposed), &[]);
+        self.add(
+            node(
+                "Gemm",
+                &[input, "fc.weight", "fc.bias"],
+                "logits",
+                transposed,
+            ),
+            &[],
+        );
         Ok(classes)
     }
 
@@ -312,19 +482,32 @@ impl Builder {
 
     /// Adds a node with more attributes. Returns the name of its output.
     fn add(&mut self, mut node: NodeProto, attributes: &[(&str, &[i64])]) -> String {
-        node.attribute.extend(attributes.iter().map(|(name, values)| ints_attribute(name, values)));
+        node.attribute.extend(
+            attributes
+                .iter()
+                .map(|(name, values)| ints_attribute(name, values)),
+        );
         let output = node.output[0].clone();
         self.graph.node.push(node);
         output
     }
 
     /// Adds a float32 tensor; `source` is the tensor that is blamed for values that are too large.
-    fn store(&mut self, name: &str, shape: &[usize], values: Vec<f64>, source: &str) -> Result<(), CheckpointError> {
+    fn store(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        values: Vec<f64>,
+        source: &str,
+    ) -> Result<(), CheckpointError> {
         let mut raw = Vec::with_capacity(values.len() * 4);
         for value in values {
             let value = value as f32;
             if !value.is_finite() {
-                return Err(error::tensor(source, "holds values too large for float32, once BatchNorm is folded in"));
+                return Err(error::tensor(
+                    source,
+                    "holds values too large for float32, once BatchNorm is folded in",
+                ));
             }
             raw.extend_from_slice(&value.to_le_bytes());
         }
@@ -339,9 +522,17 @@ impl Builder {
     }
 
     fn finish(self, architecture: String, classes: usize) -> Result<ResNet, CheckpointError> {
-        let left: Vec<String> = self.checkpoint.tensors.into_keys().filter(|name| !names::is_counter(name)).collect();
+        let left: Vec<String> = self
+            .checkpoint
+            .tensors
+            .into_keys()
+            .filter(|name| !names::is_counter(name))
+            .collect();
         if !left.is_empty() {
-            return Err(CheckpointError::Extra { architecture, tensors: left });
+            return Err(CheckpointError::Extra {
+                architecture,
+                tensors: left,
+            });
         }
         let value = |name: &str, shape: &[i64]| ValueInfoProto {
             name: Some(name.into()),
@@ -358,10 +549,18 @@ impl Builder {
             ir_version: Some(IR_VERSION),
             producer_name: Some(env!("CARGO_PKG_NAME").into()),
             producer_version: Some(env!("CARGO_PKG_VERSION").into()),
-            opset_import: vec![OperatorSetIdProto { domain: None, version: Some(OPSET) }],
+            opset_import: vec![OperatorSetIdProto {
+                domain: None,
+                version: Some(OPSET),
+            }],
             graph: Some(graph),
             ..Default::default()
         };
-        Ok(ResNet { architecture, parameters: self.parameters, untrained: self.untrained, onnx })
+        Ok(ResNet {
+            architecture,
+            parameters: self.parameters,
+            untrained: self.untrained,
+            onnx,
+        })
     }
 }

@@ -23,22 +23,36 @@ struct Entry {
 }
 
 pub(super) fn read(content: &Bytes) -> Result<Checkpoint, CheckpointError> {
-    let (length, rest) = content.split_first_chunk().ok_or_else(|| damaged("it ends within the header's length"))?;
+    let (length, rest) = content
+        .split_first_chunk()
+        .ok_or_else(|| damaged("it ends within the header's length"))?;
     let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
     if length > LONGEST_HEADER || length > rest.len() {
-        return Err(damaged(format!("the header should have {length} bytes, the whole file has {}", content.len())));
+        return Err(damaged(format!(
+            "the header should have {length} bytes, the whole file has {}",
+            content.len()
+        )));
     }
-    let header: Map<String, Value> =
-        serde_json::from_slice(&rest[..length]).map_err(|error| damaged(format!("the header is no JSON: {error}")))?;
+    let header: Map<String, Value> = serde_json::from_slice(&rest[..length])
+        .map_err(|error| damaged(format!("the header is no JSON: {error}")))?;
     let body = content.slice(8 + length..);
     let mut tensors = BTreeMap::new();
-    for (name, entry) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
-        let entry: Entry = serde_json::from_value(entry)
-            .map_err(|error| damaged(format!("what the header says about the tensor `{name}` is wrong: {error}")))?;
+    for (name, entry) in header
+        .into_iter()
+        .filter(|(name, _)| name != "__metadata__")
+    {
+        let entry: Entry = serde_json::from_value(entry).map_err(|error| {
+            damaged(format!(
+                "what the header says about the tensor `{name}` is wrong: {error}"
+            ))
+        })?;
         let tensor = tensor(&name, entry, &body)?;
         tensors.insert(name, tensor);
     }
-    Ok(Checkpoint { tensors, others: BTreeMap::new() })
+    Ok(Checkpoint {
+        tensors,
+        others: BTreeMap::new(),
+    })
 }
 
 fn tensor(name: &str, entry: Entry, body: &Bytes) -> Result<Tensor, CheckpointError> {
@@ -57,7 +71,12 @@ fn tensor(name: &str, entry: Entry, body: &Bytes) -> Result<Tensor, CheckpointEr
         "U8" => Elem::Other("uint8", 1),
         "BOOL" => Elem::Other("bool", 1),
         "F8_E4M3" | "F8_E5M2" | "F8_E8M0" => Elem::Other("float8", 1),
-        other => return Err(error::tensor(name, format!("has the type {other}, which is not known here"))),
+        other => {
+            return Err(error::tensor(
+                name,
+                format!("has the type {other}, which is not known here"),
+            ));
+        }
     };
     let [start, end] = entry.data_offsets;
     if start > end || end > body.len() {
@@ -70,7 +89,12 @@ fn tensor(name: &str, entry: Entry, body: &Bytes) -> Result<Tensor, CheckpointEr
     let layout = Layout::contiguous(entry.shape).ok_or_else(impossible)?;
     let bytes = layout.len().and_then(|len| len.checked_mul(elem.size()));
     if bytes != Some(end - start) {
-        let reason = format!("has the shape {:?} of {}, but {} bytes", layout.shape, entry.dtype, end - start);
+        let reason = format!(
+            "has the shape {:?} of {}, but {} bytes",
+            layout.shape,
+            entry.dtype,
+            end - start
+        );
         return Err(error::tensor(name, reason));
     }
     Tensor::new(name, elem, layout, body.slice(start..end))

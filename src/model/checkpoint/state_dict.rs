@@ -1,4 +1,5 @@
-//! Finds the weights in what `torch.save` wrote: a bare state dict, or one among other things of a training script.
+//! Finds the weights in what `torch.save` wrote: a bare state dict, or one among other things of a
+//! training script.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +13,16 @@ use super::{
 };
 
 /// Where training scripts put the state dict.
-const PLACES: [&str; 8] =
-    ["state_dict", "model", "model_state_dict", "model_state", "net", "network", "weights", "params"];
+const PLACES: [&str; 8] = [
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "model_state",
+    "net",
+    "network",
+    "weights",
+    "params",
+];
 
 /// The state dict in `pickle`; `storage` gives the bytes of a storage.
 ///
@@ -48,32 +57,54 @@ fn find(pickle: &Pickle) -> Result<Vec<(&str, Id)>, CheckpointError> {
             )));
         }
         let holds = |id: &Id| matches!(pickle.get(*id), Value::Dict(_) | Value::Object(_));
-        match PLACES.iter().find_map(|key| pickle.lookup(place, key).filter(holds)) {
+        match PLACES
+            .iter()
+            .find_map(|key| pickle.lookup(place, key).filter(holds))
+        {
             Some(inner) => place = inner,
             None => break,
         }
     }
     let Value::Dict(entries) = pickle.get(place) else {
-        return Err(unsupported(format!("holds {}, not a state dict", pickle.describe(place))));
+        return Err(unsupported(format!(
+            "holds {}, not a state dict",
+            pickle.describe(place)
+        )));
     };
-    let entries: Vec<_> = entries.iter().filter_map(|(key, value)| Some((pickle.text(*key)?, *value))).collect();
-    if entries.iter().any(|(_, value)| matches!(pickle.get(*value), Value::Tensor(_))) {
+    let entries: Vec<_> = entries
+        .iter()
+        .filter_map(|(key, value)| Some((pickle.text(*key)?, *value)))
+        .collect();
+    if entries
+        .iter()
+        .any(|(_, value)| matches!(pickle.get(*value), Value::Tensor(_)))
+    {
         return Ok(entries);
     }
     let keys: Vec<String> = entries.iter().map(|(key, _)| (*key).to_owned()).collect();
     Err(unsupported(match keys.is_empty() {
         true => "holds no tensors".into(),
-        false => format!("holds no tensors, but {}; the weights should be under `state_dict` or `model`", list(&keys)),
+        false => format!(
+            "holds no tensors, but {}; the weights should be under `state_dict` or `model`",
+            list(&keys)
+        ),
     }))
 }
 
 /// The bytes of a storage that may be a part of the one that was saved.
 fn part(storage: &Storage, bytes: Bytes) -> Result<Bytes, CheckpointError> {
-    let Some((first, len)) = storage.part else { return Ok(bytes) };
+    let Some((first, len)) = storage.part else {
+        return Ok(bytes);
+    };
     let size = storage.elem.map_or(1, Elem::size);
-    let range = first.checked_mul(size).zip(first.checked_add(len).and_then(|end| end.checked_mul(size)));
+    let range = first
+        .checked_mul(size)
+        .zip(first.checked_add(len).and_then(|end| end.checked_mul(size)));
     match range {
         Some((start, end)) if start <= end && end <= bytes.len() => Ok(bytes.slice(start..end)),
-        _ => Err(damaged(format!("the storage {} is shorter than a part of it", storage.key))),
+        _ => Err(damaged(format!(
+            "the storage {} is shorter than a part of it",
+            storage.key
+        ))),
     }
 }

@@ -11,8 +11,8 @@ use super::{
     pickle::{Pickle, Value},
     tensor::{Elem, Layout, Tensor},
     testing::{
-        SMALL, archive, dict, every_format, global, legacy_of, number, pickle, reduce, safetensors_of, small,
-        state_dict, tensor, text, tuple, zip_of,
+        SMALL, archive, dict, every_format, global, legacy_of, number, pickle, reduce,
+        safetensors_of, small, state_dict, tensor, text, tuple, zip_of,
     },
 };
 
@@ -25,8 +25,11 @@ fn refusal(content: Vec<u8>) -> String {
 }
 
 fn assert_small(checkpoint: &Checkpoint) {
-    let found: Vec<_> =
-        checkpoint.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.values(name).unwrap())).collect();
+    let found: Vec<_> = checkpoint
+        .tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor.values(name).unwrap()))
+        .collect();
     assert_eq!(found, SMALL.map(|(name, values)| (name, values.to_vec())));
 }
 
@@ -58,10 +61,23 @@ fn every_format_gives_the_same_tensors() {
 fn a_state_dict_is_found_among_what_training_scripts_save() {
     let (tensors, storages) = small();
     let weights = || state_dict(&tensors, &storages, &[]);
-    let namespace = [reduce(global("argparse", "Namespace"), &[]), dict(&[("lr", number(3))]), b"b".into()].concat();
-    let scalar = reduce(global("numpy.core.multiarray", "scalar"), &[text("f8"), b"C\x03abc".into()]);
+    let namespace = [
+        reduce(global("argparse", "Namespace"), &[]),
+        dict(&[("lr", number(3))]),
+        b"b".into(),
+    ]
+    .concat();
+    let scalar = reduce(
+        global("numpy.core.multiarray", "scalar"),
+        &[text("f8"), b"C\x03abc".into()],
+    );
     let around = |key: &'static str| {
-        dict(&[("epoch", number(3)), ("args", namespace.clone()), (key, weights()), ("best", scalar.clone())])
+        dict(&[
+            ("epoch", number(3)),
+            ("args", namespace.clone()),
+            (key, weights()),
+            ("best", scalar.clone()),
+        ])
     };
     for key in ["state_dict", "model", "model_state_dict"] {
         assert_small(&read(stored(&around(key))).unwrap());
@@ -74,12 +90,19 @@ fn a_state_dict_is_found_among_what_training_scripts_save() {
 fn parameters_and_subclasses_are_tensors_too() {
     let (tensors, storages) = small();
     let tensor = tensor(&tensors[0], &storages, &[]);
-    let parameter =
-        reduce(global("torch._utils", "_rebuild_parameter"), &[tensor.clone(), b"\x88".into(), b"N".into()]);
+    let parameter = reduce(
+        global("torch._utils", "_rebuild_parameter"),
+        &[tensor.clone(), b"\x88".into(), b"N".into()],
+    );
     let inner = tuple(&[tensor, b"\x88".into(), b"N".into()]);
     let subclass = reduce(
         global("torch._tensor", "_rebuild_from_type_v2"),
-        &[global("torch._utils", "_rebuild_parameter"), global("my", "Weight"), inner, b"N".into()],
+        &[
+            global("torch._utils", "_rebuild_parameter"),
+            global("my", "Weight"),
+            inner,
+            b"N".into(),
+        ],
     );
     for value in [parameter, subclass] {
         let checkpoint = read(stored(&dict(&[("w", value)]))).unwrap();
@@ -95,24 +118,58 @@ fn nothing_but_tensors_and_containers_is_understood() {
     assert!(matches!(pickle.get(value), Value::Object(name) if &**name == "os.system"));
 
     let (tensors, storages) = small();
-    let weights = dict(&[("conv1.weight", system.clone()), ("fc.bias", tensor(&tensors[1], &storages, &[]))]);
-    assert_eq!(read(stored(&weights)).unwrap().others["conv1.weight"], "an object made by `os.system`");
+    let weights = dict(&[
+        ("conv1.weight", system.clone()),
+        ("fc.bias", tensor(&tensors[1], &storages, &[])),
+    ]);
+    assert_eq!(
+        read(stored(&weights)).unwrap().others["conv1.weight"],
+        "an object made by `os.system`"
+    );
     assert!(refusal(stored(&system)).contains("whole Python object (made by `os.system`)"));
 }
 
 #[test]
 fn what_is_no_state_dict_is_refused_with_advice() {
-    let model = [global("torchvision.models.resnet", "ResNet"), b")\x81}b".into()].concat();
+    let model = [
+        global("torchvision.models.resnet", "ResNet"),
+        b")\x81}b".into(),
+    ]
+    .concat();
     for (content, reason) in [
         (stored(&model), "torch.save(model.state_dict(), PATH)"),
-        (stored(&dict(&[("model", model.clone())])), "made by `torchvision.models.resnet.ResNet`"),
-        (legacy_of(&model, &[]), "torch.save(model.state_dict(), PATH)"),
-        (stored(&dict(&[("epoch", number(1)), ("lr", number(2))])), "`epoch`, `lr`; the weights should be under"),
+        (
+            stored(&dict(&[("model", model.clone())])),
+            "made by `torchvision.models.resnet.ResNet`",
+        ),
+        (
+            legacy_of(&model, &[]),
+            "torch.save(model.state_dict(), PATH)",
+        ),
+        (
+            stored(&dict(&[("epoch", number(1)), ("lr", number(2))])),
+            "`epoch`, `lr`; the weights should be under",
+        ),
         (stored(&dict(&[])), "holds no tensors"),
         (stored(&number(3)), "holds a number, not a state dict"),
-        (archive(&[("a.npy", vec![1])], CompressionMethod::Stored), "no `data.pkl`"),
-        (archive(&[("data.pkl", vec![]), ("constants.pkl", vec![])], CompressionMethod::Stored), "TorchScript"),
-        (archive(&[("data.pkl", vec![]), ("byteorder", b"big".into())], CompressionMethod::Stored), "big-endian"),
+        (
+            archive(&[("a.npy", vec![1])], CompressionMethod::Stored),
+            "no `data.pkl`",
+        ),
+        (
+            archive(
+                &[("data.pkl", vec![]), ("constants.pkl", vec![])],
+                CompressionMethod::Stored,
+            ),
+            "TorchScript",
+        ),
+        (
+            archive(
+                &[("data.pkl", vec![]), ("byteorder", b"big".into())],
+                CompressionMethod::Stored,
+            ),
+            "big-endian",
+        ),
         (pickle(&dict(&[])), "not one that `torch.save` writes"),
         (b"GGUF....".into(), "GGUF"),
         (vec![], "is empty"),
@@ -123,7 +180,10 @@ fn what_is_no_state_dict_is_refused_with_advice() {
     }
     let big_endian = legacy_of(&dict(&[]), &[]);
     let flag = big_endian.iter().position(|byte| *byte == 0x88).unwrap();
-    assert!(refusal([&big_endian[..flag], b"\x89", &big_endian[flag + 1..]].concat()).contains("big-endian"));
+    assert!(
+        refusal([&big_endian[..flag], b"\x89", &big_endian[flag + 1..]].concat())
+            .contains("big-endian")
+    );
 }
 
 #[test]
@@ -152,15 +212,22 @@ fn tensors_beyond_their_storage_are_refused() {
     let (mut tensors, storages) = small();
     tensors[0].offset = 2;
     let error = refusal(stored(&state_dict(&tensors, &storages, &[])));
-    assert!(error.contains("`conv.weight`") && error.contains("holds 7 values"), "{error}");
+    assert!(
+        error.contains("`conv.weight`") && error.contains("holds 7 values"),
+        "{error}"
+    );
 
     let (tensors, _) = small();
     let promised = [vec![0.0; 8]];
     let error = refusal(stored(&state_dict(&tensors, &promised, &[])));
     assert!(error.contains("storage 0 should have 8 values"), "{error}");
     let error = refusal(legacy_of(&state_dict(&tensors, &promised, &[]), &small().1));
-    assert!(error.contains("storage 0 should have 8 values, but has 7"), "{error}");
-    let error = refusal(stored(&state_dict(&tensors, &promised, &[])).replace(b"data/0", b"data/1"));
+    assert!(
+        error.contains("storage 0 should have 8 values, but has 7"),
+        "{error}"
+    );
+    let error =
+        refusal(stored(&state_dict(&tensors, &promised, &[])).replace(b"data/0", b"data/1"));
     assert!(error.contains("damaged"), "{error}");
 }
 
@@ -184,25 +251,52 @@ impl Replace for Vec<u8> {
 fn views_of_a_part_of_a_storage_are_read() {
     let (mut tensors, storages) = small();
     tensors.iter_mut().for_each(|tensor| tensor.shape = vec![2]);
-    tensors.iter_mut().for_each(|tensor| tensor.strides = vec![1]);
+    tensors
+        .iter_mut()
+        .for_each(|tensor| tensor.strides = vec![1]);
     tensors[1].offset = 1;
     let part = |first, len| tuple(&[text("part"), number(first), number(len)]);
-    let checkpoint = read(legacy_of(&state_dict(&tensors, &storages, &[part(2, 3)]), &storages)).unwrap();
-    assert_eq!(checkpoint.tensors["conv.weight"].values("").unwrap(), [2.0, 3.0]);
-    assert_eq!(checkpoint.tensors["conv.bias"].values("").unwrap(), [3.0, 4.0]);
-    assert!(refusal(legacy_of(&state_dict(&tensors, &storages, &[part(5, 3)]), &storages)).contains("shorter"));
+    let checkpoint = read(legacy_of(
+        &state_dict(&tensors, &storages, &[part(2, 3)]),
+        &storages,
+    ))
+    .unwrap();
+    assert_eq!(
+        checkpoint.tensors["conv.weight"].values("").unwrap(),
+        [2.0, 3.0]
+    );
+    assert_eq!(
+        checkpoint.tensors["conv.bias"].values("").unwrap(),
+        [3.0, 4.0]
+    );
+    assert!(
+        refusal(legacy_of(
+            &state_dict(&tensors, &storages, &[part(5, 3)]),
+            &storages
+        ))
+        .contains("shorter")
+    );
 }
 
 #[test]
 fn truncated_and_altered_files_never_end_the_program() {
     for (format, content) in every_format() {
         for len in 0..content.len() {
-            assert!(read(content[..len].to_vec()).is_err(), "{format}: {len} of {} bytes", content.len());
+            assert!(
+                read(content[..len].to_vec()).is_err(),
+                "{format}: {len} of {} bytes",
+                content.len()
+            );
         }
         let mut next = random(0x1950_a86a);
-        let single = (0..content.len()).flat_map(|at| (0..8).map(move |bit| vec![(at, 1_u8 << bit)]));
+        let single =
+            (0..content.len()).flat_map(|at| (0..8).map(move |bit| vec![(at, 1_u8 << bit)]));
         let several: Vec<_> = (0..2000)
-            .map(|_| (0..4).map(|_| (next() as usize % content.len(), next() as u8)).collect::<Vec<_>>())
+            .map(|_| {
+                (0..4)
+                    .map(|_| (next() as usize % content.len(), next() as u8))
+                    .collect::<Vec<_>>()
+            })
             .collect();
         for flips in single.chain(several) {
             let mut content = content.clone();
@@ -232,7 +326,10 @@ fn random_pickles_never_end_the_program() {
         bytes.push(b'.');
         whole += usize::from(Pickle::read(&bytes).is_ok());
     }
-    assert!(whole > 100, "only {whole} were read to their end, so the rest tests little");
+    assert!(
+        whole > 100,
+        "only {whole} were read to their end, so the rest tests little"
+    );
 }
 
 #[test]
@@ -245,23 +342,42 @@ fn bombs_are_refused() {
     assert!(refusal(stored(&endless)).contains("more entries"));
 
     // A long list that is copied again and again.
-    let list = [b"](".to_vec(), b"K\x00K\x00\x86".repeat(1000), b"e\x85q\x000".to_vec()].concat();
+    let list = [
+        b"](".to_vec(),
+        b"K\x00K\x00\x86".repeat(1000),
+        b"e\x85q\x000".to_vec(),
+    ]
+    .concat();
     let copy = [global("collections", "OrderedDict"), b"h\x00R0".into()].concat();
     assert!(refusal(stored(&[list, copy.repeat(100_000)].concat())).contains("more entries"));
 
     // Ten megabytes of zeros in ten kilobytes.
     let (tensors, _) = small();
     let zeros = [vec![0.0; 2_500_000]];
-    let bomb = zip_of(&state_dict(&tensors, &zeros, &[]), &zeros, CompressionMethod::Deflated);
+    let bomb = zip_of(
+        &state_dict(&tensors, &zeros, &[]),
+        &zeros,
+        CompressionMethod::Deflated,
+    );
     assert!(bomb.len() < 50_000);
     assert!(refusal(bomb).contains("would become 10000000 bytes"));
 
     let huge = [b"\x80\x02\x8d".to_vec(), vec![0xff; 8], b".".into()].concat();
-    assert!(Pickle::read(&huge).unwrap_err().to_string().contains("ends too early"));
+    assert!(
+        Pickle::read(&huge)
+            .unwrap_err()
+            .to_string()
+            .contains("ends too early")
+    );
 }
 
 /// The tensors of a ResNet by torchvision's names, with the shapes that they should have.
-fn torchvision(bottleneck: bool, blocks: [usize; 4], (width, groups): (usize, usize), classes: usize) -> Weights {
+fn torchvision(
+    bottleneck: bool,
+    blocks: [usize; 4],
+    (width, groups): (usize, usize),
+    classes: usize,
+) -> Weights {
     let mut weights = Weights::default();
     weights.conv("conv1.weight", "bn1", &[64, 3, 7, 7]);
     let mut inputs = 64;
@@ -271,15 +387,27 @@ fn torchvision(bottleneck: bool, blocks: [usize; 4], (width, groups): (usize, us
         for block in 0..count {
             let at = format!("layer{}.{block}", stage + 1);
             let shapes = match bottleneck {
-                true => vec![[within, inputs, 1, 1], [within, within / groups, 3, 3], [outputs, within, 1, 1]],
+                true => vec![
+                    [within, inputs, 1, 1],
+                    [within, within / groups, 3, 3],
+                    [outputs, within, 1, 1],
+                ],
                 false => vec![[channels, inputs, 3, 3], [channels, channels, 3, 3]],
             };
             for (index, shape) in shapes.iter().enumerate() {
-                weights.conv(&format!("{at}.conv{}.weight", index + 1), &format!("{at}.bn{}", index + 1), shape);
+                weights.conv(
+                    &format!("{at}.conv{}.weight", index + 1),
+                    &format!("{at}.bn{}", index + 1),
+                    shape,
+                );
             }
             if block == 0 && (stage > 0 || inputs != outputs) {
                 let name = format!("{at}.downsample.0.weight");
-                weights.conv(&name, &format!("{at}.downsample.1"), &[outputs, inputs, 1, 1]);
+                weights.conv(
+                    &name,
+                    &format!("{at}.downsample.1"),
+                    &[outputs, inputs, 1, 1],
+                );
             }
             inputs = outputs;
         }
@@ -311,7 +439,12 @@ impl Weights {
     }
 
     fn renamed(self, rename: impl Fn(&str) -> String) -> Self {
-        Self(self.0.into_iter().map(|(name, shape)| (rename(&name), shape)).collect())
+        Self(
+            self.0
+                .into_iter()
+                .map(|(name, shape)| (rename(&name), shape))
+                .collect(),
+        )
     }
 
     fn without(mut self, name: &str) -> Self {
@@ -320,31 +453,74 @@ impl Weights {
     }
 
     fn checkpoint(self) -> Checkpoint {
-        let largest = self.0.values().map(|shape| shape.iter().product::<usize>()).max().unwrap();
+        let largest = self
+            .0
+            .values()
+            .map(|shape| shape.iter().product::<usize>())
+            .max()
+            .unwrap();
         // 0.5 in float16.
         let values: Bytes = [0x00, 0x38].repeat(largest).into();
         let tensor = |name: &str, shape: Vec<usize>| {
-            let elem = if shape.is_empty() { Elem::Other("int64", 8) } else { Elem::F16 };
-            Tensor::new(name, elem, Layout::contiguous(shape).unwrap(), values.clone()).unwrap()
+            let elem = if shape.is_empty() {
+                Elem::Other("int64", 8)
+            } else {
+                Elem::F16
+            };
+            Tensor::new(
+                name,
+                elem,
+                Layout::contiguous(shape).unwrap(),
+                values.clone(),
+            )
+            .unwrap()
         };
-        let tensors = self.0.into_iter().map(|(name, shape)| (name.clone(), tensor(&name, shape))).collect();
-        Checkpoint { tensors, others: BTreeMap::new() }
+        let tensors = self
+            .0
+            .into_iter()
+            .map(|(name, shape)| (name.clone(), tensor(&name, shape)))
+            .collect();
+        Checkpoint {
+            tensors,
+            others: BTreeMap::new(),
+        }
     }
 
     fn build(self) -> Result<ResNet, String> {
-        self.checkpoint().into_resnet().map_err(|error| error.to_string())
+        self.checkpoint()
+            .into_resnet()
+            .map_err(|error| error.to_string())
     }
 }
 
 fn vector(elem_values: &[f32]) -> Tensor {
-    let bytes: Vec<u8> = elem_values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    Tensor::new("", Elem::F32, Layout::contiguous(vec![elem_values.len()]).unwrap(), bytes.into()).unwrap()
+    let bytes: Vec<u8> = elem_values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    Tensor::new(
+        "",
+        Elem::F32,
+        Layout::contiguous(vec![elem_values.len()]).unwrap(),
+        bytes.into(),
+    )
+    .unwrap()
 }
 
 fn initializer(network: &ResNet, name: &str) -> Vec<f32> {
     let graph = network.onnx.graph.as_ref().unwrap();
-    let tensor = graph.initializer.iter().find(|tensor| tensor.name() == name).unwrap();
-    tensor.raw_data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    let tensor = graph
+        .initializer
+        .iter()
+        .find(|tensor| tensor.name() == name)
+        .unwrap();
+    tensor
+        .raw_data()
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect()
 }
 
 #[test]
@@ -356,8 +532,13 @@ fn architectures_are_told_by_names_and_shapes() {
         (true, [3, 4, 6, 3], (128, 32), "resnext50_32x4d", 25_028_904),
     ] {
         // The numbers of parameters are those that torchvision publishes.
-        let network = torchvision(bottleneck, blocks, width, 1000).build().unwrap();
-        assert_eq!((network.architecture.as_str(), network.parameters), (name, parameters));
+        let network = torchvision(bottleneck, blocks, width, 1000)
+            .build()
+            .unwrap();
+        assert_eq!(
+            (network.architecture.as_str(), network.parameters),
+            (name, parameters)
+        );
     }
 }
 
@@ -367,16 +548,33 @@ fn wrappers_and_other_names_make_the_same_network() {
     let hugging_face = |name: &str| {
         let (name, part) = name.rsplit_once('.').unwrap();
         let parts: Vec<&str> = name.split('.').collect();
-        let kind =
-            if name.contains("conv") || name.ends_with("downsample.0") { "convolution" } else { "normalization" };
-        let at = |layer: &str| parts[0].strip_prefix(layer).and_then(|number| number.parse::<usize>().ok());
+        let kind = if name.contains("conv") || name.ends_with("downsample.0") {
+            "convolution"
+        } else {
+            "normalization"
+        };
+        let at = |layer: &str| {
+            parts[0]
+                .strip_prefix(layer)
+                .and_then(|number| number.parse::<usize>().ok())
+        };
         let layer = match (at("layer"), &parts[1..]) {
             (Some(stage), [block, "downsample", _]) => {
-                format!("resnet.encoder.stages.{}.layers.{block}.shortcut.{kind}", stage - 1)
+                format!(
+                    "resnet.encoder.stages.{}.layers.{block}.shortcut.{kind}",
+                    stage - 1
+                )
             }
             (Some(stage), [block, layer]) => {
-                let index: usize = layer.trim_start_matches(char::is_alphabetic).parse().unwrap();
-                format!("resnet.encoder.stages.{}.layers.{block}.layer.{}.{kind}", stage - 1, index - 1)
+                let index: usize = layer
+                    .trim_start_matches(char::is_alphabetic)
+                    .parse()
+                    .unwrap();
+                format!(
+                    "resnet.encoder.stages.{}.layers.{block}.layer.{}.{kind}",
+                    stage - 1,
+                    index - 1
+                )
             }
             _ if name == "fc" => "classifier.1".into(),
             _ => format!("resnet.embedder.embedder.{kind}"),
@@ -401,7 +599,9 @@ fn wrappers_and_other_names_make_the_same_network() {
 fn batch_normalisation_is_folded_into_the_convolution() {
     let mut checkpoint = Weights::resnet18().checkpoint();
     let mut put = |name: &str, first: f32, others: f32| {
-        let values: Vec<f32> = (0..64).map(|index| if index == 0 { first } else { others }).collect();
+        let values: Vec<f32> = (0..64)
+            .map(|index| if index == 0 { first } else { others })
+            .collect();
         checkpoint.tensors.insert(name.into(), vector(&values));
     };
     put("bn1.weight", 3.0, 1.0);
@@ -409,9 +609,15 @@ fn batch_normalisation_is_folded_into_the_convolution() {
     put("bn1.running_mean", 2.0, 0.0);
     put("bn1.running_var", 4.0 - 1e-5, 1.0 - 1e-5);
     let network = checkpoint.into_resnet().unwrap();
-    let (weight, bias) = (initializer(&network, "conv1.weight"), initializer(&network, "conv1.bias"));
+    let (weight, bias) = (
+        initializer(&network, "conv1.weight"),
+        initializer(&network, "conv1.bias"),
+    );
     let kernel = 3 * 7 * 7;
-    assert!((weight[kernel - 1] - 0.75).abs() < 1e-6 && (weight[kernel] - 0.5).abs() < 1e-6, "{weight:?}");
+    assert!(
+        (weight[kernel - 1] - 0.75).abs() < 1e-6 && (weight[kernel] - 0.5).abs() < 1e-6,
+        "{weight:?}"
+    );
     assert!((bias[0] + 2.5).abs() < 1e-6 && bias[1] == 0.0, "{bias:?}");
     assert!(!network.untrained);
 }
@@ -435,40 +641,86 @@ fn a_network_that_was_never_trained_is_noticed() {
 
 #[test]
 fn missing_and_superfluous_tensors_are_named() {
-    for name in ["conv1.weight", "bn1.running_var", "layer1.0.conv1.weight", "layer2.0.downsample.1.bias", "fc.bias"] {
+    for name in [
+        "conv1.weight",
+        "bn1.running_var",
+        "layer1.0.conv1.weight",
+        "layer2.0.downsample.1.bias",
+        "fc.bias",
+    ] {
         let error = Weights::resnet18().without(name).build().unwrap_err();
-        assert!(error.starts_with(&format!("has no tensor `{name}`")), "{error}");
+        assert!(
+            error.starts_with(&format!("has no tensor `{name}`")),
+            "{error}"
+        );
     }
     let mut instead = Weights::resnet18().without("bn1.weight").checkpoint();
-    instead.others.insert("bn1.weight".into(), "an object made by `numpy.array`".into());
+    instead.others.insert(
+        "bn1.weight".into(),
+        "an object made by `numpy.array`".into(),
+    );
     let error = instead.into_resnet().unwrap_err().to_string();
-    assert!(error.contains("`bn1.weight`; under that name it holds an object made by `numpy.array`"), "{error}");
-    let backbone = Weights::resnet18().without("fc.bias").without("fc.weight").build().unwrap_err();
-    assert!(backbone.contains("`fc.weight`; without its last layer"), "{backbone}");
-    let wrapped = Weights::resnet18().renamed(|name| format!("module.{name}")).without("module.fc.bias");
+    assert!(
+        error.contains("`bn1.weight`; under that name it holds an object made by `numpy.array`"),
+        "{error}"
+    );
+    let backbone = Weights::resnet18()
+        .without("fc.bias")
+        .without("fc.weight")
+        .build()
+        .unwrap_err();
+    assert!(
+        backbone.contains("`fc.weight`; without its last layer"),
+        "{backbone}"
+    );
+    let wrapped = Weights::resnet18()
+        .renamed(|name| format!("module.{name}"))
+        .without("module.fc.bias");
     assert!(wrapped.build().unwrap_err().contains("`fc.bias`"));
 
     let mut two_layers = Weights::resnet18().without("fc.bias").without("fc.weight");
     two_layers.put("fc.0.weight", &[64, 512]);
     two_layers.put("fc.2.weight", &[7, 64]);
     let error = two_layers.build().unwrap_err();
-    assert!(error.contains("only `fc.0.weight`, `fc.2.weight`"), "{error}");
+    assert!(
+        error.contains("only `fc.0.weight`, `fc.2.weight`"),
+        "{error}"
+    );
 
     let mut more = Weights::resnet18();
     more.put("layer1.0.se.fc1.weight", &[4, 64]);
     let error = more.build().unwrap_err();
-    assert!(error.contains("resnet18 does not have") && error.contains("`layer1.0.se.fc1.weight`"), "{error}");
+    assert!(
+        error.contains("resnet18 does not have") && error.contains("`layer1.0.se.fc1.weight`"),
+        "{error}"
+    );
 
-    let less = Weights(Weights::resnet18().0.into_iter().filter(|(name, _)| !name.starts_with("layer4.1.")).collect());
+    let less = Weights(
+        Weights::resnet18()
+            .0
+            .into_iter()
+            .filter(|(name, _)| !name.starts_with("layer4.1."))
+            .collect(),
+    );
     let error = less.build().unwrap_err();
-    assert!(error.contains("`layer4.1.conv1.weight`; stage 4 has 1 blocks, but a resnet18 has 2"), "{error}");
-    let error = torchvision(false, [2, 2, 3, 2], (64, 1), 7).build().unwrap_err();
+    assert!(
+        error.contains("`layer4.1.conv1.weight`; stage 4 has 1 blocks, but a resnet18 has 2"),
+        "{error}"
+    );
+    let error = torchvision(false, [2, 2, 3, 2], (64, 1), 7)
+        .build()
+        .unwrap_err();
     assert!(error.contains("`layer3.2.bn1.bias`"), "{error}");
 
     let mut other = Weights::default();
     other.put("features.0.weight", &[8, 3, 3, 3]);
     other.put("classifier.weight", &[8, 8]);
-    assert!(other.build().unwrap_err().contains("`classifier.weight`, `features.0.weight`; export"));
+    assert!(
+        other
+            .build()
+            .unwrap_err()
+            .contains("`classifier.weight`, `features.0.weight`; export")
+    );
 }
 
 #[test]
@@ -483,11 +735,19 @@ fn wrong_shapes_are_named() {
         let mut weights = Weights::resnet18();
         weights.put(name, shape);
         let error = weights.build().unwrap_err();
-        assert!(error.contains(&format!("`{name}` has the shape {shape:?} instead of")), "{error}");
+        assert!(
+            error.contains(&format!("`{name}` has the shape {shape:?} instead of")),
+            "{error}"
+        );
     }
     let mut weights = torchvision(true, [3, 4, 6, 3], (64, 1), 7);
     weights.put("layer1.0.conv2.weight", &[64, 63, 3, 3]);
-    assert!(weights.build().unwrap_err().contains("`layer1.0.conv2.weight` has the shape"));
+    assert!(
+        weights
+            .build()
+            .unwrap_err()
+            .contains("`layer1.0.conv2.weight` has the shape")
+    );
 }
 
 #[test]
@@ -495,15 +755,30 @@ fn values_that_cannot_be_are_named() {
     for (name, value, reason) in [
         ("layer2.0.bn2.bias", f32::NAN, "holds NaN (128 of 128"),
         ("layer2.0.bn2.running_mean", f32::INFINITY, "holds inf"),
-        ("layer2.0.bn2.running_var", -0.25, "a variance is never below 0"),
-        ("layer2.0.bn2.weight", f32::MAX, "`layer2.0.conv2.weight` holds values too large"),
+        (
+            "layer2.0.bn2.running_var",
+            -0.25,
+            "a variance is never below 0",
+        ),
+        (
+            "layer2.0.bn2.weight",
+            f32::MAX,
+            "`layer2.0.conv2.weight` holds values too large",
+        ),
     ] {
         let mut checkpoint = Weights::resnet18().checkpoint();
         if value == f32::MAX {
-            checkpoint.tensors.insert("layer2.0.bn2.running_var".into(), vector(&[0.0; 128]));
+            checkpoint
+                .tensors
+                .insert("layer2.0.bn2.running_var".into(), vector(&[0.0; 128]));
         }
-        checkpoint.tensors.insert(name.into(), vector(&[value; 128]));
+        checkpoint
+            .tensors
+            .insert(name.into(), vector(&[value; 128]));
         let error = checkpoint.into_resnet().unwrap_err().to_string();
-        assert!(error.contains(reason) && error.contains("layer2.0."), "{name}: {error}");
+        assert!(
+            error.contains(reason) && error.contains("layer2.0."),
+            "{name}: {error}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! BatchNorm folded into the convolution before it: at inference it only scales and shifts each channel.
+//! BatchNorm folded into the convolution before it: at inference it only scales and shifts each
+//! channel.
 
 use std::collections::HashMap;
 
@@ -20,13 +21,20 @@ pub(super) fn fold(graph: &mut GraphProto) -> Result<(), ModelError> {
     let mut names = Names::of(graph);
     let mut folded = Vec::new();
     for index in 0..graph.node.len() {
-        let Some((conv, weights, bias)) = folding(graph, index)? else { continue };
+        let Some((conv, weights, bias)) = folding(graph, index)? else {
+            continue;
+        };
         let norm = &graph.node[index];
         let (name, output) = (walk::describe(norm), norm.output[0].clone());
         let dims = inspect::weight_dims(graph, &graph.node[conv].input[1]).unwrap_or_default();
-        let [weights_name, bias_name] = ["weight", "bias"].map(|what| names.free(&format!("{name}.{what}")));
-        graph.initializer.push(tensor::floats(&bias_name, &[bias.len() as i64], &bias));
-        graph.initializer.push(tensor::floats(&weights_name, &dims, &weights));
+        let [weights_name, bias_name] =
+            ["weight", "bias"].map(|what| names.free(&format!("{name}.{what}")));
+        graph
+            .initializer
+            .push(tensor::floats(&bias_name, &[bias.len() as i64], &bias));
+        graph
+            .initializer
+            .push(tensor::floats(&weights_name, &dims, &weights));
         let conv = &mut graph.node[conv];
         conv.input.truncate(1);
         conv.input.extend([weights_name, bias_name]);
@@ -39,28 +47,45 @@ pub(super) fn fold(graph: &mut GraphProto) -> Result<(), ModelError> {
 
 /// The convolution that the BatchNorm at `index` is folded into, with its new weights and bias.
 #[allow(clippy::type_complexity)]
-fn folding(graph: &GraphProto, index: usize) -> Result<Option<(usize, Vec<f32>, Vec<f32>)>, ModelError> {
+fn folding(
+    graph: &GraphProto,
+    index: usize,
+) -> Result<Option<(usize, Vec<f32>, Vec<f32>)>, ModelError> {
     let norm = &graph.node[index];
     // In training mode the statistics are the batch's own.
     if !is(norm, "BatchNormalization") || walk::int(norm, "training_mode") == Some(1) {
         return Ok(None);
     }
-    let Some(conv) =
-        graph.node[..index].iter().position(|node| is(node, "Conv") && input(norm, 0) == Some(&node.output[0]))
+    let Some(conv) = graph.node[..index]
+        .iter()
+        .position(|node| is(node, "Conv") && input(norm, 0) == Some(&node.output[0]))
     else {
         return Ok(None);
     };
     if users(graph, &graph.node[conv].output[0]) != 1 {
         return Ok(None);
     }
-    let stored: HashMap<&str, _> = graph.initializer.iter().map(|tensor| (tensor.name(), tensor)).collect();
+    let stored: HashMap<&str, _> = graph
+        .initializer
+        .iter()
+        .map(|tensor| (tensor.name(), tensor))
+        .collect();
     let values = |node: &NodeProto, slot: usize| {
-        input(node, slot).and_then(|name| stored.get(name)).map(|stored| tensor::to_floats(stored)).transpose()
+        input(node, slot)
+            .and_then(|name| stored.get(name))
+            .map(|stored| tensor::to_floats(stored))
+            .transpose()
     };
     let conv_node = &graph.node[conv];
-    let (Some(mut weights), [Some(scale), Some(shift), Some(mean), Some(variance)]) =
-        (values(conv_node, 1)?, [values(norm, 1)?, values(norm, 2)?, values(norm, 3)?, values(norm, 4)?])
-    else {
+    let (Some(mut weights), [Some(scale), Some(shift), Some(mean), Some(variance)]) = (
+        values(conv_node, 1)?,
+        [
+            values(norm, 1)?,
+            values(norm, 2)?,
+            values(norm, 3)?,
+            values(norm, 4)?,
+        ],
+    ) else {
         return Ok(None);
     };
     let bias = match input(conv_node, 2) {
@@ -72,7 +97,9 @@ fn folding(graph: &GraphProto, index: usize) -> Result<Option<(usize, Vec<f32>, 
     };
     let channels = scale.len();
     if channels == 0
-        || [&shift, &mean, &variance, &bias].iter().any(|values| values.len() != channels)
+        || [&shift, &mean, &variance, &bias]
+            .iter()
+            .any(|values| values.len() != channels)
         || weights.is_empty()
         || weights.len() % channels != 0
     {
@@ -91,6 +118,16 @@ fn folding(graph: &GraphProto, index: usize) -> Result<Option<(usize, Vec<f32>, 
 
 /// How many inputs of nodes, and outputs of the graph, are the tensor `name`.
 fn users(graph: &GraphProto, name: &str) -> usize {
-    let outputs = graph.output.iter().filter(|output| output.name() == name).count();
-    graph.node.iter().flat_map(walk::uses).filter(|used| *used == name).count() + outputs
+    let outputs = graph
+        .output
+        .iter()
+        .filter(|output| output.name() == name)
+        .count();
+    graph
+        .node
+        .iter()
+        .flat_map(walk::uses)
+        .filter(|used| *used == name)
+        .count()
+        + outputs
 }

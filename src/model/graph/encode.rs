@@ -26,14 +26,20 @@ pub(super) struct Storage {
 ///
 /// # Errors
 /// A value outside the range of its new type.
-pub(super) fn encode(mut model: ModelProto, storage: impl Fn(&TensorProto) -> Storage) -> Result<Vec<u8>, ModelError> {
+pub(super) fn encode(
+    mut model: ModelProto,
+    storage: impl Fn(&TensorProto) -> Storage,
+) -> Result<Vec<u8>, ModelError> {
     let mut graph = model.graph.take().unwrap_or_default();
     let initializers: Vec<Piece> = std::mem::take(&mut graph.initializer)
         .into_iter()
         .map(|tensor| Piece::new(&storage(&tensor), tensor))
         .collect::<Result<_, _>>()?;
-    let graph_len =
-        graph.encoded_len() + initializers.iter().map(|piece| 1 + delimited_len(piece.len())).sum::<usize>();
+    let graph_len = graph.encoded_len()
+        + initializers
+            .iter()
+            .map(|piece| 1 + delimited_len(piece.len()))
+            .sum::<usize>();
 
     let mut out = Vec::with_capacity(model.encoded_len() + 1 + delimited_len(graph_len));
     model.encode_raw(&mut out);
@@ -49,30 +55,53 @@ pub(super) fn encode(mut model: ModelProto, storage: impl Fn(&TensorProto) -> St
 /// An initializer that waits to be written.
 enum Piece {
     AsIs(TensorProto),
-    Converted { source: TensorProto, head: Box<TensorProto>, raw_len: usize, storage: Storage },
+    Converted {
+        source: TensorProto,
+        head: Box<TensorProto>,
+        raw_len: usize,
+        storage: Storage,
+    },
 }
 
 impl Piece {
     fn new(storage: &Storage, source: TensorProto) -> Result<Self, ModelError> {
-        let Some(size) = tensor::float_size(storage.elem).filter(|_| storage.elem != tensor::elem(&source)) else {
+        let Some(size) =
+            tensor::float_size(storage.elem).filter(|_| storage.elem != tensor::elem(&source))
+        else {
             return Ok(Self::AsIs(source));
         };
         let raw_len = tensor::len(&source)? * size;
-        let head = Box::new(TensorProto { data_type: Some(storage.elem as i32), raw_data: None, ..source.clone() });
-        Ok(Self::Converted { source, head, raw_len, storage: *storage })
+        let head = Box::new(TensorProto {
+            data_type: Some(storage.elem as i32),
+            raw_data: None,
+            ..source.clone()
+        });
+        Ok(Self::Converted {
+            source,
+            head,
+            raw_len,
+            storage: *storage,
+        })
     }
 
     fn len(&self) -> usize {
         match self {
             Self::AsIs(tensor) => tensor.encoded_len(),
-            Self::Converted { head, raw_len, .. } => head.encoded_len() + 1 + delimited_len(*raw_len),
+            Self::Converted { head, raw_len, .. } => {
+                head.encoded_len() + 1 + delimited_len(*raw_len)
+            }
         }
     }
 
     fn write(self, out: &mut Vec<u8>) -> Result<(), ModelError> {
         match self {
             Self::AsIs(tensor) => tensor.encode_raw(out),
-            Self::Converted { source, head, raw_len, storage } => {
+            Self::Converted {
+                source,
+                head,
+                raw_len,
+                storage,
+            } => {
                 head.encode_raw(out);
                 key(TENSOR_RAW_DATA, raw_len, out);
                 tensor::write_floats(&source, storage.elem, storage.overflow, out)?;

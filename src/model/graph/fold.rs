@@ -1,11 +1,15 @@
-//! One element type for the whole network: halves are read as float32, and stored casts of weights are folded.
+//! One element type for the whole network: halves are read as float32, and stored casts of weights
+//! are folded.
 
 use std::collections::{HashMap, HashSet};
 
 use super::{
     super::{
         ModelError,
-        onnx::{AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, tensor_proto::DataType, type_proto},
+        onnx::{
+            AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, tensor_proto::DataType,
+            type_proto,
+        },
         tensor,
     },
     walk::{self, attribute, each_node, int, is, uses},
@@ -13,15 +17,24 @@ use super::{
 
 /// Gives everything that has 16-bit floats the type float32.
 ///
-/// Initializers of the main graph keep their bytes: a half stored there means float32 from now on and is widened when
-/// the graph is written, so that a model costs no more memory than its file.
+/// Initializers of the main graph keep their bytes: a half stored there means float32 from now on
+/// and is widened when the graph is written, so that a model costs no more memory than its file.
 pub(super) fn widen(model: &mut ModelProto) -> Result<(), ModelError> {
     for function in &mut model.functions {
         widen_nodes(&mut function.node)?;
-        function.value_info.iter_mut().flat_map(|value| &mut value.r#type).for_each(widen_type);
+        function
+            .value_info
+            .iter_mut()
+            .flat_map(|value| &mut value.r#type)
+            .for_each(widen_type);
     }
-    let Some(graph) = &mut model.graph else { return Ok(()) };
-    graph.initializer.iter_mut().try_for_each(tensor::make_raw)?;
+    let Some(graph) = &mut model.graph else {
+        return Ok(());
+    };
+    graph
+        .initializer
+        .iter_mut()
+        .try_for_each(tensor::make_raw)?;
     widen_nodes(&mut graph.node)?;
     widen_values(graph);
     Ok(())
@@ -31,7 +44,10 @@ fn widen_nodes(nodes: &mut [NodeProto]) -> Result<(), ModelError> {
     for node in nodes {
         let standard = walk::is_standard(node);
         for attribute in &mut node.attribute {
-            if standard && matches!(attribute.name(), "to" | "dtype" | "stash_type") && is_half(attribute.i()) {
+            if standard
+                && matches!(attribute.name(), "to" | "dtype" | "stash_type")
+                && is_half(attribute.i())
+            {
                 attribute.i = Some(DataType::Float as i64);
             }
             widen_attribute(attribute)?;
@@ -61,7 +77,10 @@ fn widen_attribute(attribute: &mut AttributeProto) -> Result<(), ModelError> {
 
 fn widen_values(graph: &mut GraphProto) {
     for values in [&mut graph.input, &mut graph.output, &mut graph.value_info] {
-        values.iter_mut().flat_map(|value| &mut value.r#type).for_each(widen_type);
+        values
+            .iter_mut()
+            .flat_map(|value| &mut value.r#type)
+            .for_each(widen_type);
     }
 }
 
@@ -77,14 +96,21 @@ fn is_half(elem: i64) -> bool {
     elem == DataType::Float16 as i64 || elem == DataType::Bfloat16 as i64
 }
 
-/// Replaces `Cast(initializer)` and `Cast(Constant)` to float32 by an initializer that has the cast's name.
+/// Replaces `Cast(initializer)` and `Cast(Constant)` to float32 by an initializer that has the
+/// cast's name.
 pub(super) fn casts(graph: &mut GraphProto) -> Result<(), ModelError> {
-    let stored: HashMap<String, usize> = names(graph.initializer.iter().map(|tensor| tensor.name()));
-    let constants: HashMap<String, usize> = names(graph.node.iter().map(|node| match constant(node) {
-        Some(_) => node.output[0].as_str(),
-        None => "",
-    }));
-    let outputs: HashSet<String> = graph.output.iter().map(|output| output.name().to_owned()).collect();
+    let stored: HashMap<String, usize> =
+        names(graph.initializer.iter().map(|tensor| tensor.name()));
+    let constants: HashMap<String, usize> =
+        names(graph.node.iter().map(|node| match constant(node) {
+            Some(_) => node.output[0].as_str(),
+            None => "",
+        }));
+    let outputs: HashSet<String> = graph
+        .output
+        .iter()
+        .map(|output| output.name().to_owned())
+        .collect();
 
     let mut sources = HashSet::new();
     let mut folded = HashSet::new();
@@ -93,7 +119,10 @@ pub(super) fn casts(graph: &mut GraphProto) -> Result<(), ModelError> {
         let ([source], [name]) = (&node.input[..], &node.output[..]) else {
             continue;
         };
-        if !is(node, "Cast") || int(node, "to") != Some(DataType::Float as i64) || outputs.contains(name) {
+        if !is(node, "Cast")
+            || int(node, "to") != Some(DataType::Float as i64)
+            || outputs.contains(name)
+        {
             continue;
         }
         let value = match (stored.get(source), constants.get(source)) {
@@ -116,15 +145,23 @@ pub(super) fn casts(graph: &mut GraphProto) -> Result<(), ModelError> {
     retain_indices(&mut graph.node, |index| !folded.contains(&index));
     let used: HashSet<&str> = graph.node.iter().flat_map(uses).collect();
     sources.retain(|name| !used.contains(name.as_str()) && !outputs.contains(name));
-    graph.initializer.retain(|tensor| !sources.contains(tensor.name()));
-    graph.node.retain(|node| constant(node).is_none() || !sources.contains(&node.output[0]));
-    graph.value_info.retain(|value| !sources.contains(value.name()));
+    graph
+        .initializer
+        .retain(|tensor| !sources.contains(tensor.name()));
+    graph
+        .node
+        .retain(|node| constant(node).is_none() || !sources.contains(&node.output[0]));
+    graph
+        .value_info
+        .retain(|value| !sources.contains(value.name()));
     Ok(())
 }
 
 /// The tensor of a `Constant` node.
 pub(super) fn constant(node: &NodeProto) -> Option<&super::super::onnx::TensorProto> {
-    (is(node, "Constant") && node.output.len() == 1).then(|| attribute(node, "value")?.t.as_ref()).flatten()
+    (is(node, "Constant") && node.output.len() == 1)
+        .then(|| attribute(node, "value")?.t.as_ref())
+        .flatten()
 }
 
 /// Keeps what stands at the indices that `keep` answers with true.
@@ -137,10 +174,15 @@ pub(super) fn retain_indices<T>(items: &mut Vec<T>, keep: impl Fn(usize) -> bool
 }
 
 fn names<'a>(names: impl Iterator<Item = &'a str>) -> HashMap<String, usize> {
-    names.enumerate().filter(|(_, name)| !name.is_empty()).map(|(index, name)| (name.to_owned(), index)).collect()
+    names
+        .enumerate()
+        .filter(|(_, name)| !name.is_empty())
+        .map(|(index, name)| (name.to_owned(), index))
+        .collect()
 }
 
-/// Writes the floating-point values of `Constant` nodes as tensors, so that there is one way to look at them.
+/// Writes the floating-point values of `Constant` nodes as tensors, so that there is one way to
+/// look at them.
 pub(super) fn constants_as_tensors(graph: &mut GraphProto) {
     each_node(&mut graph.node, &mut |node| {
         if !is(node, "Constant") {
@@ -149,7 +191,10 @@ pub(super) fn constants_as_tensors(graph: &mut GraphProto) {
         for attribute in &mut node.attribute {
             let (dims, values) = match attribute.name() {
                 "value_float" => (vec![], vec![attribute.f()]),
-                "value_floats" => (vec![attribute.floats.len() as i64], std::mem::take(&mut attribute.floats)),
+                "value_floats" => (
+                    vec![attribute.floats.len() as i64],
+                    std::mem::take(&mut attribute.floats),
+                ),
                 _ => continue,
             };
             *attribute = super::tensor_attribute("value", tensor::floats("", &dims, &values));

@@ -1,4 +1,5 @@
-//! The last linear layer of a classifier: where it is, the network without it, another one in its place.
+//! The last linear layer of a classifier: where it is, the network without it, another one in its
+//! place.
 
 use std::collections::HashSet;
 
@@ -19,7 +20,14 @@ use crate::model::onnx::{tensor_shape_proto::dimension, type_proto};
 /// Longest chain of nodes that is followed back from the scores.
 const STEPS: usize = 16;
 /// Operators that may follow the layer: they pass on as many numbers as they get.
-const AFTER: [&str; 6] = ["Identity", "Cast", "Dropout", "Flatten", "Softmax", "LogSoftmax"];
+const AFTER: [&str; 6] = [
+    "Identity",
+    "Cast",
+    "Dropout",
+    "Flatten",
+    "Softmax",
+    "LogSoftmax",
+];
 
 /// A linear layer: `scores = features · weightᵀ + bias`.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,7 +71,9 @@ impl Head {
         let scores = scores::scores(graph)?;
         let mut name = source(&scores);
         for _ in 0..STEPS {
-            let Some(node) = producer(graph, name) else { break };
+            let Some(node) = producer(graph, name) else {
+                break;
+            };
             let before = input(node, 0);
             match before {
                 Some(before) if AFTER.iter().any(|op_type| is(node, op_type)) => name = before,
@@ -78,9 +88,16 @@ impl Head {
         let weight = |node: &NodeProto, index| weight_dims(graph, input(node, index)?);
         let (kind, layer) = if is(last, "Add") {
             // The bias may stand on either side.
-            let sum = [0, 1].into_iter().find(|&index| weight(last, 1 - index).is_some());
+            let sum = [0, 1]
+                .into_iter()
+                .find(|&index| weight(last, 1 - index).is_some());
             let product = sum.and_then(|index| producer(graph, input(last, index)?));
-            (Kind::MatMul, product.filter(|node| is(node, "MatMul")).ok_or_else(|| wrong("adds to no MatMul"))?)
+            (
+                Kind::MatMul,
+                product
+                    .filter(|node| is(node, "MatMul"))
+                    .ok_or_else(|| wrong("adds to no MatMul"))?,
+            )
         } else if is(last, "MatMul") {
             (Kind::MatMul, last)
         } else if is(last, "Gemm") && int(last, "transA").unwrap_or(0) == 0 {
@@ -91,15 +108,24 @@ impl Head {
             return Err(wrong("gives the scores"));
         };
         let dims = weight(layer, 1).ok_or_else(|| wrong("has no stored weights"))?;
-        let [mut inputs, mut classes] = dims[..] else { return Err(wrong("has no weights of two dimensions")) };
+        let [mut inputs, mut classes] = dims[..] else {
+            return Err(wrong("has no weights of two dimensions"));
+        };
         if kind == Kind::Gemm && int(layer, "transB").unwrap_or(0) != 0 {
             std::mem::swap(&mut inputs, &mut classes);
         }
-        let size = |dim: i64| usize::try_from(dim).ok().filter(|&dim| dim > 0).ok_or_else(|| wrong("has no weights"));
+        let size = |dim: i64| {
+            usize::try_from(dim)
+                .ok()
+                .filter(|&dim| dim > 0)
+                .ok_or_else(|| wrong("has no weights"))
+        };
         Ok(Self {
             features: size(inputs)?,
             classes: size(classes)?,
-            from: input(layer, 0).ok_or_else(|| wrong("has no input"))?.to_owned(),
+            from: input(layer, 0)
+                .ok_or_else(|| wrong("has no input"))?
+                .to_owned(),
             to: to.to_owned(),
             kind,
             elem: input(layer, 1).map_or(DataType::Float, |weight| elem_of(graph, weight)),
@@ -124,7 +150,11 @@ impl Head {
     ///
     /// # Errors
     /// Weights that are no whole rows, or outside the range of the model's element type.
-    pub(in super::super) fn replace(&self, model: &ModelProto, layer: &LinearLayer) -> Result<ModelProto, ModelError> {
+    pub(in super::super) fn replace(
+        &self,
+        model: &ModelProto,
+        layer: &LinearLayer,
+    ) -> Result<ModelProto, ModelError> {
         let classes = layer.bias.len();
         if layer.weight.len() != classes * self.features {
             return Err(ModelError::Head(format!(
@@ -138,25 +168,47 @@ impl Head {
         let graph = model.graph.get_or_insert_default();
         let mut names = Names::of(graph);
         let [weight, bias] = ["head.weight", "head.bias"].map(|name| names.free(name));
-        let at = graph.node.iter().position(|node| node.output.contains(&self.to));
-        let at = at.ok_or_else(|| ModelError::Head(format!("`{}` is computed by no node", self.to)))?;
+        let at = graph
+            .node
+            .iter()
+            .position(|node| node.output.contains(&self.to));
+        let at =
+            at.ok_or_else(|| ModelError::Head(format!("`{}` is computed by no node", self.to)))?;
 
         let (rows, columns) = (classes as i64, self.features as i64);
         let (weights, nodes) = match self.kind {
             Kind::Gemm => {
-                let gemm = node("Gemm", &[&self.from, &weight, &bias], &self.to, Some(int_attribute("transB", 1)));
-                (tensor::floats(&weight, &[rows, columns], &layer.weight), vec![gemm])
+                let gemm = node(
+                    "Gemm",
+                    &[&self.from, &weight, &bias],
+                    &self.to,
+                    Some(int_attribute("transB", 1)),
+                );
+                (
+                    tensor::floats(&weight, &[rows, columns], &layer.weight),
+                    vec![gemm],
+                )
             }
             Kind::MatMul => {
                 let product = names.free("head.product");
                 let columnwise: Vec<f32> = (0..self.features)
-                    .flat_map(|feature| layer.weight.iter().skip(feature).step_by(self.features).copied())
+                    .flat_map(|feature| {
+                        layer
+                            .weight
+                            .iter()
+                            .skip(feature)
+                            .step_by(self.features)
+                            .copied()
+                    })
                     .collect();
                 let nodes = vec![
                     node("MatMul", &[&self.from, &weight], &product, None),
                     node("Add", &[&product, &bias], &self.to, None),
                 ];
-                (tensor::floats(&weight, &[columns, rows], &columnwise), nodes)
+                (
+                    tensor::floats(&weight, &[columns, rows], &columnwise),
+                    nodes,
+                )
             }
         };
         for floats in [weights, tensor::floats(&bias, &[rows], &layer.bias)] {
@@ -165,12 +217,17 @@ impl Head {
                 elem => tensor::converted(&floats, elem, false)?,
             });
         }
-        // The old layer computes what nothing needs, so it is removed below with all that is only its.
+        // The old layer computes what nothing needs, so it is removed below with all that is only
+        // its.
         graph.node[at].output = vec![names.free("head.replaced")];
         graph.node.splice(at + 1..at + 1, nodes);
 
         declare_classes(graph, &self.to, self.classes as i64, rows);
-        let outputs = graph.output.iter().map(|output| output.name().to_owned()).collect();
+        let outputs = graph
+            .output
+            .iter()
+            .map(|output| output.name().to_owned())
+            .collect();
         keep_only(graph, outputs);
         Ok(model)
     }
@@ -178,27 +235,36 @@ impl Head {
 
 /// The element type that a weight has where it is used.
 fn elem_of(graph: &GraphProto, name: &str) -> DataType {
-    let stored = graph.initializer.iter().find(|tensor| tensor.name() == name);
+    let stored = graph
+        .initializer
+        .iter()
+        .find(|tensor| tensor.name() == name);
     let node = producer(graph, name);
     let constant = node.and_then(super::fold::constant);
     let elem = match (stored.or(constant), node) {
         (Some(tensor), _) => tensor::elem(tensor),
-        (None, Some(cast)) if is(cast, "Cast") => {
-            int(cast, "to").and_then(|to| DataType::try_from(to as i32).ok()).unwrap_or(DataType::Float)
-        }
+        (None, Some(cast)) if is(cast, "Cast") => int(cast, "to")
+            .and_then(|to| DataType::try_from(to as i32).ok())
+            .unwrap_or(DataType::Float),
         (None, Some(same)) if is(same, "Identity") || is(same, "Transpose") => {
             input(same, 0).map_or(DataType::Float, |before| elem_of(graph, before))
         }
         _ => DataType::Float,
     };
-    if tensor::float_size(elem).is_some() { elem } else { DataType::Float }
+    if tensor::float_size(elem).is_some() {
+        elem
+    } else {
+        DataType::Float
+    }
 }
 
 /// Corrects the number of classes wherever it is declared, from the tensor `first` on.
 fn declare_classes(graph: &mut GraphProto, first: &str, old: i64, new: i64) {
     let mut affected = HashSet::from([first.to_owned()]);
     for node in &graph.node {
-        if AFTER.iter().any(|op_type| is(node, op_type)) && node.input.iter().any(|name| affected.contains(name)) {
+        if AFTER.iter().any(|op_type| is(node, op_type))
+            && node.input.iter().any(|name| affected.contains(name))
+        {
             affected.extend(node.output.iter().cloned());
         }
     }
@@ -207,7 +273,11 @@ fn declare_classes(graph: &mut GraphProto, first: &str, old: i64, new: i64) {
             && let Some(type_proto::Value::TensorType(tensor)) =
                 value.r#type.as_mut().and_then(|value| value.value.as_mut())
         {
-            for dim in tensor.shape.iter_mut().flat_map(|shape| shape.dim.iter_mut().skip(1)) {
+            for dim in tensor
+                .shape
+                .iter_mut()
+                .flat_map(|shape| shape.dim.iter_mut().skip(1))
+            {
                 if dim.value == Some(dimension::Value::DimValue(old)) {
                     dim.value = Some(dimension::Value::DimValue(new));
                 }
@@ -223,7 +293,8 @@ mod tests {
         Model, Normalization, Overrides, ServingGraph,
         graph::BodyPrecision,
         testing::{
-            self, BIAS, CLASSES, WEIGHT, assert_close, bytes, floats, graph, run, tiny, tiny_images, tiny_logits,
+            self, BIAS, CLASSES, WEIGHT, assert_close, bytes, floats, graph, run, tiny,
+            tiny_images, tiny_logits,
         },
     };
 
@@ -233,12 +304,18 @@ mod tests {
     fn other() -> LinearLayer {
         let mut weight = WEIGHT[..3].to_vec();
         weight.extend((0..3).map(|feature| WEIGHT[3 + feature] + WEIGHT[6 + feature]));
-        LinearLayer { weight, bias: vec![BIAS[0], BIAS[1] + BIAS[2]] }
+        LinearLayer {
+            weight,
+            bias: vec![BIAS[0], BIAS[1] + BIAS[2]],
+        }
     }
 
     fn expected() -> Vec<f32> {
         let logits = tiny_logits(&tiny_images(), IMAGENET.mean, IMAGENET.std);
-        logits.chunks(CLASSES).flat_map(|row| [row[0], row[1] + row[2]]).collect()
+        logits
+            .chunks(CLASSES)
+            .flat_map(|row| [row[0], row[1] + row[2]])
+            .collect()
     }
 
     fn assert_replaced(model: &ModelProto, softmax: bool) -> ModelProto {
@@ -255,7 +332,13 @@ mod tests {
     #[test]
     fn a_gemm_is_replaced_and_nothing_of_it_stays() {
         let replaced = assert_replaced(&tiny(), false);
-        let stored: Vec<_> = replaced.graph.unwrap().initializer.iter().map(|t| t.name().to_owned()).collect();
+        let stored: Vec<_> = replaced
+            .graph
+            .unwrap()
+            .initializer
+            .iter()
+            .map(|t| t.name().to_owned())
+            .collect();
         assert_eq!(stored, ["head.weight", "head.bias"]);
     }
 
@@ -267,25 +350,44 @@ mod tests {
             *stored = tensor::converted(stored, DataType::Float16, false).unwrap();
             stored.name = Some(format!("{}.half", stored.name()));
         }
-        let cast =
-            |name: &str| testing::node("Cast", &[&format!("{name}.half")], name).with_int("to", DataType::Float as i64);
-        graph.node.splice(0..0, [cast("fc.weight"), cast("fc.bias")]);
+        let cast = |name: &str| {
+            testing::node("Cast", &[&format!("{name}.half")], name)
+                .with_int("to", DataType::Float as i64)
+        };
+        graph
+            .node
+            .splice(0..0, [cast("fc.weight"), cast("fc.bias")]);
         let gemm = graph.node.last_mut().unwrap();
         gemm.output = vec!["logits".into()];
-        graph.node.push(testing::node("Softmax", &["logits"], "scores").with_int("axis", 1));
+        graph
+            .node
+            .push(testing::node("Softmax", &["logits"], "scores").with_int("axis", 1));
         let replaced = assert_replaced(&model, true);
-        assert!(replaced.graph.unwrap().node.iter().all(|node| node.op_type() != "Cast"));
+        assert!(
+            replaced
+                .graph
+                .unwrap()
+                .node
+                .iter()
+                .all(|node| node.op_type() != "Cast")
+        );
     }
 
     #[test]
     fn a_matmul_with_or_without_a_bias_is_replaced() {
-        let columns: Vec<f32> = (0..3).flat_map(|i| WEIGHT.iter().skip(i).step_by(3).copied()).collect();
+        let columns: Vec<f32> = (0..3)
+            .flat_map(|i| WEIGHT.iter().skip(i).step_by(3).copied())
+            .collect();
         let mut model = tiny();
         let graph = graph(&mut model);
         graph.initializer[0] = floats("fc.weight", &[3, CLASSES as i64], &columns);
         graph.node.pop();
-        graph.node.push(testing::node("MatMul", &["flat", "fc.weight"], "product"));
-        graph.node.push(testing::node("Add", &["fc.bias", "product"], "scores"));
+        graph
+            .node
+            .push(testing::node("MatMul", &["flat", "fc.weight"], "product"));
+        graph
+            .node
+            .push(testing::node("Add", &["fc.bias", "product"], "scores"));
         assert_replaced(&model, false);
 
         let graph = testing::graph(&mut model);
@@ -302,9 +404,14 @@ mod tests {
             *stored = tensor::converted(stored, DataType::Float16, false).unwrap();
         }
         graph.input = vec![testing::value("pixels", DataType::Float16, &[-1, 3, 4, 6])];
-        graph.output = vec![testing::value("scores", DataType::Float16, &[-1, CLASSES as i64])];
+        graph.output = vec![testing::value(
+            "scores",
+            DataType::Float16,
+            &[-1, CLASSES as i64],
+        )];
         let replaced = assert_replaced(&model, false);
-        let halves = |tensor: &crate::model::onnx::TensorProto| tensor::elem(tensor) == DataType::Float16;
+        let halves =
+            |tensor: &crate::model::onnx::TensorProto| tensor::elem(tensor) == DataType::Float16;
         assert!(replaced.graph.unwrap().initializer.iter().all(halves));
     }
 
@@ -319,8 +426,13 @@ mod tests {
             if precision == BodyPrecision::Fp32 {
                 let features = run(onnx, &tiny_images(), [2, 4, 6, 3]);
                 let layer = |row: &[f32]| -> Vec<f32> {
-                    let dot = |weight: &[f32]| weight.iter().zip(row).map(|(a, b)| a * b).sum::<f32>();
-                    WEIGHT.chunks(3).zip(BIAS).map(|(weight, bias)| dot(weight) + bias).collect()
+                    let dot =
+                        |weight: &[f32]| weight.iter().zip(row).map(|(a, b)| a * b).sum::<f32>();
+                    WEIGHT
+                        .chunks(3)
+                        .zip(BIAS)
+                        .map(|(weight, bias)| dot(weight) + bias)
+                        .collect()
                 };
                 let logits: Vec<f32> = features.chunks(3).flat_map(layer).collect();
                 let expected = tiny_logits(&tiny_images(), IMAGENET.mean, IMAGENET.std);
@@ -335,16 +447,33 @@ mod tests {
         graph(&mut model).node[2] = testing::node("Relu", &["flat"], "scores");
         let error = Head::find(&model).unwrap_err().to_string();
         assert!(error.contains("Relu") && error.contains("Gemm"), "{error}");
-        let layer = LinearLayer { weight: vec![0.0; 5], bias: vec![0.0; 2] };
-        let error = Head::find(&tiny()).unwrap().replace(&tiny(), &layer).unwrap_err().to_string();
+        let layer = LinearLayer {
+            weight: vec![0.0; 5],
+            bias: vec![0.0; 2],
+        };
+        let error = Head::find(&tiny())
+            .unwrap()
+            .replace(&tiny(), &layer)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("2 classes of 3 features"), "{error}");
     }
 
     #[test]
     fn the_replaced_model_loads_with_its_labels() {
-        let replaced = Head::find(&tiny()).unwrap().replace(&tiny(), &other()).unwrap();
+        let replaced = Head::find(&tiny())
+            .unwrap()
+            .replace(&tiny(), &other())
+            .unwrap();
         let labels = Some(vec!["left".to_owned(), "right".to_owned()]);
-        let model = Model::from_bytes(bytes(&replaced), &Overrides { labels, ..Default::default() }).unwrap();
+        let model = Model::from_bytes(
+            bytes(&replaced),
+            &Overrides {
+                labels,
+                ..Default::default()
+            },
+        )
+        .unwrap();
         assert_eq!(model.graph.classes, 2);
     }
 }

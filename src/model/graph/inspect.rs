@@ -45,14 +45,20 @@ pub(super) fn input(graph: &GraphProto, size: Option<&InputSize>) -> Result<Inpu
     let name = value.name().to_owned();
     let wrong = |reason: String| ModelError::Input(format!("input `{name}` {reason}"));
 
-    let (elem, dims) = tensor_type(value.r#type.as_ref()).ok_or_else(|| wrong("is not a tensor".into()))?;
+    let (elem, dims) =
+        tensor_type(value.r#type.as_ref()).ok_or_else(|| wrong("is not a tensor".into()))?;
     if !is_pixel(elem) {
         let elem = elem.as_str_name().to_ascii_lowercase();
-        return Err(wrong(format!("has the element type {elem}; float32, float16, double or uint8 images are needed")));
+        return Err(wrong(format!(
+            "has the element type {elem}; float32, float16, double or uint8 images are needed"
+        )));
     }
     let dims = dims.unwrap_or(vec![None; 4]);
     let [batch, a, b, c] = dims[..] else {
-        return Err(wrong(format!("has the shape {}; an image input is [N,3,H,W] or [N,H,W,3]", show(&dims))));
+        return Err(wrong(format!(
+            "has the shape {}; an image input is [N,3,H,W] or [N,H,W,3]",
+            show(&dims)
+        )));
     };
     let first = first_filter(graph, &name);
     let (layout, height, width) = match (a, c, first) {
@@ -60,7 +66,10 @@ pub(super) fn input(graph: &GraphProto, size: Option<&InputSize>) -> Result<Inpu
         (_, Some(3), _) if a != Some(1) => (Layout::Nhwc, a, b),
         (None, Some(_), Some(3)) => (Layout::Nchw, b, c),
         (Some(1), _, _) | (_, Some(1), _) | (None, _, Some(1)) => {
-            return Err(wrong(format!("has the shape {}: gray images, but this server feeds RGB ones", show(&dims))));
+            return Err(wrong(format!(
+                "has the shape {}: gray images, but this server feeds RGB ones",
+                show(&dims)
+            )));
         }
         _ => {
             let reason = "no dimension is known to be the 3 colours; an image input is [N,3,H,W] or [N,H,W,3]";
@@ -68,9 +77,9 @@ pub(super) fn input(graph: &GraphProto, size: Option<&InputSize>) -> Result<Inpu
         }
     };
     let side = |what: &str, dim: Option<i64>, said: Option<u32>| match (dim, said) {
-        (Some(dim), Some(said)) if dim != i64::from(said) => {
-            Err(wrong(format!("has {what} {dim}, but the manifest says {said}")))
-        }
+        (Some(dim), Some(said)) if dim != i64::from(said) => Err(wrong(format!(
+            "has {what} {dim}, but the manifest says {said}"
+        ))),
         (Some(dim), _) => Ok(u32::try_from(dim).unwrap_or(u32::MAX)),
         (None, said) => Ok(said.unwrap_or(USUAL_SIDE)),
     };
@@ -78,19 +87,31 @@ pub(super) fn input(graph: &GraphProto, size: Option<&InputSize>) -> Result<Inpu
     let height = side("the height", height, size.map(|size| size.height))?;
     let width = side("the width", width, size.map(|size| size.width))?;
     if !(1..=LARGEST_SIDE).contains(&height) || !(1..=LARGEST_SIDE).contains(&width) {
-        return Err(wrong(format!("takes {width}×{height} pixels; each side must be 1 to {LARGEST_SIDE}")));
+        return Err(wrong(format!(
+            "takes {width}×{height} pixels; each side must be 1 to {LARGEST_SIDE}"
+        )));
     }
     let batch = match batch {
         Some(batch) => Batch::Fixed(batch as usize),
         None => Batch::Any,
     };
-    Ok(Input { name, elem, layout, height, width, batch, any_size })
+    Ok(Input {
+        name,
+        elem,
+        layout,
+        height,
+        width,
+        batch,
+        any_size,
+    })
 }
 
 fn only_input(graph: &GraphProto) -> Result<&ValueInfoProto, ModelError> {
     match &graph.input[..] {
         [input] => Ok(input),
-        [] => Err(ModelError::Input("the graph has no input; one image input is needed".into())),
+        [] => Err(ModelError::Input(
+            "the graph has no input; one image input is needed".into(),
+        )),
         inputs => Err(ModelError::Input(format!(
             "the graph has {} inputs ({}); exactly one, for images, is needed",
             inputs.len(),
@@ -100,19 +121,39 @@ fn only_input(graph: &GraphProto) -> Result<&ValueInfoProto, ModelError> {
 }
 
 fn is_pixel(elem: DataType) -> bool {
-    use DataType::{Bfloat16, Double, Float, Float16, Int16, Int32, Int64, Uint8, Uint16, Uint32, Uint64};
-    matches!(elem, Float | Float16 | Bfloat16 | Double | Uint8 | Uint16 | Int16 | Uint32 | Int32 | Uint64 | Int64)
+    use DataType::{
+        Bfloat16, Double, Float, Float16, Int16, Int32, Int64, Uint8, Uint16, Uint32, Uint64,
+    };
+    matches!(
+        elem,
+        Float
+            | Float16
+            | Bfloat16
+            | Double
+            | Uint8
+            | Uint16
+            | Int16
+            | Uint32
+            | Int32
+            | Uint64
+            | Int64
+    )
 }
 
 /// The input channels of the convolution that the tensor `name` flows into.
 fn first_filter(graph: &GraphProto, name: &str) -> Option<i64> {
     let mut name = name;
     for _ in 0..8 {
-        let node = graph.node.iter().find(|node| walk::input(node, 0) == Some(name) && !is(node, "Shape"))?;
+        let node = graph
+            .node
+            .iter()
+            .find(|node| walk::input(node, 0) == Some(name) && !is(node, "Shape"))?;
         if is(node, "Conv") {
             return weight_dims(graph, walk::input(node, 1)?)?.get(1).copied();
         }
-        let passes = ["Cast", "Pad", "Identity", "Sub", "Add", "Mul", "Div"].iter().any(|op| is(node, op));
+        let passes = ["Cast", "Pad", "Identity", "Sub", "Add", "Mul", "Div"]
+            .iter()
+            .any(|op| is(node, op));
         name = node.output.first().filter(|_| passes)?;
     }
     None
@@ -120,36 +161,59 @@ fn first_filter(graph: &GraphProto, name: &str) -> Option<i64> {
 
 /// The shape of a weight: stored, or computed from a stored one without changing the shape.
 pub(super) fn weight_dims(graph: &GraphProto, name: &str) -> Option<Vec<i64>> {
-    if let Some(tensor) = graph.initializer.iter().find(|tensor| tensor.name() == name) {
+    if let Some(tensor) = graph
+        .initializer
+        .iter()
+        .find(|tensor| tensor.name() == name)
+    {
         return Some(tensor.dims.clone());
     }
     let node = producer(graph, name)?;
     if let Some(tensor) = super::fold::constant(node) {
         return Some(tensor.dims.clone());
     }
-    let keeps = ["Identity", "Cast", "DequantizeLinear", "QuantizeLinear"].iter().any(|op| is(node, op));
-    let dims = weight_dims(graph, walk::input(node, 0).filter(|_| keeps || is(node, "Transpose"))?)?;
+    let keeps = ["Identity", "Cast", "DequantizeLinear", "QuantizeLinear"]
+        .iter()
+        .any(|op| is(node, op));
+    let dims = weight_dims(
+        graph,
+        walk::input(node, 0).filter(|_| keeps || is(node, "Transpose"))?,
+    )?;
     if keeps {
         return Some(dims);
     }
     let perm = walk::attribute(node, "perm").map(|attribute| attribute.ints.clone());
     match perm {
-        Some(perm) => perm.iter().map(|&axis| dims.get(usize::try_from(axis).ok()?).copied()).collect(),
+        Some(perm) => perm
+            .iter()
+            .map(|&axis| dims.get(usize::try_from(axis).ok()?).copied())
+            .collect(),
         None => Some(dims.into_iter().rev().collect()),
     }
 }
 
 pub(super) fn producer<'a>(graph: &'a GraphProto, name: &str) -> Option<&'a NodeProto> {
-    graph.node.iter().find(|node| node.output.iter().any(|output| output == name))
+    graph
+        .node
+        .iter()
+        .find(|node| node.output.iter().any(|output| output == name))
 }
 
 /// A tensor's element type and dimensions; `None` stands for a dimension that is not fixed.
-pub(super) fn tensor_type(value: Option<&TypeProto>) -> Option<(DataType, Option<Vec<Option<i64>>>)> {
+pub(super) fn tensor_type(
+    value: Option<&TypeProto>,
+) -> Option<(DataType, Option<Vec<Option<i64>>>)> {
     let type_proto::Value::TensorType(tensor) = value?.value.as_ref()? else {
         return None;
     };
-    let dims = tensor.shape.as_ref().map(|shape| shape.dim.iter().map(fixed).collect());
-    Some((DataType::try_from(tensor.elem_type()).unwrap_or(DataType::Undefined), dims))
+    let dims = tensor
+        .shape
+        .as_ref()
+        .map(|shape| shape.dim.iter().map(fixed).collect());
+    Some((
+        DataType::try_from(tensor.elem_type()).unwrap_or(DataType::Undefined),
+        dims,
+    ))
 }
 
 /// Exporters also write 0 or -1 for what is not fixed.
@@ -162,10 +226,16 @@ fn fixed(dim: &Dimension) -> Option<i64> {
 
 /// Dimensions as they are usually written.
 pub(super) fn show(dims: &[Option<i64>]) -> String {
-    let dims: Vec<String> = dims.iter().map(|dim| dim.map_or("?".into(), |dim| dim.to_string())).collect();
+    let dims: Vec<String> = dims
+        .iter()
+        .map(|dim| dim.map_or("?".into(), |dim| dim.to_string()))
+        .collect();
     format!("[{}]", dims.join(","))
 }
 
 pub(super) fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
-    names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    names
+        .map(|name| format!("`{name}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -28,7 +28,8 @@ use self::{
 use super::{
     InputSize, Manifest, ModelError,
     onnx::{
-        AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+        AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto,
+        TypeProto, ValueInfoProto,
         attribute_proto::AttributeType,
         tensor_proto::DataType,
         tensor_shape_proto::{Dimension, dimension},
@@ -46,7 +47,8 @@ const OLDEST_OPSET: i64 = 13;
 /// What a batch's dimension is called where it is open.
 const ANY_BATCH: &str = "N";
 
-/// How a pixel becomes what the network was trained on: `(value / 255 - mean) / std`, for red, green and blue.
+/// How a pixel becomes what the network was trained on: `(value / 255 - mean) / std`, for red,
+/// green and blue.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalization {
     /// What is subtracted, where black is 0 and white 1.
@@ -57,7 +59,10 @@ pub struct Normalization {
 
 impl Normalization {
     /// What networks trained on ImageNet usually expect.
-    pub const IMAGENET: Self = Self { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
+    pub const IMAGENET: Self = Self {
+        mean: [0.485, 0.456, 0.406],
+        std: [0.229, 0.224, 0.225],
+    };
 
     fn check(&self) -> Result<(), ModelError> {
         let Self { mean, std } = self;
@@ -66,7 +71,9 @@ impl Normalization {
             return wrong(format!("the mean {mean:?} must be three finite numbers"));
         }
         if std.iter().any(|value| !value.is_normal() || *value < 0.0) {
-            return wrong(format!("the standard deviation {std:?} must be three finite numbers above 0"));
+            return wrong(format!(
+                "the standard deviation {std:?} must be three finite numbers above 0"
+            ));
         }
         if mean.iter().chain(std).all(|value| *value > 1.0) {
             return wrong(format!(
@@ -99,8 +106,8 @@ pub enum BodyPrecision {
 
 /// A classifier with the input [`IMAGES`] and the output [`LOGITS`], which normalises in the graph.
 ///
-/// Models that take integers normalise by themselves: they get the pixels from 0 to 255 as they are, and a mean and a
-/// standard deviation in their manifest are not used.
+/// Models that take integers normalise by themselves: they get the pixels from 0 to 255 as they
+/// are, and a mean and a standard deviation in their manifest are not used.
 #[derive(Clone)]
 pub struct ServingGraph {
     /// Logits for an image.
@@ -115,7 +122,8 @@ pub struct ServingGraph {
     pub softmax: bool,
     /// Whether the graph normalises; not so where the network takes integers.
     pub normalizes: bool,
-    /// Whether the numbers that come out are no logits but what a last layer would take (see [`Base`](super::Base)).
+    /// Whether the numbers that come out are no logits but what a last layer would take (see
+    /// [`Base`](super::Base)).
     pub features: bool,
     /// Whether layers compute with 8-bit integers.
     pub quantized: bool,
@@ -132,7 +140,8 @@ impl ServingGraph {
     /// Rewrites `model`; `size` is for models that leave the images' height or width open.
     ///
     /// # Errors
-    /// Whatever makes the model something else than a classifier of RGB images in one self-contained file.
+    /// Whatever makes the model something else than a classifier of RGB images in one
+    /// self-contained file.
     pub fn new(
         mut model: ModelProto,
         normalization: &Normalization,
@@ -171,10 +180,18 @@ impl ServingGraph {
             softmax: scores.softmax.is_some(),
             normalizes: input.elem == DataType::Float || input.elem == DataType::Double,
             features: false,
-            quantized: model.graph.iter().flat_map(|graph| &graph.node).any(|node| walk::is(node, "QuantizeLinear")),
+            quantized: model
+                .graph
+                .iter()
+                .flat_map(|graph| &graph.node)
+                .any(|node| walk::is(node, "QuantizeLinear")),
             model,
             prologue,
-            network_input: if prologue > 0 { network_input } else { IMAGES.to_owned() },
+            network_input: if prologue > 0 {
+                network_input
+            } else {
+                IMAGES.to_owned()
+            },
             network_elem: input.elem,
         })
     }
@@ -183,11 +200,17 @@ impl ServingGraph {
     ///
     /// # Errors
     /// A batch that the model is not made for; a network that cannot be given the element type.
-    pub fn to_onnx(&self, batch: Option<usize>, precision: BodyPrecision) -> Result<Vec<u8>, ModelError> {
+    pub fn to_onnx(
+        &self,
+        batch: Option<usize>,
+        precision: BodyPrecision,
+    ) -> Result<Vec<u8>, ModelError> {
         if let Batch::Fixed(fixed) = self.batch
             && batch != Some(fixed)
         {
-            let asked = batch.map_or("any number of images".to_owned(), |batch| format!("batches of {batch}"));
+            let asked = batch.map_or("any number of images".to_owned(), |batch| {
+                format!("batches of {batch}")
+            });
             return Err(ModelError::Batch { fixed, asked });
         }
         let mut model = self.model.clone();
@@ -206,10 +229,19 @@ impl ServingGraph {
         };
         let typed = typing::apply(
             &mut model,
-            &typing::Body { input: &self.network_input, elem: self.network_elem, first: self.prologue },
+            &typing::Body {
+                input: &self.network_input,
+                elem: self.network_elem,
+                first: self.prologue,
+            },
             elem,
         )?;
-        encode::encode(model, |tensor| typed.get(tensor.name()).copied().unwrap_or_else(|| as_float(tensor)))
+        encode::encode(model, |tensor| {
+            typed
+                .get(tensor.name())
+                .copied()
+                .unwrap_or_else(|| as_float(tensor))
+        })
     }
 }
 
@@ -248,28 +280,46 @@ impl fmt::Debug for ServingGraph {
 /// Halves are written as float32, everything else as it is.
 fn as_float(tensor: &TensorProto) -> Storage {
     let elem = tensor::elem(tensor);
-    Storage { elem: if tensor::is_half(elem) { DataType::Float } else { elem }, overflow: false }
+    Storage {
+        elem: if tensor::is_half(elem) {
+            DataType::Float
+        } else {
+            elem
+        },
+        overflow: false,
+    }
 }
 
 fn check_file(model: &ModelProto) -> Result<(), ModelError> {
     if !model.training_info.is_empty() {
         return Err(ModelError::Training);
     }
-    let opset = model.opset_import.iter().find(|opset| walk::is_default_domain(opset.domain()));
+    let opset = model
+        .opset_import
+        .iter()
+        .find(|opset| walk::is_default_domain(opset.domain()));
     match opset.map(|opset| opset.version()) {
         None => return Err(ModelError::NoOpset),
         Some(found) if found < OLDEST_OPSET => return Err(ModelError::Opset { found }),
         Some(_) => {}
     }
-    model.graph.iter().try_for_each(|graph| walk::each_tensor(graph, &mut tensor::refuse_external))
+    model
+        .graph
+        .iter()
+        .try_for_each(|graph| walk::each_tensor(graph, &mut tensor::refuse_external))
 }
 
 /// Refuses nodes that use what no node before them makes.
 fn check_order(graph: &GraphProto) -> Result<(), ModelError> {
-    let mut known: HashSet<&str> =
-        initializer_names(graph).chain(graph.input.iter().map(|input| input.name())).collect();
+    let mut known: HashSet<&str> = initializer_names(graph)
+        .chain(graph.input.iter().map(|input| input.name()))
+        .collect();
     for node in &graph.node {
-        if let Some(name) = node.input.iter().find(|name| !name.is_empty() && !known.contains(name.as_str())) {
+        if let Some(name) = node
+            .input
+            .iter()
+            .find(|name| !name.is_empty() && !known.contains(name.as_str()))
+        {
             return Err(ModelError::Node {
                 node: walk::describe(node),
                 reason: format!("uses the tensor `{name}`, which nothing before it makes"),
@@ -281,11 +331,19 @@ fn check_order(graph: &GraphProto) -> Result<(), ModelError> {
 }
 
 fn initializer_names(graph: &GraphProto) -> impl Iterator<Item = &str> {
-    let sparse = graph.sparse_initializer.iter().flat_map(|sparse| &sparse.values);
-    graph.initializer.iter().chain(sparse).map(|tensor| tensor.name())
+    let sparse = graph
+        .sparse_initializer
+        .iter()
+        .flat_map(|sparse| &sparse.values);
+    graph
+        .initializer
+        .iter()
+        .chain(sparse)
+        .map(|tensor| tensor.name())
 }
 
-/// Removes the Softmax, the other outputs and the nodes that only they needed. Returns the scores' tensor.
+/// Removes the Softmax, the other outputs and the nodes that only they needed. Returns the scores'
+/// tensor.
 fn take_scores(graph: &mut GraphProto, scores: &Scores) -> Result<String, ModelError> {
     let mut last = scores.output.clone();
     if let Some(softmax) = &scores.softmax {
@@ -293,11 +351,16 @@ fn take_scores(graph: &mut GraphProto, scores: &Scores) -> Result<String, ModelE
             last.clone_from(&softmax.logits);
         } else {
             let inputs = graph.node.iter_mut().flat_map(|node| &mut node.input);
-            inputs.filter(|name| **name == softmax.probabilities).for_each(|name| name.clone_from(&softmax.logits));
+            inputs
+                .filter(|name| **name == softmax.probabilities)
+                .for_each(|name| name.clone_from(&softmax.logits));
         }
     }
     if inspect::producer(graph, &last).is_none() {
-        return Err(ModelError::Output(format!("output `{}` is not computed from the images", scores.output)));
+        return Err(ModelError::Output(format!(
+            "output `{}` is not computed from the images",
+            scores.output
+        )));
     }
     graph.output.retain(|output| output.name() == scores.output);
     keep_only(graph, HashSet::from([last.clone()]));
@@ -324,16 +387,25 @@ fn keep_only(graph: &mut GraphProto, mut needed: HashSet<String>) {
         .iter()
         .zip(keep.iter().rev())
         .filter(|(_, keep)| !**keep)
-        .flat_map(|(node, _)| walk::uses(node).into_iter().chain(node.output.iter().map(String::as_str)))
+        .flat_map(|(node, _)| {
+            walk::uses(node)
+                .into_iter()
+                .chain(node.output.iter().map(String::as_str))
+        })
         .filter(|name| !needed.contains(*name))
         .map(str::to_owned)
         .collect();
     fold::retain_indices(&mut graph.node, |index| keep[count - 1 - index]);
-    graph.initializer.retain(|tensor| !removed.contains(tensor.name()));
-    graph.value_info.retain(|value| !removed.contains(value.name()));
+    graph
+        .initializer
+        .retain(|tensor| !removed.contains(tensor.name()));
+    graph
+        .value_info
+        .retain(|value| !removed.contains(value.name()));
 }
 
-/// Takes the serving graph's two names away from the network's tensors. Returns the new name of the tensor `last`.
+/// Takes the serving graph's two names away from the network's tensors. Returns the new name of the
+/// tensor `last`.
 fn free_reserved(graph: &mut GraphProto, mut last: String, names: &mut Names) -> String {
     for reserved in [IMAGES, LOGITS] {
         if names.contains(reserved) {
@@ -351,12 +423,22 @@ fn free_reserved(graph: &mut GraphProto, mut last: String, names: &mut Names) ->
 fn finish(graph: &mut GraphProto, scores: &Scores, mut last: String, names: &mut Names) {
     if !scores.flat {
         let flat = names.free("network_scores");
-        graph.node.push(node("Flatten", &[&last], &flat, Some(int_attribute("axis", 1))));
+        graph.node.push(node(
+            "Flatten",
+            &[&last],
+            &flat,
+            Some(int_attribute("axis", 1)),
+        ));
         last = flat;
     }
     if scores.elem == DataType::Double {
         let float = names.free("network_scores_float");
-        graph.node.push(node("Cast", &[&last], &float, Some(int_attribute("to", DataType::Float as i64))));
+        graph.node.push(node(
+            "Cast",
+            &[&last],
+            &float,
+            Some(int_attribute("to", DataType::Float as i64)),
+        ));
         last = float;
     }
     walk::rename(graph, &last, LOGITS);
@@ -376,26 +458,42 @@ fn begin(
     names: &mut Names,
 ) -> usize {
     let cast = |elem: DataType| Some(("Cast", int_attribute("to", elem as i64), None));
-    let to_nchw = (input.layout == Layout::Nchw).then(|| ("Transpose", ints_attribute("perm", &[0, 3, 1, 2]), None));
+    let to_nchw = (input.layout == Layout::Nchw)
+        .then(|| ("Transpose", ints_attribute("perm", &[0, 3, 1, 2]), None));
     let steps = match input.elem {
         DataType::Float | DataType::Double => {
             let channels = match input.layout {
                 Layout::Nchw => [1, 3, 1, 1],
                 Layout::Nhwc => [1, 1, 1, 3],
             };
-            let [scale, bias] = ["preprocess_scale", "preprocess_bias"].map(|name| names.free(name));
+            let [scale, bias] =
+                ["preprocess_scale", "preprocess_bias"].map(|name| names.free(name));
             let of = |formula: fn(f64, f64) -> f64| {
                 let pairs = normalization.mean.iter().zip(normalization.std);
-                pairs.map(|(&mean, std)| formula(mean.into(), std.into()) as f32).collect::<Vec<_>>()
+                pairs
+                    .map(|(&mean, std)| formula(mean.into(), std.into()) as f32)
+                    .collect::<Vec<_>>()
             };
-            graph.initializer.push(tensor::floats(&scale, &channels, &of(|_, std| 1.0 / (255.0 * std))));
-            graph.initializer.push(tensor::floats(&bias, &channels, &of(|mean, std| -mean / std)));
+            graph.initializer.push(tensor::floats(
+                &scale,
+                &channels,
+                &of(|_, std| 1.0 / (255.0 * std)),
+            ));
+            graph.initializer.push(tensor::floats(
+                &bias,
+                &channels,
+                &of(|mean, std| -mean / std),
+            ));
             vec![
                 cast(DataType::Float),
                 to_nchw,
                 Some(("Mul", AttributeProto::default(), Some(scale))),
                 Some(("Add", AttributeProto::default(), Some(bias))),
-                if input.elem == DataType::Double { cast(DataType::Double) } else { None },
+                if input.elem == DataType::Double {
+                    cast(DataType::Double)
+                } else {
+                    None
+                },
             ]
         }
         // A cast to the same type would be one that TensorRT refuses.
@@ -414,22 +512,37 @@ fn begin(
             true => network_input.to_owned(),
             false => names.free(&format!("preprocess_{}", op_type.to_ascii_lowercase())),
         };
-        let inputs: Vec<&str> = std::iter::once(before.as_str()).chain(operand.as_deref()).collect();
-        nodes.push(node(op_type, &inputs, &output, Some(attribute).filter(|attribute| attribute.name.is_some())));
+        let inputs: Vec<&str> = std::iter::once(before.as_str())
+            .chain(operand.as_deref())
+            .collect();
+        nodes.push(node(
+            op_type,
+            &inputs,
+            &output,
+            Some(attribute).filter(|attribute| attribute.name.is_some()),
+        ));
         before = output;
     }
     nodes.append(&mut graph.node);
     graph.node = nodes;
     for value in &mut graph.input {
         value.name = Some(IMAGES.into());
-        value.r#type = Some(tensor_type(DataType::Uint8, &[-1, input.height.into(), input.width.into(), 3]));
+        value.r#type = Some(tensor_type(
+            DataType::Uint8,
+            &[-1, input.height.into(), input.width.into(), 3],
+        ));
     }
     count
 }
 
-/// Drops the shapes declared for tensors within the network: they may tell of another batch or size.
+/// Drops the shapes declared for tensors within the network: they may tell of another batch or
+/// size.
 fn forget_shapes(graph: &mut GraphProto) {
-    for value in graph.value_info.iter_mut().filter_map(|value| value.r#type.as_mut()?.value.as_mut()) {
+    for value in graph
+        .value_info
+        .iter_mut()
+        .filter_map(|value| value.r#type.as_mut()?.value.as_mut())
+    {
         if let type_proto::Value::TensorType(tensor) = value {
             tensor.shape = None;
         }
@@ -437,8 +550,12 @@ fn forget_shapes(graph: &mut GraphProto) {
 }
 
 fn set_first_dimension(value: &mut ValueInfoProto, first: &dimension::Value) {
-    if let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_mut().and_then(|value| value.value.as_mut())
-        && let Some(dim) = tensor.shape.as_mut().and_then(|shape| shape.dim.first_mut())
+    if let Some(type_proto::Value::TensorType(tensor)) =
+        value.r#type.as_mut().and_then(|value| value.value.as_mut())
+        && let Some(dim) = tensor
+            .shape
+            .as_mut()
+            .and_then(|shape| shape.dim.first_mut())
     {
         dim.value = Some(first.clone());
     }
@@ -453,9 +570,17 @@ pub(super) fn tensor_type(elem: DataType, dims: &[i64]) -> TypeProto {
             dim => dimension::Value::DimValue(dim),
         }),
     };
-    let shape = TensorShapeProto { dim: dims.iter().map(dim).collect() };
-    let tensor = type_proto::Tensor { elem_type: Some(elem as i32), shape: Some(shape) };
-    TypeProto { denotation: None, value: Some(type_proto::Value::TensorType(tensor)) }
+    let shape = TensorShapeProto {
+        dim: dims.iter().map(dim).collect(),
+    };
+    let tensor = type_proto::Tensor {
+        elem_type: Some(elem as i32),
+        shape: Some(shape),
+    };
+    TypeProto {
+        denotation: None,
+        value: Some(type_proto::Value::TensorType(tensor)),
+    }
 }
 
 fn tensor_attribute(name: &str, value: TensorProto) -> AttributeProto {

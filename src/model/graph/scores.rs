@@ -14,7 +14,15 @@ use super::{
 /// Longest chain of nodes that is followed back from an output.
 const STEPS: usize = 64;
 /// Operators that only give the same numbers another shape or type.
-const SAME_NUMBERS: [&str; 7] = ["Identity", "Cast", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout"];
+const SAME_NUMBERS: [&str; 7] = [
+    "Identity",
+    "Cast",
+    "Flatten",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Dropout",
+];
 /// Operators that keep the number of channels.
 const SAME_CHANNELS: [&str; 12] = [
     "Relu",
@@ -55,15 +63,21 @@ pub(super) struct Softmax {
 
 /// Finds the scores.
 ///
-/// Of several outputs, the one is taken that has one list of scores for an image; if there are more such outputs, they
-/// must be the same logits with and without Softmax.
+/// Of several outputs, the one is taken that has one list of scores for an image; if there are more
+/// such outputs, they must be the same logits with and without Softmax.
 pub(super) fn scores(graph: &GraphProto) -> Result<Scores, ModelError> {
     match &graph.output[..] {
-        [] => Err(ModelError::Output("the graph has no output; one with scores, [N, classes], is needed".into())),
+        [] => Err(ModelError::Output(
+            "the graph has no output; one with scores, [N, classes], is needed".into(),
+        )),
         [output] => examine(graph, output),
         outputs => {
-            let listed: Vec<&ValueInfoProto> = outputs.iter().filter(|output| is_list(output)).collect();
-            let mut found: Vec<Scores> = listed.iter().filter_map(|output| examine(graph, output).ok()).collect();
+            let listed: Vec<&ValueInfoProto> =
+                outputs.iter().filter(|output| is_list(output)).collect();
+            let mut found: Vec<Scores> = listed
+                .iter()
+                .filter_map(|output| examine(graph, output).ok())
+                .collect();
             found.sort_by_key(|scores| scores.softmax.is_some());
             let sources: HashSet<&str> = found.iter().map(source).collect();
             if sources.len() == 1 {
@@ -74,7 +88,11 @@ pub(super) fn scores(graph: &GraphProto) -> Result<Scores, ModelError> {
                  with that output only",
                 outputs.len(),
                 list(outputs.iter().map(|output| output.name())),
-                if sources.is_empty() { "none".to_owned() } else { sources.len().to_string() },
+                if sources.is_empty() {
+                    "none".to_owned()
+                } else {
+                    sources.len().to_string()
+                },
             )))
         }
     }
@@ -82,30 +100,42 @@ pub(super) fn scores(graph: &GraphProto) -> Result<Scores, ModelError> {
 
 /// The tensor that the scores are before any Softmax.
 pub(super) fn source(scores: &Scores) -> &str {
-    scores.softmax.as_ref().map_or(&scores.output, |softmax| &softmax.logits)
+    scores
+        .softmax
+        .as_ref()
+        .map_or(&scores.output, |softmax| &softmax.logits)
 }
 
 /// Whether the shape, as far as it is declared, is one list for an image.
 fn is_list(output: &ValueInfoProto) -> bool {
     match tensor_type(output.r#type.as_ref()) {
         Some((elem, Some(dims))) => {
-            is_score(elem) && dims.len() > 1 && dims[1] != Some(1) && dims[2..].iter().all(|dim| *dim == Some(1))
+            is_score(elem)
+                && dims.len() > 1
+                && dims[1] != Some(1)
+                && dims[2..].iter().all(|dim| *dim == Some(1))
         }
         _ => false,
     }
 }
 
 fn is_score(elem: DataType) -> bool {
-    matches!(elem, DataType::Float | DataType::Double | DataType::Float16 | DataType::Bfloat16)
+    matches!(
+        elem,
+        DataType::Float | DataType::Double | DataType::Float16 | DataType::Bfloat16
+    )
 }
 
 fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelError> {
     let output = value.name().to_owned();
     let wrong = |reason: String| ModelError::Output(format!("output `{output}` {reason}"));
-    let (elem, dims) = tensor_type(value.r#type.as_ref()).ok_or_else(|| wrong("is not a tensor".into()))?;
+    let (elem, dims) =
+        tensor_type(value.r#type.as_ref()).ok_or_else(|| wrong("is not a tensor".into()))?;
     if !is_score(elem) {
         let elem = elem.as_str_name().to_ascii_lowercase();
-        return Err(wrong(format!("has the element type {elem}; scores are float32 (no ArgMax or TopK at the end)")));
+        return Err(wrong(format!(
+            "has the element type {elem}; scores are float32 (no ArgMax or TopK at the end)"
+        )));
     }
     let softmax = match ending(graph, &output) {
         Ending::Softmax(softmax) => Some(softmax),
@@ -124,7 +154,12 @@ fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelEr
             [_, classes, Some(1)] | [_, Some(1), classes] => classes,
             [_, classes, Some(1), Some(1)] | [_, Some(1), Some(1), classes] => classes,
             [_, None, None] | [_, _, None, None] => None,
-            _ => return Err(wrong(format!("has the shape {}; scores are [N, classes]", show(dims)))),
+            _ => {
+                return Err(wrong(format!(
+                    "has the shape {}; scores are [N, classes]",
+                    show(dims)
+                )));
+            }
         },
     };
     let classes = counted.or_else(|| classes_by_weights(graph, &output)).ok_or_else(|| {
@@ -134,7 +169,13 @@ fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelEr
         wrong(format!("gives {classes} score for an image; a classifier with two classes or more is needed"))
     })?;
     let flat = dims.is_some_and(|dims| dims.len() == 2);
-    Ok(Scores { output, elem, classes, flat, softmax })
+    Ok(Scores {
+        output,
+        elem,
+        classes,
+        flat,
+        softmax,
+    })
 }
 
 enum Ending {
@@ -146,12 +187,18 @@ enum Ending {
 fn ending(graph: &GraphProto, output: &str) -> Ending {
     let mut name = output;
     for _ in 0..STEPS {
-        let Some(node) = producer(graph, name) else { break };
+        let Some(node) = producer(graph, name) else {
+            break;
+        };
         if node.output.first().is_none_or(|first| first != name) {
             break;
         }
-        let softmax =
-            |logits: &str| Ending::Softmax(Softmax { logits: logits.to_owned(), probabilities: name.to_owned() });
+        let softmax = |logits: &str| {
+            Ending::Softmax(Softmax {
+                logits: logits.to_owned(),
+                probabilities: name.to_owned(),
+            })
+        };
         match input(node, 0) {
             Some(logits) if is_softmax(node) => return softmax(logits),
             Some(_) if is(node, "Sigmoid") || is(node, "HardSigmoid") => return Ending::Sigmoid,
@@ -167,7 +214,8 @@ fn ending(graph: &GraphProto, output: &str) -> Ending {
 
 /// Whether the node is a Softmax over the classes.
 fn is_softmax(node: &NodeProto) -> bool {
-    is_any(node, &["Softmax", "LogSoftmax"]) && matches!(int(node, "axis"), None | Some(1 | -1 | -3))
+    is_any(node, &["Softmax", "LogSoftmax"])
+        && matches!(int(node, "axis"), None | Some(1 | -1 | -3))
 }
 
 /// The logits `x` of `Exp(x) / ReduceSum(Exp(x))`.
@@ -195,7 +243,9 @@ fn classes_by_weights(graph: &GraphProto, output: &str) -> Option<i64> {
         }
         name = if is_any(node, &["Add", "Sub", "Mul", "Div"]) {
             match (weight(0), weight(1)) {
-                (None, Some(dims)) | (Some(dims), None) if dims.len() == 1 && dims[0] > 1 => return Some(dims[0]),
+                (None, Some(dims)) | (Some(dims), None) if dims.len() == 1 && dims[0] > 1 => {
+                    return Some(dims[0]);
+                }
                 (Some(_), _) => input(node, 1)?,
                 _ => input(node, 0)?,
             }

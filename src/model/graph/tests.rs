@@ -2,14 +2,21 @@
 
 use super::*;
 use crate::model::{
-    onnx::{FunctionProto, OperatorSetIdProto, StringStringEntryProto, TrainingInfoProto, tensor_proto::DataLocation},
+    onnx::{
+        FunctionProto, OperatorSetIdProto, StringStringEntryProto, TrainingInfoProto,
+        tensor_proto::DataLocation,
+    },
     testing::{
-        BIAS, CLASSES, WEIGHT, assert_close, floats, graph, ints, node, run, tiny, tiny_images, tiny_logits, value,
+        BIAS, CLASSES, WEIGHT, assert_close, floats, graph, ints, node, run, tiny, tiny_images,
+        tiny_logits, value,
     },
 };
 use prost::Message;
 
-const PLAIN: Normalization = Normalization { mean: [0.5, 0.25, 0.125], std: [0.5, 0.25, 1.0] };
+const PLAIN: Normalization = Normalization {
+    mean: [0.5, 0.25, 0.125],
+    std: [0.5, 0.25, 1.0],
+};
 
 fn serve(model: &ModelProto) -> Result<ServingGraph, ModelError> {
     ServingGraph::new(model.clone(), &PLAIN, None)
@@ -24,13 +31,22 @@ fn decoded(serving: &ServingGraph, batch: Option<usize>, precision: BodyPrecisio
 }
 
 fn dims(value: &ValueInfoProto) -> String {
-    inspect::show(&inspect::tensor_type(value.r#type.as_ref()).unwrap().1.unwrap())
+    inspect::show(
+        &inspect::tensor_type(value.r#type.as_ref())
+            .unwrap()
+            .1
+            .unwrap(),
+    )
 }
 
 /// Runs the model on [`tiny_images`] and compares with what [`tiny`] should answer.
 fn assert_tiny(serving: &ServingGraph) {
     let images = tiny_images();
-    let logits = run(serving.to_onnx(None, BodyPrecision::Fp32).unwrap(), &images, [2, 4, 6, 3]);
+    let logits = run(
+        serving.to_onnx(None, BodyPrecision::Fp32).unwrap(),
+        &images,
+        [2, 4, 6, 3],
+    );
     assert_close(&logits, &tiny_logits(&images, PLAIN.mean, PLAIN.std), 1e-5);
 }
 
@@ -41,31 +57,73 @@ fn set_weight(model: &mut ModelProto, weight: TensorProto) {
 #[test]
 fn pixels_go_in_and_logits_come_out() {
     let serving = serve(&tiny()).unwrap();
-    assert_eq!((serving.classes, serving.height, serving.width), (CLASSES, 4, 6));
-    assert_eq!((serving.batch, serving.softmax, serving.normalizes), (Batch::Any, false, true));
+    assert_eq!(
+        (serving.classes, serving.height, serving.width),
+        (CLASSES, 4, 6)
+    );
+    assert_eq!(
+        (serving.batch, serving.softmax, serving.normalizes),
+        (Batch::Any, false, true)
+    );
     assert_tiny(&serving);
 
     let model = decoded(&serving, None, BodyPrecision::Fp32);
     let graph = model.graph.unwrap();
     let ops: Vec<&str> = graph.node.iter().map(|node| node.op_type()).collect();
-    assert_eq!(ops, ["Cast", "Transpose", "Mul", "Add", "GlobalAveragePool", "Flatten", "Gemm"]);
-    assert_eq!((graph.input[0].name(), dims(&graph.input[0]).as_str()), (IMAGES, "[?,4,6,3]"));
-    assert_eq!((graph.output[0].name(), dims(&graph.output[0]).as_str()), (LOGITS, "[?,4]"));
+    assert_eq!(
+        ops,
+        [
+            "Cast",
+            "Transpose",
+            "Mul",
+            "Add",
+            "GlobalAveragePool",
+            "Flatten",
+            "Gemm"
+        ]
+    );
+    assert_eq!(
+        (graph.input[0].name(), dims(&graph.input[0]).as_str()),
+        (IMAGES, "[?,4,6,3]")
+    );
+    assert_eq!(
+        (graph.output[0].name(), dims(&graph.output[0]).as_str()),
+        (LOGITS, "[?,4]")
+    );
 
-    let graph = decoded(&serving, Some(2), BodyPrecision::Fp32).graph.unwrap();
-    assert_eq!((dims(&graph.input[0]).as_str(), dims(&graph.output[0]).as_str()), ("[2,4,6,3]", "[2,4]"));
+    let graph = decoded(&serving, Some(2), BodyPrecision::Fp32)
+        .graph
+        .unwrap();
+    assert_eq!(
+        (
+            dims(&graph.input[0]).as_str(),
+            dims(&graph.output[0]).as_str()
+        ),
+        ("[2,4,6,3]", "[2,4]")
+    );
 }
 
 #[test]
 fn channels_last_needs_no_transpose() {
     let mut model = tiny();
     graph(&mut model).input = vec![value("pixels", DataType::Float, &[-1, 4, 6, 3])];
-    graph(&mut model).node.insert(0, node("Transpose", &["pixels"], "nchw").with_ints("perm", &[0, 3, 1, 2]));
+    graph(&mut model).node.insert(
+        0,
+        node("Transpose", &["pixels"], "nchw").with_ints("perm", &[0, 3, 1, 2]),
+    );
     graph(&mut model).node[1].input[0] = "nchw".into();
     let serving = serve(&model).unwrap();
     assert_tiny(&serving);
-    let ops: Vec<_> = decoded(&serving, None, BodyPrecision::Fp32).graph.unwrap().node;
-    assert_eq!(ops.iter().filter(|node| node.op_type() == "Transpose").count(), 1);
+    let ops: Vec<_> = decoded(&serving, None, BodyPrecision::Fp32)
+        .graph
+        .unwrap()
+        .node;
+    assert_eq!(
+        ops.iter()
+            .filter(|node| node.op_type() == "Transpose")
+            .count(),
+        1
+    );
 }
 
 #[test]
@@ -76,10 +134,15 @@ fn a_fixed_batch_stays_fixed() {
     graph(&mut model).value_info = vec![value("flat", DataType::Float, &[2, 3])];
     let serving = serve(&model).unwrap();
     assert_eq!(serving.batch, Batch::Fixed(2));
-    let graph = decoded(&serving, Some(2), BodyPrecision::Fp32).graph.unwrap();
+    let graph = decoded(&serving, Some(2), BodyPrecision::Fp32)
+        .graph
+        .unwrap();
     assert_eq!(dims(&graph.value_info[0]), "[2,3]");
     for wrong in [None, Some(1)] {
-        let error = serving.to_onnx(wrong, BodyPrecision::Fp32).unwrap_err().to_string();
+        let error = serving
+            .to_onnx(wrong, BodyPrecision::Fp32)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("batches of exactly 2"), "{error}");
     }
 }
@@ -88,8 +151,13 @@ fn a_fixed_batch_stays_fixed() {
 fn stale_shapes_within_the_network_are_dropped() {
     let mut model = tiny();
     graph(&mut model).value_info = vec![value("flat", DataType::Float, &[1, 3])];
-    let graph = decoded(&serve(&model).unwrap(), None, BodyPrecision::Fp32).graph.unwrap();
-    assert_eq!(inspect::tensor_type(graph.value_info[0].r#type.as_ref()), Some((DataType::Float, None)));
+    let graph = decoded(&serve(&model).unwrap(), None, BodyPrecision::Fp32)
+        .graph
+        .unwrap();
+    assert_eq!(
+        inspect::tensor_type(graph.value_info[0].r#type.as_ref()),
+        Some((DataType::Float, None))
+    );
 }
 
 #[test]
@@ -98,11 +166,24 @@ fn open_sizes_come_from_the_manifest_or_are_usual() {
     graph(&mut model).input = vec![value("pixels", DataType::Float, &[-1, 3, -1, -1])];
     let serving = serve(&model).unwrap();
     assert_eq!((serving.height, serving.width), (224, 224));
-    let size = InputSize { height: 4, width: 6, other: Default::default() };
+    let size = InputSize {
+        height: 4,
+        width: 6,
+        other: Default::default(),
+    };
     assert_tiny(&ServingGraph::new(model, &PLAIN, Some(&size)).unwrap());
-    let size = InputSize { height: 5, width: 6, other: Default::default() };
-    let error = ServingGraph::new(tiny(), &PLAIN, Some(&size)).unwrap_err().to_string();
-    assert!(error.contains("the height 4, but the manifest says 5"), "{error}");
+    let size = InputSize {
+        height: 5,
+        width: 6,
+        other: Default::default(),
+    };
+    let error = ServingGraph::new(tiny(), &PLAIN, Some(&size))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("the height 4, but the manifest says 5"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -131,7 +212,12 @@ fn a_softmax_at_the_end_is_removed() {
         assert!(serving.softmax);
         assert_tiny(&serving);
         let graph = decoded(&serving, None, BodyPrecision::Fp32).graph.unwrap();
-        assert!(graph.node.iter().all(|node| !node.op_type().contains("Softmax") && node.op_type() != "Exp"));
+        assert!(
+            graph
+                .node
+                .iter()
+                .all(|node| !node.op_type().contains("Softmax") && node.op_type() != "Exp")
+        );
     }
 }
 
@@ -159,12 +245,15 @@ fn the_last_layer_tells_the_classes_where_the_output_does_not() {
     graph(&mut model).output = vec![value("scores", DataType::Float, &[-1, -1])];
     assert_tiny(&serve(&model).unwrap());
 
-    let columns: Vec<f32> = (0..12).map(|index| WEIGHT[index % 4 * 3 + index / 4]).collect();
+    let columns: Vec<f32> = (0..12)
+        .map(|index| WEIGHT[index % 4 * 3 + index / 4])
+        .collect();
     set_weight(&mut model, floats("fc.weight", &[3, 4], &columns));
     graph(&mut model).node.truncate(2);
-    graph(&mut model)
-        .node
-        .extend([node("MatMul", &["flat", "fc.weight"], "product"), node("Add", &["product", "fc.bias"], "scores")]);
+    graph(&mut model).node.extend([
+        node("MatMul", &["flat", "fc.weight"], "product"),
+        node("Add", &["product", "fc.bias"], "scores"),
+    ]);
     assert_tiny(&serve(&model).unwrap());
     graph(&mut model).node[3] = node("Relu", &["product"], "scores");
     assert_eq!(serve(&model).unwrap().classes, 4);
@@ -175,24 +264,53 @@ fn the_last_layer_tells_the_classes_where_the_output_does_not() {
 #[test]
 fn of_several_outputs_the_scores_are_taken() {
     let mut model = tiny();
-    graph(&mut model).node.push(node("Softmax", &["scores"], "probabilities"));
-    graph(&mut model).node.push(node("Relu", &["pooled"], "features"));
-    let outputs = [("features", vec![-1, 3, 2, 2]), ("probabilities", vec![-1, 4]), ("scores", vec![-1, 4])];
-    graph(&mut model).output = outputs.iter().map(|(name, dims)| value(name, DataType::Float, dims)).collect();
+    graph(&mut model)
+        .node
+        .push(node("Softmax", &["scores"], "probabilities"));
+    graph(&mut model)
+        .node
+        .push(node("Relu", &["pooled"], "features"));
+    let outputs = [
+        ("features", vec![-1, 3, 2, 2]),
+        ("probabilities", vec![-1, 4]),
+        ("scores", vec![-1, 4]),
+    ];
+    graph(&mut model).output = outputs
+        .iter()
+        .map(|(name, dims)| value(name, DataType::Float, dims))
+        .collect();
     let serving = serve(&model).unwrap();
     assert_tiny(&serving);
-    assert_eq!(decoded(&serving, None, BodyPrecision::Fp32).graph.unwrap().output.len(), 1);
+    assert_eq!(
+        decoded(&serving, None, BodyPrecision::Fp32)
+            .graph
+            .unwrap()
+            .output
+            .len(),
+        1
+    );
 
-    graph(&mut model).node.push(node("Identity", &["flat"], "embedding"));
-    graph(&mut model).output.push(value("embedding", DataType::Float, &[-1, 3]));
+    graph(&mut model)
+        .node
+        .push(node("Identity", &["flat"], "embedding"));
+    graph(&mut model)
+        .output
+        .push(value("embedding", DataType::Float, &[-1, 3]));
     let error = refusal(&model);
-    assert!(error.contains("4 outputs") && error.contains("`embedding`") && error.contains("2 of them"), "{error}");
+    assert!(
+        error.contains("4 outputs") && error.contains("`embedding`") && error.contains("2 of them"),
+        "{error}"
+    );
 }
 
 #[test]
 fn names_that_clash_are_changed() {
     let mut model = tiny();
-    for (from, to) in [("pixels", "images"), ("pooled", "logits"), ("flat", "network_input")] {
+    for (from, to) in [
+        ("pixels", "images"),
+        ("pooled", "logits"),
+        ("flat", "network_input"),
+    ] {
         walk::rename(graph(&mut model), from, to);
     }
     assert_tiny(&serve(&model).unwrap());
@@ -229,7 +347,12 @@ fn stored_halves_and_casts_of_weights_become_float() {
         assert_tiny(&serving);
         let graph = decoded(&serving, None, BodyPrecision::Fp32).graph.unwrap();
         assert_eq!(graph.node.len(), 7);
-        assert!(graph.initializer.iter().all(|tensor| tensor.data_type() == DataType::Float as i32));
+        assert!(
+            graph
+                .initializer
+                .iter()
+                .all(|tensor| tensor.data_type() == DataType::Float as i32)
+        );
     }
 }
 
@@ -248,15 +371,25 @@ fn a_network_in_half_runs_in_float() {
 #[test]
 fn networks_that_take_integers_get_the_pixels_as_they_are() {
     let mut model = tiny();
-    graph(&mut model).node.insert(0, node("Cast", &["pixels"], "float").with_int("to", 1));
+    graph(&mut model)
+        .node
+        .insert(0, node("Cast", &["pixels"], "float").with_int("to", 1));
     graph(&mut model).node[1].input[0] = "float".into();
     let images = tiny_images();
     for elem in [DataType::Uint8, DataType::Int32] {
         graph(&mut model).input = vec![value("pixels", elem, &[-1, 3, 4, 6])];
         let serving = serve(&model).unwrap();
         assert!(!serving.normalizes);
-        let logits = run(serving.to_onnx(None, BodyPrecision::Fp32).unwrap(), &images, [2, 4, 6, 3]);
-        assert_close(&logits, &tiny_logits(&images, [0.0; 3], [1.0 / 255.0; 3]), 1e-3);
+        let logits = run(
+            serving.to_onnx(None, BodyPrecision::Fp32).unwrap(),
+            &images,
+            [2, 4, 6, 3],
+        );
+        assert_close(
+            &logits,
+            &tiny_logits(&images, [0.0; 3], [1.0 / 255.0; 3]),
+            1e-3,
+        );
     }
 }
 
@@ -266,24 +399,53 @@ fn double_networks_are_cast_to_and_from() {
     graph(&mut model).input = vec![value("pixels", DataType::Double, &[-1, 3, 4, 6])];
     graph(&mut model).output = vec![value("scores", DataType::Double, &[-1, 4])];
     let serving = serve(&model).unwrap();
-    let nodes = decoded(&serving, None, BodyPrecision::Fp32).graph.unwrap().node;
-    assert_eq!((nodes[4].op_type(), walk::int(&nodes[4], "to")), ("Cast", Some(DataType::Double as i64)));
-    assert_eq!((nodes.last().unwrap().op_type(), walk::int(nodes.last().unwrap(), "to")), ("Cast", Some(1)));
-    assert!(serving.to_onnx(None, BodyPrecision::Fp16).unwrap_err().to_string().contains("float64"));
+    let nodes = decoded(&serving, None, BodyPrecision::Fp32)
+        .graph
+        .unwrap()
+        .node;
+    assert_eq!(
+        (nodes[4].op_type(), walk::int(&nodes[4], "to")),
+        ("Cast", Some(DataType::Double as i64))
+    );
+    assert_eq!(
+        (
+            nodes.last().unwrap().op_type(),
+            walk::int(nodes.last().unwrap(), "to")
+        ),
+        ("Cast", Some(1))
+    );
+    assert!(
+        serving
+            .to_onnx(None, BodyPrecision::Fp16)
+            .unwrap_err()
+            .to_string()
+            .contains("float64")
+    );
 }
 
 #[test]
 fn everything_else_in_the_file_is_kept() {
     let mut model = tiny();
-    let opset = |domain: &str, version| OperatorSetIdProto { domain: Some(domain.into()), version: Some(version) };
+    let opset = |domain: &str, version| OperatorSetIdProto {
+        domain: Some(domain.into()),
+        version: Some(version),
+    };
     model.opset_import.push(opset("com.example", 3));
-    model.functions =
-        vec![FunctionProto { name: Some("f".into()), domain: Some("com.example".into()), ..Default::default() }];
-    model.metadata_props = vec![StringStringEntryProto { key: Some("author".into()), value: Some("me".into()) }];
+    model.functions = vec![FunctionProto {
+        name: Some("f".into()),
+        domain: Some("com.example".into()),
+        ..Default::default()
+    }];
+    model.metadata_props = vec![StringStringEntryProto {
+        key: Some("author".into()),
+        value: Some("me".into()),
+    }];
     model.doc_string = Some("notes".into());
     graph(&mut model).name = Some("net".into());
     // Old files list what is stored as inputs too.
-    graph(&mut model).input.push(value("fc.weight", DataType::Float, &[4, 3]));
+    graph(&mut model)
+        .input
+        .push(value("fc.weight", DataType::Float, &[4, 3]));
     let mut found = decoded(&serve(&model).unwrap(), None, BodyPrecision::Fp32);
     found.graph = model.graph.clone();
     assert_eq!(found, model);
@@ -305,11 +467,15 @@ fn inputs_that_are_not_rgb_images_are_refused() {
     assert!(with(DataType::Int8, &[-1, 3, 8, 8]).contains("element type int8"));
 
     let mut model = tiny();
-    graph(&mut model).input.push(value("mask", DataType::Float, &[-1, 4]));
+    graph(&mut model)
+        .input
+        .push(value("mask", DataType::Float, &[-1, 4]));
     let error = refusal(&model);
     assert!(error.contains("2 inputs (`pixels`, `mask`)"), "{error}");
     graph(&mut model).input.clear();
-    graph(&mut model).initializer.push(floats("pixels", &[1, 3, 4, 6], &[0.0; 72]));
+    graph(&mut model)
+        .initializer
+        .push(floats("pixels", &[1, 3, 4, 6], &[0.0; 72]));
     assert!(refusal(&model).contains("no input"));
 }
 
@@ -341,7 +507,10 @@ fn files_that_are_not_for_inference_are_refused() {
     let mut model = tiny();
     model.opset_import[0].version = Some(11);
     let error = refusal(&model);
-    assert!(error.contains("opset 11") && error.contains("opset_version=17"), "{error}");
+    assert!(
+        error.contains("opset 11") && error.contains("opset_version=17"),
+        "{error}"
+    );
     model.opset_import.clear();
     assert!(refusal(&model).contains("no opset"));
 
@@ -352,14 +521,23 @@ fn files_that_are_not_for_inference_are_refused() {
     let mut model = tiny();
     let weight = &mut graph(&mut model).initializer[0];
     weight.data_location = Some(DataLocation::External as i32);
-    weight.external_data = vec![StringStringEntryProto { key: Some("location".into()), value: Some("w.bin".into()) }];
+    weight.external_data = vec![StringStringEntryProto {
+        key: Some("location".into()),
+        value: Some("w.bin".into()),
+    }];
     let error = refusal(&model);
-    assert!(error.contains("`fc.weight`") && error.contains("`w.bin`"), "{error}");
+    assert!(
+        error.contains("`fc.weight`") && error.contains("`w.bin`"),
+        "{error}"
+    );
 
     let mut model = tiny();
     graph(&mut model).node[1].input[0] = "lost".into();
     let error = refusal(&model);
-    assert!(error.contains("flat_node (Flatten)") && error.contains("`lost`"), "{error}");
+    assert!(
+        error.contains("flat_node (Flatten)") && error.contains("`lost`"),
+        "{error}"
+    );
 
     let mut model = tiny();
     graph(&mut model).initializer[0].dims = vec![4, 4];
@@ -402,10 +580,21 @@ fn with_arithmetic() -> ModelProto {
 
 #[test]
 fn typing_changes_what_depends_on_the_pixels_and_only_that() {
-    for (precision, elem) in [(BodyPrecision::Bf16, DataType::Bfloat16), (BodyPrecision::Fp16, DataType::Float16)] {
+    for (precision, elem) in [
+        (BodyPrecision::Bf16, DataType::Bfloat16),
+        (BodyPrecision::Fp16, DataType::Float16),
+    ] {
         let serving = serve(&with_arithmetic()).unwrap();
         let graph = decoded(&serving, Some(1), precision).graph.unwrap();
-        let stored = |name: &str| tensor::elem(graph.initializer.iter().find(|tensor| tensor.name() == name).unwrap());
+        let stored = |name: &str| {
+            tensor::elem(
+                graph
+                    .initializer
+                    .iter()
+                    .find(|tensor| tensor.name() == name)
+                    .unwrap(),
+            )
+        };
         for typed in ["fc.weight", "fc.bias", "low", "high"] {
             assert_eq!(stored(typed), elem, "{typed}");
         }
@@ -413,10 +602,17 @@ fn typing_changes_what_depends_on_the_pixels_and_only_that() {
             assert_eq!(stored(kept), DataType::Float, "{kept}");
         }
         let declared = |name: &str| {
-            let value = graph.value_info.iter().find(|value| value.name() == name).unwrap();
+            let value = graph
+                .value_info
+                .iter()
+                .find(|value| value.name() == name)
+                .unwrap();
             inspect::tensor_type(value.r#type.as_ref()).unwrap().0
         };
-        assert_eq!([declared("large"), declared("low"), declared("ratio")], [elem, elem, DataType::Float]);
+        assert_eq!(
+            [declared("large"), declared("low"), declared("ratio")],
+            [elem, elem, DataType::Float]
+        );
         let casts: Vec<(&str, i64)> = graph
             .node
             .iter()
@@ -424,8 +620,14 @@ fn typing_changes_what_depends_on_the_pixels_and_only_that() {
             .map(|node| (node.input[0].as_str(), walk::int(node, "to").unwrap()))
             .collect();
         let to = elem as i64;
-        let expected =
-            [(IMAGES, 1), ("preprocess_float", to), ("shape", 1), ("two", to), ("factor", to), ("network_logits", 1)];
+        let expected = [
+            (IMAGES, 1),
+            ("preprocess_float", to),
+            ("shape", 1),
+            ("two", to),
+            ("factor", to),
+            ("network_logits", 1),
+        ];
         assert_eq!(casts, expected);
         assert_eq!(graph.output[0].name(), LOGITS);
         check_order(&graph).unwrap();
@@ -436,21 +638,35 @@ fn typing_changes_what_depends_on_the_pixels_and_only_that() {
 fn shape_arithmetic_does_not_change_the_numbers() {
     let images = tiny_images();
     let serving = serve(&with_arithmetic()).unwrap();
-    let logits = run(serving.to_onnx(None, BodyPrecision::Fp32).unwrap(), &images, [2, 4, 6, 3]);
+    let logits = run(
+        serving.to_onnx(None, BodyPrecision::Fp32).unwrap(),
+        &images,
+        [2, 4, 6, 3],
+    );
     assert_eq!(logits.len(), 2 * CLASSES);
 }
 
 #[test]
 fn typing_that_is_not_possible_names_what_stands_in_the_way() {
-    let error =
-        |model: &ModelProto, precision| serve(model).unwrap().to_onnx(Some(1), precision).unwrap_err().to_string();
+    let error = |model: &ModelProto, precision| {
+        serve(model)
+            .unwrap()
+            .to_onnx(Some(1), precision)
+            .unwrap_err()
+            .to_string()
+    };
     let mut model = tiny();
     graph(&mut model).initializer[1] = floats("fc.bias", &[4], &[0.0, 1e6, 0.0, 0.0]);
     assert_eq!(
         error(&model, BodyPrecision::Fp16),
         "tensor `fc.bias`: its value 1000000 is outside the range of float16"
     );
-    assert!(serve(&model).unwrap().to_onnx(Some(1), BodyPrecision::Bf16).is_ok());
+    assert!(
+        serve(&model)
+            .unwrap()
+            .to_onnx(Some(1), BodyPrecision::Bf16)
+            .is_ok()
+    );
 
     let mut model = tiny();
     let mut custom = node("Special", &["pooled"], "special");
@@ -459,19 +675,32 @@ fn typing_that_is_not_possible_names_what_stands_in_the_way() {
     graph(&mut model).node[2].input[0] = "special".into();
     let message = error(&model, BodyPrecision::Bf16);
     assert!(
-        message.contains("bfloat16") && message.contains("special_node (Special)") && message.contains("com.example"),
+        message.contains("bfloat16")
+            && message.contains("special_node (Special)")
+            && message.contains("com.example"),
         "{message}"
     );
 
     let mut model = tiny();
-    graph(&mut model).node.insert(1, node("QuantizeLinear", &["pooled", "fc.bias"], "quantized"));
-    graph(&mut model).node.insert(2, node("DequantizeLinear", &["quantized", "fc.bias"], "dequantized"));
+    graph(&mut model).node.insert(
+        1,
+        node("QuantizeLinear", &["pooled", "fc.bias"], "quantized"),
+    );
+    graph(&mut model).node.insert(
+        2,
+        node("DequantizeLinear", &["quantized", "fc.bias"], "dequantized"),
+    );
     graph(&mut model).node[3].input[0] = "dequantized".into();
     assert!(error(&model, BodyPrecision::Fp16).contains("before opset 19"));
 }
 
 #[test]
 fn the_same_model_always_gives_the_same_file() {
-    let file = || serve(&with_arithmetic()).unwrap().to_onnx(None, BodyPrecision::Bf16).unwrap();
+    let file = || {
+        serve(&with_arithmetic())
+            .unwrap()
+            .to_onnx(None, BodyPrecision::Bf16)
+            .unwrap()
+    };
     assert_eq!(file(), file());
 }

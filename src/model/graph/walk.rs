@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::super::onnx::{AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto::AttributeType};
+use super::super::onnx::{
+    AttributeProto, GraphProto, NodeProto, TensorProto, attribute_proto::AttributeType,
+};
 
 /// Whether the node is this operator of the default domain.
 pub(super) fn is(node: &NodeProto, op_type: &str) -> bool {
@@ -29,7 +31,9 @@ pub(super) fn describe(node: &NodeProto) -> String {
 }
 
 pub(super) fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
-    node.attribute.iter().find(|attribute| attribute.name() == name)
+    node.attribute
+        .iter()
+        .find(|attribute| attribute.name() == name)
 }
 
 pub(super) fn int(node: &NodeProto, name: &str) -> Option<i64> {
@@ -38,7 +42,10 @@ pub(super) fn int(node: &NodeProto, name: &str) -> Option<i64> {
 
 /// The node's input, `None` where an optional one is left out.
 pub(super) fn input(node: &NodeProto, index: usize) -> Option<&str> {
-    node.input.get(index).map(String::as_str).filter(|name| !name.is_empty())
+    node.input
+        .get(index)
+        .map(String::as_str)
+        .filter(|name| !name.is_empty())
 }
 
 /// A node of the default domain. Its name is that of its output.
@@ -78,7 +85,9 @@ pub(in crate::model) fn ints_attribute(name: &str, values: &[i64]) -> AttributeP
 
 /// The graphs in the node's attributes.
 pub(super) fn subgraphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
-    node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
+    node.attribute
+        .iter()
+        .flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs))
 }
 
 /// Calls `visit` for each node, and for each one in subgraphs.
@@ -93,17 +102,26 @@ pub(super) fn each_node(nodes: &mut [NodeProto], visit: &mut impl FnMut(&mut Nod
     }
 }
 
-/// Calls `visit` for each tensor of the graph: initializers and the values of attributes, in subgraphs too.
+/// Calls `visit` for each tensor of the graph: initializers and the values of attributes, in
+/// subgraphs too.
 pub(super) fn each_tensor<E>(
     graph: &GraphProto,
     visit: &mut impl FnMut(&TensorProto) -> Result<(), E>,
 ) -> Result<(), E> {
     graph.initializer.iter().try_for_each(&mut *visit)?;
     for sparse in &graph.sparse_initializer {
-        sparse.values.iter().chain(&sparse.indices).try_for_each(&mut *visit)?;
+        sparse
+            .values
+            .iter()
+            .chain(&sparse.indices)
+            .try_for_each(&mut *visit)?;
     }
     for attribute in graph.node.iter().flat_map(|node| &node.attribute) {
-        attribute.t.iter().chain(&attribute.tensors).try_for_each(&mut *visit)?;
+        attribute
+            .t
+            .iter()
+            .chain(&attribute.tensors)
+            .try_for_each(&mut *visit)?;
         for graph in attribute.g.iter().chain(&attribute.graphs) {
             each_tensor(graph, visit)?;
         }
@@ -114,7 +132,12 @@ pub(super) fn each_tensor<E>(
 /// Every tensor that the node needs, those that its subgraphs take from outside included.
 pub(super) fn uses(node: &NodeProto) -> Vec<&str> {
     fn collect<'a>(node: &'a NodeProto, names: &mut Vec<&'a str>) {
-        names.extend(node.input.iter().map(String::as_str).filter(|name| !name.is_empty()));
+        names.extend(
+            node.input
+                .iter()
+                .map(String::as_str)
+                .filter(|name| !name.is_empty()),
+        );
         for graph in subgraphs(node) {
             names.extend(graph.output.iter().map(|output| output.name()));
             graph.node.iter().for_each(|node| collect(node, names));
@@ -133,16 +156,24 @@ pub(super) fn rename(graph: &mut GraphProto, from: &str, to: &str) {
         }
     };
     let swap_option = |name: &mut Option<String>| name.iter_mut().for_each(swap);
-    graph.initializer.iter_mut().for_each(|tensor| swap_option(&mut tensor.name));
+    graph
+        .initializer
+        .iter_mut()
+        .for_each(|tensor| swap_option(&mut tensor.name));
     graph
         .sparse_initializer
         .iter_mut()
         .flat_map(|sparse| &mut sparse.values)
         .for_each(|tensor| swap_option(&mut tensor.name));
     for values in [&mut graph.input, &mut graph.output, &mut graph.value_info] {
-        values.iter_mut().for_each(|value| swap_option(&mut value.name));
+        values
+            .iter_mut()
+            .for_each(|value| swap_option(&mut value.name));
     }
-    graph.quantization_annotation.iter_mut().for_each(|annotation| swap_option(&mut annotation.tensor_name));
+    graph
+        .quantization_annotation
+        .iter_mut()
+        .for_each(|annotation| swap_option(&mut annotation.tensor_name));
     for node in &mut graph.node {
         node.input.iter_mut().chain(&mut node.output).for_each(swap);
         for attribute in &mut node.attribute {
@@ -180,8 +211,19 @@ impl Names {
 }
 
 fn collect_names(graph: &GraphProto, names: &mut HashSet<String>) {
-    names.extend(graph.initializer.iter().map(|tensor| tensor.name().to_owned()));
-    names.extend(graph.input.iter().chain(&graph.output).map(|value| value.name().to_owned()));
+    names.extend(
+        graph
+            .initializer
+            .iter()
+            .map(|tensor| tensor.name().to_owned()),
+    );
+    names.extend(
+        graph
+            .input
+            .iter()
+            .chain(&graph.output)
+            .map(|value| value.name().to_owned()),
+    );
     for node in &graph.node {
         names.extend(node.input.iter().chain(&node.output).cloned());
         subgraphs(node).for_each(|graph| collect_names(graph, names));

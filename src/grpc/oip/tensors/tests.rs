@@ -5,26 +5,56 @@ use std::collections::HashMap;
 use super::*;
 use crate::inference::InferParameter;
 
-const GEOMETRY: Geometry = Geometry { width: 3, height: 2, resize_shorter_side: 3 };
-const FILES: Expected = Expected { form: Form::Encoded, geometry: GEOMETRY, normalization: None };
-const PIXELS: Expected = Expected { form: Form::Tensor, normalization: Some(Normalization::IMAGENET), ..FILES };
+const GEOMETRY: Geometry = Geometry {
+    width: 3,
+    height: 2,
+    resize_shorter_side: 3,
+};
+const FILES: Expected = Expected {
+    form: Form::Encoded,
+    geometry: GEOMETRY,
+    normalization: None,
+};
+const PIXELS: Expected = Expected {
+    form: Form::Tensor,
+    normalization: Some(Normalization::IMAGENET),
+    ..FILES
+};
 
 fn input(datatype: &str, shape: &[i64]) -> InferInputTensor {
-    InferInputTensor { name: IMAGES.into(), datatype: datatype.into(), shape: shape.into(), ..Default::default() }
+    InferInputTensor {
+        name: IMAGES.into(),
+        datatype: datatype.into(),
+        shape: shape.into(),
+        ..Default::default()
+    }
 }
 
 fn raw(datatype: &str, shape: &[i64], data: impl Into<Bytes>) -> ModelInferRequest {
     let (inputs, raw_input_contents) = (vec![input(datatype, shape)], vec![data.into()]);
-    ModelInferRequest { inputs, raw_input_contents, ..Default::default() }
+    ModelInferRequest {
+        inputs,
+        raw_input_contents,
+        ..Default::default()
+    }
 }
 
 fn typed(datatype: &str, shape: &[i64], contents: InferTensorContents) -> ModelInferRequest {
-    let inputs = vec![InferInputTensor { contents: Some(contents), ..input(datatype, shape) }];
-    ModelInferRequest { inputs, ..Default::default() }
+    let inputs = vec![InferInputTensor {
+        contents: Some(contents),
+        ..input(datatype, shape)
+    }];
+    ModelInferRequest {
+        inputs,
+        ..Default::default()
+    }
 }
 
 fn framed(files: &[&[u8]]) -> Vec<u8> {
-    files.iter().flat_map(|file| [&(file.len() as u32).to_le_bytes()[..], file].concat()).collect()
+    files
+        .iter()
+        .flat_map(|file| [&(file.len() as u32).to_le_bytes()[..], file].concat())
+        .collect()
 }
 
 /// The content of what is no crop of floats.
@@ -46,12 +76,17 @@ fn error(request: ModelInferRequest, expected: &Expected) -> String {
 #[test]
 fn files_come_raw_or_typed_and_with_or_without_a_second_dimension() {
     let files = [&b"first"[..], b"", b"third"];
-    let contents =
-        || InferTensorContents { bytes_contents: files.map(Bytes::copy_from_slice).into(), ..Default::default() };
+    let contents = || InferTensorContents {
+        bytes_contents: files.map(Bytes::copy_from_slice).into(),
+        ..Default::default()
+    };
     for shape in [&[3][..], &[3, 1]] {
         let from_raw = images(raw("BYTES", shape, framed(&files)), &FILES).unwrap();
         assert_eq!(bytes(&from_raw), files);
-        assert_eq!(bytes(&images(typed("BYTES", shape, contents()), &FILES).unwrap()), files);
+        assert_eq!(
+            bytes(&images(typed("BYTES", shape, contents()), &FILES).unwrap()),
+            files
+        );
     }
 }
 
@@ -59,21 +94,48 @@ fn files_come_raw_or_typed_and_with_or_without_a_second_dimension() {
 fn pixels_come_raw_or_typed() {
     let pixels: Vec<u8> = (0..36).collect();
     let halves: Vec<&[u8]> = pixels.chunks(18).collect();
-    assert_eq!(bytes(&images(raw("UINT8", &[2, 2, 3, 3], pixels.clone()), &PIXELS).unwrap()), halves);
+    assert_eq!(
+        bytes(&images(raw("UINT8", &[2, 2, 3, 3], pixels.clone()), &PIXELS).unwrap()),
+        halves
+    );
     let uint_contents = pixels.iter().map(|pixel| u32::from(*pixel)).collect();
-    let contents = InferTensorContents { uint_contents, ..Default::default() };
-    assert_eq!(bytes(&images(typed("UINT8", &[2, 2, 3, 3], contents), &PIXELS).unwrap()), halves);
+    let contents = InferTensorContents {
+        uint_contents,
+        ..Default::default()
+    };
+    assert_eq!(
+        bytes(&images(typed("UINT8", &[2, 2, 3, 3], contents), &PIXELS).unwrap()),
+        halves
+    );
 }
 
 #[test]
 fn normalised_values_come_raw_or_typed() {
     let fp32_contents: Vec<f32> = (0..18_u8).map(f32::from).collect();
-    let data: Vec<u8> = fp32_contents.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let contents = InferTensorContents { fp32_contents, ..Default::default() };
-    for request in [raw("FP32", &[1, 3, 2, 3], data.clone()), typed("FP32", &[1, 3, 2, 3], contents)] {
+    let data: Vec<u8> = fp32_contents
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect();
+    let contents = InferTensorContents {
+        fp32_contents,
+        ..Default::default()
+    };
+    for request in [
+        raw("FP32", &[1, 3, 2, 3], data.clone()),
+        typed("FP32", &[1, 3, 2, 3], contents),
+    ] {
         let sources = images(request, &PIXELS).unwrap();
-        let [Source::Crop(Crop::Normalized { values, mean, std })] = &sources[..] else { panic!("{sources:?}") };
-        assert_eq!((&values[..], *mean, *std), (&data[..], Normalization::IMAGENET.mean, Normalization::IMAGENET.std));
+        let [Source::Crop(Crop::Normalized { values, mean, std })] = &sources[..] else {
+            panic!("{sources:?}")
+        };
+        assert_eq!(
+            (&values[..], *mean, *std),
+            (
+                &data[..],
+                Normalization::IMAGENET.mean,
+                Normalization::IMAGENET.std
+            )
+        );
     }
 }
 
@@ -94,7 +156,8 @@ fn shapes_that_are_not_the_models_are_refused() {
     for shape in huge {
         let message = error(raw("BYTES", shape, framed(&[b"x"])), &FILES);
         assert!(
-            message.contains(&format!("{shape:?}")) && message.contains("BYTES [N], where N is 1 to 64"),
+            message.contains(&format!("{shape:?}"))
+                && message.contains("BYTES [N], where N is 1 to 64"),
             "{message}"
         );
     }
@@ -120,16 +183,34 @@ fn shapes_that_are_not_the_models_are_refused() {
 fn sizes_that_are_not_the_shapes_are_refused() {
     for size in [0, 17, 19, 36] {
         let message = error(raw("UINT8", &[1, 2, 3, 3], vec![0; size]), &PIXELS);
-        assert!(message.contains("takes 18 bytes") && message.contains(&format!("there are {size}")), "{message}");
+        assert!(
+            message.contains("takes 18 bytes") && message.contains(&format!("there are {size}")),
+            "{message}"
+        );
     }
     assert!(error(raw("FP32", &[1, 3, 2, 3], vec![0; 18]), &PIXELS).contains("takes 72 bytes"));
-    let floats = InferTensorContents { fp32_contents: vec![0.0; 17], ..Default::default() };
-    assert!(error(typed("FP32", &[1, 3, 2, 3], floats.clone()), &PIXELS).contains("takes 18 fp32_contents"));
+    let floats = InferTensorContents {
+        fp32_contents: vec![0.0; 17],
+        ..Default::default()
+    };
+    assert!(
+        error(typed("FP32", &[1, 3, 2, 3], floats.clone()), &PIXELS)
+            .contains("takes 18 fp32_contents")
+    );
     let message = error(typed("UINT8", &[1, 2, 3, 3], floats), &PIXELS);
-    assert!(message.contains("takes 18 uint_contents, but there are 0"), "{message}");
-    let large = InferTensorContents { uint_contents: vec![256; 18], ..Default::default() };
+    assert!(
+        message.contains("takes 18 uint_contents, but there are 0"),
+        "{message}"
+    );
+    let large = InferTensorContents {
+        uint_contents: vec![256; 18],
+        ..Default::default()
+    };
     assert!(error(typed("UINT8", &[1, 2, 3, 3], large), &PIXELS).contains("256"));
-    let few = InferTensorContents { bytes_contents: vec![Bytes::new()], ..Default::default() };
+    let few = InferTensorContents {
+        bytes_contents: vec![Bytes::new()],
+        ..Default::default()
+    };
     assert!(error(typed("BYTES", &[2], few), &FILES).contains("takes 2 bytes_contents"));
 }
 
@@ -138,7 +219,14 @@ fn lengths_that_lie_are_refused() {
     let whole = framed(&[b"first", b"second"]);
     for end in 0..whole.len() {
         let message = error(raw("BYTES", &[2], whole[..end].to_vec()), &FILES);
-        assert!(message.contains(if end < 9 { "image 1 of 2" } else { "image 2 of 2" }), "{end}: {message}");
+        assert!(
+            message.contains(if end < 9 {
+                "image 1 of 2"
+            } else {
+                "image 2 of 2"
+            }),
+            "{end}: {message}"
+        );
     }
     assert!(error(raw("BYTES", &[1], whole), &FILES).contains("10 bytes"));
     let endless = [&u32::MAX.to_le_bytes()[..], b"short"].concat();
@@ -147,19 +235,41 @@ fn lengths_that_lie_are_refused() {
 
 #[test]
 fn data_comes_one_way() {
-    let contents = InferTensorContents { bytes_contents: vec![Bytes::from_static(b"x")], ..Default::default() };
+    let contents = InferTensorContents {
+        bytes_contents: vec![Bytes::from_static(b"x")],
+        ..Default::default()
+    };
     let one = raw("BYTES", &[1], framed(&[b"x"]));
-    let twice = ModelInferRequest { inputs: typed("BYTES", &[1], contents).inputs, ..one.clone() };
+    let twice = ModelInferRequest {
+        inputs: typed("BYTES", &[1], contents).inputs,
+        ..one.clone()
+    };
     assert_eq!(images(twice, &FILES).unwrap_err(), TensorError::TwiceData);
-    let two = ModelInferRequest { raw_input_contents: vec![Bytes::new(); 2], ..one.clone() };
-    assert_eq!(images(two, &FILES).unwrap_err(), TensorError::RawContents(2));
-    for inputs in [one.inputs.clone(), typed("BYTES", &[1], InferTensorContents::default()).inputs] {
-        let none = ModelInferRequest { inputs, ..Default::default() };
+    let two = ModelInferRequest {
+        raw_input_contents: vec![Bytes::new(); 2],
+        ..one.clone()
+    };
+    assert_eq!(
+        images(two, &FILES).unwrap_err(),
+        TensorError::RawContents(2)
+    );
+    for inputs in [
+        one.inputs.clone(),
+        typed("BYTES", &[1], InferTensorContents::default()).inputs,
+    ] {
+        let none = ModelInferRequest {
+            inputs,
+            ..Default::default()
+        };
         assert_eq!(images(none, &FILES).unwrap_err(), TensorError::NoData);
     }
     let mut elsewhere = one;
-    elsewhere.inputs[0].parameters = HashMap::from([(SHARED_MEMORY.to_owned(), InferParameter::default())]);
-    assert_eq!(images(elsewhere, &FILES).unwrap_err(), TensorError::SharedMemory);
+    elsewhere.inputs[0].parameters =
+        HashMap::from([(SHARED_MEMORY.to_owned(), InferParameter::default())]);
+    assert_eq!(
+        images(elsewhere, &FILES).unwrap_err(),
+        TensorError::SharedMemory
+    );
 }
 
 #[test]
@@ -169,11 +279,26 @@ fn inputs_and_types_that_the_model_does_not_take_are_refused() {
     assert!(error(request.clone(), &FILES).contains("`input__0`"));
     request.inputs.push(InferInputTensor::default());
     assert_eq!(images(request, &FILES).unwrap_err(), TensorError::Inputs(2));
-    assert_eq!(images(ModelInferRequest::default(), &FILES).unwrap_err(), TensorError::Inputs(0));
-    assert!(error(raw("UINT8", &[1, 2, 3, 3], vec![0; 18]), &FILES).contains("is UINT8; this model takes BYTES [N]"));
+    assert_eq!(
+        images(ModelInferRequest::default(), &FILES).unwrap_err(),
+        TensorError::Inputs(0)
+    );
+    assert!(
+        error(raw("UINT8", &[1, 2, 3, 3], vec![0; 18]), &FILES)
+            .contains("is UINT8; this model takes BYTES [N]")
+    );
     let message = error(raw("FP16", &[1, 3, 2, 3], vec![0; 36]), &PIXELS);
-    assert!(message.contains("UINT8 [N, 2, 3, 3] or FP32 [N, 3, 2, 3]"), "{message}");
-    let integers_only = Expected { normalization: None, ..PIXELS };
+    assert!(
+        message.contains("UINT8 [N, 2, 3, 3] or FP32 [N, 3, 2, 3]"),
+        "{message}"
+    );
+    let integers_only = Expected {
+        normalization: None,
+        ..PIXELS
+    };
     let message = error(raw("FP32", &[1, 3, 2, 3], vec![0; 72]), &integers_only);
-    assert!(message.ends_with("this model takes UINT8 [N, 2, 3, 3]"), "{message}");
+    assert!(
+        message.ends_with("this model takes UINT8 [N, 2, 3, 3]"),
+        "{message}"
+    );
 }

@@ -16,16 +16,26 @@ pub(super) struct Bits<'a> {
 
 impl<'a> Bits<'a> {
     pub fn new(data: &'a [u8]) -> Self {
-        Self { data, position: 0, buffer: 0, count: 0, padding: 0 }
+        Self {
+            data,
+            position: 0,
+            buffer: 0,
+            count: 0,
+            padding: 0,
+        }
     }
 
-    /// Makes 33 bits or more ready: as many as the longest code has with the number that may follow it.
+    /// Makes 33 bits or more ready: as many as the longest code has with the number that may follow
+    /// it.
     #[inline(always)]
     pub fn fill(&mut self) {
         if self.count >= FILLED {
             return;
         }
-        match self.data[self.position..].first_chunk().map(|word| u32::from_be_bytes(*word)) {
+        match self.data[self.position..]
+            .first_chunk()
+            .map(|word| u32::from_be_bytes(*word))
+        {
             Some(word) if !has_marker_byte(word) => {
                 self.buffer |= u64::from(word) << (32 - self.count);
                 self.count += 32;
@@ -76,7 +86,8 @@ impl<'a> Bits<'a> {
         self.padding > self.count
     }
 
-    /// The marker that follows the segment; `None` where anything but the last byte's padding is left.
+    /// The marker that follows the segment; `None` where anything but the last byte's padding is
+    /// left.
     pub fn marker(&mut self) -> Option<u8> {
         let left = self.count.checked_sub(self.padding)?;
         let rest = &self.data[self.position..];
@@ -86,7 +97,10 @@ impl<'a> Bits<'a> {
             return None;
         }
         let position = self.position + length + 1;
-        *self = Self { position, ..Self::new(self.data) };
+        *self = Self {
+            position,
+            ..Self::new(self.data)
+        };
         Some(marker)
     }
 }
@@ -101,7 +115,9 @@ mod tests {
 
     #[test]
     fn bits_come_in_order_without_the_stuffed_bytes() {
-        let data = [0x12, 0xff, 0x00, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde, 0xff, 0xff, 0xd3, 0x0f];
+        let data = [
+            0x12, 0xff, 0x00, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde, 0xff, 0xff, 0xd3, 0x0f,
+        ];
         let mut bits = Bits::new(&data);
         for expected in [0x1, 0x2f, 0xf3, 0x45, 0x67, 0x89, 0xab, 0xcd] {
             let count = if expected == 1 { 4 } else { 8 };

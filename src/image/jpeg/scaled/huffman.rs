@@ -2,8 +2,8 @@
 
 use super::bits::Bits;
 
-/// How many bits are looked up at once for a single step, and for coefficients that are passed over. Tables for
-/// more bits would not fit into the processor's nearest cache.
+/// How many bits are looked up at once for a single step, and for coefficients that are passed
+/// over. Tables for more bits would not fit into the processor's nearest cache.
 const STEP_BITS: u32 = 10;
 const PASSED_BITS: u32 = 12;
 const END_OF_BLOCK: u8 = 0x00;
@@ -28,7 +28,8 @@ impl Step {
 struct Passed {
     /// By how many coefficients they go forward; the end of the block counts as one.
     forward: u8,
-    /// How many bits they take, and [`Passed::ENDS`] if the last is the end of the block. 0 = more than the table looks at.
+    /// How many bits they take, and [`Passed::ENDS`] if the last is the end of the block. 0 = more
+    /// than the table looks at.
     bits: u8,
 }
 
@@ -48,7 +49,11 @@ pub(super) struct Codes {
 impl Codes {
     /// Codes of which `counts[i]` are `i + 1` bits long; `None` where there can't be so many.
     pub fn new(counts: &[u8; 16], symbols: &[u8]) -> Option<Self> {
-        let mut codes = Self { beyond: [0; 17], offset: [0; 17], symbols: symbols.to_vec() };
+        let mut codes = Self {
+            beyond: [0; 17],
+            offset: [0; 17],
+            symbols: symbols.to_vec(),
+        };
         let (mut code, mut index) = (0, 0);
         for (length, count) in (1..).zip(counts) {
             codes.offset[length] = index - code;
@@ -85,8 +90,12 @@ struct Lookup {
 
 impl Lookup {
     fn new(codes: Codes) -> Self {
-        let steps = (0..1 << STEP_BITS).map(|window| step_within(&codes, window, STEP_BITS).unwrap_or_default());
-        Self { steps: steps.collect(), codes }
+        let steps = (0..1 << STEP_BITS)
+            .map(|window| step_within(&codes, window, STEP_BITS).unwrap_or_default());
+        Self {
+            steps: steps.collect(),
+            codes,
+        }
     }
 
     /// Takes the next step out of filled bits; `None` where the codes make no sense.
@@ -107,7 +116,11 @@ pub(super) struct DcTable(Lookup);
 impl DcTable {
     /// `None` where the codes stand for anything but differences.
     pub fn new(codes: Codes) -> Option<Self> {
-        codes.symbols.iter().all(|size| *size < 16).then(|| Self(Lookup::new(codes)))
+        codes
+            .symbols
+            .iter()
+            .all(|size| *size < 16)
+            .then(|| Self(Lookup::new(codes)))
     }
 
     /// The difference to the DC coefficient of the block before (F.2.2.1).
@@ -127,12 +140,18 @@ pub(super) struct AcTable {
 
 impl AcTable {
     pub fn new(codes: Codes) -> Self {
-        let passed = (0..1 << PASSED_BITS).map(|window| passed_within(&codes, window)).collect();
-        Self { lookup: Lookup::new(codes), passed }
+        let passed = (0..1 << PASSED_BITS)
+            .map(|window| passed_within(&codes, window))
+            .collect();
+        Self {
+            lookup: Lookup::new(codes),
+            passed,
+        }
     }
 
-    /// Reads the coefficients of one block from the second on (F.2.2.2), and stores those up to `last` in zigzag order,
-    /// dequantised. Returns whether any of these is other than zero; `None` where the codes make no sense.
+    /// Reads the coefficients of one block from the second on (F.2.2.2), and stores those up to
+    /// `last` in zigzag order, dequantised. Returns whether any of these is other than zero; `None`
+    /// where the codes make no sense.
     // Inlined, it has too few registers.
     #[inline(never)]
     pub fn read(
@@ -174,9 +193,14 @@ impl AcTable {
     }
 }
 
-/// The first step in a window of `width` bits; `None` where it needs more bits, or the codes make no sense.
+/// The first step in a window of `width` bits; `None` where it needs more bits, or the codes make
+/// no sense.
 fn step_within(codes: &Codes, window: usize, width: u32) -> Option<Step> {
-    let (symbol, length) = codes.symbol(if width < 16 { window << (16 - width) } else { window >> (width - 16) })?;
+    let (symbol, length) = codes.symbol(if width < 16 {
+        window << (16 - width)
+    } else {
+        window >> (width - 16)
+    })?;
     let (zeros, size) = (symbol >> 4, symbol & 15);
     let bits = length + u32::from(size);
     if bits > width {
@@ -186,16 +210,25 @@ fn step_within(codes: &Codes, window: usize, width: u32) -> Option<Step> {
         (END_OF_BLOCK, _) => (0, Step::END),
         (SIXTEEN_ZEROS, _) => (0, 15),
         (_, 0) => return None,
-        _ => (extend(window >> (width - bits) & ((1 << size) - 1), size), zeros),
+        _ => (
+            extend(window >> (width - bits) & ((1 << size) - 1), size),
+            zeros,
+        ),
     };
-    Some(Step { value, zeros, bits: bits as u8 })
+    Some(Step {
+        value,
+        zeros,
+        bits: bits as u8,
+    })
 }
 
 fn passed_within(codes: &Codes, window: usize) -> Passed {
     let mut passed = Passed::default();
     loop {
         let left = PASSED_BITS - u32::from(passed.bits);
-        let Some(step) = step_within(codes, window & ((1 << left) - 1), left) else { return passed };
+        let Some(step) = step_within(codes, window & ((1 << left) - 1), left) else {
+            return passed;
+        };
         passed.bits += step.bits;
         if step.zeros == Step::END {
             passed.forward += 1;
@@ -210,7 +243,8 @@ fn passed_within(codes: &Codes, window: usize) -> Passed {
 mod tests {
     use super::*;
 
-    /// Codes 0, 10, 110 and 1110 for: end of block, one bit, two zeros and three bits, sixteen zeros.
+    /// Codes 0, 10, 110 and 1110 for: end of block, one bit, two zeros and three bits, sixteen
+    /// zeros.
     fn ac_table() -> AcTable {
         let counts = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         AcTable::new(Codes::new(&counts, &[0x00, 0x01, 0x23, 0xf0]).unwrap())
@@ -218,9 +252,15 @@ mod tests {
 
     /// Bytes out of a string of bits, filled up with ones, and the marker of the end.
     fn bytes(bits: &str) -> Vec<u8> {
-        let mut bits: Vec<u8> = bits.bytes().filter(|bit| *bit != b' ').map(|bit| bit - b'0').collect();
+        let mut bits: Vec<u8> = bits
+            .bytes()
+            .filter(|bit| *bit != b' ')
+            .map(|bit| bit - b'0')
+            .collect();
         bits.resize(bits.len().next_multiple_of(8), 1);
-        let bytes = bits.chunks(8).map(|byte| byte.iter().fold(0, |byte, bit| byte << 1 | bit));
+        let bytes = bits
+            .chunks(8)
+            .map(|byte| byte.iter().fold(0, |byte, bit| byte << 1 | bit));
         bytes.chain([0xff, 0xd9]).collect()
     }
 
@@ -228,7 +268,12 @@ mod tests {
         let bytes = bytes(bits);
         let mut bits = Bits::new(&bytes);
         let mut block = [0.0; 64];
-        let any = ac_table().read(&mut bits, &std::array::from_fn(|index| index as f32), last, &mut block)?;
+        let any = ac_table().read(
+            &mut bits,
+            &std::array::from_fn(|index| index as f32),
+            last,
+            &mut block,
+        )?;
         bits.marker()?;
         Some((block[..=last].to_vec(), any))
     }
@@ -237,7 +282,10 @@ mod tests {
     fn coefficients_up_to_the_last_are_stored_and_the_rest_passed_over() {
         // 1 at 1; two zeros and -6 at 4; 1 at 5; sixteen zeros and -1 at 22; end.
         let block = "101 110001 101 1110 100 0";
-        assert_eq!(read(block, 5), Some((vec![0.0, 1.0, 0.0, 0.0, -24.0, 5.0], true)));
+        assert_eq!(
+            read(block, 5),
+            Some((vec![0.0, 1.0, 0.0, 0.0, -24.0, 5.0], true))
+        );
         assert_eq!(read(block, 3), Some((vec![0.0, 1.0, 0.0, 0.0], true)));
         assert_eq!(read(block, 63).unwrap().0[22], -22.0);
         assert_eq!(read("1110 101 0", 3), Some((vec![0.0; 4], false)));
@@ -262,13 +310,22 @@ mod tests {
     #[test]
     fn codes_that_make_no_sense_are_noticed() {
         let full = "101".repeat(62);
-        for (case, bits) in [("too many", format!("{full} 110001")), ("no such code", "1111".repeat(8))] {
+        for (case, bits) in [
+            ("too many", format!("{full} 110001")),
+            ("no such code", "1111".repeat(8)),
+        ] {
             for last in [1, 4, 63] {
                 assert_eq!(read(&bits, last), None, "{case}, {last}");
             }
         }
-        assert!(Codes::new(&[3; 16], &[0; 48]).is_none(), "three codes of one bit");
-        assert!(Codes::new(&[1; 16], &[0; 15]).is_none(), "fewer symbols than codes");
+        assert!(
+            Codes::new(&[3; 16], &[0; 48]).is_none(),
+            "three codes of one bit"
+        );
+        assert!(
+            Codes::new(&[1; 16], &[0; 15]).is_none(),
+            "fewer symbols than codes"
+        );
     }
 
     #[test]

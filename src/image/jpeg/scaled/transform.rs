@@ -1,17 +1,28 @@
 //! The inverse cosine transform of a block, at a fraction of its size.
 //!
-//! The lowest `W` x `H` of the 8 x 8 coefficients are those that a block of `W` x `H` pixels would have, but for a factor.
+//! The lowest `W` x `H` of the 8 x 8 coefficients are those that a block of `W` x `H` pixels would
+//! have, but for a factor.
 
-/// Zigzag order: the place of the coefficient in column `index % 8` and row `index / 8` (ITU-T T.81, figure A.6).
+/// Zigzag order: the place of the coefficient in column `index % 8` and row `index / 8` (ITU-T
+/// T.81, figure A.6).
 const ZIGZAG: [usize; 64] = [
-    0, 1, 5, 6, 14, 15, 27, 28, 2, 4, 7, 13, 16, 26, 29, 42, 3, 8, 12, 17, 25, 30, 41, 43, 9, 11, 18, 24, 31, 40, 44,
-    53, 10, 19, 23, 32, 39, 45, 52, 54, 20, 22, 33, 38, 46, 51, 55, 60, 21, 34, 37, 47, 50, 56, 59, 61, 35, 36, 48, 49,
-    57, 58, 62, 63,
+    0, 1, 5, 6, 14, 15, 27, 28, 2, 4, 7, 13, 16, 26, 29, 42, 3, 8, 12, 17, 25, 30, 41, 43, 9, 11,
+    18, 24, 31, 40, 44, 53, 10, 19, 23, 32, 39, 45, 52, 54, 20, 22, 33, 38, 46, 51, 55, 60, 21, 34,
+    37, 47, 50, 56, 59, 61, 35, 36, 48, 49, 57, 58, 62, 63,
 ];
 
 /// cos(i · π / 16) / 2
-const HALF_COSINES: [f32; 9] =
-    [0.5, 0.490_392_64, 0.461_939_77, 0.415_734_8, 0.353_553_38, 0.277_785_12, 0.191_341_71, 0.097_545_16, 0.0];
+const HALF_COSINES: [f32; 9] = [
+    0.5,
+    0.490_392_64,
+    0.461_939_77,
+    0.415_734_8,
+    0.353_553_38,
+    0.277_785_12,
+    0.191_341_71,
+    0.097_545_16,
+    0.0,
+];
 
 /// Blocks of coefficients → `width` x `height` pixels each.
 #[derive(Clone, Copy)]
@@ -39,11 +50,19 @@ impl Transform {
             (8, 8) => inverse::<8, 8>,
             _ => return None,
         };
-        let last = (0..height).flat_map(|row| (0..width).map(move |column| ZIGZAG[8 * row + column])).max()?;
-        Some(Self { width, height, last, apply })
+        let last = (0..height)
+            .flat_map(|row| (0..width).map(move |column| ZIGZAG[8 * row + column]))
+            .max()?;
+        Some(Self {
+            width,
+            height,
+            last,
+            apply,
+        })
     }
 
-    /// Writes rows of pixels, `stride` apart, of a block of coefficients in zigzag order; `flat` = all but the first are 0.
+    /// Writes rows of pixels, `stride` apart, of a block of coefficients in zigzag order; `flat` =
+    /// all but the first are 0.
     #[inline(always)]
     pub fn apply(&self, block: &[f32; 64], flat: bool, pixels: &mut [f32], stride: usize) {
         if flat {
@@ -89,7 +108,9 @@ fn inverse<const W: usize, const H: usize>(block: &[f32; 64], pixels: &mut [f32]
         }
     }
     for (y, line) in pixels.chunks_mut(stride).take(H).enumerate() {
-        let line: &mut [f32; W] = line.first_chunk_mut().expect("planes have room for whole blocks");
+        let line: &mut [f32; W] = line
+            .first_chunk_mut()
+            .expect("planes have room for whole blocks");
         *line = [0.0; W];
         for (v, row) in rows.iter().enumerate() {
             for (pixel, value) in line.iter_mut().zip(row) {
@@ -107,7 +128,10 @@ mod tests {
 
     fn whole(column: usize, row: usize) -> f64 {
         let wave = |position: usize, turns: f64| (turns * (position as f64 + 0.5) / 8.0 * PI).cos();
-        100.0 + 30.0 * wave(column, 1.0) + 20.0 * wave(row, 1.0) + 8.0 * wave(column, 1.0) * wave(row, 1.0)
+        100.0
+            + 30.0 * wave(column, 1.0)
+            + 20.0 * wave(row, 1.0)
+            + 8.0 * wave(column, 1.0) * wave(row, 1.0)
     }
 
     /// The coefficients of [`whole`], by the definition (ITU-T T.81, A.3.3).
@@ -131,7 +155,18 @@ mod tests {
     #[test]
     fn every_size_shows_the_same_picture() {
         let block = coefficients();
-        for (width, height) in [(1, 1), (1, 2), (2, 1), (2, 2), (2, 4), (4, 2), (4, 4), (4, 8), (8, 4), (8, 8)] {
+        for (width, height) in [
+            (1, 1),
+            (1, 2),
+            (2, 1),
+            (2, 2),
+            (2, 4),
+            (4, 2),
+            (4, 4),
+            (4, 8),
+            (8, 4),
+            (8, 8),
+        ] {
             let transform = Transform::new(width, height).unwrap();
             let stride = width + 3;
             let mut pixels = vec![-1.0; stride * height];
@@ -144,22 +179,37 @@ mod tests {
                 let (h, v) = (wave(x, width), wave(y, height));
                 let expected = 100.0 + 30.0 * h + 20.0 * v + 8.0 * h * v;
                 let got = f64::from(pixels[y * stride + x]);
-                assert!((got - expected).abs() < 1e-3, "{width}x{height} at {x}, {y}: {got} for {expected}");
+                assert!(
+                    (got - expected).abs() < 1e-3,
+                    "{width}x{height} at {x}, {y}: {got} for {expected}"
+                );
             }
-            assert!(pixels.chunks(stride).all(|row| row[width..] == [-1.0; 3]), "{width}x{height}: too wide");
+            assert!(
+                pixels.chunks(stride).all(|row| row[width..] == [-1.0; 3]),
+                "{width}x{height}: too wide"
+            );
 
             let mut flat = [[0.0; 64]; 2];
             flat[0][0] = block[0];
             let mut filled = [vec![0.0; stride * height], vec![0.0; stride * height]];
             transform.apply(&flat[0], true, &mut filled[0], stride);
             transform.apply(&flat[0], false, &mut filled[1], stride);
-            assert!(filled[0].iter().zip(&filled[1]).all(|(a, b)| (a - b).abs() < 1e-3), "{width}x{height}: flat");
+            assert!(
+                filled[0]
+                    .iter()
+                    .zip(&filled[1])
+                    .all(|(a, b)| (a - b).abs() < 1e-3),
+                "{width}x{height}: flat"
+            );
         }
         assert!(Transform::new(16, 8).is_none());
     }
 
     #[test]
     fn the_last_coefficient_is_that_of_the_highest_frequency() {
-        assert_eq!([1, 2, 4, 8].map(|side| Transform::new(side, side).unwrap().last), [0, 4, 24, 63]);
+        assert_eq!(
+            [1, 2, 4, 8].map(|side| Transform::new(side, side).unwrap().last),
+            [0, 4, 24, 63]
+        );
     }
 }
