@@ -45,12 +45,13 @@ test: openvino test-env ## everything the tests need, then all of them
 	cargo test --release --no-fail-fast
 
 test-features: openvino tensorrt ## libjpeg-turbo, traces, and what of TensorRT needs no GPU (needs cmake, nasm, libclang)
-	cargo test --release --features turbojpeg,otlp,tensorrt --lib --test tensorrt --test telemetry --test licences
+	cargo test --release --features turbojpeg,otlp,tensorrt --lib
+	cargo test --release --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: licences:: tensorrt::
 
 test-gpu: tensorrt ## the real engine on an NVIDIA GPU, and how fast it is; says so where there is none
 	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1
 	@if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then \
-	    TEST_ENGINE=tensorrt cargo test --release --features tensorrt --test golden -- --nocapture --test-threads 1; \
+	    TEST_ENGINE=tensorrt cargo test --release --features tensorrt --test integration golden:: -- --nocapture --test-threads 1; \
 	else echo "SKIPPED: the golden images on a GPU: there is none"; fi
 
 # Python clients for the tests; without them those tests say that they are skipped.

@@ -6,11 +6,13 @@ use tokio::{net::TcpListener, sync::Notify};
 
 use crate::{
     engine::{self, EngineError},
-    grpc::{self, Calls, GrpcConfig, Listener},
+    grpc::{self, GrpcConfig, Listener, Services},
     http::{self, HttpContext, Web},
-    loader::{LoadError, Loader, LoaderConfig, StartEngine},
     metrics::Exporter,
-    registry::Registry,
+    registry::{
+        Registry,
+        loader::{LoadError, Loader, LoaderConfig, StartEngine},
+    },
     scheduler::{Scheduler, SchedulerConfig},
     state::{State, StateCell},
 };
@@ -103,7 +105,7 @@ async fn run_with(
         registry: Arc::clone(&registry),
         exporter: exporter.clone(),
     };
-    let calls = Calls::new(Arc::clone(&registry), state.clone(), &config.grpc);
+    let calls = Services::new(Arc::clone(&registry), state.clone(), &config.grpc);
     let http = http::serve(listeners.http, context, config.web, calls.for_browsers());
     let grpc = grpc::serve(
         listeners.grpc,
@@ -195,9 +197,9 @@ mod tests {
         engine::{Engine, EngineConfig, EngineInfo, EngineKind, Lanes, Precision},
         grpc::Deadlines,
         image::PreprocessConfig,
-        loader::{ListedModel, ModelSource},
         model::{Model, Overrides},
         proto::{ClassifyRequest, Image, classifier_client::ClassifierClient, image::Source},
+        registry::loader::{ListedModel, ModelSource},
         scheduler::Capacity,
     };
 
@@ -265,7 +267,7 @@ mod tests {
                 connection_grace: Duration::ZERO,
                 deadlines: Deadlines::default(),
                 receive_timeout: Duration::from_secs(5),
-                gatekeeper: Arc::default(),
+                access: Arc::default(),
             },
             web: Web::Off,
             drain_delay: Duration::ZERO,

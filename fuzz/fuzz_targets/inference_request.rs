@@ -3,11 +3,7 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use resnet18_server::{
-    grpc::oip::{Form, read_request, tensors},
-    image::{Geometry, PreprocessConfig, Preprocessor, Source},
-    model::Normalization,
-};
+use resnet18_server::{grpc::oip::{Form, read_request, tensors}, image::{Geometry, PreprocessConfig, Preprocessor, Source}, model::Normalization};
 
 /// Small, so that whole tensors fit into the fuzzer's inputs.
 const GEOMETRY: Geometry = Geometry { width: 4, height: 4, resize_shorter_side: 4 };

@@ -12,9 +12,9 @@ use super::{
     output,
 };
 use crate::{
+    cache::Origin,
     engine::{
         EngineConfig, EngineKind,
-        plan_cache::Origin,
         tensorrt::{self, Built, ComputeCapability},
     },
     model::Model,

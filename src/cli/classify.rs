@@ -20,8 +20,7 @@ use super::{
 };
 use crate::{
     client::{self, Client},
-    code::code_name,
-    proto::{ClassifyRequest, ClassifyResponse, Image, image::Source},
+    proto::{ClassifyRequest, ClassifyResponse, Image, code_name, image::Source},
 };
 
 const LONGEST_LABEL: usize = 40;

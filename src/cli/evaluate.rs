@@ -19,12 +19,15 @@ use super::{
     values,
 };
 use crate::{
-    answer,
-    client::{self, ServerAddress},
-    dataset::{Folder, Labelled, quoted},
-    evaluation::{Agreement, Case, Difference, Evaluation},
+    address::ServerAddress,
+    answer, client,
     model::Model,
-    offline::{Offline, OfflineConfig, Photo, Skipped, SortedOut, sort_out},
+    offline::{
+        Offline, OfflineConfig, Photo, Skipped, SortedOut,
+        dataset::{Folder, Labelled, quoted},
+        evaluation::{Agreement, Case, Difference, Evaluation},
+        sort_out,
+    },
     proto::{ClassifyRequest, Image, image::Source},
 };
 

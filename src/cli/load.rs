@@ -21,7 +21,7 @@ use crate::{
             run_load_observed,
         },
     },
-    code::code_name,
+    proto::code_name,
 };
 
 const LONG_HELP: &str = "\

@@ -5,10 +5,10 @@ use std::path::Path;
 use console::{Alignment, measure_text_width, pad_str, style};
 
 use super::output::{self, heading};
-use crate::{
+use crate::offline::{
+    Skipped,
     dataset::Labelled,
     evaluation::{Evaluation, Mistake},
-    offline::Skipped,
 };
 
 /// A matrix of more classes fits no terminal.

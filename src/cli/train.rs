@@ -21,15 +21,17 @@ use super::{
 };
 use crate::{
     answer,
-    dataset::Dataset,
     engine::EngineInfo,
-    evaluation::{Case, Evaluation},
     model::{Base, Description, LinearLayer, Model, Overrides},
-    offline::{Offline, OfflineConfig, Skipped},
-    training::{
-        Examples, Plan,
-        search::{self, Found},
-        softmax_layer::{self, Example, Settings, SoftmaxLayer},
+    offline::{
+        Offline, OfflineConfig, Skipped,
+        dataset::Dataset,
+        evaluation::{Case, Evaluation},
+        training::{
+            Examples, Plan,
+            search::{self, Found},
+            softmax_layer::{self, Example, Settings, SoftmaxLayer},
+        },
     },
 };
 

@@ -11,22 +11,21 @@ use tonic::{
 };
 
 use crate::{
-    code::code_name,
+    address::ServerAddress,
     proto::{
         ClassifyRequest, ClassifyResponse, ListModelsRequest, Model,
-        classifier_client::ClassifierClient,
+        classifier_client::ClassifierClient, code_name,
     },
 };
 
-mod address;
 mod credentials;
 mod latency;
 pub mod load;
+pub mod monitor;
 pub mod retry;
 pub mod stream;
 pub mod video;
 
-pub use address::ServerAddress;
 use credentials::SendToken;
 pub use credentials::{Credentials, Token};
 pub use latency::LatencySummary;

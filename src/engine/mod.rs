@@ -2,7 +2,6 @@
 
 pub mod embedded;
 mod openvino;
-pub mod plan_cache;
 mod self_check;
 pub mod tensorrt;
 

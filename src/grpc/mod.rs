@@ -1,35 +1,32 @@
 //! The gRPC services, and the one place where errors become a [`tonic::Status`].
 
-mod accept;
 mod admission;
-mod arrival;
-mod auth;
-mod calls;
+mod call;
 mod classifier;
-mod context;
-mod convert;
-mod methods;
 pub mod oip;
-mod receive;
-mod record;
-mod status;
+mod services;
 mod stream;
-mod tls;
+mod transport;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use tonic::transport::Server;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-pub(crate) use self::accept::Peer;
-pub use self::{
-    accept::Listener,
-    arrival::Deadlines,
-    auth::{OpenService, TokenConfig},
-    calls::{BrowserCalls, Calls},
-    tls::TlsConfig,
+pub(crate) use self::call::caller::Peer;
+use self::{
+    admission::auth::Tokens,
+    transport::{
+        accept,
+        tls::{self, Certificates},
+    },
 };
-use self::{auth::Tokens, tls::Certificates};
+pub use self::{
+    admission::auth::{OpenService, TokenConfig},
+    call::arrival::Deadlines,
+    services::{BrowserCalls, Services},
+    transport::{accept::Listener, tls::TlsConfig},
+};
 use crate::{
     inference, proto,
     registry::Registry,
@@ -57,17 +54,17 @@ pub struct GrpcConfig {
     /// How long a message may take to arrive, from its first byte to its last.
     pub receive_timeout: Duration,
     /// Certificates and tokens.
-    pub gatekeeper: Arc<Gatekeeper>,
+    pub access: Arc<AccessControl>,
 }
 
 /// Who may come in, as the files say at present.
 #[derive(Default)]
-pub struct Gatekeeper {
+pub struct AccessControl {
     certificates: Option<Arc<Certificates>>,
     tokens: Option<Arc<Tokens>>,
 }
 
-impl Gatekeeper {
+impl AccessControl {
     /// Reads certificates and tokens; `None` = no TLS, and anyone may call.
     ///
     /// # Errors
@@ -83,14 +80,14 @@ impl Gatekeeper {
     async fn follow(self: Arc<Self>) {
         loop {
             tokio::time::sleep(REFRESH).await;
-            let gatekeeper = Arc::clone(&self);
+            let access = Arc::clone(&self);
             // A panic there has said so on standard error.
             let _ = tokio::task::spawn_blocking(move || {
-                gatekeeper
+                access
                     .certificates
                     .iter()
                     .for_each(|certificates| certificates.refresh());
-                gatekeeper.tokens.iter().for_each(|tokens| tokens.refresh());
+                access.tokens.iter().for_each(|tokens| tokens.refresh());
             })
             .await;
         }
@@ -104,7 +101,7 @@ const SERVICE: &str = "resnet18.v1.Classifier";
 /// How much a sender may send ahead on one call. Large enough that a photo never waits for a round
 /// trip.
 const STREAM_WINDOW: u32 = 1 << 20;
-/// Calls at once on one connection.
+/// Services at once on one connection.
 const MAX_CONCURRENT_CALLS: u32 = 128;
 /// How much may be sent ahead on one connection: by every call its share, so that streams that are
 /// not read don't stop the others.
@@ -132,13 +129,13 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the transport reports.
 pub async fn serve(
     listener: Listener,
-    calls: Calls,
+    calls: Services,
     registry: Arc<Registry>,
     state: StateCell,
     config: GrpcConfig,
 ) -> Result<(), tonic::transport::Error> {
-    let gatekeeper = Arc::clone(&config.gatekeeper);
-    let watch = tokio::spawn(Arc::clone(&gatekeeper).follow());
+    let access = Arc::clone(&config.access);
+    let watch = tokio::spawn(Arc::clone(&access).follow());
     let (health, health_service) = tonic_health::server::health_reporter();
     // The reporter begins with SERVING.
     set_health(&health, ServingStatus::NotServing).await;
@@ -153,7 +150,7 @@ pub async fn serve(
     let incoming = accept::connections(
         listener,
         config.max_connections,
-        gatekeeper.certificates.clone(),
+        access.certificates.clone(),
     );
     let mut server = Server::builder();
     if let Some(age) = config.max_connection_age {

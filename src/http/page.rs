@@ -58,52 +58,52 @@ const FILES: [File; 10] = [
     File {
         path: "/",
         kind: HTML,
-        text: include_str!("../web/index.html"),
+        text: include_str!("web/index.html"),
     },
     File {
         path: "/web/style.css",
         kind: CSS,
-        text: include_str!("../web/style.css"),
+        text: include_str!("web/style.css"),
     },
     File {
         path: "/web/icon.svg",
         kind: SVG,
-        text: include_str!("../web/icon.svg"),
+        text: include_str!("web/icon.svg"),
     },
     File {
         path: "/web/app.js",
         kind: JS,
-        text: include_str!("../web/app.js"),
+        text: include_str!("web/app.js"),
     },
     File {
         path: "/web/calls.js",
         kind: JS,
-        text: include_str!("../web/calls.js"),
+        text: include_str!("web/calls.js"),
     },
     File {
         path: "/web/camera.js",
         kind: JS,
-        text: include_str!("../web/camera.js"),
+        text: include_str!("web/camera.js"),
     },
     File {
         path: "/web/chart.js",
         kind: JS,
-        text: include_str!("../web/chart.js"),
+        text: include_str!("web/chart.js"),
     },
     File {
         path: "/web/metrics.js",
         kind: JS,
-        text: include_str!("../web/metrics.js"),
+        text: include_str!("web/metrics.js"),
     },
     File {
         path: "/web/protobuf.js",
         kind: JS,
-        text: include_str!("../web/protobuf.js"),
+        text: include_str!("web/protobuf.js"),
     },
     File {
         path: "/web/try.js",
         kind: JS,
-        text: include_str!("../web/try.js"),
+        text: include_str!("web/try.js"),
     },
 ];
 

@@ -22,7 +22,7 @@ pub struct Exporter {
     ready: Gauge,
     calls: Gauge,
     #[cfg(feature = "tensorrt")]
-    gpus: Arc<crate::gpu::Gpus>,
+    gpus: Arc<crate::metrics::nvml::Gpus>,
 }
 
 impl Exporter {
@@ -55,7 +55,7 @@ impl Exporter {
             ready: gauge!(READY),
             calls: gauge!(CALLS_ACTIVE),
             #[cfg(feature = "tensorrt")]
-            gpus: Arc::new(crate::gpu::Gpus::find()),
+            gpus: Arc::new(crate::metrics::nvml::Gpus::find()),
         }
     }
 

@@ -8,7 +8,7 @@ use super::table::{
     ENGINE_BUILD, ENGINE_CACHE, GPU_MEMORY, GPU_MEMORY_USED, GPU_POWER, GPU_TEMPERATURE,
     GPU_UTILIZATION,
 };
-use crate::gpu::Reading;
+use crate::metrics::nvml::Reading;
 
 /// What a GPU is doing.
 pub(super) fn show(reading: &Reading) {

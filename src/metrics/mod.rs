@@ -8,6 +8,7 @@ mod labels;
 mod model;
 mod rate;
 mod request;
+pub mod statistics;
 mod table;
 
 #[cfg(feature = "tensorrt")]
@@ -24,3 +25,5 @@ pub use self::{
 
 #[cfg(feature = "tensorrt")]
 mod gpu;
+#[cfg(feature = "tensorrt")]
+pub mod nvml;

@@ -17,7 +17,7 @@ use super::{
         QUEUE_REQUESTS, RECEIVED_BYTES, REJECTED, STAGE_DURATION, STREAMS_ACTIVE,
     },
 };
-use crate::{engine::EngineInfo, statistics::Statistics};
+use crate::{engine::EngineInfo, metrics::statistics::Statistics};
 
 /// The metrics of one served model.
 pub struct ModelMetrics {

@@ -9,7 +9,7 @@ use super::{
     labels::Method,
     table::{REQUEST_DURATION, REQUESTS},
 };
-use crate::code::code_name;
+use crate::proto::code_name;
 
 const METHODS: usize = Method::LABELS.len();
 const CODES: usize = Code::Unauthenticated as usize + 1;

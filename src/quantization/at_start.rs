@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Photos, QuantizationConfig, QuantizationError, Stage, manifest, quantize};
 use crate::{
-    engine::plan_cache::{Key, Origin, PlanCache, hex},
+    cache::{Key, Origin, PlanCache, hex},
     image::PreprocessConfig,
     model::{Model, Overrides},
 };

@@ -12,7 +12,7 @@ pub mod trace;
 use std::{sync::OnceLock, time::Duration};
 
 use self::trace::Span;
-use crate::client::ServerAddress;
+use crate::address::ServerAddress;
 
 /// Where traces go.
 #[derive(Clone, Debug)]

@@ -29,7 +29,7 @@ use super::{
     context,
     trace::{Parent, Period, Span, Value},
 };
-use crate::client::ServerAddress;
+use crate::address::ServerAddress;
 
 /// The most calls whose spans wait; what comes while it is full is dropped.
 const QUEUE: usize = 1024;

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use crate::{
+    address::ServerAddress,
     cli::CliError,
-    client::{Credentials, Server, ServerAddress, Token},
+    client::{Credentials, Server, Token},
 };
 
 /// Where the server is and which of its models to ask; every client subcommand has these flags.

@@ -5,8 +5,8 @@ use std::env;
 use clap::{Args, ValueEnum};
 
 use crate::{
+    address::ServerAddress,
     cli::{CliError, values},
-    client::ServerAddress,
     telemetry::{
         self, TraceConfig,
         log::{self, LogConfig, LogFilter, LogFormat},

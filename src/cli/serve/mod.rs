@@ -22,11 +22,12 @@ use super::{
     output, values,
 };
 use crate::{
-    engine::{self, EngineConfig, Precision, plan_cache::PlanCache},
+    cache::PlanCache,
+    engine::{self, EngineConfig, Precision},
     http::Web,
-    loader::{ListedModel, LoaderConfig, ModelSource},
     model::{Model, ModelError},
     quantization::{AtStart, QuantizationConfig},
+    registry::loader::{ListedModel, LoaderConfig, ModelSource},
     scheduler::{Capacity, SchedulerConfig},
     server::{self, Control, ServerConfig, ServerError},
     telemetry,

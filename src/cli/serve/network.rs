@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use super::descriptors;
 use crate::{
     cli::{CliError, values},
-    grpc::{Deadlines, Gatekeeper, GrpcConfig, Listener, OpenService, TlsConfig, TokenConfig},
+    grpc::{AccessControl, Deadlines, GrpcConfig, Listener, OpenService, TlsConfig, TokenConfig},
     http::Web,
     server::Listeners,
 };
@@ -200,7 +200,7 @@ impl NetworkFlags {
                 longest: self.max_deadline,
             },
             receive_timeout: self.receive_timeout,
-            gatekeeper: Arc::new(security.gatekeeper()?),
+            access: Arc::new(security.access()?),
         })
     }
 
@@ -273,7 +273,7 @@ impl NetworkFlags {
 }
 
 impl SecurityFlags {
-    fn gatekeeper(&self) -> Result<Gatekeeper, CliError> {
+    fn access(&self) -> Result<AccessControl, CliError> {
         let tls = match (&self.tls_cert, &self.tls_key) {
             (Some(certificate), Some(key)) => Some(TlsConfig {
                 certificate: certificate.clone(),
@@ -289,7 +289,7 @@ impl SecurityFlags {
         };
         let open = self.open_services.iter().filter_map(open).collect();
         let tokens = self.tokens.clone().map(|file| TokenConfig { file, open });
-        Gatekeeper::new(tls, tokens).map_err(CliError::Usage)
+        AccessControl::new(tls, tokens).map_err(CliError::Usage)
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::{
     cli::output::{self, ClassJson, ErrorJson, TimingJson, thousands, time},
     client::stream::{FrameAnswer, FrameOutcome, StreamEvent, StreamSummary},
-    code::code_name,
+    proto::code_name,
 };
 
 const LABEL_WIDTH: usize = 24;

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use tokio::time::{Duration, Instant};
 
 use super::history::History;
-use crate::monitor::{Change, MetricsAddress, ModelSnapshot, Scrape, ScrapeError, Snapshot};
+use crate::client::monitor::{
+    Change, MetricsAddress, ModelSnapshot, Scrape, ScrapeError, Snapshot,
+};
 
 /// Rates and latencies are over this time.
 pub const WINDOW: Duration = Duration::from_secs(10);
@@ -212,7 +214,7 @@ fn stepped(at: usize, step: isize, length: usize) -> usize {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::monitor::testing::busy;
+    use crate::client::monitor::testing::busy;
 
     /// One server or more under load, as after a minute.
     pub fn app(addresses: &[&str]) -> App {

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{CliError, output, values};
-use crate::monitor::{MetricsAddress, Scrape, ScrapeError, Snapshot};
+use crate::client::monitor::{MetricsAddress, Scrape, ScrapeError, Snapshot};
 
 mod app;
 mod history;

@@ -7,7 +7,7 @@ use console::style;
 use super::{app::ServerView, text};
 use crate::{
     cli::output::time,
-    monitor::{ModelSnapshot, Snapshot},
+    client::monitor::{ModelSnapshot, Snapshot},
 };
 
 /// A server and its models.
@@ -85,7 +85,7 @@ fn models(snapshot: &Snapshot) -> String {
         let engine = model.engine.as_ref().map_or("not loaded".into(), |e| {
             format!("{} {}", e.engine, e.precision)
         });
-        let latency = |of: fn(&crate::monitor::Quantiles) -> f64| {
+        let latency = |of: fn(&crate::client::monitor::Quantiles) -> f64| {
             model
                 .latency_ms
                 .request

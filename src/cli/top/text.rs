@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::app::ServerView;
 use crate::{
     cli::output::time,
-    monitor::{ModelSnapshot, Snapshot},
+    client::monitor::{ModelSnapshot, Snapshot},
 };
 
 /// From this share on, a queue or the cores are as good as full.

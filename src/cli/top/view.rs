@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     cli::output::{bar, time},
-    monitor::{GpuSnapshot, ModelSnapshot, Quantiles, Snapshot},
+    client::monitor::{GpuSnapshot, ModelSnapshot, Quantiles, Snapshot},
 };
 
 /// Below this nothing sensible can be shown.
@@ -547,7 +547,7 @@ mod tests {
         super::app::{Action, tests::app},
         *,
     };
-    use crate::monitor::ScrapeError;
+    use crate::client::monitor::ScrapeError;
 
     /// The rows of a terminal of this size.
     fn rows(app: &App, width: u16, height: u16) -> Vec<String> {

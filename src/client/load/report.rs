@@ -9,8 +9,7 @@ use tonic::{Code, Status};
 use super::{LoadConfig, LoadMode, OnRejection};
 use crate::{
     client::{LatencySummary, latency::Latencies, milliseconds},
-    code::code_name,
-    proto::Timing,
+    proto::{Timing, code_name},
 };
 
 /// The result of a load run. Requests that were due between the warm-up and the end are counted,

@@ -17,10 +17,8 @@ use super::{
     pipeline::{Device, DeviceError, Pipeline, Shared},
 };
 use crate::{
-    engine::{
-        Engine, EngineConfig, EngineError, EngineInfo, Lanes, Precision,
-        plan_cache::{Key, Miss, Origin, PlanCache, hex},
-    },
+    cache::{Key, Miss, Origin, PlanCache, hex},
+    engine::{Engine, EngineConfig, EngineError, EngineInfo, Lanes, Precision},
     metrics,
     model::{Batch, BodyPrecision, Model},
 };

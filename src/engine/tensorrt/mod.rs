@@ -26,9 +26,10 @@ use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr, sync::Arc, time::
 pub(super) use self::engine::prepare;
 #[cfg(feature = "tensorrt")]
 pub use self::engine::{DeviceTimes, build_ahead, measure};
+use super::EngineKind;
 #[cfg(not(feature = "tensorrt"))]
 use super::{EngineConfig, EngineError, Lanes};
-use super::{EngineKind, plan_cache::Origin};
+use crate::cache::Origin;
 #[cfg(not(feature = "tensorrt"))]
 use crate::model::Model;
 

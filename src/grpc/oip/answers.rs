@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     answer::{Class, softmax, top_k},
-    grpc::status::CallError,
+    grpc::call::status::CallError,
     inference::{
         model_infer_request::InferRequestedOutputTensor, model_infer_response::InferOutputTensor,
     },

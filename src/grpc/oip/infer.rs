@@ -14,7 +14,7 @@ use super::{
     tensors::{self, Expected},
 };
 use crate::{
-    grpc::{
+    grpc::call::{
         arrival::Arrived,
         context::{Call, CallGuard, Context},
         status::CallError,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{Form, answers::Scores, names, tensors::MAX_IMAGES};
 use crate::{
-    grpc::status::shorten,
+    grpc::call::status::shorten,
     inference::{
         DataType, ModelConfig, ModelDynamicBatching, ModelInput, ModelInstanceGroup,
         ModelMetadataResponse, ModelOutput, ModelParameter, RepositoryIndexResponse,

@@ -20,3 +20,17 @@ pub use self::{
     parameters::WrongParameter,
 };
 pub(super) use self::{names::SERVICE, service::InferenceService};
+
+use crate::grpc::call::status::CallError;
+
+impl From<tensors::TensorError> for CallError {
+    fn from(error: tensors::TensorError) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<WrongParameter> for CallError {
+    fn from(error: WrongParameter) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}

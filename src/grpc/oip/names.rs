@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use crate::{
-    grpc::{
+    grpc::call::{
         context::{CallGuard, Context},
         status::CallError,
     },
-    metrics::ModelMetrics,
+    metrics::{ModelMetrics, statistics::RequestStatistics},
     registry::{Entry, Registry, Served},
-    statistics::RequestStatistics,
 };
 
 /// The service's full name.

@@ -13,8 +13,10 @@ use super::{
 };
 use crate::{
     grpc::{
-        classifier::answer,
-        context::{Call, Context},
+        call::{
+            answer,
+            context::{Call, Context},
+        },
         stream::open,
     },
     inference::{

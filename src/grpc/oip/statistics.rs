@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::names;
 use crate::{
-    grpc::{
+    grpc::call::{
         context::{CallGuard, Context},
         status::CallError,
     },
@@ -12,8 +12,8 @@ use crate::{
         InferBatchStatistics, InferStatistics, ModelStatistics, ModelStatisticsRequest,
         ModelStatisticsResponse, StatisticDuration,
     },
+    metrics::statistics::{Requests, Spent},
     registry::Served,
-    statistics::{Requests, Spent},
 };
 
 /// Of one model, or of all that answer.

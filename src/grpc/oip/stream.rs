@@ -10,12 +10,13 @@ use super::{
     names,
 };
 use crate::{
-    code::code_name,
     grpc::{
-        arrival::Arrived,
-        context::{Call, CallGuard, Context},
-        record::{FrameRecord, Record},
-        status::CallError,
+        call::{
+            arrival::Arrived,
+            context::{Call, CallGuard, Context},
+            record::{FrameRecord, Record},
+            status::CallError,
+        },
         stream::{both, conclude, supervise},
     },
     inference::{
@@ -23,6 +24,7 @@ use crate::{
         infer_parameter::ParameterChoice,
     },
     metrics::{FrameOutcome, ModelMetrics},
+    proto::code_name,
     scheduler::JobError,
     state::NotReady,
 };

@@ -1,0 +1,476 @@
+//! `StreamClassify`: both frame policies, in bounded memory.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tonic::{Status, Streaming};
+
+use super::{
+    convert::{self, Wanted},
+    slot::Slot,
+};
+use crate::{
+    answer::{Smoothing, softmax},
+    grpc::{
+        call::{
+            context::{Call, CallGuard, Context},
+            record::{FrameRecord, Record},
+            status::CallError,
+        },
+        stream::{both, conclude, supervise},
+    },
+    image::Source,
+    metrics::{FrameOutcome, ModelMetrics, RateMeter},
+    proto::{
+        Classifications, Frame, FrameError, FramePolicy, StreamClassifyRequest,
+        StreamClassifyResponse, StreamConfig, stream_classify_request::Message,
+        stream_classify_response,
+    },
+    registry::Served,
+    scheduler::{Arrival, Job, JobError, Outcome, Reply},
+    state::{NotReady, StateCell},
+    telemetry::context::SpanContext,
+};
+
+pub(in crate::grpc) type Answers = mpsc::Sender<Result<StreamClassifyResponse, Status>>;
+
+/// A stream whose config does not come within this time is ended.
+const CONFIG_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most frames of a stream under `FRAME_POLICY_EVERY` that wait for their answers.
+const MAX_FRAMES_IN_WORK: usize = 4;
+
+/// Runs a stream to its end and tells the caller how it ended, unless the caller has gone.
+pub(in crate::grpc) async fn run(
+    context: Arc<Context>,
+    inbound: Streaming<StreamClassifyRequest>,
+    call: Call,
+    mut guard: CallGuard,
+    answers: Answers,
+) {
+    let deadline = call.arrived.deadline;
+    let ended = supervise(
+        deadline,
+        &answers,
+        open_and_answer(&context, inbound, call, &mut guard, &answers),
+    )
+    .await;
+    conclude(ended, guard, &answers).await;
+}
+
+async fn open_and_answer(
+    context: &Context,
+    mut inbound: Streaming<StreamClassifyRequest>,
+    call: Call,
+    guard: &mut CallGuard,
+    answers: &Answers,
+) -> Result<(), CallError> {
+    // Before anything is waited for: a stream without a config takes a place too.
+    let _permit = context.stream_permit()?;
+    let config = match timeout(CONFIG_TIMEOUT, next(&mut inbound, &context.state)).await {
+        Err(_) => {
+            return Err(CallError::Invalid(format!(
+                "the stream's config did not come within {CONFIG_TIMEOUT:?}"
+            )));
+        }
+        Ok(message) => match message? {
+            Some(Message::Config(config)) => config,
+            Some(Message::Frame(_)) => {
+                return Err(CallError::Invalid(
+                    "the first message of a stream must be its config, not a frame".into(),
+                ));
+            }
+            None => {
+                return Err(CallError::Invalid(
+                    "the stream ended before its config".into(),
+                ));
+            }
+        },
+    };
+    let served = context.model(&config.model, guard)?;
+    let _open = served.metrics.stream();
+    let policy = FramePolicy::try_from(config.policy).map_err(|_| {
+        CallError::Invalid(format!(
+            "the frame policy {} is unknown; send EVERY or LATEST",
+            config.policy
+        ))
+    })?;
+    let record = Arc::clone(&call.record);
+    let answerer = Answerer::new(
+        Arc::clone(&served),
+        &config,
+        answers.clone(),
+        Arc::clone(&record),
+    )?;
+    let source = FrameSource {
+        inbound,
+        state: context.state.clone(),
+        metrics: Arc::clone(&served.metrics),
+        record,
+    };
+    let submitter = Submitter {
+        context,
+        model: served.name.clone(),
+        call,
+    };
+    match policy {
+        FramePolicy::Unspecified | FramePolicy::Every => {
+            every(source, answerer, submitter, served.queue.parallelism()).await
+        }
+        FramePolicy::Latest => latest(source, answerer, submitter).await,
+    }
+}
+
+/// The next message; `None` when the caller has sent its last.
+async fn next(
+    inbound: &mut Streaming<StreamClassifyRequest>,
+    state: &StateCell,
+) -> Result<Option<Message>, CallError> {
+    let message = tokio::select! {
+        message = inbound.message() => message?,
+        () = state.draining() => return Err(NotReady::Draining.into()),
+    };
+    match message {
+        None => Ok(None),
+        Some(StreamClassifyRequest {
+            message: Some(message),
+        }) => Ok(Some(message)),
+        Some(StreamClassifyRequest { message: None }) => Err(CallError::Invalid(
+            "a message of the stream is neither a config nor a frame".into(),
+        )),
+    }
+}
+
+/// Puts frames into the queue of the model's newest version.
+struct Submitter<'a> {
+    context: &'a Context,
+    model: String,
+    call: Call,
+}
+
+/// A frame in the queue, and the version of the model that answers it.
+struct Submitted {
+    served: Arc<Served>,
+    outcome: oneshot::Receiver<Outcome>,
+}
+
+impl Submitter<'_> {
+    fn submit(
+        &self,
+        span: SpanContext,
+        fetch: impl FnOnce() -> Option<Arrival> + Send + 'static,
+    ) -> Result<Submitted, CallError> {
+        let Call {
+            client, arrived, ..
+        } = self.call;
+        let served = self.newest()?;
+        let job = Job {
+            client,
+            priority: arrived.priority,
+            deadline: arrived.deadline,
+            counts: false,
+            fetch: Box::new(fetch),
+            span: Some(span),
+        };
+        let outcome = served.queue.submit(job)?;
+        Ok(Submitted { served, outcome })
+    }
+
+    /// The next frame's.
+    fn span(&self) -> SpanContext {
+        self.call.record.trace().frame()
+    }
+
+    /// A stream outlives versions of its model.
+    fn newest(&self) -> Result<Arc<Served>, CallError> {
+        Ok(self
+            .context
+            .newest(&self.context.registry.find(&self.model)?)?)
+    }
+}
+
+impl Submitted {
+    async fn outcome(self) -> (Arc<Served>, Outcome) {
+        (
+            self.served,
+            self.outcome.await.unwrap_or(Err(JobError::Abandoned)),
+        )
+    }
+}
+
+struct FrameSource {
+    inbound: Streaming<StreamClassifyRequest>,
+    state: StateCell,
+    metrics: Arc<ModelMetrics>,
+    record: Arc<Record>,
+}
+
+impl FrameSource {
+    async fn next(&mut self) -> Result<Option<Incoming>, CallError> {
+        match next(&mut self.inbound, &self.state).await? {
+            None => Ok(None),
+            Some(Message::Frame(frame)) => {
+                let incoming = Incoming::new(frame);
+                let bytes = incoming.image.as_ref().map_or(0, Source::bytes);
+                self.metrics.received(bytes);
+                self.record.received(bytes);
+                Ok(Some(incoming))
+            }
+            Some(Message::Config(_)) => Err(CallError::Invalid(
+                "the config of a stream comes once, as its first message".into(),
+            )),
+        }
+    }
+}
+
+/// A frame that has arrived.
+struct Incoming {
+    stamp: FrameStamp,
+    image: Result<Source, CallError>,
+}
+
+/// What an answer needs to know of its frame.
+#[derive(Clone, Copy)]
+struct FrameStamp {
+    id: u64,
+    /// In seconds since 1970, if the sender says so.
+    captured_at: Option<f64>,
+    arrived: Instant,
+}
+
+impl FrameStamp {
+    /// By the sender's clock, or by ours where the sender's did not move on.
+    fn seconds_since(self, earlier: Self) -> f64 {
+        let captured = self.captured_at.unwrap_or(0.0) - earlier.captured_at.unwrap_or(0.0);
+        if captured > 0.0 {
+            captured
+        } else {
+            (self.arrived - earlier.arrived).as_secs_f64()
+        }
+    }
+}
+
+impl Incoming {
+    fn new(frame: Frame) -> Self {
+        let captured_at = convert::captured_at(frame.captured_at);
+        let stamp = FrameStamp {
+            id: frame.id,
+            captured_at,
+            arrived: Instant::now(),
+        };
+        Self {
+            stamp,
+            image: convert::source(frame.image),
+        }
+    }
+}
+
+/// Every frame is answered in order. Only a few are in work at once; while they are, no further one
+/// is read.
+async fn every(
+    mut source: FrameSource,
+    mut answerer: Answerer,
+    submitter: Submitter<'_>,
+    parallelism: usize,
+) -> Result<(), CallError> {
+    // Enough that no lane waits for the network, few enough that many streams stay small.
+    let (pending, mut in_order) = mpsc::channel(parallelism.min(MAX_FRAMES_IN_WORK));
+    let read = async move {
+        while let Some(Incoming { stamp, image }) = source.next().await? {
+            let (at, span) = (stamp.arrived, submitter.span());
+            let submitted = match image {
+                Ok(image) => Ok(submitter.submit(span, move || {
+                    Some(Arrival {
+                        image,
+                        at,
+                        mirrored: false,
+                    })
+                })?),
+                Err(error) => Err(error),
+            };
+            if pending.send((stamp, span, submitted)).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    // Owns the receiver, so that reading ends when answering fails.
+    let answer = async move {
+        while let Some((stamp, span, submitted)) = in_order.recv().await {
+            let outcome = match submitted {
+                Ok(submitted) => {
+                    let (served, outcome) = submitted.outcome().await;
+                    answerer.follow(served);
+                    outcome.map_err(CallError::from)
+                }
+                Err(error) => Err(error),
+            };
+            answerer.answer(stamp, span, outcome, 0).await?;
+        }
+        Ok(())
+    };
+    both(read, answer).await
+}
+
+/// Only the newest frame is of interest: it waits in a slot of one, where a newer one replaces it.
+async fn latest(
+    mut source: FrameSource,
+    mut answerer: Answerer,
+    submitter: Submitter<'_>,
+) -> Result<(), CallError> {
+    let metrics = Arc::clone(&answerer.served.metrics);
+    let slot = Arc::new(Slot::default());
+    let read = async {
+        let ended = loop {
+            match source.next().await {
+                Ok(Some(frame)) => {
+                    if slot.put(frame) {
+                        metrics.frame(FrameOutcome::Dropped);
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        slot.close();
+        ended
+    };
+    let answer = async {
+        while slot.filled().await {
+            let (taken, stamp) = oneshot::channel();
+            let from = Arc::clone(&slot);
+            let span = submitter.span();
+            let submitted = submitter.submit(span, move || {
+                let Incoming { stamp, image } = from.take()?;
+                let (image, error) = match image {
+                    Ok(image) => (Some(image), None),
+                    Err(error) => (None, Some(error)),
+                };
+                // The stream may have ended meanwhile.
+                let _ = taken.send((stamp, error));
+                Some(Arrival {
+                    image: image?,
+                    at: stamp.arrived,
+                    mirrored: false,
+                })
+            })?;
+            let (served, outcome) = submitted.outcome().await;
+            answerer.follow(served);
+            // Without a stamp the frame was not taken: the scheduler has stopped or the time is up.
+            let Ok((stamp, error)) = stamp.await else {
+                return Err(outcome.err().unwrap_or(JobError::Abandoned).into());
+            };
+            let outcome = error.map_or(outcome.map_err(CallError::from), Err);
+            answerer
+                .answer(stamp, span, outcome, slot.dropped())
+                .await?;
+        }
+        Ok(())
+    };
+    both(read, answer).await
+}
+
+/// Turns outcomes into the stream's answers.
+struct Answerer {
+    served: Arc<Served>,
+    wanted: Wanted,
+    half_life: f64,
+    smoothing: Smoothing,
+    last: Option<FrameStamp>,
+    fps: RateMeter,
+    answers: Answers,
+    record: Arc<Record>,
+}
+
+impl Answerer {
+    fn new(
+        served: Arc<Served>,
+        config: &StreamConfig,
+        answers: Answers,
+        record: Arc<Record>,
+    ) -> Result<Self, CallError> {
+        let half_life = convert::half_life(config.smoothing)?;
+        Ok(Self {
+            served,
+            wanted: Wanted::new(config.top_k, config.min_probability)?,
+            half_life,
+            smoothing: Smoothing::new(half_life),
+            last: None,
+            fps: RateMeter::new(Instant::now()),
+            answers,
+            record,
+        })
+    }
+
+    /// The next frame was classified by this version of the model; what another one said is not
+    /// mixed into it.
+    fn follow(&mut self, served: Arc<Served>) {
+        if !Arc::ptr_eq(&self.served, &served) {
+            self.served = served;
+            self.smoothing = Smoothing::new(self.half_life);
+        }
+    }
+
+    /// Answers one frame; a frame that failed gets its error, and the stream goes on.
+    async fn answer(
+        &mut self,
+        stamp: FrameStamp,
+        span: SpanContext,
+        outcome: Result<Reply, CallError>,
+        dropped_frames: u64,
+    ) -> Result<(), CallError> {
+        use stream_classify_response::Outcome as Wire;
+        if let Err(error @ CallError::Job(JobError::Abandoned)) = outcome {
+            return Err(error);
+        }
+        let answer = outcome.as_ref().map_err(CallError::code);
+        self.record.frame(FrameRecord {
+            id: stamp.id,
+            arrived: stamp.arrived,
+            span,
+            answer,
+        });
+        let (outcome, stages) = match outcome {
+            Ok(reply) => {
+                let elapsed = self
+                    .last
+                    .replace(stamp)
+                    .map_or(0.0, |last| stamp.seconds_since(last));
+                let probabilities = self.smoothing.update(softmax(&reply.logits), elapsed);
+                let classifications = self.wanted.classifications(probabilities, &self.served);
+                self.served.metrics.frame(FrameOutcome::Classified);
+                (
+                    Wire::Result(Classifications { classifications }),
+                    reply.stages,
+                )
+            }
+            Err(error) => {
+                self.served.metrics.frame(FrameOutcome::Failed);
+                (
+                    Wire::Error(FrameError {
+                        code: error.code() as i32,
+                        message: error.message(),
+                    }),
+                    Default::default(),
+                )
+            }
+        };
+        self.fps.add(1);
+        self.served.metrics.frame_answered(stamp.arrived.elapsed());
+        let response = StreamClassifyResponse {
+            frame_id: stamp.id,
+            outcome: Some(outcome),
+            dropped_frames,
+            fps: self.fps.rate() as f32,
+            timing: Some(convert::timing(stages, stamp.arrived)),
+        };
+        // A caller that has gone is noticed by `run`.
+        let _ = self.answers.send(Ok(response)).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,324 @@
+//! Connections: a limited number of them, over TCP, TLS or a UNIX socket, and none that stays
+//! silent.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_util::Stream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Sleep, sleep, timeout},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+
+use super::tls::Certificates;
+use crate::{
+    grpc::call::caller::Peer,
+    metrics::{ConnectionGuard, ConnectionMetrics, Refusal},
+};
+
+/// A connection that has not sent HTTP/2's preface within this time is closed.
+const SILENCE: Duration = Duration::from_secs(10);
+/// The preface and the head of the SETTINGS frame behind it, in bytes (RFC 9113, 3.4).
+const PREFACE: usize = 24 + 9;
+/// A TLS handshake that takes longer is given up.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A connection that has said its last is read for so long yet. Closed with something unread it
+/// would be reset, and the caller, who is still sending, might never read the last answers.
+const LINGER: Duration = Duration::from_millis(500);
+/// After an error, such as too many open files, accepting pauses instead of spinning.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where gRPC is served.
+pub enum Listener {
+    /// On an address.
+    Tcp(TcpListener),
+    /// On a socket in the file system.
+    #[cfg(unix)]
+    Unix(tokio::net::UnixListener),
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => address.fmt(f),
+                Err(error) => write!(f, "an unknown address ({error})"),
+            },
+            #[cfg(unix)]
+            Self::Unix(listener) => {
+                let path = listener
+                    .local_addr()
+                    .ok()
+                    .and_then(|address| address.as_pathname().map(ToOwned::to_owned));
+                write!(f, "unix:{}", path.unwrap_or_default().display())
+            }
+        }
+    }
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<(Accepted, String)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                // Answers are small and must not wait for more data.
+                let _ = stream.set_nodelay(true);
+                Ok((Accepted::Tcp(stream), address.to_string()))
+            }
+            #[cfg(unix)]
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Accepted::Local(Box::new(stream)), "unix".into()))
+            }
+        }
+    }
+}
+
+enum Accepted {
+    Tcp(TcpStream),
+    Local(Box<dyn Duplex>),
+}
+
+/// The connections that `listener` accepts; while `max` are open, further ones wait in the system's
+/// backlog. With `certificates` those over TCP begin with a TLS handshake, each beside the others.
+pub(in crate::grpc) fn connections(
+    listener: Listener,
+    max: usize,
+    certificates: Option<Arc<Certificates>>,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let (accepted, connections) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let permits = Arc::new(Semaphore::new(max));
+        let acceptor = Acceptor {
+            listener,
+            permits,
+            max,
+            certificates,
+            metrics: ConnectionMetrics::default(),
+        };
+        tokio::select! {
+            () = acceptor.run(&accepted) => {}
+            // The server takes no more.
+            () = accepted.closed() => {}
+        }
+    });
+    ReceiverStream::new(connections)
+}
+
+struct Acceptor {
+    listener: Listener,
+    permits: Arc<Semaphore>,
+    max: usize,
+    certificates: Option<Arc<Certificates>>,
+    metrics: ConnectionMetrics,
+}
+
+type Connections = mpsc::Sender<io::Result<Connection>>;
+
+impl Acceptor {
+    async fn run(&self, connections: &Connections) {
+        loop {
+            if self.permits.available_permits() == 0 {
+                tracing::warn!(
+                    "{} connections are open; further ones wait (--max-connections)",
+                    self.max
+                );
+            }
+            let permit = Arc::clone(&self.permits)
+                .acquire_owned()
+                .await
+                .expect("the semaphore is never closed");
+            let (stream, address) = loop {
+                match self.listener.accept().await {
+                    Ok(accepted) => break accepted,
+                    Err(error) => {
+                        tracing::warn!("a connection can't be accepted: {error}");
+                        self.metrics.refused(Refusal::Accept);
+                        sleep(PAUSE).await;
+                    }
+                }
+            };
+            let peer = Peer::next(address);
+            let counted = self.metrics.opened();
+            match (stream, &self.certificates) {
+                (Accepted::Tcp(stream), Some(certificates)) => {
+                    let acceptor = TlsAcceptor::from(Arc::clone(&*certificates.get()));
+                    let connections = connections.clone();
+                    tokio::spawn(async move {
+                        match handshake(acceptor, stream, &peer).await {
+                            // The server may have stopped meanwhile.
+                            Some(stream) => {
+                                let _ = connections
+                                    .send(Ok(Connection::new(stream, peer, permit, counted)))
+                                    .await;
+                            }
+                            None => counted.refused(Refusal::Tls),
+                        }
+                    });
+                }
+                (Accepted::Tcp(stream), None) => {
+                    let _ = connections
+                        .send(Ok(Connection::new(Box::new(stream), peer, permit, counted)))
+                        .await;
+                }
+                (Accepted::Local(stream), _) => {
+                    let _ = connections
+                        .send(Ok(Connection::new(stream, peer, permit, counted)))
+                        .await;
+                }
+            }
+        }
+    }
+}
+
+async fn handshake(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: &Peer,
+) -> Option<Box<dyn Duplex>> {
+    let refused =
+        |reason: &dyn fmt::Display| tracing::warn!(peer = peer.address(), "TLS refused: {reason}");
+    match timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => return Some(Box::new(stream)),
+        Ok(Err(error)) => match error.kind() {
+            io::ErrorKind::UnexpectedEof => refused(&"the caller hung up during the handshake"),
+            _ if error.to_string().contains("InvalidContentType") => {
+                refused(&"the caller speaks plain text, not TLS")
+            }
+            _ => refused(&error),
+        },
+        Err(_) => refused(&format_args!(
+            "the handshake took longer than {HANDSHAKE:?}"
+        )),
+    }
+    None
+}
+
+/// What bytes come from and go to.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A connection that counts against the limit while it is open.
+pub(in crate::grpc) struct Connection {
+    stream: Box<dyn Duplex>,
+    peer: Peer,
+    /// Runs until the preface has arrived.
+    silence: Option<Pin<Box<Sleep>>>,
+    /// Bytes of the preface that are still to come.
+    preface: usize,
+    /// Runs since the last was said.
+    linger: Option<Pin<Box<Sleep>>>,
+    _permit: OwnedSemaphorePermit,
+    counted: ConnectionGuard,
+}
+
+impl Connection {
+    fn new(
+        stream: Box<dyn Duplex>,
+        peer: Peer,
+        permit: OwnedSemaphorePermit,
+        counted: ConnectionGuard,
+    ) -> Self {
+        let silence = Some(Box::pin(sleep(SILENCE)));
+        Self {
+            stream,
+            peer,
+            silence,
+            preface: PREFACE,
+            linger: None,
+            _permit: permit,
+            counted,
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if self.silence.is_some() {
+            self.preface = self.preface.saturating_sub(buf.filled().len() - before);
+            if self.preface == 0 {
+                self.silence = None;
+            }
+        }
+        if let Some(silence) = &mut self.silence
+            && silence.as_mut().poll(cx).is_ready()
+        {
+            self.counted.refused(Refusal::Silent);
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.linger.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        }
+        let Self { stream, linger, .. } = &mut *self;
+        let linger = linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let mut unwanted = [0; 4096];
+        loop {
+            let mut unwanted = ReadBuf::new(&mut unwanted);
+            match Pin::new(&mut *stream).poll_read(cx, &mut unwanted) {
+                Poll::Ready(Ok(())) if !unwanted.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return linger.as_mut().poll(cx).map(Ok),
+            }
+            if linger.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! TLS and mutual TLS: certificates from files, which are read again when they change.
+
+use std::{fs, path::Path, path::PathBuf, sync::Arc};
+
+use tokio_rustls::rustls::{
+    RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+};
+
+use crate::watch::Watched;
+
+/// Where the certificates lie, as PEM.
+#[derive(Clone, Debug)]
+pub struct TlsConfig {
+    /// The server's certificate, followed by those that lead to its authority's.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The authorities whose certificates clients must show; `None` = clients need none.
+    pub client_authorities: Option<PathBuf>,
+}
+
+/// The present certificates, as rustls wants them.
+pub(in crate::grpc) type Certificates = Watched<Arc<ServerConfig>>;
+
+/// Reads the certificates.
+///
+/// # Errors
+/// Which file is missing or wrong, and how.
+pub(in crate::grpc) fn certificates(config: TlsConfig) -> Result<Certificates, String> {
+    let files = [&config.certificate, &config.key]
+        .into_iter()
+        .chain(&config.client_authorities)
+        .cloned()
+        .collect();
+    Watched::new("the certificates", files, move || read(&config))
+}
+
+fn read(config: &TlsConfig) -> Result<Arc<ServerConfig>, String> {
+    let provider: Arc<CryptoProvider> = ring::default_provider().into();
+    let chain = certificates_in(&config.certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(&bytes_of(&config.key)?).map_err(|error| {
+        format!(
+            "{}: there is no private key in it ({error})",
+            config.key.display()
+        )
+    })?;
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    let builder = match &config.client_authorities {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates_in(path)? {
+                roots
+                    .add(certificate)
+                    .map_err(|error| format!("{}: {error}", path.display()))?;
+            }
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            builder.with_client_cert_verifier(
+                verifier.map_err(|error| format!("{}: {error}", path.display()))?,
+            )
+        }
+    };
+    let mut server = builder.with_single_cert(chain, key).map_err(|error| {
+        format!(
+            "{} and {} don't fit together: {error}",
+            config.certificate.display(),
+            config.key.display()
+        )
+    })?;
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(server))
+}
+
+fn certificates_in(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates: Result<Vec<_>, _> =
+        CertificateDer::pem_slice_iter(&bytes_of(path)?).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) => Err(format!(
+            "{}: there is no certificate in it; PEM is expected",
+            path.display()
+        )),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
+fn bytes_of(path: &Path) -> Result<Vec<u8>, String> {
+    fs::read(path).map_err(|error| format!("{} can't be read: {error}", path.display()))
+}

@@ -1,0 +1,7 @@
+//! The messages and services of `proto/inference`, the Open Inference Protocol.
+#![allow(missing_docs)]
+
+tonic::include_proto!("inference");
+
+/// The protocol as a serialised `google.protobuf.FileDescriptorSet`, for reflection.
+pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inference.bin"));

@@ -1,0 +1,299 @@
+//! The models that can be asked for at this moment, by name.
+
+pub mod loader;
+
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use tokio::sync::watch;
+
+use crate::{
+    engine::EngineInfo,
+    image::Geometry,
+    metrics::ModelMetrics,
+    model::{Model, Normalization},
+    scheduler::Queue,
+};
+
+/// One version of a model, loaded and ready. Whoever holds it can finish on it, also after a newer
+/// one has come.
+pub struct Served {
+    /// What callers call it.
+    pub name: String,
+    /// Names the model's exact content.
+    pub version: String,
+    /// In the order of the logits.
+    pub labels: Arc<[String]>,
+    /// What the network wants to see.
+    pub geometry: Geometry,
+    /// How callers may have normalised what they send, if they may.
+    pub normalization: Option<Normalization>,
+    /// What runs it.
+    pub engine: EngineInfo,
+    /// Where its jobs go.
+    pub queue: Queue,
+    /// The model's metrics, the same for all its versions.
+    pub metrics: Arc<ModelMetrics>,
+}
+
+impl Served {
+    /// A model whose engine runs behind `queue`.
+    pub fn new(
+        model: &Model,
+        engine: EngineInfo,
+        queue: Queue,
+        metrics: Arc<ModelMetrics>,
+    ) -> Self {
+        Self {
+            name: model.name.clone(),
+            version: model.version.clone(),
+            labels: Arc::clone(&model.labels),
+            geometry: model.geometry,
+            normalization: model.normalization,
+            engine,
+            queue,
+            metrics,
+        }
+    }
+}
+
+/// What is known under a name.
+#[derive(Clone)]
+pub struct Entry {
+    /// What callers call it.
+    pub name: String,
+    /// The model's metrics.
+    pub metrics: Arc<ModelMetrics>,
+    /// The version that answers; none while the first one is being loaded, or after it failed.
+    pub served: Option<Arc<Served>>,
+    /// Why the newest file is not served, if it isn't.
+    pub problem: Option<Arc<str>>,
+}
+
+/// There is no such model.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no model \"{name}\"; this server has: {}", known.join(", "))]
+pub struct UnknownModel {
+    name: String,
+    known: Vec<String>,
+}
+
+/// The models by name, and which of them answers when none is named.
+pub struct Registry {
+    models: RwLock<Models>,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct Models {
+    entries: Vec<Entry>,
+    default: Option<String>,
+}
+
+impl Registry {
+    /// An empty registry. `default` is the model that answers where none is named; `None` = the
+    /// first one that comes.
+    pub fn new(default: Option<String>) -> Self {
+        Self {
+            models: RwLock::new(Models {
+                entries: Vec::new(),
+                default,
+            }),
+            changed: watch::Sender::new(()),
+        }
+    }
+
+    /// The model of that name; an empty name means the default.
+    ///
+    /// # Errors
+    /// [`UnknownModel`], which lists the models there are.
+    pub fn find(&self, name: &str) -> Result<Entry, UnknownModel> {
+        let models = self.read();
+        let name = if name.is_empty() {
+            models.default.as_deref().unwrap_or_default()
+        } else {
+            name
+        };
+        models
+            .entries
+            .iter()
+            .find(|entry| entry.name == name)
+            .cloned()
+            .ok_or_else(|| UnknownModel {
+                // A name can be as long as a message; the answer must not be.
+                name: name.chars().take(100).collect(),
+                known: models
+                    .entries
+                    .iter()
+                    .map(|entry| entry.name.clone())
+                    .collect(),
+            })
+    }
+
+    /// The model that answers every call, where there is only one.
+    pub fn only(&self) -> Option<Arc<Served>> {
+        match self.read().entries.as_slice() {
+            [only] => only.served.clone(),
+            _ => None,
+        }
+    }
+
+    /// All models, the default first.
+    pub fn list(&self) -> Vec<Entry> {
+        let models = self.read();
+        let mut entries = models.entries.clone();
+        entries.sort_by_key(|entry| models.default.as_ref() != Some(&entry.name));
+        entries
+    }
+
+    /// A model of this name is about to be loaded. Returns its metrics.
+    pub fn announce(&self, name: &str) -> Arc<ModelMetrics> {
+        let mut models = self.write();
+        if let Some(entry) = models.entry(name) {
+            return Arc::clone(&entry.metrics);
+        }
+        let metrics = Arc::new(ModelMetrics::new(name));
+        let entry = Entry {
+            name: name.to_owned(),
+            metrics: Arc::clone(&metrics),
+            served: None,
+            problem: None,
+        };
+        models.entries.push(entry);
+        models.default.get_or_insert_with(|| name.to_owned());
+        drop(models);
+        self.changed.send_replace(());
+        metrics
+    }
+
+    /// From now on `served` answers in its name. What the version before it has begun, it finishes.
+    pub fn publish(&self, served: Served) {
+        let mut models = self.write();
+        let Some(entry) = models.entry(&served.name) else {
+            return;
+        };
+        let old = entry.served.replace(Arc::new(served));
+        entry.problem = None;
+        drop(models);
+        // Perhaps the last holder; its engine goes when nobody waits for the lock.
+        drop(old);
+        self.changed.send_replace(());
+    }
+
+    /// The newest file of the model can't be served; what was served before still is.
+    pub fn report(&self, name: &str, problem: &str) {
+        if let Some(entry) = self.write().entry(name) {
+            entry.problem = Some(problem.into());
+        }
+        self.changed.send_replace(());
+    }
+
+    /// The model is gone.
+    pub fn remove(&self, name: &str) {
+        let mut models = self.write();
+        let gone: Vec<Entry> = models
+            .entries
+            .extract_if(.., |entry| entry.name == name)
+            .collect();
+        drop(models);
+        gone.iter().for_each(|entry| entry.metrics.removed());
+        self.changed.send_replace(());
+    }
+
+    /// Sees every change.
+    pub fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Models> {
+        self.models
+            .read()
+            .expect("nothing panics while it holds the registry")
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Models> {
+        self.models
+            .write()
+            .expect("nothing panics while it holds the registry")
+    }
+}
+
+impl Models {
+    fn entry(&mut self, name: &str) -> Option<&mut Entry> {
+        self.entries.iter_mut().find(|entry| entry.name == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(registry: &Registry) -> Vec<String> {
+        registry
+            .list()
+            .into_iter()
+            .map(|entry| entry.name)
+            .collect()
+    }
+
+    #[test]
+    fn the_first_model_is_the_default_unless_another_was_named() {
+        let registry = Registry::new(None);
+        registry.announce("cats");
+        registry.announce("birds");
+        assert_eq!(registry.find("").unwrap().name, "cats");
+        assert_eq!(names(&registry), ["cats", "birds"]);
+
+        let registry = Registry::new(Some("birds".into()));
+        registry.announce("cats");
+        registry.announce("birds");
+        assert_eq!(registry.find("").unwrap().name, "birds");
+        assert_eq!(names(&registry), ["birds", "cats"]);
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_those_there_are() {
+        let registry = Registry::new(None);
+        registry.announce("cats");
+        let error = registry.find("dogs").err().unwrap().to_string();
+        assert!(error.contains("dogs") && error.contains("cats"), "{error}");
+        assert!(
+            registry
+                .find(&"x".repeat(1000))
+                .err()
+                .unwrap()
+                .to_string()
+                .len()
+                < 200
+        );
+    }
+
+    #[test]
+    fn a_default_that_is_gone_is_not_replaced_by_another_model() {
+        let registry = Registry::new(None);
+        registry.announce("cats");
+        registry.announce("birds");
+        registry.remove("cats");
+        let error = registry.find("").err().unwrap().to_string();
+        assert!(error.contains("cats") && error.contains("birds"), "{error}");
+    }
+
+    #[test]
+    fn a_problem_stays_until_the_model_is_gone() {
+        let registry = Registry::new(None);
+        let mut changes = registry.watch();
+        registry.announce("cats");
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        registry.report("cats", "not an ONNX file");
+        assert!(changes.has_changed().unwrap());
+        assert_eq!(
+            registry.find("cats").unwrap().problem.as_deref(),
+            Some("not an ONNX file")
+        );
+        registry.announce("cats");
+        assert!(
+            registry.find("cats").unwrap().problem.is_some(),
+            "announcing it again changes nothing"
+        );
+    }
+}

@@ -1,0 +1,306 @@
+//! The table of metrics, what a running server really shows, and the documentation: the three say
+//! the same.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::common::{Server, config, data, image, request, skipped};
+use resnet18_server::{
+    metrics::{METRICS, Metric, Presence, markdown},
+    proto::{
+        ClassifyRequest, Frame, ListModelsRequest, StreamClassifyRequest, StreamConfig,
+        stream_classify_request::Message,
+    },
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+
+#[test]
+fn the_documentation_has_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/README.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(
+        text.contains(&markdown()),
+        "deploy/README.md must hold this table:\n\n{}",
+        markdown()
+    );
+}
+
+/// A metric as a server shows it.
+#[derive(Default)]
+struct Shown {
+    help: String,
+    kind: String,
+    /// The labels of its series, without `le`.
+    series: Vec<BTreeMap<String, String>>,
+}
+
+fn parse(text: &str) -> BTreeMap<String, Shown> {
+    let mut shown: BTreeMap<String, Shown> = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        if let Some((name, help)) = line
+            .strip_prefix("# HELP ")
+            .and_then(|rest| rest.split_once(' '))
+        {
+            shown.entry(name.into()).or_default().help = help.into();
+        } else if let Some((name, kind)) = line
+            .strip_prefix("# TYPE ")
+            .and_then(|rest| rest.split_once(' '))
+        {
+            shown.entry(name.into()).or_default().kind = kind.into();
+        } else {
+            let (series, value) = line.rsplit_once(' ').unwrap();
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+            let base = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|part| name.strip_suffix(part));
+            let name = base
+                .filter(|base| shown.contains_key(*base))
+                .unwrap_or(name);
+            let labels = labels
+                .trim_end_matches('}')
+                .split("\",")
+                .filter(|label| !label.is_empty());
+            let labels = labels.map(|label| label.split_once("=\"").unwrap());
+            let labels = labels
+                .map(|(name, value)| (name.to_owned(), value.trim_end_matches('"').to_owned()));
+            let labels = labels.filter(|(name, _)| name != "le").collect();
+            shown
+                .get_mut(name)
+                .unwrap_or_else(|| panic!("no type before {line}"))
+                .series
+                .push(labels);
+        }
+    }
+    shown
+}
+
+fn check(metric: &Metric, shown: &Shown) {
+    let name = metric.name;
+    assert_eq!(
+        (shown.kind.as_str(), shown.help.as_str()),
+        (metric.kind.name(), metric.help),
+        "{name}"
+    );
+    assert!(!shown.series.is_empty(), "{name}");
+    let expected: BTreeSet<&str> = metric.labels.iter().map(|label| label.name).collect();
+    for series in &shown.series {
+        assert_eq!(
+            series.keys().map(String::as_str).collect::<BTreeSet<_>>(),
+            expected,
+            "{name}"
+        );
+        for label in metric
+            .labels
+            .iter()
+            .filter(|label| !label.values.is_empty())
+        {
+            let value = series[label.name].as_str();
+            assert!(
+                label.values.contains(&value),
+                "{name}: {} is {value}",
+                label.name
+            );
+        }
+    }
+}
+
+/// Frames of a stream that is kept open.
+struct OpenStream {
+    frames: mpsc::Sender<StreamClassifyRequest>,
+    answers: tonic::Streaming<resnet18_server::proto::StreamClassifyResponse>,
+}
+
+impl OpenStream {
+    async fn open(server: &Server) -> Self {
+        let (frames, receiver) = mpsc::channel(4);
+        frames.send(config(StreamConfig::default())).await.unwrap();
+        let answers = server
+            .client()
+            .await
+            .stream_classify(ReceiverStream::new(receiver))
+            .await
+            .unwrap()
+            .into_inner();
+        Self { frames, answers }
+    }
+
+    async fn classify(&mut self) {
+        let frame = Frame {
+            id: 1,
+            captured_at: None,
+            image: Some(image(data("cat.jpg"))),
+        };
+        self.frames
+            .send(StreamClassifyRequest {
+                message: Some(Message::Frame(frame)),
+            })
+            .await
+            .unwrap();
+        self.answers.message().await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_shows_what_the_table_says_and_nothing_else() {
+    let server = Server::start(&[]);
+    let mut client = server.client().await;
+    client
+        .classify(request(image(data("cat.jpg"))))
+        .await
+        .unwrap();
+    client.list_models(ListModelsRequest {}).await.unwrap();
+    let unknown = ClassifyRequest {
+        model: "unknown".into(),
+        ..request(image(data("cat.jpg")))
+    };
+    assert_eq!(
+        client.classify(unknown).await.unwrap_err().code(),
+        Code::NotFound
+    );
+    let mut stream = OpenStream::open(&server).await;
+    stream.classify().await;
+
+    let (_, text) = server.get("/metrics");
+    let shown = parse(&text);
+    for metric in METRICS {
+        match (shown.get(metric.name), metric.presence) {
+            (Some(shown), _) => check(&metric, shown),
+            (None, Presence::Gpu) => {}
+            (None, Presence::Always) => panic!("{} is not shown", metric.name),
+        }
+    }
+    let known: BTreeSet<&str> = METRICS.iter().map(|metric| metric.name).collect();
+    for (name, Shown { help, kind, .. }) in &shown {
+        assert!(
+            known.contains(name.as_str()) || name.starts_with("process_"),
+            "{name} is in no table"
+        );
+        assert!(!help.is_empty() && !kind.is_empty(), "{name}");
+    }
+    assert_eq!(shown["process_cpu_seconds_total"].kind, "counter");
+    promtool_has_nothing_to_say(&text);
+}
+
+/// `promtool check metrics` complains of names, types and help texts that are not as Prometheus'
+/// users expect them.
+fn promtool_has_nothing_to_say(text: &str) {
+    let promtool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut promtool) = promtool else {
+        return skipped("promtool is not installed");
+    };
+    promtool
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    let output = promtool.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(
+        output.status.success() && said.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&said)
+    );
+}
+
+#[tokio::test]
+async fn what_a_request_costs_is_counted_where_it_arose() {
+    let server = Server::start(&["--queue-capacity", "7"]);
+    assert_eq!(
+        server.metric("classifier_queue_capacity", &[]),
+        7.0,
+        "also before the first request"
+    );
+    let photo = std::fs::metadata(data("cat.jpg")).unwrap().len() as f64;
+    let mut client = server.client().await;
+    client
+        .classify(request(image(data("cat.jpg"))))
+        .await
+        .unwrap();
+    let mut stream = OpenStream::open(&server).await;
+    stream.classify().await;
+
+    assert_eq!(
+        server.metric("classifier_received_bytes_total", &[]),
+        2.0 * photo
+    );
+    let decode = server.metric("classifier_stage_duration_seconds_sum", &["\"decode\""]);
+    let busy = |stage| server.metric("classifier_busy_seconds_total", &[stage]);
+    assert!(
+        (busy("\"decode\"") - decode).abs() < 1e-6,
+        "{} and {decode}",
+        busy("\"decode\"")
+    );
+    // A call of the engine takes one worker, or all of them.
+    let inference = server.metric("classifier_stage_duration_seconds_sum", &["\"inference\""]);
+    let workers = server.metric("classifier_workers", &[]);
+    assert!((inference - 1e-6..=inference * workers + 1e-6).contains(&busy("\"inference\"")));
+    assert_eq!(
+        server.metric("classifier_frame_duration_seconds_count", &[]),
+        1.0
+    );
+
+    let now = |name| server.metric(name, &[]);
+    assert_eq!(
+        (
+            now("classifier_calls_active"),
+            now("classifier_connections_active")
+        ),
+        (1.0, 2.0)
+    );
+    drop((stream, client));
+    let until = Instant::now() + Duration::from_secs(5);
+    while (
+        now("classifier_calls_active"),
+        now("classifier_connections_active"),
+    ) != (0.0, 0.0)
+    {
+        assert!(Instant::now() < until, "{}", server.get("/metrics").1);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_does_not_make_the_server_look_fast() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens.txt");
+    std::fs::write(&tokens, "camera 0123456789abcdef0123456789abcdef\n").unwrap();
+    let server = Server::start(&["--tokens", tokens.to_str().unwrap()]);
+    let refused = server
+        .client()
+        .await
+        .classify(request(image(data("cat.jpg"))))
+        .await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(
+        server.metric("classifier_rejected_total", &["\"unauthenticated\""]),
+        1.0
+    );
+    assert_eq!(
+        server.metric(
+            "classifier_requests_total",
+            &["\"Classify\"", "\"UNAUTHENTICATED\""]
+        ),
+        1.0
+    );
+    assert_eq!(
+        server.metric(
+            "classifier_request_duration_seconds_count",
+            &["\"Classify\""]
+        ),
+        0.0
+    );
+}

@@ -1,0 +1,496 @@
+//! Several models in one server, and models whose files change while they are served.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::common::{Server, config, data, image, request, resnet18};
+use prost::Message as _;
+use resnet18_server::{
+    model::{Manifest, onnx::ModelProto},
+    proto::{
+        ClassifyRequest, Frame, ListModelsRequest, Model, ModelState, StreamClassifyRequest,
+        StreamConfig, stream_classify_request::Message, stream_classify_response::Outcome,
+    },
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+/// The bundled model, whose labels begin with `prefix`; it takes its place at `path` all at once.
+fn write_model(path: &Path, prefix: &str) {
+    let bundled =
+        fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/resnet18-demo.onnx")).unwrap();
+    let mut model = ModelProto::decode(&bundled[..]).unwrap();
+    let mut manifest = Manifest::read(&model).unwrap();
+    manifest
+        .labels
+        .as_mut()
+        .unwrap()
+        .iter_mut()
+        .for_each(|label| label.insert_str(0, prefix));
+    manifest.write(&mut model);
+    let unfinished = path.with_extension("unfinished");
+    fs::write(&unfinished, model.encode_to_vec()).unwrap();
+    fs::rename(unfinished, path).unwrap();
+}
+
+fn folder(models: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, prefix) in models {
+        write_model(&folder.path().join(format!("{name}.onnx")), prefix);
+    }
+    folder
+}
+
+fn flag(path: impl Into<PathBuf>) -> String {
+    path.into().display().to_string()
+}
+
+fn ask(model: &str) -> ClassifyRequest {
+    ClassifyRequest {
+        model: model.into(),
+        ..request(image(data("cat.jpg")))
+    }
+}
+
+/// The model's first label for a cat.
+async fn label(server: &Server, model: &str) -> Result<String, tonic::Status> {
+    let answer = server
+        .client()
+        .await
+        .classify(ask(model))
+        .await?
+        .into_inner();
+    Ok(answer.classifications[0].label.clone())
+}
+
+async fn models(server: &Server) -> Vec<Model> {
+    server
+        .client()
+        .await
+        .list_models(ListModelsRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .models
+}
+
+/// Asks until the answer is as it should be.
+async fn until<T>(what: &str, server: &Server, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(
+            Instant::now() < give_up,
+            "{what}: not seen\n{}",
+            server.log()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn until_label(server: &Server, model: &str, wanted: &str) {
+    until(&format!("{model} answers {wanted}"), server, async || {
+        (label(server, model).await.ok()? == wanted).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_model_answers_in_its_name_and_the_default_where_none_is_named() {
+    let folder = folder(&[("a", "old "), ("b", "new ")]);
+    let models_flag = format!(
+        "first={},{}",
+        flag(folder.path().join("a.onnx")),
+        flag(folder.path().join("b.onnx"))
+    );
+    let server = Server::start(&[
+        "--model",
+        &models_flag,
+        "--default-model",
+        "first",
+        "--watch-interval",
+        "0",
+    ]);
+    until_label(&server, "first", "old cat").await;
+    // The second one is called as its manifest says.
+    until_label(&server, "resnet18-demo", "new cat").await;
+    assert_eq!(label(&server, "").await.unwrap(), "old cat");
+    let unknown = label(&server, "third").await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+    assert!(
+        unknown.message().contains("first, resnet18-demo"),
+        "{unknown}"
+    );
+
+    let listed = models(&server).await;
+    let names: Vec<_> = listed.iter().map(|model| model.name.as_str()).collect();
+    assert_eq!(names, ["first", "resnet18-demo"]);
+    assert_ne!(listed[0].version, listed[1].version);
+    assert!(
+        listed
+            .iter()
+            .all(|model| model.state() == ModelState::Ready && model.problem.is_empty())
+    );
+    assert_eq!(listed[1].labels[16], "new cat");
+
+    let channel = tonic::transport::Endpoint::from_shared(server.url())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let mut health = HealthClient::new(channel);
+    for name in names {
+        let service = format!("resnet18.v1.Classifier/{name}");
+        let status = health
+            .check(HealthCheckRequest { service })
+            .await
+            .unwrap()
+            .into_inner()
+            .status();
+        assert_eq!(status, ServingStatus::Serving);
+    }
+    let classified = |model| {
+        server.metric(
+            "classifier_requests_total",
+            &[model, "\"Classify\"", "\"OK\""],
+        )
+    };
+    assert!(classified("model=\"first\"") >= 2.0 && classified("model=\"resnet18-demo\"") >= 1.0);
+    assert_eq!(
+        server.metric("classifier_model_ready", &["model=\"first\""]),
+        1.0
+    );
+}
+
+#[tokio::test]
+async fn a_folder_is_served_as_its_files_are() {
+    let folder = folder(&[("birds", "old ")]);
+    let server = Server::start(&[
+        "--model-dir",
+        &flag(folder.path()),
+        "--watch-interval",
+        "100ms",
+    ]);
+    assert_eq!(label(&server, "birds").await.unwrap(), "old cat");
+
+    write_model(&folder.path().join("cats.onnx"), "tom");
+    until_label(&server, "cats", "tomcat").await;
+    assert_eq!(
+        label(&server, "").await.unwrap(),
+        "old cat",
+        "a new file does not become the default"
+    );
+
+    write_model(&folder.path().join("birds.onnx"), "new ");
+    until_label(&server, "birds", "new cat").await;
+
+    fs::write(folder.path().join("birds.onnx"), "no longer a model").unwrap();
+    let broken = until("the broken file is reported", &server, async || {
+        models(&server)
+            .await
+            .into_iter()
+            .find(|model| !model.problem.is_empty())
+    })
+    .await;
+    assert_eq!(
+        (broken.name.as_str(), broken.state()),
+        ("birds", ModelState::Ready)
+    );
+    assert!(broken.problem.contains("ONNX"), "{}", broken.problem);
+    assert_eq!(
+        label(&server, "birds").await.unwrap(),
+        "new cat",
+        "the version before is served on"
+    );
+    assert_eq!(
+        server.metric("classifier_model_loads_total", &["\"birds\"", "\"failed\""]),
+        1.0
+    );
+    assert_eq!(
+        server.metric("classifier_model_loads_total", &["\"birds\"", "\"loaded\""]),
+        2.0
+    );
+    assert!(
+        server.log().contains("the version before is served on"),
+        "{}",
+        server.log()
+    );
+
+    write_model(&folder.path().join("birds.onnx"), "mended ");
+    until_label(&server, "birds", "mended cat").await;
+    assert!(
+        models(&server)
+            .await
+            .iter()
+            .all(|model| model.problem.is_empty())
+    );
+
+    fs::remove_file(folder.path().join("cats.onnx")).unwrap();
+    until("the removed model is gone", &server, async || {
+        label(&server, "cats")
+            .await
+            .is_err_and(|status| status.code() == Code::NotFound)
+            .then_some(())
+    })
+    .await;
+    assert_eq!(
+        server.metric("classifier_model_ready", &["model=\"cats\""]),
+        0.0
+    );
+    assert_eq!(
+        server.metric("classifier_engine_info", &["model=\"cats\""]),
+        0.0
+    );
+}
+
+#[tokio::test]
+async fn an_empty_folder_is_not_ready_until_a_model_comes() {
+    let folder = folder(&[]);
+    fs::write(folder.path().join("broken.onnx"), "not a model").unwrap();
+    fs::write(folder.path().join("notes.txt"), "not to be looked at").unwrap();
+    let server = Server::spawn(&[
+        "--model-dir",
+        &flag(folder.path()),
+        "--watch-interval",
+        "100ms",
+    ]);
+    until("the broken file is reported", &server, async || {
+        models(&server)
+            .await
+            .into_iter()
+            .find(|model| model.state() == ModelState::Failed)
+    })
+    .await;
+    assert_eq!(
+        (server.get("/healthz").0, server.get("/readyz").0),
+        (200, 503)
+    );
+    assert_eq!(
+        label(&server, "broken").await.unwrap_err().code(),
+        Code::Unavailable
+    );
+    write_model(&folder.path().join("cats.onnx"), "tom");
+    server.wait_until_ready();
+    assert_eq!(label(&server, "cats").await.unwrap(), "tomcat");
+}
+
+#[tokio::test]
+async fn hangup_looks_at_once() {
+    let folder = folder(&[("cats", "old ")]);
+    let server = Server::start(&["--model-dir", &flag(folder.path()), "--watch-interval", "0"]);
+    write_model(&folder.path().join("cats.onnx"), "new ");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(
+        label(&server, "cats").await.unwrap(),
+        "old cat",
+        "nobody asked for a look"
+    );
+    server.signal("HUP");
+    until_label(&server, "cats", "new cat").await;
+}
+
+/// The whole point of a reload: callers under load see the new answers and not one error.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_and_no_stream_fails_while_a_model_is_replaced() {
+    let folder = folder(&[("cats", "0 ")]);
+    let path = folder.path().join("cats.onnx");
+    let server = Arc::new(Server::start(&[
+        "--model-dir",
+        &flag(folder.path()),
+        "--watch-interval",
+        "100ms",
+    ]));
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let answered = Arc::new(AtomicUsize::new(0));
+    let callers: Vec<_> = (0..4)
+        .map(|_| {
+            let (server, stop, answered) = (
+                Arc::clone(&server),
+                Arc::clone(&stop),
+                Arc::clone(&answered),
+            );
+            tokio::spawn(async move {
+                let mut client = server.client().await;
+                while !stop.load(Relaxed) {
+                    let answer = client
+                        .classify(ask(""))
+                        .await
+                        .expect("no request fails")
+                        .into_inner();
+                    assert!(answer.classifications[0].label.ends_with(" cat"));
+                    answered.fetch_add(1, Relaxed);
+                }
+            })
+        })
+        .collect();
+
+    let (frames, receiver) = mpsc::channel::<StreamClassifyRequest>(1);
+    frames
+        .send(config(StreamConfig {
+            model: "cats".into(),
+            ..Default::default()
+        }))
+        .await
+        .unwrap();
+    let mut answers = server
+        .client()
+        .await
+        .stream_classify(ReceiverStream::new(receiver))
+        .await
+        .unwrap()
+        .into_inner();
+    let mut next_label = async |id: u64| {
+        let frame = Frame {
+            id,
+            captured_at: None,
+            image: Some(image(data("cat.jpg"))),
+        };
+        frames
+            .send(StreamClassifyRequest {
+                message: Some(Message::Frame(frame)),
+            })
+            .await
+            .unwrap();
+        match answers
+            .message()
+            .await
+            .expect("the stream goes on")
+            .unwrap()
+            .outcome
+            .unwrap()
+        {
+            Outcome::Result(result) => result.classifications[0].label.clone(),
+            Outcome::Error(error) => panic!("{error:?}"),
+        }
+    };
+
+    let mut id = 0;
+    for version in 1..=3 {
+        write_model(&path, &format!("{version} "));
+        let give_up = Instant::now() + Duration::from_secs(60);
+        while next_label(id).await != format!("{version} cat") {
+            assert!(
+                Instant::now() < give_up,
+                "version {version} does not come:\n{}",
+                server.log()
+            );
+            id += 1;
+        }
+    }
+    stop.store(true, Relaxed);
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    assert!(answered.load(Relaxed) > 20, "{answered:?}");
+    let failed = server.metric("classifier_rejected_total", &["\"cats\"", "\"queue_full\""]);
+    assert_eq!(failed, 0.0);
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn memory_stays_flat_over_reloads() {
+    let folder = folder(&[("cats", "")]);
+    let path = folder.path().join("cats.onnx");
+    let server = Server::start(&["--model-dir", &flag(folder.path()), "--watch-interval", "0"]);
+    let reload = async |times: u32| {
+        for _ in 0..times {
+            let before = server.metric("classifier_model_loads_total", &["\"cats\"", "\"loaded\""]);
+            fs::File::options()
+                .append(true)
+                .open(&path)
+                .unwrap()
+                .set_modified(SystemTime::now())
+                .unwrap();
+            server.signal("HUP");
+            until("it is loaded again", &server, async || {
+                let loads =
+                    server.metric("classifier_model_loads_total", &["\"cats\"", "\"loaded\""]);
+                (loads > before).then_some(())
+            })
+            .await;
+        }
+        // The version before goes on a worker's time.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+        let resident = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
+        let threads = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Threads:"))
+            .unwrap();
+        let number = |text: &str| {
+            text.split_whitespace()
+                .next()
+                .unwrap()
+                .parse::<f64>()
+                .unwrap()
+        };
+        (number(resident) / 1024.0, number(threads))
+    };
+    let (first, threads) = reload(5).await;
+    let (last, threads_after) = reload(15).await;
+    // One version takes 60 MiB and more.
+    assert!(
+        last < first + 25.0,
+        "{first:.0} MiB after 5 reloads, {last:.0} after 20"
+    );
+    assert!(
+        threads_after <= threads + 2.0,
+        "{threads} threads, then {threads_after}"
+    );
+}
+
+#[test]
+fn wrong_flags_are_told_before_anything_is_bound() {
+    let folder = folder(&[("a", ""), ("b", "")]);
+    let [a, b] = ["a.onnx", "b.onnx"].map(|name| flag(folder.path().join(name)));
+    let labels = flag(data("../../models/imagenet_classes.txt"));
+    for (flags, reason) in [
+        (
+            vec!["--model", &a, "--model", &b],
+            "two models are called \"resnet18-demo\"",
+        ),
+        (vec!["--model", "x=/nowhere.onnx"], "/nowhere.onnx"),
+        (vec!["--model-dir", "/nowhere"], "no such folder"),
+        (
+            vec!["--model-dir", "/tmp", "--model", &a],
+            "cannot be used with",
+        ),
+        (
+            vec!["--model", &a, "--default-model", "other"],
+            "the models are resnet18-demo",
+        ),
+        (
+            vec!["--model", &format!("x={a},y={b}"), "--labels", &labels],
+            "for one model",
+        ),
+    ] {
+        let output = resnet18()
+            .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+            .args(&flags)
+            .output()
+            .expect("the program runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{flags:?}");
+        assert!(
+            stderr.contains(reason) && !stderr.contains("serving gRPC"),
+            "{flags:?}: {stderr}"
+        );
+    }
+}

@@ -1,0 +1,152 @@
+//! The Open Inference Protocol, through Triton's own Python client.
+
+use std::{
+    io::{BufRead, BufReader, Lines},
+    path::Path,
+    process::{Child, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::common::{Server, data, shared, tritonclient};
+
+fn script(python: &Path, name: &str, server: &Server) -> Command {
+    let mut command = Command::new(python);
+    command
+        .arg(
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("tests/python")
+                .join(name),
+        )
+        .arg(&server.grpc);
+    command
+}
+
+/// A client that streams, and what it has to say after its first answers.
+fn streaming(python: &Path, server: &Server) -> (Child, Lines<BufReader<ChildStdout>>) {
+    let mut client = script(python, "triton_stream.py", server)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
+    for answered in 1..=3 {
+        assert_eq!(
+            lines.next().unwrap().unwrap(),
+            format!("answered {answered}")
+        );
+    }
+    (client, lines)
+}
+
+fn wait_for_zero(server: &Server, gauge: &str) {
+    let until = Instant::now() + Duration::from_secs(5);
+    while server.metric(gauge, &[]) != 0.0 {
+        assert!(
+            Instant::now() < until,
+            "{gauge} is {}",
+            server.metric(gauge, &[])
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn tritonclient_gets_classifys_answers() {
+    let Some(python) = tritonclient() else { return };
+    let server = Server::start(&[]);
+    let photos = shared("golden").map_or_else(|| data("photos"), |golden| golden.join("images"));
+    let output = script(&python, "test_triton.py", &server)
+        .arg(photos)
+        .output()
+        .unwrap();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "{stdout}{stderr}\nserver:\n{}",
+        server.log()
+    );
+    assert_eq!(
+        stdout.lines().filter(|line| line.ends_with(" ok")).count(),
+        15,
+        "{stdout}"
+    );
+    eprint!("{stdout}");
+    let requests = |method: &str, model: &str| {
+        let labels = [
+            format!("method=\"{method}\""),
+            format!("model=\"{model}\""),
+            "code=\"OK\"".into(),
+        ];
+        server.metric(
+            "classifier_requests_total",
+            &labels.each_ref().map(String::as_str),
+        )
+    };
+    assert!(requests("ModelInfer", "resnet18-demo") >= 30.0);
+    assert_eq!(requests("ModelStreamInfer", "resnet18-demo"), 3.0);
+    assert_eq!(requests("ServerLive", ""), 1.0);
+    wait_for_zero(&server, "classifier_streams_active");
+    wait_for_zero(&server, "classifier_queue_depth");
+}
+
+#[test]
+fn a_drain_answers_what_was_accepted_and_then_ends_streams() {
+    let Some(python) = tritonclient() else { return };
+    let mut server = Server::start(&[]);
+    let (mut client, lines) = streaming(&python, &server);
+    server.signal("TERM");
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(client.wait().unwrap().success(), "{rest:?}");
+    let [.., ended, then] = &rest[..] else {
+        panic!("{rest:?}")
+    };
+    assert!(
+        ended.starts_with("ended StatusCode.UNAVAILABLE the server is shutting down"),
+        "{ended}"
+    );
+    assert_eq!(then, "then StatusCode.UNAVAILABLE");
+    let status = server
+        .wait(Duration::from_secs(10))
+        .expect("a drained server ends");
+    assert!(status.success(), "{}", server.log());
+}
+
+#[test]
+fn a_client_that_vanishes_leaves_nothing_behind() {
+    let Some(python) = tritonclient() else { return };
+    let server = Server::start(&[]);
+    let (mut client, _lines) = streaming(&python, &server);
+    assert_eq!(server.metric("classifier_streams_active", &[]), 1.0);
+    client.kill().unwrap();
+    client.wait().unwrap();
+    wait_for_zero(&server, "classifier_streams_active");
+    wait_for_zero(&server, "classifier_queue_depth");
+}
+
+#[test]
+fn it_wants_tokens_as_every_service_does() {
+    let Some(python) = tritonclient() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens.txt");
+    std::fs::write(&tokens, "shop 0123456789abcdef-shop\n").unwrap();
+    let server = Server::start(&["--tokens", tokens.to_str().unwrap()]);
+    let code = "import sys, tritonclient.grpc as triton
+client = triton.InferenceServerClient(sys.argv[1])
+print(client.get_server_metadata(headers={'authorization': 'Bearer 0123456789abcdef-shop'}).name)
+try:
+    client.get_server_metadata()
+except triton.InferenceServerException as error:
+    print(error.status())
+client.close()";
+    let output = Command::new(python)
+        .args(["-c", code, &server.grpc])
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "resnet18\nStatusCode.UNAUTHENTICATED\n",
+        "{output:?}"
+    );
+}

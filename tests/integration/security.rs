@@ -1,0 +1,538 @@
+//! Who may come in, and how: TLS, client certificates, tokens, UNIX sockets, deadlines, and leaving
+//! without losing anyone.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use crate::common::{Server, data, image, request, resnet18};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, date_time_ymd,
+};
+use resnet18_server::client::{self, Credentials, Token};
+use tonic::{Code, codec::CompressionEncoding, transport::Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest,
+};
+
+const SHOP: &str = "0123456789abcdef-shop";
+const CAMERA: &str = "0123456789abcdef-camera";
+
+/// An authority, and a folder in which its certificates lie.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    folder: tempfile::TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        params.distinguished_name.push(
+            DnType::CommonName,
+            format!("authority {}", NUMBER.fetch_add(1, Relaxed)),
+        );
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("ca.pem"), issuer.pem()).unwrap();
+        Self { issuer, folder }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    fn pem(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap()
+    }
+
+    /// Writes `NAME.pem` and `NAME.key`.
+    fn issue(&self, name: &str, purpose: ExtendedKeyUsagePurpose, expired: bool) {
+        let mut params =
+            CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+        params.extended_key_usages = vec![purpose];
+        if expired {
+            params.not_after = date_time_ymd(2001, 1, 1);
+        }
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
+        fs::write(self.path(&format!("{name}.pem")), certificate.pem()).unwrap();
+    }
+
+    fn issue_server(&self) {
+        self.issue("server", ExtendedKeyUsagePurpose::ServerAuth, false);
+    }
+
+    fn issue_client(&self, name: &str, expired: bool) {
+        self.issue(name, ExtendedKeyUsagePurpose::ClientAuth, expired);
+    }
+
+    fn identity(&self, name: &str) -> (Vec<u8>, Vec<u8>) {
+        (
+            self.pem(&format!("{name}.pem")),
+            self.pem(&format!("{name}.key")),
+        )
+    }
+
+    fn serve(&self, flags: &[&str]) -> Server {
+        let [certificate, key] = ["server.pem", "server.key"].map(|name| self.path(name));
+        Server::start(
+            &[
+                &[
+                    "--engine",
+                    "embedded",
+                    "--tls-cert",
+                    &certificate,
+                    "--tls-key",
+                    &key,
+                ],
+                flags,
+            ]
+            .concat(),
+        )
+    }
+}
+
+/// Asks for a cat with these credentials; the label, or what went wrong.
+async fn classify(url: String, credentials: Credentials) -> Result<String, String> {
+    let server = client::Server {
+        address: url.parse().unwrap(),
+        credentials,
+    };
+    let mut client = client::connect(&server)
+        .await
+        .map_err(|error| error.to_string())?;
+    let answer = client
+        .classify(request(image(data("cat.jpg"))))
+        .await
+        .map_err(|status| status.to_string())?;
+    Ok(answer.into_inner().classifications[0].label.clone())
+}
+
+fn https(server: &Server) -> String {
+    format!("https://{}", server.grpc)
+}
+
+fn token(token: &str) -> Credentials {
+    Credentials {
+        token: Some(Token::new(token).unwrap()),
+        ..Credentials::default()
+    }
+}
+
+#[tokio::test]
+async fn tls_lets_in_who_trusts_the_authority_and_nobody_in_plain_text() {
+    let authority = Authority::new();
+    authority.issue_server();
+    let server = authority.serve(&[]);
+    let trusting = Credentials {
+        authority: Some(authority.pem("ca.pem")),
+        ..Credentials::default()
+    };
+    assert_eq!(
+        classify(https(&server), trusting.clone()).await,
+        Ok("cat".into())
+    );
+
+    assert!(
+        classify(server.url(), Credentials::default())
+            .await
+            .is_err(),
+        "plain text to a TLS port"
+    );
+    let other = Credentials {
+        authority: Some(Authority::new().pem("ca.pem")),
+        ..Credentials::default()
+    };
+    let unknown = classify(https(&server), other).await.unwrap_err();
+    assert!(
+        unknown.contains("UnknownIssuer") && unknown.contains("--ca"),
+        "{unknown}"
+    );
+    assert!(
+        server
+            .log()
+            .contains("TLS refused: the caller speaks plain text"),
+        "{}",
+        server.log()
+    );
+    assert!(server.metric("classifier_connections_refused_total", &["\"tls\""]) >= 1.0);
+
+    // Those who never finish their handshake hold up nobody.
+    let _silent: Vec<_> = (0..20)
+        .map(|_| TcpStream::connect(&server.grpc).unwrap())
+        .collect();
+    let started = Instant::now();
+    assert_eq!(classify(https(&server), trusting).await, Ok("cat".into()));
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        started.elapsed()
+    );
+
+    let output = resnet18()
+        .args([
+            "classify",
+            "--server",
+            &https(&server),
+            "--ca",
+            &authority.path("ca.pem"),
+        ])
+        .arg(data("cat.jpg"))
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("cat"),
+        "{output:?}"
+    );
+}
+
+#[tokio::test]
+async fn mutual_tls_wants_a_valid_certificate_of_its_own_authority() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    authority.issue_server();
+    authority.issue_client("shop", false);
+    authority.issue_client("expired", true);
+    stranger.issue_client("shop", false);
+    let server = authority.serve(&["--tls-client-ca", &authority.path("ca.pem")]);
+    let with = |identity| Credentials {
+        authority: Some(authority.pem("ca.pem")),
+        identity,
+        token: None,
+    };
+
+    assert_eq!(
+        classify(https(&server), with(Some(authority.identity("shop")))).await,
+        Ok("cat".into())
+    );
+    for (identity, logged) in [
+        (None, "TLS refused: peer sent no certificates"),
+        (Some(authority.identity("expired")), "certificate expired"),
+        (Some(stranger.identity("shop")), "UnknownIssuer"),
+    ] {
+        assert!(
+            classify(https(&server), with(identity)).await.is_err(),
+            "{logged}"
+        );
+        wait_for(&server, logged);
+    }
+    assert!(
+        server
+            .log()
+            .lines()
+            .filter(|line| line.contains("TLS refused"))
+            .all(|line| line.contains("peer="))
+    );
+    assert_eq!(
+        classify(https(&server), with(Some(authority.identity("shop")))).await,
+        Ok("cat".into())
+    );
+}
+
+#[tokio::test]
+async fn new_certificates_take_effect_without_a_restart_and_bad_ones_change_nothing() {
+    let authority = Authority::new();
+    authority.issue_server();
+    let server = authority.serve(&[]);
+    let trusting = |authority: &Authority| Credentials {
+        authority: Some(authority.pem("ca.pem")),
+        ..Default::default()
+    };
+    assert!(classify(https(&server), trusting(&authority)).await.is_ok());
+
+    fs::write(authority.path("server.pem"), "not a certificate").unwrap();
+    wait_for(&server, "those before stay in force");
+    assert!(classify(https(&server), trusting(&authority)).await.is_ok());
+
+    let next = Authority::new();
+    next.issue_server();
+    fs::copy(next.path("server.key"), authority.path("server.key")).unwrap();
+    fs::copy(next.path("server.pem"), authority.path("server.pem")).unwrap();
+    wait_for(&server, "the certificates changed and were read again");
+    assert!(classify(https(&server), trusting(&next)).await.is_ok());
+    assert!(
+        classify(https(&server), trusting(&authority))
+            .await
+            .is_err()
+    );
+}
+
+fn wait_for(server: &Server, line: &str) {
+    let give_up = Instant::now() + Duration::from_secs(20);
+    while !server.log().contains(line) {
+        assert!(
+            Instant::now() < give_up,
+            "{line}: not seen\n{}",
+            server.log()
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn token_file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tokens");
+    fs::write(&file, text).unwrap();
+    (folder, file)
+}
+
+#[tokio::test]
+async fn callers_need_a_known_token_and_the_log_never_shows_one() {
+    let (_folder, file) = token_file(&format!("# who may call\nshop {SHOP}\n"));
+    let server = Server::start(&[
+        "--engine",
+        "embedded",
+        "--tokens",
+        &file.display().to_string(),
+    ]);
+    assert_eq!(classify(server.url(), token(SHOP)).await, Ok("cat".into()));
+    let nothing = classify(server.url(), Credentials::default())
+        .await
+        .unwrap_err();
+    assert!(nothing.contains("authorization: Bearer"), "{nothing}");
+    let wrong = classify(server.url(), token(CAMERA)).await.unwrap_err();
+    assert!(wrong.contains("none that this server knows"), "{wrong}");
+
+    // Balancers may ask for health, but nobody may read the contract.
+    let channel = Endpoint::from_shared(server.url())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    assert!(
+        HealthClient::new(channel.clone())
+            .check(HealthCheckRequest::default())
+            .await
+            .is_ok()
+    );
+    let list = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let refused = ServerReflectionClient::new(channel)
+        .server_reflection_info(tokio_stream::iter([list]))
+        .await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
+
+    fs::write(&file, format!("camera {CAMERA}\n")).unwrap();
+    wait_for(&server, "the tokens changed and were read again");
+    assert!(classify(server.url(), token(SHOP)).await.is_err());
+    let output = resnet18()
+        .args(["classify", "--server", &server.url()])
+        .arg(data("cat.jpg"))
+        .env("RESNET18_TOKEN", CAMERA)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+
+    let log = server.log();
+    assert!(log.contains("refused") && log.contains("peer"), "{log}");
+    assert!(!log.contains("0123456789abcdef"), "{log}");
+}
+
+#[test]
+fn wrong_security_flags_are_told_before_anything_is_bound() {
+    let (_folder, short) = token_file("shop secret");
+    let short = short.display().to_string();
+    let cat = data("cat.jpg").display().to_string();
+    for (flags, reason) in [
+        (
+            vec!["--tokens", "/nowhere/tokens"],
+            "/nowhere/tokens can't be read",
+        ),
+        (vec!["--tokens", &short], "line 1: a token is 16"),
+        (
+            vec!["--tls-cert", &cat, "--tls-key", &cat],
+            "PEM is expected",
+        ),
+        (vec!["--tls-cert", &cat], "--tls-key"),
+    ] {
+        let output = resnet18().arg("serve").args(&flags).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{flags:?}");
+        assert!(
+            stderr.contains(reason) && !stderr.contains("serving gRPC"),
+            "{flags:?}: {stderr}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_socket_in_the_file_system_serves_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("resnet18.sock");
+    let address = format!("unix:{}", socket.display());
+    let server = Server::start(&["--engine", "embedded", "--grpc", &address]);
+    assert_eq!(
+        classify(address.clone(), Credentials::default()).await,
+        Ok("cat".into())
+    );
+    let second = resnet18()
+        .args(["serve", "--grpc", &address, "--http", "127.0.0.1:0"])
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&second.stderr).contains("another program uses it"),
+        "{second:?}"
+    );
+    // One that was left behind is replaced.
+    drop(server);
+    assert!(socket.exists());
+    let _server = Server::start(&["--engine", "embedded", "--grpc", &address]);
+    assert_eq!(
+        classify(address.clone(), Credentials::default()).await,
+        Ok("cat".into())
+    );
+}
+
+#[tokio::test]
+async fn the_server_gives_and_limits_deadlines() {
+    let server = Server::start(&["--engine", "embedded", "--default-deadline", "1ms"]);
+    let late = server
+        .client()
+        .await
+        .classify(request(image(data("cat.jpg"))))
+        .await
+        .unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded);
+    let mut patient = tonic::Request::new(request(image(data("cat.jpg"))));
+    patient.set_timeout(Duration::from_secs(20));
+    assert!(server.client().await.classify(patient).await.is_ok());
+
+    let server = Server::start(&["--engine", "embedded", "--max-deadline", "1ms"]);
+    let mut patient = tonic::Request::new(request(image(data("cat.jpg"))));
+    patient.set_timeout(Duration::from_secs(20));
+    assert_eq!(
+        server
+            .client()
+            .await
+            .classify(patient)
+            .await
+            .unwrap_err()
+            .code(),
+        Code::DeadlineExceeded
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_leaves_says_so_before_it_stops_serving() {
+    let mut server = Server::start(&["--engine", "embedded", "--drain-delay", "2s"]);
+    let mut client = server.client().await;
+    server.signal("TERM");
+    let left = Instant::now();
+    while server.get("/readyz").0 == 200 {
+        assert!(left.elapsed() < Duration::from_secs(2));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(
+        left.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        left.elapsed()
+    );
+    assert_eq!(server.get("/healthz").0, 200);
+    assert!(
+        client
+            .classify(request(image(data("cat.jpg"))))
+            .await
+            .is_ok(),
+        "it still serves"
+    );
+    let status = server.wait(Duration::from_secs(10)).expect("it ends");
+    assert!(
+        status.success() && left.elapsed() >= Duration::from_secs(2),
+        "{status} after {:?}",
+        left.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn old_connections_are_replaced_without_a_failed_request() {
+    let server = Server::start(&["--engine", "embedded", "--max-connection-age", "300ms"]);
+    let mut client = server.client().await;
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        client
+            .classify(request(image(data("cat.jpg"))))
+            .await
+            .expect("no request fails");
+    }
+}
+
+#[tokio::test]
+async fn compressed_requests_are_understood() {
+    let server = Server::start(&["--engine", "embedded"]);
+    for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Zstd] {
+        let mut client = server.client().await.send_compressed(encoding);
+        let answer = client
+            .classify(request(image(data("cat.jpg"))))
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(answer.classifications[0].label, "cat", "{encoding:?}");
+    }
+    // A compressed message is measured by what it becomes.
+    let server = Server::start(&["--engine", "embedded", "--max-message-mib", "1"]);
+    let mut client = server
+        .client()
+        .await
+        .send_compressed(CompressionEncoding::Gzip);
+    let bomb = vec![0; 8 << 20];
+    let image = resnet18_server::proto::Image {
+        source: Some(resnet18_server::proto::image::Source::Encoded(bomb.into())),
+    };
+    assert_eq!(
+        client.classify(request(image)).await.unwrap_err().code(),
+        Code::ResourceExhausted
+    );
+}
+
+/// One connection of each kind is kept silent; all are closed, and so don't keep others out for
+/// ever.
+#[test]
+fn connections_that_never_finish_their_greeting_are_closed() {
+    let server = Server::start(&["--engine", "embedded"]);
+    let mut streams = Vec::new();
+    for sent in ["", "P", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let mut stream = TcpStream::connect(&server.grpc).unwrap();
+        stream.write_all(sent.as_bytes()).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        streams.push((sent, stream));
+    }
+    for (sent, mut stream) in streams {
+        let mut answer = Vec::new();
+        let ended = stream.read_to_end(&mut answer);
+        let timed_out = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
+        assert!(!timed_out, "a connection that sent {sent:?} is kept");
+    }
+    assert_eq!(
+        server.metric("classifier_connections_refused_total", &["\"silent\""]),
+        3.0
+    );
+}
+
+#[test]
+fn bytes_that_are_no_http2_are_hung_up_on() {
+    let server = Server::start(&["--engine", "embedded"]);
+    let mut stream = TcpStream::connect(&server.grpc).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(15)))
+        .unwrap();
+    let _ = stream.write_all(&[0x16; 4096]);
+    let mut answer = Vec::new();
+    // Closed or reset, but not kept.
+    let _ = stream.read_to_end(&mut answer);
+    assert!(answer.len() < 200, "{} bytes", answer.len());
+}

@@ -1,0 +1,722 @@
+//! The real TensorRT-RTX, as far as it goes without a GPU: parsing, typing, building, the cache,
+//! and every error.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::common::{Checkpoint, Server, checkpoint, data, python, resnet18, shared, skipped};
+use prost::Message;
+use resnet18_server::model::onnx::ModelProto;
+use serde_json::Value;
+
+const ALL: &str = "75,86,89,120";
+const BUNDLED: &str = "models/resnet18-demo.onnx";
+
+/// Where `make tensorrt` puts the library; `None`, with a visible word, where it is missing.
+fn library() -> Option<PathBuf> {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(".runtime/tensorrt-rtx/tensorrt_rtx_libs");
+    if !path.exists() {
+        skipped("there is no TensorRT-RTX; `make tensorrt` fetches it");
+        return None;
+    }
+    Some(path)
+}
+
+fn gpu() -> bool {
+    let found = Path::new("/dev/nvidiactl").exists() || Path::new("/dev/dxg").exists();
+    if found {
+        skipped("there is an NVIDIA GPU here");
+    }
+    found
+}
+
+fn command(cache: &Path, arguments: &[&str]) -> Command {
+    let mut command = resnet18();
+    command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(["build", "--json", "--engine-cache"])
+        .arg(cache)
+        .args(arguments);
+    command
+}
+
+fn lines(output: &Output) -> Vec<Value> {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// The JSON lines of a build that must succeed.
+fn build(cache: &Path, arguments: &[&str]) -> Vec<Value> {
+    lines(&command(cache, arguments).output().unwrap())
+}
+
+/// The one line of a build for one kind of GPU: why it was built, or `None` if it was there.
+fn built_because(cache: &Path, arguments: &[&str]) -> Option<String> {
+    let [line] = &build(cache, &[&["--sm", "86"], arguments].concat())[..] else {
+        panic!("one line")
+    };
+    assert_eq!(
+        line["cached"].as_bool().unwrap(),
+        line["built_because"].is_null()
+    );
+    line["built_because"].as_str().map(str::to_owned)
+}
+
+/// What a build that must fail says.
+fn failure(arguments: &[&str]) -> String {
+    let cache = tempfile::tempdir().unwrap();
+    let output = command(cache.path(), &[&["--sm", "86"], arguments].concat())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    assert!(output.stdout.is_empty());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn assert_has(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "no `{word}` in: {text}");
+    }
+}
+
+#[test]
+fn every_model_is_built_for_every_gpu_and_found_again() {
+    if library().is_none() {
+        return;
+    }
+    let mut models: Vec<Vec<String>> = vec![vec![BUNDLED.into()]];
+    if let Some(models_folder) = shared("models") {
+        let path = models_folder
+            .join("efficientnet-lite0.onnx")
+            .display()
+            .to_string();
+        let normalization =
+            ["--mean", "0.498,0.498,0.498", "--std", "0.502,0.502,0.502"].map(String::from);
+        models.push([vec![path], normalization.to_vec()].concat());
+    }
+    let folder = tempfile::tempdir().unwrap();
+    if let (Some(models_folder), Some(python)) = (shared("models"), python()) {
+        let Checkpoint { path, labels, .. } =
+            checkpoint(&python, &models_folder, "resnet50", folder.path());
+        let onnx = folder.path().join("resnet50.onnx");
+        let output = resnet18()
+            .arg("import")
+            .args([
+                &path,
+                Path::new("--labels"),
+                &labels,
+                Path::new("--output"),
+                &onnx,
+            ])
+            .output();
+        let output = output.unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        models.push(vec![onnx.display().to_string()]);
+    }
+    // More models, as a list of paths: RESNET18_TEST_ONNX=/a.onnx:/b.onnx
+    if let Some(more) = std::env::var_os("RESNET18_TEST_ONNX") {
+        models.extend(std::env::split_paths(&more).map(|path| vec![path.display().to_string()]));
+    }
+    for model in models {
+        let cache = tempfile::tempdir().unwrap();
+        let arguments: Vec<&str> = ["--sm", ALL]
+            .into_iter()
+            .chain(model.iter().map(String::as_str))
+            .collect();
+        let first = build(cache.path(), &arguments);
+        let targets: Vec<&str> = first
+            .iter()
+            .map(|line| line["compute_capability"].as_str().unwrap())
+            .collect();
+        assert_eq!(targets, ["7.5", "8.6", "8.9", "12.0"]);
+        for line in &first {
+            assert_eq!(line["cached"], false, "{line}");
+            let size = fs::metadata(line["file"].as_str().unwrap()).unwrap().len();
+            assert!(size > 5_000_000, "{line}");
+        }
+        let seconds: Vec<f64> = first
+            .iter()
+            .map(|line| line["seconds"].as_f64().unwrap())
+            .collect();
+        eprintln!("{}: built for {targets:?} in {seconds:.2?} s", model[0]);
+        for line in build(cache.path(), &arguments) {
+            assert_eq!(line["cached"], true, "{line}");
+        }
+    }
+}
+
+#[test]
+fn half_the_weights_size_shows_that_the_plan_is_fp16() {
+    if library().is_none() {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let size = |precision: &str| {
+        let lines = build(cache.path(), &["--sm", "86", "--precision", precision]);
+        lines[0]["bytes"].as_f64().unwrap()
+    };
+    let ratio = size("fp32") / size("fp16");
+    assert!((1.8..2.1).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn a_quantised_model_is_built_with_weights_of_8_bits() {
+    if library().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("int8.onnx");
+    let quantized = resnet18()
+        .args([
+            "quantize",
+            "--calibration-photos",
+            "8",
+            "--min-agreement",
+            "0",
+            "--calibration",
+        ])
+        .arg(data(""))
+        .arg("--output")
+        .arg(&model)
+        .output()
+        .unwrap();
+    assert!(
+        quantized.status.success(),
+        "{}",
+        String::from_utf8_lossy(&quantized.stderr)
+    );
+    let bytes = |model: &str| -> Vec<u64> {
+        let built = build(folder.path(), &[model, "--sm", "86,89"]);
+        built
+            .iter()
+            .map(|line| line["bytes"].as_u64().unwrap())
+            .collect()
+    };
+    for (int8, fp16) in bytes(model.to_str().unwrap())
+        .into_iter()
+        .zip(bytes(BUNDLED))
+    {
+        assert!(int8 * 10 < fp16 * 7, "{int8} bytes in int8, {fp16} in fp16");
+    }
+    let refused = failure(&[model.to_str().unwrap(), "--precision", "fp16"]);
+    assert_has(&refused, &["quantised to int8"]);
+}
+
+#[test]
+fn whatever_a_plan_depends_on_misses_when_it_changes() {
+    if library().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path();
+    assert_has(&built_because(cache, &[]).unwrap(), &["nothing is kept"]);
+    assert_eq!(built_because(cache, &[]), None);
+    assert_has(
+        &built_because(cache, &["--max-batch", "16"]).unwrap(),
+        &["batches 1 to 16", "instead of 1 to 32"],
+    );
+    assert_has(
+        &built_because(cache, &["--usual-batch", "4"]).unwrap(),
+        &["usually 4 instead of", "usually 8"],
+    );
+    assert_has(
+        &built_because(cache, &["--mean", "0.5,0.5,0.5"]).unwrap(),
+        &["model "],
+    );
+    assert_has(
+        &built_because(cache, &["--precision", "fp32"]).unwrap(),
+        &["precision fp32 instead of fp16"],
+    );
+    assert_has(
+        &built_because(cache, &["--workspace-mib", "64"]).unwrap(),
+        &["workspace"],
+    );
+    assert_has(
+        &built_because(cache, &["--builder-level", "2"]).unwrap(),
+        &["optimization level 2 instead of 3"],
+    );
+    assert_eq!(
+        built_because(cache, &[]),
+        None,
+        "the first one is still there"
+    );
+}
+
+#[test]
+fn a_damaged_or_foreign_plan_is_built_again() {
+    if library().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path();
+    let file = |sm: &str| PathBuf::from(build(cache, &["--sm", sm])[0]["file"].as_str().unwrap());
+    let (ampere, turing) = (file("86"), file("75"));
+    let whole = fs::read(&ampere).unwrap();
+    let mut flipped = whole.clone();
+    flipped[whole.len() / 2] ^= 1;
+    fs::write(&ampere, flipped).unwrap();
+    assert_has(
+        &built_because(cache, &[]).unwrap(),
+        &["damaged", "checksum"],
+    );
+    assert_eq!(built_because(cache, &[]), None);
+    // A plan for another GPU under this one's name, as when a cache is copied by hand.
+    fs::copy(&turing, &ampere).unwrap();
+    assert_has(
+        &built_because(cache, &[]).unwrap(),
+        &["made for something else"],
+    );
+    assert_eq!(built_because(cache, &[]), None);
+}
+
+#[test]
+fn two_that_start_together_build_once() {
+    if library().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let start = || {
+        command(folder.path(), &["--sm", "89"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let both = [start(), start(), start()];
+    let cached = both.map(|child| {
+        lines(&child.wait_with_output().unwrap())[0]["cached"]
+            .as_bool()
+            .unwrap()
+    });
+    assert_eq!(
+        cached.iter().filter(|cached| !**cached).count(),
+        1,
+        "{cached:?}"
+    );
+}
+
+#[test]
+fn the_cache_stays_within_its_limit() {
+    if library().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    build(folder.path(), &["--sm", ALL, "--engine-cache-mib", "50"]);
+    let plans = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let plans: Vec<_> = plans
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "plan")
+        })
+        .collect();
+    assert_eq!(plans.len(), 2, "each is 23 MB: {plans:?}");
+}
+
+#[test]
+fn serving_without_a_gpu_ends_at_once_and_says_so() {
+    if library().is_none() || gpu() {
+        return;
+    }
+    let started = Instant::now();
+    let output = resnet18()
+        .args([
+            "serve",
+            "--engine",
+            "tensorrt",
+            "--grpc",
+            "127.0.0.1:0",
+            "--http",
+            "127.0.0.1:0",
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+    assert_has(
+        &String::from_utf8_lossy(&output.stderr),
+        &["no NVIDIA driver", "--gpus all", "--engine openvino"],
+    );
+}
+
+#[test]
+fn auto_serves_on_the_cpu_and_says_why() {
+    if gpu() {
+        return;
+    }
+    let server = Server::start(&[]);
+    assert_has(
+        &server.log(),
+        &[
+            "the tensorrt engine can't start",
+            "trying the openvino engine",
+        ],
+    );
+    assert_eq!(
+        server.metric("classifier_engine_info", &["engine=\"tensorrt\""]),
+        0.0
+    );
+    assert_eq!(
+        server.metric("classifier_engine_info", &["model=\"resnet18-demo\""]),
+        1.0
+    );
+    assert!(!server.get("/metrics").1.contains("classifier_gpu_"));
+}
+
+#[test]
+fn a_missing_library_says_what_to_install_and_where_it_was_looked_for() {
+    assert_has(
+        &failure(&["--tensorrt-lib", "/nowhere"]),
+        &["/nowhere", "make tensorrt", "tensorrt-rtx-cu12-libs"],
+    );
+}
+
+#[test]
+fn what_is_no_tensorrt_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let put = |name: &str, content: &str| fs::write(folder.path().join(name), content).unwrap();
+    put("libnvinfer.so.11", "");
+    put("libnvonnxparser.so.11", "");
+    assert_has(
+        &failure(&["--tensorrt-lib", path]),
+        &["libnvinfer.so", "another feature"],
+    );
+    put("libtensorrt_rtx.so.1", "not a library");
+    assert_has(
+        &failure(&["--tensorrt-lib", path]),
+        &["incomplete", "libtensorrt_onnxparser_rtx.so"],
+    );
+    put("libtensorrt_onnxparser_rtx.so.1", "");
+    assert_has(
+        &failure(&["--tensorrt-lib", path]),
+        &["can't be loaded", "libtensorrt_rtx.so.1"],
+    );
+}
+
+/// Compiles C into a shared library; `None`, with a visible word, where there is no compiler.
+fn compile(code: &str, library: &Path) -> Option<()> {
+    let source = library.with_extension("c");
+    fs::write(&source, code).unwrap();
+    let status = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(library)
+        .arg(&source)
+        .status();
+    if !status.is_ok_and(|status| status.success()) {
+        skipped("there is no C compiler");
+        return None;
+    }
+    Some(())
+}
+
+/// A library that says that it is this version of TensorRT, and nothing else.
+fn pretender(folder: &Path, version: [u32; 4]) -> Option<()> {
+    let functions = ["Major", "Minor", "Patch", "Build"].iter().zip(version);
+    let code: String = functions
+        .map(|(name, n)| format!("int getInferLib{name}Version(void) {{ return {n}; }}\n"))
+        .collect();
+    compile(&code, &folder.join("libtensorrt_rtx.so.9"))?;
+    compile("", &folder.join("libtensorrt_onnxparser_rtx.so.9"))
+}
+
+#[test]
+fn another_major_version_is_refused_and_so_is_an_older_minor_one() {
+    for version in [[2, 0, 3, 7], [1, 2, 0, 5]] {
+        let folder = tempfile::tempdir().unwrap();
+        if pretender(folder.path(), version).is_none() {
+            return;
+        }
+        let said = failure(&["--tensorrt-lib", folder.path().to_str().unwrap()]);
+        let [major, minor, patch, _] = version;
+        let found = format!("is TensorRT-RTX {major}.{minor}.{patch}");
+        assert_has(
+            &said,
+            &[
+                &found,
+                "built for 1.7 or a newer 1.x",
+                "tensorrt-rtx-cu12-libs>=1.7,<2",
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_gpu_that_this_flavour_does_not_know_is_sent_to_the_other() {
+    if library().is_none() {
+        return;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let output = command(cache.path(), &["--sm", "90"]).output().unwrap();
+    assert_has(
+        &String::from_utf8_lossy(&output.stderr),
+        &["compute capability 9.0", "tensorrt-enterprise"],
+    );
+}
+
+/// The bundled model, changed, as a file.
+fn changed(folder: &Path, change: impl FnOnce(&mut ModelProto)) -> String {
+    let onnx = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(BUNDLED)).unwrap();
+    let mut model = ModelProto::decode(onnx.as_slice()).unwrap();
+    change(&mut model);
+    let path = folder.join("changed.onnx");
+    fs::write(&path, model.encode_to_vec()).unwrap();
+    path.display().to_string()
+}
+
+#[test]
+fn an_operator_that_tensorrt_lacks_is_named_with_its_node() {
+    if library().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let model = changed(folder.path(), |model| {
+        let nodes = &mut model.graph.as_mut().unwrap().node;
+        let relu = nodes
+            .iter_mut()
+            .find(|node| node.op_type() == "Relu")
+            .unwrap();
+        relu.op_type = Some("Bernoulli".into());
+        relu.name = Some("the_random_one".into());
+    });
+    assert_has(
+        &failure(&[&model]),
+        &["can't run this model", "Bernoulli", "the_random_one"],
+    );
+}
+
+#[test]
+fn a_value_outside_of_fp16_is_named_with_its_tensor() {
+    if library().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut name = String::new();
+    let model = changed(folder.path(), |model| {
+        let tensors = &mut model.graph.as_mut().unwrap().initializer;
+        let bias = tensors
+            .iter_mut()
+            .rfind(|tensor| tensor.dims == [106])
+            .unwrap();
+        name = bias.name().to_owned();
+        let values: Vec<u8> = (0..106).flat_map(|_| 1e6_f32.to_le_bytes()).collect();
+        *bias = resnet18_server::model::onnx::TensorProto {
+            name: bias.name.clone(),
+            data_type: Some(1),
+            dims: vec![106],
+            raw_data: Some(values.into()),
+            ..Default::default()
+        };
+    });
+    assert_has(
+        &failure(&[&model]),
+        &[&name, "1000000", "float16", "--precision fp32"],
+    );
+    let cache = tempfile::tempdir().unwrap();
+    assert_eq!(
+        build(cache.path(), &["--sm", "86", "--precision", "fp32", &model]).len(),
+        1
+    );
+}
+
+/// A driver with one GPU that answers questions about it and can do nothing else.
+#[derive(Clone, Copy)]
+struct FakeDriver {
+    /// What `cuInit` returns.
+    init: u32,
+    /// The CUDA that it supports, as CUDA numbers versions.
+    cuda: u32,
+    name: &'static str,
+    /// Its compute capability.
+    capability: [u32; 2],
+    free_mib: u32,
+}
+
+impl FakeDriver {
+    /// One that everything suits.
+    const RTX_3090: Self = Self {
+        init: 0,
+        cuda: 12090,
+        name: "NVIDIA GeForce RTX 3090",
+        capability: [8, 6],
+        free_mib: 20000,
+    };
+
+    /// `serve` under this driver, until it ends, which it must. What it said.
+    fn serve(&self, flags: &[&str]) -> Option<String> {
+        let Self {
+            init,
+            cuda,
+            name,
+            capability: [major, minor],
+            free_mib,
+        } = self;
+        let folder = tempfile::tempdir().unwrap();
+        let code = format!(
+            r#"
+            typedef unsigned long size;
+            static void *context;
+            int cuInit(unsigned flags) {{ return {init}; }}
+            int cuDriverGetVersion(int *version) {{ *version = {cuda}; return 0; }}
+            int cuDeviceGetCount(int *count) {{ *count = 1; return 0; }}
+            int cuDeviceGet(int *device, int index) {{ *device = index; return 0; }}
+            int cuDeviceGetName(char *name, int length, int device) {{
+                const char *it = "{name}"; int i = 0;
+                do name[i] = it[i]; while (it[i++]);
+                return 0;
+            }}
+            int cuDeviceGetAttribute(int *value, int attribute, int device) {{
+                *value = attribute == 75 ? {major} : attribute == 76 ? {minor} : 1; return 0;
+            }}
+            int cuDevicePrimaryCtxRetain(void **it, int device) {{ *it = &context; return 0; }}
+            int cuDevicePrimaryCtxRelease_v2(int device) {{ return 0; }}
+            int cuCtxGetCurrent(void **it) {{ *it = context; return 0; }}
+            int cuCtxSetCurrent(void *it) {{ context = it; return 0; }}
+            int cuMemGetInfo_v2(size *free, size *total) {{ *free = {free_mib}ul << 20; *total = 24ul << 30; return 0; }}
+            int cuGetErrorName(int error, const char **name) {{ *name = "CUDA_ERROR"; return 0; }}
+            int cuGetErrorString(int error, const char **text) {{ *text = "an error of the driver"; return 0; }}
+            "#
+        );
+        compile(&code, &folder.path().join("libcuda.so"))?;
+        let output = resnet18()
+            .args([
+                "serve",
+                "--engine",
+                "tensorrt",
+                "--grpc",
+                "127.0.0.1:0",
+                "--http",
+                "127.0.0.1:0",
+            ])
+            .args(flags)
+            .env("LD_LIBRARY_PATH", folder.path())
+            .output()
+            .unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Some(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+#[test]
+fn what_is_wrong_with_driver_and_gpu_is_said_before_anything_is_loaded() {
+    if library().is_none() || gpu() {
+        return;
+    }
+    let good = FakeDriver::RTX_3090;
+    for (driver, flags, words) in [
+        (
+            FakeDriver { init: 100, ..good },
+            &[][..],
+            &["finds no GPU", "--engine openvino"][..],
+        ),
+        (
+            FakeDriver { init: 803, ..good },
+            &[],
+            &["driver does not start", "an error of the driver"],
+        ),
+        (
+            FakeDriver {
+                cuda: 11080,
+                ..good
+            },
+            &[],
+            &["too old", "CUDA 11.8", "CUDA 12.9"],
+        ),
+        (
+            FakeDriver {
+                name: "NVIDIA H100",
+                capability: [9, 0],
+                ..good
+            },
+            &[],
+            &["NVIDIA H100", "tensorrt-enterprise"],
+        ),
+        (
+            FakeDriver {
+                name: "GTX 1080",
+                capability: [6, 1],
+                ..good
+            },
+            &[],
+            &["GTX 1080", "Turing"],
+        ),
+        (
+            FakeDriver { ..good },
+            &["--device", "1"],
+            &["no GPU 1", "below 1"],
+        ),
+    ] {
+        let Some(said) = driver.serve(flags) else {
+            return;
+        };
+        assert_has(&said, words);
+    }
+}
+
+#[test]
+fn serve_finds_the_engine_that_was_built_ahead() {
+    if library().is_none() || gpu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().to_str().unwrap();
+    let file = build(folder.path(), &["--sm", "86", "--max-batch", "16"])[0]["file"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    // It gets as far as a GPU is needed for.
+    let flags = ["--engine-cache", cache, "--max-batch", "16"];
+    let Some(said) = (FakeDriver {
+        free_mib: 10,
+        ..FakeDriver::RTX_3090
+    })
+    .serve(&flags) else {
+        return;
+    };
+    assert_has(
+        &said,
+        &[
+            "engine cache hit",
+            &file,
+            "too little memory",
+            "10 of 24576 MiB are free",
+        ],
+    );
+
+    let ada = FakeDriver {
+        name: "an Ada card",
+        capability: [8, 9],
+        free_mib: 10,
+        ..FakeDriver::RTX_3090
+    };
+    assert_has(
+        &ada.serve(&flags).unwrap(),
+        &["engine cache miss", "compute capability 8.9 instead of 8.6"],
+    );
+}
