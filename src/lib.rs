@@ -3,29 +3,43 @@
 //! An image travels `grpc → image → scheduler → engine`, its logits travel back through `answer` to `grpc`; each module
 //! owns one step and knows nothing of the others' insides.
 
-pub mod address;
-pub mod answer;
-pub mod cache;
-pub mod cli;
+// The public crate.
 pub mod client;
-pub mod engine;
-pub mod grpc;
-pub mod http;
-pub mod image;
 pub mod inference;
-pub mod metrics;
-pub mod model;
-pub mod offline;
 pub mod proto;
-pub mod quantization;
-pub mod registry;
-pub mod scheduler;
 pub mod server;
+
+// Reachable for the program, its tests, benches and fuzz targets; no part of the public crate.
+#[doc(hidden)]
+pub mod answer;
+#[doc(hidden)]
+pub mod cli;
+#[doc(hidden)]
+pub mod engine;
+#[doc(hidden)]
+pub mod grpc;
+#[doc(hidden)]
+pub mod image;
+#[doc(hidden)]
+pub mod metrics;
+#[doc(hidden)]
+pub mod model;
+#[doc(hidden)]
+pub mod offline;
+#[doc(hidden)]
 pub mod state;
-pub mod telemetry;
+
+mod address;
+mod cache;
+mod http;
+mod quantization;
+mod registry;
+mod scheduler;
+mod sync;
+mod telemetry;
 #[cfg(test)]
 mod testing;
-pub mod watch;
+mod watch;
 
 /// The README's Rust code, compiled as a test.
 #[cfg(doctest)]
