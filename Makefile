@@ -5,12 +5,12 @@ TENSORRT_RTX := 1.7.1.116
 PYTHON := python3
 VENV := .venv
 
-.PHONY: run build openvino tensorrt test test-features test-gpu test-env lint lint-features chaos fuzz bench help
+.PHONY: run build openvino tensorrt test test-features test-gpu test-env lint lint-features chaos fuzz bench screenshots help
 
-help: ## what can be made
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
 
-run: openvino ## fetch OpenVINO, build, and serve the bundled model
+run: openvino ## fetch OpenVINO, build, and serve the bundled model until Ctrl-C
 	cargo run --release -- serve
 
 build: ## the program: target/release/resnet18
@@ -41,20 +41,20 @@ tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDI
 	    --target .runtime/tensorrt-rtx tensorrt-rtx-cu12-libs==$(TENSORRT_RTX)
 	@touch $@
 
-test: openvino test-env ## everything the tests need, then all of them
+test: openvino test-env ## fetch what the tests need, then run all of them
 	cargo test --release --no-fail-fast
 
-test-features: openvino tensorrt ## libjpeg-turbo, traces, and what of TensorRT needs no GPU (needs cmake, nasm, libclang)
+test-features: openvino tensorrt ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
 	cargo test --release --features turbojpeg,otlp,tensorrt --lib
 	cargo test --release --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: licences:: tensorrt::
 
-test-gpu: tensorrt ## the real engine on an NVIDIA GPU, and how fast it is; says so where there is none
+test-gpu: tensorrt ## test and time TensorRT on an NVIDIA GPU; skipped visibly where there is none
 	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1
 	@if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then \
 	    TEST_ENGINE=tensorrt cargo test --release --features tensorrt --test integration golden:: -- --nocapture --test-threads 1; \
 	else echo "SKIPPED: the golden images on a GPU: there is none"; fi
 
-# Python clients for the tests; without them those tests say that they are skipped.
+# Python clients for the tests; without them, those tests report that they are skipped.
 test-env: $(VENV)/ready
 	@command -v ffmpeg >/dev/null || echo "ffmpeg is not installed: the video tests will be skipped."
 	@command -v prometheus >/dev/null || echo "prometheus is not installed: the tests with a real one will be skipped."
@@ -64,24 +64,28 @@ $(VENV)/ready: tests/python/requirements.txt tests/python/requirements-without-t
 	    && $(VENV)/bin/python -m pip install --quiet --no-deps -r $(dir $<)requirements-without-theirs.txt; then touch $@; \
 	else echo "No Python environment: the Python tests will be skipped."; rm -rf $(VENV); fi
 
-lint-features: ## clippy with every feature, for both flavours of TensorRT (needs cmake, nasm, libclang)
+lint-features: ## clippy with every feature, for both variants of TensorRT (needs cmake, nasm, libclang)
 	cargo clippy --release --all-targets --features turbojpeg,otlp,tensorrt -- -D warnings
 	cargo clippy --release --lib --bins --features tensorrt-enterprise -- -D warnings
 
-lint: ## format, clippy, docs
+lint: ## check format, clippy and documentation
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 
-chaos: openvino ## a server among random clients for SECONDS=60, then DRAINS=10 servers that end under full load
+chaos: openvino ## run a server under random clients for SECONDS=60, then DRAINS=10 shutdowns under full load
 	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_DRAINS=$(or $(DRAINS),10) cargo test --release --test chaos -- --nocapture --test-threads 1
 
-# Nightly's flags on the stable compiler, which cargo-fuzz needs. The lock file makes the decoders those of the server.
+# cargo-fuzz needs nightly's flags; RUSTC_BOOTSTRAP allows them on the stable compiler. The copied lock file
+# makes the decoders the versions that the server uses.
 fuzz: ## fuzz TARGET=image, raw_frame, onnx, checkpoint or inference_request for SECONDS=60 (needs cargo-fuzz)
 	@cp Cargo.lock fuzz/Cargo.lock && mkdir -p fuzz/corpus/$(or $(TARGET),image)
 	RUSTC_BOOTSTRAP=1 cargo fuzz run $(or $(TARGET),image) fuzz/corpus/$(or $(TARGET),image) \
 	    $(wildcard fuzz/seeds/$(or $(TARGET),image)) -- \
 	    -max_total_time=$(or $(SECONDS),60) -timeout=5 -malloc_limit_mb=544 -rss_limit_mb=2048
 
-bench: openvino ## every bench; the last one measures the whole server
+bench: openvino ## run every bench; the last one measures the whole server
 	cargo bench
+
+screenshots: test-env ## take the picture of the live page from the server on HTTP=127.0.0.1:8002 (needs chromium, ffmpeg)
+	$(VENV)/bin/python tests/python/screenshot.py http://$(or $(HTTP),127.0.0.1:8002) docs/live-page.webp

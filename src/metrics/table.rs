@@ -1,7 +1,7 @@
 //! The table of all metrics: what each is called, counts and means, and what to do when it is high.
 //!
 //! Everything else follows from it: what `/metrics` says, the histograms' buckets, and the table in
-//! `deploy/README.md`.
+//! `docs/operations.md`.
 
 use super::labels::{FrameOutcome, Method, Refusal, Rejection};
 

@@ -23,11 +23,11 @@ use tonic::Code;
 
 #[test]
 fn the_documentation_has_the_table() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/README.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
     let text = std::fs::read_to_string(path).unwrap();
     assert!(
         text.contains(&markdown()),
-        "deploy/README.md must hold this table:\n\n{}",
+        "docs/operations.md must hold this table:\n\n{}",
         markdown()
     );
 }

@@ -1,27 +1,118 @@
-//! What the README says is what happens: its commands and its Python are run as they stand.
+//! The README and the pages in `docs/` are true: their commands and their Python are run as they
+//! stand, their flags exist, and their links lead somewhere.
 
-use std::{path::Path, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use crate::common::{Server, python, tritonclient};
+use crate::common::{Server, python, resnet18, tritonclient};
 
-const README: &str = include_str!("../../README.md");
+/// The most lines of the README: it is read in five minutes.
+const MAX_README_LINES: usize = 200;
 
-/// The fenced blocks of one language.
-fn blocks(language: &str) -> Vec<&'static str> {
-    let parts: Vec<&str> = README.split("```").collect();
-    let fenced = parts.iter().skip(1).step_by(2);
-    fenced
-        .filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n'))
-        .collect()
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A Markdown file of the project.
+struct Page {
+    path: PathBuf,
+    text: String,
+}
+
+impl Page {
+    fn read(path: impl AsRef<Path>) -> Self {
+        let path = root().join(path);
+        let text =
+            fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self { path, text }
+    }
+
+    fn readme() -> Self {
+        Self::read("README.md")
+    }
+
+    /// The README, then the pages in `docs/` by name.
+    fn guide() -> Vec<Self> {
+        let mut docs: Vec<PathBuf> = fs::read_dir(root().join("docs"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
+            .collect();
+        docs.sort();
+
+        let mut pages = vec![Self::readme()];
+        pages.extend(docs.into_iter().map(Self::read));
+        pages
+    }
+
+    /// Every page whose links are checked.
+    fn all() -> Vec<Self> {
+        let mut pages = Self::guide();
+        pages.extend(
+            [
+                "CHANGELOG.md",
+                "CONTRIBUTING.md",
+                "deploy/README.md",
+                "models/README.md",
+                "tests/data/README.md",
+            ]
+            .map(Self::read),
+        );
+        pages
+    }
+
+    /// The fenced blocks of one language.
+    fn blocks(&self, language: &str) -> Vec<&str> {
+        self.text
+            .split("```")
+            .skip(1)
+            .step_by(2)
+            .filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n'))
+            .collect()
+    }
+
+    /// What is not in fenced blocks.
+    fn prose(&self) -> String {
+        self.text.split("```").step_by(2).collect()
+    }
+
+    /// The targets of `[text](target)` and `![text](target)`.
+    fn links(&self) -> Vec<String> {
+        self.prose()
+            .split("](")
+            .skip(1)
+            .map(|rest| rest.split(')').next().unwrap().to_owned())
+            .collect()
+    }
+
+    /// The anchors that GitHub gives the headings.
+    fn anchors(&self) -> BTreeSet<String> {
+        self.prose()
+            .lines()
+            .filter(|line| line.starts_with('#'))
+            .map(|line| {
+                line.trim_start_matches('#')
+                    .trim()
+                    .to_lowercase()
+                    .chars()
+                    .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+                    .map(|c| if c == ' ' { '-' } else { c })
+                    .collect()
+            })
+            .collect()
+    }
 }
 
 /// Runs a line in the project's folder against `server`, with the program and the test's Python in
 /// the path.
 fn run(server: &Server, line: &str) -> String {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let program = Path::new(env!("CARGO_BIN_EXE_resnet18")).parent().unwrap();
     let path = std::env::join_paths(
-        [program.to_owned(), root.join(".venv/bin")]
+        [program.to_owned(), root().join(".venv/bin")]
             .into_iter()
             .chain(std::env::split_paths(&std::env::var("PATH").unwrap())),
     );
@@ -32,7 +123,7 @@ fn run(server: &Server, line: &str) -> String {
                 .replace("127.0.0.1:8001", &server.grpc)
                 .replace("127.0.0.1:8002", &server.http.to_string()),
         ])
-        .current_dir(root)
+        .current_dir(root())
         .env("PATH", path.unwrap())
         .env("RESNET18_SERVER", server.url())
         .output()
@@ -46,10 +137,15 @@ fn run(server: &Server, line: &str) -> String {
 }
 
 #[test]
-fn its_commands_do_what_it_says() {
+fn commands_do_what_the_pages_say() {
     let server = Server::start(&[]);
+    let pages = Page::guide();
     let mut ran = 0;
-    for line in blocks("sh").iter().flat_map(|block| block.lines()) {
+    for line in pages
+        .iter()
+        .flat_map(|page| page.blocks("sh"))
+        .flat_map(str::lines)
+    {
         match line.split(' ').next().unwrap() {
             "make" => {
                 let target = line.split(' ').nth(1).unwrap();
@@ -91,8 +187,41 @@ fn its_commands_do_what_it_says() {
     assert!(ran >= 4, "{ran}");
 }
 
+/// The file and the most probable class of each photo that `resnet18 classify` printed.
+fn top_classes(output: &str) -> Vec<(&str, &str, f64)> {
+    let lines: Vec<&str> = output.lines().collect();
+    lines
+        .windows(2)
+        .filter(|pair| !pair[0].starts_with(' ') && pair[1].starts_with("  "))
+        .map(|pair| {
+            let (class, _) = pair[1].split_once('%').expect("a class has a probability");
+            let (label, probability) = class.trim().rsplit_once(' ').unwrap();
+            (pair[0], label.trim(), probability.parse().unwrap())
+        })
+        .collect()
+}
+
 #[test]
-fn its_python_runs() {
+fn the_sample_is_what_classify_prints() {
+    let readme = Page::readme();
+    let samples = readme.blocks("text");
+    let expected = top_classes(samples.first().expect("the README shows a sample"));
+    assert_eq!(expected.len(), 2, "{samples:?}");
+
+    let server = Server::start(&[]);
+    let files: Vec<&str> = expected.iter().map(|(file, ..)| *file).collect();
+    let output = run(&server, &format!("resnet18 classify {}", files.join(" ")));
+    let printed = top_classes(&output);
+    for (expected, printed) in expected.iter().zip(&printed) {
+        assert_eq!((expected.0, expected.1), (printed.0, printed.1), "{output}");
+        // Engines and precisions differ a little.
+        assert!((expected.2 - printed.2).abs() < 2.0, "{output}");
+    }
+    assert_eq!(expected.len(), printed.len(), "{output}");
+}
+
+#[test]
+fn the_python_examples_run() {
     if python().is_none() {
         return;
     }
@@ -106,7 +235,12 @@ fn its_python_runs() {
         ),
     );
     let script = folder.path().join("example.py");
-    let [code, triton] = blocks("python")[..] else {
+    let pages = Page::guide();
+    let examples: Vec<&str> = pages
+        .iter()
+        .flat_map(|page| page.blocks("python"))
+        .collect();
+    let [code, triton] = examples[..] else {
         panic!("two Python examples")
     };
     let run_code = |code: &str| {
@@ -129,13 +263,12 @@ fn its_python_runs() {
 }
 
 #[test]
-fn its_flags_exist() {
-    let output = crate::common::resnet18()
-        .args(["serve", "--help"])
-        .output()
-        .unwrap();
+fn the_flags_in_the_table_exist() {
+    let output = resnet18().args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8_lossy(&output.stdout).into_owned();
-    let table = README
+    let page = Page::read("docs/operations.md");
+    let table = page
+        .text
         .split("## Flags")
         .nth(1)
         .unwrap()
@@ -152,5 +285,88 @@ fn its_flags_exist() {
             help.contains(&format!("{flag} ")),
             "{flag} is not in --help"
         );
+    }
+}
+
+#[test]
+fn the_flags_in_the_text_exist() {
+    let mut help = String::new();
+    for subcommand in [
+        "serve", "classify", "stream", "load", "top", "import", "train", "evaluate", "quantize",
+    ] {
+        let output = resnet18().args([subcommand, "--help"]).output().unwrap();
+        help.push_str(&String::from_utf8_lossy(&output.stdout));
+    }
+    for page in Page::all() {
+        let prose = page.prose();
+        let code = prose.split('`').skip(1).step_by(2);
+        let flags = code
+            .filter(|code| code.starts_with("--"))
+            .map(|code| code.split(['=', ' ']).next().unwrap());
+        for flag in flags {
+            // `resnet18 build` and TensorRT's flags are there with a feature only.
+            if [
+                "--tensorrt-lib",
+                "--device",
+                "--engine-cache",
+                "--usual-batch",
+            ]
+            .contains(&flag)
+            {
+                continue;
+            }
+            assert!(
+                help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n")),
+                "{}: there is no {flag}",
+                page.path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut followed = 0;
+    for page in Page::all() {
+        for link in page.links() {
+            if link.starts_with("http://") || link.starts_with("https://") {
+                continue;
+            }
+            let (file, anchor) = match link.split_once('#') {
+                Some((file, anchor)) => (file, Some(anchor)),
+                None => (link.as_str(), None),
+            };
+            let target = if file.is_empty() {
+                page.path.clone()
+            } else {
+                page.path.with_file_name(file)
+            };
+            assert!(target.exists(), "{}: {link}", page.path.display());
+            if let Some(anchor) = anchor {
+                assert!(
+                    Page::read(&target).anchors().contains(anchor),
+                    "{}: there is no such heading: {link}",
+                    page.path.display()
+                );
+            }
+            followed += 1;
+        }
+    }
+    assert!(followed >= 40, "{followed}");
+}
+
+#[test]
+fn the_readme_is_short_and_leads_to_every_page() {
+    let readme = Page::readme();
+    let lines = readme.text.lines().count();
+    assert!(lines <= MAX_README_LINES, "{lines} lines");
+
+    let linked: BTreeSet<PathBuf> = readme
+        .links()
+        .iter()
+        .map(|link| root().join(link))
+        .collect();
+    for page in Page::all().iter().skip(1) {
+        assert!(linked.contains(&page.path), "{}", page.path.display());
     }
 }
