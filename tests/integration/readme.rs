@@ -231,7 +231,8 @@ fn the_python_examples_run() {
     run(
         &server,
         &format!(
-            "python -m grpc_tools.protoc -Iproto --python_out={out} --grpc_python_out={out} resnet18/v1/classifier.proto"
+            "python -m grpc_tools.protoc -Iproto --python_out={out} --grpc_python_out={out} \
+             resnet18/v1/classifier.proto"
         ),
     );
     let script = folder.path().join("example.py");
@@ -304,17 +305,6 @@ fn the_flags_in_the_text_exist() {
             .filter(|code| code.starts_with("--"))
             .map(|code| code.split(['=', ' ']).next().unwrap());
         for flag in flags {
-            // `resnet18 build` and TensorRT's flags are there with a feature only.
-            if [
-                "--tensorrt-lib",
-                "--device",
-                "--engine-cache",
-                "--usual-batch",
-            ]
-            .contains(&flag)
-            {
-                continue;
-            }
             assert!(
                 help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n")),
                 "{}: there is no {flag}",
