@@ -1,4 +1,4 @@
-//! Connections that are open, and those that were refused.
+//! Counts open connections and refused ones.
 
 use metrics::{Counter, Gauge, counter, gauge};
 
@@ -7,18 +7,18 @@ use super::{
     table::{CONNECTIONS_ACTIVE, CONNECTIONS_REFUSED},
 };
 
-/// The metrics of one listener.
+/// The series of one listener.
 #[derive(Clone)]
 pub struct ConnectionMetrics {
     active: Gauge,
     refused: [Counter; Refusal::LABELS.len()],
 }
 
-/// An open connection; counted until it is dropped.
+/// Counts one open connection until it is dropped.
 pub struct ConnectionGuard(ConnectionMetrics);
 
 impl Default for ConnectionMetrics {
-    /// Registers the series, so that they are there before anything happens.
+    /// Registers the series, so that they exist, at 0, before the first connection.
     fn default() -> Self {
         Self {
             active: gauge!(CONNECTIONS_ACTIVE),
@@ -29,20 +29,20 @@ impl Default for ConnectionMetrics {
 }
 
 impl ConnectionMetrics {
-    /// A connection is open.
+    /// Counts a new connection.
     pub fn opened(&self) -> ConnectionGuard {
         self.active.increment(1.0);
         ConnectionGuard(self.clone())
     }
 
-    /// A connection was closed before its first call.
+    /// Counts a connection that was closed before its first call.
     pub fn refused(&self, reason: Refusal) {
         self.refused[reason as usize].increment(1);
     }
 }
 
 impl ConnectionGuard {
-    /// It will be closed before its first call.
+    /// Counts this connection as closed before its first call.
     pub fn refused(&self, reason: Refusal) {
         self.0.refused(reason);
     }

@@ -1,4 +1,4 @@
-//! Collects everything for `/metrics`.
+//! Renders `/metrics`: installs the recorder, refreshes gauges at each scrape, and writes the text.
 
 #[cfg(feature = "tensorrt")]
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use metrics_process::Collector;
 
 use super::{
     model::ModelMetrics,
-    table::{BUILD_INFO, CALLS_ACTIVE, Kind, METRICS, READY, WORKERS},
+    table::{BUILD_INFO, CALLS_ACTIVE, METRICS, MetricKind, READY, WORKERS},
 };
 use crate::state::StateCell;
 
-/// Collects everything for `/metrics`.
+/// The process's Prometheus exporter.
 #[derive(Clone)]
 pub struct Exporter {
     prometheus: PrometheusHandle,
@@ -22,64 +22,65 @@ pub struct Exporter {
     ready: Gauge,
     calls: Gauge,
     #[cfg(feature = "tensorrt")]
-    gpus: Arc<crate::metrics::nvml::Gpus>,
+    gpus: Arc<super::gpu::Gpus>,
 }
 
 impl Exporter {
-    /// The process's exporter; installed at the first call.
+    /// Returns the exporter of this process, which the first call installs.
     pub fn install() -> Self {
         static EXPORTER: OnceLock<Exporter> = OnceLock::new();
         EXPORTER.get_or_init(Self::build).clone()
     }
 
     fn build() -> Self {
-        let buckets = METRICS.iter().filter_map(|metric| match metric.kind {
-            Kind::Histogram(bounds) => Some((Matcher::Full(metric.name.into()), bounds)),
-            _ => None,
-        });
-        let prometheus = buckets
-            .fold(PrometheusBuilder::new(), |builder, (name, bounds)| {
-                builder
-                    .set_buckets_for_metric(name, bounds)
-                    .expect("the bounds are not empty")
-            })
+        let mut builder = PrometheusBuilder::new();
+        for metric in METRICS {
+            if let MetricKind::Histogram(bounds) = metric.kind {
+                builder = builder
+                    .set_buckets_for_metric(Matcher::Full(metric.name.into()), bounds)
+                    .expect("the bounds are not empty");
+            }
+        }
+        let prometheus = builder
             .install_recorder()
             .expect("nothing else installs a recorder");
+
         describe();
         gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         let process = Collector::default();
         process.describe();
+
         Self {
             prometheus,
             process,
             ready: gauge!(READY),
             calls: gauge!(CALLS_ACTIVE),
             #[cfg(feature = "tensorrt")]
-            gpus: Arc::new(crate::metrics::nvml::Gpus::find()),
+            gpus: Arc::new(super::gpu::Gpus::find()),
         }
     }
 
-    /// The text that Prometheus scrapes, with what `models` and `state` say at this moment.
+    /// Renders the text that Prometheus scrapes, with current values from `models` and `state`.
     pub fn render<'a>(
         &self,
         models: impl IntoIterator<Item = &'a ModelMetrics>,
         state: &StateCell,
     ) -> String {
-        models.into_iter().for_each(ModelMetrics::refresh);
-        self.ready.set(if state.get().ready().is_ok() {
-            1.0
-        } else {
-            0.0
-        });
+        for model in models {
+            model.refresh();
+        }
+        let is_ready = state.get().ready().is_ok();
+        self.ready.set(if is_ready { 1.0 } else { 0.0 });
         self.calls.set(state.calls() as f64);
         self.process.collect();
         #[cfg(feature = "tensorrt")]
-        self.gpus.read().iter().for_each(super::gpu::show);
+        super::gpu::refresh(&self.gpus);
+
         with_true_types(self.prometheus.render())
     }
 
-    /// Folds what histograms collected since the last scrape, so that it does not pile up. To be
-    /// called now and then.
+    /// Folds the samples that histograms have collected since the last scrape. Must be called
+    /// regularly: without scrapes the samples would accumulate in memory.
     pub fn upkeep(&self) {
         self.prometheus.run_upkeep();
     }
@@ -88,32 +89,34 @@ impl Exporter {
 fn describe() {
     for metric in METRICS {
         match metric.kind {
-            Kind::Counter => describe_counter!(metric.name, metric.help),
-            Kind::FractionalCounter | Kind::Gauge => describe_gauge!(metric.name, metric.help),
-            Kind::Histogram(_) => describe_histogram!(metric.name, metric.help),
+            MetricKind::Counter => describe_counter!(metric.name, metric.help),
+            MetricKind::FractionalCounter | MetricKind::Gauge => {
+                describe_gauge!(metric.name, metric.help)
+            }
+            MetricKind::Histogram(_) => describe_histogram!(metric.name, metric.help),
         }
     }
 }
 
-/// The recorder's counters are whole numbers, so that a fractional one is kept in a gauge; here it
-/// gets its true type.
-fn with_true_types(text: String) -> String {
+/// Declares fractional counters as counters. The recorder's own counters hold whole numbers only,
+/// so fractional ones are kept, and rendered, as gauges.
+fn with_true_types(mut text: String) -> String {
     let fractional = METRICS
         .iter()
-        .filter(|metric| metric.kind == Kind::FractionalCounter)
+        .filter(|metric| metric.kind == MetricKind::FractionalCounter)
         .map(|metric| metric.name);
-    fractional
-        .chain(["process_cpu_seconds_total"])
-        .fold(text, |text, name| {
-            text.replacen(
-                &format!("# TYPE {name} gauge\n"),
-                &format!("# TYPE {name} counter\n"),
-                1,
-            )
-        })
+
+    for name in fractional.chain(["process_cpu_seconds_total"]) {
+        text = text.replacen(
+            &format!("# TYPE {name} gauge\n"),
+            &format!("# TYPE {name} counter\n"),
+            1,
+        );
+    }
+    text
 }
 
-/// How many threads decode and infer.
+/// Sets the number of worker threads, which decode and infer.
 pub fn workers(threads: NonZeroUsize) {
     gauge!(WORKERS).set(threads.get() as f64);
 }

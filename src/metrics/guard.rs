@@ -1,4 +1,4 @@
-//! A request in progress, counted and timed when it ends.
+//! Counts and times a request when it ends.
 
 use std::{sync::Arc, time::Instant};
 
@@ -6,10 +6,10 @@ use tonic::Code;
 
 use super::{labels::Method, model::ModelMetrics, request::RequestMetrics};
 
-/// A request in progress; counts and times it when it ends, also when its caller goes away.
+/// A request in progress. Dropping it counts and times the request, also if its caller has gone.
 pub struct RequestGuard {
     method: Method,
-    /// None for a request that names no model that is known.
+    /// `None` until the model is known, and for requests that name an unknown one.
     metrics: Option<Arc<RequestMetrics>>,
     arrived: Instant,
     deadline: Option<Instant>,
@@ -17,7 +17,7 @@ pub struct RequestGuard {
 }
 
 impl RequestGuard {
-    /// A request that arrived at `arrived` and has to be answered until `deadline`.
+    /// Begins to watch a request that arrived at `arrived` and must be answered by `deadline`.
     pub fn new(method: Method, arrived: Instant, deadline: Option<Instant>) -> Self {
         Self {
             method,
@@ -28,13 +28,13 @@ impl RequestGuard {
         }
     }
 
-    /// The served model that it is for; of several the first counts.
+    /// Attributes the request to a model. Only the first call has an effect.
     pub fn model(&mut self, metrics: &ModelMetrics) {
         self.metrics
             .get_or_insert_with(|| Arc::clone(&metrics.requests));
     }
 
-    /// It is answered with `code`.
+    /// Ends the request with the status `code`.
     pub fn finish(mut self, code: Code) {
         self.code = Some(code);
     }
@@ -43,14 +43,15 @@ impl RequestGuard {
 impl Drop for RequestGuard {
     fn drop(&mut self) {
         let now = Instant::now();
-        let gone = match self.deadline {
+        let code = self.code.unwrap_or_else(|| match self.deadline {
             Some(deadline) if deadline <= now => Code::DeadlineExceeded,
             _ => Code::Cancelled,
-        };
-        let code = self.code.unwrap_or(gone);
+        });
+
         let metrics = self.metrics.take().unwrap_or_default();
         metrics.finished(self.method, code).increment(1);
-        // What is refused at once would make a server look fast that is overloaded.
+
+        // Immediate refusals are not timed: they would make an overloaded server look fast.
         if !matches!(
             code,
             Code::ResourceExhausted | Code::Unavailable | Code::Unauthenticated

@@ -1,13 +1,13 @@
-//! The closed sets of labels, so that no client can create series.
+//! Label values, as closed sets: no client can create series.
 
-/// Why work that arrived was not done.
+/// Why work that arrived was not done: `classifier_rejected_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
-    /// No place in the queue.
+    /// The queue was full.
     QueueFull,
-    /// Its deadline passed while it waited.
+    /// Its deadline passed while it was queued.
     Deadline,
-    /// Its caller went away while it waited.
+    /// Its caller cancelled while it was queued.
     Cancelled,
     /// The server was starting or draining.
     NotReady,
@@ -15,12 +15,12 @@ pub enum Rejection {
     StreamLimit,
     /// Too many calls were in progress.
     CallLimit,
-    /// Its caller brought no token that is known.
+    /// Its caller sent no valid token.
     Unauthenticated,
 }
 
 impl Rejection {
-    /// In the order of the variants.
+    /// In the order of the variants, which index this array.
     pub const LABELS: [&'static str; 7] = [
         "queue_full",
         "deadline",
@@ -32,25 +32,24 @@ impl Rejection {
     ];
 }
 
-/// What became of a frame of a stream.
+/// The outcome of a frame of a stream: `classifier_frames_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameOutcome {
-    /// It was answered with classes.
+    /// Answered with classes.
     Classified,
-    /// A newer frame took its place.
+    /// Replaced by a newer frame before it was classified.
     Dropped,
-    /// It was answered with an error.
+    /// Answered with an error.
     Failed,
 }
 
 impl FrameOutcome {
-    /// In the order of the variants.
+    /// In the order of the variants, which index this array.
     pub const LABELS: [&'static str; 3] = ["classified", "dropped", "failed"];
 }
 
-/// The methods whose requests are counted.
+/// The gRPC methods whose requests are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum Method {
     Classify,
     StreamClassify,
@@ -68,7 +67,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// In the order of the variants.
+    /// In the order of the variants, which index this array.
     pub const LABELS: [&'static str; 13] = [
         "Classify",
         "StreamClassify",
@@ -101,7 +100,7 @@ impl Method {
         Self::RepositoryIndex,
     ];
 
-    /// The method of that name, as the contracts write it.
+    /// Finds a method by its name in the `.proto` files.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
@@ -114,14 +113,14 @@ impl Method {
 pub enum Refusal {
     /// The TLS handshake failed or took too long.
     Tls,
-    /// It said nothing.
+    /// The peer sent no call in time.
     Silent,
-    /// The system could not hand it over.
+    /// The operating system failed to accept it.
     Accept,
 }
 
 impl Refusal {
-    /// In the order of the variants.
+    /// In the order of the variants, which index this array.
     pub const LABELS: [&'static str; 3] = ["tls", "silent", "accept"];
 }
 

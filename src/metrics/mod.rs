@@ -1,8 +1,9 @@
-//! What happens, counted and timed for Prometheus: functions that say what happened, and the table
-//! of what that means.
+//! Metrics for Prometheus: functions that record events, and the table that defines every series.
 
 mod connections;
 mod exporter;
+#[cfg(feature = "tensorrt")]
+mod gpu;
 mod guard;
 mod labels;
 mod model;
@@ -18,12 +19,7 @@ pub use self::{
     exporter::{Exporter, workers},
     guard::RequestGuard,
     labels::{FrameOutcome, Method, Refusal, Rejection},
-    model::{ModelMetrics, StreamGuard},
+    model::{EngineLabels, ModelMetrics, StreamGuard},
     rate::RateMeter,
-    table::{Kind, Label, METRICS, Metric, Presence, markdown},
+    table::{Label, METRICS, Metric, MetricKind, Presence, markdown},
 };
-
-#[cfg(feature = "tensorrt")]
-mod gpu;
-#[cfg(feature = "tensorrt")]
-pub mod nvml;

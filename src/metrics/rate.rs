@@ -1,33 +1,36 @@
-//! Events a second over the last few seconds.
+//! Measures events per second over the last few seconds.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
-/// Images a second are counted over this time.
-const FPS_WINDOW: Duration = Duration::from_secs(5);
+/// The time that a rate is averaged over.
+const WINDOW: Duration = Duration::from_secs(5);
 
-/// Events a second over the last few seconds, without a thread that ticks.
+/// Events per second over the last [`WINDOW`], without locks or a background thread.
+///
+/// Time is divided into slots, whose counters form a ring that is longer than the window.
 #[derive(Debug)]
 pub struct RateMeter {
     start: Instant,
     slots: [Slot; SLOTS],
 }
 
-/// What happened in one [`SLOT`] of time.
+/// The events in one slot of time.
 #[derive(Debug, Default)]
 struct Slot {
-    /// Which slot of time, counted from the start; 0 = never used.
+    /// The slot's number, counted from the start; 0 if it was never used.
     tick: AtomicU64,
     count: AtomicU64,
 }
 
+/// The length of one slot.
 const SLOT: Duration = Duration::from_millis(100);
 const SLOTS: usize = 64;
 
 impl RateMeter {
-    /// A meter that starts now.
+    /// Creates a meter that starts at `now`.
     pub fn new(now: Instant) -> Self {
         Self {
             start: now,
@@ -35,12 +38,12 @@ impl RateMeter {
         }
     }
 
-    /// Takes in that `events` things happened.
+    /// Adds events that happen now.
     pub fn add(&self, events: u64) {
         self.add_at(events, Instant::now());
     }
 
-    /// Events a second.
+    /// The current rate, in events per second.
     pub fn rate(&self) -> f64 {
         self.rate_at(Instant::now())
     }
@@ -58,14 +61,15 @@ impl RateMeter {
         slot.count.fetch_add(events, Relaxed);
     }
 
-    /// The whole slots of the window before now; the slot that is still filling is left out.
+    /// Averages over the complete slots of the window; the current one is left out.
     fn rate_at(&self, now: Instant) -> f64 {
         let tick = self.tick(now);
-        let window = (FPS_WINDOW.as_millis() / SLOT.as_millis()) as u64;
+        let window = (WINDOW.as_millis() / SLOT.as_millis()) as u64;
         let window = window.min(tick - 1);
         if window == 0 {
             return 0.0;
         }
+
         let inside = |slot: &&Slot| (tick - window..tick).contains(&slot.tick.load(Relaxed));
         let events: u64 = self
             .slots
@@ -82,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_is_taken_over_the_last_seconds_and_falls_to_zero() {
+    fn the_rate_covers_the_window_and_falls_to_zero() {
         let start = Instant::now();
         let meter = RateMeter::new(start);
         for ms in (0..20_000).step_by(40) {

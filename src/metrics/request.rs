@@ -1,4 +1,4 @@
-//! The series of requests: by method and status code, and how long they take.
+//! The series of requests: counts by method and status code, and durations by method.
 
 use std::sync::{Arc, OnceLock};
 
@@ -14,9 +14,9 @@ use crate::proto::code_name;
 const METHODS: usize = Method::LABELS.len();
 const CODES: usize = Code::Unauthenticated as usize + 1;
 
-/// The outcomes that are there from the beginning: a rate can only be taken of what was there
-/// before it grew.
-const USUAL: [Code; 7] = [
+/// The status codes whose series exist, at 0, from the beginning: Prometheus computes no rate for
+/// the first increment of a series that did not exist before.
+const USUAL_CODES: [Code; 7] = [
     Code::Ok,
     Code::InvalidArgument,
     Code::ResourceExhausted,
@@ -26,8 +26,7 @@ const USUAL: [Code; 7] = [
     Code::Internal,
 ];
 
-/// The series of the requests for one model. Each is looked up once, when it is needed for the
-/// first time.
+/// The series of the requests for one model. Each is registered when it is first needed.
 #[derive(Default)]
 pub(super) struct RequestMetrics {
     model: Arc<str>,
@@ -36,12 +35,13 @@ pub(super) struct RequestMetrics {
 }
 
 impl RequestMetrics {
-    /// With the usual series of the methods that work on images.
+    /// Registers the usual series of the methods that work on images.
     pub fn new(model: Arc<str>) -> Self {
         let metrics = Self {
             model,
             ..Self::default()
         };
+
         metrics.duration(Method::Classify);
         for method in [
             Method::Classify,
@@ -49,7 +49,7 @@ impl RequestMetrics {
             Method::ModelInfer,
             Method::ModelStreamInfer,
         ] {
-            for code in USUAL {
+            for code in USUAL_CODES {
                 metrics.finished(method, code);
             }
         }
@@ -58,15 +58,22 @@ impl RequestMetrics {
 
     pub fn finished(&self, method: Method, code: Code) -> &Counter {
         self.finished[method as usize][code as usize].get_or_init(|| {
-            let (model, method) = (Arc::clone(&self.model), Method::LABELS[method as usize]);
-            counter!(REQUESTS, "model" => model, "method" => method, "code" => code_name(code))
+            counter!(
+                REQUESTS,
+                "model" => Arc::clone(&self.model),
+                "method" => Method::LABELS[method as usize],
+                "code" => code_name(code),
+            )
         })
     }
 
     pub fn duration(&self, method: Method) -> &Histogram {
         self.durations[method as usize].get_or_init(|| {
-            let (model, method) = (Arc::clone(&self.model), Method::LABELS[method as usize]);
-            histogram!(REQUEST_DURATION, "model" => model, "method" => method)
+            histogram!(
+                REQUEST_DURATION,
+                "model" => Arc::clone(&self.model),
+                "method" => Method::LABELS[method as usize],
+            )
         })
     }
 }

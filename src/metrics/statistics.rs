@@ -1,61 +1,67 @@
-//! What a model has done so far, as sums that can be read back; Prometheus has the same as
-//! histograms.
+//! Sums per model that the server can read back, for the statistics of the Open Inference Protocol.
+//! Prometheus gets the same measurements as histograms, which can't be read back.
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard},
+    sync::Mutex,
     time::{Duration, SystemTime},
 };
 
-use crate::scheduler::Stages;
+use crate::sync::lock;
 
 /// The sums of one model, over all its versions.
 #[derive(Debug, Default)]
 pub struct Statistics {
-    /// By the number of images in the call.
-    calls: Mutex<BTreeMap<usize, Spent>>,
-    /// Requests of the Open Inference Protocol for files of images.
+    /// The engine's calls, by batch size.
+    calls: Mutex<BTreeMap<usize, CountAndTime>>,
+    /// Requests of the Open Inference Protocol with encoded images.
     pub encoded: RequestStatistics,
-    /// Requests of the Open Inference Protocol for tensors.
+    /// Requests of the Open Inference Protocol with tensors.
     pub tensor: RequestStatistics,
 }
 
-/// How often something happened and how long it took in all.
+/// The time that an image spent in each stage.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stages {
+    /// Decoding, resizing and cropping.
+    pub decode: Duration,
+    /// Waiting before decoding and between decoding and inference.
+    pub queue: Duration,
+    /// The engine's call, which the whole batch shares.
+    pub inference: Duration,
+}
+
+/// How often something happened, and how long it took in total.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Spent {
-    /// How often.
+pub struct CountAndTime {
     pub count: u64,
-    /// How long, all together.
     pub time: Duration,
 }
 
-/// What became of requests of one kind.
+/// The sums of one kind of request.
 #[derive(Debug, Default)]
-pub struct RequestStatistics(Mutex<Requests>);
+pub struct RequestStatistics(Mutex<RequestSums>);
 
-/// The sums of [`RequestStatistics`] at one moment. Of a request with several images a stage takes
-/// as long as for the slowest of them.
+/// The sums of [`RequestStatistics`] at one moment. For a request with several images, each stage
+/// counts the slowest image.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Requests {
-    /// Those that were answered, from arrival to answer.
-    pub success: Spent,
-    /// Those that were not.
-    pub fail: Spent,
-    /// Waiting.
-    pub queue: Spent,
-    /// Decoding.
-    pub decode: Spent,
-    /// The engine's calls.
-    pub inference: Spent,
-    /// Making the answers.
-    pub output: Spent,
-    /// Images that were classified.
+pub struct RequestSums {
+    /// Answered requests, from arrival to answer.
+    pub success: CountAndTime,
+    /// Failed requests.
+    pub fail: CountAndTime,
+    pub queue: CountAndTime,
+    pub decode: CountAndTime,
+    pub inference: CountAndTime,
+    /// Composing the answers.
+    pub output: CountAndTime,
+    /// Classified images.
     pub images: u64,
-    /// When the last request was answered.
+    /// When the last request succeeded.
     pub last: Option<SystemTime>,
 }
 
-impl Spent {
+impl CountAndTime {
     fn add(&mut self, time: Duration) {
         self.count += 1;
         self.time += time;
@@ -63,29 +69,25 @@ impl Spent {
 }
 
 impl Statistics {
-    /// The engine was called with so many images.
+    /// Records a call of the engine with this many images.
     pub fn called(&self, images: usize, took: Duration) {
-        self.lock().entry(images).or_default().add(took);
+        lock(&self.calls).entry(images).or_default().add(took);
     }
 
-    /// The engine's calls by the number of images in them.
-    pub fn calls(&self) -> BTreeMap<usize, Spent> {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Spent>> {
-        self.calls
-            .lock()
-            .expect("nothing panics while it holds the sums")
+    /// The engine's calls, by batch size.
+    pub fn calls(&self) -> BTreeMap<usize, CountAndTime> {
+        lock(&self.calls).clone()
     }
 }
 
 impl RequestStatistics {
-    /// A request was answered `took` after it came; its images went through `stages`, its answer
-    /// was made in `output`.
+    /// Records a request that was answered `took` after its arrival. `stages` has an entry for each
+    /// of its images; composing the answer took `output`.
     pub fn succeeded(&self, took: Duration, stages: &[Stages], output: Duration) {
-        let slowest = |of: fn(&Stages) -> Duration| stages.iter().map(of).max().unwrap_or_default();
-        let mut sums = self.lock();
+        let slowest =
+            |stage: fn(&Stages) -> Duration| stages.iter().map(stage).max().unwrap_or_default();
+
+        let mut sums = lock(&self.0);
         sums.success.add(took);
         sums.queue.add(slowest(|stages| stages.queue));
         sums.decode.add(slowest(|stages| stages.decode));
@@ -95,20 +97,14 @@ impl RequestStatistics {
         sums.last = Some(SystemTime::now());
     }
 
-    /// A request failed `took` after it came.
+    /// Records a request that failed `took` after its arrival.
     pub fn failed(&self, took: Duration) {
-        self.lock().fail.add(took);
+        lock(&self.0).fail.add(took);
     }
 
-    /// The sums now.
-    pub fn read(&self) -> Requests {
-        *self.lock()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Requests> {
-        self.0
-            .lock()
-            .expect("nothing panics while it holds the sums")
+    /// Reads the current sums.
+    pub fn read(&self) -> RequestSums {
+        *lock(&self.0)
     }
 }
 
@@ -117,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_of_several_images_counts_once_by_its_slowest() {
+    fn a_request_with_several_images_counts_once_by_the_slowest() {
         let ms = Duration::from_millis;
         let statistics = RequestStatistics::default();
         let stages = |queue, inference| Stages {
@@ -132,11 +128,11 @@ mod tests {
         assert_eq!(
             (sums.success, sums.fail),
             (
-                Spent {
+                CountAndTime {
                     count: 2,
                     time: ms(40)
                 },
-                Spent {
+                CountAndTime {
                     count: 1,
                     time: ms(2)
                 }

@@ -1,44 +1,40 @@
-//! The table of all metrics: what each is called, counts and means, and what to do when it is high.
+//! Defines every metric: name, type, unit, labels, meaning, and what to do when it is high.
 //!
-//! Everything else follows from it: what `/metrics` says, the histograms' buckets, and the table in
-//! `docs/operations.md`.
+//! The `HELP` and `TYPE` lines of `/metrics`, the histograms' buckets and the table in
+//! `docs/operations.md` are all generated from [`METRICS`].
 
 use super::labels::{FrameOutcome, Method, Refusal, Rejection};
 
-/// One metric.
+/// The definition of one metric.
 #[derive(Clone, Copy, Debug)]
 pub struct Metric {
-    /// As Prometheus knows it.
     pub name: &'static str,
-    /// How its values behave.
-    pub kind: Kind,
-    /// What is counted or measured.
+    pub kind: MetricKind,
+    /// What a value counts or measures, such as `seconds`.
     pub unit: &'static str,
-    /// What tells its series apart.
     pub labels: &'static [Label],
-    /// What it means, in a sentence.
+    /// The meaning, for `HELP` and the documentation.
     pub help: &'static str,
-    /// What its reader does about a high value, if that is bad.
+    /// What an operator does about a high value.
     pub when_high: &'static str,
-    /// Where it is to be seen.
     pub presence: Presence,
 }
 
 /// How a metric's values behave.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Kind {
-    /// Whole numbers that only grow.
+pub enum MetricKind {
+    /// A whole number that only grows.
     Counter,
-    /// A number that only grows but need not be whole, such as seconds.
+    /// A fractional number that only grows, such as seconds.
     FractionalCounter,
-    /// Goes up and down.
+    /// A number that rises and falls.
     Gauge,
-    /// Counts values in buckets with these upper bounds.
+    /// A distribution, counted in buckets with these upper bounds.
     Histogram(&'static [f64]),
 }
 
-impl Kind {
-    /// As Prometheus calls it.
+impl MetricKind {
+    /// The type's name in Prometheus.
     pub fn name(self) -> &'static str {
         match self {
             Self::Counter | Self::FractionalCounter => "counter",
@@ -48,22 +44,20 @@ impl Kind {
     }
 }
 
-/// What tells the series of a metric apart.
+/// A label of a metric.
 #[derive(Clone, Copy, Debug)]
 pub struct Label {
-    /// Its name.
     pub name: &'static str,
-    /// All values that it can have; empty where they are the server's own, such as the names of its
-    /// models.
+    /// All possible values; empty if they depend on the server, such as the names of its models.
     pub values: &'static [&'static str],
 }
 
-/// When a metric is to be seen.
+/// When a metric is exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// On every server, from the first model on.
+    /// On every server, once a model is known.
     Always,
-    /// With an engine on a GPU.
+    /// With an engine on a GPU only.
     Gpu,
 }
 
@@ -102,8 +96,8 @@ pub(super) const GPU_MEMORY: &str = "classifier_gpu_memory_bytes";
 pub(super) const GPU_POWER: &str = "classifier_gpu_power_watts";
 pub(super) const GPU_TEMPERATURE: &str = "classifier_gpu_temperature_celsius";
 
-/// Bounds a quarter apart where answers usually lie, 1 ms to 1 s, so that a quantile is never far
-/// off; coarser around.
+/// Bucket bounds of durations, in seconds: about 25 % apart from 1 ms to 1 s, where answers usually
+/// lie, so that quantiles are accurate to about that; coarser outside.
 #[rustfmt::skip]
 const DURATIONS: [f64; 41] = [
     0.0001, 0.00016, 0.00025, 0.0004, 0.00063,
@@ -119,176 +113,389 @@ const METHOD: Label = Label {
     name: "method",
     values: &Method::LABELS,
 };
+const STAGE: Label = Label {
+    name: "stage",
+    values: &["decode", "queue", "inference"],
+};
 const GPU: &[Label] = &[Label::open("gpu"), Label::open("name")];
 
-/// Every metric but the process's own `process_…`.
-#[rustfmt::skip]
+/// Every metric except the process's own, `process_…`.
 pub const METRICS: [Metric; 34] = [
-    Metric::new(REQUESTS, Kind::Counter, "requests",
-        &[MODEL, METHOD, Label::open("code")],
-        "Finished requests, by gRPC status code. A stream counts once, when it ends. Without a model: one that is not known, or the call ended before its message said which.",
-        "See which code: RESOURCE_EXHAUSTED is overload, INVALID_ARGUMENT the callers' images, INTERNAL is in the log."),
-    Metric::new(REQUEST_DURATION, Kind::Histogram(&DURATIONS), "seconds",
-        &[MODEL, METHOD],
-        "From a request's arrival to its answer, unless it was refused at once; a stream's whole life.",
-        "Look at the stages: `queue` asks for more cores or servers, `decode` for smaller images, `inference` for a faster engine."),
-    Metric::new(FRAME_DURATION, Kind::Histogram(&DURATIONS), "seconds",
-        &[MODEL],
-        "From the arrival of a stream's frame or request to its answer.",
-        "As for requests. Live video sends with the policy LATEST, so that frames don't wait for older ones."),
-    Metric::new(STAGE_DURATION, Kind::Histogram(&DURATIONS), "seconds",
-        &[MODEL, Label { name: "stage", values: &["decode", "queue", "inference"] }],
-        "Time of an image in a stage (for inference: of a batch).",
-        "`queue`: more cores or servers, or `--latency-target`. `decode`: smaller images or `--jpeg-scaling auto`. `inference`: int8, or a GPU."),
-    Metric::new(BATCH_SIZE, Kind::Histogram(&BATCHES), "images",
-        &[MODEL],
-        "Images in one call of the engine.",
-        "Good on a GPU. On a CPU large batches cost latency: `--max-batch 1`."),
-    Metric::new(QUEUE_DEPTH, Kind::Gauge, "images",
-        &[MODEL],
-        "Images that wait to be decoded: single requests and frames of streams.",
-        "More arrives than can be done: more cores or servers, or fewer frames a second."),
-    Metric::new(QUEUE_REQUESTS, Kind::Gauge, "requests",
-        &[MODEL],
-        "Single requests among those that wait; each takes one of the places of `queue_capacity`.",
-        "Near `queue_capacity` requests are refused: more cores or servers, or fewer requests."),
-    Metric::new(QUEUE_CAPACITY, Kind::Gauge, "requests",
-        &[MODEL],
-        "Single requests that may wait at present; it follows the pace that is measured, and with `--latency-target` what is in work, unless `--queue-capacity` fixes it.",
-        "Nothing: the server is fast."),
-    Metric::new(REJECTED, Kind::Counter, "requests",
-        &[MODEL, Label { name: "reason", values: &Rejection::LABELS }],
-        "Work that arrived and was not done. What no model was found for yet counts for the default one.",
-        "`queue_full`: overload. `deadline`: callers wait too short, or overload. `cancelled`: callers give up. `…_limit`: raise `--max-calls` or `--max-streams`. `unauthenticated`: whose token is wrong is in the log."),
-    Metric::new(FRAMES, Kind::Counter, "frames",
-        &[MODEL, Label { name: "outcome", values: &FrameOutcome::LABELS }],
-        "Frames of streams and requests of `ModelStreamInfer`: classified, dropped (a newer one took its place) or failed.",
-        "`dropped`: cameras send more than the server can do; for live video that is as it should be. `failed`: frames that can't be decoded."),
-    Metric::new(FPS, Kind::Gauge, "images/s",
-        &[MODEL],
-        "Images classified a second, requests and frames, over the last 5 s.",
-        "Nothing. Low under load: see saturation and the stages."),
-    Metric::new(STREAMS_ACTIVE, Kind::Gauge, "streams",
-        &[MODEL],
-        "Open streams.",
-        "Near `--max-streams` new ones are refused: raise it or add servers."),
-    Metric::new(RECEIVED_BYTES, Kind::Counter, "bytes",
-        &[MODEL],
-        "Images taken in, encoded or raw, as large as they came.",
-        "Send smaller images: more than the model's input is resized away."),
-    Metric::new(BUSY, Kind::FractionalCounter, "seconds",
-        &[MODEL, Label { name: "stage", values: &["decode", "inference"] }],
-        "Time that worker threads spent; an engine's call that uses all cores counts for each of them.",
-        "Its rate over `workers` is saturation. Near 1 there is nothing left: more cores or servers, or a faster engine."),
-    Metric::new(WORKERS, Kind::Gauge, "threads",
-        &[],
-        "Worker threads, one for each core (`--threads`).",
-        "Nothing."),
-    Metric::new(CALLS_ACTIVE, Kind::Gauge, "calls",
-        &[],
-        "Calls in progress, requests and streams.",
-        "With a full queue: overload. Else streams that stay open."),
-    Metric::new(CONNECTIONS_ACTIVE, Kind::Gauge, "connections",
-        &[],
-        "Open gRPC connections.",
-        "At `--max-connections` further ones wait: do callers keep one connection each and use it again?"),
-    Metric::new(CONNECTIONS_REFUSED, Kind::Counter, "connections",
-        &[Label { name: "reason", values: &Refusal::LABELS }],
-        "Connections that never came to a call.",
-        "The log names the peer. `tls`: certificates, or plain text to a TLS port. `silent`: scanners or port checks. `accept`: too few file descriptors."),
-    Metric::new(READY, Kind::Gauge, "0 or 1",
-        &[],
-        "1 while the server accepts requests, as `/readyz` says.",
-        "Nothing; 0 for long: the log says why."),
-    Metric::new(MODEL_READY, Kind::Gauge, "0 or 1",
-        &[MODEL],
-        "1 while a version of the model answers.",
-        "Nothing; 0: `ListModels` and the log say why."),
-    Metric::new(MODEL_LOADS, Kind::Counter, "loads",
-        &[MODEL, Label { name: "outcome", values: &["loaded", "failed"] }],
-        "Attempts to load the model or a new version of it.",
-        "`failed`: the newest file is bad, and the version before it still answers. Put a good file there."),
-    Metric::new(MODEL_LOAD, Kind::Gauge, "seconds",
-        &[MODEL],
-        "Time that the last load took, with self-check and warm-up.",
-        "Keep caches (`--engine-cache`) over restarts."),
-    Metric::new(MODEL_LOADED, Kind::Gauge, "seconds",
-        &[MODEL],
-        "When the version that answers was loaded, in seconds since 1970.",
-        "Nothing."),
-    Metric::new(ENGINE_INFO, Kind::Gauge, "1",
-        &[MODEL, Label::open("engine"), Label::open("precision"), Label::open("device"), Label::open("version")],
-        "1; its labels say which engine serves the model (0: did so before).",
-        "Nothing. `embedded` is slow: `make openvino`."),
-    Metric::new(BUILD_INFO, Kind::Gauge, "1",
-        &[Label::open("version")],
-        "1; its label is the server's version.",
-        "Nothing."),
-    Metric::new(DEVICE_BUSY, Kind::FractionalCounter, "seconds",
-        &[MODEL],
-        "Time that lanes of a device spent in calls of the engine.",
-        "Its rate over `device_lanes` near 1: the GPU is what limits.").gpu(),
-    Metric::new(DEVICE_LANES, Kind::Gauge, "lanes",
-        &[MODEL],
-        "Calls of the engine that can run on devices at once.",
-        "Nothing.").gpu(),
-    Metric::new(ENGINE_BUILD, Kind::Gauge, "seconds",
-        &[],
-        "Time of the last build of a TensorRT engine.",
-        "Build ahead: `resnet18 build`.").gpu(),
-    Metric::new(ENGINE_CACHE, Kind::Counter, "engines",
-        &[Label { name: "result", values: &["hit", "miss"] }],
-        "TensorRT engines that were looked for in the cache.",
-        "`miss` at each start: `--engine-cache` is not kept, or the GPU or TensorRT changed; the log says which.").gpu(),
-    Metric::new(GPU_UTILIZATION, Kind::Gauge, "0 to 1", GPU,
-        "The part of the last moments in which the GPU computed.",
-        "Near 1: more GPUs (`--device all`) or servers. Low under load: too few cores decode for it.").gpu(),
-    Metric::new(GPU_MEMORY_USED, Kind::Gauge, "bytes", GPU,
-        "The GPU's memory in use, by all processes.",
-        "A smaller `--max-batch`, or fewer models on this GPU.").gpu(),
-    Metric::new(GPU_MEMORY, Kind::Gauge, "bytes", GPU,
-        "All of the GPU's memory.",
-        "Nothing.").gpu(),
-    Metric::new(GPU_POWER, Kind::Gauge, "watts", GPU,
-        "What the GPU draws.",
-        "At its limit the GPU slows down: `nvidia-smi -q -d POWER`.").gpu(),
-    Metric::new(GPU_TEMPERATURE, Kind::Gauge, "°C", GPU,
-        "The GPU's temperature.",
-        "Above some 85 °C it slows down: look after its cooling.").gpu(),
+    Metric {
+        name: REQUESTS,
+        kind: MetricKind::Counter,
+        unit: "requests",
+        labels: &[MODEL, METHOD, Label::open("code")],
+        help: "Finished requests, by gRPC status code. A stream counts once, when it ends. The \
+               model is empty if it is unknown or if the call ended before naming it.",
+        when_high: "Look at the code: RESOURCE_EXHAUSTED means overload, INVALID_ARGUMENT \
+                    unreadable images; for INTERNAL see the log.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: REQUEST_DURATION,
+        kind: MetricKind::Histogram(&DURATIONS),
+        unit: "seconds",
+        labels: &[MODEL, METHOD],
+        help: "Time from a request's arrival to its answer, without requests that were refused \
+               at once. For a stream, its whole life.",
+        when_high: "Look at the stages: `queue` calls for more cores or servers, `decode` for \
+                    smaller images, `inference` for a faster engine.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: FRAME_DURATION,
+        kind: MetricKind::Histogram(&DURATIONS),
+        unit: "seconds",
+        labels: &[MODEL],
+        help: "Time from the arrival of a frame, or of a request on a stream, to its answer.",
+        when_high: "As for requests. Send live video with the policy LATEST, so that frames \
+                    don't wait for older ones.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: STAGE_DURATION,
+        kind: MetricKind::Histogram(&DURATIONS),
+        unit: "seconds",
+        labels: &[MODEL, STAGE],
+        help: "Time that an image spends in a stage; for inference, the time of its batch.",
+        when_high: "`queue`: more cores or servers, or `--latency-target`. `decode`: smaller \
+                    images or `--jpeg-scaling auto`. `inference`: int8, or a GPU.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: BATCH_SIZE,
+        kind: MetricKind::Histogram(&BATCHES),
+        unit: "images",
+        labels: &[MODEL],
+        help: "Images in one call of the engine.",
+        when_high: "Good on a GPU. On a CPU large batches cost latency: use `--max-batch 1`.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: QUEUE_DEPTH,
+        kind: MetricKind::Gauge,
+        unit: "images",
+        labels: &[MODEL],
+        help: "Images waiting to be decoded: single requests and frames of streams.",
+        when_high: "More work arrives than can be done: more cores or servers, or fewer frames \
+                    per second.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: QUEUE_REQUESTS,
+        kind: MetricKind::Gauge,
+        unit: "requests",
+        labels: &[MODEL],
+        help: "Waiting single requests; `queue_capacity` limits them.",
+        when_high: "Near `queue_capacity` requests are refused: more cores or servers, or fewer \
+                    requests.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: QUEUE_CAPACITY,
+        kind: MetricKind::Gauge,
+        unit: "requests",
+        labels: &[MODEL],
+        help: "Single requests that may wait at present. Follows the measured throughput, and \
+               with `--latency-target` also the work in progress, unless `--queue-capacity` \
+               fixes it.",
+        when_high: "Nothing: the server is fast.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: REJECTED,
+        kind: MetricKind::Counter,
+        unit: "requests",
+        labels: &[
+            MODEL,
+            Label {
+                name: "reason",
+                values: &Rejection::LABELS,
+            },
+        ],
+        help: "Work that arrived and was not done. Counts for the default model if none was \
+               determined yet.",
+        when_high: "`queue_full`: overload. `deadline`: overload, or deadlines too short. \
+                    `cancelled`: callers give up. `…_limit`: raise `--max-calls` or \
+                    `--max-streams`. `unauthenticated`: the log names the callers.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: FRAMES,
+        kind: MetricKind::Counter,
+        unit: "frames",
+        labels: &[
+            MODEL,
+            Label {
+                name: "outcome",
+                values: &FrameOutcome::LABELS,
+            },
+        ],
+        help: "Frames of streams and requests of `ModelStreamInfer`, by outcome: classified, \
+               dropped (replaced by a newer frame) or failed.",
+        when_high: "`dropped`: cameras send more than the server can classify, which is normal \
+                    for live video. `failed`: frames can't be decoded.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: FPS,
+        kind: MetricKind::Gauge,
+        unit: "images/s",
+        labels: &[MODEL],
+        help: "Classified images per second, of requests and streams, over the last 5 s.",
+        when_high: "Nothing. If it is low under load, look at saturation and the stages.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: STREAMS_ACTIVE,
+        kind: MetricKind::Gauge,
+        unit: "streams",
+        labels: &[MODEL],
+        help: "Open streams.",
+        when_high: "Near `--max-streams` new streams are refused: raise it or add servers.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: RECEIVED_BYTES,
+        kind: MetricKind::Counter,
+        unit: "bytes",
+        labels: &[MODEL],
+        help: "Size of the received images, encoded or raw.",
+        when_high: "Send smaller images: pixels beyond the model's input size are scaled away.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: BUSY,
+        kind: MetricKind::FractionalCounter,
+        unit: "seconds",
+        labels: &[
+            MODEL,
+            Label {
+                name: "stage",
+                values: &["decode", "inference"],
+            },
+        ],
+        help: "Time that worker threads spent; a call of the engine that uses all cores counts \
+               for each of them.",
+        when_high: "Its rate divided by `workers` is the saturation. Near 1: more cores or \
+                    servers, or a faster engine.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: WORKERS,
+        kind: MetricKind::Gauge,
+        unit: "threads",
+        labels: &[],
+        help: "Worker threads, one per core (`--threads`).",
+        when_high: "Nothing.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: CALLS_ACTIVE,
+        kind: MetricKind::Gauge,
+        unit: "calls",
+        labels: &[],
+        help: "Calls in progress, requests and streams.",
+        when_high: "With a full queue: overload. Otherwise streams that stay open.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: CONNECTIONS_ACTIVE,
+        kind: MetricKind::Gauge,
+        unit: "connections",
+        labels: &[],
+        help: "Open gRPC connections.",
+        when_high: "At `--max-connections` new ones wait. Callers should keep one connection \
+                    each and reuse it.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: CONNECTIONS_REFUSED,
+        kind: MetricKind::Counter,
+        unit: "connections",
+        labels: &[Label {
+            name: "reason",
+            values: &Refusal::LABELS,
+        }],
+        help: "Connections that were closed before their first call.",
+        when_high: "The log names the peer. `tls`: a certificate, or plain text to a TLS port. \
+                    `silent`: scanners or port checks. `accept`: too few file descriptors.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: READY,
+        kind: MetricKind::Gauge,
+        unit: "0 or 1",
+        labels: &[],
+        help: "1 while the server accepts requests, as `/readyz` reports.",
+        when_high: "Nothing. If it stays 0, the log says why.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: MODEL_READY,
+        kind: MetricKind::Gauge,
+        unit: "0 or 1",
+        labels: &[MODEL],
+        help: "1 while a version of the model is served.",
+        when_high: "Nothing. If it is 0, `ListModels` and the log say why.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: MODEL_LOADS,
+        kind: MetricKind::Counter,
+        unit: "loads",
+        labels: &[
+            MODEL,
+            Label {
+                name: "outcome",
+                values: &["loaded", "failed"],
+            },
+        ],
+        help: "Attempts to load the model or a new version of it.",
+        when_high: "`failed`: the newest file is invalid, and the previous version is still \
+                    served. Replace the file.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: MODEL_LOAD,
+        kind: MetricKind::Gauge,
+        unit: "seconds",
+        labels: &[MODEL],
+        help: "Duration of the last load, including self-check and warm-up.",
+        when_high: "Keep the engine cache (`--engine-cache`) across restarts.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: MODEL_LOADED,
+        kind: MetricKind::Gauge,
+        unit: "seconds",
+        labels: &[MODEL],
+        help: "When the served version was loaded, in seconds since 1970.",
+        when_high: "Nothing.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: ENGINE_INFO,
+        kind: MetricKind::Gauge,
+        unit: "1",
+        labels: &[
+            MODEL,
+            Label::open("engine"),
+            Label::open("precision"),
+            Label::open("device"),
+            Label::open("version"),
+        ],
+        help: "1 for the engine that serves the model, described by the labels; 0 for an \
+               earlier one.",
+        when_high: "Nothing. `embedded` is slow: run `make openvino`.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: BUILD_INFO,
+        kind: MetricKind::Gauge,
+        unit: "1",
+        labels: &[Label::open("version")],
+        help: "1; the label is the server's version.",
+        when_high: "Nothing.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: DEVICE_BUSY,
+        kind: MetricKind::FractionalCounter,
+        unit: "seconds",
+        labels: &[MODEL],
+        help: "Time that the lanes of a device spent in calls of the engine.",
+        when_high: "Its rate divided by `device_lanes` near 1: the GPU is the bottleneck.",
+        presence: Presence::Gpu,
+    },
+    Metric {
+        name: DEVICE_LANES,
+        kind: MetricKind::Gauge,
+        unit: "lanes",
+        labels: &[MODEL],
+        help: "Calls of the engine that can run on devices at once.",
+        when_high: "Nothing.",
+        presence: Presence::Gpu,
+    },
+    Metric {
+        name: ENGINE_BUILD,
+        kind: MetricKind::Gauge,
+        unit: "seconds",
+        labels: &[],
+        help: "Duration of the last build of a TensorRT engine.",
+        when_high: "Build ahead of time with `resnet18 build`.",
+        presence: Presence::Gpu,
+    },
+    Metric {
+        name: ENGINE_CACHE,
+        kind: MetricKind::Counter,
+        unit: "engines",
+        labels: &[Label {
+            name: "result",
+            values: &["hit", "miss"],
+        }],
+        help: "Look-ups in the cache of TensorRT engines.",
+        when_high: "`miss` at each start: `--engine-cache` is not kept, or the GPU or TensorRT \
+                    has changed; the log says which.",
+        presence: Presence::Gpu,
+    },
+    Metric {
+        name: GPU_UTILIZATION,
+        kind: MetricKind::Gauge,
+        unit: "0 to 1",
+        labels: GPU,
+        help: "Fraction of the last moments in which the GPU was computing.",
+        when_high: "Near 1: more GPUs (`--device all`) or servers. Low under load: too few \
+                    cores decode for it.",
+        presence: Presence::Gpu,
+    },
+    Metric {
+        name: GPU_MEMORY_USED,
+        kind: MetricKind::Gauge,
+        unit: "bytes",
+        labels: GPU,
+        help: "GPU memory in use, by all processes.",
+        when_high: "A smaller `--max-batch`, or fewer models on this GPU.",
+        presence: Presence::Gpu,
+    },
+    Metric {
+        name: GPU_MEMORY,
+        kind: MetricKind::Gauge,
+        unit: "bytes",
+        labels: GPU,
+        help: "Total GPU memory.",
+        when_high: "Nothing.",
+        presence: Presence::Gpu,
+    },
+    Metric {
+        name: GPU_POWER,
+        kind: MetricKind::Gauge,
+        unit: "watts",
+        labels: GPU,
+        help: "Power draw of the GPU.",
+        when_high: "At its limit the GPU slows down: `nvidia-smi -q -d POWER`.",
+        presence: Presence::Gpu,
+    },
+    Metric {
+        name: GPU_TEMPERATURE,
+        kind: MetricKind::Gauge,
+        unit: "°C",
+        labels: GPU,
+        help: "Temperature of the GPU.",
+        when_high: "Above about 85 °C it slows down: check its cooling.",
+        presence: Presence::Gpu,
+    },
 ];
 
 impl Metric {
-    const fn new(
-        name: &'static str,
-        kind: Kind,
-        unit: &'static str,
-        labels: &'static [Label],
-        help: &'static str,
-        when_high: &'static str,
-    ) -> Self {
-        Self {
-            name,
-            kind,
-            unit,
-            labels,
-            help,
-            when_high,
-            presence: Presence::Always,
-        }
-    }
-
-    const fn gpu(mut self) -> Self {
-        self.presence = Presence::Gpu;
-        self
-    }
-
-    /// Its row of the table for people.
+    /// The metric's row of the Markdown table.
     fn row(&self) -> String {
         let labels: Vec<String> = self.labels.iter().map(Label::describe).collect();
-        let name = self.name.trim_start_matches("classifier_");
-        let kind = self.kind.name();
         format!(
-            "| `{name}` | {kind} | {} | {} | {} | {} |\n",
+            "| `{}` | {} | {} | {} | {} | {} |\n",
+            self.name.trim_start_matches("classifier_"),
+            self.kind.name(),
             self.unit,
             labels.join("; "),
             self.help,
@@ -298,30 +505,35 @@ impl Metric {
 }
 
 impl Label {
+    /// A label whose values depend on the server.
     const fn open(name: &'static str) -> Self {
         Self { name, values: &[] }
     }
 
     fn describe(&self) -> String {
+        if self.values.is_empty() {
+            return format!("`{}`", self.name);
+        }
+
         let values: Vec<String> = self
             .values
             .iter()
             .map(|value| format!("`{value}`"))
             .collect();
-        match values.is_empty() {
-            true => format!("`{}`", self.name),
-            false => format!("`{}`: {}", self.name, values.join(", ")),
-        }
+        format!("`{}`: {}", self.name, values.join(", "))
     }
 }
 
-/// The table for people, in Markdown.
+/// The table of all metrics in Markdown, for the documentation.
 pub fn markdown() -> String {
-    let head =
-        "| name | type | unit | labels | meaning | when it is high |\n|---|---|---|---|---|---|\n";
-    METRICS
-        .iter()
-        .fold(head.to_owned(), |table, metric| table + &metric.row())
+    let mut table = String::from(
+        "| name | type | unit | labels | meaning | when it is high |\n\
+         |---|---|---|---|---|---|\n",
+    );
+    for metric in METRICS {
+        table += &metric.row();
+    }
+    table
 }
 
 #[cfg(test)]
@@ -331,7 +543,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_is_there_once_and_ends_as_prometheus_wants_it() {
+    fn names_are_unique_and_follow_prometheus_conventions() {
         let names: BTreeSet<&str> = METRICS.iter().map(|metric| metric.name).collect();
         assert_eq!(names.len(), METRICS.len());
         for metric in METRICS {
@@ -349,9 +561,9 @@ mod tests {
     }
 
     #[test]
-    fn bounds_of_buckets_rise() {
+    fn bucket_bounds_ascend() {
         for metric in METRICS {
-            if let Kind::Histogram(bounds) = metric.kind {
+            if let MetricKind::Histogram(bounds) = metric.kind {
                 assert!(bounds.is_sorted_by(|a, b| a < b), "{}", metric.name);
             }
         }

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use crate::{
     engine::{EngineConfig, EngineError, Lanes},
+    metrics::EngineLabels,
     model::{Model, ModelError, Overrides},
     quantization::{AtStart, QuantizationError},
     registry::{Registry, Served},
@@ -271,7 +272,13 @@ impl Loader {
                     classes: model.graph.classes,
                     metrics: Arc::clone(&metrics),
                 };
-                metrics.loaded(&engine, started.elapsed());
+                let labels = EngineLabels {
+                    engine: engine.kind.to_string(),
+                    precision: engine.precision.to_string(),
+                    device: engine.device.clone(),
+                    version: engine.version.clone(),
+                };
+                metrics.loaded(labels, started.elapsed());
                 let queue = loader.scheduler.add(start);
                 tracing::info!(
                     model = model.name,

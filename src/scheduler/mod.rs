@@ -33,6 +33,7 @@ use self::{
     threads::{Builder, Condvar, JoinHandle, Mutex, MutexGuard},
     worker::{CoreWorker, DeviceWorker},
 };
+pub use crate::metrics::statistics::Stages;
 use crate::{
     engine::{EngineError, EngineInfo, Lanes},
     image::{Geometry, ImageError, PreprocessConfig, Source},
@@ -128,17 +129,6 @@ pub struct Reply {
     pub stages: Stages,
     /// When that was.
     pub timeline: Timeline,
-}
-
-/// The time that each stage took.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Stages {
-    /// Decoding, resizing and cropping.
-    pub decode: Duration,
-    /// Waiting before decoding and between decoding and inference.
-    pub queue: Duration,
-    /// The engine's call, shared with the batch.
-    pub inference: Duration,
 }
 
 /// When an image was worked on, and in which company.

@@ -344,7 +344,7 @@ impl Shared {
                 .workers_busy(share * self.config.threads.get() as f64, took),
         }
         let span = Batch {
-            engine: network.engine.kind,
+            engine: network.engine.kind.to_string(),
             time: Period::lasting(started, took),
             images: n,
             failed: result.is_err(),

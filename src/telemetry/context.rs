@@ -1,5 +1,5 @@
-//! Who continues which trace: the headers `traceparent` and `tracestate` of W3C Trace Context,
-//! whose keys are those of level 1.
+//! Trace contexts of callers: the headers `traceparent` and `tracestate` of W3C Trace Context, with
+//! the `tracestate` keys of level 1.
 
 use std::{
     fmt,
@@ -12,36 +12,33 @@ use std::{
 
 use http::{HeaderMap, HeaderValue};
 
-/// Names a trace, wherever its spans come from. Shown as 32 hexadecimal digits.
+/// Identifies a trace across all programs. Displayed as 32 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceId(pub [u8; 16]);
 
-/// Names a span of a trace. Shown as 16 hexadecimal digits.
+/// Identifies a span within its trace. Displayed as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpanId(pub [u8; 8]);
 
-/// A span, as others refer to it.
+/// What other spans need to refer to a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpanContext {
-    /// Its trace.
     pub trace: TraceId,
-    /// The span itself.
     pub span: SpanId,
-    /// Whether it is recorded.
+    /// Whether the span is recorded.
     pub sampled: bool,
 }
 
-/// What a caller says of the trace that its call belongs to.
+/// The trace context that a caller sent with its call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remote {
     /// The caller's span.
     pub parent: SpanContext,
-    /// What tracing systems on the way have noted, as one `tracestate`; empty if nothing.
-    pub state: Arc<str>,
+    /// The entries of all `tracestate` headers, joined; empty if there are none.
+    pub tracestate: Arc<str>,
 }
 
 impl TraceId {
-    /// An id that no other trace has.
     pub fn random() -> Self {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&random().to_be_bytes());
@@ -51,17 +48,16 @@ impl TraceId {
 }
 
 impl SpanId {
-    /// An id that no other span has.
     pub fn random() -> Self {
         Self(random().to_be_bytes())
     }
 }
 
-/// A number that is not 0, which can't be foreseen and hardly comes again.
+/// An unpredictable number that is not 0: ids of all zeros are invalid.
 pub(super) fn random() -> u64 {
     static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    // A keyed hash, whose keys come from the system.
+    // A keyed hash of a counter; the operating system's randomness is the key.
     KEYS.hash_one(COUNT.fetch_add(1, Relaxed)).max(1)
 }
 
@@ -77,26 +73,28 @@ impl fmt::Display for SpanId {
     }
 }
 
-/// The longest `tracestate` that is passed on, in bytes; at least 512 are asked for.
-const LONGEST_STATE: usize = 4096;
-/// The most entries of a `tracestate`.
-const MOST_ENTRIES: usize = 32;
+/// The longest `tracestate` that is passed on, in bytes; the standard asks for at least 512.
+const MAX_TRACESTATE_BYTES: usize = 4096;
+/// The most entries of a `tracestate`, from the standard.
+const MAX_TRACESTATE_ENTRIES: usize = 32;
 
-/// What the headers of a call say; `None` if they don't say it exactly as the standard wants it. A
-/// `tracestate` that is wrong does not make its `traceparent` wrong.
+/// Reads the trace context from a call's headers. `None` unless there is exactly one valid
+/// `traceparent`; an invalid `tracestate` is dropped and does not invalidate the `traceparent`.
 pub fn remote(headers: &HeaderMap) -> Option<Remote> {
     let mut parents = headers.get_all("traceparent").iter();
     let (Some(only), None) = (parents.next(), parents.next()) else {
         return None;
     };
     let parent = traceparent(only.to_str().ok()?.trim_matches([' ', '\t']))?;
+
     let states: Option<Vec<_>> = headers.get_all("tracestate").iter().map(text).collect();
-    let state = states
+    let tracestate = states
         .and_then(|states| tracestate(&states.join(",")))
         .unwrap_or_default();
+
     Some(Remote {
         parent,
-        state: state.into(),
+        tracestate: tracestate.into(),
     })
 }
 
@@ -104,19 +102,20 @@ fn text(value: &HeaderValue) -> Option<&str> {
     value.to_str().ok()
 }
 
-/// `VERSION-TRACE-PARENT-FLAGS`, all in lower-case hexadecimal digits. Later versions may add more
-/// behind another dash.
+/// Parses `VERSION-TRACE-PARENT-FLAGS`, all in lower-case hexadecimal digits. Versions after 00 may
+/// append more fields after another dash.
 fn traceparent(text: &str) -> Option<SpanContext> {
-    let (known, more) = text.split_at_checked(55)?;
+    let (known, rest) = text.split_at_checked(55)?;
     let mut parts = known.split('-');
     let [version] = hex(parts.next()?)?;
     let trace = TraceId(hex(parts.next()?)?);
     let span = SpanId(hex(parts.next()?)?);
     let [flags] = hex(parts.next()?)?;
+
     let complete = match version {
-        0 => more.is_empty(),
+        0 => rest.is_empty(),
         255 => false,
-        _ => more.is_empty() || more.starts_with('-'),
+        _ => rest.is_empty() || rest.starts_with('-'),
     };
     let valid = complete && parts.next().is_none() && trace.0 != [0; 16] && span.0 != [0; 8];
     valid.then_some(SpanContext {
@@ -132,27 +131,29 @@ fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
         b'a'..=b'f' => Some(byte - b'a' + 10),
         _ => None,
     };
-    let mut bytes = [0; N];
     if text.len() != 2 * N {
         return None;
     }
+
+    let mut bytes = [0; N];
     for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
         *byte = digit(pair[0])? << 4 | digit(pair[1])?;
     }
     Some(bytes)
 }
 
-/// A list of `KEY=VALUE`, cleaned of spaces and empty entries.
+/// Parses a list of `KEY=VALUE`; removes spaces around entries, and empty entries.
 fn tracestate(text: &str) -> Option<String> {
     let entries: Vec<&str> = text
         .split(',')
         .map(|entry| entry.trim_matches([' ', '\t']))
         .filter(|entry| !entry.is_empty())
         .collect();
-    let mut keys = Vec::with_capacity(entries.len().min(MOST_ENTRIES));
-    if text.len() > LONGEST_STATE || entries.len() > MOST_ENTRIES {
+    if text.len() > MAX_TRACESTATE_BYTES || entries.len() > MAX_TRACESTATE_ENTRIES {
         return None;
     }
+
+    let mut keys = Vec::with_capacity(entries.len());
     for entry in &entries {
         let (key, value) = entry.split_once('=')?;
         if !is_key(key) || !is_value(value) || keys.contains(&key) {
@@ -160,10 +161,11 @@ fn tracestate(text: &str) -> Option<String> {
         }
         keys.push(key);
     }
+
     Some(entries.join(","))
 }
 
-/// `NAME`, or `TENANT@SYSTEM`.
+/// Whether this is a valid key: `NAME`, or `TENANT@SYSTEM`.
 fn is_key(key: &str) -> bool {
     let allowed = |text: &str, longest: usize| {
         let sign = |byte: u8| {
@@ -182,7 +184,7 @@ fn is_key(key: &str) -> bool {
     }
 }
 
-/// Visible ASCII and spaces, without a space at the end.
+/// Whether this is a valid value: visible ASCII and spaces, 256 bytes at most.
 fn is_value(value: &str) -> bool {
     let sign = |byte: u8| matches!(byte, b' '..=b'~') && byte != b',' && byte != b'=';
     (1..=256).contains(&value.len()) && value.bytes().all(sign)
@@ -210,7 +212,7 @@ mod tests {
             "4bf92f3577b34da6a3ce929d0e0e4736"
         );
         assert_eq!(remote.parent.span.to_string(), "00f067aa0ba902b7");
-        assert!(remote.parent.sampled && remote.state.is_empty());
+        assert!(remote.parent.sampled && remote.tracestate.is_empty());
         for (flags, sampled) in [("00", false), ("02", false), ("03", true), ("ff", true)] {
             let text = format!("{}{flags}", &PARENT[..53]);
             assert_eq!(
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn later_versions_may_say_more() {
+    fn later_versions_may_append_fields() {
         for text in ["01-", "cc-"].map(|version| format!("{version}{}", &PARENT[3..])) {
             assert!(traceparent(&text).is_some(), "{text}");
             assert!(
@@ -237,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_malformed_is_no_parent() {
+    fn malformed_headers_are_ignored() {
         for wrong in [
             "",
             "00",
@@ -265,12 +267,12 @@ mod tests {
     }
 
     #[test]
-    fn tracestate_is_passed_on_where_it_is_valid() {
+    fn a_valid_tracestate_is_passed_on() {
         let state = |values: &[&str]| {
             let headers: Vec<_> = values.iter().map(|value| ("tracestate", *value)).collect();
             read(&[&[("traceparent", PARENT)], &headers[..]].concat())
                 .unwrap()
-                .state
+                .tracestate
                 .to_string()
         };
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The log: which lines are written, as text for people or as JSON for machines.
+//! Logging to standard error: the filter, and the two formats, text and JSON.
 
 use std::{io, str::FromStr};
 
@@ -8,25 +8,25 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// What the server's own lines come under.
-const OWN: &str = "resnet18_server";
-const EXPECTED: &str = "expected off, error, warn, info, debug or trace, and for libraries MODULE=LEVEL, as in info,h2=debug";
+/// The target of this crate's own log lines.
+const OWN_TARGET: &str = "resnet18_server";
 
-/// How the log is written, on standard error.
+const EXPECTED: &str = "expected off, error, warn, info, debug or trace, \
+                        and for libraries MODULE=LEVEL, as in info,h2=debug";
+
+/// How the log is written.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
-    /// Which lines are written.
     pub filter: LogFilter,
-    /// How they look.
     pub format: LogFormat,
 }
 
 /// Which lines are written: a level for the server itself, and levels for the libraries that it
-/// uses. What a library tells below a warning is only of interest to who asks for it.
+/// uses. Libraries log only warnings and errors unless the filter names them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogFilter(Targets);
 
-/// How lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people, in colour on a terminal.
@@ -44,48 +44,46 @@ impl FromStr for LogFilter {
         for word in text.split(',').map(str::trim) {
             match word.split_once('=') {
                 None => {
-                    let level =
-                        level(word).ok_or_else(|| format!("`{word}` is no level; {EXPECTED}"))?;
-                    if own.replace(level).is_some() {
+                    if own.replace(parse_level(word)?).is_some() {
                         return Err(format!(
                             "there are two levels for the server itself; {EXPECTED}"
                         ));
                     }
                 }
-                Some((module, name)) => {
-                    let level =
-                        level(name).ok_or_else(|| format!("`{name}` is no level; {EXPECTED}"))?;
+                Some((module, word)) => {
+                    let level = parse_level(word)?;
                     if !is_module(module) {
-                        return Err(format!("`{module}` is no module; {EXPECTED}"));
+                        return Err(format!("`{module}` is not a module; {EXPECTED}"));
                     }
                     modules.push((module.to_owned(), level));
                 }
             }
         }
+
         let own = own.unwrap_or(LevelFilter::INFO);
         let libraries = own.min(LevelFilter::WARN);
         Ok(Self(
             Targets::new()
                 .with_default(libraries)
-                .with_target(OWN, own)
+                .with_target(OWN_TARGET, own)
                 .with_targets(modules),
         ))
     }
 }
 
-fn level(word: &str) -> Option<LevelFilter> {
-    Some(match &*word.to_ascii_lowercase() {
-        "off" => LevelFilter::OFF,
-        "error" => LevelFilter::ERROR,
-        "warn" => LevelFilter::WARN,
-        "info" => LevelFilter::INFO,
-        "debug" => LevelFilter::DEBUG,
-        "trace" => LevelFilter::TRACE,
-        _ => return None,
-    })
+fn parse_level(word: &str) -> Result<LevelFilter, String> {
+    match &*word.to_ascii_lowercase() {
+        "off" => Ok(LevelFilter::OFF),
+        "error" => Ok(LevelFilter::ERROR),
+        "warn" => Ok(LevelFilter::WARN),
+        "info" => Ok(LevelFilter::INFO),
+        "debug" => Ok(LevelFilter::DEBUG),
+        "trace" => Ok(LevelFilter::TRACE),
+        _ => Err(format!("`{word}` is not a level; {EXPECTED}")),
+    }
 }
 
-/// A path such as `h2` or `tonic::transport`.
+/// Whether this is a module's path, such as `h2` or `tonic::transport`.
 fn is_module(path: &str) -> bool {
     let name = |name: &str| {
         name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -94,14 +92,15 @@ fn is_module(path: &str) -> bool {
     path.split("::").all(name)
 }
 
-/// Begins to log; a logger that was installed before stays.
+/// Starts logging. A logger that was installed before, as in tests, stays in place.
 pub fn start(config: &LogConfig) {
     let log = tracing_subscriber::fmt()
         .with_max_level(LevelFilter::TRACE)
         .with_writer(io::stderr)
         .with_target(false);
     let LogFilter(filter) = config.filter.clone();
-    // A logger that was installed before, by a test, stays.
+
+    // An error means that another logger is installed already.
     let _ = match config.format {
         LogFormat::Text => log
             .with_ansi(console::colors_enabled_stderr())
@@ -124,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_level_is_for_the_server_and_libraries_stay_quiet() {
+    fn a_bare_level_applies_to_the_server_and_libraries_stay_quiet() {
         let filter = |text: &str| text.parse::<LogFilter>().unwrap().0;
         let debug = filter("debug");
         assert!(debug.would_enable("resnet18_server::grpc", &Level::DEBUG));
@@ -135,25 +134,27 @@ mod tests {
                 && !library.would_enable("h2", &Level::DEBUG)
         );
         assert!(
-            library.would_enable(OWN, &Level::INFO),
-            "the server goes on at its usual level"
+            library.would_enable(OWN_TARGET, &Level::INFO),
+            "the server keeps its default level"
         );
         let off = filter("off");
-        assert!(!off.would_enable(OWN, &Level::ERROR) && !off.would_enable("h2", &Level::ERROR));
+        assert!(
+            !off.would_enable(OWN_TARGET, &Level::ERROR) && !off.would_enable("h2", &Level::ERROR)
+        );
         assert!(filter("INFO, h2=debug").would_enable("h2", &Level::DEBUG));
     }
 
     #[test]
-    fn anything_else_is_refused_with_what_would_be_right() {
+    fn errors_name_the_valid_levels() {
         for (wrong, said) in [
-            ("verbose", "`verbose` is no level"),
-            ("", "`` is no level"),
-            ("info,", "`` is no level"),
-            ("h2=loud", "`loud` is no level"),
+            ("verbose", "`verbose` is not a level"),
+            ("", "`` is not a level"),
+            ("info,", "`` is not a level"),
+            ("h2=loud", "`loud` is not a level"),
             ("info,debug", "two levels"),
-            ("=debug", "`` is no module"),
-            ("h2[span]=debug", "`h2[span]` is no module"),
-            ("h2:codec=debug", "is no module"),
+            ("=debug", "`` is not a module"),
+            ("h2[span]=debug", "`h2[span]` is not a module"),
+            ("h2:codec=debug", "is not a module"),
         ] {
             let error = wrong.parse::<LogFilter>().unwrap_err();
             assert!(

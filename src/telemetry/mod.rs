@@ -1,81 +1,66 @@
-//! What the server tells of its work beside the metrics: the log, and traces of single calls.
+//! Logging and tracing of single calls, beside the metrics.
 //!
-//! A call is told of once, when it has ended: [`trace::Trace`] says who it is, and its spans are
-//! made from the times that its answer brings along. So the work itself knows nothing of spans.
+//! A call is reported once, when it has ended: [`trace::Trace`] identifies it, and its spans are
+//! built afterwards from the times that its answer carries. The code that does the work therefore
+//! knows nothing about spans.
+//!
+//! Spans and their exporter exist only with the feature `otlp`; without it `otlp_disabled.rs`
+//! stands in for them, so that the callers need no conditions of their own.
 
 pub mod context;
 pub mod log;
-#[cfg(feature = "otlp")]
+#[cfg_attr(not(feature = "otlp"), path = "otlp_disabled.rs")]
 mod otlp;
 pub mod trace;
 
 use std::{sync::OnceLock, time::Duration};
 
-use self::trace::Span;
+use self::otlp::{Exporter, Span};
 use crate::address::ServerAddress;
 
-/// Where traces go.
+/// Where traces are sent, and which calls are traced.
 #[derive(Clone, Debug)]
 pub struct TraceConfig {
-    /// The collector, which takes OTLP over gRPC.
+    /// The collector's address; it must accept OTLP over gRPC.
     pub collector: ServerAddress,
-    /// The part of the calls that is traced, 0 to 1, where the caller has not decided.
+    /// The fraction of calls that is traced, 0 to 1, unless the caller's `traceparent` decides.
     pub sampling: f64,
 }
 
-/// Whoever sends spans to the collector, once there is one.
+/// Set once by [`start_tracing`].
 static TRACER: OnceLock<Tracer> = OnceLock::new();
 
 struct Tracer {
     sampling: f64,
-    #[cfg(feature = "otlp")]
-    exporter: otlp::Exporter,
+    exporter: Exporter,
 }
 
-/// Sends the spans of all further calls that are sampled to a collector. Needs tokio. Only the
-/// first call counts.
+/// Starts to send the spans of all sampled calls to a collector. Must be called within a tokio
+/// runtime. Only the first call has an effect.
 ///
 /// # Errors
-/// What is wrong with the configuration. That the collector does not answer is no error; the log
-/// says so once.
-#[cfg(feature = "otlp")]
+/// What is wrong with the configuration, or that the program was built without the feature `otlp`.
+/// An unreachable collector is not an error: the log reports it once.
 pub fn start_tracing(config: &TraceConfig) -> Result<(), String> {
     let tracer = Tracer {
         sampling: config.sampling,
-        exporter: otlp::Exporter::start(&config.collector)?,
+        exporter: Exporter::start(&config.collector)?,
     };
+
     let _ = TRACER.set(tracer);
     Ok(())
 }
 
-/// Always an error: this program was built without the feature `otlp`.
-///
-/// # Errors
-/// See above.
-#[cfg(not(feature = "otlp"))]
-pub fn start_tracing(_: &TraceConfig) -> Result<(), String> {
-    Err(
-        "this program was built without it; build it with `cargo build --release --features otlp`"
-            .into(),
-    )
-}
-
-/// Sends what has not been sent yet, for `limit` at most.
+/// Sends the spans that still wait, for at most `limit`, and stops tracing.
 pub async fn flush(limit: Duration) {
-    #[cfg(feature = "otlp")]
     if let Some(tracer) = TRACER.get() {
         tracer.exporter.flush(limit).await;
     }
-    #[cfg(not(feature = "otlp"))]
-    let _ = limit;
 }
 
-/// Hands over spans that have ended. Never waits.
+/// Passes finished spans to the exporter. Never blocks.
 fn export(spans: Vec<Span>) {
-    #[cfg(feature = "otlp")]
     if let Some(tracer) = TRACER.get() {
         tracer.exporter.export(spans);
     }
-    #[cfg(not(feature = "otlp"))]
-    drop(spans);
 }

@@ -1,19 +1,18 @@
-//! Spans: what is told of a piece of work, with its beginning and its end, once it is over.
+//! The spans of calls, built from recorded times once a call has ended.
 
 use std::{
-    borrow::Cow,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use http::HeaderMap;
 
+pub use super::otlp::Span;
 use super::{
     TRACER,
     context::{self, Remote, SpanContext, SpanId, TraceId},
     export,
 };
-use crate::engine::EngineKind;
 
 /// The place of a call in its trace.
 #[derive(Clone, Debug)]
@@ -21,23 +20,27 @@ pub struct Trace {
     own: SpanContext,
     /// The caller's span.
     parent: Option<SpanId>,
-    /// The caller's `tracestate`, which goes with every span.
-    state: Arc<str>,
+    /// The caller's `tracestate` header, which every span repeats.
+    tracestate: Arc<str>,
 }
 
 impl Trace {
-    /// Continues the trace that the headers of a call name, else begins a new one. The caller's
-    /// decision whether it is sampled is kept; without one `--trace-sampling` decides.
+    /// Continues the trace that a call's headers name, or begins a new one. The caller's sampling
+    /// decision is kept; without one `--trace-sampling` decides.
     pub fn begin(headers: &HeaderMap) -> Self {
-        let (trace, parent, state, wanted) = match context::remote(headers) {
-            Some(Remote { parent, state }) => {
-                (parent.trace, Some(parent.span), state, Some(parent.sampled))
-            }
+        let (trace, parent, tracestate, decision) = match context::remote(headers) {
+            Some(Remote { parent, tracestate }) => (
+                parent.trace,
+                Some(parent.span),
+                tracestate,
+                Some(parent.sampled),
+            ),
             None => (TraceId::random(), None, Arc::default(), None),
         };
-        let sampled = TRACER
-            .get()
-            .is_some_and(|tracer| wanted.unwrap_or_else(|| in_part(trace, tracer.sampling)));
+        let sampled = TRACER.get().is_some_and(|tracer| {
+            decision.unwrap_or_else(|| is_trace_sampled(trace, tracer.sampling))
+        });
+
         Self {
             own: SpanContext {
                 trace,
@@ -45,7 +48,7 @@ impl Trace {
                 sampled,
             },
             parent,
-            state,
+            tracestate,
         }
     }
 
@@ -54,12 +57,14 @@ impl Trace {
         self.own
     }
 
-    /// A new span below that of the call, which is a stream. Of a stream that is sampled, a part of
-    /// the frames is, since there may be very many.
+    /// A new span for a frame of this call, which is a stream. Frames of a sampled stream are
+    /// sampled again, each on its own, since a stream may have very many.
     pub fn frame(&self) -> SpanContext {
-        let wanted = |sampling| part(context::random()) < sampling;
-        let sampled =
-            self.own.sampled && TRACER.get().is_some_and(|tracer| wanted(tracer.sampling));
+        let sampled = self.own.sampled
+            && TRACER
+                .get()
+                .is_some_and(|tracer| unit_interval(context::random()) < tracer.sampling);
+
         SpanContext {
             span: SpanId::random(),
             sampled,
@@ -69,65 +74,43 @@ impl Trace {
 
     /// The call as a span.
     pub fn call_span(&self, name: &str, time: Period) -> Span {
-        let parent = self.parent.map(|span| Parent { span, remote: true });
-        Span {
-            served: true,
-            ..self.span(name.to_owned(), self.own, parent, time)
-        }
+        self.span(name.to_owned(), self.own, time)
+            .serving(self.parent)
     }
 
-    /// One of [`Self::frame`] as a span.
+    /// A frame as a span; `context` comes from [`Self::frame`].
     pub fn frame_span(&self, context: SpanContext, time: Period) -> Span {
-        self.span(
-            "frame",
-            context,
-            Some(Parent {
-                span: self.own.span,
-                remote: false,
-            }),
-            time,
-        )
+        self.span("frame".to_owned(), context, time)
+            .below(self.own.span)
     }
 
-    fn span(
-        &self,
-        name: impl Into<Cow<'static, str>>,
-        context: SpanContext,
-        parent: Option<Parent>,
-        time: Period,
-    ) -> Span {
-        let state = Arc::clone(&self.state);
-        Span {
-            state,
-            ..Span::new(name.into(), context, parent, time)
-        }
+    fn span(&self, name: String, context: SpanContext, time: Period) -> Span {
+        Span::new(name, context, Arc::clone(&self.tracestate), time)
     }
 }
 
-/// Whether a trace is within this part of all, 0 to 1: the same for everyone who decides by its id.
-fn in_part(TraceId(id): TraceId, sampling: f64) -> bool {
-    part(u64::from_be_bytes(
-        id[8..].try_into().expect("half of the id has 8 bytes"),
-    )) < sampling
+/// Whether a trace belongs to the sampled fraction, 0 to 1. Depends on the id alone, so that every
+/// server decides alike.
+fn is_trace_sampled(TraceId(id): TraceId, sampling: f64) -> bool {
+    let low = u64::from_be_bytes(id[8..].try_into().expect("half of the id has 8 bytes"));
+    unit_interval(low) < sampling
 }
 
-/// Where a number lies among all, from 0 to less than 1.
-fn part(number: u64) -> f64 {
-    // As many bits as a double holds.
+/// Maps all 64-bit numbers evenly to 0 ≤ x < 1.
+fn unit_interval(number: u64) -> f64 {
+    // A double holds 53 bits exactly.
     (number >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-/// From when to when.
+/// When a piece of work began and ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Period {
-    /// Its beginning.
     pub start: Instant,
-    /// Its end.
     pub end: Instant,
 }
 
 impl Period {
-    /// What begins at `start` and lasts for `time`.
+    /// A period that begins at `start` and lasts for `time`.
     pub fn lasting(start: Instant, time: Duration) -> Self {
         Self {
             start,
@@ -136,156 +119,45 @@ impl Period {
     }
 }
 
-/// A piece of work that is over.
-#[derive(Clone, Debug)]
-pub struct Span {
-    /// What was done.
-    pub name: Cow<'static, str>,
-    /// Whether it answers a call.
-    pub served: bool,
-    /// What others call it.
-    pub context: SpanContext,
-    /// What it is a part of.
-    pub parent: Option<Parent>,
-    /// The caller's `tracestate`.
-    pub state: Arc<str>,
-    /// When that was.
-    pub time: Period,
-    /// What else is said of it.
-    pub attributes: Vec<(&'static str, Value)>,
-    /// Spans of other traces that it has to do with.
-    pub links: Vec<SpanContext>,
-    /// Why it failed, if it did and not by the caller's fault.
-    pub failed: Option<Cow<'static, str>>,
-}
-
-/// The span that another one is a part of.
-#[derive(Clone, Copy, Debug)]
-pub struct Parent {
-    /// Its id, in the same trace.
-    pub span: SpanId,
-    /// Whether it is the caller's.
-    pub remote: bool,
-}
-
-/// What is said of a span under a name.
-#[derive(Clone, Debug)]
-pub enum Value {
-    /// Words.
-    Text(String),
-    /// A count.
-    Number(i64),
-}
-
-impl From<&str> for Value {
-    fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
-    }
-}
-
-impl From<u64> for Value {
-    fn from(number: u64) -> Self {
-        Self::Number(number.try_into().unwrap_or(i64::MAX))
-    }
-}
-
-impl Span {
-    fn new(
-        name: Cow<'static, str>,
-        context: SpanContext,
-        parent: Option<Parent>,
-        time: Period,
-    ) -> Self {
-        Self {
-            name,
-            served: false,
-            context,
-            parent,
-            state: Arc::default(),
-            time,
-            attributes: Vec::new(),
-            links: Vec::new(),
-            failed: None,
-        }
-    }
-
-    /// A part of this work.
-    pub fn part(&self, name: &'static str, time: Period) -> Self {
-        let context = SpanContext {
-            span: SpanId::random(),
-            ..self.context
-        };
-        let parent = Parent {
-            span: self.context.span,
-            remote: false,
-        };
-        Self {
-            state: Arc::clone(&self.state),
-            ..Self::new(name.into(), context, Some(parent), time)
-        }
-    }
-
-    /// Says something more.
-    pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
-        self.attributes.push((name, value.into()));
-        self
-    }
-
-    /// Points to a span of another trace.
-    pub fn linked(mut self, other: Option<SpanContext>) -> Self {
-        self.links.extend(other);
-        self
-    }
-
-    /// The work failed, and not by the caller's fault.
-    pub fn failed(mut self, reason: impl Into<Cow<'static, str>>) -> Self {
-        self.failed = Some(reason.into());
-        self
-    }
-}
-
-/// Hands over the spans of work that is over. Never waits: what the collector can't take in time is
-/// dropped.
+/// Passes finished spans to the exporter, if there is one. Never blocks: spans that the collector
+/// can't take in time are dropped.
 pub fn end(spans: Vec<Span>) {
     export(spans);
 }
 
-/// A call of an engine that is over.
-#[derive(Clone, Copy, Debug)]
+/// A finished call of an engine.
+#[derive(Clone, Debug)]
 pub struct Batch {
-    /// Whose call it is.
-    pub engine: EngineKind,
-    /// From when to when it ran.
+    /// The engine's name, such as `openvino`.
+    pub engine: String,
     pub time: Period,
-    /// How many images it was for.
     pub images: usize,
-    /// Whether it failed.
     pub failed: bool,
 }
 
 impl Batch {
-    /// Tells of it in a trace of its own, which is linked to the spans that it worked for, if any
-    /// of them is sampled.
+    /// Exports the batch as a trace of its own that is linked to the sampled ones of `spans`, the
+    /// images' spans. Returns `None`, and exports nothing, if none of them is sampled.
     pub fn end(self, spans: impl Iterator<Item = SpanContext>) -> Option<SpanContext> {
         let links: Vec<_> = spans.filter(|span| span.sampled).collect();
         if links.is_empty() {
             return None;
         }
+
         let context = SpanContext {
             trace: TraceId::random(),
             span: SpanId::random(),
             sampled: true,
         };
-        let failed = self.failed.then_some("the engine failed".into());
-        let span = Span {
-            links,
-            failed,
-            ..Span::new("batch".into(), context, None, self.time)
-        };
-        end(vec![
-            span.with("classifier.engine", &*self.engine.to_string())
-                .with("classifier.batch_size", self.images as u64),
-        ]);
+        let mut span = Span::new("batch", context, Arc::default(), self.time)
+            .linked(links)
+            .with("classifier.engine", &*self.engine)
+            .with("classifier.batch_size", self.images as u64);
+        if self.failed {
+            span = span.failed("the engine failed");
+        }
+        end(vec![span]);
+
         Some(context)
     }
 }
@@ -295,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_part_that_is_sampled_is_as_large_as_asked_for() {
+    fn the_sampled_fraction_is_as_large_as_configured() {
         let ids: Vec<_> = (0..20_000).map(|_| TraceId::random()).collect();
         for (sampling, fewest, most) in [
             (0.0, 0, 0),
@@ -303,7 +175,10 @@ mod tests {
             (0.5, 9600, 10_400),
             (1.0, 20_000, 20_000),
         ] {
-            let sampled = ids.iter().filter(|id| in_part(**id, sampling)).count();
+            let sampled = ids
+                .iter()
+                .filter(|id| is_trace_sampled(**id, sampling))
+                .count();
             assert!(
                 (fewest..=most).contains(&sampled),
                 "{sampling}: {sampled} of {}",

@@ -12,7 +12,7 @@ use crate::{
         InferBatchStatistics, InferStatistics, ModelStatistics, ModelStatisticsRequest,
         ModelStatisticsResponse, StatisticDuration,
     },
-    metrics::statistics::{Requests, Spent},
+    metrics::statistics::{CountAndTime, RequestSums},
     registry::Served,
 };
 
@@ -35,7 +35,7 @@ pub(super) fn read(
 }
 
 fn of(served: &Served, name: String, form: names::Form) -> ModelStatistics {
-    let Requests {
+    let RequestSums {
         success,
         fail,
         queue,
@@ -73,7 +73,7 @@ fn of(served: &Served, name: String, form: names::Form) -> ModelStatistics {
     }
 }
 
-fn duration(Spent { count, time }: Spent) -> Option<StatisticDuration> {
+fn duration(CountAndTime { count, time }: CountAndTime) -> Option<StatisticDuration> {
     Some(StatisticDuration {
         count,
         ns: time.min(Duration::from_nanos(u64::MAX)).as_nanos() as u64,

@@ -1,5 +1,5 @@
-//! What NVIDIA's management library says of the GPUs. It is loaded at run time; without it there is
-//! nothing to say.
+//! Reads the state of GPUs through NVML, NVIDIA's management library. It is loaded at run time;
+//! where it is missing there are no readings.
 
 use nvml_wrapper::{Nvml, enum_wrappers::device::TemperatureSensor, error::NvmlError};
 
@@ -8,50 +8,52 @@ pub struct Gpus {
     nvml: Option<Nvml>,
 }
 
-/// What a GPU is doing. What it can't tell is `None`.
+/// The state of one GPU. Values that it can't report are `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Reading {
-    /// Its number, as `nvidia-smi` counts.
+pub struct GpuReading {
+    /// As `nvidia-smi` counts.
     pub index: u32,
-    /// What its maker calls it.
+    /// The product's name.
     pub name: String,
-    /// The part of the time in which it computes, 0 to 1.
+    /// The fraction of the last moments in which the GPU was computing, 0 to 1.
     pub utilization: Option<f64>,
-    /// Memory in use, by all processes, in bytes.
+    /// In bytes, by all processes.
     pub memory_used: Option<u64>,
-    /// All of its memory, in bytes.
+    /// Total, in bytes.
     pub memory: Option<u64>,
-    /// What it draws, in watts.
+    /// In watts.
     pub power: Option<f64>,
     /// In degrees Celsius.
     pub temperature: Option<f64>,
 }
 
 impl Gpus {
-    /// Looks for the library and the driver.
+    /// Loads the library; without it or the driver there will be no readings.
     pub fn find() -> Self {
         let nvml = Nvml::init();
         if let Err(error) = &nvml {
-            tracing::debug!("there are no metrics of GPUs: {error}");
+            tracing::debug!("no GPU metrics: {error}");
         }
+
         Self { nvml: nvml.ok() }
     }
 
-    /// What each GPU is doing now.
-    pub fn read(&self) -> Vec<Reading> {
+    pub fn read(&self) -> Vec<GpuReading> {
         let Some(nvml) = &self.nvml else {
             return Vec::new();
         };
+
         (0..nvml.device_count().unwrap_or(0))
             .filter_map(|index| read(nvml, index).ok())
             .collect()
     }
 }
 
-fn read(nvml: &Nvml, index: u32) -> Result<Reading, NvmlError> {
+fn read(nvml: &Nvml, index: u32) -> Result<GpuReading, NvmlError> {
     let gpu = nvml.device_by_index(index)?;
     let memory = gpu.memory_info().ok();
-    Ok(Reading {
+
+    Ok(GpuReading {
         index,
         name: gpu.name()?,
         utilization: gpu
@@ -73,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_driver_there_is_nothing_to_say() {
+    fn without_a_driver_there_are_no_readings() {
         let gpus = Gpus::find();
         if gpus.nvml.is_some() {
             crate::testing::skipped("there is an NVIDIA driver here");

@@ -1,17 +1,26 @@
-//! What GPUs are doing, and what became of their engines.
+//! The series of GPUs and of TensorRT engines.
+
+mod nvml;
 
 use std::time::Duration;
 
 use metrics::{counter, gauge};
 
+use self::nvml::GpuReading;
+pub(super) use self::nvml::Gpus;
 use super::table::{
     ENGINE_BUILD, ENGINE_CACHE, GPU_MEMORY, GPU_MEMORY_USED, GPU_POWER, GPU_TEMPERATURE,
     GPU_UTILIZATION,
 };
-use crate::metrics::nvml::Reading;
 
-/// What a GPU is doing.
-pub(super) fn show(reading: &Reading) {
+/// Sets the gauges of every GPU. Asks the driver, which can take milliseconds.
+pub(super) fn refresh(gpus: &Gpus) {
+    for reading in gpus.read() {
+        record(&reading);
+    }
+}
+
+fn record(reading: &GpuReading) {
     let values = [
         (GPU_UTILIZATION, reading.utilization),
         (
@@ -22,6 +31,7 @@ pub(super) fn show(reading: &Reading) {
         (GPU_POWER, reading.power),
         (GPU_TEMPERATURE, reading.temperature),
     ];
+
     for (name, value) in values {
         if let Some(value) = value {
             gauge!(name, "gpu" => reading.index.to_string(), "name" => reading.name.clone())
@@ -30,12 +40,12 @@ pub(super) fn show(reading: &Reading) {
     }
 }
 
-/// An engine was built for a GPU.
+/// Records how long a TensorRT engine took to build.
 pub(crate) fn engine_built(took: Duration) {
     gauge!(ENGINE_BUILD).set(took.as_secs_f64());
 }
 
-/// An engine was found in the cache, or not.
+/// Counts a look-up in the cache of TensorRT engines.
 pub(crate) fn engine_cache(hit: bool) {
     counter!(ENGINE_CACHE, "result" => if hit { "hit" } else { "miss" }).increment(1);
 }
@@ -46,15 +56,16 @@ mod tests {
     use crate::{metrics::Exporter, state::StateCell};
 
     #[test]
-    fn a_gpu_is_shown_by_what_it_tells() {
+    fn only_what_a_gpu_reports_is_shown() {
         let exporter = Exporter::install();
-        show(&Reading {
+        record(&GpuReading {
             index: 7,
             name: "a test card".into(),
             utilization: Some(0.5),
             memory_used: Some(3 << 30),
             ..Default::default()
         });
+
         let text = exporter.render([], &StateCell::default());
         for line in [
             "classifier_gpu_utilization_ratio{gpu=\"7\",name=\"a test card\"} 0.5",
