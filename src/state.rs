@@ -1,46 +1,47 @@
-//! What the server is doing: the one value that health, readiness and admission read.
+//! The server's lifecycle: the one state that health, readiness and admission all read.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// The life of a server.
+/// The lifecycle of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// The first model is being loaded, checked and warmed up.
     Starting,
     /// Requests are served.
     Ready,
-    /// Requests are still served, but whoever asks for health or readiness is sent elsewhere.
+    /// Requests are still served, but health and readiness checks fail, so that load balancers send
+    /// no more.
     Leaving,
-    /// What was accepted is finished; nothing new is accepted.
+    /// Accepted requests are finished; new ones are refused.
     Draining,
-    /// Nothing can be served any more, for this reason.
+    /// Nothing can be served any more; this is the reason.
     Failed(Arc<str>),
 }
 
-/// Nothing new is accepted in this state.
+/// Why requests are refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotReady {
-    /// It will be, soon.
+    /// Starting up.
     #[error("the server is starting; retry in a moment")]
     Starting,
-    /// It won't be again.
-    #[error("the server is shutting down; connect to another one, or again in a moment")]
+    /// Shutting down for good.
+    #[error("the server is shutting down; connect to another one, or retry in a moment")]
     Draining,
-    /// The reason is in the server's log.
-    #[error("the server has failed; its log says why")]
+    /// Failed for good; callers are not told the reason.
+    #[error("the server has failed; see its log")]
     Failed,
-    /// Others of its models answer.
-    #[error("the model could not be loaded; ListModels says why")]
+    /// One model failed to load; the server's other models may be served.
+    #[error("the model could not be loaded; ListModels gives the reason")]
     ModelFailed,
 }
 
 impl State {
-    /// Whether requests should be sent here.
+    /// Whether callers should send requests here, as health and readiness checks report.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason if they should not.
     pub fn ready(&self) -> Result<(), NotReady> {
         match self {
             Self::Ready => Ok(()),
@@ -50,10 +51,10 @@ impl State {
         }
     }
 
-    /// Whether requests that come nevertheless are accepted.
+    /// Whether requests that arrive are accepted. A [`State::Leaving`] server still accepts them.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason if they are refused.
     pub fn admits(&self) -> Result<(), NotReady> {
         match self {
             Self::Leaving => Ok(()),
@@ -62,7 +63,7 @@ impl State {
     }
 }
 
-/// Changes the state and hands out views of it; counts the calls that are in progress.
+/// Holds the state, notifies of its changes, and counts the calls in progress.
 #[derive(Clone, Debug)]
 pub struct StateCell {
     state: watch::Sender<State>,
@@ -78,7 +79,7 @@ impl Default for StateCell {
     }
 }
 
-/// A call in progress, until it is dropped.
+/// Counts one call in progress until it is dropped.
 #[derive(Debug)]
 pub struct CallInProgress(watch::Sender<usize>);
 
@@ -89,52 +90,53 @@ impl Drop for CallInProgress {
 }
 
 impl StateCell {
-    /// The present state.
+    /// The current state.
     pub fn get(&self) -> State {
         self.state.borrow().clone()
     }
 
-    /// Moves on. A server that drains or failed does not come back.
+    /// Moves to another state. A server never returns from draining or failure, nor from leaving to
+    /// readiness; such changes are ignored.
     pub fn set(&self, next: State) {
         self.state.send_if_modified(|state| {
-            let moves = match state {
+            let is_allowed = match state {
                 State::Draining | State::Failed(_) => false,
                 State::Leaving => next != State::Ready && next != State::Leaving,
                 State::Starting | State::Ready => *state != next,
             };
-            if moves {
+            if is_allowed {
                 *state = next;
             }
-            moves
+            is_allowed
         });
     }
 
-    /// A view that can wait for changes.
+    /// A receiver that can wait for changes.
     pub fn watch(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }
 
-    /// A call has begun.
+    /// Counts a call until the returned guard is dropped.
     pub fn call(&self) -> CallInProgress {
         self.calls.send_modify(|calls| *calls += 1);
         CallInProgress(self.calls.clone())
     }
 
-    /// How many calls are in progress.
+    /// The number of calls in progress.
     pub fn calls(&self) -> usize {
         *self.calls.borrow()
     }
 
     /// Returns when no call is in progress.
     pub async fn idle(&self) {
-        // The sender lives in `self`.
+        // Can't fail: the sender lives in `self`.
         let _ = self.calls.subscribe().wait_for(|calls| *calls == 0).await;
     }
 
     /// Returns when the server drains.
     pub async fn draining(&self) {
         let mut watch = self.watch();
-        // The sender lives in `self`.
+        // Can't fail: the sender lives in `self`.
         let _ = watch.wait_for(|state| *state == State::Draining).await;
     }
 }
@@ -160,7 +162,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_idle_when_the_last_call_has_ended() {
+    async fn the_server_is_idle_once_the_last_call_has_ended() {
         let cell = StateCell::default();
         cell.idle().await;
         let (first, second) = (cell.call(), cell.call());

@@ -1,4 +1,4 @@
-//! Files that may change while the server runs.
+//! Reloads configuration files, such as certificates, when they change while the server runs.
 
 use std::{
     fs,
@@ -7,42 +7,59 @@ use std::{
     time::SystemTime,
 };
 
-/// Tells whether files have changed: by their sizes, times and identities.
+use crate::sync::lock;
+
+/// A fingerprint of files: a change of size, modification time or inode changes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stamp(Vec<Option<(u64, SystemTime, u64)>>);
+pub struct Stamp(Vec<Option<FileStamp>>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct FileStamp {
+    bytes: u64,
+    modified: SystemTime,
+    inode: u64,
+}
 
 impl Stamp {
-    /// The files as they are now; one may be missing.
+    /// The fingerprint of the files as they are now. Files may be missing.
     pub fn of<P: AsRef<Path>>(files: impl IntoIterator<Item = P>) -> Self {
-        let one = |path: P| {
-            let metadata = fs::metadata(path).ok()?;
-            Some((
-                metadata.len(),
-                metadata.modified().ok()?,
-                file_number(&metadata),
-            ))
-        };
-        Self(files.into_iter().map(one).collect())
+        Self(
+            files
+                .into_iter()
+                .map(|path| FileStamp::of(path.as_ref()))
+                .collect(),
+        )
     }
 }
 
-/// Distinguishes a file from another that took its place.
+impl FileStamp {
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = fs::metadata(path).ok()?;
+        Some(Self {
+            bytes: metadata.len(),
+            modified: metadata.modified().ok()?,
+            inode: inode(&metadata),
+        })
+    }
+}
+
+/// Distinguishes a file from another one that replaced it.
 #[cfg(unix)]
-fn file_number(metadata: &fs::Metadata) -> u64 {
+fn inode(metadata: &fs::Metadata) -> u64 {
     std::os::unix::fs::MetadataExt::ino(metadata)
 }
 
 #[cfg(not(unix))]
-fn file_number(_: &fs::Metadata) -> u64 {
+fn inode(_: &fs::Metadata) -> u64 {
     0
 }
 
 type Load<T> = Box<dyn Fn() -> Result<T, String> + Send + Sync>;
 
-/// What was read from files, read again when they change. A change that can't be read is logged and
-/// changes nothing.
+/// A value that is read from files, and read again when they change. If that fails, the error is
+/// logged and the previous value stays.
 pub struct Watched<T> {
-    /// What it is, for the log.
+    /// Names the value in the log, such as `the tokens`.
     what: &'static str,
     files: Vec<PathBuf>,
     load: Load<T>,
@@ -50,60 +67,63 @@ pub struct Watched<T> {
     stamps: Mutex<Stamps>,
 }
 
-/// The files as they were at the last look, and when they were read.
 struct Stamps {
+    /// The files at the last call of [`Watched::refresh`].
     seen: Stamp,
+    /// The files when they were last read, successfully or not.
     tried: Stamp,
 }
 
 impl<T> Watched<T> {
-    /// Reads the files for the first time.
+    /// Reads the value for the first time.
     ///
     /// # Errors
-    /// What `load` says.
+    /// The error of `load`.
     pub fn new(
         what: &'static str,
         files: Vec<PathBuf>,
         load: impl Fn() -> Result<T, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
         let stamp = Stamp::of(&files);
-        let stamps = Mutex::new(Stamps {
-            seen: stamp.clone(),
-            tried: stamp,
-        });
         let current = RwLock::new(Arc::new(load()?));
+
         Ok(Self {
             what,
             files,
             load: Box::new(load),
             current,
-            stamps,
+            stamps: Mutex::new(Stamps {
+                seen: stamp.clone(),
+                tried: stamp,
+            }),
         })
     }
 
-    /// What was read last.
+    /// The value that was last read successfully.
     pub fn get(&self) -> Arc<T> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Looks at the files, and reads them if they have changed and are at rest: as they were at the
-    /// look before. Blocks on the file system.
+    /// Reads the files again if they have changed and nobody seems to be writing them: they must be
+    /// as they were at the previous call. Blocks on the file system.
     pub fn refresh(&self) {
         let stamp = Stamp::of(&self.files);
-        let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
-        let rests = stamps.seen == stamp;
+        let mut stamps = lock(&self.stamps);
+
+        let is_settled = stamps.seen == stamp;
         stamps.seen = stamp.clone();
-        if !rests || stamps.tried == stamp {
+        if !is_settled || stamps.tried == stamp {
             return;
         }
+
         stamps.tried = stamp;
         match (self.load)() {
             Ok(new) => {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
-                tracing::info!("{} changed and were read again", self.what);
+                tracing::info!("{} changed and were reloaded", self.what);
             }
             Err(error) => tracing::error!(
-                "{} changed, but {error}; those before stay in force",
+                "{} changed, but {error}; the previous ones remain in use",
                 self.what
             ),
         }
@@ -115,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_read_and_a_bad_one_changes_nothing() {
+    fn a_change_is_read_and_an_invalid_one_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("number");
         fs::write(&file, "1").unwrap();
@@ -130,13 +150,13 @@ mod tests {
         };
         let watched = Watched::new("the numbers", vec![file.clone()], load).unwrap();
         let put = |text: &str| {
-            // Another file in its place: also within one tick of the file system's clock.
+            // A new inode is noticed even within one tick of the file system's clock.
             let new = folder.path().join("new");
             fs::write(&new, text).unwrap();
             fs::rename(new, &file).unwrap();
             let before = *watched.get();
             watched.refresh();
-            assert_eq!(*watched.get(), before, "somebody may still write");
+            assert_eq!(*watched.get(), before, "the file may still be written");
             watched.refresh();
             *watched.get()
         };

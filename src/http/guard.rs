@@ -1,9 +1,9 @@
-//! Which requests the page and its calls answer: those of this very page, under a name that the
-//! server goes by.
+//! Protects the page and its calls against other web sites.
 //!
-//! Browsers send requests for any site that a person visits. What such a site asks of this server
-//! is refused by the headers that browsers add (`Origin`, `Sec-Fetch-Site`; W3C Fetch Metadata),
-//! and a site whose name suddenly means this machine (DNS rebinding) by its name in `Host`.
+//! A browser sends requests on behalf of any site that its user visits. Calls that other sites make
+//! (CSRF) are recognised by the headers that browsers add (`Origin`, `Sec-Fetch-Site`; W3C Fetch
+//! Metadata). A site whose name is made to resolve to this machine (DNS rebinding) is recognised by
+//! its name in `Host`.
 
 use std::net::IpAddr;
 
@@ -13,38 +13,44 @@ use axum::http::{
     uri::Authority,
 };
 
-/// Who gets the page at `/` and may send images from it.
+/// Who may open the page at `/` and send images from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Web {
     /// Nobody.
     Off,
-    /// Browsers that call the server by a name of this machine: `localhost`, `127.0.0.1`, `[::1]`.
+    /// Browsers that address the server as this machine: `localhost`, `127.0.0.1`, `[::1]`.
     Loopback,
-    /// Browsers that call it by any name.
+    /// Browsers that address the server by any name.
     Everywhere,
 }
 
-/// Why a request is not answered.
-pub(super) type Refusal = (StatusCode, &'static str);
+/// The answer to a refused request: status and text.
+pub(super) type RefusedRequest = (StatusCode, &'static str);
 
 impl Web {
-    /// Whether a request is answered.
-    pub(super) fn admits(self, method: &Method, headers: &HeaderMap) -> Result<(), Refusal> {
+    /// Decides whether a request is answered.
+    pub(super) fn admits(self, method: &Method, headers: &HeaderMap) -> Result<(), RefusedRequest> {
         let host = authority(headers.get(HOST).and_then(|host| host.to_str().ok()));
         if self == Self::Loopback && !host.as_ref().is_some_and(|host| is_loopback(host.host())) {
-            const REASON: &str = "the page is for this machine only: open it as http://localhost:PORT or \
-                                  http://127.0.0.1:PORT, or start the server with --web on\n";
-            return Err((StatusCode::MISDIRECTED_REQUEST, REASON));
+            return Err((
+                StatusCode::MISDIRECTED_REQUEST,
+                "the page is for this machine only: open it as http://localhost:PORT or \
+                 http://127.0.0.1:PORT, or start the server with --web on\n",
+            ));
         }
+
         if method != Method::POST {
             return Ok(());
         }
+
         if !is_same_origin(headers, host.as_ref()) {
             return Err((
                 StatusCode::FORBIDDEN,
                 "only the server's own page may call it from a browser\n",
             ));
         }
+
+        // No form can send these types, so that a browser would ask first (CORS preflight).
         match headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes()) {
             Some(b"application/grpc-web" | b"application/grpc-web+proto") => Ok(()),
             _ => Err((
@@ -70,13 +76,14 @@ fn is_loopback(host: &str) -> bool {
         || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// Programs that are no browsers send neither header.
+/// Whether the request comes from the server's own page, or from a program that is not a browser:
+/// those send neither header.
 fn is_same_origin(headers: &HeaderMap, host: Option<&Authority>) -> bool {
     let site = headers
         .get("sec-fetch-site")
         .is_none_or(|site| site == "same-origin");
     let origin = headers.get(ORIGIN).is_none_or(|origin| {
-        // A proxy in front may have taken TLS off: the scheme says nothing.
+        // The scheme is ignored: a proxy in front of the server may have terminated TLS.
         let origin = origin
             .to_str()
             .ok()
@@ -102,7 +109,7 @@ mod tests {
     const KIND: (&str, &str) = ("content-type", "application/grpc-web+proto");
 
     #[test]
-    fn a_page_for_this_machine_goes_by_its_names_only() {
+    fn a_page_for_this_machine_answers_to_its_names_only() {
         for host in [
             "localhost",
             "LOCALHOST:8002",
@@ -143,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_come_from_the_page_or_from_no_browser() {
+    fn calls_are_accepted_from_the_page_and_from_programs() {
         let call = |headers: &[_]| {
             status(
                 Web::Everywhere,
@@ -183,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_are_of_a_type_that_no_form_can_send() {
+    fn calls_need_a_content_type_that_no_form_can_send() {
         for kind in [
             "text/plain",
             "application/grpc",

@@ -1,5 +1,5 @@
-//! The HTTP side: `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever watches over the
-//! process, and the page at `/` for people.
+//! The HTTP port: `/metrics` for Prometheus, `/healthz` and `/readyz` for probes, and the live page
+//! at `/`.
 
 mod connections;
 mod guard;
@@ -8,8 +8,7 @@ mod page;
 use std::{io, sync::Arc};
 
 use axum::{
-    Router,
-    extract::State as Shared,
+    Router, extract,
     http::{StatusCode, header::CONTENT_TYPE},
     response::IntoResponse,
     routing::get,
@@ -24,25 +23,23 @@ use crate::{
     state::{State, StateCell},
 };
 
-/// What is told where the page is off.
-const NO_PAGE: &str = "resnet18: /metrics /healthz /readyz\nThe live page is off; `resnet18 serve --web` shows it here.\n";
+/// Served at `/` when the live page is off.
+const NO_PAGE: &str = "resnet18: /metrics /healthz /readyz\n\
+                       The live page is off; `resnet18 serve --web` turns it on.\n";
 
-/// What the pages show.
+/// What the endpoints report on.
 #[derive(Clone)]
 pub struct HttpContext {
-    /// Whose readiness is shown.
     pub state: StateCell,
-    /// Whose metrics are shown.
     pub registry: Arc<Registry>,
-    /// Where the metrics are collected.
     pub exporter: Exporter,
 }
 
-/// Serves until the returned future is dropped; the page, and `calls` from it, to those whom `web`
-/// lets in.
+/// Serves until the returned future is dropped. `web` decides who may open the page and make
+/// `calls` from it.
 ///
 /// # Errors
-/// What the listener reports.
+/// Fatal errors of the listener.
 pub async fn serve(
     listener: TcpListener,
     context: HttpContext,
@@ -54,15 +51,17 @@ pub async fn serve(
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(context.clone());
+
     let routes = match web {
         Web::Off => routes.route("/", get(async || NO_PAGE)),
         Web::Loopback | Web::Everywhere => routes.merge(page::routes(context.state, web, calls)),
     };
+
     connections::serve(listener, routes).await
 }
 
-async fn metrics(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
-    // The system and a GPU's driver are asked, which takes its time.
+async fn metrics(extract::State(context): extract::State<HttpContext>) -> impl IntoResponse {
+    // Reading /proc and asking a GPU's driver can block.
     let text = tokio::task::spawn_blocking(move || {
         let models = context.registry.list();
         context
@@ -72,14 +71,15 @@ async fn metrics(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
     let text = text
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+
     (
         [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
         text,
     )
 }
 
-/// 200 while the process is worth keeping: also while it starts or drains.
-async fn healthz(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
+/// Liveness: 200 unless the server has failed for good, so also while it starts or drains.
+async fn healthz(extract::State(context): extract::State<HttpContext>) -> impl IntoResponse {
     match context.state.get() {
         State::Failed(reason) => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -89,13 +89,13 @@ async fn healthz(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
     }
 }
 
-/// 200 only while requests are accepted.
-async fn readyz(Shared(context): Shared<HttpContext>) -> impl IntoResponse {
+/// Readiness: 200 only while new requests should be sent here.
+async fn readyz(extract::State(context): extract::State<HttpContext>) -> impl IntoResponse {
     match context.state.get().ready() {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-        Err(why) => (
+        Err(reason) => (
             StatusCode::SERVICE_UNAVAILABLE,
-            format!("not ready: {why}\n"),
+            format!("not ready: {reason}\n"),
         ),
     }
 }

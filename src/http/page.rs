@@ -1,5 +1,4 @@
-//! The page at `/`: its files, what protects whoever opens it, the server's state for it to show,
-//! and its calls.
+//! The live page at `/`: its files, its security headers, the server's state, and its calls.
 
 use axum::{
     Router,
@@ -24,11 +23,12 @@ use crate::{
     state::{State, StateCell},
 };
 
-/// What a browser lets the page do: nothing but this.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
-                      img-src 'self' blob:; media-src blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
+/// The page's Content Security Policy: everything that is not listed is forbidden.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
+                      connect-src 'self'; img-src 'self' blob:; media-src blob:; \
+                      frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-/// With every answer to the page.
+/// Sent with every answer to the page.
 const HEADERS: [(HeaderName, &str); 5] = [
     (CONTENT_SECURITY_POLICY, POLICY),
     (X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -48,80 +48,82 @@ const CSS: &str = "text/css; charset=utf-8";
 const JS: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
-struct File {
+struct WebFile {
     path: &'static str,
     kind: &'static str,
     text: &'static str,
 }
 
-const FILES: [File; 10] = [
-    File {
+const FILES: [WebFile; 10] = [
+    WebFile {
         path: "/",
         kind: HTML,
         text: include_str!("web/index.html"),
     },
-    File {
+    WebFile {
         path: "/web/style.css",
         kind: CSS,
         text: include_str!("web/style.css"),
     },
-    File {
+    WebFile {
         path: "/web/icon.svg",
         kind: SVG,
         text: include_str!("web/icon.svg"),
     },
-    File {
+    WebFile {
         path: "/web/app.js",
         kind: JS,
         text: include_str!("web/app.js"),
     },
-    File {
+    WebFile {
         path: "/web/calls.js",
         kind: JS,
         text: include_str!("web/calls.js"),
     },
-    File {
+    WebFile {
         path: "/web/camera.js",
         kind: JS,
         text: include_str!("web/camera.js"),
     },
-    File {
+    WebFile {
         path: "/web/chart.js",
         kind: JS,
         text: include_str!("web/chart.js"),
     },
-    File {
+    WebFile {
         path: "/web/metrics.js",
         kind: JS,
         text: include_str!("web/metrics.js"),
     },
-    File {
+    WebFile {
         path: "/web/protobuf.js",
         kind: JS,
         text: include_str!("web/protobuf.js"),
     },
-    File {
+    WebFile {
         path: "/web/try.js",
         kind: JS,
         text: include_str!("web/try.js"),
     },
 ];
 
-/// The methods that pages may call; a stream of a browser can't send while it receives.
+/// The gRPC methods that the page may call. Streams are not among them: a browser can't send while
+/// it receives.
 const METHODS: [&str; 2] = [
     "/resnet18.v1.Classifier/Classify",
     "/resnet18.v1.Classifier/ListModels",
 ];
 
-/// Everything that the page needs, for those whom `web` admits.
+/// Routes for everything that the page needs, guarded by `web`.
 pub(super) fn routes(state: StateCell, web: Web, calls: BrowserCalls) -> Router {
     let BrowserCalls {
         service,
         max_message_bytes,
     } = calls;
+
     let mut routes = Router::new().route(
         "/state",
-        get(async move || tell(state.get(), max_message_bytes)),
+        get(async move || describe(state.get(), max_message_bytes)),
     );
     for file in &FILES {
         let tag = format!("\"{:.16x}\"", Sha256::digest(file.text));
@@ -134,12 +136,13 @@ pub(super) fn routes(state: StateCell, web: Web, calls: BrowserCalls) -> Router 
     for method in METHODS {
         routes = routes.route(method, post_service(service.clone()));
     }
+
     routes.layer(middleware::from_fn(move |request: Request, next: Next| {
         guarded(web, request, next)
     }))
 }
 
-/// Refuses what [`Web::admits`] does not let in, and adds [`HEADERS`].
+/// Refuses requests that [`Web::admits`] does not admit, and adds [`HEADERS`] to every answer.
 async fn guarded(web: Web, request: Request, next: Next) -> Response {
     let mut response = match web.admits(request.method(), request.headers()) {
         Ok(()) => next.run(request).await,
@@ -148,6 +151,7 @@ async fn guarded(web: Web, request: Request, next: Next) -> Response {
             refusal.into_response()
         }
     };
+
     for (name, value) in HEADERS {
         response
             .headers_mut()
@@ -160,36 +164,39 @@ async fn guarded(web: Web, request: Request, next: Next) -> Response {
     response
 }
 
-impl File {
-    /// The file, or that the browser's copy is still good. It asks each time, so that a new version
-    /// shows at once.
+impl WebFile {
+    /// Answers with the file, or with 304 if the browser's copy is current. `no-cache` makes the
+    /// browser ask each time, so that a new version of the server shows at once.
     fn answer(&self, headers: &HeaderMap, tag: HeaderValue) -> Response {
-        let known = headers.get(IF_NONE_MATCH) == Some(&tag);
+        let is_current = headers.get(IF_NONE_MATCH) == Some(&tag);
         let headers = [
             (CONTENT_TYPE, HeaderValue::from_static(self.kind)),
             (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
             (ETAG, tag),
         ];
-        match known {
-            true => (StatusCode::NOT_MODIFIED, headers).into_response(),
-            false => (headers, self.text).into_response(),
+
+        if is_current {
+            (StatusCode::NOT_MODIFIED, headers).into_response()
+        } else {
+            (headers, self.text).into_response()
         }
     }
 }
 
-/// What the page has to know of the server.
-fn tell(state: State, max_message_bytes: usize) -> impl IntoResponse {
+/// The server's state, as JSON for the page.
+fn describe(state: State, max_message_bytes: usize) -> impl IntoResponse {
     let (name, reason) = match state {
         State::Starting => ("starting", None),
         State::Ready => ("ready", None),
         State::Leaving | State::Draining => ("draining", None),
         State::Failed(reason) => ("failed", Some(reason)),
     };
-    let told = json!({
+
+    let body = json!({
         "state": name,
         "reason": reason.as_deref(),
         "version": env!("CARGO_PKG_VERSION"),
         "max_message_bytes": max_message_bytes,
     });
-    ([(CONTENT_TYPE, "application/json")], told.to_string())
+    ([(CONTENT_TYPE, "application/json")], body.to_string())
 }

@@ -251,14 +251,14 @@ async fn new_certificates_take_effect_without_a_restart_and_bad_ones_change_noth
     assert!(classify(https(&server), trusting(&authority)).await.is_ok());
 
     fs::write(authority.path("server.pem"), "not a certificate").unwrap();
-    wait_for(&server, "those before stay in force");
+    wait_for(&server, "the previous ones remain in use");
     assert!(classify(https(&server), trusting(&authority)).await.is_ok());
 
     let next = Authority::new();
     next.issue_server();
     fs::copy(next.path("server.key"), authority.path("server.key")).unwrap();
     fs::copy(next.path("server.pem"), authority.path("server.pem")).unwrap();
-    wait_for(&server, "the certificates changed and were read again");
+    wait_for(&server, "the certificates changed and were reloaded");
     assert!(classify(https(&server), trusting(&next)).await.is_ok());
     assert!(
         classify(https(&server), trusting(&authority))
@@ -325,7 +325,7 @@ async fn callers_need_a_known_token_and_the_log_never_shows_one() {
     assert_eq!(refused.unwrap_err().code(), Code::Unauthenticated);
 
     fs::write(&file, format!("camera {CAMERA}\n")).unwrap();
-    wait_for(&server, "the tokens changed and were read again");
+    wait_for(&server, "the tokens changed and were reloaded");
     assert!(classify(server.url(), token(SHOP)).await.is_err());
     let output = resnet18()
         .args(["classify", "--server", &server.url()])
