@@ -1,4 +1,4 @@
-//! What a scrape costs, and what a request pays for being counted.
+//! The cost of a scrape, and of recording one request's metrics.
 
 use std::time::{Duration, Instant};
 
@@ -9,8 +9,8 @@ use resnet18_server::{
 };
 use tonic::Code;
 
-/// As much as is counted and timed for a request that is classified.
-fn count(model: &ModelMetrics) {
+/// Records everything that a classified request records.
+fn record_request(model: &ModelMetrics) {
     let took = Duration::from_millis(9);
     let mut guard = RequestGuard::new(Method::Classify, Instant::now(), None);
     guard.model(model);
@@ -26,30 +26,33 @@ fn count(model: &ModelMetrics) {
 }
 
 fn scrapes(c: &mut Criterion) {
-    let (exporter, state) = (Exporter::install(), StateCell::default());
+    let exporter = Exporter::install();
+    let state = StateCell::default();
     let mut group = c.benchmark_group("metrics");
     let mut models: Vec<ModelMetrics> = Vec::new();
-    for count_of_models in [1, 16] {
-        models.extend(
-            (models.len()..count_of_models).map(|i| ModelMetrics::new(&format!("model-{i}"))),
-        );
-        // Ten requests for each model came between two scrapes.
-        group.bench_function(BenchmarkId::new("scrape", count_of_models), |b| {
+    for count in [1, 16] {
+        models.extend((models.len()..count).map(|i| ModelMetrics::new(&format!("model-{i}"))));
+
+        // Ten requests per model arrive between two scrapes.
+        group.bench_function(BenchmarkId::new("scrape", count), |b| {
             b.iter(|| {
-                models
-                    .iter()
-                    .for_each(|model| (0..10).for_each(|_| count(model)));
+                for model in &models {
+                    for _ in 0..10 {
+                        record_request(model);
+                    }
+                }
                 exporter.render(&models, &state)
             });
         });
     }
-    // What is recorded piles up until the next scrape.
+
+    // Samples accumulate until the next scrape, so upkeep runs outside the measured time.
     group.bench_function("count a request", |b| {
         b.iter_custom(|times| {
             let mut took = Duration::ZERO;
             for _ in 0..times {
                 let began = Instant::now();
-                count(&models[0]);
+                record_request(&models[0]);
                 took += began.elapsed();
             }
             exporter.upkeep();

@@ -1,10 +1,10 @@
-//! The whole server, as a separate process, under load: latency alone, throughput, overload, and
-//! every term of the limit.
+//! The whole server, as a separate process, under load: latency of a single client, throughput,
+//! overload, and each term of the theoretical limit.
 //!
 //! `cargo bench --bench serving [-- IMAGE]`; RESNET18_BENCH_SECONDS sets the length of each
-//! measurement (default 10). The server takes its flags from the environment:
-//! RESNET18_MODEL=int8.onnx measures that model, RESNET18_JPEG_SCALING=auto that way to decode.
-//! Server and load share the machine, so the client's own cost is part of what is measured.
+//! measurement (default 10). The server reads its flags from the environment:
+//! RESNET18_MODEL=int8.onnx measures that model, RESNET18_JPEG_SCALING=auto that decoding.
+//! Server and clients share the machine, so the clients' own cost is part of the results.
 
 use std::{
     fs,
@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let duration = Duration::from_secs_f64(seconds);
     let bytes = Bytes::from(fs::read(&image)?);
     println!(
-        "{} ({} kB), {seconds} s a measurement\n",
+        "{} ({} kB), {seconds} s per measurement\n",
         image.display(),
         bytes.len() / 1000
     );
@@ -74,7 +74,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .as_ref()
             .map_or("-".into(), |r| format!("{:.1} ms", r.p99));
         println!(
-            "{clients:>7}  {:>8.1}  {:>6.1}  {:>6.1}  {:>6.1}  {:>7}  {refusal:>11}  {cpu:>10.2}  {:>7}{}",
+            "{clients:>7}  {:>8.1}  {:>6.1}  {:>6.1}  {:>6.1}  {:>7}  \
+             {refusal:>11}  {cpu:>10.2}  {:>7}{}",
             report.goodput,
             latency.p50,
             latency.p99,
@@ -89,7 +90,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         );
         if let Some(means) = &report.server_mean_ms {
             println!(
-                "         server means: decode {:.2}, queue {:.2}, inference {:.2}, total {:.2} ms; latency mean {:.2}",
+                "         server means: decode {:.2}, queue {:.2}, inference {:.2}, \
+                 total {:.2} ms; latency mean {:.2}",
                 means.decode, means.queue, means.inference, means.total, latency.mean
             );
         }
@@ -98,15 +100,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let idle = server.cpu_seconds();
     std::thread::sleep(Duration::from_secs(5));
     println!(
-        "\nidle: {:.1} ms of CPU a second\n",
+        "\nidle: {:.1} ms of CPU per second\n",
         (server.cpu_seconds() - idle) * 200.0
     );
     drop(server);
 
-    // Machines are shared, and their speed drifts by some percent within minutes.
+    // The speed of a shared machine drifts by a few percent within minutes, so the limit is
+    // measured before and after.
     let after = limit(&bytes, duration.min(Duration::from_secs(5)))?;
     let limit = f64::midpoint(before, after);
-    println!("of the limit, {limit:.1} images/s as the mean of before and after:");
+    println!("share of the limit, {limit:.1} images/s (mean of before and after):");
     for (clients, rate) in rates {
         println!("{clients:>7} clients  {:.2}", rate / limit);
     }
@@ -126,8 +129,8 @@ fn image_path() -> PathBuf {
     }
 }
 
-/// Measures each term with all cores busy, and returns the limit: cores / (decode + resize +
-/// inference CPU seconds an image).
+/// Measures each term with all cores busy, and returns the limit in images per second: cores /
+/// (decode + resize + inference, in CPU seconds per image).
 fn limit(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::Error>> {
     let cores = std::thread::available_parallelism()?;
     let model = match std::env::var_os("RESNET18_MODEL") {
@@ -198,7 +201,7 @@ fn limit(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::E
     Ok(limit)
 }
 
-/// What `measure` says on average of each worker, all of them at work at once.
+/// The mean of `measure` over all workers, which run at the same time.
 fn mean_of_all<T: Send>(workers: &mut [T], measure: impl Fn(&mut T) -> f64 + Sync) -> f64 {
     let measure = &measure;
     let sum: f64 = std::thread::scope(|scope| {
@@ -227,7 +230,7 @@ fn seconds_each(duration: Duration, mut work: impl FnMut()) -> f64 {
     started.elapsed().as_secs_f64() / f64::from(count)
 }
 
-/// `resnet18 serve` in a process of its own.
+/// `resnet18 serve` in a separate process.
 struct Server {
     child: Child,
     url: String,
@@ -261,7 +264,7 @@ impl Server {
         })
     }
 
-    /// CPU seconds used so far; 0 where there is no /proc.
+    /// CPU seconds used so far; 0 on systems without /proc.
     fn cpu_seconds(&self) -> f64 {
         let stat =
             fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();

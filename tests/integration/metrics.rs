@@ -1,5 +1,4 @@
-//! The table of metrics, what a running server really shows, and the documentation: the three say
-//! the same.
+//! The table of metrics in code, the metrics of a running server, and the documentation must agree.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,7 +31,7 @@ fn the_documentation_has_the_table() {
     );
 }
 
-/// A metric as a server shows it.
+/// A metric as a server exports it.
 #[derive(Default)]
 struct Shown {
     help: String,
@@ -112,7 +111,7 @@ fn check(metric: &Metric, shown: &Shown) {
     }
 }
 
-/// Frames of a stream that is kept open.
+/// A stream that is kept open.
 struct OpenStream {
     frames: mpsc::Sender<StreamClassifyRequest>,
     answers: tonic::Streaming<resnet18_server::proto::StreamClassifyResponse>,
@@ -149,7 +148,7 @@ impl OpenStream {
 }
 
 #[tokio::test]
-async fn a_server_shows_what_the_table_says_and_nothing_else() {
+async fn a_server_exports_exactly_the_metrics_of_the_table() {
     let server = Server::start(&[]);
     let mut client = server.client().await;
     client
@@ -186,12 +185,11 @@ async fn a_server_shows_what_the_table_says_and_nothing_else() {
         assert!(!help.is_empty() && !kind.is_empty(), "{name}");
     }
     assert_eq!(shown["process_cpu_seconds_total"].kind, "counter");
-    promtool_has_nothing_to_say(&text);
+    promtool_finds_nothing(&text);
 }
 
-/// `promtool check metrics` complains of names, types and help texts that are not as Prometheus'
-/// users expect them.
-fn promtool_has_nothing_to_say(text: &str) {
+/// `promtool check metrics` reports names, types and help texts that break Prometheus' conventions.
+fn promtool_finds_nothing(text: &str) {
     let promtool = Command::new("promtool")
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -217,7 +215,7 @@ fn promtool_has_nothing_to_say(text: &str) {
 }
 
 #[tokio::test]
-async fn what_a_request_costs_is_counted_where_it_arose() {
+async fn the_cost_of_requests_is_attributed_to_their_stages() {
     let server = Server::start(&["--queue-capacity", "7"]);
     assert_eq!(
         server.metric("classifier_queue_capacity", &[]),
@@ -244,7 +242,7 @@ async fn what_a_request_costs_is_counted_where_it_arose() {
         "{} and {decode}",
         busy("\"decode\"")
     );
-    // A call of the engine takes one worker, or all of them.
+    // A call of the engine occupies one worker, or all of them.
     let inference = server.metric("classifier_stage_duration_seconds_sum", &["\"inference\""]);
     let workers = server.metric("classifier_workers", &[]);
     assert!((inference - 1e-6..=inference * workers + 1e-6).contains(&busy("\"inference\"")));
@@ -274,7 +272,7 @@ async fn what_a_request_costs_is_counted_where_it_arose() {
 }
 
 #[tokio::test]
-async fn what_is_refused_does_not_make_the_server_look_fast() {
+async fn refused_requests_are_counted_but_not_timed() {
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens.txt");
     std::fs::write(&tokens, "camera 0123456789abcdef0123456789abcdef\n").unwrap();

@@ -1,4 +1,4 @@
-//! `resnet18 top` against a real server under load: once for programs and pipes, and live on a
+//! `resnet18 top` against a real server under load: as JSON, as a table, and live on a
 //! pseudo-terminal.
 
 use std::{
@@ -61,7 +61,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A port where nobody listens.
+/// A port that nobody listens on.
 fn closed_port() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
@@ -104,7 +104,7 @@ fn a_server_under_load_is_measured_in_json_and_as_a_table() {
     );
     let model = &snapshot["models"][0];
     assert_eq!(model["name"], "resnet18-demo");
-    // It measured a part of the time in which these requests were counted.
+    // `top` measured a part of the period over which `grown` was counted.
     let requests = model["requests_per_second"]["OK"].as_f64().unwrap();
     assert!(
         requests > 0.0 && requests * snapshot["interval_s"].as_f64().unwrap() <= grown,
@@ -172,7 +172,7 @@ fn a_server_that_cannot_be_read_is_named_beside_one_that_can() {
     );
 }
 
-/// `resnet18 top` on a pseudo-terminal of 100 × 30, by the program `script`.
+/// `resnet18 top` on a pseudo-terminal of 100 × 30, from the program `script`.
 struct Terminal {
     child: Child,
     screen: String,
@@ -210,7 +210,7 @@ impl Terminal {
         })
     }
 
-    /// Waits until the program has written this since the last time.
+    /// Waits until the program has written `text` since the last call.
     fn wait_for(&mut self, text: &str) {
         let until = Instant::now() + Duration::from_secs(20);
         while !self.screen.contains(text) {
@@ -243,7 +243,7 @@ const ENTERS_OTHER_SCREEN: &str = "\x1b[?1049h";
 const LEAVES_OTHER_SCREEN: &str = "\x1b[?1049l";
 
 #[test]
-fn the_live_picture_follows_the_server_and_gives_the_terminal_back() {
+fn the_live_view_follows_the_server_and_restores_the_terminal() {
     let mut server = Server::start(&[]);
     let load = Load::start(&server);
     let Some(mut terminal) = Terminal::top(&server.http.to_string()) else {
@@ -266,7 +266,7 @@ fn the_live_picture_follows_the_server_and_gives_the_terminal_back() {
 }
 
 #[test]
-fn ctrl_c_gives_the_terminal_back_too() {
+fn ctrl_c_restores_the_terminal_too() {
     let Some(mut terminal) = Terminal::top(&closed_port()) else {
         return;
     };

@@ -1,4 +1,4 @@
-//! The HTTP port: its limits, the page at `/`, whom it lets in, and the page in a real browser.
+//! The HTTP port: its limits, the page at `/`, who may use it, and the page in a real browser.
 
 use std::{
     io::{Read, Write},
@@ -35,7 +35,7 @@ impl Answer {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// What a gRPC-Web call came to: the message, or the status, which is in the head or in the
+    /// The result of a gRPC-Web call: the message, or the status, which is in the head or in the
     /// last frame.
     fn call(&self) -> Result<&[u8], (Code, String)> {
         assert_eq!(self.status, 200, "{}{}", self.head, self.text());
@@ -75,7 +75,7 @@ impl Answer {
     }
 }
 
-/// Sends one request; `body` waits until the head was sent.
+/// Sends one request and reads the whole answer.
 fn send(http: SocketAddr, line: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(http).unwrap();
     ask(
@@ -94,12 +94,12 @@ fn ask(stream: &mut TcpStream, line: &str, headers: &[(&str, &str)], body: &[u8]
     if !headers.iter().any(|(name, _)| *name == "host") {
         head += "host: localhost\r\n";
     }
-    headers
-        .iter()
-        .for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
     stream.write_all(head.as_bytes()).unwrap();
     stream.write_all(b"\r\n").unwrap();
-    // A request that is refused by its head may be hung up on.
+    // The server may close the connection if it refuses the head.
     let _ = stream.write_all(body);
 }
 
@@ -133,7 +133,7 @@ fn unchunked(mut rest: &[u8]) -> Vec<u8> {
     }
 }
 
-/// A message as gRPC-Web sends it.
+/// A message with gRPC-Web's prefix.
 fn framed(message: &impl Message) -> Vec<u8> {
     let bytes = message.encode_to_vec();
     [&[0][..], &(bytes.len() as u32).to_be_bytes(), &bytes].concat()
@@ -155,7 +155,7 @@ fn call(server: &Server, method: &str, headers: &[(&str, &str)], body: &[u8]) ->
     )
 }
 
-/// One answer on a connection that stays open.
+/// Reads one answer on a connection that stays open.
 fn get_and_stay(stream: &mut TcpStream, path: &str) -> u16 {
     ask(stream, &format!("GET {path}"), &[], b"");
     let mut answer = Vec::new();
@@ -179,7 +179,7 @@ fn get_and_stay(stream: &mut TcpStream, path: &str) -> u16 {
 }
 
 #[test]
-fn who_sends_a_head_slowly_is_hung_up_on_and_holds_up_nobody() {
+fn a_slow_or_silent_sender_is_disconnected_and_delays_nobody() {
     let server = Server::spawn(&[]);
     let mut slow = TcpStream::connect(server.http).unwrap();
     let mut silent = TcpStream::connect(server.http).unwrap();
@@ -195,7 +195,7 @@ fn who_sends_a_head_slowly_is_hung_up_on_and_holds_up_nobody() {
             }
             std::thread::sleep(Duration::from_millis(200));
         }
-        panic!("a slow sender is not hung up on");
+        panic!("a slow sender is not disconnected");
     });
     assert_eq!(server.get("/metrics").0, 200);
     silent
@@ -229,7 +229,7 @@ fn a_head_that_is_too_long_is_refused() {
 }
 
 #[test]
-fn too_many_connections_are_refused_while_those_that_are_open_go_on() {
+fn excess_connections_are_refused_while_open_ones_continue() {
     let server = Server::spawn(&[]);
     let mut scraper = TcpStream::connect(server.http).unwrap();
     assert_eq!(get_and_stay(&mut scraper, "/metrics"), 200);
@@ -252,13 +252,16 @@ fn too_many_connections_are_refused_while_those_that_are_open_go_on() {
     drop(others);
     let until = Instant::now() + Duration::from_secs(5);
     while send(server.http, "GET /healthz", &[], b"").status != 200 {
-        assert!(Instant::now() < until, "places do not become free");
+        assert!(
+            Instant::now() < until,
+            "closed connections do not make room"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 #[test]
-fn the_page_comes_with_a_strict_policy_and_from_the_browsers_cache_while_it_is_the_same() {
+fn the_page_has_a_strict_policy_and_is_cached_while_it_is_unchanged() {
     let server = Server::spawn(&[]);
     let page = send(server.http, "GET /", &[], b"");
     assert_eq!(page.status, 200);
@@ -288,7 +291,7 @@ fn the_page_comes_with_a_strict_policy_and_from_the_browsers_cache_while_it_is_t
         200
     );
 
-    // Every file that the page names is there, and nothing is named that lies elsewhere.
+    // Every file that the page names exists, and none is on another host.
     let text = page.text();
     let names: Vec<_> = text
         .split('"')
@@ -305,7 +308,7 @@ fn the_page_comes_with_a_strict_policy_and_from_the_browsers_cache_while_it_is_t
 }
 
 #[test]
-fn a_page_that_is_off_says_how_to_have_it() {
+fn a_page_that_is_off_says_how_to_turn_it_on() {
     let server = Server::start(&["--web", "off"]);
     let (status, text) = server.get("/");
     assert_eq!(status, 200);
@@ -320,7 +323,7 @@ fn a_page_that_is_off_says_how_to_have_it() {
 }
 
 #[test]
-fn the_page_must_not_let_in_whom_grpc_would_ask_for_a_certificate() {
+fn the_page_must_not_bypass_client_certificates() {
     let file = data("README.md");
     let file = file.to_str().unwrap();
     let output = resnet18()
@@ -426,7 +429,7 @@ async fn both_ports_ask_for_the_same_token_and_share_one_limit_of_calls() {
         Ok("cat".into())
     );
 
-    // Half a message takes the only place, on either port.
+    // Half a message occupies the only permitted call, for both ports.
     let mut half = TcpStream::connect(server.http).unwrap();
     let length = cat().len().to_string();
     let head = [
@@ -459,10 +462,11 @@ async fn both_ports_ask_for_the_same_token_and_share_one_limit_of_calls() {
 }
 
 #[test]
-fn a_call_whose_image_does_not_arrive_in_time_is_answered_and_gives_up_its_place() {
+fn a_call_whose_image_arrives_too_slowly_is_answered_and_ends() {
     let server = Server::start(&["--max-calls", "1"]);
     let mut half = TcpStream::connect(server.http).unwrap();
-    let head = "host: localhost\r\ncontent-type: application/grpc-web+proto\r\ngrpc-timeout: 500m\r\nconnection: close";
+    let head = "host: localhost\r\ncontent-type: application/grpc-web+proto\r\n\
+                grpc-timeout: 500m\r\nconnection: close";
     write!(
         half,
         "POST {CLASSIFY} HTTP/1.1\r\n{head}\r\ncontent-length: 100000\r\n\r\n"
@@ -479,7 +483,7 @@ fn a_call_whose_image_does_not_arrive_in_time_is_answered_and_gives_up_its_place
 }
 
 #[test]
-fn the_state_is_told_and_a_call_of_the_page_is_answered_when_the_server_leaves() {
+fn the_state_is_reported_and_calls_are_finished_during_shutdown() {
     // A batch of two waits for its second image.
     let flags = [
         "--engine",

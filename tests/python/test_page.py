@@ -290,8 +290,8 @@ def test_a_server_that_is_busy_is_told_until_it_is_not():
         new MutationObserver(() => window.troubles.push(trouble.textContent))
             .observe(trouble, {childList: true, characterData: true, subtree: true});
     """)
-    seen = lambda: {text[:30] for text in page.execute_script("return window.troubles")}
-    until("both", lambda: {"", "The server has too much to do;"} <= seen() and labels()[0] == "cat")
+    seen = lambda: {text[:25] for text in page.execute_script("return window.troubles")}
+    until("both", lambda: {"", "The server is overloaded;"} <= seen() and labels()[0] == "cat")
     at("camera").click()
 
 

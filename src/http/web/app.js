@@ -1,17 +1,17 @@
-// The page: follows the server's state and metrics, second by second, and shows them.
+// The page: polls the server's state and metrics every second and shows them.
 
 import { Code, listModels } from "./calls.js";
 import { Chart, SAMPLES, figure, short } from "./chart.js";
 import { find, growth, parse, quantiles, sum } from "./metrics.js";
 import { askForToken, limit, offer, start } from "./try.js";
 
-/** Between two readings, in ms. */
+/** Time between two polls, in ms. */
 const STEP = 1000;
-/** A server that takes longer has gone, in ms. */
-const PATIENCE = 3000;
-/** Rates and percentiles are of what happened in this time, in ms. */
+/** A server that takes longer to answer counts as unreachable, in ms. */
+const POLL_TIMEOUT = 3000;
+/** Rates and percentiles cover this time, in ms. */
 const WINDOW = 10_000;
-/** How often the models are asked for, in ms. */
+/** Time between two calls of ListModels, in ms. */
 const MODELS_STEP = 5000;
 const QUANTILES = [0.5, 0.95, 0.99];
 const STAGES = [
@@ -23,7 +23,7 @@ const STAGES = [
 const STATES = {
   starting: ["starting", "The server is starting: its models are being loaded, checked and warmed up."],
   ready: ["ready", ""],
-  draining: ["shutting down", "The server is shutting down. It finishes what it has accepted."],
+  draining: ["shutting down", "The server is shutting down. It finishes the requests it has accepted."],
   failed: ["failed", "The server has failed"],
   gone: ["not reachable", "The server does not answer. Is it still running? Trying again every second."],
 };
@@ -37,20 +37,20 @@ const charts = {
   queue: new Chart(at("queue"), { least: 10 }),
   saturation: new Chart(at("saturation"), { least: 100, fixed: true }),
 };
-/** The percentiles of each stage, as the latency chart would show them. */
+/** The percentiles of each stage, as samples for the latency chart. */
 const history = STAGES.map(() => []);
 let chosen = 0;
-/** The readings of the last moments, as {time, metrics}, the oldest first. */
+/** The readings within the window, as {time, metrics}, oldest first. */
 let readings = [];
 let lastSample = null;
 let lastModels = -Infinity;
-/** What ListModels said last; null = nothing yet. */
+/** The last answer of ListModels; null if there is none. */
 let models = null;
 
 const perSecond = (value) => (value === null ? "–" : value.toFixed(value >= 99.95 ? 0 : 1));
 
 async function get(path) {
-  const response = await fetch(path, { signal: AbortSignal.timeout(PATIENCE), cache: "no-store", credentials: "omit" });
+  const response = await fetch(path, { signal: AbortSignal.timeout(POLL_TIMEOUT), cache: "no-store", credentials: "omit" });
   if (!response.ok) throw new Error(`${path}: HTTP ${response.status}`);
   return response;
 }
@@ -69,8 +69,8 @@ function showState(state, reason) {
   if (banner.textContent !== text) banner.textContent = text;
 }
 
-/** One look at the server. */
-async function look() {
+/** Polls the server once. */
+async function poll() {
   try {
     const [state, metrics] = await Promise.all([
       get("/state").then((response) => response.json()),
@@ -80,8 +80,8 @@ async function look() {
     showState(state.state, state.reason);
     limit(state.max_message_bytes);
     read(parse(metrics));
-    // Who has no token yet would only be refused again.
-    if (at("token-form").hidden && performance.now() - lastModels > MODELS_STEP) await lookAtModels();
+    // While the token form is open, a call would only be refused again.
+    if (at("token-form").hidden && performance.now() - lastModels > MODELS_STEP) await updateModels();
   } catch {
     showState("gone");
     readings = [];
@@ -115,7 +115,7 @@ function read(metrics) {
   if (models === null) showModels(fromMetrics(metrics));
 }
 
-/** Adds one sample to each chart, and gaps for the seconds in which nobody looked. */
+/** Adds one sample to each chart, and gaps for the seconds without a poll. */
 function sample({ fps, latency, queue, saturation }) {
   const now = performance.now();
   const missed = lastSample === null ? 0 : Math.round((now - lastSample) / STEP) - 1;
@@ -127,8 +127,8 @@ function sample({ fps, latency, queue, saturation }) {
   value("fps", perSecond(fps));
   value("queue", short(queue));
   value("saturation", saturation === null ? "–" : saturation.toFixed(0));
-  charts.fps.describe(`Images a second over the last two minutes; now ${perSecond(fps)}`);
-  charts.queue.describe(`Images that wait, over the last two minutes; now ${short(queue)}`);
+  charts.fps.describe(`Images per second over the last two minutes; now ${perSecond(fps)}`);
+  charts.queue.describe(`Images waiting, over the last two minutes; now ${short(queue)}`);
   charts.saturation.describe(`Busy cores in percent over the last two minutes; now ${short(saturation)}`);
   showLatency(latency);
 }
@@ -157,13 +157,13 @@ function showLatency(latency) {
 function notes(metrics, workers, refused) {
   const capacity = sum(metrics, "classifier_queue_capacity");
   const places = capacity ? `of ${short(capacity)} places` : "";
-  const turned = refused > 0 ? `${figure(refused)} a second refused` : "";
-  at("queue").querySelector(".muted").textContent = [places, turned].filter(Boolean).join(", ");
+  const rejections = refused > 0 ? `${figure(refused)} per second refused` : "";
+  at("queue").querySelector(".muted").textContent = [places, rejections].filter(Boolean).join(", ");
   at("saturation").hidden = workers === null;
   at("saturation").querySelector(".muted").textContent = workers ? `of ${short(workers)} core${workers > 1 ? "s" : ""}` : "";
 }
 
-async function lookAtModels() {
+async function updateModels() {
   lastModels = performance.now();
   try {
     models = await listModels();
@@ -175,7 +175,7 @@ async function lookAtModels() {
   }
 }
 
-/** What is known of the models without a token. */
+/** What the metrics tell about the models, for pages without a token. */
 function fromMetrics(metrics) {
   return find(metrics, "classifier_engine_info").filter(({ value }) => value === 1).map(({ labels }) => ({
     name: labels.model, engine: labels.engine, precision: labels.precision, device: labels.device,
@@ -204,7 +204,7 @@ function showModels(list) {
   if (!same && items.length) place.replaceChildren(...items);
 }
 
-/** A row for each stage; the one whose button is chosen is drawn. */
+/** Makes a table row for each stage, with a button that selects it for the chart. */
 function makeStages() {
   STAGES.forEach(({ name }, stage) => {
     const row = at("stages").insertRow();
@@ -224,7 +224,7 @@ function makeStages() {
   });
 }
 
-/** Looks as long as somebody does. */
+/** Polls while the page is visible. */
 async function follow() {
   for (;;) {
     if (document.hidden) {
@@ -233,7 +233,7 @@ async function follow() {
       continue;
     }
     const began = performance.now();
-    await look();
+    await poll();
     await sleep(Math.max(100, STEP - (performance.now() - began)));
   }
 }

@@ -1,4 +1,4 @@
-// Calls of the Classifier service in gRPC-Web, on the port that served the page.
+// Calls the Classifier service over gRPC-Web, on the port that served the page.
 
 import { classifyRequest, classifyResponse, listModelsRequest, listModelsResponse } from "./protobuf.js";
 
@@ -9,7 +9,7 @@ const TIMEOUT = 15_000;
 const TRAILERS = 0x80;
 const PREFIX = 5;
 
-/** Why a call has no answer. */
+/** The failure of a call. */
 export class CallError extends Error {
   constructor(code, message) {
     super(message);
@@ -17,22 +17,22 @@ export class CallError extends Error {
   }
 
   /** Whether the same call may succeed in a moment. */
-  get passes() {
+  get isTransient() {
     return [Code.exhausted, Code.unavailable, Code.deadline].includes(this.code);
   }
 }
 
-/** The token that the server wants, if it wants one: kept until the tab is closed. */
+/** The server's token, if it requires one. Kept until the tab is closed. */
 export const token = {
   get: () => sessionStorage.getItem("token"),
   set: (value) => sessionStorage.setItem("token", value),
   clear: () => sessionStorage.removeItem("token"),
 };
 
-/** What a photo, or any image's file content, shows. */
+/** Classifies the content of an image file. */
 export const classify = async (model, file) => classifyResponse(await call("Classify", classifyRequest(model, file)));
 
-/** The models that the server has. */
+/** Lists the server's models. */
 export const listModels = async () => listModelsResponse(await call("ListModels", listModelsRequest()));
 
 async function call(method, message) {
@@ -47,7 +47,7 @@ async function call(method, message) {
   const url = `/resnet18.v1.Classifier/${method}`;
   let response, bytes;
   try {
-    // The server keeps the deadline; this is for one that has gone.
+    // The server enforces the deadline; this covers a server that does not answer at all.
     const signal = AbortSignal.timeout(TIMEOUT + 2000);
     response = await fetch(url, { method: "POST", headers, body, signal, cache: "no-store", credentials: "omit" });
     bytes = new Uint8Array(await response.arrayBuffer());
@@ -57,7 +57,7 @@ async function call(method, message) {
   return answer(response, bytes);
 }
 
-/** The message of an answer. The status is in the headers when nothing else follows, else in the last frame. */
+/** The message of a response. The status is in the headers if there is no body, else in the last frame. */
 function answer(response, bytes) {
   if (!response.ok) {
     const busy = response.status === 503;
@@ -84,7 +84,7 @@ function trailers(frame) {
   return (name) => values[name] ?? null;
 }
 
-/** Messages travel percent-encoded. */
+/** Decodes a status message, which gRPC percent-encodes. */
 function plain(message) {
   try {
     return decodeURIComponent(message ?? "");

@@ -1,9 +1,9 @@
-// The camera: its pictures as small JPEGs, the newest only, with at most two on their way to the server.
+// The camera: sends its newest picture as a small JPEG, with at most two calls in flight.
 
 const IN_FLIGHT = 2;
 const QUALITY = 0.9;
 
-/** What went wrong, in words that say what to do. */
+/** An error message that tells the user what to do. */
 function explain(error) {
   switch (error.name) {
     case "NotAllowedError":
@@ -19,13 +19,13 @@ function explain(error) {
 }
 
 export class Camera {
-  /** Shows itself in `video`; `send` takes each picture and resolves when the next may come. */
+  /** Previews in `video`; `send` gets each picture and resolves when it has been answered. */
   constructor(video, send) {
     Object.assign(this, { video, send });
     this.canvas = document.createElement("canvas");
     this.stream = null;
     this.inFlight = 0;
-    /** In pixels: what the model needs of the shorter side. */
+    /** The shorter side that the model needs, in pixels. */
     this.shorterSide = 256;
     this.onEnded = () => {};
   }
@@ -34,10 +34,10 @@ export class Camera {
     return this.stream !== null;
   }
 
-  /** Asks for the camera and starts. Throws an Error whose message is for the person. */
+  /** Asks for the camera and starts it. Throws an Error whose message is for the user. */
   async start() {
     if (!navigator.mediaDevices?.getUserMedia) {
-      throw new Error("Browsers give the camera only to pages from https or from this machine. Choose a photo instead.");
+      throw new Error("Browsers allow the camera only on pages from https or from this machine. Choose a photo instead.");
     }
     const wanted = { video: { facingMode: { ideal: "environment" }, width: { ideal: 640 }, frameRate: { ideal: 30 } } };
     try {

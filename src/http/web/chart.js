@@ -1,8 +1,8 @@
-// A line chart of the last two minutes, in SVG.
+// An SVG line chart of the last two minutes.
 
 const SVG = "http://www.w3.org/2000/svg";
 const [WIDTH, HEIGHT] = [240, 100];
-/** The most samples that are kept and shown. */
+/** The number of samples that a chart shows, one per second. */
 export const SAMPLES = 120;
 
 function make(name, attributes, parent) {
@@ -12,23 +12,23 @@ function make(name, attributes, parent) {
   return element;
 }
 
-/** 1, 2 or 5 times a power of ten: the smallest that is not below `value`. */
+/** Rounds up to 1, 2 or 5 times a power of ten. */
 function round(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= value * 0.999);
 }
 
-/** A measurement, with three digits that count. */
+/** Formats a measurement with three significant digits. */
 export function figure(value) {
   if (value === null) return "–";
   return value.toFixed(value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2);
 }
 
-/** A number that is often whole. */
+/** Formats a number that is often whole. */
 export const short = (value) => (Number.isInteger(value) ? String(value) : figure(value));
 
 export class Chart {
-  /** In `figure`, which has a `.plot`; `series` = how many lines; `least` = the lowest top of the scale. */
+  /** Draws into the `.plot` of `figure`: `series` lines on a scale that reaches at least to `least`. */
   constructor(figure, { series = 1, least = 1, fixed = false }) {
     Object.assign(this, { figure, least, fixed });
     this.samples = [];
@@ -48,14 +48,14 @@ export class Chart {
     this.draw();
   }
 
-  /** Adds one value a line; null = there is none. */
+  /** Adds one value per line; null leaves a gap. */
   add(values) {
     this.samples.push(values);
     if (this.samples.length > SAMPLES) this.samples.shift();
     this.draw();
   }
 
-  /** Shows other samples in place of those so far. */
+  /** Replaces all samples. */
   replace(samples) {
     this.samples = samples.slice(-SAMPLES);
     this.draw();
@@ -74,7 +74,7 @@ export class Chart {
         const value = sample[n] ?? null;
         const begins = (this.samples[i - 1]?.[n] ?? null) === null;
         if (value !== null) path.push(`${begins ? "M" : "L"}${x(i)} ${y(value)}`);
-        // A line to itself: a single sample shows as a dot.
+        // A line to its own start makes a single sample visible as a dot.
         if (value !== null && begins) path.push(`L${x(i)} ${y(value)}`);
       });
       line.setAttribute("d", path.join(""));
@@ -82,7 +82,7 @@ export class Chart {
     this.area?.setAttribute("d", this.areas(x, y));
   }
 
-  /** What lies under the line: one shape for each stretch without a gap. */
+  /** The area under the line: one shape per stretch without a gap. */
   areas(x, y) {
     const shapes = [];
     let start = null;
@@ -96,7 +96,7 @@ export class Chart {
     return shapes.join("");
   }
 
-  /** What the chart says now, for those who don't see it. */
+  /** Describes the chart for screen readers. */
   describe(text) {
     this.svg.setAttribute("aria-label", text);
   }

@@ -1,6 +1,6 @@
-// Reads the text of /metrics, and makes rates and percentiles of what changed between two readings.
+// Parses the text of /metrics, and derives rates and percentiles from two readings.
 
-/** A reading: the series of each name, as {labels, value}. */
+/** Parses a reading: a map from each name to its series, as {labels, value}. */
 export function parse(text) {
   const series = new Map();
   for (const line of text.split("\n")) {
@@ -17,26 +17,26 @@ export function parse(text) {
   return series;
 }
 
-/** The series of a name that have these labels; a list means any of its values. */
+/** The series of a name that have these labels; a list matches any of its values. */
 export function find(reading, name, labels = {}) {
   const wanted = Object.entries(labels);
   return (reading.get(name) ?? []).filter((one) => wanted.every(([label, value]) => [value].flat().includes(one.labels[label])));
 }
 
-/** Their sum; null when there are none. */
+/** The sum of such series; null if there are none. */
 export function sum(reading, name, labels) {
   const found = find(reading, name, labels);
   return found.length ? found.reduce((total, { value }) => total + value, 0) : null;
 }
 
-/** How much a counter has grown from one reading to the next; null when it is not there. */
+/** How much a counter has grown between two readings; null if it does not exist. */
 export function growth(before, after, name, labels) {
   const now = sum(after, name, labels);
   if (now === null) return null;
   return Math.max(0, now - (sum(before, name, labels) ?? 0));
 }
 
-/** The quantiles of what a histogram took in between two readings, in its unit; null when that was nothing. */
+/** The quantiles of a histogram's samples between two readings, in its unit; null if there were none. */
 export function quantiles(before, after, name, labels, wanted) {
   const [old, young] = [buckets(before, name, labels), buckets(after, name, labels)];
   const grown = [...young].map(([le, count]) => [le, count - (old.get(le) ?? 0)]).sort(([a], [b]) => a - b);
@@ -53,7 +53,7 @@ function buckets(reading, name, labels) {
   return counts;
 }
 
-/** As Prometheus's histogram_quantile: evenly spread within a bucket; the last one has no upper end. */
+/** Interpolates linearly within a bucket, as Prometheus's histogram_quantile; the last bucket has no upper bound. */
 function quantile(grown, rank) {
   let [lower, below] = [0, 0];
   for (const [bound, count] of grown) {

@@ -1,4 +1,4 @@
-// The few messages of resnet18/v1/classifier.proto that the page sends and reads, in protobuf's wire format.
+// Encodes and decodes the messages of resnet18/v1/classifier.proto that the page uses (protobuf's wire format).
 
 const VARINT = 0, FIXED64 = 1, BYTES = 2, FIXED32 = 5;
 const text = { encode: (string) => new TextEncoder().encode(string), decode: (bytes) => new TextDecoder().decode(bytes) };
@@ -19,19 +19,19 @@ function join(parts) {
   return all;
 }
 
-/** A field of bytes, a string or a message. */
+/** Encodes a length-delimited field: bytes, a string or a message. */
 const field = (number, bytes) => join([varint(number * 8 + BYTES), varint(bytes.length), bytes]);
 
-/** `ClassifyRequest`: a file's content for the model of that name; "" = the default one. */
+/** Encodes `ClassifyRequest`: a file's content and a model's name, "" for the default model. */
 export function classifyRequest(model, file) {
   const image = field(1, file);
   return join([...(model ? [field(1, text.encode(model))] : []), field(2, image)]);
 }
 
-/** `ListModelsRequest`. */
+/** Encodes `ListModelsRequest`. */
 export const listModelsRequest = () => new Uint8Array();
 
-/** The fields of a message, as [number, value]: numbers, or bytes. */
+/** Iterates over a message's fields, as [number, value]; values are numbers or bytes. */
 function* fields(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   let at = 0;
@@ -57,12 +57,12 @@ function* fields(bytes) {
         yield [number, bytes.subarray(start, start + length)];
         break;
       }
-      default: throw new Error("the answer is no protobuf message");
+      default: throw new Error("the answer is not a protobuf message");
     }
   }
 }
 
-/** Reads a message by `names`: {number: [name, read, repeated]}. Fields that are absent have their defaults. */
+/** Decodes a message by `names`: {number: [name, read, repeated]}. Absent fields keep their defaults. */
 function message(bytes, names, defaults) {
   const found = { ...defaults };
   for (const [number, value] of fields(bytes)) {
@@ -90,10 +90,10 @@ const model = (bytes) => message(bytes, {
   9: ["device", text.decode], 10: ["state", same], 11: ["problem", text.decode],
 }, { name: "", resize: 256, engine: "", precision: "", device: "", state: 0, problem: "" });
 
-/** `ClassifyResponse`: the model, its classes and where the time went, in ms. */
+/** Decodes `ClassifyResponse`: the model, its classes and the time of each stage, in ms. */
 export const classifyResponse = (bytes) => message(bytes, {
   1: ["model", text.decode], 3: ["classes", classification, true], 4: ["timing", timing],
 }, { model: "", classes: [], timing: timing(new Uint8Array()) });
 
-/** `ListModelsResponse`: the models. */
+/** Decodes the models of `ListModelsResponse`. */
 export const listModelsResponse = (bytes) => message(bytes, { 1: ["models", model, true] }, { models: [] }).models;

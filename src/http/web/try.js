@@ -1,35 +1,35 @@
-// "Try it": a photo or the camera goes to the server, and what it shows comes back.
+// "Try it": sends a photo or camera pictures to the server and shows the classes.
 
 import { Camera } from "./camera.js";
 import { classify, Code, token } from "./calls.js";
 import { figure } from "./chart.js";
 
 const TOP = 5;
-/** Between two tries when the server has no time, in ms. */
-const PAUSE = 1000;
-/** How often figures, and what is spoken, change at most, in ms. */
+/** Time before a call is retried when the server is overloaded or unreachable, in ms. */
+const RETRY_PAUSE = 1000;
+/** The least time between two updates of the figures, and of the spoken result, in ms. */
 const [FIGURES, SPEECH] = [250, 3000];
-/** What a message holds besides its photo, in bytes, at most. */
+/** Upper bound for the bytes of a message besides its photo. */
 const ENVELOPE = 1024;
-/** Answers are counted over this time, in ms. */
+/** The answers' rate covers this time, in ms. */
 const RATE_WINDOW = 2000;
 
 const at = (id) => document.getElementById(id);
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const ms = (value) => `${figure(value)} ms`;
 
-/** What is shown at the moment: every new photo, and each start of the camera, is a new one. */
+/** Numbers what is shown: each new photo and each start of the camera begins a session. */
 let session = 0;
 let answered = [];
 let newest = 0;
 let lastFigures = 0;
 let lastSpeech = 0;
 let spokenLabel = "";
-/** What is to be done with the next token. */
+/** Callbacks to run once a token is entered. */
 let waiting = [];
 let photo = null;
 let photoUrl = null;
-/** The largest photo, in bytes. */
+/** The largest photo that the server accepts, in bytes. */
 let largest = Infinity;
 
 const camera = new Camera(at("video"), sendPicture);
@@ -38,7 +38,7 @@ camera.onEnded = (message) => {
   trouble(message);
 };
 
-/** Tells the models that may be asked for. */
+/** Offers these models for selection. */
 export function offer(models) {
   const select = at("model");
   const names = models.map((model) => model.name);
@@ -51,10 +51,10 @@ export function offer(models) {
   camera.shorterSide = models.find((model) => model.name === select.value)?.resize || 256;
 }
 
-/** Tells how large a message may be, in bytes. */
+/** Sets how large a message may be, in bytes. */
 export const limit = (bytes) => (largest = bytes - ENVELOPE);
 
-/** Asks for a token; `again` is done with the next one. */
+/** Shows the token form; `again` runs once a token is entered. */
 export function askForToken(message, again) {
   const form = at("token-form");
   if (again) waiting.push(again);
@@ -70,7 +70,7 @@ function trouble(message) {
   if (place.textContent !== message) place.textContent = message ?? "";
 }
 
-/** Calls for what is shown; the answer, or null when that has changed meanwhile. */
+/** Classifies, with retries. Null if something else is shown by the time of the answer. */
 async function ask(mine, file) {
   for (;;) {
     try {
@@ -87,13 +87,13 @@ async function ask(mine, file) {
         continue;
       }
       trouble(explain(error));
-      if (!error.passes && !camera.isOn) {
+      if (!error.isTransient && !camera.isOn) {
         clear();
         throw error;
       }
-      await sleep(PAUSE);
+      await sleep(RETRY_PAUSE);
       if (mine !== session) return null;
-      // Of a video the next picture is tried, not this one again.
+      // With the camera on, the next picture is sent instead.
       if (camera.isOn) throw error;
     }
   }
@@ -101,8 +101,8 @@ async function ask(mine, file) {
 
 function explain(error) {
   switch (error.code) {
-    case Code.exhausted: return `The server has too much to do; trying again. It says: ${error.message}`;
-    case Code.unavailable: return `Not now; trying again every second: ${error.message}.`;
+    case Code.exhausted: return `The server is overloaded; trying again: ${error.message}`;
+    case Code.unavailable: return `The server is unavailable; trying again every second: ${error.message}.`;
     case Code.deadline: return "The server took too long; trying again.";
     case Code.outOfRange: return `The photo is too large for this server: ${error.message}`;
     case Code.invalid: return `The server can't read this image: ${error.message}`;
@@ -160,13 +160,13 @@ async function sendPicture(file) {
   const mine = session;
   const started = performance.now();
   const answer = await ask(mine, file).catch(() => null);
-  // Two are on their way at once; one that was overtaken is not shown.
+  // Two calls run at once: an answer that was overtaken is not shown.
   if (!answer || started < newest) return;
   newest = started;
   show(answer, performance.now() - started);
 }
 
-/** Five empty places. */
+/** Shows empty rows. */
 function clear() {
   at("waiting").hidden = false;
   at("facts").hidden = true;
@@ -212,7 +212,7 @@ function figures(timing, trip, now) {
   if (now - lastFigures < FIGURES) return;
   lastFigures = now;
   at("rate").parentElement.hidden = !camera.isOn;
-  // Between the first and the last answer there is one step less than there are answers.
+  // N answers span N - 1 intervals.
   const seconds = (now - answered[0]) / 1000;
   at("rate").textContent = answered.length > 1 ? ((answered.length - 1) / seconds).toFixed(1) : "–";
   at("trip").textContent = ms(trip);
@@ -264,7 +264,7 @@ function cameraStopped() {
   at("camera").classList.remove("on");
 }
 
-/** A camera that is allowed later needs no words any more. */
+/** Removes the error message once the camera is allowed after all. */
 async function followPermission() {
   const permission = await navigator.permissions?.query({ name: "camera" }).catch(() => null);
   permission?.addEventListener("change", () => {
@@ -277,13 +277,13 @@ export function start() {
   const stage = at("stage");
   at("file").addEventListener("change", ({ target }) => {
     if (target.files[0]) showPhoto(target.files[0]);
-    // The same file may be chosen again.
+    // Without this, choosing the same file again would fire no event.
     target.value = "";
   });
   at("camera").addEventListener("click", () => (camera.isOn ? stopCamera() : startCamera()));
   at("model").addEventListener("change", () => photo && showPhoto(photo));
   addEventListener("paste", ({ clipboardData }) => clipboardData.files[0] && showPhoto(clipboardData.files[0]));
-  // Anywhere on the page: a photo that misses must not replace the page.
+  // Anywhere on the page: the browser would open a photo that is dropped beside the target.
   addEventListener("dragover", (event) => {
     event.preventDefault();
     stage.classList.add("over");

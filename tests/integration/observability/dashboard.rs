@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::common::json;
 
-/// What Grafana would load.
+/// The dashboard as Grafana loads it.
 pub fn dashboard() -> Value {
     json(
         &std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -12,7 +12,7 @@ pub fn dashboard() -> Value {
     )
 }
 
-/// Every panel, also those in rows that are closed; the row's title with it.
+/// Every panel, including those in collapsed rows, with its row's title.
 pub fn panels() -> Vec<(String, Value)> {
     let mut row = String::new();
     let mut panels = Vec::new();
@@ -30,16 +30,16 @@ pub fn panels() -> Vec<(String, Value)> {
 
 /// One query.
 pub struct Query {
-    /// The panel's.
+    /// The panel's title.
     pub title: String,
     pub expr: String,
     pub legend: String,
-    /// Of one moment; the others are drawn over time.
+    /// Evaluated at one moment; other queries are drawn over time.
     pub instant: bool,
     pub expected: Expected,
 }
 
-/// What a query gives on a server without a GPU.
+/// What a query returns for a server without a GPU.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
     Data,
@@ -65,7 +65,7 @@ impl Query {
     }
 }
 
-/// Those of the panels and of the annotations.
+/// The queries of the panels and of the annotations.
 pub fn queries() -> Vec<Query> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut queries = Vec::new();
@@ -98,7 +98,7 @@ pub fn queries() -> Vec<Query> {
     queries
 }
 
-/// The variables that Prometheus is asked for: name, label and metric of each.
+/// The variables whose values come from Prometheus: name, label and metric of each.
 pub fn variables() -> Vec<(String, String, String)> {
     let mut variables = Vec::new();
     for variable in dashboard()["templating"]["list"].as_array().unwrap() {

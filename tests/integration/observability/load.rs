@@ -1,4 +1,4 @@
-//! Clients that send photos and a video, and note when each answer came and how long it took.
+//! Clients that send photos and a video, and record when each answer came and how long it took.
 
 use std::{
     path::Path,
@@ -23,11 +23,10 @@ use crate::common::{Server, data, image, request};
 
 type Answers = Arc<Mutex<Vec<Answer>>>;
 
-/// An answer that came.
 struct Answer {
-    /// When, in seconds since 1970.
+    /// When it came, in seconds since 1970.
     at: f64,
-    /// What it took, in seconds, if it is for a photo.
+    /// In seconds, for photos only.
     latency: Option<f64>,
 }
 
@@ -39,16 +38,15 @@ pub struct Load {
     _folder: tempfile::TempDir,
 }
 
-/// What clients saw in some time.
+/// What the clients measured in a period.
 pub struct Seen {
-    /// Of photos, in seconds, sorted.
+    /// Latencies of photos, in seconds, sorted.
     pub latencies: Vec<f64>,
     pub frames: u64,
 }
 
 impl Load {
-    /// So many clients that send photos, each when its last one is answered, and one that sends a
-    /// video.
+    /// Starts this many clients in a closed loop of photos, and one that sends a video.
     pub async fn start(server: &Server, photo_clients: usize) -> Self {
         let (stop, stopped) = watch::channel(false);
         let answers = Answers::default();
@@ -94,7 +92,7 @@ impl Load {
         }
     }
 
-    /// What was seen from `begin` to `end`, in seconds since 1970.
+    /// The measurements from `begin` to `end`, in seconds since 1970.
     pub fn between(&self, begin: f64, end: f64) -> Seen {
         let answers = self.answers.lock().unwrap();
         let inside = || {
@@ -152,7 +150,7 @@ fn make_video(folder: &Path) -> VideoSource {
     VideoSource::File(path)
 }
 
-/// Plays the video over and over, as a camera would.
+/// Sends the video in a loop and in real time, as a camera would.
 fn send_video(
     server: &Server,
     source: VideoSource,

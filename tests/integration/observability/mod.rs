@@ -1,5 +1,4 @@
-//! What Prometheus and Grafana make of a server: a real Prometheus scrapes one under load, and is
-//! asked every query of the dashboard and of the rules.
+//! Dashboard, recording rules and alerts, with a real Prometheus that scrapes a server under load.
 
 mod dashboard;
 mod load;
@@ -13,7 +12,7 @@ use self::load::Load;
 use self::prometheus::{Prometheus, seconds};
 use crate::common::{Server, data, ffmpeg};
 
-/// Clients in a closed loop, so many that an answer takes far longer than its way through the
+/// Clients in a closed loop: enough that an answer takes far longer than its way through the
 /// network.
 const CLIENTS: usize = 32;
 const CAPACITY: &str = "40";
@@ -53,8 +52,7 @@ async fn prometheus_and_the_clients_agree_and_alerts_fire() {
     prometheus.wait_until_firing("ClassifierDown").await;
 }
 
-/// Images a second and latency as the dashboard shows them, beside what the clients saw in the same
-/// time.
+/// Compares throughput and latency as the dashboard shows them with the clients' own measurements.
 fn measurements_agree(prometheus: &Prometheus, load: &Load) {
     let scrapes = prometheus.scrapes(
         "classifier_batch_size_sum",
@@ -78,7 +76,7 @@ fn measurements_agree(prometheus: &Prometheus, load: &Load) {
     let seen = load.between(begin, end);
 
     let images = (seen.latencies.len() as u64 + seen.frames) as f64;
-    // On a very slow machine a few answers that are on their way at either end are more than 5 %.
+    // On a very slow machine a few answers in flight at either end are more than 5 %.
     close(
         "images a second",
         show("Images a second", ""),
@@ -91,7 +89,7 @@ fn measurements_agree(prometheus: &Prometheus, load: &Load) {
         seen.mean(),
         0.05,
     );
-    // A quantile lies in the same bucket as the clients' own, or at its edge.
+    // A quantile is accurate to the width of its bucket.
     for (name, quantile) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
         let shown = show("Latency of requests", name);
         let (low, high) = (
@@ -113,7 +111,7 @@ fn close(what: &str, shown: f64, seen: f64, tolerance: f64) {
     );
 }
 
-/// Every query of the dashboard gives data of the shape that its panel draws; so do the rules.
+/// Every query of the dashboard, and every rule, gives data of the shape that its panel expects.
 fn every_query_answers(prometheus: &Prometheus, server: &Server) {
     let end = seconds(SystemTime::now());
     for query in queries() {

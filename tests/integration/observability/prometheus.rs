@@ -29,7 +29,7 @@ pub struct Rule {
     pub error: String,
 }
 
-/// Whether it is there; a visible word if not.
+/// Whether Prometheus is installed; prints a visible note if not.
 pub fn installed() -> bool {
     let found = |program| Command::new(program).arg("--version").output().is_ok();
     let both = found("prometheus") && found("promtool");
@@ -43,7 +43,7 @@ pub fn seconds(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
-/// The rules with windows and waits of seconds in place of minutes.
+/// Shortens the rules' windows and waiting times from minutes to seconds.
 fn in_a_hurry(rules: &str) -> String {
     let minutes = ["1m", "2m", "5m", "10m", "15m", "30m"];
     minutes.iter().fold(rules.to_owned(), |rules, time| {
@@ -54,7 +54,7 @@ fn in_a_hurry(rules: &str) -> String {
 }
 
 impl Prometheus {
-    /// Starts one with the project's configuration, which scrapes `server` once a second.
+    /// Starts Prometheus with the project's configuration, scraping `server` once a second.
     pub fn start(server: SocketAddr) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/prometheus");
@@ -109,7 +109,7 @@ impl Prometheus {
         }
     }
 
-    /// Until there is something to take a rate of.
+    /// Waits until there are enough scrapes for a rate.
     pub async fn wait_for_scrapes(&self) {
         self.until("it has started", || {
             self.fetch("/-/ready").contains(" 200 ")
@@ -128,7 +128,7 @@ impl Prometheus {
         self.until(alert, || self.firing().contains(alert)).await;
     }
 
-    /// Before the first scrape it is right to say that there is no server.
+    /// Waits until no alert fires: before the first scrape, ClassifierDown does.
     pub async fn wait_until_calm(&self) {
         self.until("a server that has nothing to do is fine", || {
             self.firing().is_empty()
@@ -198,30 +198,29 @@ impl Prometheus {
             .collect()
     }
 
-    /// The one value of a query.
+    /// The value of a query with one result.
     pub fn value(&self, expr: &str, at: f64) -> f64 {
         let series = self.series(expr, at, true);
         assert_eq!(series.len(), 1, "{expr}: {series:?}");
         series[0].1
     }
 
-    /// The series of a query with their values at `end`: asked for as of one moment, or drawn over
-    /// the seconds before.
+    /// The series of a query with their values at `end`, from an instant query or from a range
+    /// query over the seconds before.
     pub fn series(
         &self,
         expr: &str,
         end: f64,
         instant: bool,
     ) -> Vec<(BTreeMap<String, String>, f64)> {
-        let answer = match instant {
-            true => self.get(&query(expr, end)),
-            false => {
-                let begin = end - 2.0;
-                self.get(&format!(
-                    "/api/v1/query_range?query={}&start={begin}&end={end}&step=1",
-                    encoded(expr)
-                ))
-            }
+        let answer = if instant {
+            self.get(&query(expr, end))
+        } else {
+            let begin = end - 2.0;
+            self.get(&format!(
+                "/api/v1/query_range?query={}&start={begin}&end={end}&step=1",
+                encoded(expr)
+            ))
         };
         let kind = answer["resultType"].as_str().unwrap();
         assert_eq!(kind, if instant { "vector" } else { "matrix" }, "{expr}");
@@ -244,7 +243,7 @@ impl Prometheus {
             .collect()
     }
 
-    /// Head and body.
+    /// The response, head and body.
     fn fetch(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(self.address).unwrap();
         write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
@@ -253,7 +252,7 @@ impl Prometheus {
         answer
     }
 
-    /// The data of an answer that must be a success.
+    /// The data of a successful response.
     fn get(&self, path: &str) -> Value {
         let answer = self.fetch(path);
         let (_, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -268,7 +267,7 @@ fn query(expr: &str, at: f64) -> String {
     format!("/api/v1/query?query={}&time={at}", encoded(expr))
 }
 
-/// For a URL's query.
+/// Percent-encodes for a URL's query.
 fn encoded(text: &str) -> String {
     let byte = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),

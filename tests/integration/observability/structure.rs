@@ -1,4 +1,4 @@
-//! The dashboard is as Grafana wants it and as a reader needs it.
+//! The dashboard's structure: valid for Grafana, and complete for its readers.
 
 use std::collections::BTreeSet;
 
@@ -60,7 +60,7 @@ fn every_panel_says_what_it_shows_in_which_unit_from_the_chosen_source() {
 }
 
 #[test]
-fn no_two_panels_lie_on_each_other() {
+fn panels_do_not_overlap() {
     let cells = |panels: &[Value]| {
         let mut taken = BTreeSet::new();
         for panel in panels {
@@ -70,7 +70,7 @@ fn no_two_panels_lie_on_each_other() {
             for cell in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
                 assert!(
                     taken.insert(cell),
-                    "{} lies on another panel",
+                    "{} overlaps another panel",
                     panel["title"]
                 );
             }
@@ -84,7 +84,7 @@ fn no_two_panels_lie_on_each_other() {
 }
 
 #[test]
-fn it_is_of_a_schema_that_grafana_reads_and_can_be_asked_for_servers_and_models() {
+fn it_has_a_current_schema_and_variables_for_servers_and_models() {
     let dashboard = dashboard();
     assert!(dashboard["schemaVersion"].as_u64().unwrap() >= 39);
     assert!(!dashboard["uid"].as_str().unwrap().is_empty());
@@ -120,7 +120,7 @@ fn names(expr: &str) -> impl Iterator<Item = &str> {
     words.filter(|word| word.contains("classifier_"))
 }
 
-/// What only a GPU shows can't be asked of a server without one.
+/// Queries for GPU metrics are checked here only: the tests' server has none.
 #[test]
 fn every_metric_that_is_asked_for_exists_with_its_labels() {
     let rules = include_str!("../../../deploy/prometheus/rules.yml");

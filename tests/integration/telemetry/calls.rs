@@ -1,4 +1,4 @@
-//! Calls with a token and a trace, and what they carry.
+//! Helpers that make calls with a token and a trace context.
 
 use std::{fs, time::Duration};
 
@@ -15,14 +15,14 @@ pub const TOKEN: &str = "0123456789abcdef-shop";
 pub const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 pub const PARENT: &str = "00f067aa0ba902b7";
 
-/// A file with one token, whose name is `shop`.
+/// A token file with one caller, `shop`.
 pub fn tokens() -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), format!("shop {TOKEN}\n")).unwrap();
     file
 }
 
-/// A message with a token and with these metadata.
+/// A request with the token and these metadata.
 pub fn call<T>(message: T, metadata: &[(&'static str, &str)]) -> Request<T> {
     let mut request = Request::new(message);
     let headers = request.metadata_mut();
@@ -41,7 +41,7 @@ pub fn photo() -> ClassifyRequest {
     request(image(data("cat.jpg")))
 }
 
-/// A raw frame all of whose bytes spell `PIXELS`.
+/// A raw frame whose bytes repeat `PIXELS`, to find them in a log.
 pub fn pixels() -> Image {
     let data = b"PIXELS".repeat(8 * 8 / 2);
     let raw = RawFrame {
@@ -56,7 +56,7 @@ pub fn pixels() -> Image {
     }
 }
 
-/// Sends these frames and reads all the answers.
+/// Sends these frames on one stream and reads all answers.
 pub async fn stream(
     client: &mut ClassifierClient<Channel>,
     policy: FramePolicy,

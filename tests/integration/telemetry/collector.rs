@@ -1,4 +1,4 @@
-//! A collector of OpenTelemetry that keeps what it gets.
+//! An OpenTelemetry collector that keeps the spans it receives.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,11 +14,10 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-/// What a collector has got.
 #[derive(Clone, Default)]
 pub struct Collector(Arc<Mutex<Vec<Received>>>);
 
-/// A span, and the attributes of what sent it.
+/// A span, and the attributes of its sender's resource.
 #[derive(Clone)]
 pub struct Received {
     pub resource: Vec<KeyValue>,
@@ -47,7 +46,7 @@ impl TraceService for Collector {
 }
 
 impl Collector {
-    /// A collector, and its address.
+    /// Starts a collector and returns its URL with it.
     pub async fn start() -> (Self, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -74,8 +73,8 @@ impl Collector {
     }
 }
 
-/// An attribute as text.
-pub fn said(attributes: &[KeyValue], name: &str) -> String {
+/// An attribute's value as text.
+pub fn attribute(attributes: &[KeyValue], name: &str) -> String {
     let value = attributes
         .iter()
         .find(|attribute| attribute.key == name)

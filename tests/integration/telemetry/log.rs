@@ -1,4 +1,4 @@
-//! The log's lines.
+//! Log lines: what they contain, and what they never contain.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use tonic::Code;
 use super::calls::{TRACE, call, photo, pixels, stop, stream, tokens, traceparent};
 use crate::common::{Server, data, request};
 
-/// The lines of a log in JSON that bear this message.
+/// The lines of a JSON log that have this message.
 fn lines(log: &str, message: &str) -> Vec<Value> {
     let all = log
         .lines()

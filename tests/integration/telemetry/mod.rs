@@ -1,5 +1,4 @@
-//! What the server tells of each call: its log, and with the feature `otlp` its traces, as a
-//! collector gets them.
+//! Logging and, with the feature `otlp`, tracing of calls, as a collector receives the spans.
 
 mod calls;
 #[cfg(feature = "otlp")]

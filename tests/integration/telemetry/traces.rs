@@ -1,4 +1,4 @@
-//! Traces, from a caller's `traceparent` to what a collector gets.
+//! Tracing, from a caller's `traceparent` to the spans that a collector receives.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -10,7 +10,7 @@ use tonic::Code;
 
 use super::{
     calls::{PARENT, TRACE, call, photo, pixels, stop, stream, tokens, traceparent},
-    collector::{Collector, said},
+    collector::{Collector, attribute},
 };
 use crate::common::{Server, request};
 
@@ -26,7 +26,7 @@ fn of_trace(spans: &[Span], trace: &str) -> Vec<Span> {
         .collect()
 }
 
-/// The spans below `parent`, by when they begin.
+/// The children of `parent`, ordered by start.
 fn parts(spans: &[Span], parent: &Span) -> Vec<Span> {
     let mut parts: Vec<_> = spans
         .iter()
@@ -41,8 +41,8 @@ fn nanoseconds(duration: Option<prost_types::Duration>) -> u64 {
     Duration::try_from(duration.unwrap()).unwrap().as_nanos() as u64
 }
 
-/// The four stages of `whole` follow each other without a gap, take as long as the answer says, and
-/// the engine's call knows of it.
+/// Checks that the four stages of `whole` follow each other without a gap and take as long as the
+/// answer says, and that inference and batch are linked both ways.
 fn check_stages(spans: &[Span], whole: &Span, timing: &Timing) {
     let stages = parts(spans, whole);
     let names: Vec<_> = stages.iter().map(|span| &*span.name).collect();
@@ -78,8 +78,8 @@ fn check_stages(spans: &[Span], whole: &Span, timing: &Timing) {
             .any(|link| (&link.trace_id, &link.span_id) == (&whole.trace_id, &whole.span_id))
     );
     assert_eq!(
-        said(&batch.attributes, "classifier.batch_size"),
-        said(&inference.attributes, "classifier.batch_size")
+        attribute(&batch.attributes, "classifier.batch_size"),
+        attribute(&inference.attributes, "classifier.batch_size")
     );
     let length = |span: &Span| span.end_time_unix_nano - span.start_time_unix_nano;
     assert_eq!(length(batch), length(inference));
@@ -163,9 +163,12 @@ async fn a_callers_trace_is_continued_through_every_stage() {
         (&*whole.name, whole.kind()),
         ("resnet18.v1.Classifier/Classify", SpanKind::Server)
     );
-    assert_eq!(said(&whole.attributes, "classifier.caller"), "shop");
-    assert_eq!(said(&whole.attributes, "classifier.model"), "resnet18-demo");
-    assert_eq!(said(&whole.attributes, "rpc.grpc.status_code"), "0");
+    assert_eq!(attribute(&whole.attributes, "classifier.caller"), "shop");
+    assert_eq!(
+        attribute(&whole.attributes, "classifier.model"),
+        "resnet18-demo"
+    );
+    assert_eq!(attribute(&whole.attributes, "rpc.grpc.status_code"), "0");
     assert!(
         traced
             .iter()
@@ -173,12 +176,15 @@ async fn a_callers_trace_is_continued_through_every_stage() {
     );
     check_stages(&spans, whole, &answer.timing.unwrap());
     let resource = &collector.received()[0].resource;
-    assert_eq!(said(resource, "service.name"), "resnet18");
-    assert_eq!(said(resource, "service.version"), env!("CARGO_PKG_VERSION"));
+    assert_eq!(attribute(resource, "service.name"), "resnet18");
+    assert_eq!(
+        attribute(resource, "service.version"),
+        env!("CARGO_PKG_VERSION")
+    );
 
     assert!(
         of_trace(&spans, &"c".repeat(32)).is_empty(),
-        "the caller does not want it"
+        "the caller decided against sampling"
     );
     let roots: Vec<_> = spans
         .iter()
@@ -198,17 +204,17 @@ async fn a_callers_trace_is_continued_through_every_stage() {
             .find(|span| hex(&span.trace_id) == trace)
             .unwrap();
         assert_eq!(
-            said(&whole.attributes, "classifier.frames"),
+            attribute(&whole.attributes, "classifier.frames"),
             answers.len().to_string()
         );
         let frames = parts(&spans, whole);
         assert_eq!(frames.len(), answers.len());
         for answer in answers {
             let id = answer.frame_id.to_string();
-            let is_it = |span: &&Span| said(&span.attributes, "classifier.frame_id") == id;
+            let is_it = |span: &&Span| attribute(&span.attributes, "classifier.frame_id") == id;
             let frame = frames.iter().find(is_it).unwrap();
             assert_eq!(frame.name, "frame");
-            match said(&frame.attributes, "classifier.code").as_str() {
+            match attribute(&frame.attributes, "classifier.code").as_str() {
                 "OK" => check_stages(&spans, frame, &answer.timing.unwrap()),
                 code => assert_eq!((code, answer.frame_id), ("INVALID_ARGUMENT", 2)),
             }
@@ -217,7 +223,7 @@ async fn a_callers_trace_is_continued_through_every_stage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn those_who_share_a_batch_are_linked_to_it_and_it_to_them() {
+async fn calls_and_their_shared_batch_are_linked_both_ways() {
     let (collector, url) = Collector::start().await;
     let flags = [
         "--max-batch",
@@ -243,7 +249,7 @@ async fn those_who_share_a_batch_are_linked_to_it_and_it_to_them() {
         }
     });
     let answers = join_all(calls).await;
-    // Nobody asked for this one's trace.
+    // This call is not sampled.
     server
         .client()
         .await
@@ -307,7 +313,7 @@ async fn a_call_that_fails_by_the_servers_fault_is_an_error_in_its_trace() {
 
     let status = |span: &Span| {
         (
-            said(&span.attributes, "rpc.grpc.status_code"),
+            attribute(&span.attributes, "rpc.grpc.status_code"),
             span.status.clone().unwrap_or_default(),
         )
     };
@@ -323,7 +329,7 @@ async fn a_call_that_fails_by_the_servers_fault_is_an_error_in_its_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_is_down_is_told_once_and_holds_up_nothing() {
+async fn a_collector_that_is_down_is_logged_once_and_delays_nothing() {
     let free = TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
@@ -352,7 +358,7 @@ async fn a_collector_that_is_down_is_told_once_and_holds_up_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_never_answers_does_not_hold_up_the_shutdown() {
+async fn a_collector_that_never_answers_does_not_delay_the_shutdown() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
     let mut server = Server::start(&["--otlp-endpoint", &url, "--trace-sampling", "1"]);
