@@ -1,4 +1,5 @@
-//! Decoding, resizing and both together, by format and size; raw frames.
+//! Benchmarks of image preprocessing: decoding, resizing and both together, for files of several
+//! formats and sizes; and raw frames.
 
 use std::{fs, path::Path};
 
@@ -15,7 +16,7 @@ const GEOMETRY: Geometry = Geometry {
     resize_shorter_side: 256,
 };
 
-/// The project's own photos, and the larger ones of `../shared` where they are.
+/// Photos of this repository, and larger ones from `../shared`, which are skipped if missing.
 const FILES: [&str; 9] = [
     "tests/data/cat.jpg",
     "tests/data/cat_lossy.webp",
@@ -34,7 +35,7 @@ fn files(c: &mut Criterion) {
     for file in FILES {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
         let Ok(bytes) = fs::read(&path) else {
-            eprintln!("skipped: there is no {file}");
+            eprintln!("skipped {file}: not found");
             continue;
         };
         let name = path
@@ -46,27 +47,32 @@ fn files(c: &mut Criterion) {
         group
             .sample_size(20)
             .throughput(Throughput::Bytes(bytes.len() as u64));
+
         group.bench_function("decode", |b| {
-            b.iter(|| decode(&bytes, &config).expect("the image is good"))
+            b.iter(|| decode(&bytes, &config).expect("the image is valid"))
         });
-        let pixels = decode(&bytes, &config).expect("the image is good");
+
+        let pixels = decode(&bytes, &config).expect("the image is valid");
         let mut resizer = Resizer::default();
         group.bench_function("resize", |b| {
             b.iter(|| {
                 resizer
                     .crop(&pixels, &GEOMETRY, &mut crop)
-                    .expect("the image is good")
+                    .expect("the image is valid")
             });
         });
+
         let source = Source::Encoded(Bytes::from(bytes));
         let mut preprocessor = Preprocessor::new(config);
         group.bench_function("preprocess", |b| {
             b.iter(|| {
                 preprocessor
                     .crop(&source, &GEOMETRY, &mut crop)
-                    .expect("the image is good")
+                    .expect("the image is valid")
             });
         });
+
+        // Smaller images are not scaled down while they are decoded.
         if pixels.width.min(pixels.height) >= 4 * GEOMETRY.resize_shorter_side {
             let mut preprocessor = Preprocessor::new(PreprocessConfig {
                 jpeg_scaling: JpegScaling::Auto,
@@ -76,7 +82,7 @@ fn files(c: &mut Criterion) {
                 b.iter(|| {
                     preprocessor
                         .crop(&source, &GEOMETRY, &mut crop)
-                        .expect("the image is good")
+                        .expect("the image is valid")
                 });
             });
         }
@@ -88,14 +94,14 @@ fn raw_frames(c: &mut Criterion) {
     let mut crop = vec![0; GEOMETRY.bytes()];
     let mut preprocessor = Preprocessor::new(PreprocessConfig::default());
     let mut group = c.benchmark_group("raw 1280x720");
-    for (format, bits) in [
+    for (format, bits_per_pixel) in [
         (PixelFormat::Rgb8, 24),
         (PixelFormat::Bgra8, 32),
         (PixelFormat::Gray8, 8),
         (PixelFormat::Nv12, 12),
         (PixelFormat::I420, 12),
     ] {
-        let data = Bytes::from(vec![100; 1280 * 720 * bits / 8]);
+        let data = Bytes::from(vec![100; 1280 * 720 * bits_per_pixel / 8]);
         let frame = Source::Raw(RawFrame {
             format,
             width: 1280,
@@ -107,7 +113,7 @@ fn raw_frames(c: &mut Criterion) {
             b.iter(|| {
                 preprocessor
                     .crop(&frame, &GEOMETRY, &mut crop)
-                    .expect("the frame is good")
+                    .expect("the frame is valid")
             });
         });
     }

@@ -1,28 +1,32 @@
-//! From logits to the classes that a caller sees.
+//! From logits to the classes of an answer: softmax, top-k, and smoothing over a video's frames.
 
 use std::cmp::Ordering;
 
-/// One class and how probable it is.
+/// A class and its probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Class {
     /// The index in the model's output.
     pub class_id: usize,
-    /// 0 to 1.
+    /// From 0 to 1.
     pub probability: f32,
 }
 
-/// The probabilities of the classes: `exp(x) / Σ exp`, computed so that large logits don't
-/// overflow.
+/// Turns logits into probabilities: `exp(x) / Σ exp`.
+///
+/// The largest logit is subtracted first, so that large logits do not overflow.
 pub fn softmax(logits: &[f32]) -> Vec<f32> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut probabilities: Vec<f32> = logits.iter().map(|x| (x - max).exp()).collect();
+
     let sum: f32 = probabilities.iter().sum();
-    probabilities.iter_mut().for_each(|p| *p /= sum);
+    for probability in &mut probabilities {
+        *probability /= sum;
+    }
     probabilities
 }
 
-/// The `k` most probable classes of at least `min_probability`, the most probable first; ties by
-/// index.
+/// Returns up to `k` classes with a probability of at least `min_probability`, the most probable
+/// first. Equal probabilities are ordered by class index.
 pub fn top_k(probabilities: &[f32], k: usize, min_probability: f32) -> Vec<Class> {
     let mut classes: Vec<Class> = probabilities
         .iter()
@@ -33,25 +37,29 @@ pub fn top_k(probabilities: &[f32], k: usize, min_probability: f32) -> Vec<Class
         })
         .filter(|class| class.probability >= min_probability)
         .collect();
-    let descending = |a: &Class, b: &Class| -> Ordering {
-        b.probability
-            .total_cmp(&a.probability)
-            .then(a.class_id.cmp(&b.class_id))
-    };
+
+    // A partial selection first: it is cheaper than to sort all classes for a small `k`.
     if k < classes.len() {
         if k > 0 {
-            classes.select_nth_unstable_by(k - 1, descending);
+            classes.select_nth_unstable_by(k - 1, most_probable_first);
         }
         classes.truncate(k);
     }
-    classes.sort_unstable_by(descending);
+
+    classes.sort_unstable_by(most_probable_first);
     classes
 }
 
-/// An exponential mean of the probabilities over the frames of a video.
+fn most_probable_first(a: &Class, b: &Class) -> Ordering {
+    b.probability
+        .total_cmp(&a.probability)
+        .then(a.class_id.cmp(&b.class_id))
+}
+
+/// An exponential moving average of the probabilities over the frames of a video.
 ///
-/// After `half_life` seconds without new evidence a probability counts half; frames may be unevenly
-/// spaced.
+/// The weight of a frame halves with every `half_life` seconds that pass. Frames may be unevenly
+/// spaced in time.
 #[derive(Debug)]
 pub struct Smoothing {
     half_life: f64,
@@ -59,7 +67,7 @@ pub struct Smoothing {
 }
 
 impl Smoothing {
-    /// `half_life` in seconds; 0 or less = no smoothing.
+    /// `half_life` is in seconds; 0 or less turns smoothing off.
     pub fn new(half_life: f64) -> Self {
         Self {
             half_life,
@@ -67,16 +75,18 @@ impl Smoothing {
         }
     }
 
-    /// Takes in the probabilities of a frame taken `elapsed` seconds after the one before, and
-    /// returns the mean.
+    /// Adds the probabilities of a frame captured `elapsed` seconds after the previous one, and
+    /// returns the updated mean.
     pub fn update(&mut self, probabilities: Vec<f32>, elapsed: f64) -> &[f32] {
-        if self.half_life <= 0.0 || self.mean.len() != probabilities.len() {
+        let is_first_frame = self.mean.len() != probabilities.len();
+        if self.half_life <= 0.0 || is_first_frame {
             self.mean = probabilities;
-        } else {
-            let keep = 0.5_f64.powf(elapsed.max(0.0) / self.half_life) as f32;
-            for (mean, new) in self.mean.iter_mut().zip(probabilities) {
-                *mean = *mean * keep + new * (1.0 - keep);
-            }
+            return &self.mean;
+        }
+
+        let keep = 0.5_f64.powf(elapsed.max(0.0) / self.half_life) as f32;
+        for (mean, new) in self.mean.iter_mut().zip(probabilities) {
+            *mean = *mean * keep + new * (1.0 - keep);
         }
         &self.mean
     }
@@ -121,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn no_smoothing_returns_each_frame_as_it_is() {
+    fn without_smoothing_each_frame_is_returned_unchanged() {
         let mut smoothing = Smoothing::new(0.0);
         smoothing.update(vec![1.0, 0.0], 0.0);
         assert_eq!(smoothing.update(vec![0.0, 1.0], 0.1), [0.0, 1.0]);

@@ -1,25 +1,37 @@
-//! Image files of every kind, decoded as the server does, whole and scaled down.
+//! Fuzzes image decoding: files of every format, preprocessed as the server does, at full size and
+//! at reduced scale.
 #![no_main]
 
 use std::cell::RefCell;
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use resnet18_server::image::{Geometry, ImageError, JpegScaling, PreprocessConfig, Preprocessor, Source};
+use resnet18_server::image::{
+    Geometry, ImageError, JpegScaling, PreprocessConfig, Preprocessor, Source,
+};
 
-/// Small, so that the time goes into decoding, and JPEGs of 16 pixels a side are scaled down
-/// already.
-const GEOMETRY: Geometry = Geometry { width: 4, height: 4, resize_shorter_side: 4 };
+/// Small, so that the time goes into decoding, and so that JPEGs are decoded at reduced scale from
+/// 16 pixels a side.
+const GEOMETRY: Geometry = Geometry {
+    width: 4,
+    height: 4,
+    resize_shorter_side: 4,
+};
 
 fn config(jpeg_scaling: JpegScaling) -> PreprocessConfig {
-    PreprocessConfig { jpeg_scaling, ..PreprocessConfig::default() }
+    PreprocessConfig {
+        jpeg_scaling,
+        ..PreprocessConfig::default()
+    }
 }
 
 thread_local! {
-    /// One that has seen other images before, as a worker's has.
-    static USED: RefCell<Preprocessor> = RefCell::new(Preprocessor::new(config(JpegScaling::Auto)));
+    /// A preprocessor that has seen other images before, like that of a worker thread.
+    static REUSED: RefCell<Preprocessor> =
+        RefCell::new(Preprocessor::new(config(JpegScaling::Auto)));
 }
 
+/// Panics on errors that no image file may cause.
 fn crop(preprocessor: &mut Preprocessor, image: &Source) -> Result<Vec<u8>, String> {
     let mut crop = vec![0; GEOMETRY.bytes()];
     match preprocessor.crop(image, &GEOMETRY, &mut crop) {
@@ -36,9 +48,14 @@ fn crop(preprocessor: &mut Preprocessor, image: &Source) -> Result<Vec<u8>, Stri
 
 fuzz_target!(|file: &[u8]| {
     let image = Source::Encoded(Bytes::copy_from_slice(file));
-    let scaled = crop(&mut Preprocessor::new(config(JpegScaling::Auto)), &image);
-    let again = USED.with_borrow_mut(|used| crop(used, &image));
-    assert_eq!(scaled, again, "an answer depends on the images before it");
+
+    let with_new = crop(&mut Preprocessor::new(config(JpegScaling::Auto)), &image);
+    let with_reused = REUSED.with_borrow_mut(|reused| crop(reused, &image));
+    assert_eq!(
+        with_new, with_reused,
+        "the answer depends on previous images"
+    );
+
     if file.starts_with(b"\xff\xd8") {
         let _ = crop(&mut Preprocessor::new(config(JpegScaling::Off)), &image);
     }

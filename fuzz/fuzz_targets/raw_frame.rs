@@ -1,16 +1,23 @@
-//! Raw frames: any format, size, stride and length of data.
+//! Fuzzes raw frames: any format, size, stride and length of data.
 #![no_main]
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use resnet18_server::image::{Geometry, ImageError, PixelFormat, PreprocessConfig, Preprocessor, RawFrame, Source};
+use resnet18_server::image::{
+    Geometry, ImageError, PixelFormat, PreprocessConfig, Preprocessor, RawFrame, Source,
+};
 
-const GEOMETRY: Geometry = Geometry { width: 24, height: 20, resize_shorter_side: 28 };
-/// Larger frames are not made, in bytes: they would take most of the time.
-const LARGEST: u64 = 1 << 20;
+const GEOMETRY: Geometry = Geometry {
+    width: 24,
+    height: 20,
+    resize_shorter_side: 28,
+};
+
+/// Frames with more bytes than this are not generated, because they would take most of the time.
+const MAX_FRAME_BYTES: u64 = 1 << 20;
 
 #[derive(Arbitrary, Debug)]
-struct Frame {
+struct Input {
     format: u8,
     width: Number,
     height: Number,
@@ -18,6 +25,7 @@ struct Frame {
     data: Vec<u8>,
 }
 
+/// Half of the numbers are small, so that many frames are of a plausible size.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Number {
     Small(u8),
@@ -35,39 +43,50 @@ impl From<Number> for u32 {
 
 fn format(number: u8) -> PixelFormat {
     use PixelFormat::*;
+
     let formats = [Rgb8, Bgr8, Rgba8, Bgra8, Gray8, Nv12, I420];
     formats[usize::from(number) % formats.len()]
 }
 
 fn crop(frame: &RawFrame) -> Result<(), ImageError> {
     let mut crop = vec![0; GEOMETRY.bytes()];
-    Preprocessor::new(PreprocessConfig::default()).crop(&Source::Raw(frame.clone()), &GEOMETRY, &mut crop)
+    Preprocessor::new(PreprocessConfig::default()).crop(
+        &Source::Raw(frame.clone()),
+        &GEOMETRY,
+        &mut crop,
+    )
 }
 
-fuzz_target!(|input: Frame| {
-    let Frame { format: number, width, height, stride, data } = input;
+/// Fills `expected` bytes with repetitions of `data`.
+fn repeat(data: &[u8], expected: usize) -> Vec<u8> {
+    let pattern = if data.is_empty() { &[7][..] } else { data };
+    let mut repeated = pattern.repeat(expected / pattern.len() + 1);
+    repeated.truncate(expected);
+    repeated
+}
+
+fuzz_target!(|input: Input| {
     let mut frame = RawFrame {
-        format: format(number),
-        width: width.into(),
-        height: height.into(),
-        stride: stride.into(),
-        data: data.into(),
+        format: format(input.format),
+        width: input.width.into(),
+        height: input.height.into(),
+        stride: input.stride.into(),
+        data: input.data.into(),
     };
+
     match crop(&frame) {
-        // What the error asks for must be enough.
-        Err(ImageError::DataTooShort { expected, .. } | ImageError::DataTooLong { expected, .. })
-            if expected <= LARGEST =>
-        {
-            let expected = expected as usize;
-            let pattern = if frame.data.is_empty() { &[7][..] } else { &frame.data };
-            let mut data = pattern.repeat(expected / pattern.len() + 1);
-            data.truncate(expected);
-            frame.data = data.into();
-            crop(&frame).expect("a frame of the length that was asked for is taken");
+        // A frame with the length that the error message asks for must be accepted.
+        Err(
+            ImageError::DataTooShort { expected, .. } | ImageError::DataTooLong { expected, .. },
+        ) if expected <= MAX_FRAME_BYTES => {
+            frame.data = repeat(&frame.data, expected as usize).into();
+            crop(&frame).expect("a frame of the requested length is accepted");
         }
-        Err(error @ (ImageError::Geometry { .. } | ImageError::CropLength { .. } | ImageError::DecoderPanic)) => {
-            panic!("no frame may cause this: {error}")
-        }
+        Err(
+            error @ (ImageError::Geometry { .. }
+            | ImageError::CropLength { .. }
+            | ImageError::DecoderPanic),
+        ) => panic!("no frame may cause this: {error}"),
         _ => {}
     }
 });

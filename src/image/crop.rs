@@ -1,5 +1,5 @@
-//! Crops that callers have made themselves: upright and of the model's input size already, as
-//! pixels or normalised.
+//! Crops that callers prepare themselves: already upright and of the model's input size, either as
+//! pixels or as normalised values.
 
 use bytes::Bytes;
 
@@ -8,71 +8,84 @@ use super::{Geometry, ImageError};
 /// A crop that needs no decoding.
 #[derive(Clone, Debug)]
 pub enum Crop {
-    /// `uint8 [height, width, 3]` (RGB).
+    /// RGB pixels: `uint8 [height, width, 3]`.
     Pixels(Bytes),
-    /// What `(pixel / 255 - mean) / std` made of the pixels.
+    /// Pixels normalised by `(pixel / 255 - mean) / std`.
     Normalized {
-        /// `float32 [3, height, width]` (red, green, blue), little-endian.
+        /// `float32 [3, height, width]` in the order red, green, blue, little-endian.
         values: Bytes,
-        /// Of red, green and blue, where black is 0 and white 1.
+        /// The mean of red, green and blue, on a scale where black is 0 and white is 1.
         mean: [f32; 3],
-        /// Of red, green and blue.
+        /// The standard deviation of red, green and blue, on the same scale.
         std: [f32; 3],
     },
 }
 
-/// Writes `source` as RGB8. A normalised value becomes the nearest pixel, so that it moves by at
-/// most `1 / (510 · std)`: what was made of whole pixels comes back exactly.
+/// Writes `source` as RGB8 into `crop`, which has [`Geometry::bytes`] bytes.
+///
+/// Normalised values are rounded to the nearest pixel value, so a value changes by at most
+/// `1 / (510 · std)`, and values computed from whole pixels are recovered exactly.
 pub(super) fn write(source: &Crop, geometry: &Geometry, crop: &mut [u8]) -> Result<(), ImageError> {
-    let length = |got: usize, expected: usize| match got == expected {
-        true => Ok(()),
-        false => Err(ImageError::ReadyCropLength {
-            expected: expected as u64,
-            got: got as u64,
-        }),
-    };
     match source {
         Crop::Pixels(pixels) => {
-            length(pixels.len(), crop.len())?;
+            check_length(pixels.len(), crop.len())?;
             crop.copy_from_slice(pixels);
+            Ok(())
         }
         Crop::Normalized { values, mean, std } => {
-            length(values.len(), crop.len() * size_of::<f32>())?;
-            let planes = values.chunks_exact(values.len() / 3);
-            for (channel, plane) in planes.enumerate() {
-                let (mean, std) = (mean[channel], std[channel]);
-                for (i, bytes) in plane.as_chunks().0.iter().enumerate() {
-                    let value = f32::from_le_bytes(*bytes);
-                    crop[3 * i + channel] = pixel(value, mean, std).ok_or_else(|| {
-                        no_pixel(value, channel, i, geometry.width as usize, (mean, std))
-                    })?;
-                }
-            }
+            check_length(values.len(), crop.len() * size_of::<f32>())?;
+            denormalize(values, *mean, *std, geometry.width as usize, crop)
+        }
+    }
+}
+
+fn check_length(got: usize, expected: usize) -> Result<(), ImageError> {
+    if got != expected {
+        return Err(ImageError::ReadyCropLength {
+            expected: expected as u64,
+            got: got as u64,
+        });
+    }
+    Ok(())
+}
+
+/// Converts planes of normalised values to interleaved pixels.
+fn denormalize(
+    values: &[u8],
+    mean: [f32; 3],
+    std: [f32; 3],
+    width: usize,
+    crop: &mut [u8],
+) -> Result<(), ImageError> {
+    let planes = values.chunks_exact(values.len() / 3);
+    for (channel, plane) in planes.enumerate() {
+        let (mean, std) = (mean[channel], std[channel]);
+        for (i, bytes) in plane.as_chunks().0.iter().enumerate() {
+            let value = f32::from_le_bytes(*bytes);
+            let Some(pixel) = nearest_pixel(value, mean, std) else {
+                return Err(ImageError::ValueOutOfRange {
+                    value: value.to_string(),
+                    channel: ["red", "green", "blue"][channel],
+                    x: i % width,
+                    y: i / width,
+                    black: (-mean / std).to_string(),
+                    white: ((1.0 - mean) / std).to_string(),
+                });
+            };
+            crop[3 * i + channel] = pixel;
         }
     }
     Ok(())
 }
 
-fn pixel(value: f32, mean: f32, std: f32) -> Option<u8> {
+/// The pixel value nearest to a normalised value; `None` for values outside black to white.
+fn nearest_pixel(value: f32, mean: f32, std: f32) -> Option<u8> {
     let nearest = ((value * std + mean) * 255.0).round();
-    // Written so that NaN fails.
-    (0.0..=255.0).contains(&nearest).then_some(nearest as u8)
-}
-
-fn no_pixel(
-    value: f32,
-    channel: usize,
-    i: usize,
-    width: usize,
-    (mean, std): (f32, f32),
-) -> ImageError {
-    ImageError::NoPixel {
-        value: value.to_string(),
-        channel: ["red", "green", "blue"][channel],
-        x: i % width,
-        y: i / width,
-        black: (-mean / std).to_string(),
-        white: ((1.0 - mean) / std).to_string(),
+    // A NaN is in no range, so it gives `None` too.
+    if (0.0..=255.0).contains(&nearest) {
+        Some(nearest as u8)
+    } else {
+        None
     }
 }
 
@@ -106,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn every_normalised_pixel_comes_back_exactly() {
+    fn every_pixel_survives_normalisation_exactly() {
         let crop = written(&normalized(|channel, i| {
             (i as f32 / 255.0 - MEAN[channel]) / STD[channel]
         }))
@@ -119,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn values_between_two_pixels_become_the_nearer_one() {
+    fn values_between_two_pixels_are_rounded_to_the_nearer_one() {
         let crop = written(&normalized(|channel, _| {
             (100.4 / 255.0 - MEAN[channel]) / STD[channel]
         }))
@@ -128,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn values_that_no_pixel_has_are_refused() {
+    fn values_outside_black_to_white_are_rejected() {
         for value in [2.7, -2.2, 127.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let source = normalized(|channel, i| if (channel, i) == (1, 17) { value } else { 0.0 });
             let error = written(&source).unwrap_err().to_string();
@@ -141,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn crops_of_another_size_are_refused() {
+    fn crops_of_another_size_are_rejected() {
         let error = written(&Crop::Pixels(vec![0; 767].into()))
             .unwrap_err()
             .to_string();

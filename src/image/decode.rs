@@ -1,23 +1,30 @@
-//! The bytes of an image file → pixels as they are stored, with one byte a channel.
+//! Decodes image files to pixels as stored in the file, one byte per channel.
 
-use std::io::Cursor;
-
-use image::codecs::{
-    bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, pnm::PnmDecoder, tiff::TiffDecoder,
-    webp::WebPDecoder,
+use std::{
+    error::Error,
+    io::{self, Cursor},
 };
-use image::error::{DecodingError, UnsupportedErrorKind};
-use image::{ColorType, ImageDecoder, ImageResult, Limits};
 
-use super::orientation::Orientation;
-use super::pixels::{Layout, Pixels, resize_buffer};
-use super::sniff::looks_like;
-use super::{Exif, ImageError, Kind, PreprocessConfig, jpeg};
+use image::{
+    ColorType, ImageDecoder, ImageResult, Limits,
+    codecs::{
+        bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, pnm::PnmDecoder, tiff::TiffDecoder,
+        webp::WebPDecoder,
+    },
+    error::{DecodingError, UnsupportedErrorKind},
+};
+
+use super::{
+    Exif, ImageError, ImageFormat, PreprocessConfig, jpeg,
+    orientation::Orientation,
+    pixels::{PixelLayout, Pixels, resize_buffer},
+    sniff::looks_like,
+};
 
 /// Decodes an image file.
 ///
 /// # Errors
-/// Whatever makes the file unusable: see [`ImageError`].
+/// An [`ImageError`] that says why the file cannot be used.
 pub fn decode(encoded: &[u8], config: &PreprocessConfig) -> Result<Pixels, ImageError> {
     let mut pixels = Pixels::default();
     pixels.decode(encoded, config)?;
@@ -25,47 +32,52 @@ pub fn decode(encoded: &[u8], config: &PreprocessConfig) -> Result<Pixels, Image
 }
 
 impl Pixels {
-    /// Like [`decode`], into this image's memory. After an error the content is unspecified.
+    /// Like [`decode`], but reuses the memory of this image. After an error its content is
+    /// unspecified.
     ///
     /// # Errors
-    /// Whatever makes the file unusable: see [`ImageError`].
+    /// An [`ImageError`] that says why the file cannot be used.
     pub fn decode(&mut self, encoded: &[u8], config: &PreprocessConfig) -> Result<(), ImageError> {
         self.decode_at_least(encoded, config, None)
     }
 
-    /// Like [`Pixels::decode`], but a JPEG may be scaled down to a shorter side of `enough` pixels
-    /// or more.
+    /// Like [`Pixels::decode`], but a JPEG may be decoded at reduced scale, as long as its shorter
+    /// side keeps at least `min_shorter_side` pixels. `None` decodes at full size.
     pub(super) fn decode_at_least(
         &mut self,
         encoded: &[u8],
         config: &PreprocessConfig,
-        enough: Option<u32>,
+        min_shorter_side: Option<u32>,
     ) -> Result<(), ImageError> {
         if encoded.is_empty() {
             return Err(ImageError::Empty);
         }
-        let Some(kind) = Kind::of(encoded) else {
+        let Some(format) = ImageFormat::of(encoded) else {
             return Err(ImageError::Unrecognised {
                 looks_like: looks_like(encoded),
             });
         };
+
         let input = Input {
-            kind,
+            format,
             encoded,
             config,
         };
         let reader = Cursor::new(encoded);
-        match kind {
-            Kind::Jpeg => jpeg::decode(self, encoded, config, enough),
-            Kind::Png => self.decode_with(&input, PngDecoder::with_limits(reader, input.limits())),
-            Kind::WebP => self.decode_with(&input, WebPDecoder::new(reader)),
-            Kind::Gif => self.decode_with(&input, GifDecoder::new(reader)),
-            Kind::Bmp => self.decode_with(&input, BmpDecoder::new(reader)),
-            Kind::Tiff => self.decode_with(&input, TiffDecoder::new(reader)),
-            Kind::Pnm => self.decode_with(&input, PnmDecoder::new(reader)),
+        match format {
+            ImageFormat::Jpeg => jpeg::decode(self, encoded, config, min_shorter_side),
+            ImageFormat::Png => {
+                self.decode_with(&input, PngDecoder::with_limits(reader, input.limits()))
+            }
+            ImageFormat::WebP => self.decode_with(&input, WebPDecoder::new(reader)),
+            ImageFormat::Gif => self.decode_with(&input, GifDecoder::new(reader)),
+            ImageFormat::Bmp => self.decode_with(&input, BmpDecoder::new(reader)),
+            ImageFormat::Tiff => self.decode_with(&input, TiffDecoder::new(reader)),
+            ImageFormat::Pnm => self.decode_with(&input, PnmDecoder::new(reader)),
         }
     }
 
+    /// Decodes with a decoder of the `image` crate. Sizes are checked before memory is reserved.
     fn decode_with<D: ImageDecoder>(
         &mut self,
         input: &Input<'_>,
@@ -74,18 +86,20 @@ impl Pixels {
         let mut decoder = decoder.map_err(|error| input.explain(error))?;
         (self.width, self.height) = decoder.dimensions();
         input.config.check_size(self.width, self.height)?;
-        let (layout, wide) = match decoder.color_type() {
-            ColorType::L8 => (Layout::Gray, false),
-            ColorType::La8 => (Layout::GrayAlpha, false),
-            ColorType::Rgb8 => (Layout::Rgb, false),
-            ColorType::Rgba8 => (Layout::Rgba, false),
-            ColorType::L16 => (Layout::Gray, true),
-            ColorType::La16 => (Layout::GrayAlpha, true),
-            ColorType::Rgb16 => (Layout::Rgb, true),
-            ColorType::Rgba16 => (Layout::Rgba, true),
-            other => return Err(input.unsupported(format!("its pixels are {other:?}"))),
+
+        let (layout, is_16_bit) = match decoder.color_type() {
+            ColorType::L8 => (PixelLayout::Gray, false),
+            ColorType::La8 => (PixelLayout::GrayAlpha, false),
+            ColorType::Rgb8 => (PixelLayout::Rgb, false),
+            ColorType::Rgba8 => (PixelLayout::Rgba, false),
+            ColorType::L16 => (PixelLayout::Gray, true),
+            ColorType::La16 => (PixelLayout::GrayAlpha, true),
+            ColorType::Rgb16 => (PixelLayout::Rgb, true),
+            ColorType::Rgba16 => (PixelLayout::Rgba, true),
+            other => return Err(input.unsupported(format!("its pixels are of type {other:?}"))),
         };
         self.layout = layout;
+
         decoder
             .set_limits(input.limits())
             .map_err(|error| input.explain(error))?;
@@ -97,36 +111,38 @@ impl Pixels {
         };
 
         let samples = self.width as usize * self.height as usize * layout.channels();
-        let bytes = if wide { 2 * samples } else { samples };
+        let bytes = if is_16_bit { 2 * samples } else { samples };
         if decoder.total_bytes() != bytes as u64 {
-            return Err(input.unsupported("its pixels have an unknown size".to_owned()));
+            return Err(input.unsupported("its pixels have an unexpected size".to_owned()));
         }
+
         zero_buffer(&mut self.data, bytes);
         decoder
             .read_image(&mut self.data)
             .map_err(|error| input.explain(error))?;
-        if wide {
-            narrow(&mut self.data, samples);
+        if is_16_bit {
+            reduce_to_8_bits(&mut self.data, samples);
         }
         Ok(())
     }
 }
 
-/// A file and what is known of it.
+/// A file, its detected format and the configuration: the context of a decoder's errors.
 struct Input<'a> {
-    kind: Kind,
+    format: ImageFormat,
     encoded: &'a [u8],
     config: &'a PreprocessConfig,
 }
 
 impl Input<'_> {
-    /// Room for the largest image with the widest pixels, and something for the decoder's own
-    /// tables.
+    /// The memory that a decoder may reserve, in bytes: enough for the largest accepted image in
+    /// the widest pixel type (16-bit RGBA), and for the decoder's own tables.
     fn max_bytes(&self) -> u64 {
+        const BYTES_PER_PIXEL: u64 = 8;
         const TABLES: u64 = 16 << 20;
         self.config
             .max_pixels
-            .saturating_mul(8)
+            .saturating_mul(BYTES_PER_PIXEL)
             .saturating_add(TABLES)
     }
 
@@ -137,83 +153,87 @@ impl Input<'_> {
     }
 
     fn unsupported(&self, reason: String) -> ImageError {
-        ImageError::UnsupportedVariety {
-            kind: self.kind,
-            reason,
-        }
-    }
-
-    fn explain(&self, error: image::ImageError) -> ImageError {
-        let kind = self.kind;
-        match error {
-            image::ImageError::IoError(error) if ends_early(&error) => self.truncated(),
-            image::ImageError::Decoding(error) => self.explain_decoding(&error),
-            image::ImageError::Limits(_) => ImageError::TooMuchMemory {
-                kind,
-                max_bytes: self.max_bytes(),
-            },
-            image::ImageError::Unsupported(error) => self.unsupported(match error.kind() {
-                UnsupportedErrorKind::Color(color) => format!("its pixels are {color:?}"),
-                UnsupportedErrorKind::GenericFeature(feature) => feature,
-                _ => error.to_string(),
-            }),
-            other => ImageError::Damaged {
-                kind,
-                reason: other.to_string(),
-            },
-        }
-    }
-
-    fn explain_decoding(&self, error: &DecodingError) -> ImageError {
-        let mut reason = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(inner) = cause {
-            if inner
-                .downcast_ref::<std::io::Error>()
-                .is_some_and(ends_early)
-            {
-                return self.truncated();
-            }
-            reason = inner.to_string();
-            cause = inner.source();
-        }
-        if reason.starts_with("CRC error") {
-            reason = "a checksum is wrong".to_owned();
-        }
-        // Not every decoder keeps the error that it met when it read.
-        if ["end of file", "eof"]
-            .iter()
-            .any(|end| reason.to_ascii_lowercase().contains(end))
-        {
-            return self.truncated();
-        }
-        ImageError::Damaged {
-            kind: self.kind,
+        ImageError::UnsupportedVariant {
+            format: self.format,
             reason,
         }
     }
 
     fn truncated(&self) -> ImageError {
         ImageError::Truncated {
-            kind: self.kind,
+            format: self.format,
             bytes: self.encoded.len(),
         }
     }
+
+    fn damaged(&self, reason: String) -> ImageError {
+        ImageError::Damaged {
+            format: self.format,
+            reason,
+        }
+    }
+
+    /// Translates an error of the `image` crate.
+    fn explain(&self, error: image::ImageError) -> ImageError {
+        match error {
+            image::ImageError::IoError(error) if is_unexpected_eof(&error) => self.truncated(),
+            image::ImageError::Decoding(error) => self.explain_decoding(&error),
+            image::ImageError::Limits(_) => ImageError::TooMuchMemory {
+                format: self.format,
+                max_bytes: self.max_bytes(),
+            },
+            image::ImageError::Unsupported(error) => self.unsupported(match error.kind() {
+                UnsupportedErrorKind::Color(color) => {
+                    format!("its pixels are of type {color:?}")
+                }
+                UnsupportedErrorKind::GenericFeature(feature) => feature,
+                _ => error.to_string(),
+            }),
+            other => self.damaged(other.to_string()),
+        }
+    }
+
+    /// Finds the root cause of a decoder's error: a truncated file, or else what is damaged.
+    fn explain_decoding(&self, error: &DecodingError) -> ImageError {
+        let mut reason = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            if inner
+                .downcast_ref::<io::Error>()
+                .is_some_and(is_unexpected_eof)
+            {
+                return self.truncated();
+            }
+            reason = inner.to_string();
+            cause = inner.source();
+        }
+
+        if reason.starts_with("CRC error") {
+            return self.damaged("a checksum does not match".to_owned());
+        }
+
+        // Some decoders do not pass on the I/O error as their source; only its text is left.
+        let lower_case = reason.to_ascii_lowercase();
+        if lower_case.contains("end of file") || lower_case.contains("eof") {
+            return self.truncated();
+        }
+        self.damaged(reason)
+    }
 }
 
-fn ends_early(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::UnexpectedEof
+fn is_unexpected_eof(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof
 }
 
-/// Gives `buffer` a length and fills it with zeros, so that no decoder can leave pixels of the
-/// image before in place.
+/// Sets the length of `buffer` and fills it with zeros, so that no decoder can leave pixels of the
+/// previous image in place.
 fn zero_buffer(buffer: &mut Vec<u8>, length: usize) {
     buffer.clear();
     resize_buffer(buffer, length);
 }
 
-/// Scales native-endian 16-bit samples to 8 bits, in place.
-fn narrow(data: &mut Vec<u8>, samples: usize) {
+/// Scales native-endian 16-bit samples to 8 bits, in place, rounding to the nearest value.
+fn reduce_to_8_bits(data: &mut Vec<u8>, samples: usize) {
     for index in 0..samples {
         let sample = u16::from_ne_bytes([data[2 * index], data[2 * index + 1]]);
         data[index] = ((u32::from(sample) * 255 + 32_767) / 65_535) as u8;
@@ -226,13 +246,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wide_samples_are_scaled_and_rounded() {
+    fn sixteen_bit_samples_are_scaled_and_rounded() {
         let samples = [0u16, 128, 129, 257, 32_896, 65_535];
         let mut data: Vec<u8> = samples
             .iter()
             .flat_map(|sample| sample.to_ne_bytes())
             .collect();
-        narrow(&mut data, samples.len());
+        reduce_to_8_bits(&mut data, samples.len());
         assert_eq!(data, [0, 0, 1, 1, 128, 255]);
     }
 }

@@ -1,194 +1,175 @@
-//! Why an image was refused.
+//! Why an image was rejected.
 
-use super::{Kind, PixelFormat};
+use super::{ImageFormat, PixelFormat};
 
-/// Why an image was refused. Every message says what was wrong and what would be right.
+/// Why an image was rejected. Every message says what was wrong and what is accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// There are no bytes at all.
-    #[error("the image is empty; send {}", Kind::ACCEPTED)]
+    #[error("the image is empty (0 bytes); send {}", ImageFormat::ACCEPTED)]
     Empty,
-    /// The bytes are no image of an accepted kind.
-    #[error("unsupported kind of image: {}; send {}", describe(*.looks_like), Kind::ACCEPTED)]
+
+    /// The data is not in an accepted image format.
+    #[error(
+        "unsupported image format: {}; send {}",
+        describe(*.looks_like),
+        ImageFormat::ACCEPTED
+    )]
     Unrecognised {
-        /// What the bytes look like instead, where that is known.
+        /// What the data looks like instead, where that is known.
         looks_like: Option<&'static str>,
     },
-    /// The kind is accepted, but not this variety of it.
+
+    /// The format is accepted, but not this variant of it.
     #[error(
-        "unsupported variety of {kind}: {reason}; save it as an ordinary 8-bit {kind} or as PNG"
+        "unsupported variant of {format}: {reason}; \
+         save it as a standard 8-bit {format} or as PNG"
     )]
-    UnsupportedVariety {
-        /// The file's kind.
-        kind: Kind,
-        /// What makes it unsupported.
-        reason: String,
-    },
+    UnsupportedVariant { format: ImageFormat, reason: String },
+
     /// The file ends before its image does.
     #[error(
-        "truncated {kind}: its {bytes} bytes hold only a part of the image; send the whole file"
+        "truncated {format}: the {bytes} bytes received hold only part of the image; \
+         send the whole file"
     )]
     Truncated {
-        /// The file's kind.
-        kind: Kind,
-        /// How many bytes there are.
+        format: ImageFormat,
+        /// The length of the file as received.
         bytes: usize,
     },
-    /// The file's content contradicts its format.
-    #[error("damaged {kind}: {reason}; send the file as it was first saved")]
-    Damaged {
-        /// The file's kind.
-        kind: Kind,
-        /// What the decoder stumbled on.
-        reason: String,
-    },
-    /// The decoder gave up in a way that it shouldn't.
+
+    /// The content of the file violates its format.
+    #[error("damaged {format}: {reason}; send the original, unmodified file")]
+    Damaged { format: ImageFormat, reason: String },
+
+    /// The decoder panicked. The panic was caught, and only this image is affected.
     #[error(
-        "the image can't be decoded: its content brought the decoder to a halt; save it anew, for example as PNG"
+        "the image cannot be decoded: its content made the decoder fail internally; \
+         save it again, for example as PNG"
     )]
     DecoderPanic,
-    /// The image has no pixels.
-    #[error("the image is {width}x{height} pixels; both sides must be at least 1")]
-    ZeroSize {
-        /// In pixels.
-        width: u32,
-        /// In pixels.
-        height: u32,
-    },
-    /// The image has too many pixels.
+
+    #[error("the image is {width}x{height} pixels; width and height must be at least 1")]
+    ZeroSize { width: u32, height: u32 },
+
     #[error(
-        "the image is {width}x{height} pixels, more than the {max_pixels} allowed in all; scale it down first"
+        "the image is {width}x{height} pixels, more than the {max_pixels} allowed \
+         (width times height); scale it down first"
     )]
     TooManyPixels {
-        /// In pixels.
         width: u32,
-        /// In pixels.
         height: u32,
-        /// Width times height may be this much.
+        /// The limit on width times height.
         max_pixels: u64,
     },
+
     /// Decoding would take too much memory.
     #[error(
-        "decoding this {kind} would take more than the {max_bytes} bytes of memory allowed; scale it down first"
+        "decoding this {format} would take more than the {max_bytes} bytes of memory allowed; \
+         scale it down first"
     )]
-    TooMuchMemory {
-        /// The file's kind.
-        kind: Kind,
-        /// The memory allowed, in bytes.
-        max_bytes: u64,
-    },
-    /// A raw frame's rows would overlap.
+    TooMuchMemory { format: ImageFormat, max_bytes: u64 },
+
+    /// The stride of a raw frame is so small that its rows would overlap.
     #[error(
-        "the stride is {stride} bytes, but a row of {width} {format} pixels takes {minimum}; send at least that, or 0 for \
-         packed rows"
+        "the stride is {stride} bytes, but a row of {width} {format} pixels takes {minimum}; \
+         send a stride of at least {minimum}, or 0 for packed rows"
     )]
     Stride {
-        /// How the pixels lie in memory.
         format: PixelFormat,
-        /// In pixels.
         width: u32,
-        /// As sent, in bytes.
+        /// The stride as sent, in bytes.
         stride: u32,
-        /// The smallest right value, in bytes.
+        /// The smallest valid stride, in bytes.
         minimum: u64,
     },
-    /// A raw frame's data ends too early.
+
+    /// A raw frame has less data than its format and size require.
     #[error(
-        "a {format} frame of {width}x{height} pixels with {stride} bytes a row takes {expected} bytes of data, but there are \
-         {got}; check format, width, height and stride"
+        "the {format} frame of {width}x{height} pixels with a stride of {stride} bytes needs \
+         at least {expected} bytes of data, but {got} were sent; \
+         check format, width, height and stride"
     )]
     DataTooShort {
-        /// How the pixels lie in memory.
         format: PixelFormat,
-        /// In pixels.
         width: u32,
-        /// In pixels.
         height: u32,
         /// The effective stride, in bytes.
         stride: u64,
-        /// The fewest bytes that are right.
+        /// The smallest valid length of the data, in bytes.
         expected: u64,
-        /// The bytes that there are.
+        /// The length of the data as sent, in bytes.
         got: u64,
     },
-    /// A raw frame's data goes on after the last row and its padding, so its description can't be
-    /// right.
+
+    /// A raw frame has data after the last row and its padding, so the description of the frame
+    /// must be wrong.
     #[error(
-        "a {format} frame of {width}x{height} pixels with {stride} bytes a row takes at most {expected} bytes of data, but \
-         there are {got}; check format, width, height and stride"
+        "the {format} frame of {width}x{height} pixels with a stride of {stride} bytes needs \
+         at most {expected} bytes of data, but {got} were sent; \
+         check format, width, height and stride"
     )]
     DataTooLong {
-        /// How the pixels lie in memory.
         format: PixelFormat,
-        /// In pixels.
         width: u32,
-        /// In pixels.
         height: u32,
         /// The effective stride, in bytes.
         stride: u64,
-        /// The most bytes that are right.
+        /// The largest valid length of the data, in bytes.
         expected: u64,
-        /// The bytes that there are.
+        /// The length of the data as sent, in bytes.
         got: u64,
     },
-    /// A crop that the caller made has the wrong size.
-    #[error("the crop has {got} bytes, but one of the model's input size has {expected}")]
-    ReadyCropLength {
-        /// The right number.
-        expected: u64,
-        /// The bytes that there are.
-        got: u64,
-    },
-    /// A normalised value is beyond black and white.
+
+    /// A crop that the caller prepared has the wrong size.
+    #[error("the crop is {got} bytes long, but the model's input size takes exactly {expected}")]
+    ReadyCropLength { expected: u64, got: u64 },
+
+    /// A normalised value is below that of black or above that of white, or not a number.
     #[error(
-        "the value {value} of {channel} at x {x}, y {y} is that of no pixel: black is {black} and white {white}; send \
-         (pixel / 255 - mean) / std with the model's mean and std"
+        "the value {value} of {channel} at x {x}, y {y} is out of range: \
+         black is {black} and white is {white}; \
+         send (pixel / 255 - mean) / std with the model's mean and std"
     )]
-    NoPixel {
-        /// As sent.
+    ValueOutOfRange {
+        /// The value as sent.
         value: String,
-        /// The channel's name.
+        /// The channel's name: red, green or blue.
         channel: &'static str,
-        /// The column.
+        /// The column in the crop.
         x: usize,
-        /// The row.
+        /// The row in the crop.
         y: usize,
-        /// The smallest right value.
+        /// The smallest valid value.
         black: String,
-        /// The largest right value.
+        /// The largest valid value.
         white: String,
     },
+
     /// The model's geometry has a zero in it.
     #[error(
-        "a crop of {width}x{height} pixels out of images scaled to {resize_shorter_side} is impossible; all three must be at \
-         least 1"
+        "cannot crop {width}x{height} pixels from an image scaled to a shorter side of \
+         {resize_shorter_side}; all three must be at least 1"
     )]
     Geometry {
-        /// The crop's width, in pixels.
         width: u32,
-        /// The crop's height, in pixels.
         height: u32,
-        /// The shorter side after scaling, in pixels.
         resize_shorter_side: u32,
     },
-    /// The buffer for the crop has the wrong length.
-    #[error("the buffer for the crop has {got} bytes; height x width x 3 are {expected}")]
-    CropLength {
-        /// Height x width x 3.
-        expected: u64,
-        /// The buffer's length.
-        got: u64,
-    },
-    /// The resampler refused its input; a defect of this crate.
+
+    /// The buffer for the crop has the wrong length: a defect of this program.
+    #[error("the buffer for the crop has {got} bytes, but height x width x 3 is {expected}")]
+    CropLength { expected: u64, got: u64 },
+
+    /// The resampler rejected its input: a defect of this program.
     #[error("the image could not be resized: {0}")]
     Resize(String),
 }
 
 fn describe(looks_like: Option<&str>) -> String {
     match looks_like {
-        Some(name) => format!("looks like {name}"),
-        None => "these bytes are no known kind of file".to_owned(),
+        Some(name) => format!("the data looks like {name}"),
+        None => "the data matches no known file type".to_owned(),
     }
 }
 
@@ -197,13 +178,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_say_what_was_wrong_and_what_is_right() {
+    fn messages_say_what_was_wrong_and_what_is_accepted() {
         assert_eq!(
             ImageError::Unrecognised {
                 looks_like: Some("HEIC")
             }
             .to_string(),
-            "unsupported kind of image: looks like HEIC; send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM"
+            "unsupported image format: the data looks like HEIC; \
+             send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM"
         );
         assert_eq!(
             ImageError::Stride {
@@ -213,7 +195,8 @@ mod tests {
                 minimum: 30
             }
             .to_string(),
-            "the stride is 29 bytes, but a row of 10 RGB8 pixels takes 30; send at least that, or 0 for packed rows"
+            "the stride is 29 bytes, but a row of 10 RGB8 pixels takes 30; \
+             send a stride of at least 30, or 0 for packed rows"
         );
     }
 }

@@ -1,4 +1,9 @@
-//! Untrusted bytes or a raw frame → an upright RGB8 crop at the model's input size.
+//! Preprocessing: turns untrusted image files and raw frames into upright RGB8 crops at the model's
+//! input size.
+//!
+//! [`Preprocessor`] is the entry point. An image file is identified ([`ImageFormat`]), checked
+//! against the limits of [`PreprocessConfig`], and decoded to [`Pixels`]; [`Resizer`] then scales,
+//! crops and turns the pixels upright in one pass. All errors are [`ImageError`]s.
 
 mod crop;
 mod decode;
@@ -16,23 +21,25 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 
-pub use crop::Crop;
-pub use decode::decode;
-pub use error::ImageError;
-pub use orientation::Orientation;
-pub use pixels::{Layout, Pixels};
-pub use resize::Resizer;
-pub use sniff::Kind;
+pub use self::{
+    crop::Crop,
+    decode::decode,
+    error::ImageError,
+    orientation::Orientation,
+    pixels::{PixelLayout, Pixels},
+    resize::Resizer,
+    sniff::ImageFormat,
+};
 
-/// What a model wants to see: images scaled until the shorter side has `resize_shorter_side`
-/// pixels, then cropped to `width` × `height` in the middle.
+/// The crop that a model takes: images are scaled until the shorter side has `resize_shorter_side`
+/// pixels, then the central `width` × `height` pixels are cropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// The crop's width, in pixels.
+    /// The width of the crop, in pixels.
     pub width: u32,
-    /// The crop's height, in pixels.
+    /// The height of the crop, in pixels.
     pub height: u32,
-    /// The shorter side after scaling, in pixels.
+    /// The shorter side of the image after scaling, in pixels.
     pub resize_shorter_side: u32,
 }
 
@@ -50,19 +57,19 @@ impl Geometry {
     }
 }
 
-/// An image as it arrived.
+/// An image as a caller sent it.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// The content of an image file.
     Encoded(Bytes),
     /// Uncompressed pixels.
     Raw(RawFrame),
-    /// What needs no decoding.
+    /// A crop that the caller prepared; it needs no decoding.
     Crop(Crop),
 }
 
 impl Source {
-    /// How large it is, as it came.
+    /// The size of the image as it was sent, in bytes.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Encoded(bytes) => bytes.len(),
@@ -72,72 +79,71 @@ impl Source {
     }
 }
 
-/// Uncompressed pixels.
+/// An uncompressed image, such as a frame of a video.
 #[derive(Clone, Debug)]
 pub struct RawFrame {
-    /// How the pixels lie in `data`.
     pub format: PixelFormat,
-    /// In pixels.
     pub width: u32,
-    /// In pixels.
     pub height: u32,
-    /// Bytes from one row to the next; 0 = packed.
+    /// Bytes from the start of one row to the start of the next; 0 means that rows are packed.
     pub stride: u32,
-    /// The rows from top to bottom, plane after plane.
+    /// Plane after plane, the rows of each from top to bottom.
     pub data: Bytes,
 }
 
-/// How the pixels of a [`RawFrame`] lie in memory.
+/// The memory format of a [`RawFrame`]'s pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
 pub enum PixelFormat {
     Rgb8,
     Bgr8,
     Rgba8,
     Bgra8,
     Gray8,
+    /// A plane of luma, then one of interleaved Cb and Cr at half the width and height.
     Nv12,
+    /// A plane of luma, then one of Cb and one of Cr, both at half the width and height.
     I420,
 }
 
-/// What to do about the orientation that EXIF gives an image.
+/// What to do about the orientation in an image's EXIF metadata.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Exif {
-    /// Turn the image upright, as viewers do.
+    /// Turn the image upright, as image viewers do.
     #[default]
     Apply,
-    /// Take the pixels as they are stored, as Pillow does by itself.
+    /// Use the pixels as they are stored, as Pillow does by default.
     Ignore,
 }
 
 /// Whether large JPEGs are scaled down while they are decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum JpegScaling {
-    /// Never: the answers are exactly those of the whole image.
+    /// Always decode at full size; answers are exactly those for the whole image.
     #[default]
     Off,
-    /// To a half, a quarter or an eighth, as long as the shorter side stays at least twice what is
-    /// needed.
+    /// Decode at a half, a quarter or an eighth of the size, as long as the shorter side keeps at
+    /// least twice the pixels that the resizer needs.
     Auto,
 }
 
 impl JpegScaling {
-    /// The shorter side that is enough for an image which will be scaled to one of `needed` pixels;
-    /// `None` = the whole.
-    fn enough(self, needed: u32) -> Option<u32> {
+    /// The smallest shorter side to decode to, for an image that will then be resized to a shorter
+    /// side of `resized` pixels; `None` means full size.
+    fn min_shorter_side(self, resized: u32) -> Option<u32> {
         match self {
             Self::Off => None,
-            Self::Auto => needed.checked_mul(2),
+            Self::Auto => resized.checked_mul(2),
         }
     }
 }
 
-/// How images are preprocessed, whatever the model.
+/// The preprocessing settings that do not depend on the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PreprocessConfig {
     /// Whether images are turned upright.
     pub exif: Exif,
-    /// Larger images are refused by their headers, before memory is reserved for them.
+    /// The most pixels (width times height) that an image may have. Larger images are rejected by
+    /// their headers, before memory is reserved for them.
     pub max_pixels: u64,
     /// Whether large JPEGs are scaled down while they are decoded.
     pub jpeg_scaling: JpegScaling,
@@ -169,7 +175,7 @@ impl PreprocessConfig {
     }
 }
 
-/// Makes crops of images. Its buffers are reused, so give every worker thread one of its own.
+/// Makes crops of images. Its buffers are reused, so every worker thread should have its own.
 #[derive(Debug)]
 pub struct Preprocessor {
     config: PreprocessConfig,
@@ -178,11 +184,10 @@ pub struct Preprocessor {
 }
 
 impl Preprocessor {
-    /// Buffers larger than this, in bytes, are not kept for the next image; 16 megapixels of RGB
-    /// fit.
-    const KEPT_MEMORY: usize = 56 << 20;
+    /// Buffers larger than this, in bytes, are freed after the image instead of kept for the next
+    /// one. 16 megapixels of RGB fit.
+    const MAX_KEPT_MEMORY: usize = 56 << 20;
 
-    /// A preprocessor with empty buffers.
     pub fn new(config: PreprocessConfig) -> Self {
         Self {
             config,
@@ -195,20 +200,21 @@ impl Preprocessor {
     /// RGB8.
     ///
     /// # Errors
-    /// Whatever makes the image unusable: see [`ImageError`]. Then the content of `crop` is
-    /// unspecified, and the preprocessor ready for the next image.
+    /// An [`ImageError`] that says why the image cannot be used. The content of `crop` is
+    /// unspecified then, and the preprocessor is ready for the next image.
     pub fn crop(
         &mut self,
         source: &Source,
         geometry: &Geometry,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
-        // The decoders are memory-safe but not proven free of panics, and their input is anybody's.
+        // The decoders are memory-safe but may panic, and their input is untrusted.
         let result = catch_unwind(AssertUnwindSafe(|| {
             self.crop_unguarded(source, geometry, crop)
         }));
+
         let memory = self.pixels.data.capacity() + self.resizer.memory();
-        if result.is_err() || memory > Self::KEPT_MEMORY {
+        if result.is_err() || memory > Self::MAX_KEPT_MEMORY {
             *self = Self::new(self.config);
         }
         result.unwrap_or(Err(ImageError::DecoderPanic))
@@ -222,22 +228,25 @@ impl Preprocessor {
     ) -> Result<(), ImageError> {
         match source {
             Source::Encoded(encoded) => {
-                let enough = self
+                let min_shorter_side = self
                     .config
                     .jpeg_scaling
-                    .enough(geometry.resize_shorter_side);
-                self.pixels.decode_at_least(encoded, &self.config, enough)?;
+                    .min_shorter_side(geometry.resize_shorter_side);
+                self.pixels
+                    .decode_at_least(encoded, &self.config, min_shorter_side)?;
                 self.resizer.crop(&self.pixels, geometry, crop)
             }
-            Source::Raw(frame) => raw::crop(
-                frame,
-                &self.config,
-                geometry,
-                &mut self.pixels.data,
-                &mut self.resizer,
-                crop,
-            ),
-            Source::Crop(ready) => crop::write(ready, geometry, crop),
+            Source::Raw(frame) => {
+                self.config.check_size(frame.width, frame.height)?;
+                raw::crop(
+                    frame,
+                    geometry,
+                    &mut self.pixels.data,
+                    &mut self.resizer,
+                    crop,
+                )
+            }
+            Source::Crop(prepared) => crop::write(prepared, geometry, crop),
         }
     }
 }

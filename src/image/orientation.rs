@@ -1,19 +1,18 @@
-//! EXIF orientations: how an upright image's pixels lie in the stored one.
+//! EXIF orientations: how the stored pixels of an image relate to the upright image.
 
-/// Where the pixels of an upright image are stored: its axes may be swapped, and each may run
-/// backwards.
+/// Maps an upright image to the stored one: its axes may be swapped, and each may be reversed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Orientation {
-    /// Upright columns are stored as rows.
+    /// Columns of the upright image are stored as rows.
     pub(super) swapped: bool,
-    /// Along a stored row, the upright axis runs backwards.
+    /// The upright axis that is stored along a row runs backwards.
     pub(super) mirrored_x: bool,
-    /// Along a stored column, the upright axis runs backwards.
+    /// The upright axis that is stored along a column runs backwards.
     pub(super) mirrored_y: bool,
 }
 
 impl Orientation {
-    /// The meaning of EXIF's values 1 to 8; any other counts as 1, upright.
+    /// Interprets the EXIF `Orientation` values 1 to 8; any other value counts as 1, upright.
     pub fn from_exif(value: u8) -> Self {
         let (swapped, mirrored_x, mirrored_y) = match value {
             2 => (false, true, false),
@@ -25,6 +24,7 @@ impl Orientation {
             8 => (true, true, false),
             _ => (false, false, false),
         };
+
         Self {
             swapped,
             mirrored_x,
@@ -32,8 +32,8 @@ impl Orientation {
         }
     }
 
-    /// Reads the orientation from an EXIF block that starts with its TIFF header. A broken block
-    /// counts as upright.
+    /// Reads the orientation from an EXIF block that starts with its TIFF header. A malformed
+    /// block counts as upright.
     pub(super) fn from_exif_block(block: &[u8]) -> Self {
         image::metadata::Orientation::from_exif_chunk(block).map_or_else(Self::default, Self::from)
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn broken_blocks_count_as_upright() {
+    fn malformed_blocks_count_as_upright() {
         for block in [
             &b""[..],
             b"II",

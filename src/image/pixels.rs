@@ -1,11 +1,10 @@
-//! A decoded image: how its pixels lie in memory.
+//! A decoded image and the layout of its pixels in memory.
 
 use super::orientation::Orientation;
 
-/// The channels of a pixel, in the order in which they lie in memory, a byte each.
+/// The channels of a pixel in memory order, one byte each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Layout {
+pub enum PixelLayout {
     Gray,
     GrayAlpha,
     #[default]
@@ -15,8 +14,8 @@ pub enum Layout {
     Bgra,
 }
 
-impl Layout {
-    /// Bytes a pixel.
+impl PixelLayout {
+    /// The number of channels, which is also the number of bytes per pixel.
     pub fn channels(self) -> usize {
         match self {
             Self::Gray => 1,
@@ -26,8 +25,8 @@ impl Layout {
         }
     }
 
-    /// Where in a pixel red, green and blue are.
-    pub(super) fn red_green_blue(self) -> [usize; 3] {
+    /// The byte offsets of red, green and blue within a pixel. Gray counts as all three.
+    pub(super) fn rgb_offsets(self) -> [usize; 3] {
         match self {
             Self::Gray | Self::GrayAlpha => [0, 0, 0],
             Self::Rgb | Self::Rgba => [0, 1, 2],
@@ -36,25 +35,24 @@ impl Layout {
     }
 }
 
-/// A decoded image: packed rows from top to bottom, not yet turned upright.
+/// A decoded image: packed rows from top to bottom, as stored in the file, that is, before its
+/// EXIF orientation is applied.
 #[derive(Clone, Debug, Default)]
 pub struct Pixels {
-    /// In pixels.
     pub width: u32,
-    /// In pixels.
     pub height: u32,
-    /// How a pixel lies in `data`.
-    pub layout: Layout,
-    /// How to turn the image upright.
+    pub layout: PixelLayout,
+    /// How the stored pixels relate to the upright image.
     pub orientation: Orientation,
-    /// `height` x `width` x [`Layout::channels`] bytes.
+    /// `height` x `width` x [`PixelLayout::channels`] bytes.
     pub data: Vec<u8>,
 }
 
-/// Gives `buffer` a length, with any content.
+/// Sets the length of `buffer`; its content is unspecified afterwards.
 pub(super) fn resize_buffer(buffer: &mut Vec<u8>, length: usize) {
     if buffer.capacity() < length {
-        // Fresh zeroed memory costs nothing until it is used, unlike a copy of what was there.
+        // Zeroed memory fresh from the operating system costs nothing until it is touched, whereas
+        // growing the vector would copy the old content.
         *buffer = vec![0; length];
     } else {
         buffer.resize(length, 0);

@@ -1,15 +1,16 @@
-//! Raw frames: checking what was sent, and converting video's luma and chroma to RGB where the crop
-//! needs it.
+//! Raw frames: validates what was sent, and converts YCbCr video formats to RGB, but only the
+//! region that the crop depends on.
 
-use std::fmt;
-use std::ops::Range;
+use std::{fmt, ops::Range};
 
 use fast_image_resize::images::CroppedImage;
 
-use super::orientation::Orientation;
-use super::pixels::{Layout, resize_buffer};
-use super::resize::{Plan, Resizer, defect, view};
-use super::{Geometry, ImageError, PixelFormat, PreprocessConfig, RawFrame};
+use super::{
+    Geometry, ImageError, PixelFormat, RawFrame,
+    orientation::Orientation,
+    pixels::{PixelLayout, resize_buffer},
+    resize::{CropPlan, Resizer, SourceView, resize_error, view},
+};
 
 impl fmt::Display for PixelFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -26,77 +27,119 @@ impl fmt::Display for PixelFormat {
 }
 
 impl PixelFormat {
-    /// How a pixel's bytes lie beside each other; `None` for formats in several planes.
-    fn layout(self) -> Option<Layout> {
+    /// The layout of a pixel in an interleaved format; `None` for planar formats.
+    fn layout(self) -> Option<PixelLayout> {
         match self {
-            Self::Rgb8 => Some(Layout::Rgb),
-            Self::Bgr8 => Some(Layout::Bgr),
-            Self::Rgba8 => Some(Layout::Rgba),
-            Self::Bgra8 => Some(Layout::Bgra),
-            Self::Gray8 => Some(Layout::Gray),
+            Self::Rgb8 => Some(PixelLayout::Rgb),
+            Self::Bgr8 => Some(PixelLayout::Bgr),
+            Self::Rgba8 => Some(PixelLayout::Rgba),
+            Self::Bgra8 => Some(PixelLayout::Bgra),
+            Self::Gray8 => Some(PixelLayout::Gray),
             Self::Nv12 | Self::I420 => None,
         }
     }
 }
 
-/// Writes the crop of a frame as RGB8; `scratch` is memory to work in.
+/// Writes the crop of a frame as RGB8. The frame's size has been checked against the limits;
+/// `scratch` is working memory.
 pub(super) fn crop(
     frame: &RawFrame,
-    config: &PreprocessConfig,
     geometry: &Geometry,
     scratch: &mut Vec<u8>,
     resizer: &mut Resizer,
     crop: &mut [u8],
 ) -> Result<(), ImageError> {
-    let planes = Planes::of(frame, config)?;
-    let plan = Plan::new(frame.width, frame.height, Orientation::default(), geometry)?;
-    let Some(layout) = frame.format.layout() else {
-        let (columns, rows) = plan.region();
-        // Pixels that share a chroma sample stay together.
-        let columns = columns.start & !1..columns.end;
-        let origin = (columns.start, rows.start);
-        let (width, height) = (columns.len() as u32, rows.len() as u32);
-        planes.convert(columns, rows, scratch);
-        let source = view(width, height, scratch, Layout::Rgba)?;
-        return resizer.crop_view(&source, origin, Layout::Rgba, &plan, crop);
-    };
+    let planes = Planes::locate(frame)?;
+    let plan = CropPlan::new(frame.width, frame.height, Orientation::default(), geometry)?;
+    match frame.format.layout() {
+        Some(layout) => crop_interleaved(&planes, layout, &plan, scratch, resizer, crop),
+        None => crop_planar(&planes, &plan, scratch, resizer, crop),
+    }
+}
 
+fn crop_interleaved(
+    planes: &Planes<'_>,
+    layout: PixelLayout,
+    plan: &CropPlan,
+    scratch: &mut Vec<u8>,
+    resizer: &mut Resizer,
+    crop: &mut [u8],
+) -> Result<(), ImageError> {
+    let frame = planes.frame;
     let channels = layout.channels();
     let whole = planes.stride.saturating_mul(frame.height as usize);
+
+    // Where the stride is a whole number of pixels, the frame is resized in place, with its padding
+    // as further columns that are cropped away.
     if planes.stride.is_multiple_of(channels) && frame.data.len() >= whole {
-        // The padding is a few pixels that are there but not looked at.
         let padded = view(
             (planes.stride / channels) as u32,
             frame.height,
             &frame.data[..whole],
             layout,
         )?;
-        let source = CroppedImage::new(&padded, 0, 0, frame.width, frame.height).map_err(defect)?;
-        return resizer.crop_view(&source, (0, 0), layout, &plan, crop);
+        let source =
+            CroppedImage::new(&padded, 0, 0, frame.width, frame.height).map_err(resize_error)?;
+        let source = SourceView {
+            view: &source,
+            origin: (0, 0),
+            layout,
+        };
+        return resizer.crop_view(&source, plan, crop);
     }
+
+    // Otherwise the rows of the region that the crop depends on are copied together.
     let (columns, rows) = plan.region();
     let origin = (columns.start, rows.start);
     let (width, height) = (columns.len() as u32, rows.len() as u32);
     let bytes = columns.start as usize * channels..columns.end as usize * channels;
+
     resize_buffer(scratch, bytes.len() * rows.len());
     for (target, row) in scratch.chunks_exact_mut(bytes.len()).zip(rows) {
         target.copy_from_slice(&frame.data[row as usize * planes.stride..][bytes.clone()]);
     }
-    let source = view(width, height, scratch, layout)?;
-    resizer.crop_view(&source, origin, layout, &plan, crop)
+    let source = SourceView {
+        view: &view(width, height, scratch, layout)?,
+        origin,
+        layout,
+    };
+    resizer.crop_view(&source, plan, crop)
 }
 
-/// Where the rows of a frame are; made only if they are all there.
+fn crop_planar(
+    planes: &Planes<'_>,
+    plan: &CropPlan,
+    scratch: &mut Vec<u8>,
+    resizer: &mut Resizer,
+    crop: &mut [u8],
+) -> Result<(), ImageError> {
+    let (columns, rows) = plan.region();
+    // Two neighbouring pixels share a chroma sample, so the region starts at an even column.
+    let columns = columns.start & !1..columns.end;
+    let origin = (columns.start, rows.start);
+    let (width, height) = (columns.len() as u32, rows.len() as u32);
+
+    planes.convert_to_rgbx(columns, rows, scratch);
+    let source = SourceView {
+        view: &view(width, height, scratch, PixelLayout::Rgba)?,
+        origin,
+        layout: PixelLayout::Rgba,
+    };
+    resizer.crop_view(&source, plan, crop)
+}
+
+/// A frame whose data is known to be complete, and where its rows are.
 struct Planes<'a> {
     frame: &'a RawFrame,
-    /// Bytes from one row of luma, or of whole pixels, to the next.
+    /// Bytes from one row of the first plane (luma, or whole pixels) to the next.
     stride: usize,
-    /// The same for chroma, where there is any.
+    /// Bytes from one row of a chroma plane to the next. Only used for formats with chroma planes.
     chroma_stride: usize,
 }
 
 impl<'a> Planes<'a> {
-    fn of(frame: &'a RawFrame, config: &PreprocessConfig) -> Result<Self, ImageError> {
+    /// Checks the stride and the length of the data.
+    fn locate(frame: &'a RawFrame) -> Result<Self, ImageError> {
         let &RawFrame {
             format,
             width,
@@ -104,9 +147,9 @@ impl<'a> Planes<'a> {
             stride,
             ref data,
         } = frame;
-        config.check_size(width, height)?;
-        let bytes_a_pixel = format.layout().map_or(1, Layout::channels) as u64;
-        let row = u64::from(width) * bytes_a_pixel;
+
+        let bytes_per_sample = format.layout().map_or(1, PixelLayout::channels) as u64;
+        let row = u64::from(width) * bytes_per_sample;
         if stride != 0 && u64::from(stride) < row {
             return Err(ImageError::Stride {
                 format,
@@ -116,32 +159,11 @@ impl<'a> Planes<'a> {
             });
         }
         let stride = if stride == 0 { row } else { u64::from(stride) };
-        let rows = u64::from(height);
-        let (chroma_columns, chroma_rows) = (u64::from(width.div_ceil(2)), rows.div_ceil(2));
-        // The last plane's row and stride, and the bytes before its last row.
-        let (last_row, last_stride, before) = match format {
-            PixelFormat::Nv12 => {
-                let chroma_stride = stride.next_multiple_of(2);
-                (
-                    2 * chroma_columns,
-                    chroma_stride,
-                    bytes([(stride, rows), (chroma_stride, chroma_rows - 1)]),
-                )
-            }
-            PixelFormat::I420 => {
-                let chroma_stride = stride.div_ceil(2);
-                (
-                    chroma_columns,
-                    chroma_stride,
-                    bytes([(stride, rows), (chroma_stride, 2 * chroma_rows - 1)]),
-                )
-            }
-            _ => (row, stride, bytes([(stride, rows - 1), (0, 0)])),
-        };
-        let (at_least, at_most) = (
-            before.saturating_add(last_row),
-            before.saturating_add(last_stride),
-        );
+
+        let last_plane = LastPlane::of(format, width, height, row, stride);
+        let at_least = last_plane.last_row_offset.saturating_add(last_plane.row);
+        let at_most = last_plane.last_row_offset.saturating_add(last_plane.stride);
+
         let got = data.len() as u64;
         if got < at_least {
             return Err(ImageError::DataTooShort {
@@ -163,37 +185,37 @@ impl<'a> Planes<'a> {
                 got,
             });
         }
-        let in_memory = |stride: u64| usize::try_from(stride).unwrap_or(usize::MAX);
+
+        let to_usize = |stride: u64| usize::try_from(stride).unwrap_or(usize::MAX);
         Ok(Self {
             frame,
-            stride: in_memory(stride),
-            chroma_stride: in_memory(last_stride),
+            stride: to_usize(stride),
+            chroma_stride: to_usize(last_plane.stride),
         })
     }
 
-    /// Converts a region that starts at an even column to packed RGB with a fourth byte of no
-    /// meaning.
-    fn convert(&self, columns: Range<u32>, rows: Range<u32>, target: &mut Vec<u8>) {
+    /// Converts a region that starts at an even column to packed pixels of four bytes: red, green,
+    /// blue, and an unused one.
+    fn convert_to_rgbx(&self, columns: Range<u32>, rows: Range<u32>, target: &mut Vec<u8>) {
         let luma_columns = columns.start as usize..columns.end as usize;
         let width = luma_columns.len();
         let chroma_columns = luma_columns.start / 2..luma_columns.end.div_ceil(2);
-        let mut chroma = Chroma::new(chroma_columns.len());
-        let mut chroma_row = None;
+        let mut chroma = ChromaRow::new(chroma_columns.len());
+        let mut loaded_chroma_row = None;
+
         resize_buffer(target, 4 * width * rows.len());
         for (target, row) in target.chunks_exact_mut(4 * width).zip(rows) {
             let row = row as usize;
-            if chroma_row != Some(row / 2) {
-                chroma_row = Some(row / 2);
+            if loaded_chroma_row != Some(row / 2) {
+                loaded_chroma_row = Some(row / 2);
                 self.read_chroma(row / 2, chroma_columns.clone(), &mut chroma);
             }
-            chroma.colour(
-                &self.frame.data[row * self.stride..][luma_columns.clone()],
-                target,
-            );
+            let luma = &self.frame.data[row * self.stride..][luma_columns.clone()];
+            chroma.write_rgbx(luma, target);
         }
     }
 
-    fn read_chroma(&self, row: usize, columns: Range<usize>, chroma: &mut Chroma) {
+    fn read_chroma(&self, row: usize, columns: Range<usize>, chroma: &mut ChromaRow) {
         let planes = &self.frame.data[self.stride * self.frame.height as usize..];
         if self.frame.format == PixelFormat::Nv12 {
             let samples = &planes[row * self.chroma_stride..][2 * columns.start..2 * columns.end];
@@ -207,22 +229,65 @@ impl<'a> Planes<'a> {
     }
 }
 
-/// The bytes of planes, each given by its stride and its number of rows.
-fn bytes(planes: [(u64, u64); 2]) -> u64 {
-    planes.into_iter().fold(0, |sum, (stride, rows)| {
-        stride.saturating_mul(rows).saturating_add(sum)
-    })
+/// The plane at the end of a frame's data. The padding of its last row may be missing, so a frame
+/// needs at least `last_row_offset + row` bytes of data, and at most `last_row_offset + stride`.
+struct LastPlane {
+    /// The bytes of a row, without padding.
+    row: u64,
+    /// Bytes from one row to the next.
+    stride: u64,
+    /// Where in the data the last row begins.
+    last_row_offset: u64,
 }
 
-/// BT.601's limited range in fixed point: what a row's chroma adds to red, green and blue, in
-/// 256ths, for each pixel.
-struct Chroma {
+impl LastPlane {
+    /// `row` and `stride` are those of the first plane, in bytes. The arithmetic saturates, because
+    /// sizes are untrusted.
+    fn of(format: PixelFormat, width: u32, height: u32, row: u64, stride: u64) -> Self {
+        let rows = u64::from(height);
+        let chroma_columns = u64::from(width.div_ceil(2));
+        let chroma_rows = rows.div_ceil(2);
+        match format {
+            PixelFormat::Nv12 => {
+                let chroma_stride = stride.next_multiple_of(2);
+                Self {
+                    row: 2 * chroma_columns,
+                    stride: chroma_stride,
+                    last_row_offset: plane_bytes(stride, rows)
+                        .saturating_add(plane_bytes(chroma_stride, chroma_rows - 1)),
+                }
+            }
+            PixelFormat::I420 => {
+                let chroma_stride = stride.div_ceil(2);
+                Self {
+                    row: chroma_columns,
+                    stride: chroma_stride,
+                    last_row_offset: plane_bytes(stride, rows)
+                        .saturating_add(plane_bytes(chroma_stride, 2 * chroma_rows - 1)),
+                }
+            }
+            _ => Self {
+                row,
+                stride,
+                last_row_offset: plane_bytes(stride, rows - 1),
+            },
+        }
+    }
+}
+
+fn plane_bytes(stride: u64, rows: u64) -> u64 {
+    stride.saturating_mul(rows)
+}
+
+/// What a row's chroma adds to red, green and blue, in 256ths: BT.601 at limited range, in fixed
+/// point. Each sample is stored twice, once for either pixel that shares it.
+struct ChromaRow {
     red: Vec<[i32; 2]>,
     green: Vec<[i32; 2]>,
     blue: Vec<[i32; 2]>,
 }
 
-impl Chroma {
+impl ChromaRow {
     fn new(samples: usize) -> Self {
         let zeros = vec![[0; 2]; samples];
         Self {
@@ -232,6 +297,7 @@ impl Chroma {
         }
     }
 
+    /// Sets the row from pairs of Cb and Cr.
     fn set(&mut self, samples: impl Iterator<Item = (u8, u8)>) {
         let targets = self.red.iter_mut().zip(&mut self.green).zip(&mut self.blue);
         for (((red, green), blue), (cb, cr)) in targets.zip(samples) {
@@ -242,8 +308,8 @@ impl Chroma {
         }
     }
 
-    /// Writes four bytes a pixel.
-    fn colour(&self, luma: &[u8], target: &mut [u8]) {
+    /// Combines a row of luma with this chroma and writes four bytes per pixel.
+    fn write_rgbx(&self, luma: &[u8], target: &mut [u8]) {
         let chroma = self
             .red
             .as_flattened()

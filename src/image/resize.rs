@@ -1,34 +1,40 @@
-//! Pixels → the upright crop: scaling, cropping, turning and reordering channels, of what the crop
-//! needs and no more.
+//! Scales, crops and turns decoded pixels upright, and converts them to RGB. Only the region of the
+//! image that the crop depends on is processed.
+//!
+//! Sizes, offsets and rounding follow torchvision's `Resize` and `CenterCrop` on Pillow images, so
+//! that crops are those that models are trained on.
 
 use std::ops::Range;
 
-use fast_image_resize as fir;
-use fir::images::{Image, ImageRef};
-use fir::{FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions};
+use fast_image_resize::{
+    self as fir, FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions,
+    images::{Image, ImageRef},
+};
 
-use super::orientation::Orientation;
-use super::pixels::{Layout, Pixels, resize_buffer};
-use super::{Geometry, ImageError};
+use super::{
+    Geometry, ImageError,
+    orientation::Orientation,
+    pixels::{PixelLayout, Pixels, resize_buffer},
+};
 
 /// One axis of a crop: the stretch of the source that is scaled, and where it goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Axis {
-    /// The source's size, in pixels.
+    /// The size of the source, in pixels.
     source: u32,
-    /// Its size after scaling, in pixels.
+    /// The size of the source after scaling, in pixels.
     scaled: u64,
     /// Scaled pixels before the first one in the crop.
     offset: u64,
     /// Scaled pixels in the crop.
     length: u32,
-    /// Black pixels of the crop before the first scaled one.
+    /// Black pixels in the crop before the first scaled one.
     padding: u32,
 }
 
 impl Axis {
-    /// Takes the middle of the scaled axis, as torchvision's `CenterCrop` does: halves round to
-    /// even, and what is too small is padded.
+    /// Takes the middle of the scaled axis, as torchvision's `CenterCrop` does: halves are rounded
+    /// to even, and an image smaller than the crop is padded.
     fn center(source: u32, scaled: u64, crop: u32) -> Self {
         match u32::try_from(scaled) {
             Ok(length) if length < crop => Self {
@@ -51,6 +57,7 @@ impl Axis {
         }
     }
 
+    /// The same stretch when the source is read backwards.
     fn mirrored(self) -> Self {
         Self {
             offset: self.scaled - self.offset - u64::from(self.length),
@@ -58,7 +65,7 @@ impl Axis {
         }
     }
 
-    /// Where the stretch starts and how long it is, in source pixels.
+    /// The start and the length of the stretch, in source pixels.
     fn stretch(&self) -> (f64, f64) {
         let to_source = |scaled: u64| {
             (u128::from(scaled) * u128::from(self.source)) as f64 / self.scaled as f64
@@ -79,22 +86,24 @@ impl Axis {
     }
 }
 
-/// How a crop comes out of a stored image.
+/// Which part of a stored image becomes a crop, and how.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
+pub(super) struct CropPlan {
     orientation: Orientation,
     crop_width: u32,
     crop_height: u32,
-    /// The upright axes.
+    /// The horizontal axis of the upright image.
     x: Axis,
+    /// The vertical axis of the upright image.
     y: Axis,
-    /// The same stretches along the stored axes.
+    /// The same part of the image, along the rows as stored.
     column: Axis,
+    /// The same part of the image, along the columns as stored.
     row: Axis,
 }
 
-impl Plan {
-    /// `width` and `height` are those of the stored image; neither may be zero.
+impl CropPlan {
+    /// `width` and `height` are those of the stored image, and not zero.
     pub(super) fn new(
         width: u32,
         height: u32,
@@ -113,6 +122,7 @@ impl Plan {
                 resize_shorter_side,
             });
         }
+
         let (upright_width, upright_height) = if orientation.swapped {
             (height, width)
         } else {
@@ -120,23 +130,21 @@ impl Plan {
         };
         let shorter = upright_width.min(upright_height);
         let scale = |side: u32| {
-            // The product is exact and the quotient rounded once, as in Python.
+            // As in Python: the product is exact, and the quotient is rounded once.
             let product = u64::from(resize_shorter_side) * u64::from(side);
             (product as f64 / f64::from(shorter)) as u64
         };
         let x = Axis::center(upright_width, scale(upright_width), crop_width);
         let y = Axis::center(upright_height, scale(upright_height), crop_height);
-        let (column, row) = if orientation.swapped { (y, x) } else { (x, y) };
-        let column = if orientation.mirrored_x {
-            column.mirrored()
-        } else {
-            column
-        };
-        let row = if orientation.mirrored_y {
-            row.mirrored()
-        } else {
-            row
-        };
+
+        let (mut column, mut row) = if orientation.swapped { (y, x) } else { (x, y) };
+        if orientation.mirrored_x {
+            column = column.mirrored();
+        }
+        if orientation.mirrored_y {
+            row = row.mirrored();
+        }
+
         Ok(Self {
             orientation,
             crop_width,
@@ -153,6 +161,7 @@ impl Plan {
         (self.column.region(), self.row.region())
     }
 
+    /// Whether the scaled pixels are the crop, without turning or padding.
     fn needs_no_rearrangement(&self) -> bool {
         self.orientation == Orientation::default()
             && self.x.length == self.crop_width
@@ -160,12 +169,22 @@ impl Plan {
     }
 }
 
-/// Scales and crops images; keeps its buffers for the next one.
+/// Pixels of a stored image, or of a part of it that contains the region of a [`CropPlan`].
+pub(super) struct SourceView<'a, V> {
+    pub view: &'a V,
+    /// The column and row of the stored image where the view begins.
+    pub origin: (u32, u32),
+    pub layout: PixelLayout,
+}
+
+/// Scales and crops images. Its buffers are kept for the next image.
 #[derive(Debug, Default)]
 pub struct Resizer {
     resizer: fir::Resizer,
+    /// The scaled pixels, before they are turned upright and converted to RGB.
     scaled: Vec<u8>,
-    lines: Vec<u8>,
+    /// The pixels scaled horizontally but not yet vertically.
+    narrowed: Vec<u8>,
 }
 
 impl Resizer {
@@ -189,19 +208,21 @@ impl Resizer {
         if width == 0 || height == 0 {
             return Err(ImageError::ZeroSize { width, height });
         }
-        let plan = Plan::new(width, height, orientation, geometry)?;
-        let source = view(width, height, data, layout)?;
-        self.crop_view(&source, (0, 0), layout, &plan, crop)
+
+        let plan = CropPlan::new(width, height, orientation, geometry)?;
+        let source = SourceView {
+            view: &view(width, height, data, layout)?,
+            origin: (0, 0),
+            layout,
+        };
+        self.crop_view(&source, &plan, crop)
     }
 
-    /// The same for any view; `origin` is the column and row of the stored image where the view
-    /// begins.
-    pub(super) fn crop_view(
+    /// Like [`Resizer::crop`], for any view of the stored pixels.
+    pub(super) fn crop_view<V: IntoImageView>(
         &mut self,
-        source: &impl IntoImageView,
-        origin: (u32, u32),
-        layout: Layout,
-        plan: &Plan,
+        source: &SourceView<'_, V>,
+        plan: &CropPlan,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
         let expected = u64::from(plan.crop_width) * u64::from(plan.crop_height) * 3;
@@ -211,72 +232,81 @@ impl Resizer {
                 got: crop.len() as u64,
             });
         }
+
         let (columns, rows) = (plan.column.length, plan.row.length);
         if columns == 0 || rows == 0 {
             crop.fill(0);
             return Ok(());
         }
-        if layout == Layout::Rgb && plan.needs_no_rearrangement() {
-            return self.scale(source, origin, layout, plan, crop);
+        if source.layout == PixelLayout::Rgb && plan.needs_no_rearrangement() {
+            return self.scale(source, plan, crop);
         }
+
+        // Taken out of `self`, because `scale` borrows the rest of it.
         let mut scaled = std::mem::take(&mut self.scaled);
         resize_buffer(
             &mut scaled,
-            columns as usize * rows as usize * layout.channels(),
+            columns as usize * rows as usize * source.layout.channels(),
         );
-        let result = self.scale(source, origin, layout, plan, &mut scaled);
+        let result = self.scale(source, plan, &mut scaled);
         if result.is_ok() {
-            rearrange(&scaled, layout, plan, crop);
+            rearrange(&scaled, source.layout, plan, crop);
         }
         self.scaled = scaled;
         result
     }
 
-    /// Scales the stored stretches to the crop's size.
-    fn scale(
+    /// Scales the stored region to `plan.column.length` x `plan.row.length` pixels.
+    ///
+    /// Pillow scales the rows of the upright image before its columns, and rounds to bytes in
+    /// between. The resampler scales columns first. That is the right order for images that are
+    /// stored with their axes swapped; all others are scaled in two passes.
+    fn scale<V: IntoImageView>(
         &mut self,
-        source: &impl IntoImageView,
-        origin: (u32, u32),
-        layout: Layout,
-        plan: &Plan,
+        source: &SourceView<'_, V>,
+        plan: &CropPlan,
         target: &mut [u8],
     ) -> Result<(), ImageError> {
         let options = ResizeOptions::new()
             .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
             .use_alpha(false);
         let (columns, rows) = (plan.column.length, plan.row.length);
+        let pixel_type = pixel_type(source.layout);
+        let mut target =
+            Image::from_slice_u8(columns, rows, target, pixel_type).map_err(resize_error)?;
+
         let (left, width) = plan.column.stretch();
         let (top, height) = plan.row.stretch();
-        let left = left - f64::from(origin.0);
-        let pixel_type = pixel_type(layout);
-        let mut target = Image::from_slice_u8(columns, rows, target, pixel_type).map_err(defect)?;
+        let left = left - f64::from(source.origin.0);
         if plan.orientation.swapped {
-            let options = options.crop(left, top - f64::from(origin.1), width, height);
+            let options = options.crop(left, top - f64::from(source.origin.1), width, height);
             return self
                 .resizer
-                .resize(source, &mut target, &options)
-                .map_err(defect);
+                .resize(source.view, &mut target, &options)
+                .map_err(resize_error);
         }
 
-        // Pillow scales upright rows before columns and rounds in between; the resampler by itself
-        // does the opposite.
+        // First pass: horizontally, only the rows that the second pass reads.
         let lines = plan.row.region();
         let line_count = lines.len() as u32;
         resize_buffer(
-            &mut self.lines,
-            columns as usize * lines.len() * layout.channels(),
+            &mut self.narrowed,
+            columns as usize * lines.len() * source.layout.channels(),
         );
-        let mut narrowed = Image::from_slice_u8(columns, line_count, &mut self.lines, pixel_type)
-            .map_err(defect)?;
+        let mut narrowed =
+            Image::from_slice_u8(columns, line_count, &mut self.narrowed, pixel_type)
+                .map_err(resize_error)?;
         let horizontal = options.crop(
             left,
-            f64::from(lines.start - origin.1),
+            f64::from(lines.start - source.origin.1),
             width,
             f64::from(line_count),
         );
         self.resizer
-            .resize(source, &mut narrowed, &horizontal)
-            .map_err(defect)?;
+            .resize(source.view, &mut narrowed, &horizontal)
+            .map_err(resize_error)?;
+
+        // Second pass: vertically.
         let vertical = options.crop(
             0.0,
             top - f64::from(lines.start),
@@ -285,40 +315,40 @@ impl Resizer {
         );
         self.resizer
             .resize(&narrowed, &mut target, &vertical)
-            .map_err(defect)
+            .map_err(resize_error)
     }
 
-    /// The bytes that the buffers take.
+    /// The size of the buffers, in bytes.
     pub(super) fn memory(&self) -> usize {
-        self.scaled.capacity() + self.lines.capacity() + self.resizer.size_of_internal_buffers()
+        self.scaled.capacity() + self.narrowed.capacity() + self.resizer.size_of_internal_buffers()
     }
 }
 
-/// A view of packed pixels.
+/// A view of packed pixels for the resampler.
 pub(super) fn view(
     width: u32,
     height: u32,
     data: &[u8],
-    layout: Layout,
+    layout: PixelLayout,
 ) -> Result<ImageRef<'_>, ImageError> {
-    ImageRef::new(width, height, data, pixel_type(layout)).map_err(defect)
+    ImageRef::new(width, height, data, pixel_type(layout)).map_err(resize_error)
 }
 
-pub(super) fn defect(error: impl std::fmt::Display) -> ImageError {
+pub(super) fn resize_error(error: impl std::fmt::Display) -> ImageError {
     ImageError::Resize(error.to_string())
 }
 
-fn pixel_type(layout: Layout) -> PixelType {
+fn pixel_type(layout: PixelLayout) -> PixelType {
     match layout {
-        Layout::Gray => PixelType::U8,
-        Layout::GrayAlpha => PixelType::U8x2,
-        Layout::Rgb | Layout::Bgr => PixelType::U8x3,
-        Layout::Rgba | Layout::Bgra => PixelType::U8x4,
+        PixelLayout::Gray => PixelType::U8,
+        PixelLayout::GrayAlpha => PixelType::U8x2,
+        PixelLayout::Rgb | PixelLayout::Bgr => PixelType::U8x3,
+        PixelLayout::Rgba | PixelLayout::Bgra => PixelType::U8x4,
     }
 }
 
-/// Turns scaled pixels upright and to RGB, and puts them into the crop.
-fn rearrange(scaled: &[u8], layout: Layout, plan: &Plan, crop: &mut [u8]) {
+/// Turns scaled pixels upright, converts them to RGB, and writes them into the middle of the crop.
+fn rearrange(scaled: &[u8], layout: PixelLayout, plan: &CropPlan, crop: &mut [u8]) {
     let (width, height) = (plan.x.length as usize, plan.y.length as usize);
     let crop_width = plan.crop_width as usize;
     if width < crop_width || height < plan.crop_height as usize {
@@ -330,20 +360,51 @@ fn rearrange(scaled: &[u8], layout: Layout, plan: &Plan, crop: &mut [u8]) {
         .take(height)
         .map(|row| &mut row[3 * plan.x.padding as usize..][..3 * width]);
 
-    let channels = layout.channels();
-    let picked = layout.red_green_blue();
     if plan.orientation == Orientation::default() {
-        for (row, source) in rows.zip(scaled.chunks_exact(width * channels)) {
-            match channels {
-                1 => pick::<1>(source, row, picked),
-                2 => pick::<2>(source, row, picked),
-                3 => pick::<3>(source, row, picked),
-                _ => pick::<4>(source, row, picked),
-            }
-        }
-        return;
+        copy_rows_as_rgb(scaled, layout, width, rows);
+    } else {
+        copy_upright_as_rgb(scaled, layout, plan, rows);
     }
+}
+
+fn copy_rows_as_rgb<'a>(
+    scaled: &[u8],
+    layout: PixelLayout,
+    width: usize,
+    rows: impl Iterator<Item = &'a mut [u8]>,
+) {
+    let channels = layout.channels();
+    let offsets = layout.rgb_offsets();
+    for (row, source) in rows.zip(scaled.chunks_exact(width * channels)) {
+        // The number of channels is a constant in each loop, so that each can be vectorised.
+        match channels {
+            1 => copy_row_as_rgb::<1>(source, row, offsets),
+            2 => copy_row_as_rgb::<2>(source, row, offsets),
+            3 => copy_row_as_rgb::<3>(source, row, offsets),
+            _ => copy_row_as_rgb::<4>(source, row, offsets),
+        }
+    }
+}
+
+fn copy_row_as_rgb<const CHANNELS: usize>(source: &[u8], target: &mut [u8], offsets: [usize; 3]) {
+    for (pixel, target) in source
+        .chunks_exact(CHANNELS)
+        .zip(target.chunks_exact_mut(3))
+    {
+        target.copy_from_slice(&offsets.map(|offset| pixel[offset]));
+    }
+}
+
+fn copy_upright_as_rgb<'a>(
+    scaled: &[u8],
+    layout: PixelLayout,
+    plan: &CropPlan,
+    rows: impl Iterator<Item = &'a mut [u8]>,
+) {
+    let channels = layout.channels();
+    let offsets = layout.rgb_offsets();
     let (stored_width, stored_height) = (plan.column.length as usize, plan.row.length as usize);
+
     for (y, row) in rows.enumerate() {
         for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
             let (mut column, mut line) = if plan.orientation.swapped {
@@ -358,17 +419,8 @@ fn rearrange(scaled: &[u8], layout: Layout, plan: &Plan, crop: &mut [u8]) {
                 line = stored_height - 1 - line;
             }
             let source = &scaled[(line * stored_width + column) * channels..][..channels];
-            pixel.copy_from_slice(&picked.map(|channel| source[channel]));
+            pixel.copy_from_slice(&offsets.map(|offset| source[offset]));
         }
-    }
-}
-
-fn pick<const CHANNELS: usize>(source: &[u8], target: &mut [u8], picked: [usize; 3]) {
-    for (pixel, target) in source
-        .chunks_exact(CHANNELS)
-        .zip(target.chunks_exact_mut(3))
-    {
-        target.copy_from_slice(&picked.map(|channel| pixel[channel]));
     }
 }
 
@@ -382,19 +434,19 @@ mod tests {
         resize_shorter_side: 256,
     };
 
-    fn plan(width: u32, height: u32, geometry: &Geometry) -> Plan {
-        Plan::new(width, height, Orientation::default(), geometry).unwrap()
+    fn plan(width: u32, height: u32, geometry: &Geometry) -> CropPlan {
+        CropPlan::new(width, height, Orientation::default(), geometry).unwrap()
     }
 
     #[test]
-    fn the_longer_side_truncates() {
+    fn the_longer_side_is_truncated_to_whole_pixels() {
         let plan = plan(500, 333, &IMAGENET);
         assert_eq!((plan.x.scaled, plan.y.scaled), (384, 256));
         assert_eq!((plan.x.offset, plan.y.offset), (80, 16));
     }
 
     #[test]
-    fn offsets_round_halves_to_even() {
+    fn halves_of_offsets_are_rounded_to_even() {
         assert_eq!(Axis::center(257, 257, 224).offset, 16);
         assert_eq!(Axis::center(259, 259, 224).offset, 18);
         assert_eq!(Axis::center(260, 260, 224).offset, 18);
@@ -422,7 +474,7 @@ mod tests {
         let pixels = Pixels {
             width: 2,
             height: 2,
-            layout: Layout::Gray,
+            layout: PixelLayout::Gray,
             orientation: Orientation::default(),
             data: vec![9; 4],
         };
@@ -442,7 +494,7 @@ mod tests {
         let pixels = Pixels {
             width: 2,
             height: 2,
-            layout: Layout::Gray,
+            layout: PixelLayout::Gray,
             orientation: Orientation::default(),
             data: vec![9; 4],
         };
@@ -486,12 +538,12 @@ mod tests {
             resize_shorter_side: 1,
         };
         for (layout, data, expected) in [
-            (Layout::Gray, vec![7], [7, 7, 7]),
-            (Layout::GrayAlpha, vec![7, 0], [7, 7, 7]),
-            (Layout::Rgb, vec![1, 2, 3], [1, 2, 3]),
-            (Layout::Bgr, vec![1, 2, 3], [3, 2, 1]),
-            (Layout::Rgba, vec![1, 2, 3, 0], [1, 2, 3]),
-            (Layout::Bgra, vec![1, 2, 3, 0], [3, 2, 1]),
+            (PixelLayout::Gray, vec![7], [7, 7, 7]),
+            (PixelLayout::GrayAlpha, vec![7, 0], [7, 7, 7]),
+            (PixelLayout::Rgb, vec![1, 2, 3], [1, 2, 3]),
+            (PixelLayout::Bgr, vec![1, 2, 3], [3, 2, 1]),
+            (PixelLayout::Rgba, vec![1, 2, 3, 0], [1, 2, 3]),
+            (PixelLayout::Bgra, vec![1, 2, 3, 0], [3, 2, 1]),
         ] {
             let pixels = Pixels {
                 width: 1,
@@ -509,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn every_orientation_agrees_with_the_pixels_turned_by_hand() {
+    fn every_orientation_agrees_with_manually_turned_pixels() {
         let (width, height) = (31u32, 47u32);
         let stored: Vec<u8> = (0..width * height)
             .flat_map(|i| [i as u8, (i / 7) as u8, (i * i / 11) as u8])
@@ -534,7 +586,8 @@ mod tests {
             let mut upright = Vec::new();
             for y in 0..upright_height {
                 for x in 0..upright_width {
-                    // As the EXIF standard says where the stored row 0 and column 0 are seen.
+                    // From the EXIF standard's table of where row 0 and column 0 are in the
+                    // upright image.
                     upright.extend(match value {
                         1 => at(x, y),
                         2 => at(width - 1 - x, y),
@@ -551,7 +604,7 @@ mod tests {
                 let pixels = Pixels {
                     width,
                     height,
-                    layout: Layout::Rgb,
+                    layout: PixelLayout::Rgb,
                     orientation,
                     data: data.to_vec(),
                 };

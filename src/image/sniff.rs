@@ -1,11 +1,10 @@
-//! What kind of file some bytes are, from their first few.
+//! Identifies the format of a file by its first bytes.
 
 use std::fmt;
 
-/// A kind of image file that is accepted.
+/// An accepted image file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Kind {
+pub enum ImageFormat {
     Jpeg,
     Png,
     WebP,
@@ -15,34 +14,24 @@ pub enum Kind {
     Pnm,
 }
 
-impl Kind {
-    /// The accepted kinds, for people.
+impl ImageFormat {
+    /// The names of the accepted formats, for messages.
     pub const ACCEPTED: &'static str = "JPEG, PNG, WebP, GIF, BMP, TIFF or PNM";
 
-    /// The kind of file that starts with these bytes; `None` if it is none of the accepted ones.
+    /// Identifies the format of a file by its first bytes; `None` if it is not an accepted one.
     pub fn of(data: &[u8]) -> Option<Self> {
+        if data.starts_with(b"RIFF") && data.get(8..12) == Some(b"WEBP") {
+            return Some(Self::WebP);
+        }
+
         match data {
             [0xff, 0xd8, 0xff, ..] => Some(Self::Jpeg),
             [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(Self::Png),
-            [
-                b'R',
-                b'I',
-                b'F',
-                b'F',
-                _,
-                _,
-                _,
-                _,
-                b'W',
-                b'E',
-                b'B',
-                b'P',
-                ..,
-            ] => Some(Self::WebP),
             [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Self::Gif),
             [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Some(Self::Tiff),
             [b'P', b'1'..=b'7', b' ' | b'\t' | b'\r' | b'\n' | b'#', ..] => Some(Self::Pnm),
-            // Two letters alone could begin any text; the length of the second header settles it.
+            // Any text could begin with these two letters, so the length of the DIB header, which
+            // follows the file header, is checked as well.
             [b'B', b'M', rest @ ..] => match rest.get(12..16) {
                 Some(&[12..=124, 0, 0, 0]) => Some(Self::Bmp),
                 _ => None,
@@ -52,7 +41,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ImageFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Jpeg => "JPEG",
@@ -66,7 +55,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What bytes look like that are none of the accepted kinds, for the message that refuses them.
+/// Names what the data of a rejected file looks like, for the error message.
 pub(super) fn looks_like(data: &[u8]) -> Option<&'static str> {
     const MAGIC: &[(&[u8], &str)] = &[
         (b"\xff\x0a", "JPEG XL"),
@@ -91,29 +80,39 @@ pub(super) fn looks_like(data: &[u8]) -> Option<&'static str> {
         (b"\x1f\x8b", "gzip"),
         (b"PK\x03\x04", "ZIP"),
         (b"\x1a\x45\xdf\xa3", "a Matroska or WebM video"),
-        (b"RIFF", "a RIFF file that is no WebP"),
+        (b"RIFF", "a RIFF file, but not WebP"),
         (b"OggS", "Ogg"),
         (b"ID3", "MP3"),
     ];
+
     if let Some((_, name)) = MAGIC.iter().find(|(magic, _)| data.starts_with(magic)) {
         return Some(name);
     }
+
+    // The ISO base media file format: the brand says what the file is.
     if data.get(4..8) == Some(b"ftyp") {
-        return Some(match data.get(8..12) {
+        let name = match data.get(8..12) {
             Some(b"avif" | b"avis") => "AVIF",
             Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1") => {
                 "HEIC"
             }
             Some(b"crx ") => "a camera's raw file (CR3)",
             _ => "an MP4 or QuickTime video",
-        });
+        };
+        return Some(name);
     }
+
     looks_like_text(data)
 }
 
+/// Names the kind of text that the data is; `None` for binary data.
 fn looks_like_text(data: &[u8]) -> Option<&'static str> {
-    const EXAMINED: usize = 512;
-    let start = &data[..data.len().min(EXAMINED)];
+    const EXAMINED_BYTES: usize = 512;
+    /// The first characters of JPEG, PNG, WebP and GIF files in base64, in lower case.
+    const BASE64_PREFIXES: [&str; 4] = ["/9j/", "ivborw0kggo", "uklgr", "r0lgod"];
+    const URL_SCHEMES: [&str; 3] = ["http://", "https://", "file://"];
+
+    let start = &data[..data.len().min(EXAMINED_BYTES)];
     let text = match std::str::from_utf8(start) {
         Ok(text) => text,
         // The cut may have split a character.
@@ -125,35 +124,32 @@ fn looks_like_text(data: &[u8]) -> Option<&'static str> {
     if text.chars().any(|c| c.is_control() && !c.is_whitespace()) {
         return None;
     }
+
     let text = text
         .trim_start_matches('\u{feff}')
         .trim_start()
         .to_ascii_lowercase();
-    Some(
-        if text.starts_with("<!doctype html") || text.starts_with("<html") {
-            "an HTML page"
-        } else if text.contains("<svg") {
-            "SVG"
-        } else if text.starts_with("<?xml") {
-            "XML"
-        } else if text.starts_with("data:") {
-            "a data: URL, where the image's bytes themselves are expected"
-        } else if ["/9j/", "ivborw0kggo", "uklgr", "r0lgod"]
-            .iter()
-            .any(|prefix| text.starts_with(prefix))
-        {
-            "base64 text, where the image's bytes themselves are expected"
-        } else if text.starts_with("http://")
-            || text.starts_with("https://")
-            || text.starts_with("file://")
-        {
-            "a URL, where the image's bytes themselves are expected"
-        } else if text.starts_with('{') || text.starts_with('[') {
-            "JSON"
-        } else {
-            "plain text"
-        },
-    )
+    let starts_with_any =
+        |prefixes: &[&str]| prefixes.iter().any(|prefix| text.starts_with(prefix));
+
+    let name = if starts_with_any(&["<!doctype html", "<html"]) {
+        "an HTML page"
+    } else if text.contains("<svg") {
+        "SVG"
+    } else if text.starts_with("<?xml") {
+        "XML"
+    } else if text.starts_with("data:") {
+        "a data: URL, where the image's bytes themselves are expected"
+    } else if starts_with_any(&BASE64_PREFIXES) {
+        "base64 text, where the image's bytes themselves are expected"
+    } else if starts_with_any(&URL_SCHEMES) {
+        "a URL, where the image's bytes themselves are expected"
+    } else if starts_with_any(&["{", "["]) {
+        "JSON"
+    } else {
+        "plain text"
+    };
+    Some(name)
 }
 
 #[cfg(test)]
@@ -161,19 +157,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accepted_kinds_are_told_by_their_first_bytes() {
-        assert_eq!(Kind::of(b"\xff\xd8\xff\xe0"), Some(Kind::Jpeg));
-        assert_eq!(Kind::of(b"\x89PNG\r\n\x1a\n"), Some(Kind::Png));
-        assert_eq!(Kind::of(b"RIFF\0\0\0\0WEBPVP8 "), Some(Kind::WebP));
-        assert_eq!(Kind::of(b"GIF89a"), Some(Kind::Gif));
+    fn accepted_formats_are_identified_by_their_first_bytes() {
         assert_eq!(
-            Kind::of(b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0"),
-            Some(Kind::Bmp)
+            ImageFormat::of(b"\xff\xd8\xff\xe0"),
+            Some(ImageFormat::Jpeg)
         );
-        assert_eq!(Kind::of(b"MM\0\x2a"), Some(Kind::Tiff));
-        assert_eq!(Kind::of(b"P6\n2 2 255\n"), Some(Kind::Pnm));
-        assert_eq!(Kind::of(b"BMI is the body mass index."), None);
-        assert_eq!(Kind::of(b""), None);
+        assert_eq!(
+            ImageFormat::of(b"\x89PNG\r\n\x1a\n"),
+            Some(ImageFormat::Png)
+        );
+        assert_eq!(
+            ImageFormat::of(b"RIFF\0\0\0\0WEBPVP8 "),
+            Some(ImageFormat::WebP)
+        );
+        assert_eq!(ImageFormat::of(b"GIF89a"), Some(ImageFormat::Gif));
+        assert_eq!(
+            ImageFormat::of(b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0"),
+            Some(ImageFormat::Bmp)
+        );
+        assert_eq!(ImageFormat::of(b"MM\0\x2a"), Some(ImageFormat::Tiff));
+        assert_eq!(ImageFormat::of(b"P6\n2 2 255\n"), Some(ImageFormat::Pnm));
+        assert_eq!(ImageFormat::of(b"BMI is the body mass index."), None);
+        assert_eq!(ImageFormat::of(b""), None);
     }
 
     #[test]

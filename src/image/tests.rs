@@ -1,11 +1,15 @@
-//! The whole way from bytes or a frame to the crop.
+//! Preprocessing from end to end: image files and raw frames to crops.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
-use image::codecs::{png::PngEncoder, webp::WebPEncoder};
-use image::{ExtendedColorType, ImageEncoder};
+use image::{
+    ExtendedColorType, ImageEncoder,
+    codecs::{png::PngEncoder, webp::WebPEncoder},
+};
 
 use super::*;
 use crate::testing::shared;
@@ -27,11 +31,11 @@ fn crop_encoded(encoded: impl Into<Bytes>) -> Result<Vec<u8>, ImageError> {
     crop(Source::Encoded(encoded.into()), &IMAGENET)
 }
 
-fn refusal(encoded: impl Into<Bytes>) -> ImageError {
+fn rejection(encoded: impl Into<Bytes>) -> ImageError {
     crop_encoded(encoded).map(|_| "a crop").unwrap_err()
 }
 
-/// The largest and the mean difference.
+/// The largest and the mean difference between two crops.
 fn difference(a: &[u8], b: &[u8]) -> (u8, f64) {
     assert_eq!(a.len(), b.len());
     let differences = a.iter().zip(b).map(|(a, b)| a.abs_diff(*b));
@@ -61,10 +65,12 @@ fn assert_as_torchvision(image: &Path, expected: &Path) -> (u8, f64) {
     // JPEG decoders differ in how they interpolate and round chroma. With libjpeg-turbo the pixels
     // are Pillow's. zune-jpeg rounds up twice when it interpolates chroma, where libjpeg rounds
     // once: a quarter of a step on average where colours change.
-    let (max_allowed, mean_allowed) = match name.ends_with(".jpg") {
-        true if cfg!(feature = "turbojpeg") => (2, 0.02),
-        true => (4, 0.3),
-        false => (1, 0.01),
+    let (max_allowed, mean_allowed) = if !name.ends_with(".jpg") {
+        (1, 0.01)
+    } else if cfg!(feature = "turbojpeg") {
+        (2, 0.02)
+    } else {
+        (4, 0.3)
     };
     assert!(
         max <= max_allowed && mean < mean_allowed,
@@ -74,7 +80,7 @@ fn assert_as_torchvision(image: &Path, expected: &Path) -> (u8, f64) {
 }
 
 #[test]
-fn crops_are_torchvisions() {
+fn crops_match_torchvision() {
     let mut images = 0;
     for entry in std::fs::read_dir(data()).unwrap() {
         let path = entry.unwrap().path();
@@ -91,7 +97,7 @@ fn crops_are_torchvisions() {
 }
 
 #[test]
-fn golden_crops_are_torchvisions() {
+fn golden_crops_match_torchvision() {
     let Some(folder) = shared("golden") else {
         return;
     };
@@ -107,7 +113,7 @@ fn golden_crops_are_torchvisions() {
 }
 
 #[test]
-fn golden_bad_files_are_refused_cheaply() {
+fn golden_bad_files_are_rejected_quickly() {
     let Some(folder) = shared("golden") else {
         return;
     };
@@ -129,22 +135,22 @@ fn golden_bad_files_are_refused_cheaply() {
                 .map_or_else(ToString::to_string, ToString::to_string)
         );
         let expected = match name {
-            // A decoder can't always notice.
+            // A decoder cannot always detect this damage.
             "corrupt_scan.jpg" => continue,
             "avif_stub.avif" => "looks like AVIF; send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM",
-            "bad_crc.png" => "damaged PNG: a checksum is wrong",
+            "bad_crc.png" => "damaged PNG: a checksum does not match",
             "bomb_50000x50000.png" => "50000x50000 pixels, more than the 64000000 allowed",
             "bomb_65500x65500.jpg" => "65500x65500 pixels, more than the 64000000 allowed",
-            "empty.bin" => "the image is empty",
+            "empty.bin" => "the image is empty (0 bytes); send JPEG",
             "heic_stub.heic" => "looks like HEIC",
             "html_error_page.png" => "looks like an HTML page",
-            "random.bin" => "no known kind",
+            "random.bin" => "no known file type",
             "svg.svg" => "looks like SVG",
             "text.jpg" => "looks like plain text",
             "zero_width.png" => "damaged PNG: Invalid image dimensions",
             "gif_header_only.gif" | "jpeg_soi_only.jpg" | "truncated.png" => "truncated",
             "truncated_half.jpg" | "truncated_header.jpg" => "truncated JPEG",
-            other => panic!("what to expect of {other}?"),
+            other => panic!("no expectation for {other}"),
         };
         let message = result.expect_err(name).to_string();
         assert!(message.contains(expected), "{name}: {message}");
@@ -152,11 +158,11 @@ fn golden_bad_files_are_refused_cheaply() {
 }
 
 #[test]
-fn truncated_jpegs_are_refused_wherever_they_end() {
+fn truncated_jpegs_are_rejected_wherever_they_end() {
     for name in ["cat.jpg", "cat_cmyk.jpg", "exif_6.jpg"] {
         let whole = read(data().join(name));
         for percent in 0..98 {
-            let error = refusal(whole[..whole.len() * percent / 100].to_vec());
+            let error = rejection(whole[..whole.len() * percent / 100].to_vec());
             match error {
                 ImageError::Empty | ImageError::Truncated { .. } => {}
                 other => panic!("{name} at {percent} %: {other}"),
@@ -166,11 +172,12 @@ fn truncated_jpegs_are_refused_wherever_they_end() {
 }
 
 #[test]
-fn jpegs_with_a_missing_end_or_more_after_it_are_whole() {
+fn jpegs_without_an_end_marker_or_with_data_after_it_are_accepted() {
     let whole = read(data().join("cat.jpg"));
     let expected = crop_encoded(whole.clone()).unwrap();
     assert!(whole.ends_with(&[0xff, 0xd9]));
-    // The two decoders differ by a little where both are there.
+    // libjpeg-turbo rejects a file without its end marker, and the other decoder's pixels differ
+    // slightly.
     let without_end = crop_encoded(whole[..whole.len() - 2].to_vec()).unwrap();
     assert!(difference(&without_end, &expected).0 <= 4);
     for tail in [
@@ -191,14 +198,14 @@ fn frame_header(jpeg: &[u8]) -> usize {
 }
 
 #[test]
-fn jpegs_that_lie_about_their_size_are_refused() {
+fn jpegs_with_a_wrong_size_in_the_header_are_rejected() {
     let whole = read(data().join("cat.jpg"));
     let resized = |width: u16, height: u16| {
         let mut jpeg = whole.clone();
         let size = frame_header(&whole) + 5;
         jpeg[size..size + 2].copy_from_slice(&height.to_be_bytes());
         jpeg[size + 2..size + 4].copy_from_slice(&width.to_be_bytes());
-        refusal(jpeg)
+        rejection(jpeg)
     };
     assert_eq!(
         resized(0, 300),
@@ -226,21 +233,21 @@ fn jpegs_that_lie_about_their_size_are_refused() {
 }
 
 #[test]
-fn unsupported_varieties_of_jpeg_say_what_they_are() {
+fn unsupported_variants_of_jpeg_are_named() {
     let whole = read(data().join("cat.jpg"));
     let frame = frame_header(&whole);
     let changed = |offset: usize, value: u8| {
         let mut jpeg = whole.clone();
         jpeg[frame + offset] = value;
-        refusal(jpeg).to_string()
+        rejection(jpeg).to_string()
     };
     assert!(changed(1, 0xc3).contains("losslessly compressed"));
     assert!(changed(1, 0xc9).contains("arithmetically coded"));
-    assert!(changed(4, 12).contains("12 bits a channel"));
+    assert!(changed(4, 12).contains("12 bits per channel"));
 }
 
 #[test]
-fn jpegs_in_adobes_rgb_are_not_taken_for_ycbcr() {
+fn jpegs_in_adobe_rgb_are_not_mistaken_for_ycbcr() {
     const ADOBE_RGB: &[u8] = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0";
     let whole = read(data().join("cat.jpg"));
     let jfif_end = 4 + usize::from(u16::from_be_bytes([whole[4], whole[5]]));
@@ -278,7 +285,7 @@ fn exif_can_be_ignored() {
 }
 
 #[test]
-fn png_and_webp_are_turned_upright_and_broken_exif_is_ignored() {
+fn png_and_webp_are_turned_upright_and_invalid_exif_is_ignored() {
     let (width, height) = (30u32, 20u32);
     let stored: Vec<u8> = (0..width * height)
         .flat_map(|i| [(i % 251) as u8, (i / 3) as u8, (i % 30) as u8])
@@ -299,7 +306,7 @@ fn png_and_webp_are_turned_upright_and_broken_exif_is_ignored() {
         let pixels = Pixels {
             width,
             height,
-            layout: Layout::Rgb,
+            layout: PixelLayout::Rgb,
             orientation,
             data: stored.clone(),
         };
@@ -333,7 +340,7 @@ fn png_and_webp_are_turned_upright_and_broken_exif_is_ignored() {
 }
 
 #[test]
-fn files_of_every_kind_that_lie_about_their_size_are_refused_cheaply() {
+fn files_of_every_format_with_a_wrong_size_are_rejected_quickly() {
     let mut bmp = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();
     bmp.extend_from_slice(&7000u32.to_le_bytes());
     bmp.extend_from_slice(&7000u32.to_le_bytes());
@@ -356,7 +363,7 @@ fn files_of_every_kind_that_lie_about_their_size_are_refused_cheaply() {
         ),
     ] {
         let start = Instant::now();
-        let error = refusal(file);
+        let error = rejection(file);
         assert!(
             start.elapsed() < Duration::from_millis(500),
             "{name}: {error} after {:?}",
@@ -367,7 +374,7 @@ fn files_of_every_kind_that_lie_about_their_size_are_refused_cheaply() {
 }
 
 #[test]
-fn a_preprocessor_serves_on_after_any_damage() {
+fn a_preprocessor_stays_usable_after_damaged_files() {
     let mut preprocessor = Preprocessor::new(PreprocessConfig::default());
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = move |below: usize| {
@@ -388,7 +395,7 @@ fn a_preprocessor_serves_on_after_any_damage() {
         for _ in 0..20 {
             let mut damaged = whole.to_vec();
             for _ in 0..=random(8) {
-                // Half of the damage goes where headers are.
+                // Half of the damage is in the headers.
                 let end = if random(2) == 0 {
                     damaged.len()
                 } else {
@@ -396,7 +403,7 @@ fn a_preprocessor_serves_on_after_any_damage() {
                 };
                 damaged[random(end)] = random(256) as u8;
             }
-            // Some damage can't be noticed; nothing may end the thread.
+            // Some damage cannot be detected; what matters is that nothing ends the thread.
             let _ = preprocessor.crop(&Source::Encoded(damaged.into()), &IMAGENET, &mut target);
         }
         preprocessor
@@ -406,7 +413,7 @@ fn a_preprocessor_serves_on_after_any_damage() {
     }
 }
 
-/// A picture with smooth and sharp parts.
+/// A test picture with smooth and sharp parts.
 fn pixel(x: u32, y: u32) -> [u8; 3] {
     let stripes = if (x / 9 + y / 5).is_multiple_of(2) {
         60
@@ -455,7 +462,7 @@ fn interleaved_formats_agree_with_rgb_whatever_the_stride() {
         let pixels = Pixels {
             width,
             height,
-            layout: Layout::Rgb,
+            layout: PixelLayout::Rgb,
             orientation: Orientation::default(),
             data: rgb,
         };
@@ -602,9 +609,9 @@ fn video_formats_agree_with_rgb_at_even_and_odd_sizes_whatever_the_stride() {
 }
 
 #[test]
-fn frames_that_contradict_themselves_are_refused() {
+fn inconsistent_frames_are_rejected() {
     use PixelFormat::*;
-    let refused = |format, width, height, stride, bytes| {
+    let rejected = |format, width, height, stride, bytes| {
         crop(
             Source::Raw(frame(format, width, height, stride, vec![0; bytes])),
             &IMAGENET,
@@ -612,25 +619,25 @@ fn frames_that_contradict_themselves_are_refused() {
         .unwrap_err()
     };
     assert_eq!(
-        refused(Rgb8, 0, 5, 0, 0),
+        rejected(Rgb8, 0, 5, 0, 0),
         ImageError::ZeroSize {
             width: 0,
             height: 5
         }
     );
     assert_eq!(
-        refused(Nv12, 5, 0, 0, 0),
+        rejected(Nv12, 5, 0, 0, 0),
         ImageError::ZeroSize {
             width: 5,
             height: 0
         }
     );
     assert!(matches!(
-        refused(Gray8, 8001, 8000, 0, 1),
+        rejected(Gray8, 8001, 8000, 0, 1),
         ImageError::TooManyPixels { .. }
     ));
     assert!(matches!(
-        refused(Rgba8, u32::MAX, u32::MAX, 0, 1),
+        rejected(Rgba8, u32::MAX, u32::MAX, 0, 1),
         ImageError::TooManyPixels { .. }
     ));
     for (format, row) in [
@@ -642,7 +649,7 @@ fn frames_that_contradict_themselves_are_refused() {
         (Nv12, 10),
         (I420, 10),
     ] {
-        let error = refused(format, 10, 10, row as u32 - 1, 10_000);
+        let error = rejected(format, 10, 10, row as u32 - 1, 10_000);
         assert_eq!(
             error,
             ImageError::Stride {
@@ -662,24 +669,24 @@ fn frames_that_contradict_themselves_are_refused() {
         (Nv12, 33 + 24),
         (I420, 33 + 24),
     ] {
-        match refused(format, 11, 3, 0, expected as usize - 1) {
+        match rejected(format, 11, 3, 0, expected as usize - 1) {
             ImageError::DataTooShort {
                 expected: e, got, ..
             } => assert_eq!((e, got), (expected, expected - 1)),
             other => panic!("{format}: {other}"),
         }
-        match refused(format, 11, 3, 0, expected as usize + 1) {
+        match rejected(format, 11, 3, 0, expected as usize + 1) {
             ImageError::DataTooLong {
                 expected: e, got, ..
             } => assert_eq!((e, got), (expected, expected + 1)),
             other => panic!("{format}: {other}"),
         }
     }
-    let message = refused(Nv12, 1280, 720, 0, 1000).to_string();
+    let message = rejected(Nv12, 1280, 720, 0, 1000).to_string();
     assert_eq!(
         message,
-        "a NV12 frame of 1280x720 pixels with 1280 bytes a row takes 1382400 bytes of data, but there are 1000; check \
-         format, width, height and stride"
+        "the NV12 frame of 1280x720 pixels with a stride of 1280 bytes needs at least 1382400 \
+         bytes of data, but 1000 were sent; check format, width, height and stride"
     );
     let unlimited = PreprocessConfig {
         max_pixels: u64::MAX,
@@ -729,11 +736,11 @@ fn crop_scaled(encoded: &[u8], geometry: &Geometry) -> Result<Vec<u8>, ImageErro
 }
 
 #[test]
-fn large_jpegs_are_scaled_down_as_far_as_is_harmless() {
+fn large_jpegs_are_scaled_down_to_the_smallest_sufficient_size() {
     let photo = read(data().join("cat.jpg"));
     let whole = decode(&photo, &SCALED).unwrap();
     let shorter = whole.width.min(whole.height);
-    for (enough, divisor) in [
+    for (min_shorter_side, divisor) in [
         (shorter, 1),
         (shorter / 2, 2),
         (shorter / 2 + 1, 1),
@@ -742,13 +749,13 @@ fn large_jpegs_are_scaled_down_as_far_as_is_harmless() {
     ] {
         let mut pixels = Pixels::default();
         pixels
-            .decode_at_least(&photo, &SCALED, Some(enough))
+            .decode_at_least(&photo, &SCALED, Some(min_shorter_side))
             .unwrap();
         let expected = [whole.width, whole.height].map(|side| side.div_ceil(divisor));
         assert_eq!(
             [pixels.width, pixels.height],
             expected,
-            "at least {enough} pixels"
+            "at least {min_shorter_side} pixels"
         );
         assert_eq!(
             pixels.data.len(),
@@ -757,7 +764,7 @@ fn large_jpegs_are_scaled_down_as_far_as_is_harmless() {
     }
 }
 
-/// The mean of every square of `divisor` pixels a side.
+/// The mean of every square of `divisor` x `divisor` pixels.
 fn averages(whole: &Pixels, divisor: u32) -> Vec<u8> {
     let channels = whole.layout.channels();
     let mut averages = Vec::new();
@@ -781,7 +788,7 @@ fn averages(whole: &Pixels, divisor: u32) -> Vec<u8> {
 }
 
 #[test]
-fn every_variety_of_sequential_jpeg_is_scaled_to_what_its_pixels_average_to() {
+fn every_variant_of_sequential_jpeg_is_scaled_to_the_average_of_its_pixels() {
     for name in [
         "cat.jpg",
         "cat_444.jpg",
@@ -794,9 +801,9 @@ fn every_variety_of_sequential_jpeg_is_scaled_to_what_its_pixels_average_to() {
         let whole = decode(&photo, &SCALED).unwrap();
         for divisor in [2, 4, 8] {
             let mut pixels = Pixels::default();
-            let enough = whole.width.min(whole.height) / divisor;
+            let min_shorter_side = whole.width.min(whole.height) / divisor;
             pixels
-                .decode_at_least(&photo, &SCALED, Some(enough))
+                .decode_at_least(&photo, &SCALED, Some(min_shorter_side))
                 .unwrap();
             assert_eq!(
                 (pixels.width, pixels.height),
@@ -817,7 +824,7 @@ fn every_variety_of_sequential_jpeg_is_scaled_to_what_its_pixels_average_to() {
 }
 
 #[test]
-fn progressive_and_four_channel_jpegs_are_decoded_whole() {
+fn progressive_and_four_channel_jpegs_are_decoded_at_full_size() {
     for name in ["cat_progressive.jpg", "cat_cmyk.jpg"] {
         let photo = read(data().join(name));
         let mut pixels = Pixels::default();
@@ -852,7 +859,7 @@ fn scaled_crops_are_close_to_exact_ones_and_upright() {
 }
 
 #[test]
-fn scaling_refuses_the_same_files_in_the_same_words() {
+fn scaling_rejects_the_same_files_with_the_same_messages() {
     let small = Geometry {
         width: 40,
         height: 40,
@@ -862,7 +869,7 @@ fn scaling_refuses_the_same_files_in_the_same_words() {
     let mut cases: Vec<Vec<u8>> = (1..40)
         .map(|i| photo[..photo.len() * i / 40].to_vec())
         .collect();
-    // The end is there, but some of what should come before is not.
+    // With an end marker, but with data missing before it.
     cases.extend((1..20).map(|i| [&photo[..photo.len() * i / 20], &[0xff, 0xd9]].concat()));
     cases.extend((1..40).map(|i| {
         let mut flipped = photo.clone();

@@ -179,7 +179,7 @@ def test_errors():
     wrong.set_data_from_numpy(np.array([photo], dtype=np.object_))
     fails("`input`", "`images`", inputs=[wrong])
     pixels_as_floats = crops(1).astype(np.float32).transpose(0, 3, 1, 2).copy()
-    fails("that of no pixel", "mean", model=TENSOR, inputs=tensor(pixels_as_floats, "FP32"))
+    fails("is out of range", "mean", model=TENSOR, inputs=tensor(pixels_as_floats, "FP32"))
     not_numbers = np.full((1, 3, 224, 224), np.nan, np.float32)
     fails("NaN", model=TENSOR, inputs=tensor(not_numbers, "FP32"))
     shared = triton.InferRequestedOutput("logits")

@@ -1,20 +1,24 @@
-//! The bits of an entropy-coded segment, first bit first.
+//! Reads the bits of entropy-coded segments, most significant bit first, without the stuffed zero
+//! byte that follows every data byte of `0xff` (ITU-T T.81, B.1.1.5 and F.1.2.3).
 
-/// After [`Bits::fill`], at least this many bits can be looked at and taken.
+/// After [`BitReader::fill`], at least this many bits can be peeked at and consumed: the longest
+/// Huffman code has 16 bits, and up to 15 bits of a coefficient's value follow it.
 const FILLED: u32 = 33;
 
+/// Reads bits up to the next marker. Past the end of a segment it returns zeros, so that decoding
+/// loops need not check every read; [`BitReader::overrun`] tells afterwards.
 #[derive(Clone, Copy)]
-pub(super) struct Bits<'a> {
+pub(super) struct BitReader<'a> {
     data: &'a [u8],
     position: usize,
-    /// The next bits, from the most significant down; zeros after `count`.
+    /// The next bits, from the most significant one down; zeros after `count`.
     buffer: u64,
     count: u32,
-    /// How many of the last bits in `buffer` are zeros that the file doesn't have.
+    /// How many of the last bits in `buffer` are zeros from beyond the end of the segment.
     padding: u32,
 }
 
-impl<'a> Bits<'a> {
+impl<'a> BitReader<'a> {
     pub fn new(data: &'a [u8]) -> Self {
         Self {
             data,
@@ -25,8 +29,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// Makes 33 bits or more ready: as many as the longest code has with the number that may follow
-    /// it.
+    /// Makes at least [`FILLED`] bits available.
     #[inline(always)]
     pub fn fill(&mut self) {
         if self.count >= FILLED {
@@ -36,12 +39,12 @@ impl<'a> Bits<'a> {
             .first_chunk()
             .map(|word| u32::from_be_bytes(*word))
         {
-            Some(word) if !has_marker_byte(word) => {
+            Some(word) if !contains_ff(word) => {
                 self.buffer |= u64::from(word) << (32 - self.count);
                 self.count += 32;
                 self.position += 4;
             }
-            // By value: what has an address can't stay in registers.
+            // Passed by value: taking its address would keep the reader out of registers.
             _ => *self = self.filled_bytewise(),
         }
     }
@@ -58,6 +61,7 @@ impl<'a> Bits<'a> {
                     self.position += 1;
                     byte
                 }
+                // A marker, or the end of the file.
                 _ => {
                     self.padding += 8;
                     0
@@ -76,36 +80,39 @@ impl<'a> Bits<'a> {
     }
 
     #[inline(always)]
-    pub fn take(&mut self, count: u32) {
+    pub fn consume(&mut self, count: u32) {
         self.buffer <<= count;
         self.count -= count;
     }
 
-    /// Whether more bits were taken than there are.
+    /// Whether more bits were consumed than the segment has.
     pub fn overrun(&self) -> bool {
         self.padding > self.count
     }
 
-    /// The marker that follows the segment; `None` where anything but the last byte's padding is
-    /// left.
-    pub fn marker(&mut self) -> Option<u8> {
-        let left = self.count.checked_sub(self.padding)?;
+    /// Ends the segment and returns the code of the marker that follows it.
+    ///
+    /// `None` if no marker follows, or if more is left of the segment than the bits that fill its
+    /// last byte.
+    pub fn next_marker(&mut self) -> Option<u8> {
+        let bits_left = self.count.checked_sub(self.padding)?;
         let rest = &self.data[self.position..];
-        let length = rest.iter().take_while(|byte| **byte == 0xff).count();
-        let marker = *rest.get(length)?;
-        if left >= 8 || length == 0 || marker == 0 {
+        let ff_bytes = rest.iter().take_while(|byte| **byte == 0xff).count();
+        let marker = *rest.get(ff_bytes)?;
+        if bits_left >= 8 || ff_bytes == 0 || marker == 0 {
             return None;
         }
-        let position = self.position + length + 1;
+
         *self = Self {
-            position,
+            position: self.position + ff_bytes + 1,
             ..Self::new(self.data)
         };
         Some(marker)
     }
 }
 
-fn has_marker_byte(word: u32) -> bool {
+/// Whether one of the four bytes is `0xff`: the usual test for a zero byte, on the complement.
+fn contains_ff(word: u32) -> bool {
     (!word).wrapping_sub(0x0101_0101) & word & 0x8080_8080 != 0
 }
 
@@ -118,46 +125,50 @@ mod tests {
         let data = [
             0x12, 0xff, 0x00, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde, 0xff, 0xff, 0xd3, 0x0f,
         ];
-        let mut bits = Bits::new(&data);
+        let mut bits = BitReader::new(&data);
         for expected in [0x1, 0x2f, 0xf3, 0x45, 0x67, 0x89, 0xab, 0xcd] {
             let count = if expected == 1 { 4 } else { 8 };
             bits.fill();
             assert_eq!(bits.peek(count), expected);
-            bits.take(count);
+            bits.consume(count);
         }
         assert!(!bits.overrun());
-        assert_eq!(bits.marker(), Some(0xd3));
+        assert_eq!(bits.next_marker(), Some(0xd3));
         bits.fill();
         assert_eq!(bits.peek(8), 0x0f);
-        bits.take(8);
+        bits.consume(8);
         assert!(!bits.overrun());
-        bits.take(1);
+        bits.consume(1);
         assert!(bits.overrun());
     }
 
     #[test]
     fn a_segment_ends_at_its_marker_and_nowhere_else() {
-        let marker = |data: &[u8], taken: u32| {
-            let mut bits = Bits::new(data);
+        let marker = |data: &[u8], consumed: u32| {
+            let mut bits = BitReader::new(data);
             bits.fill();
-            bits.take(taken);
-            bits.marker()
+            bits.consume(consumed);
+            bits.next_marker()
         };
         assert_eq!(marker(b"\x12\x34\xff\xd9", 9), Some(0xd9));
         assert_eq!(marker(b"\x12\x34\xff\xd9", 8), None, "a byte is left");
-        assert_eq!(marker(b"\x12\x34\xff\xd9", 17), None, "too much was taken");
+        assert_eq!(
+            marker(b"\x12\x34\xff\xd9", 17),
+            None,
+            "too much was consumed"
+        );
         assert_eq!(marker(b"\x12\x34", 16), None, "no marker follows");
         assert_eq!(marker(b"\x12\x34\xff", 16), None, "no marker follows");
     }
 
     #[test]
-    fn marker_bytes_are_seen_wherever_they_are() {
+    fn bytes_of_ff_are_found_at_any_position() {
         for shift in [0, 8, 16, 24] {
-            assert!(has_marker_byte(0xff << shift));
-            assert!(has_marker_byte(0x01fe_7f80 | 0xff << shift));
+            assert!(contains_ff(0xff << shift));
+            assert!(contains_ff(0x01fe_7f80 | 0xff << shift));
         }
         for word in [0, 0xfefe_fefe, 0x7f80_01fe, 0xf00f_f00f] {
-            assert!(!has_marker_byte(word), "{word:x}");
+            assert!(!contains_ff(word), "{word:x}");
         }
     }
 }

@@ -1,21 +1,28 @@
-//! Huffman codes of JPEG: ITU-T T.81, annexes C and F.2.2.
+//! Huffman decoding of coefficients (ITU-T T.81, annex C and F.2.2).
+//!
+//! A Huffman code stands for a symbol of one byte. Its lower four bits are the size of the value
+//! that follows the code, in bits; for AC coefficients, its upper four bits are the number of zero
+//! coefficients before that value. Lookup tables decode a code together with its value.
 
-use super::bits::Bits;
+use super::bits::BitReader;
 
-/// How many bits are looked up at once for a single step, and for coefficients that are passed
-/// over. Tables for more bits would not fit into the processor's nearest cache.
+/// How many bits the table of single coefficients looks at. Larger tables would not fit into the
+/// processor's first-level cache.
 const STEP_BITS: u32 = 10;
-const PASSED_BITS: u32 = 12;
+/// How many bits the table of skipped coefficients looks at, for the same reason.
+const SKIP_BITS: u32 = 12;
+/// The symbol for the end of the block: all remaining coefficients are 0.
 const END_OF_BLOCK: u8 = 0x00;
+/// The symbol for sixteen zeros that are not followed by a value.
 const SIXTEEN_ZEROS: u8 = 0xf0;
 
-/// One coefficient, or the end of the block, out of the bits.
+/// A decoded symbol with its value: one coefficient, or the end of the block.
 #[derive(Clone, Copy, Default)]
 struct Step {
     value: i16,
-    /// Zeros before it; [`Step::END`] at the end of the block.
+    /// Zero coefficients before this one; [`Step::END`] at the end of the block.
     zeros: u8,
-    /// 0 = it takes more bits than the table looks at.
+    /// The length in bits; 0 in a table means longer than the table looks at.
     bits: u8,
 }
 
@@ -23,161 +30,227 @@ impl Step {
     const END: u8 = 64;
 }
 
-/// Several symbols at once.
+/// Several symbols that are skipped at once.
 #[derive(Clone, Copy, Default)]
-struct Passed {
-    /// By how many coefficients they go forward; the end of the block counts as one.
-    forward: u8,
-    /// How many bits they take, and [`Passed::ENDS`] if the last is the end of the block. 0 = more
-    /// than the table looks at.
+struct Skip {
+    /// How many coefficients they stand for; the end of the block counts as one.
+    coefficients: u8,
+    /// Their length in bits, with [`Skip::ENDS_BLOCK`] set if the last is the end of the block. 0
+    /// means that not even one symbol fits into the bits that the table looks at.
     bits: u8,
 }
 
-impl Passed {
-    const ENDS: u8 = 0x80;
+impl Skip {
+    const ENDS_BLOCK: u8 = 0x80;
 }
 
-/// The codes of one table.
-pub(super) struct Codes {
-    /// By length: the first 16-bit window that is beyond the codes of this length.
-    beyond: [u32; 17],
-    /// By length: what to add to a code to get its symbol's index.
-    offset: [i32; 17],
+/// The Huffman codes of one table. They are canonical: codes of equal length are consecutive
+/// numbers, so their counts by length define them (C.2).
+pub(super) struct HuffmanCodes {
+    /// By length: the first 16-bit window that is greater than all windows that begin with a code
+    /// of at most this length.
+    upper_bound: [u32; 17],
+    /// By length: the index of a code's symbol, less the code.
+    symbol_offset: [i32; 17],
     symbols: Vec<u8>,
 }
 
-impl Codes {
-    /// Codes of which `counts[i]` are `i + 1` bits long; `None` where there can't be so many.
+impl HuffmanCodes {
+    /// `counts[i]` codes are `i + 1` bits long. `None` if there are more codes of a length than
+    /// fit, or not as many symbols as codes.
     pub fn new(counts: &[u8; 16], symbols: &[u8]) -> Option<Self> {
         let mut codes = Self {
-            beyond: [0; 17],
-            offset: [0; 17],
+            upper_bound: [0; 17],
+            symbol_offset: [0; 17],
             symbols: symbols.to_vec(),
         };
-        let (mut code, mut index) = (0, 0);
+
+        let mut code = 0;
+        let mut index = 0;
         for (length, count) in (1..).zip(counts) {
-            codes.offset[length] = index - code;
+            codes.symbol_offset[length] = index - code;
             index += i32::from(*count);
             code += i32::from(*count);
             if code > 1 << length {
                 return None;
             }
-            codes.beyond[length] = (code as u32) << (16 - length);
+            codes.upper_bound[length] = (code as u32) << (16 - length);
             code <<= 1;
         }
-        (index as usize == symbols.len()).then_some(codes)
+
+        if index as usize == symbols.len() {
+            Some(codes)
+        } else {
+            None
+        }
     }
 
-    /// The symbol at the start of a window of 16 bits, and its length in bits.
+    /// The symbol of the code that a window of 16 bits begins with, and the code's length in bits.
     fn symbol(&self, window: usize) -> Option<(u8, u32)> {
-        let length = (1..=16).find(|length| (window as u32) < self.beyond[*length])?;
-        let index = (window >> (16 - length)) as i32 + self.offset[length];
+        let length = (1..=16).find(|length| (window as u32) < self.upper_bound[*length])?;
+        let index = (window >> (16 - length)) as i32 + self.symbol_offset[length];
         Some((*self.symbols.get(index as usize)?, length as u32))
     }
+
+    /// Decodes the first symbol in a window of `width` bits, with its value. `None` if it needs
+    /// more bits, or if the bits are invalid.
+    fn decode_step(&self, window: usize, width: u32) -> Option<Step> {
+        let window_of_16 = if width < 16 {
+            window << (16 - width)
+        } else {
+            window >> (width - 16)
+        };
+        let (symbol, length) = self.symbol(window_of_16)?;
+        let (zeros, size) = (symbol >> 4, symbol & 15);
+        let bits = length + u32::from(size);
+        if bits > width {
+            return None;
+        }
+
+        let (value, zeros) = match (symbol, size) {
+            (END_OF_BLOCK, _) => (0, Step::END),
+            (SIXTEEN_ZEROS, _) => (0, 15),
+            (_, 0) => return None,
+            _ => {
+                let value_bits = window >> (width - bits) & ((1 << size) - 1);
+                (extend(value_bits, size), zeros)
+            }
+        };
+        Some(Step {
+            value,
+            zeros,
+            bits: bits as u8,
+        })
+    }
+
+    /// Decodes as many symbols as fit into a window of [`SKIP_BITS`] bits, up to the end of the
+    /// block.
+    fn decode_skip(&self, window: usize) -> Skip {
+        let mut skip = Skip::default();
+        loop {
+            let left = SKIP_BITS - u32::from(skip.bits);
+            let Some(step) = self.decode_step(window & ((1 << left) - 1), left) else {
+                return skip;
+            };
+            skip.bits += step.bits;
+            if step.zeros == Step::END {
+                skip.coefficients += 1;
+                skip.bits |= Skip::ENDS_BLOCK;
+                return skip;
+            }
+            skip.coefficients += step.zeros + 1;
+        }
+    }
 }
 
-/// The number that `size` bits stand for (F.2.2.1, EXTEND).
+/// The value that `size` bits stand for (F.2.2.1, procedure EXTEND): those that begin with a 0 are
+/// negative.
 fn extend(bits: usize, size: u8) -> i16 {
     let negative = bits >> (size - 1) == 0;
-    (bits as i32 - if negative { (1 << size) - 1 } else { 0 }) as i16
+    let offset = if negative { (1 << size) - 1 } else { 0 };
+    (bits as i32 - offset) as i16
 }
 
-/// Looks up steps.
-struct Lookup {
-    codes: Codes,
+/// A lookup table for single steps, and the codes for steps that are longer than it looks at.
+struct StepTable {
+    codes: HuffmanCodes,
     steps: Vec<Step>,
 }
 
-impl Lookup {
-    fn new(codes: Codes) -> Self {
+impl StepTable {
+    fn new(codes: HuffmanCodes) -> Self {
         let steps = (0..1 << STEP_BITS)
-            .map(|window| step_within(&codes, window, STEP_BITS).unwrap_or_default());
-        Self {
-            steps: steps.collect(),
-            codes,
-        }
+            .map(|window| codes.decode_step(window, STEP_BITS).unwrap_or_default())
+            .collect();
+        Self { steps, codes }
     }
 
-    /// Takes the next step out of filled bits; `None` where the codes make no sense.
+    /// Reads the next step from filled bits; `None` if they are invalid.
     #[inline(always)]
-    fn step(&self, bits: &mut Bits<'_>) -> Option<Step> {
+    fn read(&self, bits: &mut BitReader<'_>) -> Option<Step> {
         let mut step = self.steps[bits.peek(STEP_BITS)];
         if step.bits == 0 {
-            step = step_within(&self.codes, bits.peek(32), 32)?;
+            step = self.codes.decode_step(bits.peek(32), 32)?;
         }
-        bits.take(step.bits.into());
+        bits.consume(step.bits.into());
         Some(step)
     }
 }
 
-/// A table for DC coefficients, the first of their blocks.
-pub(super) struct DcTable(Lookup);
+/// A table for DC coefficients, which are the first of their blocks.
+pub(super) struct DcTable(StepTable);
 
 impl DcTable {
-    /// `None` where the codes stand for anything but differences.
-    pub fn new(codes: Codes) -> Option<Self> {
-        codes
-            .symbols
-            .iter()
-            .all(|size| *size < 16)
-            .then(|| Self(Lookup::new(codes)))
+    /// `None` if a symbol has upper bits, which DC coefficients do not use.
+    pub fn new(codes: HuffmanCodes) -> Option<Self> {
+        if codes.symbols.iter().any(|size| *size >= 16) {
+            return None;
+        }
+        Some(Self(StepTable::new(codes)))
     }
 
-    /// The difference to the DC coefficient of the block before (F.2.2.1).
+    /// Reads the difference from the DC coefficient of the previous block (F.2.2.1).
     #[inline(always)]
-    pub fn difference(&self, bits: &mut Bits<'_>) -> Option<i32> {
+    pub fn difference(&self, bits: &mut BitReader<'_>) -> Option<i32> {
         bits.fill();
-        // No bits, which would end a block, are no difference.
-        Some(self.0.step(bits)?.value.into())
+        // The symbol 0, which would end a block of AC coefficients, is a difference of 0 here.
+        Some(self.0.read(bits)?.value.into())
     }
 }
 
-/// A table for AC coefficients, all others of a block.
+/// A table for AC coefficients, which are all others of a block.
 pub(super) struct AcTable {
-    lookup: Lookup,
-    passed: Vec<Passed>,
+    steps: StepTable,
+    skips: Vec<Skip>,
 }
 
 impl AcTable {
-    pub fn new(codes: Codes) -> Self {
-        let passed = (0..1 << PASSED_BITS)
-            .map(|window| passed_within(&codes, window))
+    pub fn new(codes: HuffmanCodes) -> Self {
+        let skips = (0..1 << SKIP_BITS)
+            .map(|window| codes.decode_skip(window))
             .collect();
         Self {
-            lookup: Lookup::new(codes),
-            passed,
+            steps: StepTable::new(codes),
+            skips,
         }
     }
 
-    /// Reads the coefficients of one block from the second on (F.2.2.2), and stores those up to
-    /// `last` in zigzag order, dequantised. Returns whether any of these is other than zero; `None`
-    /// where the codes make no sense.
-    // Inlined, it has too few registers.
+    /// Reads the AC coefficients of one block (F.2.2.2), and stores those up to index `last` in
+    /// zigzag order, dequantized.
+    ///
+    /// Returns whether any stored coefficient is not 0; `None` if the bits are invalid.
+    // Not inlined, because the caller's loop would leave it too few registers.
     #[inline(never)]
     pub fn read(
         &self,
-        source: &mut Bits<'_>,
+        source: &mut BitReader<'_>,
         quantization: &[f32; 64],
         last: usize,
         block: &mut [f32; 64],
     ) -> Option<bool> {
+        // A local copy can stay in registers.
         let mut bits = *source;
         let mut index = 1;
         let mut any = false;
         while index < 64 {
             bits.fill();
+
+            // Coefficients after the last one that matters are skipped, several at a time. Near the
+            // end of the block they are read one by one, because the next symbols in the table may
+            // belong to the next block.
             if index > last {
-                let passed = self.passed[bits.peek(PASSED_BITS)];
-                if passed.bits != 0 && index + usize::from(passed.forward) <= 64 {
-                    bits.take((passed.bits & !Passed::ENDS).into());
-                    index += usize::from(passed.forward);
-                    if passed.bits & Passed::ENDS != 0 {
+                let skip = self.skips[bits.peek(SKIP_BITS)];
+                if skip.bits != 0 && index + usize::from(skip.coefficients) <= 64 {
+                    bits.consume((skip.bits & !Skip::ENDS_BLOCK).into());
+                    index += usize::from(skip.coefficients);
+                    if skip.bits & Skip::ENDS_BLOCK != 0 {
                         break;
                     }
                     continue;
                 }
             }
-            let step = self.lookup.step(&mut bits)?;
+
+            let step = self.steps.read(&mut bits)?;
             if step.zeros == Step::END {
                 break;
             }
@@ -188,54 +261,9 @@ impl AcTable {
             }
             index += 1;
         }
+
         *source = bits;
-        (index <= 64).then_some(any)
-    }
-}
-
-/// The first step in a window of `width` bits; `None` where it needs more bits, or the codes make
-/// no sense.
-fn step_within(codes: &Codes, window: usize, width: u32) -> Option<Step> {
-    let (symbol, length) = codes.symbol(if width < 16 {
-        window << (16 - width)
-    } else {
-        window >> (width - 16)
-    })?;
-    let (zeros, size) = (symbol >> 4, symbol & 15);
-    let bits = length + u32::from(size);
-    if bits > width {
-        return None;
-    }
-    let (value, zeros) = match (symbol, size) {
-        (END_OF_BLOCK, _) => (0, Step::END),
-        (SIXTEEN_ZEROS, _) => (0, 15),
-        (_, 0) => return None,
-        _ => (
-            extend(window >> (width - bits) & ((1 << size) - 1), size),
-            zeros,
-        ),
-    };
-    Some(Step {
-        value,
-        zeros,
-        bits: bits as u8,
-    })
-}
-
-fn passed_within(codes: &Codes, window: usize) -> Passed {
-    let mut passed = Passed::default();
-    loop {
-        let left = PASSED_BITS - u32::from(passed.bits);
-        let Some(step) = step_within(codes, window & ((1 << left) - 1), left) else {
-            return passed;
-        };
-        passed.bits += step.bits;
-        if step.zeros == Step::END {
-            passed.forward += 1;
-            passed.bits |= Passed::ENDS;
-            return passed;
-        }
-        passed.forward += step.zeros + 1;
+        if index <= 64 { Some(any) } else { None }
     }
 }
 
@@ -247,10 +275,10 @@ mod tests {
     /// zeros.
     fn ac_table() -> AcTable {
         let counts = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        AcTable::new(Codes::new(&counts, &[0x00, 0x01, 0x23, 0xf0]).unwrap())
+        AcTable::new(HuffmanCodes::new(&counts, &[0x00, 0x01, 0x23, 0xf0]).unwrap())
     }
 
-    /// Bytes out of a string of bits, filled up with ones, and the marker of the end.
+    /// Packs a string of bits into bytes, padded with ones, and appends an end-of-image marker.
     fn bytes(bits: &str) -> Vec<u8> {
         let mut bits: Vec<u8> = bits
             .bytes()
@@ -266,7 +294,7 @@ mod tests {
 
     fn read(bits: &str, last: usize) -> Option<(Vec<f32>, bool)> {
         let bytes = bytes(bits);
-        let mut bits = Bits::new(&bytes);
+        let mut bits = BitReader::new(&bytes);
         let mut block = [0.0; 64];
         let any = ac_table().read(
             &mut bits,
@@ -274,12 +302,12 @@ mod tests {
             last,
             &mut block,
         )?;
-        bits.marker()?;
+        bits.next_marker()?;
         Some((block[..=last].to_vec(), any))
     }
 
     #[test]
-    fn coefficients_up_to_the_last_are_stored_and_the_rest_passed_over() {
+    fn coefficients_up_to_the_last_are_stored_and_the_rest_skipped() {
         // 1 at 1; two zeros and -6 at 4; 1 at 5; sixteen zeros and -1 at 22; end.
         let block = "101 110001 101 1110 100 0";
         assert_eq!(
@@ -298,17 +326,17 @@ mod tests {
         for last in [1, 4, 24, 62, 63] {
             assert!(read(&full, last).unwrap().1, "{last}");
             let two = bytes(&[&full[..], "101 0"].concat());
-            let (mut bits, mut block) = (Bits::new(&two), [0.0; 64]);
+            let (mut bits, mut block) = (BitReader::new(&two), [0.0; 64]);
             let table = ac_table();
             for _ in 0..2 {
                 table.read(&mut bits, &[1.0; 64], last, &mut block).unwrap();
             }
-            assert_eq!(bits.marker(), Some(0xd9), "{last}");
+            assert_eq!(bits.next_marker(), Some(0xd9), "{last}");
         }
     }
 
     #[test]
-    fn codes_that_make_no_sense_are_noticed() {
+    fn invalid_codes_are_detected() {
         let full = "101".repeat(62);
         for (case, bits) in [
             ("too many", format!("{full} 110001")),
@@ -319,17 +347,17 @@ mod tests {
             }
         }
         assert!(
-            Codes::new(&[3; 16], &[0; 48]).is_none(),
+            HuffmanCodes::new(&[3; 16], &[0; 48]).is_none(),
             "three codes of one bit"
         );
         assert!(
-            Codes::new(&[1; 16], &[0; 15]).is_none(),
+            HuffmanCodes::new(&[1; 16], &[0; 15]).is_none(),
             "fewer symbols than codes"
         );
     }
 
     #[test]
-    fn numbers_extend_as_the_standard_says() {
+    fn values_are_extended_as_the_standard_says() {
         assert_eq!(
             [(0, 1), (1, 1), (0, 3), (3, 3), (4, 3), (7, 3)].map(|(bits, size)| extend(bits, size)),
             [-1, 1, -7, -4, 4, 7]

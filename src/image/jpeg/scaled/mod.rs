@@ -1,19 +1,36 @@
-//! Large JPEGs at a half, a quarter or an eighth of their size, scaled within the inverse
-//! transform.
+//! Decodes large JPEGs at a half, a quarter or an eighth of their size, by scaling within the
+//! inverse cosine transform.
 //!
-//! Most of a large photo's time goes into its Huffman codes. The higher frequencies, which a small
-//! picture can't show, are passed over several codes at a time. Sequential files with the usual
-//! sampling of colours can be read so.
+//! Most of the time that a large photo takes goes into its Huffman codes. The coefficients of high
+//! frequencies, which a small picture cannot show, are not needed here: they are skipped, several
+//! codes at a time, and the inverse transform of the remaining ones produces a smaller block. Only
+//! sequential files (baseline and extended) with common chroma subsampling are supported.
+//!
+//! # Terms (ITU-T T.81)
+//!
+//! - **Block**: 8 x 8 samples of one component, the unit of the cosine transform (A.3.3).
+//! - **MCU**, minimum coded unit: the smallest group of blocks that is coded together. With several
+//!   components it holds, of each component, as many blocks as its sampling factors multiply to, so
+//!   that all of them cover the same area of the picture; with one component it is a single block
+//!   (A.2).
+//! - **Scan**: one pass over the data of some or all components. The files read here have a single
+//!   scan with all components interleaved MCU by MCU, row by row (A.2.3, B.2.3).
+//! - **Restart interval**: a number of MCUs after which the entropy coder starts afresh: the codes
+//!   are padded to a whole byte, a restart marker RST0 to RST7 follows, and the predictions of the
+//!   DC coefficients are 0 again (B.2.4.4, E.2.4).
+//! - **Coefficient order**: a block's coefficients are coded in zigzag order, from low to high
+//!   frequencies in both directions, so that those which are mostly 0 form long runs at the end
+//!   (A.3.6, figure A.6). The first is the DC coefficient, all others are AC coefficients.
 
 mod bits;
 mod huffman;
+mod scan;
+mod tables;
 mod transform;
 
-use bits::Bits;
-use huffman::{AcTable, Codes, DcTable};
-use transform::Transform;
-
-use super::{Header, Layout, Pixels, resize_buffer, segments};
+use self::{scan::ScanDecoder, tables::Tables};
+use super::header::Header;
+use crate::image::pixels::{PixelLayout, Pixels, resize_buffer};
 
 /// How much a JPEG is scaled down while it is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,28 +51,30 @@ impl Scale {
         }
     }
 
-    /// The strongest that leaves the shorter side at least `least` pixels.
-    pub fn choose(header: &Header, least: u32) -> Option<Self> {
+    /// Chooses the smallest scale at which the shorter side still has at least `min_shorter_side`
+    /// pixels; `None` if even a half is too small.
+    pub fn choose(header: &Header, min_shorter_side: u32) -> Option<Self> {
         let shorter = header.width.min(header.height);
         Self::SMALLEST_FIRST
             .into_iter()
-            .find(|scale| shorter / scale.divisor() >= least)
+            .find(|scale| shorter / scale.divisor() >= min_shorter_side)
     }
 
-    /// A side of the image after scaling.
-    fn of(self, side: u32) -> u32 {
+    /// The length of a side of the image after scaling, in pixels.
+    fn scaled_side(self, side: u32) -> u32 {
         side.div_ceil(self.divisor())
     }
 
-    /// The side of a block of 8 x 8 pixels after scaling.
-    fn block(self) -> usize {
+    /// The side of an 8 x 8 block after scaling, in pixels.
+    fn block_side(self) -> usize {
         8 / self.divisor() as usize
     }
 }
 
-/// Decodes into `pixels`, whose layout and orientation have been set; sets size and data. Where it
-/// can't, because the file is of another kind or damaged, `pixels` are unspecified and the exact
-/// decoder is to judge the file.
+/// Decodes into `pixels`, whose layout and orientation have been set; sets their size and data.
+///
+/// Returns `None` if the file is unsupported or damaged. `pixels` are unspecified then, and the
+/// general decoder should decide what is wrong with the file.
 pub(super) fn decode(
     pixels: &mut Pixels,
     encoded: &[u8],
@@ -66,37 +85,47 @@ pub(super) fn decode(
         return None;
     }
     let tables = Tables::read(encoded, header)?;
-    let mut scan = Scan::new(encoded, header, &tables, scale)?;
-    (pixels.width, pixels.height) = (scale.of(header.width), scale.of(header.height));
-    let (width, channels) = (pixels.width as usize, pixels.layout.channels());
-    resize_buffer(&mut pixels.data, width * pixels.height as usize * channels);
-    for rows in pixels.data.chunks_mut(width * channels * scan.rows) {
-        scan.read_strip()?;
-        for (y, row) in rows.chunks_exact_mut(width * channels).enumerate() {
-            let plane = |channel: usize| &scan.channels[channel].plane[y * scan.stride..][..width];
-            match pixels.layout {
-                Layout::Gray => row
-                    .iter_mut()
-                    .zip(plane(0))
-                    .for_each(|(pixel, gray)| *pixel = round(*gray)),
-                _ if header.stores_rgb() => {
-                    interleave(row, [plane(0), plane(1), plane(2)], |rgb| rgb)
+    let mut scan = ScanDecoder::new(encoded, header, &tables, scale)?;
+
+    pixels.width = scale.scaled_side(header.width);
+    pixels.height = scale.scaled_side(header.height);
+    let width = pixels.width as usize;
+    let row_bytes = width * pixels.layout.channels();
+    resize_buffer(&mut pixels.data, row_bytes * pixels.height as usize);
+
+    let stores_rgb = header.stores_rgb();
+    for strip in pixels.data.chunks_mut(row_bytes * scan.strip_rows()) {
+        scan.decode_strip()?;
+        for (y, row) in strip.chunks_exact_mut(row_bytes).enumerate() {
+            let samples = |component: usize| &scan.row(component, y)[..width];
+            if pixels.layout == PixelLayout::Gray {
+                for (pixel, gray) in row.iter_mut().zip(samples(0)) {
+                    *pixel = round(*gray);
                 }
-                _ => interleave(row, [plane(0), plane(1), plane(2)], rgb_of_ycbcr),
+            } else if stores_rgb {
+                interleave(row, [samples(0), samples(1), samples(2)], |rgb| rgb);
+            } else {
+                interleave(row, [samples(0), samples(1), samples(2)], ycbcr_to_rgb);
             }
         }
     }
-    scan.ends().then_some(())
-}
 
-fn interleave(row: &mut [u8], [a, b, c]: [&[f32]; 3], rgb: impl Fn([f32; 3]) -> [f32; 3]) {
-    for (((pixel, a), b), c) in row.as_chunks_mut::<3>().0.iter_mut().zip(a).zip(b).zip(c) {
-        *pixel = rgb([*a, *b, *c]).map(round);
+    if scan.is_at_end_of_image() {
+        Some(())
+    } else {
+        None
     }
 }
 
-/// ITU-T T.871, section 7.
-fn rgb_of_ycbcr([y, cb, cr]: [f32; 3]) -> [f32; 3] {
+/// Writes one row of pixels from the rows of its three components.
+fn interleave(row: &mut [u8], [a, b, c]: [&[f32]; 3], to_rgb: impl Fn([f32; 3]) -> [f32; 3]) {
+    for (((pixel, a), b), c) in row.as_chunks_mut::<3>().0.iter_mut().zip(a).zip(b).zip(c) {
+        *pixel = to_rgb([*a, *b, *c]).map(round);
+    }
+}
+
+/// Converts full-range YCbCr to RGB (ITU-T T.871, section 7).
+fn ycbcr_to_rgb([y, cb, cr]: [f32; 3]) -> [f32; 3] {
     let (cb, cr) = (cb - 128.0, cr - 128.0);
     [
         y + 1.402 * cr,
@@ -105,227 +134,13 @@ fn rgb_of_ycbcr([y, cb, cr]: [f32; 3]) -> [f32; 3] {
     ]
 }
 
-/// Rounds to what a byte holds, by an addition after which the last bits are the whole number:
-/// compilers can't make vector code of the usual conversion.
+/// Rounds to the nearest value of a byte.
+///
+/// The addition leaves the whole number in the last bits of the mantissa. Compilers cannot
+/// vectorise the usual conversion, which has to saturate.
 fn round(value: f32) -> u8 {
-    const WHOLE: f32 = (1 << 23) as f32;
-    (value.clamp(0.0, 255.0) + WHOLE).to_bits() as u8
-}
-
-/// What the segments before the scan define.
-#[derive(Default)]
-struct Tables {
-    quantization: [Option<[f32; 64]>; 4],
-    dc: [Option<DcTable>; 4],
-    ac: [Option<AcTable>; 4],
-    restart_interval: usize,
-    /// The header of the scan.
-    scan: Vec<u8>,
-}
-
-impl Tables {
-    fn read(encoded: &[u8], header: &Header) -> Option<Self> {
-        let mut tables = Self::default();
-        for segment in segments(&encoded[..header.scan]) {
-            let segment = segment.ok()?;
-            match segment.marker {
-                0xc4 => tables.read_codes(segment.body)?,
-                0xdb => tables.read_quantization(segment.body)?,
-                0xdd => {
-                    tables.restart_interval =
-                        u16::from_be_bytes(segment.body.try_into().ok()?).into()
-                }
-                0xda => tables.scan = segment.body.to_vec(),
-                _ => {}
-            }
-        }
-        Some(tables)
-    }
-
-    fn read_quantization(&mut self, mut body: &[u8]) -> Option<()> {
-        while let [kind, rest @ ..] = body {
-            let entry = self.quantization.get_mut(usize::from(kind & 15))?;
-            let bytes = match kind >> 4 {
-                0 => 64,
-                1 => 128,
-                _ => return None,
-            };
-            let (table, rest) = rest.split_at_checked(bytes)?;
-            *entry = Some(std::array::from_fn(|index| match bytes {
-                64 => table[index].into(),
-                _ => u16::from_be_bytes([table[2 * index], table[2 * index + 1]]).into(),
-            }));
-            body = rest;
-        }
-        Some(())
-    }
-
-    fn read_codes(&mut self, mut body: &[u8]) -> Option<()> {
-        while let [kind, rest @ ..] = body {
-            let (counts, rest) = rest.split_first_chunk::<16>()?;
-            let (symbols, rest) =
-                rest.split_at_checked(counts.iter().map(|count| usize::from(*count)).sum())?;
-            let codes = Codes::new(counts, symbols)?;
-            let place = usize::from(kind & 15);
-            match kind >> 4 {
-                0 => *self.dc.get_mut(place)? = Some(DcTable::new(codes)?),
-                1 => *self.ac.get_mut(place)? = Some(AcTable::new(codes)),
-                _ => return None,
-            }
-            body = rest;
-        }
-        Some(())
-    }
-}
-
-/// One colour of the picture, a strip of MCUs high.
-struct Channel<'a> {
-    /// Blocks in an MCU, in both directions.
-    horizontal: usize,
-    vertical: usize,
-    quantization: &'a [f32; 64],
-    dc: &'a DcTable,
-    ac: &'a AcTable,
-    transform: Transform,
-    /// The DC coefficient of the block before, not yet dequantised.
-    predictor: i32,
-    plane: Vec<f32>,
-}
-
-/// The one scan of a sequential file. An MCU, minimum coded unit, is what some blocks of each
-/// channel show together.
-struct Scan<'a> {
-    bits: Bits<'a>,
-    channels: Vec<Channel<'a>>,
-    /// MCUs in a row of the picture.
-    mcus: usize,
-    /// The rows of pixels that a strip of MCUs has after scaling, and the distance between them in
-    /// the planes.
-    rows: usize,
-    stride: usize,
-    restart_interval: usize,
-    /// How many MCUs are to come before the next restart marker.
-    until_restart: usize,
-    restarts: u8,
-}
-
-impl<'a> Scan<'a> {
-    fn new(encoded: &'a [u8], header: &Header, tables: &'a Tables, scale: Scale) -> Option<Self> {
-        let (count, entries) = tables.scan.split_first()?;
-        let (entries, selection) = entries.split_at_checked(2 * usize::from(*count))?;
-        if usize::from(*count) != header.components.len() || selection != [0, 63, 0] {
-            return None;
-        }
-        // The blocks of a single channel follow each other whatever its sampling factors.
-        let single = header.components.len() == 1;
-        let sampling = header.components.iter().map(|component| match single {
-            true => (1, 1),
-            false => (
-                usize::from(component.horizontal),
-                usize::from(component.vertical),
-            ),
-        });
-        let sampling: Vec<_> = sampling.collect();
-        let (columns, lines) = sampling.iter().fold((1, 1), |most, each| {
-            (most.0.max(each.0), most.1.max(each.1))
-        });
-        let mcus = (header.width as usize).div_ceil(8 * columns);
-        let (stride, rows) = (mcus * columns * scale.block(), lines * scale.block());
-        let channels = header
-            .components
-            .iter()
-            .zip(entries.as_chunks().0)
-            .zip(sampling);
-        let channels = channels.map(|((component, [id, codes]), (horizontal, vertical))| {
-            if component.id != *id || columns % horizontal != 0 || lines % vertical != 0 {
-                return None;
-            }
-            // Channels of fewer samples are scaled down less, so that all planes get the same size.
-            let side = |most: usize, own: usize| scale.block() * most / own;
-            Some(Channel {
-                horizontal,
-                vertical,
-                quantization: tables
-                    .quantization
-                    .get(usize::from(component.quantization))?
-                    .as_ref()?,
-                dc: tables.dc.get(usize::from(codes >> 4))?.as_ref()?,
-                ac: tables.ac.get(usize::from(codes & 15))?.as_ref()?,
-                transform: Transform::new(side(columns, horizontal), side(lines, vertical))?,
-                predictor: 0,
-                plane: vec![0.0; stride * rows],
-            })
-        });
-        Some(Self {
-            bits: Bits::new(&encoded[header.scan..]),
-            channels: channels.collect::<Option<_>>()?,
-            mcus,
-            rows,
-            stride,
-            restart_interval: tables.restart_interval,
-            until_restart: tables.restart_interval,
-            restarts: 0,
-        })
-    }
-
-    /// Reads the next row of MCUs into the planes.
-    fn read_strip(&mut self) -> Option<()> {
-        let mut block = [0.0; 64];
-        for mcu in 0..self.mcus {
-            if self.restart_interval != 0 {
-                if self.until_restart == 0 {
-                    self.restart()?;
-                }
-                self.until_restart -= 1;
-            }
-            for channel in &mut self.channels {
-                let Transform {
-                    width,
-                    height,
-                    last,
-                    ..
-                } = channel.transform;
-                for (row, column) in
-                    (0..channel.vertical).flat_map(|y| (0..channel.horizontal).map(move |x| (y, x)))
-                {
-                    block[..=last].fill(0.0);
-                    channel.predictor = channel
-                        .predictor
-                        .wrapping_add(channel.dc.difference(&mut self.bits)?);
-                    let flat =
-                        !channel
-                            .ac
-                            .read(&mut self.bits, channel.quantization, last, &mut block)?;
-                    // 128 is what the standard takes from every pixel, 8 the DC coefficient's
-                    // factor.
-                    block[0] = channel.predictor as f32 * channel.quantization[0] + 128.0 * 8.0;
-                    let place =
-                        row * height * self.stride + (mcu * channel.horizontal + column) * width;
-                    channel
-                        .transform
-                        .apply(&block, flat, &mut channel.plane[place..], self.stride);
-                }
-            }
-        }
-        (!self.bits.overrun()).then_some(())
-    }
-
-    fn restart(&mut self) -> Option<()> {
-        if self.bits.marker()? != 0xd0 + self.restarts {
-            return None;
-        }
-        self.restarts = (self.restarts + 1) % 8;
-        self.until_restart = self.restart_interval;
-        self.channels
-            .iter_mut()
-            .for_each(|channel| channel.predictor = 0);
-        Some(())
-    }
-
-    /// Whether the picture ends where the last MCU does.
-    fn ends(mut self) -> bool {
-        self.bits.marker() == Some(0xd9)
-    }
+    const TWO_TO_23: f32 = (1 << 23) as f32;
+    (value.clamp(0.0, 255.0) + TWO_TO_23).to_bits() as u8
 }
 
 #[cfg(test)]
@@ -333,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounding_is_to_the_nearest_that_a_byte_holds() {
+    fn values_are_rounded_to_the_nearest_byte() {
         for (value, byte) in [
             (-1e9, 0),
             (-0.6, 0),

@@ -1,10 +1,11 @@
-//! The inverse cosine transform of a block, at a fraction of its size.
+//! The inverse cosine transform of a block (ITU-T T.81, A.3.3), at a fraction of its size.
 //!
-//! The lowest `W` x `H` of the 8 x 8 coefficients are those that a block of `W` x `H` pixels would
-//! have, but for a factor.
+//! The lowest `W` x `H` of the 8 x 8 coefficients are, except for a constant factor, those that a
+//! block of `W` x `H` pixels of the same picture would have. So the inverse transform of that
+//! smaller size, applied to them, gives the block scaled down.
 
-/// Zigzag order: the place of the coefficient in column `index % 8` and row `index / 8` (ITU-T
-/// T.81, figure A.6).
+/// Zigzag order: the index in the coded order of the coefficient in column `i % 8` and row `i / 8`
+/// (figure A.6).
 const ZIGZAG: [usize; 64] = [
     0, 1, 5, 6, 14, 15, 27, 28, 2, 4, 7, 13, 16, 26, 29, 42, 3, 8, 12, 17, 25, 30, 41, 43, 9, 11,
     18, 24, 31, 40, 44, 53, 10, 19, 23, 32, 39, 45, 52, 54, 20, 22, 33, 38, 46, 51, 55, 60, 21, 34,
@@ -24,18 +25,18 @@ const HALF_COSINES: [f32; 9] = [
     0.0,
 ];
 
-/// Blocks of coefficients → `width` x `height` pixels each.
+/// The inverse transform of a block of coefficients to `width` x `height` pixels.
 #[derive(Clone, Copy)]
-pub(super) struct Transform {
+pub(super) struct InverseTransform {
     pub width: usize,
     pub height: usize,
-    /// The last coefficient, in zigzag order, that matters.
+    /// The index, in zigzag order, of the last coefficient that matters at this size.
     pub last: usize,
     apply: fn(&[f32; 64], &mut [f32], usize),
 }
 
-impl Transform {
-    /// `None` for sizes that no usual sampling of colours leads to.
+impl InverseTransform {
+    /// `None` for sizes that no common chroma subsampling leads to.
     pub fn new(width: usize, height: usize) -> Option<Self> {
         let apply = match (width, height) {
             (1, 1) => inverse::<1, 1>,
@@ -50,6 +51,7 @@ impl Transform {
             (8, 8) => inverse::<8, 8>,
             _ => return None,
         };
+
         let last = (0..height)
             .flat_map(|row| (0..width).map(move |column| ZIGZAG[8 * row + column]))
             .max()?;
@@ -61,8 +63,8 @@ impl Transform {
         })
     }
 
-    /// Writes rows of pixels, `stride` apart, of a block of coefficients in zigzag order; `flat` =
-    /// all but the first are 0.
+    /// Transforms a block of coefficients in zigzag order to rows of pixels, `stride` apart. `flat`
+    /// says that all but the first coefficient are 0.
     #[inline(always)]
     pub fn apply(&self, block: &[f32; 64], flat: bool, pixels: &mut [f32], stride: usize) {
         if flat {
@@ -75,13 +77,14 @@ impl Transform {
     }
 }
 
-/// By position and frequency: what a coefficient of 1 adds to a pixel, in one dimension.
+/// The one-dimensional basis, by position and frequency: what a coefficient of 1 adds to a pixel.
 const fn basis<const N: usize>() -> [[f32; N]; N] {
     let mut basis = [[0.0; N]; N];
     let mut position = 0;
     while position < N {
         let mut frequency = 0;
         while frequency < N {
+            // In units of π / 16, reduced to 0 to π by the symmetry of the cosine.
             let angle = (2 * position + 1) * frequency * (8 / N) % 32;
             let angle = if angle > 16 { 32 - angle } else { angle };
             basis[position][frequency] = match (frequency, angle) {
@@ -96,9 +99,11 @@ const fn basis<const N: usize>() -> [[f32; N]; N] {
     basis
 }
 
+/// Transforms the rows of coefficients first, then the columns.
 fn inverse<const W: usize, const H: usize>(block: &[f32; 64], pixels: &mut [f32], stride: usize) {
     let horizontal = const { basis::<W>() };
     let vertical = const { basis::<H>() };
+
     let mut rows = [[0.0; W]; H];
     for (v, row) in rows.iter_mut().enumerate() {
         for (x, sum) in row.iter_mut().enumerate() {
@@ -107,6 +112,7 @@ fn inverse<const W: usize, const H: usize>(block: &[f32; 64], pixels: &mut [f32]
             }
         }
     }
+
     for (y, line) in pixels.chunks_mut(stride).take(H).enumerate() {
         let line: &mut [f32; W] = line
             .first_chunk_mut()
@@ -126,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    fn whole(column: usize, row: usize) -> f64 {
+    fn full_size_pixel(column: usize, row: usize) -> f64 {
         let wave = |position: usize, turns: f64| (turns * (position as f64 + 0.5) / 8.0 * PI).cos();
         100.0
             + 30.0 * wave(column, 1.0)
@@ -134,7 +140,7 @@ mod tests {
             + 8.0 * wave(column, 1.0) * wave(row, 1.0)
     }
 
-    /// The coefficients of [`whole`], by the definition (ITU-T T.81, A.3.3).
+    /// The coefficients of [`full_size_pixel`], by the definition of the forward transform (A.3.3).
     fn coefficients() -> [f32; 64] {
         let mut block = [0.0; 64];
         for (index, place) in ZIGZAG.into_iter().enumerate() {
@@ -145,7 +151,7 @@ mod tests {
                 let cosine = |position: usize, frequency: usize| {
                     ((2 * position + 1) as f64 * frequency as f64 * PI / 16.0).cos()
                 };
-                sum += whole(x, y) * cosine(x, u) * cosine(y, v);
+                sum += full_size_pixel(x, y) * cosine(x, u) * cosine(y, v);
             }
             block[place] = (0.25 * factor(u) * factor(v) * sum) as f32;
         }
@@ -167,7 +173,7 @@ mod tests {
             (8, 4),
             (8, 8),
         ] {
-            let transform = Transform::new(width, height).unwrap();
+            let transform = InverseTransform::new(width, height).unwrap();
             let stride = width + 3;
             let mut pixels = vec![-1.0; stride * height];
             transform.apply(&block, false, &mut pixels, stride);
@@ -202,13 +208,13 @@ mod tests {
                 "{width}x{height}: flat"
             );
         }
-        assert!(Transform::new(16, 8).is_none());
+        assert!(InverseTransform::new(16, 8).is_none());
     }
 
     #[test]
     fn the_last_coefficient_is_that_of_the_highest_frequency() {
         assert_eq!(
-            [1, 2, 4, 8].map(|side| Transform::new(side, side).unwrap().last),
+            [1, 2, 4, 8].map(|side| InverseTransform::new(side, side).unwrap().last),
             [0, 4, 24, 63]
         );
     }
