@@ -437,7 +437,8 @@ fn frame(format: PixelFormat, width: u32, height: u32, stride: u32, data: Vec<u8
     }
 }
 
-/// Rows of `row` bytes, `stride` apart, with garbage between them but not after the last.
+/// Concatenates rows, `stride` bytes apart, with arbitrary padding between them but none after the
+/// last.
 fn padded(rows: impl Iterator<Item = Vec<u8>>, stride: usize) -> Vec<u8> {
     let mut data = Vec::new();
     for (index, row) in rows.enumerate() {

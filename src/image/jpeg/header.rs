@@ -15,13 +15,6 @@ pub(super) struct Segment<'a> {
     pub body: &'a [u8],
 }
 
-impl Segment<'_> {
-    /// The marker's code and the length take three bytes before the body.
-    fn end(&self) -> usize {
-        self.position + 3 + self.body.len()
-    }
-}
-
 /// Iterates over the segments of a file up to and including the first scan's header, or up to the
 /// first error.
 pub(super) fn segments(encoded: &[u8]) -> impl Iterator<Item = Result<Segment<'_>, ImageError>> {
@@ -80,6 +73,11 @@ impl<'a> Segment<'a> {
             position,
             body,
         })
+    }
+
+    /// Where in the file the segment ends. The marker's code and the length take three bytes.
+    fn end(&self) -> usize {
+        self.position + 3 + self.body.len()
     }
 }
 

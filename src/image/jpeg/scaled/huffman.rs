@@ -271,8 +271,8 @@ impl AcTable {
 mod tests {
     use super::*;
 
-    /// Codes 0, 10, 110 and 1110 for: end of block, one bit, two zeros and three bits, sixteen
-    /// zeros.
+    /// A table whose codes 0, 10, 110 and 1110 stand for the end of the block, a value of one bit,
+    /// two zeros before a value of three bits, and sixteen zeros.
     fn ac_table() -> AcTable {
         let counts = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         AcTable::new(HuffmanCodes::new(&counts, &[0x00, 0x01, 0x23, 0xf0]).unwrap())

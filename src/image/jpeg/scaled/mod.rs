@@ -110,7 +110,7 @@ pub(super) fn decode(
         }
     }
 
-    if scan.is_at_end_of_image() {
+    if scan.reached_end_of_image() {
         Some(())
     } else {
         None

@@ -152,7 +152,7 @@ impl<'a> ScanDecoder<'a> {
     }
 
     /// Whether the end-of-image marker follows the MCUs decoded so far.
-    pub fn is_at_end_of_image(mut self) -> bool {
+    pub fn reached_end_of_image(mut self) -> bool {
         self.bits.next_marker() == Some(marker::EOI)
     }
 }
