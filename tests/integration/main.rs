@@ -1,6 +1,7 @@
-//! The program and the library from outside: a real server process, real clients, real files.
+//! Integration tests: a real server process, real clients and real files.
 //!
-//! One binary, with a module for each subject, since linking dominates the time of small ones.
+//! They form one binary with a module for each subject, because linking many small binaries takes
+//! longer than running them. Tests of all modules run beside each other; see `common::exclusive`.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -11,7 +12,6 @@ mod deploy;
 mod golden;
 mod grpc;
 mod import;
-mod licences;
 mod metrics;
 mod models;
 mod observability;
