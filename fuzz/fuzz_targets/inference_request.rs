@@ -1,25 +1,42 @@
-//! Requests of the Open Inference Protocol: the message, its tensor, and the crops that come of it.
+//! Fuzzes requests of the Open Inference Protocol: the message, its tensor, and the images in it.
 #![no_main]
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use resnet18_server::{grpc::oip::{Form, read_request, tensors}, image::{Geometry, PreprocessConfig, Preprocessor, Source}, model::Normalization};
+use resnet18_server::{
+    grpc::oip::{Form, read_request, tensors},
+    image::{Geometry, PreprocessConfig, Preprocessor, Source},
+    model::Normalization,
+};
 
 /// Small, so that whole tensors fit into the fuzzer's inputs.
-const GEOMETRY: Geometry = Geometry { width: 4, height: 4, resize_shorter_side: 4 };
+const GEOMETRY: Geometry = Geometry {
+    width: 4,
+    height: 4,
+    resize_shorter_side: 4,
+};
 
 fuzz_target!(|message: &[u8]| {
-    let Ok(request) = read_request(Bytes::copy_from_slice(message)) else { return };
+    let Ok(request) = read_request(Bytes::copy_from_slice(message)) else {
+        return;
+    };
+
     for form in [Form::Encoded, Form::Tensor] {
-        let normalization = Some(Normalization::IMAGENET);
-        let expected = tensors::Expected { form, geometry: GEOMETRY, normalization };
-        let Ok(images) = tensors::images(request.clone(), &expected) else { continue };
+        let expected = tensors::Expected {
+            form,
+            geometry: GEOMETRY,
+            normalization: Some(Normalization::IMAGENET),
+        };
+        let Ok(images) = tensors::images(request.clone(), &expected) else {
+            continue;
+        };
         assert!(!images.is_empty());
+
         let mut preprocessor = Preprocessor::new(PreprocessConfig::default());
         let mut crop = vec![0; GEOMETRY.bytes()];
         for image in images {
             if matches!(image, Source::Crop(_)) {
-                // Values that no pixel has are refused here.
+                // It fails where a value is not that of any pixel.
                 let _ = preprocessor.crop(&image, &GEOMETRY, &mut crop);
             }
         }

@@ -1,4 +1,4 @@
-//! A client that does something random, and knows what may come of it.
+//! A client that does random things and checks that the server's answers are allowed ones.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -23,15 +23,17 @@ use super::{
     },
 };
 
-/// Whatever takes longer hangs.
+/// An action that takes longer is considered to hang.
 const HANGS: Duration = Duration::from_secs(60);
 
-/// What became of calls.
+/// Counts of calls and answers.
 #[derive(Default)]
 pub struct Tally {
     pub calls: u64,
     pub answered: u64,
+    /// Answered frames of streams.
     pub frames: u64,
+    /// Calls by the name of their status code.
     ended: BTreeMap<String, u64>,
 }
 
@@ -40,10 +42,9 @@ impl Tally {
         self.calls += other.calls;
         self.answered += other.answered;
         self.frames += other.frames;
-        other
-            .ended
-            .into_iter()
-            .for_each(|(code, times)| *self.ended.entry(code).or_default() += times);
+        for (code, times) in other.ended {
+            *self.ended.entry(code).or_default() += times;
+        }
     }
 }
 
@@ -79,20 +80,20 @@ impl Client {
         }
     }
 
-    /// Does one thing.
+    /// Does one random thing.
     pub async fn act(&mut self) {
         let what = self.random.below(12);
         let acting = async {
             match what {
                 0..=2 => self.classify().await,
-                3 => self.send_rubbish().await,
-                4 => self.be_in_a_hurry().await,
-                5 => self.change_its_mind().await,
-                6 => self.send_many().await,
+                3 => self.send_damaged_image().await,
+                4 => self.set_short_deadline().await,
+                5 => self.cancel().await,
+                6 => self.send_burst().await,
                 7 | 8 => self.stream(FramePolicy::Every).await,
                 9 => self.stream(FramePolicy::Latest).await,
                 10 => self.vanish().await,
-                _ => self.look_around().await,
+                _ => self.list_models().await,
             }
         };
         tokio::time::timeout(HANGS, acting)
@@ -103,6 +104,7 @@ impl Client {
         }
     }
 
+    /// The open connection, or a new one.
     async fn client(&mut self) -> ClassifierClient<Channel> {
         if self.channel.is_none() {
             let endpoint = Endpoint::from_shared(self.url.clone()).unwrap();
@@ -113,6 +115,7 @@ impl Client {
         self.channel.clone().unwrap()
     }
 
+    /// A request to a random model.
     fn request(&mut self) -> ClassifyRequest {
         let model = ["animals", "colours", "guest", ""][self.random.below(4) as usize];
         ClassifyRequest {
@@ -121,7 +124,7 @@ impl Client {
         }
     }
 
-    /// Counts how a call ended; ends other than `allowed` are failures.
+    /// Counts a call; status codes other than `allowed` and those of overload fail the test.
     fn note<T>(&mut self, result: &Result<T, Status>, allowed: &[Code]) {
         self.tally.calls += 1;
         let code = result.as_ref().err().map_or(Code::Ok, Status::code);
@@ -130,7 +133,7 @@ impl Client {
         let Err(status) = result else { return };
         let expected = match code {
             Code::ResourceExhausted => true,
-            // The guest comes and goes.
+            // The operator adds and removes the model `guest`.
             Code::NotFound => status.message().contains("guest"),
             Code::Unavailable => status.message().contains("starting"),
             other => allowed.contains(&other),
@@ -145,9 +148,9 @@ impl Client {
         self.note(&answer, &[]);
     }
 
-    async fn send_rubbish(&mut self) {
+    async fn send_damaged_image(&mut self) {
         let Some(Source::Encoded(good)) = self.cat.source.clone() else {
-            panic!("it is a file")
+            panic!("the image is encoded")
         };
         let mut bytes = good.to_vec();
         match self.random.below(3) {
@@ -164,21 +167,21 @@ impl Client {
                     .collect()
             }
         }
-        let rubbish = Image {
+        let damaged = Image {
             source: Some(Source::Encoded(bytes.into())),
         };
-        let answer = self.client().await.classify(request(rubbish)).await;
+        let answer = self.client().await.classify(request(damaged)).await;
         self.note(&answer, &[Code::InvalidArgument]);
     }
 
-    async fn be_in_a_hurry(&mut self) {
+    async fn set_short_deadline(&mut self) {
         let mut hurried = tonic::Request::new(self.request());
         hurried.set_timeout(Duration::from_micros(100 + self.random.below(20_000)));
         let answer = self.client().await.classify(hurried).await;
         self.note(&answer, &[Code::DeadlineExceeded, Code::Cancelled]);
     }
 
-    async fn change_its_mind(&mut self) {
+    async fn cancel(&mut self) {
         let (request, mut client) = (self.request(), self.client().await);
         let patience = self.random.milliseconds(20);
         if let Ok(answer) = tokio::time::timeout(patience, client.classify(request)).await {
@@ -186,7 +189,7 @@ impl Client {
         }
     }
 
-    async fn send_many(&mut self) {
+    async fn send_burst(&mut self) {
         let client = self.client().await;
         let calls: Vec<_> = (0..20)
             .map(|_| {
@@ -204,11 +207,15 @@ impl Client {
         }
     }
 
-    /// Some frames, of which some are broken; sometimes it goes before the end.
+    /// Sends a stream of frames, some of them invalid, and sometimes leaves before its end.
     async fn stream(&mut self, policy: FramePolicy) {
         let model = self.request().model;
         let frames = self.random.below(12);
-        let leaves_after = (self.random.below(3) == 0).then(|| self.random.below(frames + 1));
+        let leaves_after = if self.random.below(3) == 0 {
+            Some(self.random.below(frames + 1))
+        } else {
+            None
+        };
         let (sender, receiver) = mpsc::channel(4);
         let first = config(StreamConfig {
             model,
@@ -221,6 +228,7 @@ impl Client {
             Ok(answers) => answers.into_inner(),
             refused => return self.note(&refused, &[]),
         };
+        // Frames whose number has this remainder are invalid.
         let broken = self.random.below(4);
         let cat = self.cat.clone();
         let feed = tokio::spawn(async move {
@@ -246,7 +254,10 @@ impl Client {
                 }
             }
         });
-        let (mut last, mut answered, mut dropped) = (0, 0, 0);
+
+        let mut last = 0;
+        let mut answered = 0;
+        let mut dropped = 0;
         let ended = loop {
             if leaves_after == Some(answered) {
                 return;
@@ -266,13 +277,15 @@ impl Client {
                             "{error:?}"
                         );
                     }
-                    (last, dropped) = (answer.frame_id, answer.dropped_frames);
+                    last = answer.frame_id;
+                    dropped = answer.dropped_frames;
                     answered += 1;
                 }
                 Ok(None) => break Ok(()),
                 Err(status) => break Err(status),
             }
         };
+
         self.tally.frames += answered;
         if ended.is_ok() {
             assert_eq!(
@@ -285,7 +298,7 @@ impl Client {
         self.note(&ended, &[]);
     }
 
-    /// Is gone in the middle of a frame.
+    /// Sends the beginning of a stream, and closes or resets the connection.
     async fn vanish(&mut self) {
         let mut stream = tokio::net::TcpStream::connect(&self.grpc)
             .await
@@ -309,7 +322,7 @@ impl Client {
         ]
         .concat();
         let sent = self.random.below(bytes.len() as u64) as usize;
-        // It may be refused before it has sent all.
+        // The server may close the connection first.
         let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &bytes[..sent]).await;
         tokio::time::sleep(self.random.milliseconds(50)).await;
         if self.random.below(2) == 0 {
@@ -317,7 +330,7 @@ impl Client {
         }
     }
 
-    async fn look_around(&mut self) {
+    async fn list_models(&mut self) {
         let models = self.client().await.list_models(ListModelsRequest {}).await;
         self.note(&models, &[]);
         if let Ok(models) = models {
@@ -332,7 +345,7 @@ impl Client {
     }
 }
 
-/// An answer is one of the model that was asked.
+/// Checks that an answer is from the requested model and has as many classes.
 fn check(request: &ClassifyRequest, answer: &Result<tonic::Response<ClassifyResponse>, Status>) {
     let Ok(answer) = answer else { return };
     let answer = answer.get_ref();
@@ -346,7 +359,7 @@ fn check(request: &ClassifyRequest, answer: &Result<tonic::Response<ClassifyResp
     assert_eq!(answer.classifications.len(), classes, "{answer:?}");
 }
 
-/// The server still knows a cat.
+/// The server still classifies correctly.
 pub async fn assert_serves(server: &Server) {
     let ask = ClassifyRequest {
         model: "animals".into(),

@@ -1,9 +1,10 @@
-//! Servers that are told to end while they have more to do than they can.
+//! Servers that are told to shut down while they are overloaded: every accepted request is
+//! answered.
 //!
-//! A request is accepted when the server has read it: its call began on a connection that was not
-//! told to go before (by a GOAWAY whose last stream is an earlier one), and it was not refused with
-//! UNAVAILABLE, because the server ends, or with RESOURCE_EXHAUSTED, because it is full. Every
-//! accepted request is answered OK.
+//! A request counts as accepted unless it was refused in one of three ways: its connection got a
+//! GOAWAY whose last stream is an earlier one, so that the server never read the request; or it was
+//! answered UNAVAILABLE, because the server is shutting down; or it was answered
+//! RESOURCE_EXHAUSTED, because the queue is full. Every accepted request is answered OK.
 
 use std::time::Duration;
 
@@ -22,15 +23,20 @@ use super::{
 };
 
 const CONNECTIONS: usize = 6;
-/// On each connection.
+/// Concurrent calls on each connection.
 const CALLS_AT_ONCE: usize = 4;
 
+/// The number of calls by their outcome.
 #[derive(Default)]
 struct Outcomes {
     answered: u64,
+    /// Refused because the queue was full.
     full: u64,
+    /// Refused because the server was shutting down.
     draining: u64,
+    /// Excluded by a GOAWAY.
     never_read: u64,
+    /// Errors of calls that ended in any other way.
     lost: Vec<String>,
 }
 
@@ -44,7 +50,7 @@ impl Outcomes {
     }
 }
 
-/// Calls one after the other until the server says that it ends.
+/// Makes one call after the other until the server refuses one because it shuts down.
 async fn call_until_refused(mut connection: SendRequest<Bytes>, body: Bytes) -> Outcomes {
     let mut outcomes = Outcomes::default();
     loop {
@@ -56,7 +62,7 @@ async fn call_until_refused(mut connection: SendRequest<Bytes>, body: Bytes) -> 
         let Ok((response, mut sender)) = connection.send_request(call, false) else {
             return outcomes;
         };
-        // An error of the sender is one of the response too.
+        // If sending fails, the response fails too.
         let _ = sender.send_data(body.clone(), true);
         match http2::status(response).await {
             Ok(status) => match status.code() {
@@ -87,7 +93,7 @@ async fn call_until_refused(mut connection: SendRequest<Bytes>, body: Bytes) -> 
     }
 }
 
-/// One server, its end, and what became of the calls.
+/// Overloads one server, tells it to shut down, and returns the outcomes of all calls.
 async fn drain(random: &mut Random) -> Outcomes {
     let mut server = Server::start(&["--queue-capacity", "12", "--drain-timeout", "60s"]);
     let body = Bytes::from(framed(&request(image(data("tiny_33x47.png")))));
@@ -99,6 +105,7 @@ async fn drain(random: &mut Random) -> Outcomes {
                 .map(|_| tokio::spawn(call_until_refused(connection.clone(), body.clone()))),
         );
     }
+
     tokio::time::sleep(Duration::from_millis(200) + random.milliseconds(300)).await;
     server.signal("TERM");
     let mut all = Outcomes::default();
@@ -109,6 +116,7 @@ async fn drain(random: &mut Random) -> Outcomes {
             .unwrap();
         all.add(outcomes);
     }
+
     let status = tokio::task::spawn_blocking(move || server.wait(Duration::from_secs(30)))
         .await
         .unwrap();
@@ -118,12 +126,14 @@ async fn drain(random: &mut Random) -> Outcomes {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_accepted_request_is_lost_when_a_server_drains() {
-    let (drains, seed) = (setting("CHAOS_DRAINS", 2), setting("CHAOS_SEED", 1));
-    let mut random = Random::new(seed, 1000);
+    let drains = setting("CHAOS_DRAINS", 2);
+    let mut random = Random::new(setting("CHAOS_SEED", 1), 1000);
+
     let mut all = Outcomes::default();
     for _ in 0..drains {
         all.add(drain(&mut random).await);
     }
+
     let Outcomes {
         answered,
         full,
@@ -132,8 +142,8 @@ async fn no_accepted_request_is_lost_when_a_server_drains() {
         lost,
     } = all;
     say(&format!(
-        "{drains} drains: {answered} answered, refused: {full} by a full queue, {draining} by draining, {never_read} never \
-         read; {} lost",
+        "{drains} drains: {answered} answered, refused: {full} by a full queue, {draining} by \
+         draining, {never_read} never read; {} lost",
         lost.len()
     ));
     assert!(lost.is_empty(), "{lost:?}");

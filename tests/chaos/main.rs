@@ -1,5 +1,5 @@
-//! A server among random clients for a while, and servers that drain under full load. `make chaos`
-//! runs both for longer.
+//! Chaos tests: random clients and model reloads against one server, and servers that drain under
+//! full load. `make chaos` runs them for longer.
 #![cfg(target_os = "linux")]
 #![allow(missing_docs)]
 
@@ -11,11 +11,14 @@ mod drain;
 mod operator;
 
 use std::{
+    fs,
+    io::Write,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use common::{Server, Usage, tiny_model::tiny_model};
@@ -26,31 +29,33 @@ use rand_chacha::{
 
 use self::clients::{Client, Tally};
 
-/// As many clients as do random things at once.
+/// The number of concurrent random clients.
 const CLIENTS: u64 = 12;
-/// So much more memory may be in use afterwards, in MiB: allocators keep some of what was freed.
-const MEMORY: u64 = 96;
-/// So many more files may be open afterwards: the metrics' own connection, and one that is being
-/// closed.
+/// How much more memory may be in use afterwards, in MiB: allocators keep some of the freed memory.
+const MEMORY_MIB: u64 = 96;
+/// How many more files may be open afterwards: the connection that reads the metrics, and one that
+/// is being closed.
 const FILES: usize = 2;
-/// So many more threads may be there: those for work on files take turns while the models' folder
-/// is looked at, so that none of them is idle for long enough to end.
+/// How many more threads may run afterwards: tokio's threads for blocking work take turns at
+/// watching the models' folder, so that none of them is idle long enough to end.
 const THREADS: usize = 2;
 
-/// A number from the environment, for longer runs.
-fn setting(name: &str, usual: u64) -> u64 {
-    std::env::var(name).ok().map_or(usual, |text| {
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name} is {text}, no number"))
-    })
+/// A number from the environment.
+fn setting(name: &str, default: u64) -> u64 {
+    let Ok(text) = std::env::var(name) else {
+        return default;
+    };
+    text.parse()
+        .unwrap_or_else(|_| panic!("{name} is {text}, which is no number"))
 }
 
-/// Says something past the test harness, which keeps what a passing test prints to itself.
+/// Prints a line directly to standard error: the test harness captures what `eprintln!` prints in a
+/// passing test.
 fn say(line: &str) {
-    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{line}\n"));
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// The same numbers in every run with the same seed.
+/// A random number generator: the same seed and stream give the same numbers.
 pub struct Random(ChaCha8Rng);
 
 impl Random {
@@ -60,38 +65,35 @@ impl Random {
         Self(random)
     }
 
-    /// From 0 to `end` - 1.
+    /// A number from 0 to `end` - 1.
     pub fn below(&mut self, end: u64) -> u64 {
         self.0.next_u64() % end
     }
 
+    /// A duration of less than `end` milliseconds.
     pub fn milliseconds(&mut self, end: u64) -> Duration {
         Duration::from_millis(self.below(end))
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_among_random_clients_is_as_it_was_afterwards() {
+async fn after_random_clients_a_server_uses_no_more_than_before() {
     let seconds = setting("CHAOS_SECONDS", 5);
-    // The ordinary tests are the same each time; whoever asks for chaos gets another one each time.
-    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
-    let seed = setting(
-        "CHAOS_SEED",
-        if std::env::var_os("CHAOS_SECONDS").is_some() {
-            now
-        } else {
-            1
-        },
-    );
+    // Ordinary test runs repeat the same clients; `make chaos` has others each time.
+    let default_seed = if std::env::var_os("CHAOS_SECONDS").is_some() {
+        UNIX_EPOCH.elapsed().unwrap().as_secs()
+    } else {
+        1
+    };
+    let seed = setting("CHAOS_SEED", default_seed);
     say(&format!(
-        "chaos for {seconds} s; CHAOS_SEED={seed} brings the same clients"
+        "chaos for {seconds} s; CHAOS_SEED={seed} repeats it"
     ));
 
     let folder = tempfile::tempdir().unwrap();
-    let bundled =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/resnet18-demo.onnx");
-    std::fs::copy(bundled, folder.path().join("animals.onnx")).unwrap();
-    std::fs::write(folder.path().join("colours.onnx"), tiny_model(0)).unwrap();
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/resnet18-demo.onnx");
+    fs::copy(bundled, folder.path().join("animals.onnx")).unwrap();
+    fs::write(folder.path().join("colours.onnx"), tiny_model(0)).unwrap();
     let flags = [
         "--watch-interval",
         "100ms",
@@ -110,7 +112,7 @@ async fn a_server_among_random_clients_is_as_it_was_afterwards() {
         .concat(),
     );
 
-    // What is made at the first need is made.
+    // The first round makes the server create everything that it creates lazily.
     let warm = round(
         &server,
         folder.path(),
@@ -118,7 +120,8 @@ async fn a_server_among_random_clients_is_as_it_was_afterwards() {
         Duration::from_secs(2.min(seconds)),
     )
     .await;
-    let before = calm(&server, None).await;
+    let before = wait_until_idle(&server, None).await;
+
     let tally = round(
         &server,
         folder.path(),
@@ -126,15 +129,16 @@ async fn a_server_among_random_clients_is_as_it_was_afterwards() {
         Duration::from_secs(seconds),
     )
     .await;
-    let after = calm(&server, Some(before)).await;
+    let after = wait_until_idle(&server, Some(before)).await;
     say(&format!("{tally}; {before:?}, then {after:?}"));
+
     assert!(warm.calls > 0 && tally.answered > 0, "{warm}; {tally}");
     clients::assert_serves(&server).await;
     assert!(!server.log().contains("panicked"), "{}", server.log());
 }
 
-/// Random clients, and an operator who changes models, for a while.
-async fn round(server: &Server, folder: &std::path::Path, seed: u64, time: Duration) -> Tally {
+/// Runs random clients, and an operator who changes models, for `time`.
+async fn round(server: &Server, folder: &Path, seed: u64, time: Duration) -> Tally {
     let over = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|number| {
@@ -158,17 +162,21 @@ async fn round(server: &Server, folder: &std::path::Path, seed: u64, time: Durat
     )
     .await;
     over.store(true, Relaxed);
+
     let mut all = Tally::default();
     for client in clients {
-        all.add(client.await.unwrap_or_else(|wrong| {
-            panic!("what a client saw was wrong: {wrong}\n{}", server.log())
-        }));
+        all.add(
+            client
+                .await
+                .unwrap_or_else(|wrong| panic!("a client failed: {wrong}\n{}", server.log())),
+        );
     }
     all
 }
 
-/// Waits until nothing is in progress, and what is in use is what was `before`.
-async fn calm(server: &Server, before: Option<Usage>) -> Usage {
+/// Waits until nothing is in progress and, within tolerances, no more resources are used than
+/// `before`.
+async fn wait_until_idle(server: &Server, before: Option<Usage>) -> Usage {
     let give_up = Instant::now() + Duration::from_secs(60);
     tokio::time::sleep(Duration::from_millis(500)).await;
     loop {
@@ -185,14 +193,14 @@ async fn calm(server: &Server, before: Option<Usage>) -> Usage {
         let fits = |before: Usage| {
             now.files <= before.files + FILES
                 && now.threads <= before.threads + THREADS
-                && now.memory_mib <= before.memory_mib + MEMORY
+                && now.memory_mib <= before.memory_mib + MEMORY_MIB
         };
         if busy.is_empty() && before.is_none_or(fits) {
             return now;
         }
         assert!(
             Instant::now() < give_up,
-            "not zero: {busy:?}; {now:?}, before {before:?}\n{}",
+            "not zero: {busy:?}; before {before:?}, now {now:?}\n{}",
             server.log()
         );
         tokio::time::sleep(Duration::from_millis(100)).await;

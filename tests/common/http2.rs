@@ -1,4 +1,4 @@
-//! gRPC without a gRPC library, for clients that do what no library would.
+//! gRPC over bare HTTP/2, for clients that do what no gRPC library would do.
 
 use std::{
     io::{self, Read, Write},
@@ -14,17 +14,18 @@ use tonic::Status;
 pub const CLASSIFY: &str = "/resnet18.v1.Classifier/Classify";
 pub const STREAM_CLASSIFY: &str = "/resnet18.v1.Classifier/StreamClassify";
 
-/// A message behind gRPC's prefix.
+/// A message with gRPC's prefix: a compression flag of one byte, and the length in four.
 pub fn framed(message: &impl Message) -> Vec<u8> {
     let length = message.encoded_len() as u32;
     [&[0], &length.to_be_bytes()[..], &message.encode_to_vec()].concat()
 }
 
-/// A connection that keeps to HTTP/2.
+/// A connection by the h2 library, which follows HTTP/2.
 pub async fn connect(address: &str) -> SendRequest<Bytes> {
     connect_with(h2::client::Builder::new(), address).await
 }
 
+/// Like [`connect`], with the settings of `builder`.
 pub async fn connect_with(builder: h2::client::Builder, address: &str) -> SendRequest<Bytes> {
     let stream = tokio::net::TcpStream::connect(address)
         .await
@@ -34,19 +35,20 @@ pub async fn connect_with(builder: h2::client::Builder, address: &str) -> SendRe
         .await
         .expect("the server speaks HTTP/2");
     tokio::spawn(async move {
-        // How it ends is seen by its calls.
+        // Its calls fail when the connection does.
         let _ = connection.await;
     });
     sender.ready().await.expect("a new connection takes calls")
 }
 
+/// The head of a gRPC call.
 pub fn call(path: &str) -> http::request::Builder {
     http::Request::post(format!("http://test{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
 }
 
-/// How a call ended, from its headers or its trailers.
+/// The gRPC status of a call, from its headers or its trailers.
 pub async fn status(response: ResponseFuture) -> Result<Status, h2::Error> {
     let (head, mut body) = response.await?.into_parts();
     if let Some(status) = Status::from_header_map(&head.headers) {
@@ -57,10 +59,10 @@ pub async fn status(response: ResponseFuture) -> Result<Status, h2::Error> {
     }
     let trailers = body.trailers().await?.unwrap_or_default();
     Ok(Status::from_header_map(&trailers)
-        .unwrap_or_else(|| Status::unknown(format!("only HTTP {}", head.status))))
+        .unwrap_or_else(|| Status::unknown(format!("no gRPC status, HTTP {}", head.status))))
 }
 
-/// A connection that sends any bytes.
+/// A connection on which a test sends any bytes, valid HTTP/2 or not.
 pub struct Wire(pub TcpStream);
 
 /// The types of frames (RFC 9113, 6).
@@ -74,14 +76,14 @@ pub mod kind {
     pub const CONTINUATION: u8 = 9;
 }
 
+/// The flag of the last frame of a header block (RFC 9113, 6.2).
 pub const END_HEADERS: u8 = 4;
 
-/// "The endpoint detected that its peer is exhibiting a behavior that might be generating excessive
-/// load."
+/// The error code for a peer that may be causing excessive load (RFC 9113, 7).
 pub const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 impl Wire {
-    /// Connects and greets.
+    /// Connects and sends HTTP/2's preface with empty settings.
     pub fn connect(address: &str) -> Self {
         let mut stream = TcpStream::connect(address).expect("the server accepts");
         stream
@@ -97,23 +99,23 @@ impl Wire {
         Self(stream)
     }
 
-    /// Sends until the server takes no more; whether all was taken.
-    pub fn send_all(&mut self, frames: impl Iterator<Item = Vec<u8>>) -> bool {
+    /// Sends the frames until the server reads no more or closes the connection.
+    pub fn send_all(&mut self, frames: impl Iterator<Item = Vec<u8>>) {
         let mut buffer = Vec::new();
         for frame in frames {
             buffer.extend(frame);
-            if buffer.len() > 1 << 16 {
+            if buffer.len() > 64 << 10 {
                 if self.0.write_all(&buffer).is_err() {
-                    return false;
+                    return;
                 }
                 buffer.clear();
             }
         }
-        self.0.write_all(&buffer).is_ok()
+        let _ = self.0.write_all(&buffer);
     }
 
-    /// Waits for the connection's end: the reason that the server gave, or `None` when it only hung
-    /// up.
+    /// Waits for the connection's end; returns the error code of the server's GOAWAY, or `None`
+    /// when there was none. It is an error if the connection stays open.
     pub fn ended(&mut self) -> io::Result<Option<u32>> {
         let mut reason = None;
         loop {
@@ -130,7 +132,7 @@ impl Wire {
         }
     }
 
-    /// Reads until there is a frame of this type.
+    /// Reads frames up to the first of this type.
     pub fn wait_for(&mut self, wanted: u8) -> io::Result<()> {
         while self.next()?.0 != wanted {}
         Ok(())
@@ -145,19 +147,20 @@ impl Wire {
         Ok((head[3], payload))
     }
 
-    /// Ends the connection as if the cable were cut: what is on its way is thrown away.
+    /// Closes the connection with a TCP reset, which discards all data in flight.
     pub fn reset(self) {
         let option = rustix::net::sockopt::set_socket_linger(&self.0, Some(Duration::ZERO));
-        option.expect("it is a socket");
+        option.expect("a TCP socket can be told not to linger");
     }
 }
 
+/// An HTTP/2 frame (RFC 9113, 4.1).
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let [_, length @ ..] = (payload.len() as u32).to_be_bytes();
     [&length[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// A call's headers, written out (RFC 7541, 6.2.2).
+/// The header block of a gRPC call.
 pub fn headers(path: &str) -> Vec<u8> {
     let fields = [
         (":method", "POST"),
@@ -173,6 +176,7 @@ pub fn headers(path: &str) -> Vec<u8> {
         .collect()
 }
 
+/// A literal header field without indexing and without Huffman coding (RFC 7541, 6.2.2).
 pub fn field(name: &str, value: &str) -> Vec<u8> {
     [
         &[0],
@@ -184,12 +188,14 @@ pub fn field(name: &str, value: &str) -> Vec<u8> {
     .concat()
 }
 
-/// A length with a prefix of 7 bits (RFC 7541, 5.1).
+/// An integer with a prefix of 7 bits (RFC 7541, 5.1).
 fn integer(number: usize) -> Vec<u8> {
     if number < 127 {
         return vec![number as u8];
     }
-    let (mut bytes, mut rest) = (vec![127], number - 127);
+
+    let mut bytes = vec![127];
+    let mut rest = number - 127;
     while rest >= 128 {
         bytes.push(rest as u8 | 128);
         rest /= 128;

@@ -1,4 +1,4 @@
-//! A classifier of a few bytes, which loads at once.
+//! A tiny classifier, for tests in which models are loaded often.
 
 use prost::Message;
 use resnet18_server::model::{
@@ -12,8 +12,8 @@ use resnet18_server::model::{
     },
 };
 
-/// An ONNX file that tells red, green and blue, by the mean of each; `version` makes files
-/// different.
+/// An ONNX file whose three scores are the mean red, green and blue of the image. Files of
+/// different `version` have different contents.
 pub fn tiny_model(version: u64) -> Vec<u8> {
     let node = |op_type: &str, input: &[&str], output: &str| NodeProto {
         op_type: Some(op_type.into()),
@@ -21,6 +21,7 @@ pub fn tiny_model(version: u64) -> Vec<u8> {
         output: vec![output.into()],
         ..Default::default()
     };
+
     let value = |name: &str, dims: &[i64]| {
         let dim = |&dim: &i64| Dimension {
             value: Some(dimension::Value::DimValue(dim)),
@@ -43,6 +44,7 @@ pub fn tiny_model(version: u64) -> Vec<u8> {
             ..Default::default()
         }
     };
+
     let weights = TensorProto {
         name: Some("weights".into()),
         data_type: Some(DataType::Float as i32),
@@ -72,6 +74,7 @@ pub fn tiny_model(version: u64) -> Vec<u8> {
         graph: Some(graph),
         ..Default::default()
     };
+
     let labels = ["red", "green", "blue"].map(str::to_owned).to_vec();
     Manifest {
         labels: Some(labels),

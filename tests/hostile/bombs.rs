@@ -1,12 +1,13 @@
-//! Small image files that say or become large things.
+//! Image bombs: small files that claim huge images or decompress to much data.
 
 use std::io::Cursor;
 
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 
+/// The longest side that JPEG and GIF headers can state.
 const SIDE: u16 = 65_535;
 
-/// Of every kind, with sides as long as its header can say.
+/// A file of every format whose header states sides as long as possible.
 pub fn headers() -> Vec<(&'static str, Vec<u8>)> {
     let side = u32::from(SIDE);
     let strip: &[u8] = &[0; 64];
@@ -53,7 +54,7 @@ pub fn headers() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Whose pixels are just few enough, or that hide something large behind few pixels.
+/// Files with just fewer pixels than the limit, or with few pixels and large metadata.
 pub fn within_the_limit() -> Vec<(&'static str, Vec<u8>)> {
     let (width, height) = (8000, 7990);
     let zeros = vec![0; width as usize * height as usize];
@@ -61,6 +62,8 @@ pub fn within_the_limit() -> Vec<(&'static str, Vec<u8>)> {
     PngEncoder::new(Cursor::new(&mut large))
         .write_image(&zeros, width, height, ExtendedColorType::L8)
         .unwrap();
+
+    // The compressed rows of the large PNG serve as metadata of a small one.
     let inflating = idat(&large);
     let profile = [b"profile\0\0", &inflating[..]].concat();
     let text = [b"Comment\0\0", &inflating[..]].concat();
@@ -86,6 +89,7 @@ pub fn within_the_limit() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// A chunk of a PNG file.
 fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let body = [kind, data].concat();
     [
@@ -103,7 +107,7 @@ fn png(width: u32, height: u32, colour: u8) -> Vec<u8> {
         &[8, colour, 0, 0, 0],
     ]
     .concat();
-    // One row of nothing, deflated.
+    // One empty row, compressed with deflate.
     let data = b"\x78\x9c\x63\x60\x00\x00\x00\x02\x00\x01";
     [
         b"\x89PNG\r\n\x1a\n".to_vec(),
@@ -114,7 +118,7 @@ fn png(width: u32, height: u32, colour: u8) -> Vec<u8> {
     .concat()
 }
 
-/// The content of all IDAT chunks.
+/// The concatenated content of a PNG's IDAT chunks.
 fn idat(mut png: &[u8]) -> Vec<u8> {
     let mut data = Vec::new();
     png = &png[8..];
@@ -128,7 +132,7 @@ fn idat(mut png: &[u8]) -> Vec<u8> {
     data
 }
 
-/// A photo whose frame header says this size.
+/// A photo whose frame header states this size.
 fn jpeg(width: u16, height: u16) -> Vec<u8> {
     let mut file = std::fs::read(super::data("cat.jpg")).unwrap();
     let frame = file
@@ -162,7 +166,7 @@ fn bmp(width: i32, height: i32) -> Vec<u8> {
     [&head[..], b"\x01\0\x18\0\0\0\0\0", &[0; 16], &[0; 64]].concat()
 }
 
-/// Grey, not compressed, in one strip.
+/// An uncompressed grey image in one strip.
 fn tiff(width: u32, height: u32, strip: &[u8]) -> Vec<u8> {
     let entries: [(u16, u32); 8] = [
         (256, width),

@@ -1,4 +1,4 @@
-//! Clients that are slow, stop listening or vanish.
+//! Clients that send slowly, stop reading or vanish.
 
 use std::{
     io::Write,
@@ -18,18 +18,18 @@ use super::{
     frame_of, tiny,
 };
 
-/// How a sender is slow.
+/// In which way a sender is slow.
 #[derive(Clone, Copy, Debug)]
 enum Slow {
     /// It sends headers and nothing else.
     Silent,
-    /// It sends its message, or a frame of a stream, a byte at a time.
+    /// It sends its message, or a frame of a stream, one byte at a time.
     ByteByByte,
-    /// It sends its whole message, but never says that this was all.
+    /// It sends its whole message, but never ends its side of the call.
     Endless,
 }
 
-/// Starts a call of that kind; how it ended.
+/// Starts such a call on its own connection; the task returns the call's status.
 async fn call_slowly(
     server: &Server,
     path: &'static str,
@@ -39,9 +39,10 @@ async fn call_slowly(
     let (response, mut sender) = connection
         .send_request(http2::call(path).body(()).unwrap(), false)
         .unwrap();
-    let message = match path {
-        STREAM_CLASSIFY => framed(&frame_of(1, tiny())),
-        _ => framed(&cat()),
+    let message = if path == STREAM_CLASSIFY {
+        framed(&frame_of(1, tiny()))
+    } else {
+        framed(&cat())
     };
     let feed = async move {
         if path == STREAM_CLASSIFY {
@@ -55,7 +56,7 @@ async fn call_slowly(
             Slow::Endless => vec![&message],
         };
         for part in parts {
-            // Refused in the end.
+            // This fails once the server has refused the call.
             if sender
                 .send_data(Bytes::copy_from_slice(part), false)
                 .is_err()
@@ -64,17 +65,18 @@ async fn call_slowly(
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        // The call would be cancelled if the sender went.
+        // Dropping the sender would cancel the call.
         std::future::pending::<()>().await;
     };
     tokio::spawn(async move {
         tokio::select! {
             status = http2::status(response) => status.expect("the server says how the call ended"),
-            () = feed => unreachable!("it goes on for ever"),
+            () = feed => unreachable!("the sender never ends"),
         }
     })
 }
 
+/// The call ended because its message took longer than the `--receive-timeout` of 3 s.
 fn assert_too_slow(how: &str, status: &Status) {
     assert_eq!(status.code(), Code::DeadlineExceeded, "{how}: {status:?}");
     assert!(
@@ -85,7 +87,7 @@ fn assert_too_slow(how: &str, status: &Status) {
 }
 
 #[tokio::test]
-async fn senders_that_are_too_slow_do_not_keep_their_places() {
+async fn slow_senders_lose_their_places_to_others() {
     let server = Server::start(&[
         "--engine",
         "embedded",
@@ -101,7 +103,8 @@ async fn senders_that_are_too_slow_do_not_keep_their_places() {
     for how in [Slow::Silent, Slow::ByteByByte, Slow::Endless] {
         calls.push((how, call_slowly(&server, CLASSIFY, how).await));
     }
-    // They have all the places for a moment.
+
+    // For a moment they take all places.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let refused = server
         .client()
@@ -110,14 +113,16 @@ async fn senders_that_are_too_slow_do_not_keep_their_places() {
         .await
         .unwrap_err();
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+
     for (how, call) in calls {
         assert_too_slow(&format!("{how:?}"), &call.await.unwrap());
     }
     assert!(
         started.elapsed() < Duration::from_secs(20),
-        "{:?}",
+        "their calls ended after {:?}",
         started.elapsed()
     );
+
     let late = server.metric(
         "classifier_requests_total",
         &["model=\"\"", "\"Classify\"", "\"DEADLINE_EXCEEDED\""],
@@ -128,7 +133,7 @@ async fn senders_that_are_too_slow_do_not_keep_their_places() {
 }
 
 #[tokio::test]
-async fn a_frame_that_comes_too_slowly_ends_its_stream() {
+async fn a_frame_that_arrives_too_slowly_ends_its_stream() {
     let server = Server::start(&["--engine", "embedded", "--receive-timeout", "3s"]);
     let stream = call_slowly(&server, STREAM_CLASSIFY, Slow::ByteByByte).await;
     assert_too_slow("a frame byte by byte", &stream.await.unwrap());
@@ -148,6 +153,7 @@ async fn a_stream_may_be_silent_between_its_frames() {
         .await
         .unwrap()
         .into_inner();
+
     for id in 1..=2 {
         tokio::time::sleep(Duration::from_millis(900)).await;
         sender.send(frame_of(id, tiny())).await.unwrap();
@@ -155,8 +161,9 @@ async fn a_stream_may_be_silent_between_its_frames() {
     }
 }
 
-/// Opens a stream, and leaves in the middle of a frame: politely, or as if the cable were cut.
-fn come_and_vanish(address: &str, number: usize) {
+/// Opens a stream and closes or resets the connection in the middle of a frame, depending on
+/// `number`.
+fn connect_and_vanish(address: &str, number: usize) {
     let mut wire = Wire::connect(address);
     let policy = (number / 2 % 2 + 1) as i32;
     let first = framed(&config(StreamConfig {
@@ -176,7 +183,8 @@ fn come_and_vanish(address: &str, number: usize) {
         frame(kind::DATA, 0, 1, &frames),
     ]
     .concat();
-    // The last HTTP/2 frame is cut too, in every third.
+
+    // Every third client cuts the last HTTP/2 frame too.
     let sent = if number.is_multiple_of(3) {
         bytes.len() - 3
     } else {
@@ -190,7 +198,7 @@ fn come_and_vanish(address: &str, number: usize) {
 }
 
 #[tokio::test]
-async fn a_thousand_clients_that_vanish_in_mid_stream_leave_nothing_behind() {
+async fn a_thousand_clients_that_vanish_in_mid_stream_leave_no_resources_behind() {
     let server = Server::start(&[]);
     assert_serves(&server).await;
     let before = server.usage();
@@ -198,30 +206,33 @@ async fn a_thousand_clients_that_vanish_in_mid_stream_leave_nothing_behind() {
         .map(|worker| {
             let address = server.grpc.clone();
             tokio::task::spawn_blocking(move || {
-                (0..20).for_each(|round| come_and_vanish(&address, round * 50 + worker))
+                for round in 0..20 {
+                    connect_and_vanish(&address, round * 50 + worker);
+                }
             })
         })
         .collect();
     for worker in workers {
         worker.await.unwrap();
     }
+
     assert_recovers(&server, before).await;
     assert_eq!(
         server.sum("classifier_requests_total", &["\"StreamClassify\""]),
         1000.0,
-        "each ended once"
+        "each stream is counted once"
     );
     assert_serves(&server).await;
 }
 
 #[tokio::test]
-async fn half_closed_connections_and_answers_that_nobody_takes_end_with_their_clients() {
+async fn half_closed_connections_and_unread_answers_end_with_their_clients() {
     let server = Server::start(&["--engine", "embedded"]);
     assert_serves(&server).await;
     let before = server.usage();
     let mut kept = Vec::new();
     for number in 0..20 {
-        // Its own direction is closed after the request, or in the middle of it.
+        // The client closes its direction after the request, or in the middle of it.
         let body = framed(&cat());
         let mut wire = Wire::connect(&server.grpc);
         wire.0
@@ -243,9 +254,10 @@ async fn half_closed_connections_and_answers_that_nobody_takes_end_with_their_cl
         wire.0.shutdown(std::net::Shutdown::Write).unwrap();
         kept.push(wire);
     }
+
     let mut unread = Vec::new();
     for _ in 0..4 {
-        // A window of nothing: the answers can't be sent.
+        // With a flow-control window of 0 the server can't send its answers.
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(0);
         let mut connection = http2::connect_with(builder, &server.grpc).await;
@@ -261,6 +273,7 @@ async fn half_closed_connections_and_answers_that_nobody_takes_end_with_their_cl
         }
         unread.push((connection, response, sender));
     }
+
     assert_serves(&server).await;
     drop((kept, unread));
     assert_recovers(&server, before).await;

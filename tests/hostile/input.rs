@@ -1,4 +1,4 @@
-//! Bytes that lie: image files, raw frames, compressed messages, calls that are no gRPC.
+//! False input: image bombs, raw frames with wrong sizes, compressed bombs, malformed calls.
 
 use bytes::Bytes;
 use resnet18_server::proto::{Image, PixelFormat, RawFrame, image::Source};
@@ -14,11 +14,12 @@ use super::{
 };
 
 #[tokio::test]
-async fn bombs_are_refused_before_they_take_memory() {
+async fn image_bombs_are_refused_before_they_take_memory() {
     let server = Server::start(&["--engine", "embedded", "--threads", "1"]);
     assert_serves(&server).await;
     let before = server.usage();
     let mut client = server.client().await;
+
     for (name, bytes) in bombs::headers() {
         let bomb = Image {
             source: Some(Source::Encoded(bytes.into())),
@@ -33,7 +34,7 @@ async fn bombs_are_refused_before_they_take_memory() {
         "{before:?}, then {after:?}"
     );
 
-    // What stays within the limit of pixels may take its pixels' memory, and no more.
+    // Images within the limit of pixels may take the memory of their pixels, and no more.
     for (name, bytes) in bombs::within_the_limit() {
         assert!(bytes.len() < 1 << 20, "{name} has {} bytes", bytes.len());
         let bomb = Image {
@@ -53,7 +54,7 @@ async fn bombs_are_refused_before_they_take_memory() {
 }
 
 #[tokio::test]
-async fn raw_frames_that_lie_are_refused() {
+async fn raw_frames_with_false_sizes_are_refused() {
     let server = Server::start(&["--engine", "embedded"]);
     let mut client = server.client().await;
     let (max, one) = (u32::MAX, 1);
@@ -88,7 +89,7 @@ async fn raw_frames_that_lie_are_refused() {
 }
 
 #[tokio::test]
-async fn compressed_messages_do_not_grow_beyond_the_limit() {
+async fn compressed_messages_are_not_decompressed_beyond_the_limit() {
     let server = Server::start(&["--engine", "embedded", "--max-message-mib", "1"]);
     assert_serves(&server).await;
     let before = server.usage();
@@ -109,6 +110,7 @@ async fn compressed_messages_do_not_grow_beyond_the_limit() {
         );
         assert_discreet("a compressed bomb", &status);
     }
+
     let after = server.usage();
     assert!(
         after.peak_mib < before.peak_mib + 32,
@@ -117,7 +119,7 @@ async fn compressed_messages_do_not_grow_beyond_the_limit() {
 }
 
 #[tokio::test]
-async fn calls_that_are_no_grpc_are_refused_discreetly() {
+async fn malformed_calls_are_refused_without_revealing_internals() {
     let server = Server::start(&["--engine", "embedded"]);
     let message = framed(&cat());
     let garbage = [&[0, 0, 0, 0, 9][..], b"\x0a\xff\xff\xff\xff\x0f....."].concat();
@@ -128,21 +130,21 @@ async fn calls_that_are_no_grpc_are_refused_discreetly() {
     let plain = || http2::call(CLASSIFY);
     let calls = [
         ("no message", plain(), vec![]),
-        ("no protobuf", plain(), garbage),
+        ("not protobuf", plain(), garbage),
         ("a message of 4 GiB", plain(), huge.to_vec()),
         ("compressed without saying how", plain(), compressed.clone()),
         (
-            "an encoding that nobody knows",
+            "an unknown encoding",
             plain().header("grpc-encoding", "../../etc/passwd"),
             compressed.clone(),
         ),
         (
-            "no gzip",
+            "not gzip",
             plain().header("grpc-encoding", "gzip"),
             compressed.clone(),
         ),
         (
-            "no zstd",
+            "not zstd",
             plain().header("grpc-encoding", "zstd"),
             compressed,
         ),
@@ -159,11 +161,12 @@ async fn calls_that_are_no_grpc_are_refused_discreetly() {
             message.clone(),
         ),
         (
-            "a timeout that is none",
+            "an invalid timeout",
             plain().header("grpc-timeout", "99999999999999S"),
             vec![],
         ),
     ];
+
     for (what, call, body) in calls {
         let mut connection = http2::connect(&server.grpc).await;
         let (response, mut sender) = connection
@@ -178,7 +181,8 @@ async fn calls_that_are_no_grpc_are_refused_discreetly() {
             assert_discreet(what, &status);
         }
     }
-    // Headers beyond the limit are not even read.
+
+    // Headers beyond the size limit are refused by HTTP/2 or with HTTP's own status.
     let mut connection = http2::connect(&server.grpc).await;
     let gigantic = plain()
         .header("x-gigantic", "x".repeat(40 << 10))

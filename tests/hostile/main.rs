@@ -1,5 +1,5 @@
-//! Clients that mean harm: bombs, lies, floods, slowness, vanishing. They get nothing but a clear
-//! refusal, and the others are answered meanwhile.
+//! Hostile clients: decompression bombs, false sizes, floods, slow senders, vanishing clients. They
+//! get a clear refusal and no more, and the server answers others meanwhile.
 #![cfg(target_os = "linux")]
 
 #[path = "../common/mod.rs"]
@@ -18,14 +18,17 @@ use resnet18_server::proto::{
 };
 use tonic::Status;
 
+/// A request with a good photo.
 fn cat() -> ClassifyRequest {
     request(image(data("cat.jpg")))
 }
 
+/// An image of a few kilobytes.
 fn tiny() -> Image {
     image(data("tiny_33x47.png"))
 }
 
+/// A message of a stream with one frame.
 fn frame_of(id: u64, image: Image) -> StreamClassifyRequest {
     StreamClassifyRequest {
         message: Some(Message::Frame(Frame {
@@ -36,19 +39,19 @@ fn frame_of(id: u64, image: Image) -> StreamClassifyRequest {
     }
 }
 
-/// What a caller reads tells nothing of the server's inside.
+/// Error messages reveal nothing of the server's internals, and are short.
 fn assert_discreet(what: &str, status: &Status) {
     let message = status.message();
     for word in ["/", "\\", ".rs", "panic", "unwrap"] {
         assert!(
             !message.contains(word),
-            "{what}: {word:?} is in {message:?}"
+            "{what}: the message {message:?} contains {word:?}"
         );
     }
     assert!(message.chars().count() <= 501, "{what}: {message}");
 }
 
-/// Somebody who means no harm is answered.
+/// An ordinary client is answered.
 async fn assert_serves(server: &Server) {
     let mut client = server.client().await;
     let answer = tokio::time::timeout(Duration::from_secs(20), client.classify(cat())).await;
@@ -59,7 +62,8 @@ async fn assert_serves(server: &Server) {
     assert_eq!(answer.classifications[0].label, "cat");
 }
 
-/// Waits until nothing is in progress and hardly more files are open and threads run than before.
+/// Waits until nothing is in progress, and files and threads are as few as before, within
+/// tolerances.
 async fn assert_recovers(server: &Server, before: Usage) {
     let give_up = Instant::now() + Duration::from_secs(20);
     loop {
@@ -73,14 +77,14 @@ async fn assert_recovers(server: &Server, before: Usage) {
             .filter(|gauge| server.sum(gauge, &[]) != 0.0)
             .collect();
         let now = server.usage();
-        // One file for the metrics' own connection; and looking at them keeps a few threads for
-        // blocking work alive.
+        // One file for the connection that reads the metrics, which also keeps a few of tokio's
+        // threads for blocking work alive.
         if busy.is_empty() && now.files <= before.files + 1 && now.threads <= before.threads + 3 {
             return;
         }
         assert!(
             Instant::now() < give_up,
-            "not zero: {busy:?}; {now:?} instead of {before:?}\n{}",
+            "not zero: {busy:?}; before {before:?}, now {now:?}\n{}",
             server.log()
         );
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,24 +1,25 @@
-//! The program as a person runs it: flags, exit statuses, photos and a real video against a real
-//! server.
+//! The command line: flags, exit statuses, and photos and a real video against a real server.
 
 use std::{
     process::{Command, Output},
     time::Duration,
 };
 
-use crate::common::{Server, data, ffmpeg, resnet18};
 use serde_json::Value;
+
+use crate::common::{Server, data, exclusive, ffmpeg, resnet18, text};
 
 fn run(arguments: &[&str]) -> Output {
     resnet18().args(arguments).output().unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+fn assert_error_contains(output: &Output, hint: &str) {
+    let error = text(&output.stderr);
+    assert!(error.contains(hint), "{hint:?} is not in {error:?}");
 }
 
 #[test]
-fn wrong_flags_end_the_program_before_it_binds_with_status_64() {
+fn wrong_flags_end_the_program_with_status_64_before_it_binds() {
     for (arguments, hint) in [
         (&["serve", "--engine", "magic"][..], "openvino"),
         (&["serve", "--grpc", "nowhere"], "--grpc"),
@@ -47,14 +48,11 @@ fn wrong_flags_end_the_program_before_it_binds_with_status_64() {
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(64), "{arguments:?}");
-        assert!(
-            text(&output.stderr).contains(hint),
-            "{arguments:?}: {}",
-            text(&output.stderr)
-        );
+        assert_error_contains(&output, hint);
     }
+
     let output = resnet18()
-        .args(["serve"])
+        .arg("serve")
         .env("RESNET18_MAX_BATCH", "many")
         .output()
         .unwrap();
@@ -66,37 +64,40 @@ fn wrong_flags_end_the_program_before_it_binds_with_status_64() {
 }
 
 #[test]
-fn the_program_is_one_file_that_needs_nothing_but_the_c_library() {
+fn the_program_is_one_file_that_needs_only_the_c_library() {
     let program = env!("CARGO_BIN_EXE_resnet18");
     let megabytes = std::fs::metadata(program).unwrap().len() / 1_000_000;
-    assert!(cfg!(debug_assertions) || megabytes < 60, "{megabytes} MB");
+    assert!(
+        cfg!(debug_assertions) || megabytes < 60,
+        "the program has {megabytes} MB"
+    );
+
     let Ok(output) = Command::new("ldd").arg(program).output() else {
         return;
     };
+    let mut known = vec![
+        "linux-vdso",
+        "libc.so",
+        "libm.so",
+        "libgcc_s.so",
+        "ld-linux",
+        "/lib",
+    ];
+    if cfg!(feature = "tensorrt") {
+        // The bindings to TensorRT are C++.
+        known.push("libstdc++.so");
+    }
     for line in text(&output.stdout).lines() {
         let name = line.split_whitespace().next().unwrap_or_default();
-        let known = [
-            "linux-vdso",
-            "libc.so",
-            "libm.so",
-            "libgcc_s.so",
-            "ld-linux",
-            "/lib",
-        ];
-        // The glue to TensorRT is C++.
-        let cpp = cfg!(feature = "tensorrt").then_some("libstdc++.so");
         assert!(
-            known
-                .iter()
-                .chain(&cpp)
-                .any(|known| name.starts_with(known)),
-            "linked to {line}"
+            known.iter().any(|known| name.starts_with(known)),
+            "the program is linked to {line}"
         );
     }
 }
 
 #[test]
-fn what_cannot_be_served_is_refused_with_the_reason() {
+fn a_model_that_cannot_be_served_ends_the_program_with_the_reason() {
     let photo = data("cat.jpg");
     let labels = data("../../models/imagenet_classes.txt");
     for (arguments, hint) in [
@@ -108,29 +109,21 @@ fn what_cannot_be_served_is_refused_with_the_reason() {
     ] {
         let output = run(&arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-        assert!(
-            text(&output.stderr).contains(hint),
-            "{arguments:?}: {}",
-            text(&output.stderr)
-        );
+        assert_error_contains(&output, hint);
     }
 }
 
 #[test]
-fn a_taken_port_is_named() {
+fn a_port_in_use_is_reported_with_its_flag() {
     let server = Server::spawn(&[]);
     let output = run(&["serve", "--grpc", &server.grpc, "--http", "127.0.0.1:0"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stderr).contains("--grpc"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert_error_contains(&output, "--grpc");
 }
 
 #[test]
 fn a_forced_engine_that_cannot_start_ends_the_server_with_advice() {
-    let flags = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let ports = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"];
     let tensorrt = if cfg!(feature = "tensorrt") {
         "--tensorrt-lib"
     } else {
@@ -147,13 +140,9 @@ fn a_forced_engine_that_cannot_start_ends_the_server_with_advice() {
         ),
         (&["--engine", "embedded", "--precision", "bf16"], "fp32"),
     ] {
-        let output = run(&[&["serve"], engine, &flags].concat());
-        assert_eq!(output.status.code(), Some(1));
-        assert!(
-            text(&output.stderr).contains(hint),
-            "{}",
-            text(&output.stderr)
-        );
+        let output = run(&[&["serve"], engine, &ports].concat());
+        assert_eq!(output.status.code(), Some(1), "{engine:?}");
+        assert_error_contains(&output, hint);
     }
 }
 
@@ -162,15 +151,11 @@ fn a_forced_engine_that_cannot_start_ends_the_server_with_advice() {
 fn a_program_without_tensorrt_says_how_to_build_it_in() {
     let output = run(&["build", "--sm", "86"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stderr).contains("--features tensorrt"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert_error_contains(&output, "--features tensorrt");
 }
 
 #[test]
-fn auto_goes_on_with_the_embedded_engine_and_says_why() {
+fn auto_falls_back_to_the_embedded_engine_and_logs_why() {
     let server = Server::start(&["--openvino-lib", "/nowhere"]);
     assert!(
         server.log().contains("trying the embedded engine"),
@@ -184,7 +169,7 @@ fn auto_goes_on_with_the_embedded_engine_and_says_why() {
 }
 
 #[test]
-fn classify_prints_a_table_or_json_and_reports_what_failed() {
+fn classify_prints_a_table_or_json_and_reports_failures() {
     let server = Server::start(&[]);
     let (cat, readme) = (data("cat.jpg"), data("README.md"));
     let files = [
@@ -201,9 +186,8 @@ fn classify_prints_a_table_or_json_and_reports_what_failed() {
         "{}",
         text(&output.stdout)
     );
-    assert!(
-        text(&output.stderr).contains("/no/such.jpg") && text(&output.stderr).contains("README.md")
-    );
+    assert_error_contains(&output, "/no/such.jpg");
+    assert_error_contains(&output, "README.md");
 
     let output = run(&[&["classify", "--json", "--server", &url], &files[..]].concat());
     let lines: Vec<Value> = text(&output.stdout)
@@ -217,15 +201,11 @@ fn classify_prints_a_table_or_json_and_reports_what_failed() {
 
     let output = run(&["classify", files[0], "--server", "http://127.0.0.1:1"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output.stderr).contains("resnet18 serve"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert_error_contains(&output, "resnet18 serve");
 }
 
 #[test]
-fn load_measures_and_counts() {
+fn load_reports_what_the_server_counted() {
     let server = Server::start(&[]);
     let output = run(&[
         "load",
@@ -241,19 +221,24 @@ fn load_measures_and_counts() {
         data("cat.jpg").to_str().unwrap(),
     ]);
     assert!(output.status.success(), "{}", text(&output.stderr));
+
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(report["goodput"].as_f64().unwrap() > 1.0, "{report}");
     assert!(report["latency_ms"]["p99"].as_f64() >= report["latency_ms"]["p50"].as_f64());
     let counted = report["statuses"]["OK"].as_f64().unwrap();
     assert!(counted > 0.0);
+
     let served = server.metric(
         "classifier_requests_total",
         &["code=\"OK\"", "method=\"Classify\""],
     );
-    assert!(served >= counted, "{served} < {counted}");
+    assert!(
+        served >= counted,
+        "the server answered {served} requests, the client counted {counted}"
+    );
 }
 
-/// A 1280×720 video of a photo that slowly moves, at `fps`.
+/// Makes a 1280×720 video of a slowly moving photo, at `fps` frames per second.
 fn video(folder: &std::path::Path, fps: u32, seconds: u32) -> std::path::PathBuf {
     let path = folder.join(format!("cat-{fps}.mp4"));
     let status = Command::new("ffmpeg")
@@ -283,12 +268,14 @@ fn video(folder: &std::path::Path, fps: u32, seconds: u32) -> std::path::PathBuf
 }
 
 #[test]
-fn a_live_video_is_never_answered_late() {
+fn answers_to_a_live_video_are_not_late() {
     if !ffmpeg() {
         return;
     }
+    let _alone = exclusive();
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&[]);
+
     for fps in [25, 120] {
         let path = video(folder.path(), fps, 4);
         let url = server.url();
@@ -308,20 +295,15 @@ fn a_live_video_is_never_answered_late() {
             .collect();
         let summary = &lines.last().unwrap()["summary"];
         eprintln!("{fps} fps: {summary}");
+
         let answered = summary["answered"].as_u64().unwrap();
         assert!(answered > 20, "{summary}");
         assert_eq!(summary["failed"].as_u64(), Some(0));
-        let label = &lines[answered as usize / 2]["classifications"][0]["label"];
-        assert_eq!(label, "cat", "{}", lines[answered as usize / 2]);
-        // One frame, one inference, and what this busy machine adds.
-        let inference = server.metric(
-            "classifier_stage_duration_seconds_sum",
-            &["stage=\"inference\""],
-        ) / server.metric(
-            "classifier_stage_duration_seconds_count",
-            &["stage=\"inference\""],
-        );
-        let bound = 1e3 * (1.0 / f64::from(fps) + 2.0 * inference) + 50.0;
+        let middle = &lines[answered as usize / 2];
+        assert_eq!(middle["classifications"][0]["label"], "cat", "{middle}");
+
+        // The time of one frame and two inferences, and 50 ms for the other processes.
+        let bound = 1e3 * (1.0 / f64::from(fps) + 2.0 * server.mean_inference()) + 50.0;
         let p50 = summary["latency_ms"]["p50"].as_f64().unwrap();
         assert!(p50 < bound, "p50 {p50} ms, bound {bound} ms: {summary}");
     }
@@ -345,6 +327,7 @@ fn every_frame_of_a_video_is_answered() {
         &server.url(),
     ]);
     assert!(output.status.success(), "{}", text(&output.stderr));
+
     let summary: Value =
         serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
     assert_eq!(summary["summary"]["answered"], 75, "{summary}");
@@ -355,15 +338,17 @@ fn every_frame_of_a_video_is_answered() {
 }
 
 #[test]
-fn readiness_and_liveness_are_told_apart() {
+fn a_server_is_alive_before_it_is_ready_and_ends_on_sigint() {
     let mut server = Server::spawn(&["--engine", "embedded"]);
     assert_eq!(server.get("/healthz"), (200, "ok\n".into()));
+
     server.wait_until_ready();
     assert_eq!(server.get("/nowhere").0, 404);
+
     server.signal("INT");
+    let status = server.wait(Duration::from_secs(10));
     assert!(
-        server
-            .wait(Duration::from_secs(10))
-            .is_some_and(|status| status.success())
+        status.is_some_and(|status| status.success()),
+        "SIGINT ends the server well: {status:?}"
     );
 }

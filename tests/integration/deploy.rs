@@ -1,13 +1,14 @@
-//! What `deploy/` says is what works: manifests fit the published schemas, and the server takes the
-//! flags that they give it.
+//! The files in `deploy/`: manifests match the published schemas, and the server accepts the flags
+//! that they pass.
 
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
-use crate::common::{Server, python, resnet18, skipped};
+use crate::common::{Server, python, resnet18, skipped, text};
 
+/// The path of a file in `deploy/`.
 fn deploy(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("deploy")
@@ -23,7 +24,7 @@ const MANIFESTS: [&str; 6] = [
     "kubernetes/kserve/runtime.yaml",
 ];
 
-/// The program of that name in the tests' Python environment; a visible word where it is not.
+/// A program of the tests' Python environment; `None`, with a visible message, where it is missing.
 fn tool(name: &str) -> Option<PathBuf> {
     let path = python()?.with_file_name(name);
     if path.exists() {
@@ -35,12 +36,14 @@ fn tool(name: &str) -> Option<PathBuf> {
     None
 }
 
+/// Runs the validator of manifests on these files.
 fn validate(files: &[PathBuf]) -> Option<Output> {
     let script = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/tests/python/test_manifests.py"
     );
-    // The validator's own program stands for its package.
+    // The program `kubernetes-validate` is installed together with the package that the script
+    // uses.
     let python = tool("kubernetes-validate")?.with_file_name("python");
     Some(
         Command::new(python)
@@ -52,15 +55,13 @@ fn validate(files: &[PathBuf]) -> Option<Output> {
 }
 
 #[test]
-fn manifests_fit_the_published_schemas() {
+fn manifests_match_the_published_schemas() {
     let Some(output) = validate(&MANIFESTS.map(deploy)) else {
         return;
     };
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(output.status.success(), "{stderr}");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let stdout = text(&output.stdout);
     let kinds: Vec<&str> = stdout.lines().collect();
     let expected = [
         "HorizontalPodAutoscaler",
@@ -77,6 +78,7 @@ fn manifests_fit_the_published_schemas() {
 #[test]
 fn manifests_with_a_mistake_are_refused() {
     let folder = tempfile::tempdir().unwrap();
+    // File, text to replace, its replacement, and what the error message has to name.
     let mistakes = [
         (
             "kubernetes/server/deployment.yaml",
@@ -111,14 +113,15 @@ fn manifests_with_a_mistake_are_refused() {
         assert!(text.contains(right), "{name}: {right}");
         std::fs::write(file, text.replace(right, wrong)).unwrap();
     }
+
     let Some(output) = validate(&files) else {
         return;
     };
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert!(
+        !output.status.success() && stdout.is_empty(),
+        "accepted: {stdout}"
     );
-    assert!(!output.status.success() && stdout.is_empty(), "{stdout}");
     assert_eq!(stderr.lines().count(), mistakes.len(), "{stderr}");
     for ((name, _, wrong, hint), line) in mistakes.iter().zip(stderr.lines()) {
         assert!(line.contains(hint), "{name}: {wrong}: {line}");
@@ -137,7 +140,7 @@ fn flags(manifest: &str) -> Vec<String> {
 #[test]
 fn the_server_runs_with_the_flags_of_the_deployment() {
     let flags = flags("kubernetes/server/deployment.yaml");
-    // Here it listens on ports of its own, and its log is read by people.
+    // The test's server chooses its ports, and its log has to be readable as text.
     let other = |flag: &&str| {
         !["--grpc=", "--http=", "--log-format="]
             .iter()
@@ -167,9 +170,9 @@ fn kserves_folder_of_models_is_served() {
     );
 }
 
-/// Every flag of every manifest, and of the image's health check.
+/// Those of the manifests, of the image's health check and of its environment variables.
 #[test]
-fn every_flag_exists() {
+fn every_flag_in_deploy_exists() {
     for manifest in MANIFESTS {
         let output = resnet18()
             .arg("serve")
@@ -180,9 +183,10 @@ fn every_flag_exists() {
         assert!(
             output.status.success(),
             "{manifest}: {}",
-            String::from_utf8_lossy(&output.stderr)
+            text(&output.stderr)
         );
     }
+
     let dockerfile = std::fs::read_to_string(deploy("Dockerfile")).unwrap();
     let check = dockerfile
         .lines()
@@ -192,24 +196,23 @@ fn every_flag_exists() {
     let output = resnet18().args(&check[1..]).arg("--help").output().unwrap();
     assert!(
         check[0] == "resnet18" && output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
+        "{check:?}: {}",
+        text(&output.stderr)
     );
-    for (name, _) in dockerfile
-        .split("RESNET18_")
-        .skip(1)
-        .filter_map(|rest| rest.split_once('='))
-    {
-        let help = resnet18().args(["serve", "--help"]).output().unwrap();
+
+    let help = resnet18().args(["serve", "--help"]).output().unwrap();
+    let help = text(&help.stdout);
+    let variables = dockerfile.split("RESNET18_").skip(1);
+    for (name, _) in variables.filter_map(|rest| rest.split_once('=')) {
         assert!(
-            String::from_utf8_lossy(&help.stdout).contains(&format!("RESNET18_{name}=")),
-            "RESNET18_{name}"
+            help.contains(&format!("RESNET18_{name}=")),
+            "`serve --help` does not name RESNET18_{name}"
         );
     }
 }
 
 #[test]
-fn pods_have_the_time_that_they_need_to_drain() {
+fn pods_get_enough_time_to_drain() {
     for (manifest, runtime) in [
         (
             "kubernetes/server/deployment.yaml",
@@ -225,6 +228,7 @@ fn pods_have_the_time_that_they_need_to_drain() {
             .lines()
             .find_map(|line| line.trim().strip_prefix("terminationGracePeriodSeconds: "))
             .unwrap();
+
         let flags = flags(runtime);
         let seconds = |name: &str| -> u32 {
             let value = flags
@@ -233,18 +237,19 @@ fn pods_have_the_time_that_they_need_to_drain() {
                 .unwrap();
             value.parse().unwrap()
         };
+
         let drain = seconds("--drain-delay=") + seconds("--drain-timeout=");
         assert!(
             grace.parse::<u32>().unwrap() > drain,
-            "{manifest}: {grace} s, but draining takes {drain} s"
+            "{manifest} gives {grace} s, but draining takes up to {drain} s"
         );
     }
 }
 
 #[test]
 fn the_dockerfile_passes_its_linter() {
-    let text = std::fs::read_to_string(deploy("Dockerfile")).unwrap();
-    let toolchain = text
+    let dockerfile = std::fs::read_to_string(deploy("Dockerfile")).unwrap();
+    let toolchain = dockerfile
         .split("FROM rust:")
         .nth(1)
         .unwrap()
@@ -254,8 +259,9 @@ fn the_dockerfile_passes_its_linter() {
     assert_eq!(
         toolchain,
         env!("CARGO_PKG_RUST_VERSION"),
-        "the image builds with the oldest Rust that is supported"
+        "the image builds with the oldest supported Rust"
     );
+
     let Some(hadolint) = tool("hadolint") else {
         return;
     };
@@ -264,11 +270,7 @@ fn the_dockerfile_passes_its_linter() {
         .arg(deploy("Dockerfile"))
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    assert!(output.status.success(), "{}", text(&output.stdout));
 }
 
 /// All Rust files of a folder.
@@ -289,7 +291,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn the_image_is_built_from_all_that_the_program_includes() {
+fn the_image_is_built_from_all_files_that_the_program_includes() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .canonicalize()
         .unwrap();
@@ -297,8 +299,14 @@ fn the_image_is_built_from_all_that_the_program_includes() {
         .lines()
         .filter_map(|line| line.strip_prefix('!'));
     let kept: Vec<PathBuf> = kept.map(|path| root.join(path)).collect();
-    kept.iter()
-        .for_each(|path| assert!(path.exists(), ".dockerignore names {}", path.display()));
+    for path in &kept {
+        assert!(
+            path.exists(),
+            ".dockerignore names {}, which does not exist",
+            path.display()
+        );
+    }
+
     let mut included = 0;
     for source in sources(&root.join("src")) {
         let text = std::fs::read_to_string(&source).unwrap();
@@ -325,5 +333,5 @@ fn the_image_is_built_from_all_that_the_program_includes() {
             included += 1;
         }
     }
-    assert!(included >= 4, "{included}");
+    assert!(included >= 4, "only {included} included files were found");
 }

@@ -1,4 +1,4 @@
-//! `resnet18 import` as a person runs it, and the networks that it makes against PyTorch's answers.
+//! `resnet18 import`: the command line, and the imported networks compared with PyTorch's answers.
 
 use std::{
     fs,
@@ -7,15 +7,17 @@ use std::{
     process::Output,
 };
 
-use crate::common::{
-    Checkpoint, Server, checkpoint, data, json, python, resnet18, shared, skipped,
-};
 use resnet18_server::{
     answer::softmax,
     engine::{self, Engine, EngineConfig, EngineKind, Lanes, Precision},
     model::{Model, Overrides},
 };
 use serde_json::Value;
+
+use crate::common::{
+    Checkpoint, Server, checkpoint, data, image, json, python, request, resnet18, shared,
+    shared_turn, skipped, text,
+};
 
 fn import(checkpoint: &Path, flags: &[&str]) -> Output {
     resnet18()
@@ -26,11 +28,7 @@ fn import(checkpoint: &Path, flags: &[&str]) -> Output {
         .unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Imports into `folder`; gives the new file and the report.
+/// Imports into `folder`; returns the new file and the JSON report.
 fn imported(checkpoint: &Path, folder: &Path, flags: &[&str]) -> (PathBuf, Value) {
     let output = folder.join("model.onnx");
     let result = import(
@@ -46,7 +44,7 @@ fn imported(checkpoint: &Path, folder: &Path, flags: &[&str]) -> (PathBuf, Value
     (output, serde_json::from_slice(&result.stdout).unwrap())
 }
 
-/// Every engine that starts here, with the arithmetic it is to use.
+/// The engines that can start on this machine, in fp32 and in their preferred precision.
 fn engines(model: &Model) -> Vec<Lanes> {
     [
         (EngineKind::Embedded, Some(Precision::Fp32)),
@@ -72,6 +70,7 @@ fn engines(model: &Model) -> Vec<Lanes> {
     .collect()
 }
 
+/// The logits of an image file that has the network's input size.
 fn logits(engine: &mut dyn Engine, crop: &Path, classes: usize) -> Vec<f32> {
     let pixels = image::open(crop).unwrap().to_rgb8();
     assert_eq!(pixels.dimensions(), (224, 224));
@@ -95,14 +94,16 @@ fn top_1(values: &[f32]) -> usize {
 }
 
 #[test]
-fn checkpoints_of_every_kind_have_pytorchs_logits() {
+fn checkpoints_of_every_format_give_pytorchs_logits() {
     let (Some(models), Some(golden)) = (shared("models"), shared("golden")) else {
         return;
     };
+    let _turn = shared_turn();
     let labels = models.join("labels.txt");
     let Value::Object(expected) = json(&golden.join("expected.json")) else {
-        panic!()
+        panic!("expected.json holds an object")
     };
+
     for (file, exact) in [
         ("resnet18-demo.pth", true),
         ("resnet18-demo-legacy-half.pth", false),
@@ -114,16 +115,14 @@ fn checkpoints_of_every_kind_have_pytorchs_logits() {
             folder.path(),
             &["--labels", labels.to_str().unwrap()],
         );
-        assert_eq!(
-            (report["architecture"].as_str(), report["classes"].as_u64()),
-            (Some("resnet18"), Some(106))
-        );
+        assert_eq!(report["architecture"], "resnet18");
+        assert_eq!(report["classes"], 106);
         assert_eq!(report["photo_of_a_cat"]["label"], "cat");
+
         let model = Model::from_file(&path, &Overrides::default()).unwrap();
-        assert_eq!(
-            (model.name.as_str(), model.labels[40].as_str()),
-            ("model", "face")
-        );
+        assert_eq!(model.name, "model");
+        assert_eq!(model.labels[40], "face");
+
         for mut lanes in engines(&model) {
             let (mut worst_logit, mut worst_probability) = (0_f32, 0_f32);
             for (name, expected) in &expected {
@@ -139,6 +138,7 @@ fn checkpoints_of_every_kind_have_pytorchs_logits() {
                     lanes.info
                 );
                 worst_probability = worst_probability.max(off);
+
                 assert_eq!(
                     top_1(&actual),
                     top_1(&expected),
@@ -146,30 +146,35 @@ fn checkpoints_of_every_kind_have_pytorchs_logits() {
                     lanes.info
                 );
             }
+
             let info = &lanes.info;
             eprintln!(
-                "{file} on {} in {}: {} images, logits within {worst_logit:.5}, probabilities within {worst_probability:.5}",
+                "{file} on {} in {}: {} images, logits within {worst_logit:.5}, \
+                 probabilities within {worst_probability:.5}",
                 info.kind,
                 info.precision,
                 expected.len()
             );
             assert!(
                 !exact || info.precision != Precision::Fp32 || worst_logit < 2e-3,
-                "{worst_logit}"
+                "{file}: logits are off by up to {worst_logit}"
             );
         }
     }
 }
 
 #[test]
-fn resnets_of_every_depth_have_pytorchs_logits() {
+fn resnets_of_every_depth_give_pytorchs_logits() {
     let (Some(models), Some(golden), Some(python)) = (shared("models"), shared("golden"), python())
     else {
         return;
     };
+    let _turn = shared_turn();
     let Value::Object(architectures) = json(&models.join("architectures.json")) else {
-        panic!()
+        panic!("architectures.json holds an object")
     };
+    assert!(architectures.len() >= 5);
+
     let crop = golden.join("crops/cat_jpg.png");
     for architecture in architectures.keys() {
         let folder = tempfile::tempdir().unwrap();
@@ -184,6 +189,7 @@ fn resnets_of_every_depth_have_pytorchs_logits() {
             &["--labels", labels.to_str().unwrap()],
         );
         assert_eq!(report["architecture"].as_str(), Some(architecture.as_str()));
+
         let model = Model::from_file(&path, &Overrides::default()).unwrap();
         let range = expected.iter().copied().fold(f32::MIN, f32::max)
             - expected.iter().copied().fold(f32::MAX, f32::min);
@@ -196,15 +202,14 @@ fn resnets_of_every_depth_have_pytorchs_logits() {
             );
             assert!(
                 lanes.info.precision != Precision::Fp32 || off < 1e-3,
-                "{architecture}: {off}"
+                "{architecture}: logits are off by {off} of their range"
             );
         }
     }
-    assert!(architectures.len() >= 5);
 }
 
 #[tokio::test]
-async fn what_was_imported_is_served_without_flags() {
+async fn an_imported_model_is_served_without_further_flags() {
     let Some(models) = shared("models") else {
         return;
     };
@@ -219,34 +224,22 @@ async fn what_was_imported_is_served_without_flags() {
         "240",
     ];
     let (path, report) = imported(&models.join("resnet18-demo.pth"), folder.path(), &flags);
-    assert_eq!(
-        (
-            report["name"].as_str(),
-            report["resize_shorter_side"].as_u64()
-        ),
-        (Some("things"), Some(240))
-    );
+    assert_eq!(report["name"], "things");
+    assert_eq!(report["resize_shorter_side"], 240);
 
     let server = Server::start(&["--model", path.to_str().unwrap()]);
     let mut client = server.client().await;
     let answer = client
-        .classify(crate::common::request(crate::common::image(data(
-            "cat.jpg",
-        ))))
+        .classify(request(image(data("cat.jpg"))))
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(
-        (
-            answer.model.as_str(),
-            answer.classifications[0].label.as_str()
-        ),
-        ("things", "cat")
-    );
+    assert_eq!(answer.model, "things");
+    assert_eq!(answer.classifications[0].label, "cat");
 }
 
 #[test]
-fn people_read_a_table_that_says_how_to_go_on() {
+fn without_json_a_table_shows_how_to_serve_the_model() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("my model.onnx");
     let result = import(
@@ -254,6 +247,7 @@ fn people_read_a_table_that_says_how_to_go_on() {
         &["--output", path.to_str().unwrap()],
     );
     assert!(result.status.success(), "{}", text(&result.stderr));
+
     let table = text(&result.stdout);
     for part in [
         "106",
@@ -262,17 +256,18 @@ fn people_read_a_table_that_says_how_to_go_on() {
         "cat (",
         &format!("resnet18 serve --model '{}'", path.display()),
     ] {
-        assert!(table.contains(part), "{part}: {table}");
+        assert!(table.contains(part), "{part:?} is not in:\n{table}");
     }
 }
 
 #[test]
-fn an_onnx_file_keeps_everything_and_takes_in_what_lies_beside_it() {
+fn an_imported_onnx_file_keeps_its_manifest_and_takes_in_flags() {
     let folder = tempfile::tempdir().unwrap();
     let bundled = data("../../models/resnet18-demo.onnx");
     let labels: Vec<String> = (0..106).map(|class| format!("thing {class}")).collect();
     let list = folder.path().join("list.txt");
     fs::write(&list, labels.join("\n")).unwrap();
+
     let flags = ["--labels", list.to_str().unwrap(), "--mean", "0.5,0.5,0.5"];
     let (path, report) = imported(&bundled, folder.path(), &flags);
     assert_eq!(report["name"], "resnet18-demo", "the file's own name stays");
@@ -281,16 +276,14 @@ fn an_onnx_file_keeps_everything_and_takes_in_what_lies_beside_it() {
         .map(|path| Model::from_file(path, &Overrides::default()).unwrap())
         .into();
     assert_eq!(after.labels[..], labels[..]);
-    assert_eq!(
-        (after.manifest.mean, after.manifest.std),
-        (Some([0.5; 3]), before.manifest.std)
-    );
+    assert_eq!(after.manifest.mean, Some([0.5; 3]));
+    assert_eq!(after.manifest.std, before.manifest.std);
     assert_eq!(after.manifest.other, before.manifest.other);
     assert_eq!(after.geometry, before.geometry);
 }
 
 #[test]
-fn a_foreign_onnx_file_takes_in_the_labels_beside_it() {
+fn a_foreign_onnx_file_takes_in_the_labels_file_beside_it() {
     let Some(models) = shared("models") else {
         return;
     };
@@ -299,6 +292,7 @@ fn a_foreign_onnx_file_takes_in_the_labels_beside_it() {
     fs::copy(models.join("efficientnet-lite0.onnx"), &foreign).unwrap();
     let labels: Vec<String> = (0..1000).map(|class| format!("thing {class}")).collect();
     fs::write(folder.path().join("lite.labels.txt"), labels.join("\n")).unwrap();
+
     let elsewhere = tempfile::tempdir().unwrap();
     let (path, report) = imported(
         &foreign,
@@ -307,15 +301,14 @@ fn a_foreign_onnx_file_takes_in_the_labels_beside_it() {
     );
     assert_eq!(report["photo_of_a_cat"]["label"], "thing 285", "{report}");
     assert!(report.get("architecture").is_none());
+
     let model = Model::from_file(&path, &Overrides::default()).unwrap();
-    assert_eq!(
-        (model.labels[..].to_vec(), model.manifest.mean),
-        (labels, Some([0.498; 3]))
-    );
+    assert_eq!(model.labels[..], labels[..]);
+    assert_eq!(model.manifest.mean, Some([0.498; 3]));
 }
 
 #[test]
-fn what_cannot_be_imported_is_refused_with_the_reason_and_nothing_is_written() {
+fn a_failed_import_says_why_and_writes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, content: &[u8]| {
         let path = folder.path().join(name);
@@ -388,11 +381,13 @@ fn what_cannot_be_imported_is_refused_with_the_reason_and_nothing_is_written() {
             "{flags:?}: {error}"
         );
     }
+
     let result = import(&bundled, &[]);
     assert_eq!(result.status.code(), Some(64));
     assert!(text(&result.stderr).contains("--output"));
+
     assert_eq!(fs::read(&output).unwrap(), b"precious");
-    let left = fs::read_dir(folder.path()).unwrap().filter(|entry| {
+    let temporary_files = fs::read_dir(folder.path()).unwrap().filter(|entry| {
         entry
             .as_ref()
             .unwrap()
@@ -400,11 +395,11 @@ fn what_cannot_be_imported_is_refused_with_the_reason_and_nothing_is_written() {
             .to_string_lossy()
             .ends_with(".tmp")
     });
-    assert_eq!(left.count(), 0);
+    assert_eq!(temporary_files.count(), 0);
 }
 
 #[test]
-fn a_checkpoint_without_labels_is_refused_with_the_number_of_lines() {
+fn a_checkpoint_without_labels_is_refused_with_the_number_of_lines_needed() {
     let Some(models) = shared("models") else {
         return;
     };

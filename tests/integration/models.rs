@@ -1,4 +1,4 @@
-//! Several models in one server, and models whose files change while they are served.
+//! Several models in one server, and reloads of models whose files change.
 
 use std::{
     fs,
@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use crate::common::{Server, config, data, image, request, resnet18};
 use prost::Message as _;
 use resnet18_server::{
     model::{Manifest, onnx::ModelProto},
@@ -26,24 +25,27 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-/// The bundled model, whose labels begin with `prefix`; it takes its place at `path` all at once.
+use crate::common::{Server, config, data, image, request, resnet18};
+
+/// Writes the bundled model with `prefix` before each of its labels. The file at `path` is replaced
+/// atomically, as an operator should do it.
 fn write_model(path: &Path, prefix: &str) {
     let bundled =
         fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/resnet18-demo.onnx")).unwrap();
     let mut model = ModelProto::decode(&bundled[..]).unwrap();
+
     let mut manifest = Manifest::read(&model).unwrap();
-    manifest
-        .labels
-        .as_mut()
-        .unwrap()
-        .iter_mut()
-        .for_each(|label| label.insert_str(0, prefix));
+    for label in manifest.labels.as_mut().unwrap() {
+        label.insert_str(0, prefix);
+    }
     manifest.write(&mut model);
+
     let unfinished = path.with_extension("unfinished");
     fs::write(&unfinished, model.encode_to_vec()).unwrap();
     fs::rename(unfinished, path).unwrap();
 }
 
+/// A folder with these models, each given by its file's name and the prefix of its labels.
 fn folder(models: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, prefix) in models {
@@ -52,10 +54,12 @@ fn folder(models: &[(&str, &str)]) -> tempfile::TempDir {
     folder
 }
 
+/// A path as the value of a flag.
 fn flag(path: impl Into<PathBuf>) -> String {
     path.into().display().to_string()
 }
 
+/// A request to classify a photo of a cat by this model.
 fn ask(model: &str) -> ClassifyRequest {
     ClassifyRequest {
         model: model.into(),
@@ -63,7 +67,7 @@ fn ask(model: &str) -> ClassifyRequest {
     }
 }
 
-/// The model's first label for a cat.
+/// The model's first label for a photo of a cat.
 async fn label(server: &Server, model: &str) -> Result<String, tonic::Status> {
     let answer = server
         .client()
@@ -85,7 +89,7 @@ async fn models(server: &Server) -> Vec<Model> {
         .models
 }
 
-/// Asks until the answer is as it should be.
+/// Repeats `ask` until it gives an answer.
 async fn until<T>(what: &str, server: &Server, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let give_up = Instant::now() + Duration::from_secs(60);
     loop {
@@ -94,7 +98,7 @@ async fn until<T>(what: &str, server: &Server, mut ask: impl AsyncFnMut() -> Opt
         }
         assert!(
             Instant::now() < give_up,
-            "{what}: not seen\n{}",
+            "not within 60 s: {what}\n{}",
             server.log()
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -109,7 +113,7 @@ async fn until_label(server: &Server, model: &str, wanted: &str) {
 }
 
 #[tokio::test]
-async fn each_model_answers_in_its_name_and_the_default_where_none_is_named() {
+async fn each_model_answers_by_its_name_and_the_default_without_one() {
     let folder = folder(&[("a", "old "), ("b", "new ")]);
     let models_flag = format!(
         "first={},{}",
@@ -125,9 +129,10 @@ async fn each_model_answers_in_its_name_and_the_default_where_none_is_named() {
         "0",
     ]);
     until_label(&server, "first", "old cat").await;
-    // The second one is called as its manifest says.
+    // The second model has the name in its manifest.
     until_label(&server, "resnet18-demo", "new cat").await;
     assert_eq!(label(&server, "").await.unwrap(), "old cat");
+
     let unknown = label(&server, "third").await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
     assert!(
@@ -146,12 +151,7 @@ async fn each_model_answers_in_its_name_and_the_default_where_none_is_named() {
     );
     assert_eq!(listed[1].labels[16], "new cat");
 
-    let channel = tonic::transport::Endpoint::from_shared(server.url())
-        .unwrap()
-        .connect()
-        .await
-        .unwrap();
-    let mut health = HealthClient::new(channel);
+    let mut health = HealthClient::new(server.channel().await);
     for name in names {
         let service = format!("resnet18.v1.Classifier/{name}");
         let status = health
@@ -162,13 +162,15 @@ async fn each_model_answers_in_its_name_and_the_default_where_none_is_named() {
             .status();
         assert_eq!(status, ServingStatus::Serving);
     }
+
     let classified = |model| {
         server.metric(
             "classifier_requests_total",
             &[model, "\"Classify\"", "\"OK\""],
         )
     };
-    assert!(classified("model=\"first\"") >= 2.0 && classified("model=\"resnet18-demo\"") >= 1.0);
+    assert!(classified("model=\"first\"") >= 2.0);
+    assert!(classified("model=\"resnet18-demo\"") >= 1.0);
     assert_eq!(
         server.metric("classifier_model_ready", &["model=\"first\""]),
         1.0
@@ -176,7 +178,7 @@ async fn each_model_answers_in_its_name_and_the_default_where_none_is_named() {
 }
 
 #[tokio::test]
-async fn a_folder_is_served_as_its_files_are() {
+async fn the_served_models_follow_the_files_of_a_folder() {
     let folder = folder(&[("birds", "old ")]);
     let server = Server::start(&[
         "--model-dir",
@@ -257,10 +259,10 @@ async fn a_folder_is_served_as_its_files_are() {
 }
 
 #[tokio::test]
-async fn an_empty_folder_is_not_ready_until_a_model_comes() {
+async fn a_folder_without_models_is_not_ready_until_one_is_added() {
     let folder = folder(&[]);
     fs::write(folder.path().join("broken.onnx"), "not a model").unwrap();
-    fs::write(folder.path().join("notes.txt"), "not to be looked at").unwrap();
+    fs::write(folder.path().join("notes.txt"), "no model file").unwrap();
     let server = Server::spawn(&[
         "--model-dir",
         &flag(folder.path()),
@@ -282,27 +284,30 @@ async fn an_empty_folder_is_not_ready_until_a_model_comes() {
         label(&server, "broken").await.unwrap_err().code(),
         Code::Unavailable
     );
+
     write_model(&folder.path().join("cats.onnx"), "tom");
     server.wait_until_ready();
     assert_eq!(label(&server, "cats").await.unwrap(), "tomcat");
 }
 
 #[tokio::test]
-async fn hangup_looks_at_once() {
+async fn sighup_reloads_changed_models_at_once() {
     let folder = folder(&[("cats", "old ")]);
     let server = Server::start(&["--model-dir", &flag(folder.path()), "--watch-interval", "0"]);
+
     write_model(&folder.path().join("cats.onnx"), "new ");
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(
         label(&server, "cats").await.unwrap(),
         "old cat",
-        "nobody asked for a look"
+        "without an interval and a signal nothing is reloaded"
     );
+
     server.signal("HUP");
     until_label(&server, "cats", "new cat").await;
 }
 
-/// The whole point of a reload: callers under load see the new answers and not one error.
+/// The purpose of reloads: under load, callers see the new answers and not a single error.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_and_no_stream_fails_while_a_model_is_replaced() {
     let folder = folder(&[("cats", "0 ")]);
@@ -368,7 +373,7 @@ async fn no_request_and_no_stream_fails_while_a_model_is_replaced() {
         match answers
             .message()
             .await
-            .expect("the stream goes on")
+            .expect("the stream does not fail")
             .unwrap()
             .outcome
             .unwrap()
@@ -385,30 +390,32 @@ async fn no_request_and_no_stream_fails_while_a_model_is_replaced() {
         while next_label(id).await != format!("{version} cat") {
             assert!(
                 Instant::now() < give_up,
-                "version {version} does not come:\n{}",
+                "version {version} is not served:\n{}",
                 server.log()
             );
             id += 1;
         }
     }
+
     stop.store(true, Relaxed);
     for caller in callers {
         caller.await.unwrap();
     }
-    assert!(answered.load(Relaxed) > 20, "{answered:?}");
-    let failed = server.metric("classifier_rejected_total", &["\"cats\"", "\"queue_full\""]);
-    assert_eq!(failed, 0.0);
+    assert!(answered.load(Relaxed) > 20, "only {answered:?} answers");
+    let rejected = server.metric("classifier_rejected_total", &["\"cats\"", "\"queue_full\""]);
+    assert_eq!(rejected, 0.0);
 }
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn memory_stays_flat_over_reloads() {
+async fn reloads_do_not_leak_memory_or_threads() {
     let folder = folder(&[("cats", "")]);
     let path = folder.path().join("cats.onnx");
     let server = Server::start(&["--model-dir", &flag(folder.path()), "--watch-interval", "0"]);
+    let loads = || server.metric("classifier_model_loads_total", &["\"cats\"", "\"loaded\""]);
     let reload = async |times: u32| {
         for _ in 0..times {
-            let before = server.metric("classifier_model_loads_total", &["\"cats\"", "\"loaded\""]);
+            let before = loads();
             fs::File::options()
                 .append(true)
                 .open(&path)
@@ -416,48 +423,32 @@ async fn memory_stays_flat_over_reloads() {
                 .set_modified(SystemTime::now())
                 .unwrap();
             server.signal("HUP");
-            until("it is loaded again", &server, async || {
-                let loads =
-                    server.metric("classifier_model_loads_total", &["\"cats\"", "\"loaded\""]);
-                (loads > before).then_some(())
+            until("the model is loaded again", &server, async || {
+                (loads() > before).then_some(())
             })
             .await;
         }
-        // The version before goes on a worker's time.
+        // A worker drops the previous version a moment later.
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-        let resident = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .unwrap();
-        let threads = status
-            .lines()
-            .find_map(|line| line.strip_prefix("Threads:"))
-            .unwrap();
-        let number = |text: &str| {
-            text.split_whitespace()
-                .next()
-                .unwrap()
-                .parse::<f64>()
-                .unwrap()
-        };
-        (number(resident) / 1024.0, number(threads))
+        server.usage()
     };
-    let (first, threads) = reload(5).await;
-    let (last, threads_after) = reload(15).await;
-    // One version takes 60 MiB and more.
+
+    let early = reload(5).await;
+    let late = reload(15).await;
+
+    // One version takes at least 60 MiB.
     assert!(
-        last < first + 25.0,
-        "{first:.0} MiB after 5 reloads, {last:.0} after 20"
+        late.memory_mib < early.memory_mib + 25,
+        "after 5 reloads {early:?}, after 20 {late:?}"
     );
     assert!(
-        threads_after <= threads + 2.0,
-        "{threads} threads, then {threads_after}"
+        late.threads <= early.threads + 2,
+        "after 5 reloads {early:?}, after 20 {late:?}"
     );
 }
 
 #[test]
-fn wrong_flags_are_told_before_anything_is_bound() {
+fn wrong_model_flags_end_the_program_before_it_binds() {
     let folder = folder(&[("a", ""), ("b", "")]);
     let [a, b] = ["a.onnx", "b.onnx"].map(|name| flag(folder.path().join(name)));
     let labels = flag(data("../../models/imagenet_classes.txt"));

@@ -1,4 +1,4 @@
-//! The Open Inference Protocol, through Triton's own Python client.
+//! The Open Inference Protocol, through Triton's Python client.
 
 use std::{
     io::{BufRead, BufReader, Lines},
@@ -9,6 +9,7 @@ use std::{
 
 use crate::common::{Server, data, shared, tritonclient};
 
+/// A script of `tests/python` with the server's address as its first argument.
 fn script(python: &Path, name: &str, server: &Server) -> Command {
     let mut command = Command::new(python);
     command
@@ -21,7 +22,7 @@ fn script(python: &Path, name: &str, server: &Server) -> Command {
     command
 }
 
-/// A client that streams, and what it has to say after its first answers.
+/// Starts a client that streams; returns it and its further output once it has three answers.
 fn streaming(python: &Path, server: &Server) -> (Child, Lines<BufReader<ChildStdout>>) {
     let mut client = script(python, "triton_stream.py", server)
         .stdout(Stdio::piped())
@@ -37,12 +38,13 @@ fn streaming(python: &Path, server: &Server) -> (Child, Lines<BufReader<ChildStd
     (client, lines)
 }
 
+/// Waits until a gauge of the server is 0.
 fn wait_for_zero(server: &Server, gauge: &str) {
     let until = Instant::now() + Duration::from_secs(5);
     while server.metric(gauge, &[]) != 0.0 {
         assert!(
             Instant::now() < until,
-            "{gauge} is {}",
+            "{gauge} stays at {}",
             server.metric(gauge, &[])
         );
         std::thread::sleep(Duration::from_millis(20));
@@ -50,7 +52,7 @@ fn wait_for_zero(server: &Server, gauge: &str) {
 }
 
 #[test]
-fn tritonclient_gets_classifys_answers() {
+fn tritonclient_gets_the_same_answers_as_classify() {
     let Some(python) = tritonclient() else { return };
     let server = Server::start(&[]);
     let photos = shared("golden").map_or_else(|| data("photos"), |golden| golden.join("images"));
@@ -73,6 +75,7 @@ fn tritonclient_gets_classifys_answers() {
         "{stdout}"
     );
     eprint!("{stdout}");
+
     let requests = |method: &str, model: &str| {
         let labels = [
             format!("method=\"{method}\""),
@@ -87,15 +90,17 @@ fn tritonclient_gets_classifys_answers() {
     assert!(requests("ModelInfer", "resnet18-demo") >= 30.0);
     assert_eq!(requests("ModelStreamInfer", "resnet18-demo"), 3.0);
     assert_eq!(requests("ServerLive", ""), 1.0);
+
     wait_for_zero(&server, "classifier_streams_active");
     wait_for_zero(&server, "classifier_queue_depth");
 }
 
 #[test]
-fn a_drain_answers_what_was_accepted_and_then_ends_streams() {
+fn a_drain_answers_accepted_frames_and_then_ends_streams() {
     let Some(python) = tritonclient() else { return };
     let mut server = Server::start(&[]);
     let (mut client, lines) = streaming(&python, &server);
+
     server.signal("TERM");
     let rest: Vec<String> = lines.map(Result::unwrap).collect();
     assert!(client.wait().unwrap().success(), "{rest:?}");
@@ -107,6 +112,7 @@ fn a_drain_answers_what_was_accepted_and_then_ends_streams() {
         "{ended}"
     );
     assert_eq!(then, "then StatusCode.UNAVAILABLE");
+
     let status = server
         .wait(Duration::from_secs(10))
         .expect("a drained server ends");
@@ -114,11 +120,12 @@ fn a_drain_answers_what_was_accepted_and_then_ends_streams() {
 }
 
 #[test]
-fn a_client_that_vanishes_leaves_nothing_behind() {
+fn a_killed_client_leaves_no_stream_and_no_queued_work() {
     let Some(python) = tritonclient() else { return };
     let server = Server::start(&[]);
     let (mut client, _lines) = streaming(&python, &server);
     assert_eq!(server.metric("classifier_streams_active", &[]), 1.0);
+
     client.kill().unwrap();
     client.wait().unwrap();
     wait_for_zero(&server, "classifier_streams_active");
@@ -126,12 +133,13 @@ fn a_client_that_vanishes_leaves_nothing_behind() {
 }
 
 #[test]
-fn it_wants_tokens_as_every_service_does() {
+fn it_requires_tokens_as_every_service_does() {
     let Some(python) = tritonclient() else { return };
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens.txt");
     std::fs::write(&tokens, "shop 0123456789abcdef-shop\n").unwrap();
     let server = Server::start(&["--tokens", tokens.to_str().unwrap()]);
+
     let code = "import sys, tritonclient.grpc as triton
 client = triton.InferenceServerClient(sys.argv[1])
 print(client.get_server_metadata(headers={'authorization': 'Bearer 0123456789abcdef-shop'}).name)

@@ -1,5 +1,4 @@
-//! The server as Python services see it: grpcio with stubs generated from the proto, health,
-//! reflection.
+//! The server through grpcio, with stubs generated from the proto: calls, health and reflection.
 
 use std::process::Command;
 
@@ -17,17 +16,16 @@ fn grpcio_classifies_streams_checks_health_and_reflects() {
         .arg(&server.grpc)
         .output()
         .unwrap();
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+
     assert!(
         output.status.success(),
         "{stdout}{stderr}\nserver:\n{}",
         server.log()
     );
     let refused = server.metric("classifier_rejected_total", &["queue_full"]);
-    assert!(refused > 0.0, "nobody had to come again");
+    assert!(refused > 0.0, "no call was refused and had to be retried");
     assert_eq!(
         stdout.lines().filter(|line| line.ends_with(" ok")).count(),
         7,

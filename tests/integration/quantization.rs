@@ -1,9 +1,8 @@
-//! A folder of photos makes a model compute in 8 bits: the program does it, and the answers stay
-//! what they were.
+//! Post-training quantisation to int8 with a folder of photos: the program's reports and files, and
+//! the accuracy afterwards.
 
 use std::{fs, num::NonZeroUsize, path::Path, process::Output};
 
-use crate::common::{Server, data, resnet18, shared, skipped};
 use resnet18_server::{
     engine::{EngineConfig, EngineKind, Precision},
     image::PreprocessConfig,
@@ -13,19 +12,20 @@ use resnet18_server::{
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::common::{Server, data, resnet18, shared, shared_turn, skipped, text};
+
 fn run(arguments: &[&str]) -> Output {
+    // Quantising keeps the processor busy.
+    let _turn = shared_turn();
     resnet18().args(arguments).output().unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
+/// A path as an argument of the program.
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// The project's own test images, in some depth, and a file that is none.
+/// A folder tree with the repository's test images and one file that is no image.
 fn photos() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let deep = folder.path().join("holiday/2024");
@@ -34,26 +34,21 @@ fn photos() -> TempDir {
     for root in [data(""), data("crops")] {
         for entry in fs::read_dir(root).unwrap() {
             let entry = entry.unwrap().path();
-            if entry.extension().is_some_and(|extension| {
-                ["jpg", "png", "webp"]
-                    .iter()
-                    .any(|known| extension == *known)
-            }) {
-                fs::copy(
-                    &entry,
-                    deep.join(format!("{count}-{}", entry.file_name().unwrap().display())),
-                )
-                .unwrap();
+            let extension = entry.extension().and_then(|extension| extension.to_str());
+            if let Some("jpg" | "png" | "webp") = extension {
+                let name = entry.file_name().unwrap().display();
+                fs::copy(&entry, deep.join(format!("{count}-{name}"))).unwrap();
                 count += 1;
             }
         }
     }
-    fs::write(folder.path().join("notes.txt"), "these are no pixels").unwrap();
+
+    fs::write(folder.path().join("notes.txt"), "no image").unwrap();
     assert!(count >= 10, "{count} test images");
     folder
 }
 
-/// Quantises the bundled model with a few photos, whatever the result; the JSON line.
+/// Quantises the bundled model; returns the JSON report.
 fn quantize(photos: &Path, output: &Path, flags: &[&str]) -> Value {
     let fixed = [
         "quantize",
@@ -68,6 +63,7 @@ fn quantize(photos: &Path, output: &Path, flags: &[&str]) -> Value {
     serde_json::from_slice(&done.stdout).unwrap()
 }
 
+/// Whether OpenVINO can be used; otherwise a message says that its tests are skipped.
 fn has_openvino() -> bool {
     let config = EngineConfig {
         kind: Some(EngineKind::OpenVino),
@@ -82,9 +78,10 @@ fn has_openvino() -> bool {
 }
 
 #[test]
-fn a_quantised_file_says_what_it_is_and_is_served_in_int8() {
+fn a_quantised_file_records_its_origin_and_is_served_in_int8() {
     let (photos, folder) = (photos(), tempfile::tempdir().unwrap());
     let output = folder.path().join("small.onnx");
+
     let report = quantize(
         photos.path(),
         &output,
@@ -113,7 +110,7 @@ fn a_quantised_file_says_what_it_is_and_is_served_in_int8() {
         bundled.version.as_str()
     );
 
-    // It can't be quantised again.
+    // A quantised model can't be quantised again.
     let again = run(&[
         "quantize",
         path(&output),
@@ -161,6 +158,7 @@ fn a_quantised_file_says_what_it_is_and_is_served_in_int8() {
             (probability - in_float).abs() < 0.1,
             "{probability} instead of {in_float}"
         );
+
         let refused = run(&[
             "serve",
             "--engine",
@@ -180,6 +178,7 @@ fn a_quantised_file_says_what_it_is_and_is_served_in_int8() {
             text(&refused.stderr)
         );
     }
+
     let server = Server::start(&["--engine", "embedded", "--model", path(&output)]);
     assert_eq!(
         server.metric(
@@ -196,7 +195,7 @@ fn a_quantised_file_says_what_it_is_and_is_served_in_int8() {
 }
 
 #[test]
-fn a_server_quantises_at_its_start_and_keeps_the_result() {
+fn a_server_quantises_at_startup_and_caches_the_result() {
     if !has_openvino() {
         return;
     }
@@ -208,17 +207,11 @@ fn a_server_quantises_at_its_start_and_keeps_the_result() {
         path(photos.path()),
         "--calibration-photos",
         "8",
+        "--min-agreement",
+        "0.5",
+        "--engine-cache",
+        path(cache.path()),
     ];
-    let flags = [
-        &flags[..],
-        &[
-            "--min-agreement",
-            "0.5",
-            "--engine-cache",
-            path(cache.path()),
-        ],
-    ]
-    .concat();
     let start = || {
         let server = Server::start(&flags);
         assert_eq!(
@@ -227,20 +220,23 @@ fn a_server_quantises_at_its_start_and_keeps_the_result() {
         );
         server.log()
     };
-    let kept = || {
+    let cached_file = || {
         fs::read_dir(cache.path())
             .unwrap()
             .map(|entry| entry.unwrap().path())
             .find(|path| path.extension().is_some_and(|e| e == "plan"))
     };
+
     let first = start();
     assert!(first.contains("quantising to int8"), "{first}");
+
     let second = start();
     assert!(
         !second.contains("quantising to int8") && second.contains("the quantised model is"),
         "{second}"
     );
-    let file = kept().unwrap();
+
+    let file = cached_file().unwrap();
     let mut content = fs::read(&file).unwrap();
     let middle = content.len() / 2;
     content[middle] ^= 1;
@@ -253,7 +249,7 @@ fn a_server_quantises_at_its_start_and_keeps_the_result() {
 }
 
 #[test]
-fn int8_is_never_a_surprise() {
+fn int8_needs_a_quantised_model_or_a_calibration_with_enough_photos() {
     let ports = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"];
     let serve = |flags: &[&str]| run(&[&["serve"], &ports[..], flags].concat());
     let float = serve(&["--precision", "int8"]);
@@ -263,14 +259,16 @@ fn int8_is_never_a_surprise() {
         "{}",
         text(&float.stderr)
     );
-    let lonely = serve(&["--calibration", "."]);
-    assert_eq!(lonely.status.code(), Some(64));
-    let nowhere = serve(&["--precision", "int8", "--calibration", "/nowhere"]);
-    assert_eq!(nowhere.status.code(), Some(64));
-    // Calibration from the environment alone changes nothing.
+
+    let without_precision = serve(&["--calibration", "."]);
+    assert_eq!(without_precision.status.code(), Some(64));
+
+    let missing_folder = serve(&["--precision", "int8", "--calibration", "/nowhere"]);
+    assert_eq!(missing_folder.status.code(), Some(64));
+
     let empty = tempfile::tempdir().unwrap();
     let output = empty.path().join("m.onnx");
-    let few = run(&[
+    let too_few = run(&[
         "quantize",
         "--calibration",
         path(empty.path()),
@@ -278,12 +276,13 @@ fn int8_is_never_a_surprise() {
         path(&output),
     ]);
     assert!(
-        text(&few.stderr).contains("0 photos") && !output.exists(),
+        text(&too_few.stderr).contains("0 photos") && !output.exists(),
         "{}",
-        text(&few.stderr)
+        text(&too_few.stderr)
     );
+
     let photos = photos();
-    let layer = run(&[
+    let unknown_layer = run(&[
         "quantize",
         "--calibration",
         path(photos.path()),
@@ -292,20 +291,21 @@ fn int8_is_never_a_surprise() {
         "--keep-float",
         "conv9",
     ]);
+    let error = text(&unknown_layer.stderr);
     assert!(
-        text(&layer.stderr).contains("conv9") && text(&layer.stderr).contains("/conv1/Conv"),
-        "{}",
-        text(&layer.stderr)
+        error.contains("conv9") && error.contains("/conv1/Conv"),
+        "{error}"
     );
 }
 
-/// The figures that the README gives: calibrated on photos of other classes, the bundled model is
-/// as right as before.
+/// The README's accuracy figures: calibrated with photos of other classes, the bundled model is as
+/// accurate as before.
 #[tokio::test]
-async fn answers_on_photos_stay_what_they_were() {
+async fn int8_is_as_accurate_as_fp32_on_photos() {
     let (Some(calibration), Some(photos)) = (shared("dataset/train"), shared("photos")) else {
         return;
     };
+    let _turn = shared_turn();
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("int8.onnx");
     let report = quantize(&calibration, &output, &["--calibration-photos", "100"]);
@@ -340,6 +340,7 @@ async fn answers_on_photos_stay_what_they_were() {
         }));
     }
     assert_eq!(labelled.len(), 300);
+
     let files: Vec<Photo> = labelled.iter().map(|(_, photo)| photo.clone()).collect();
     let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let mut answers = Vec::new();
@@ -367,15 +368,20 @@ async fn answers_on_photos_stay_what_they_were() {
                 .collect::<Vec<usize>>(),
         );
     }
-    let part = |right: &dyn Fn(usize) -> bool| {
-        (0..300).filter(|&index| right(index)).count() as f64 / 300.0
-    };
-    let [fp32, int8] =
-        [0, 1].map(|which| part(&|index| answers[which][index] == labelled[index].0));
-    let agreement = part(&|index| answers[0][index] == answers[1][index]);
+
+    let classes: Vec<usize> = labelled.iter().map(|(class, _)| *class).collect();
+    let fp32 = equal_part(&answers[0], &classes);
+    let int8 = equal_part(&answers[1], &classes);
+    let agreement = equal_part(&answers[0], &answers[1]);
     println!("top-1 {fp32:.4} in fp32, {int8:.4} in int8; they agree on {agreement:.4}");
     assert!(
         (fp32 - int8).abs() <= 0.007 && agreement >= 0.98,
-        "{fp32} {int8} {agreement}"
+        "top-1 {fp32} in fp32, {int8} in int8; they agree on {agreement}"
     );
+}
+
+/// The part of all places in which two lists of the same length are equal.
+fn equal_part(a: &[usize], b: &[usize]) -> f64 {
+    let equal = a.iter().zip(b).filter(|(a, b)| a == b).count();
+    equal as f64 / a.len() as f64
 }

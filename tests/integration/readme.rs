@@ -1,5 +1,5 @@
-//! The README and the pages in `docs/` are true: their commands and their Python are run as they
-//! stand, their flags exist, and their links lead somewhere.
+//! The README and the pages in `docs/`: their commands and Python examples are run as they are
+//! written, their flags exist, and the targets of their links do.
 
 use std::{
     collections::BTreeSet,
@@ -75,7 +75,7 @@ impl Page {
             .collect()
     }
 
-    /// What is not in fenced blocks.
+    /// The text outside fenced blocks.
     fn prose(&self) -> String {
         self.text.split("```").step_by(2).collect()
     }
@@ -181,10 +181,10 @@ fn commands_do_what_the_pages_say() {
                 }
                 ran += 1;
             }
-            other => panic!("nothing here can test `{other}`"),
+            other => panic!("this test does not know how to run `{other}`"),
         }
     }
-    assert!(ran >= 4, "{ran}");
+    assert!(ran >= 4, "only {ran} commands were run");
 }
 
 /// The file and the most probable class of each photo that `resnet18 classify` printed.

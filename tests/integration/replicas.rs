@@ -1,5 +1,5 @@
-//! Two replicas behind a real HAProxy, by the example in `deploy/haproxy`: one of them is killed
-//! under load.
+//! Two replicas behind a real HAProxy with the example configuration of `deploy/haproxy`: one of
+//! them is killed or drained under load.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,14 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{Server, data, image, request, skipped};
 use resnet18_server::client::{self, classify_with_retries};
 use tokio::task::JoinSet;
 
+use crate::common::{Server, data, exclusive, image, request, skipped};
+
+/// The example configuration.
 fn example() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/haproxy/haproxy.cfg")
 }
 
+/// The installed HAProxy; `None`, with a visible message, where there is none.
 fn haproxy() -> Option<Command> {
     for program in ["haproxy", "/usr/sbin/haproxy"] {
         if Command::new(program)
@@ -34,7 +37,7 @@ fn haproxy() -> Option<Command> {
     None
 }
 
-/// HAProxy in front of two servers, on a socket of its own; ended when dropped.
+/// HAProxy in front of two servers, listening on a UNIX socket; killed when dropped.
 struct Balancer(Child);
 
 impl Balancer {
@@ -46,14 +49,15 @@ impl Balancer {
             ("10.0.0.1:8001", servers[0].to_owned()),
             ("10.0.0.2:8001", servers[1].to_owned()),
         ] {
-            // Comments apart.
+            // Outside comments, it begins or ends a line.
             assert!(
                 config.contains(&format!("    {example}"))
                     || config.contains(&format!(" {example}\n")),
-                "{example}"
+                "the example does not contain {example:?}"
             );
             config = config.replace(&format!(" {example}"), &format!(" {here}"));
         }
+
         let file = folder.join("haproxy.cfg");
         std::fs::write(&file, config).unwrap();
         let child = haproxy
@@ -63,9 +67,10 @@ impl Balancer {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let until = Instant::now() + Duration::from_secs(10);
+
+        let give_up = Instant::now() + Duration::from_secs(10);
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
-            assert!(Instant::now() < until, "HAProxy opens its socket");
+            assert!(Instant::now() < give_up, "HAProxy did not open its socket");
             std::thread::sleep(Duration::from_millis(20));
         }
         (Self(child), format!("unix:{socket}").parse().unwrap())
@@ -79,7 +84,7 @@ impl Drop for Balancer {
     }
 }
 
-/// Clients that retry, each with a connection of its own.
+/// Six clients that retry refused calls, each with its own connection.
 struct Load {
     clients: JoinSet<()>,
     stop: Arc<AtomicBool>,
@@ -103,7 +108,7 @@ impl Load {
                     let (answer, _) = classify_with_retries(&mut client, request.clone(), deadline)
                         .await
                         .unwrap_or_else(|status| {
-                            panic!("a client that retries sees a failure: {status}")
+                            panic!("a call failed in spite of retries: {status}")
                         });
                     assert_eq!(answer.classifications[0].label, "cat");
                     answered.fetch_add(1, Relaxed);
@@ -113,11 +118,12 @@ impl Load {
         load
     }
 
-    /// Waits until all of these are true; a client that fails ends the test.
+    /// Waits until `done` holds for the number of answers so far; a client that fails ends the
+    /// test.
     async fn until(&mut self, what: &str, mut done: impl FnMut(u64) -> bool) {
-        let until = Instant::now() + Duration::from_secs(90);
+        let give_up = Instant::now() + Duration::from_secs(90);
         while !done(self.answered.load(Relaxed)) {
-            assert!(Instant::now() < until, "{what}");
+            assert!(Instant::now() < give_up, "not within 90 s: {what}");
             let tick = tokio::time::sleep(Duration::from_millis(50));
             tokio::select! {
                 Some(ended) = self.clients.join_next() => ended.expect(what),
@@ -126,6 +132,7 @@ impl Load {
         }
     }
 
+    /// Stops the clients.
     async fn end(mut self) {
         self.stop.store(true, Relaxed);
         while let Some(ended) = self.clients.join_next().await {
@@ -134,6 +141,7 @@ impl Load {
     }
 }
 
+/// How many calls the server has answered.
 fn answers(server: &Server) -> f64 {
     server.metric(
         "classifier_requests_total",
@@ -142,23 +150,24 @@ fn answers(server: &Server) -> f64 {
 }
 
 #[test]
-fn the_example_is_a_valid_configuration() {
+fn the_example_configuration_is_valid() {
     let Some(mut haproxy) = haproxy() else { return };
     let output = haproxy.arg("-c").arg("-f").arg(example()).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).to_lowercase();
+    let messages = String::from_utf8_lossy(&output.stderr).to_lowercase();
     assert!(
-        output.status.success() && !said.contains("warning"),
-        "{said}"
+        output.status.success() && !messages.contains("warning"),
+        "{messages}"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_retry_see_no_failure_when_a_replica_is_killed() {
     let Some(haproxy) = haproxy() else { return };
+    // The killed replica's port must still be free for its successor.
+    let _alone = exclusive();
     let [mut first, second] = [Server::spawn(&[]), Server::spawn(&[])];
-    [&first, &second]
-        .into_iter()
-        .for_each(Server::wait_until_ready);
+    first.wait_until_ready();
+    second.wait_until_ready();
     let folder = tempfile::tempdir().unwrap();
     let (_balancer, address) = Balancer::start(haproxy, folder.path(), [&first.grpc, &second.grpc]);
 
@@ -171,9 +180,9 @@ async fn clients_that_retry_see_no_failure_when_a_replica_is_killed() {
     first.signal("KILL");
     first
         .wait(Duration::from_secs(10))
-        .expect("SIGKILL ends it");
+        .expect("SIGKILL ends the first replica");
     let before = load.answered.load(Relaxed);
-    load.until("the other replica goes on", |answered| {
+    load.until("the other replica answers", |answered| {
         answered >= before + 20
     })
     .await;
@@ -185,12 +194,12 @@ async fn clients_that_retry_see_no_failure_when_a_replica_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replica_that_drains_gets_no_more_calls() {
+async fn a_draining_replica_gets_no_more_calls() {
     let Some(haproxy) = haproxy() else { return };
+    let _alone = exclusive();
     let [mut first, second] = [Server::spawn(&["--drain-delay", "5s"]), Server::spawn(&[])];
-    [&first, &second]
-        .into_iter()
-        .for_each(Server::wait_until_ready);
+    first.wait_until_ready();
+    second.wait_until_ready();
     let folder = tempfile::tempdir().unwrap();
     let (_balancer, address) = Balancer::start(haproxy, folder.path(), [&first.grpc, &second.grpc]);
 
@@ -199,25 +208,25 @@ async fn a_replica_that_drains_gets_no_more_calls() {
         answers(&first) > 0.0 && answers(&second) > 0.0
     })
     .await;
+
     first.signal("TERM");
     let refused =
         |server: &Server| server.metric("classifier_rejected_total", &["reason=\"not_ready\""]);
     let mut turned_away = 0.0;
-    let until = Instant::now() + Duration::from_secs(15);
+    let give_up = Instant::now() + Duration::from_secs(15);
     while let Some((200, _)) = first.try_get("/metrics") {
-        assert!(Instant::now() < until, "it ends");
+        assert!(Instant::now() < give_up, "the first replica does not end");
         turned_away = refused(&first);
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(
         turned_away, 0.0,
-        "the balancer had noticed before it drained"
+        "HAProxy notices the drain before calls are refused"
     );
+
     load.end().await;
-    assert!(
-        first
-            .wait(Duration::from_secs(10))
-            .expect("it ends")
-            .success()
-    );
+    let status = first
+        .wait(Duration::from_secs(10))
+        .expect("the first replica ends");
+    assert!(status.success(), "{status}");
 }

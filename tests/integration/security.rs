@@ -1,5 +1,5 @@
-//! Who may come in, and how: TLS, client certificates, tokens, UNIX sockets, deadlines, and leaving
-//! without losing anyone.
+//! Access and connections: TLS, client certificates, tokens, UNIX sockets, deadlines, compression,
+//! and shutdown without lost calls.
 
 use std::{
     fs,
@@ -10,23 +10,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{Server, data, image, request, resnet18};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, date_time_ymd,
 };
-use resnet18_server::client::{self, Credentials, Token};
-use tonic::{Code, codec::CompressionEncoding, transport::Endpoint};
+use resnet18_server::{
+    client::{self, Credentials, Token},
+    proto::{Image, image::Source},
+};
+use tonic::{Code, codec::CompressionEncoding};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest,
 };
 
+use crate::common::{Server, data, image, request, resnet18};
+
 const SHOP: &str = "0123456789abcdef-shop";
 const CAMERA: &str = "0123456789abcdef-camera";
 
-/// An authority, and a folder in which its certificates lie.
+/// A certificate authority, and the folder with its certificates.
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: tempfile::TempDir,
@@ -34,14 +38,16 @@ struct Authority {
 
 impl Authority {
     fn new() -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
         params.distinguished_name.push(
             DnType::CommonName,
             format!("authority {}", NUMBER.fetch_add(1, Relaxed)),
         );
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("ca.pem"), issuer.pem()).unwrap();
         Self { issuer, folder }
@@ -63,6 +69,7 @@ impl Authority {
         if expired {
             params.not_after = date_time_ymd(2001, 1, 1);
         }
+
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
@@ -77,6 +84,7 @@ impl Authority {
         self.issue(name, ExtendedKeyUsagePurpose::ClientAuth, expired);
     }
 
+    /// A certificate and its key, in PEM.
     fn identity(&self, name: &str) -> (Vec<u8>, Vec<u8>) {
         (
             self.pem(&format!("{name}.pem")),
@@ -84,6 +92,7 @@ impl Authority {
         )
     }
 
+    /// A server with the certificate `server`.
     fn serve(&self, flags: &[&str]) -> Server {
         let [certificate, key] = ["server.pem", "server.key"].map(|name| self.path(name));
         Server::start(
@@ -103,7 +112,7 @@ impl Authority {
     }
 }
 
-/// Asks for a cat with these credentials; the label, or what went wrong.
+/// Classifies a photo of a cat with these credentials; returns the first label or the error.
 async fn classify(url: String, credentials: Credentials) -> Result<String, String> {
     let server = client::Server {
         address: url.parse().unwrap(),
@@ -131,7 +140,7 @@ fn token(token: &str) -> Credentials {
 }
 
 #[tokio::test]
-async fn tls_lets_in_who_trusts_the_authority_and_nobody_in_plain_text() {
+async fn tls_serves_clients_that_trust_the_authority_and_refuses_plain_text() {
     let authority = Authority::new();
     authority.issue_server();
     let server = authority.serve(&[]);
@@ -168,7 +177,7 @@ async fn tls_lets_in_who_trusts_the_authority_and_nobody_in_plain_text() {
     );
     assert!(server.metric("classifier_connections_refused_total", &["\"tls\""]) >= 1.0);
 
-    // Those who never finish their handshake hold up nobody.
+    // Clients that never finish their handshake do not delay others.
     let _silent: Vec<_> = (0..20)
         .map(|_| TcpStream::connect(&server.grpc).unwrap())
         .collect();
@@ -176,7 +185,7 @@ async fn tls_lets_in_who_trusts_the_authority_and_nobody_in_plain_text() {
     assert_eq!(classify(https(&server), trusting).await, Ok("cat".into()));
     assert!(
         started.elapsed() < Duration::from_secs(3),
-        "{:?}",
+        "the call took {:?}",
         started.elapsed()
     );
 
@@ -198,7 +207,7 @@ async fn tls_lets_in_who_trusts_the_authority_and_nobody_in_plain_text() {
 }
 
 #[tokio::test]
-async fn mutual_tls_wants_a_valid_certificate_of_its_own_authority() {
+async fn mutual_tls_requires_a_valid_certificate_of_the_configured_authority() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     authority.issue_server();
     authority.issue_client("shop", false);
@@ -226,12 +235,12 @@ async fn mutual_tls_wants_a_valid_certificate_of_its_own_authority() {
         );
         wait_for(&server, logged);
     }
+
+    let log = server.log();
+    let mut refusals = log.lines().filter(|line| line.contains("TLS refused"));
     assert!(
-        server
-            .log()
-            .lines()
-            .filter(|line| line.contains("TLS refused"))
-            .all(|line| line.contains("peer="))
+        refusals.all(|line| line.contains("peer=")),
+        "the log names each refused peer: {log}"
     );
     assert_eq!(
         classify(https(&server), with(Some(authority.identity("shop")))).await,
@@ -240,13 +249,13 @@ async fn mutual_tls_wants_a_valid_certificate_of_its_own_authority() {
 }
 
 #[tokio::test]
-async fn new_certificates_take_effect_without_a_restart_and_bad_ones_change_nothing() {
+async fn new_certificates_take_effect_without_a_restart_and_bad_ones_are_ignored() {
     let authority = Authority::new();
     authority.issue_server();
     let server = authority.serve(&[]);
     let trusting = |authority: &Authority| Credentials {
         authority: Some(authority.pem("ca.pem")),
-        ..Default::default()
+        ..Credentials::default()
     };
     assert!(classify(https(&server), trusting(&authority)).await.is_ok());
 
@@ -267,18 +276,20 @@ async fn new_certificates_take_effect_without_a_restart_and_bad_ones_change_noth
     );
 }
 
+/// Waits until the server has logged this text.
 fn wait_for(server: &Server, line: &str) {
     let give_up = Instant::now() + Duration::from_secs(20);
     while !server.log().contains(line) {
         assert!(
             Instant::now() < give_up,
-            "{line}: not seen\n{}",
+            "not in the log within 20 s: {line}\n{}",
             server.log()
         );
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
+/// A file of tokens, and the folder that keeps it.
 fn token_file(text: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokens");
@@ -287,7 +298,7 @@ fn token_file(text: &str) -> (tempfile::TempDir, PathBuf) {
 }
 
 #[tokio::test]
-async fn callers_need_a_known_token_and_the_log_never_shows_one() {
+async fn callers_need_a_known_token_and_tokens_are_never_logged() {
     let (_folder, file) = token_file(&format!("# who may call\nshop {SHOP}\n"));
     let server = Server::start(&[
         "--engine",
@@ -296,6 +307,7 @@ async fn callers_need_a_known_token_and_the_log_never_shows_one() {
         &file.display().to_string(),
     ]);
     assert_eq!(classify(server.url(), token(SHOP)).await, Ok("cat".into()));
+
     let nothing = classify(server.url(), Credentials::default())
         .await
         .unwrap_err();
@@ -303,12 +315,8 @@ async fn callers_need_a_known_token_and_the_log_never_shows_one() {
     let wrong = classify(server.url(), token(CAMERA)).await.unwrap_err();
     assert!(wrong.contains("none that this server knows"), "{wrong}");
 
-    // Balancers may ask for health, but nobody may read the contract.
-    let channel = Endpoint::from_shared(server.url())
-        .unwrap()
-        .connect()
-        .await
-        .unwrap();
+    // Without a token, health checks are allowed, so that load balancers work; reflection is not.
+    let channel = server.channel().await;
     assert!(
         HealthClient::new(channel.clone())
             .check(HealthCheckRequest::default())
@@ -327,6 +335,7 @@ async fn callers_need_a_known_token_and_the_log_never_shows_one() {
     fs::write(&file, format!("camera {CAMERA}\n")).unwrap();
     wait_for(&server, "the tokens changed and were reloaded");
     assert!(classify(server.url(), token(SHOP)).await.is_err());
+
     let output = resnet18()
         .args(["classify", "--server", &server.url()])
         .arg(data("cat.jpg"))
@@ -341,7 +350,7 @@ async fn callers_need_a_known_token_and_the_log_never_shows_one() {
 }
 
 #[test]
-fn wrong_security_flags_are_told_before_anything_is_bound() {
+fn wrong_security_flags_end_the_program_before_it_binds() {
     let (_folder, short) = token_file("shop secret");
     let short = short.display().to_string();
     let cat = data("cat.jpg").display().to_string();
@@ -369,7 +378,7 @@ fn wrong_security_flags_are_told_before_anything_is_bound() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_socket_in_the_file_system_serves_too() {
+async fn the_server_listens_on_a_unix_socket() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("resnet18.sock");
     let address = format!("unix:{}", socket.display());
@@ -378,6 +387,7 @@ async fn a_socket_in_the_file_system_serves_too() {
         classify(address.clone(), Credentials::default()).await,
         Ok("cat".into())
     );
+
     let second = resnet18()
         .args(["serve", "--grpc", &address, "--http", "127.0.0.1:0"])
         .output()
@@ -386,7 +396,8 @@ async fn a_socket_in_the_file_system_serves_too() {
         String::from_utf8_lossy(&second.stderr).contains("another program uses it"),
         "{second:?}"
     );
-    // One that was left behind is replaced.
+
+    // The socket that a killed server left behind is replaced.
     drop(server);
     assert!(socket.exists());
     let _server = Server::start(&["--engine", "embedded", "--grpc", &address]);
@@ -397,7 +408,13 @@ async fn a_socket_in_the_file_system_serves_too() {
 }
 
 #[tokio::test]
-async fn the_server_gives_and_limits_deadlines() {
+async fn the_server_sets_default_deadlines_and_limits_long_ones() {
+    let patient = || {
+        let mut request = tonic::Request::new(request(image(data("cat.jpg"))));
+        request.set_timeout(Duration::from_secs(20));
+        request
+    };
+
     let server = Server::start(&["--engine", "embedded", "--default-deadline", "1ms"]);
     let late = server
         .client()
@@ -406,53 +423,46 @@ async fn the_server_gives_and_limits_deadlines() {
         .await
         .unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded);
-    let mut patient = tonic::Request::new(request(image(data("cat.jpg"))));
-    patient.set_timeout(Duration::from_secs(20));
-    assert!(server.client().await.classify(patient).await.is_ok());
+    assert!(server.client().await.classify(patient()).await.is_ok());
 
     let server = Server::start(&["--engine", "embedded", "--max-deadline", "1ms"]);
-    let mut patient = tonic::Request::new(request(image(data("cat.jpg"))));
-    patient.set_timeout(Duration::from_secs(20));
-    assert_eq!(
-        server
-            .client()
-            .await
-            .classify(patient)
-            .await
-            .unwrap_err()
-            .code(),
-        Code::DeadlineExceeded
-    );
+    let limited = server.client().await.classify(patient()).await;
+    assert_eq!(limited.unwrap_err().code(), Code::DeadlineExceeded);
 }
 
 #[tokio::test]
-async fn a_server_that_leaves_says_so_before_it_stops_serving() {
+async fn a_server_that_shuts_down_is_unready_before_it_stops_serving() {
     let mut server = Server::start(&["--engine", "embedded", "--drain-delay", "2s"]);
     let mut client = server.client().await;
+
     server.signal("TERM");
-    let left = Instant::now();
+    let signalled = Instant::now();
     while server.get("/readyz").0 == 200 {
-        assert!(left.elapsed() < Duration::from_secs(2));
+        assert!(signalled.elapsed() < Duration::from_secs(2));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(
-        left.elapsed() < Duration::from_millis(1500),
-        "{:?}",
-        left.elapsed()
+        signalled.elapsed() < Duration::from_millis(1500),
+        "it was ready for another {:?}",
+        signalled.elapsed()
     );
+
     assert_eq!(server.get("/healthz").0, 200);
     assert!(
         client
             .classify(request(image(data("cat.jpg"))))
             .await
             .is_ok(),
-        "it still serves"
+        "an unready server still serves"
     );
-    let status = server.wait(Duration::from_secs(10)).expect("it ends");
+
+    let status = server
+        .wait(Duration::from_secs(10))
+        .expect("the server ends");
     assert!(
-        status.success() && left.elapsed() >= Duration::from_secs(2),
+        status.success() && signalled.elapsed() >= Duration::from_secs(2),
         "{status} after {:?}",
-        left.elapsed()
+        signalled.elapsed()
     );
 }
 
@@ -460,8 +470,8 @@ async fn a_server_that_leaves_says_so_before_it_stops_serving() {
 async fn old_connections_are_replaced_without_a_failed_request() {
     let server = Server::start(&["--engine", "embedded", "--max-connection-age", "300ms"]);
     let mut client = server.client().await;
-    let until = Instant::now() + Duration::from_secs(3);
-    while Instant::now() < until {
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
         client
             .classify(request(image(data("cat.jpg"))))
             .await
@@ -470,7 +480,7 @@ async fn old_connections_are_replaced_without_a_failed_request() {
 }
 
 #[tokio::test]
-async fn compressed_requests_are_understood() {
+async fn compressed_requests_are_accepted_and_limited_by_their_real_size() {
     let server = Server::start(&["--engine", "embedded"]);
     for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Zstd] {
         let mut client = server.client().await.send_compressed(encoding);
@@ -481,15 +491,16 @@ async fn compressed_requests_are_understood() {
             .into_inner();
         assert_eq!(answer.classifications[0].label, "cat", "{encoding:?}");
     }
-    // A compressed message is measured by what it becomes.
+
+    // The limit is that of the message after decompression.
     let server = Server::start(&["--engine", "embedded", "--max-message-mib", "1"]);
     let mut client = server
         .client()
         .await
         .send_compressed(CompressionEncoding::Gzip);
     let bomb = vec![0; 8 << 20];
-    let image = resnet18_server::proto::Image {
-        source: Some(resnet18_server::proto::image::Source::Encoded(bomb.into())),
+    let image = Image {
+        source: Some(Source::Encoded(bomb.into())),
     };
     assert_eq!(
         client.classify(request(image)).await.unwrap_err().code(),
@@ -497,10 +508,9 @@ async fn compressed_requests_are_understood() {
     );
 }
 
-/// One connection of each kind is kept silent; all are closed, and so don't keep others out for
-/// ever.
+/// Silent connections would otherwise count against the limit of connections for ever.
 #[test]
-fn connections_that_never_finish_their_greeting_are_closed() {
+fn connections_that_never_finish_the_http2_handshake_are_closed() {
     let server = Server::start(&["--engine", "embedded"]);
     let mut streams = Vec::new();
     for sent in ["", "P", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
@@ -515,7 +525,7 @@ fn connections_that_never_finish_their_greeting_are_closed() {
         let mut answer = Vec::new();
         let ended = stream.read_to_end(&mut answer);
         let timed_out = ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock);
-        assert!(!timed_out, "a connection that sent {sent:?} is kept");
+        assert!(!timed_out, "a connection that sent {sent:?} stays open");
     }
     assert_eq!(
         server.metric("classifier_connections_refused_total", &["\"silent\""]),
@@ -524,15 +534,16 @@ fn connections_that_never_finish_their_greeting_are_closed() {
 }
 
 #[test]
-fn bytes_that_are_no_http2_are_hung_up_on() {
+fn connections_that_do_not_speak_http2_are_closed() {
     let server = Server::start(&["--engine", "embedded"]);
     let mut stream = TcpStream::connect(&server.grpc).unwrap();
     stream
         .set_read_timeout(Some(Duration::from_secs(15)))
         .unwrap();
     let _ = stream.write_all(&[0x16; 4096]);
+
+    // Closed or reset, with hardly an answer.
     let mut answer = Vec::new();
-    // Closed or reset, but not kept.
     let _ = stream.read_to_end(&mut answer);
     assert!(answer.len() < 200, "{} bytes", answer.len());
 }

@@ -1,4 +1,7 @@
-"""The server as a Python service sees it: stubs generated from the proto, health, reflection. Argument: HOST:PORT."""
+"""Tests of the server through grpcio, with stubs generated from the proto: calls, health and reflection.
+
+Argument: HOST:PORT.
+"""
 
 import json
 import pathlib
@@ -30,12 +33,13 @@ def photo(name):
 
 
 def fails(code, **fields):
+    """Makes a call that must fail with this status code, and returns the error."""
     try:
         classifier.Classify(pb.ClassifyRequest(**fields))
     except grpc.RpcError as error:
         assert error.code() == code, error
         return error
-    raise AssertionError(f"{code} was expected")
+    raise AssertionError(f"the call succeeded; {code} was expected")
 
 
 def test_classify():
@@ -58,7 +62,7 @@ def test_deadline():
     except grpc.RpcError as error:
         assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
     else:
-        raise AssertionError("a millisecond is not enough")
+        raise AssertionError("a deadline of one millisecond was met")
 
 
 def test_stream():
@@ -75,13 +79,13 @@ def test_stream():
 
 
 def test_retries():
-    # Left to itself, this client would give up after 40 ms.
+    # Without the server's retry delays, these clients would give up after 40 ms.
     policy = {"maxAttempts": 5, "initialBackoff": "0.01s", "maxBackoff": "0.01s", "backoffMultiplier": 1,
               "retryableStatusCodes": ["RESOURCE_EXHAUSTED"]}
     config = {"methodConfig": [{"name": [{"service": "resnet18.v1.Classifier"}], "retryPolicy": policy}]}
-    crowd = rpc.ClassifierStub(grpc.insecure_channel(sys.argv[1], [("grpc.service_config", json.dumps(config))]))
+    impatient = rpc.ClassifierStub(grpc.insecure_channel(sys.argv[1], [("grpc.service_config", json.dumps(config))]))
     request = pb.ClassifyRequest(image=photo("sunflower_q30.jpg"), top_k=1)
-    calls = [crowd.Classify.future(request, timeout=60) for _ in range(80)]
+    calls = [impatient.Classify.future(request, timeout=60) for _ in range(80)]
     labels = {call.result().classifications[0].label for call in calls}
     assert labels == {"sunflower"}, labels
 

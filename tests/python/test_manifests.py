@@ -1,9 +1,9 @@
-"""Kubernetes manifests against the published schemas: Kubernetes' own, and the types of KServe's SDK.
+"""Validates Kubernetes manifests by the published schemas: Kubernetes' own, and the types of KServe's SDK.
 
-    test_manifests.py FILE...   prints the kind of every object that is valid, and on standard error what is wrong with others
+    test_manifests.py FILE...   prints the kind of every valid object, and errors of the others on standard error
 
-Kubernetes' JSON schemas come with the package kubernetes-validate. The package kserve has its custom resources as generated
-classes, which are read as text: to import them, pandas, FastAPI and much more would have to be installed.
+Kubernetes' JSON schemas come with the package kubernetes-validate. The package kserve has its custom resources as
+generated classes, which are read as text: to import them, pandas, FastAPI and much more would have to be installed.
 """
 
 import ast
@@ -38,7 +38,7 @@ class KServe:
         self.definitions = json.loads(definitions.read_text())["$defs"]
 
     def check(self, value, kind, where):
-        """Raises ValueError where a value is not of a type."""
+        """Raises ValueError unless `value`, found at `where`, has the type `kind`."""
         if match := re.fullmatch(r"list\[(.+)\]", kind):
             self.expect(value, list, where)
             for number, item in enumerate(value):
@@ -55,6 +55,7 @@ class KServe:
             self.check_kubernetes(value, kind, where)
 
     def check_model(self, value, kind, where):
+        """A type that KServe defines."""
         self.expect(value, dict, where)
         node, path = self.models[kind]
         tables = {
@@ -70,7 +71,7 @@ class KServe:
         kinds = {tables["attribute_map"][name]: kind for name, kind in tables["openapi_types"].items()}
         for key, item in value.items():
             if key not in kinds:
-                raise ValueError(f"{where} has no field `{key}`; it knows {', '.join(sorted(kinds))}")
+                raise ValueError(f"{where} has no field `{key}`; its fields are {', '.join(sorted(kinds))}")
             self.check(item, kinds[key], f"{where}.{key}")
 
     def check_kubernetes(self, value, kind, where):
@@ -80,7 +81,7 @@ class KServe:
         if not found:
             raise ValueError(f"{where}: no schema of {kind} is known")
         try:
-            # Not jsonschema.validate, which first checks all of the schemas.
+            # jsonschema.validate would first check all of the schemas.
             jsonschema.Draft202012Validator({"$defs": self.definitions, "$ref": f"#/$defs/{found[0]}"}).validate(value)
         except jsonschema.ValidationError as error:
             raise ValueError(f"{where}{error.json_path.removeprefix('$')}: {error.message}") from None
@@ -88,7 +89,7 @@ class KServe:
     @staticmethod
     def expect(value, kind, where):
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ValueError(f"{where} is {value!r}")
+            raise ValueError(f"{where} is {value!r}, which is not of type {kind}")
 
 
 def check(kserve, manifest):

@@ -1,7 +1,7 @@
-"""The page at / in a real Chromium, with a video of ours for its camera.
+"""Tests of the page at / in a real Chromium, whose camera plays a prepared video.
 
-Arguments: the URL and process id of a server, the URL of one that wants a token and takes one call at a time, that token,
-and a folder for what the browser needs.
+Arguments: the URL and process id of a server; the URL of a second one, which requires a token and accepts one call at a
+time; that token; and a folder for the browser's files.
 """
 
 import base64
@@ -23,7 +23,7 @@ WIDTHS = (375, 768, 1440)
 
 
 def camera_video():
-    """A photo of a cat that moves a little, as Chromium's fake camera plays it."""
+    """Makes a video of a slightly moving photo of a cat, in the format of Chromium's fake camera."""
     path = FOLDER / "camera.mjpeg"
     subprocess.run(["ffmpeg", "-v", "error", "-y", "-loop", "1", "-framerate", "25", "-i", DATA / "photos/cat.jpg", "-t", "2",
                     "-vf", "scale=760:-2,crop=640:480:x='min(n,80)':y=0", "-q:v", "4", path], check=True)
@@ -49,10 +49,12 @@ page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": """
 
 
 def at(name):
+    """The element with this id."""
     return page.find_element(By.ID, name)
 
 
 def until(what, condition, seconds=20):
+    """Waits until the condition holds; `what` describes it."""
     def holds(_):
         try:
             return condition()
@@ -65,8 +67,8 @@ def labels():
     return [label.text for label in page.find_elements(By.CSS_SELECTOR, "#answers .label")]
 
 
-def asked():
-    """The series of the requests that went well, on the guarded server."""
+def answered_requests():
+    """The metrics of successful Classify requests, on the server whose page is open."""
     text = page.execute_async_script("fetch('/metrics').then((response) => response.text()).then(arguments[0])")
     return "\n".join(line for line in text.splitlines() if "_requests_total{" in line and 'code="OK"' in line and "Classify" in line)
 
@@ -80,12 +82,13 @@ def choose(path):
 
 
 def show(width, scheme):
+    """Sets the page's width and colour scheme."""
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
                          {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
 
 
-# Each line of text as [text, left, top, right, bottom]; what only screen readers get is left out.
+# Each line of text as [text, left, top, right, bottom], without text for screen readers only.
 LINES = """
     const lines = [];
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -102,6 +105,7 @@ LINES = """
 
 
 def check_layout():
+    """At every width, the page does not scroll sideways and no texts overlap."""
     for width in WIDTHS:
         for scheme in ("light", "dark"):
             show(width, scheme)
@@ -114,7 +118,7 @@ def check_layout():
                 for other, *box in lines[:i]:
                     wide = min(right, box[2]) - max(left, box[0])
                     high = min(bottom, box[3]) - max(top, box[1])
-                    # Boxes of text are higher than its letters.
+                    # A line's box is higher than its letters.
                     assert wide <= 1 or high <= 4, (width, text, other, wide, high)
             if os.environ.get("SHOTS"):
                 shot(f"{len(os.listdir(os.environ['SHOTS'])):02}-{width}-{scheme}")
@@ -122,12 +126,12 @@ def check_layout():
 
 
 def shot(name):
-    """For people who change the page: SHOTS=FOLDER keeps what it looks like."""
+    """Saves a screenshot in the folder SHOTS, for developers of the page."""
     picture = page.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
     pathlib.Path(os.environ["SHOTS"], f"{name}.png").write_bytes(base64.b64decode(picture["data"]))
 
 
-def test_it_shows_the_state_and_the_models():
+def test_the_page_shows_the_state_and_the_models():
     page.get(URL)
     until("the server is ready", lambda: at("state").text == "ready")
     until("the model is listed", lambda: "resnet18-demo" in at("model-list").text)
@@ -136,11 +140,11 @@ def test_it_shows_the_state_and_the_models():
     check_layout()
 
 
-def test_colours_follow_the_system():
-    def ground(scheme):
+def test_colours_follow_the_systems_colour_scheme():
+    def background(scheme):
         show(1440, scheme)
         return page.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert ground("light") != ground("dark")
+    assert background("light") != background("dark")
 
 
 def test_a_photo_is_classified():
@@ -154,7 +158,7 @@ def test_a_photo_is_classified():
     assert bars == sorted(bars, reverse=True) and bars[0] > 0.3, bars
 
 
-def test_a_file_that_is_no_image_is_refused_until_a_better_one_comes():
+def test_a_file_that_is_no_image_shows_an_error_until_the_next_one():
     (FOLDER / "notes.jpg").write_text("nonsense")
     choose(FOLDER / "notes.jpg")
     until("the reason", lambda: "can't read this image" in at("trouble").text and "JPEG" in at("trouble").text)
@@ -164,13 +168,13 @@ def test_a_file_that_is_no_image_is_refused_until_a_better_one_comes():
     assert not at("trouble").is_displayed()
 
 
-def test_a_file_that_is_too_large_is_not_even_sent():
+def test_a_file_that_is_too_large_is_not_sent():
     (FOLDER / "large.jpg").write_bytes(b"a" * (17 << 20))
     choose(FOLDER / "large.jpg")
     until("the limit", lambda: "has 17.0 MiB, and this server takes 16.0 MiB" in at("trouble").text)
 
 
-def test_a_photo_may_be_dropped():
+def test_a_dropped_photo_is_classified():
     page.execute_script("""
         const bytes = Uint8Array.from(atob(arguments[0]), (char) => char.charCodeAt(0));
         const dataTransfer = new DataTransfer();
@@ -180,7 +184,7 @@ def test_a_photo_may_be_dropped():
     until("a sunflower", lambda: labels()[0] == "sunflower")
 
 
-def test_a_camera_that_is_not_allowed_is_told():
+def test_a_denied_camera_shows_advice():
     allow_camera("denied")
     at("camera").click()
     until("advice", lambda: "not allowed" in at("trouble").text)
@@ -188,7 +192,7 @@ def test_a_camera_that_is_not_allowed_is_told():
     until("no trouble any more", lambda: not at("trouble").is_displayed())
 
 
-def test_the_camera_is_classified_as_it_goes():
+def test_the_camera_is_classified_continuously():
     allow_camera("granted")
     at("camera").click()
     until("a cat", lambda: labels()[0] == "cat")
@@ -202,7 +206,7 @@ def test_the_camera_is_classified_as_it_goes():
     check_layout()
 
 
-def test_the_keyboard_reaches_everything_and_shows_where_it_is():
+def test_the_keyboard_reaches_all_controls_and_the_focus_is_visible():
     page.execute_script("document.activeElement.blur(); window.getSelection().removeAllRanges()")
     page.execute_script("document.body.tabIndex = -1; document.body.focus(); document.body.removeAttribute('tabindex')")
     reached = []
@@ -235,7 +239,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is():
     assert unnamed == [], unnamed
 
 
-def test_nothing_comes_from_elsewhere_and_the_policy_is_kept():
+def test_all_resources_come_from_the_server_and_the_security_policy_holds():
     names = page.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")
     assert any(name.endswith("/Classify") for name in names), names
     assert all(name.startswith((URL, f"blob:{URL}")) for name in names), names
@@ -243,7 +247,7 @@ def test_nothing_comes_from_elsewhere_and_the_policy_is_kept():
     assert page.get_log("browser") == []
 
 
-def test_a_server_that_hangs_is_told_and_comes_back():
+def test_a_hanging_server_is_shown_until_it_answers_again():
     os.kill(PID, signal.SIGSTOP)
     try:
         until("it is gone", lambda: at("state").text == "not reachable" and "does not answer" in at("banner").text)
@@ -254,7 +258,7 @@ def test_a_server_that_hangs_is_told_and_comes_back():
     until("a cat", lambda: labels()[0] == "cat")
 
 
-def test_a_server_that_was_killed_is_told():
+def test_a_killed_server_is_shown():
     os.kill(PID, signal.SIGKILL)
     until("it is gone", lambda: at("state").text == "not reachable")
     choose(DATA / "photos/cat.jpg")
@@ -264,7 +268,7 @@ def test_a_server_that_was_killed_is_told():
     show(1440, "light")
 
 
-def test_a_token_is_asked_for_and_kept_in_the_tab():
+def test_the_page_asks_for_a_token_and_keeps_it_in_the_tab():
     page.get(GUARDED)
     until("the question", lambda: at("token").is_displayed())
     until("the models by their metrics", lambda: "openvino" in at("model-list").text or "embedded" in at("model-list").text)
@@ -275,15 +279,15 @@ def test_a_token_is_asked_for_and_kept_in_the_tab():
     choose(DATA / "photos/cat.jpg")
     until("a cat", lambda: labels()[0] == "cat")
     at("model").send_keys("two")
-    until("a cat for the other model too", lambda: labels()[0] == "cat" and 'model="two"' in asked())
+    until("a cat for the other model too", lambda: labels()[0] == "cat" and 'model="two"' in answered_requests())
     assert page.execute_script("return [localStorage.length, document.cookie, sessionStorage.token]") == [0, "", TOKEN]
 
 
-def test_a_server_that_is_busy_is_told_until_it_is_not():
-    # Only one call at a time, and the camera makes two.
+def test_a_busy_server_is_shown_until_it_has_capacity():
+    # The server accepts one call at a time, and the camera makes two.
     page.execute_cdp_cmd("Browser.setPermission", {"permission": {"name": "camera"}, "setting": "granted", "origin": GUARDED})
     at("camera").click()
-    # What comes and goes faster than one can look is noted by the page itself.
+    # The messages may change faster than this test can poll them, so the page records them.
     page.execute_script("""
         const trouble = document.getElementById("trouble");
         window.troubles = [trouble.textContent];

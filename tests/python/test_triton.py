@@ -1,4 +1,7 @@
-"""The server as Triton's own client sees it, sync, asyncio and streaming. Arguments: HOST:PORT, a folder of photos."""
+"""Tests of the server through Triton's client: synchronous, asyncio and streaming.
+
+Arguments: HOST:PORT, a folder of photos.
+"""
 
 import asyncio
 import pathlib
@@ -36,10 +39,12 @@ classifier = classifier_pb2_grpc.ClassifierStub(grpc.insecure_channel(ADDRESS))
 
 
 def files(*contents):
+    """Encoded images as the input of the model that takes files."""
     return tensor(np.array(contents, dtype=np.object_), "BYTES")
 
 
 def tensor(values, datatype):
+    """An array as the input of the model that takes tensors."""
     images = triton.InferInput("images", values.shape, datatype)
     images.set_data_from_numpy(values)
     return [images]
@@ -55,11 +60,11 @@ def fails(*words, model=MODEL, inputs=None, **arguments):
     except InferenceServerException as error:
         assert all(word in str(error) for word in words), error
         return error
-    raise AssertionError(f"an error was expected: {words}")
+    raise AssertionError(f"the call succeeded; an error with {words} was expected")
 
 
 def raw_call(method, request):
-    """A call past the client, which would not send such a request."""
+    """Makes a call without Triton's client, which would not send such a request."""
     channel = grpc.insecure_channel(ADDRESS)
     call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}",
                                request_serializer=lambda message: message.SerializeToString(),
@@ -68,20 +73,23 @@ def raw_call(method, request):
 
 
 def crops(n):
+    """`n` images of random pixels, of the model's input size."""
     return np.random.default_rng(7).integers(0, 256, (n, 224, 224, 3), dtype=np.uint8)
 
 
 def normalised(pixels):
+    """Pixels as the network's own input: normalised, channels first."""
     return ((pixels.astype(np.float32) / 255 - MEAN) / STD).transpose(0, 3, 1, 2).copy()
 
 
 def same_as_classify(photo, text):
+    """Checks that the entries `value:index:label` are the answer of Classify for this photo."""
     image = classifier_pb2.Image(encoded=photo.read_bytes())
     answer = classifier.Classify(classifier_pb2.ClassifyRequest(image=image, top_k=len(text)))
     parts = [entry.decode().split(":", 2) for entry in text]
     assert [int(index) for _, index, _ in parts] == [c.class_id for c in answer.classifications], photo
     assert [label for *_, label in parts] == [c.label for c in answer.classifications], photo
-    # Lanes of different widths may round differently.
+    # Batches of different sizes may round differently.
     assert np.allclose([float(value) for value, *_ in parts], [c.probability for c in answer.classifications], atol=1e-3)
 
 
@@ -115,7 +123,7 @@ def test_metadata_and_config():
         except InferenceServerException as error:
             assert error.status() == "StatusCode.NOT_FOUND" and MODEL in error.message(), error
         else:
-            raise AssertionError("there is no such model")
+            raise AssertionError("metadata of a model that does not exist")
 
 
 def test_index():
@@ -123,7 +131,7 @@ def test_index():
     assert [(model.name, model.state) for model in models] == [(MODEL, "READY"), (TENSOR, "READY")], models
 
 
-def test_photos_have_classifys_answers():
+def test_photos_get_the_same_answers_as_from_classify():
     for photo in PHOTOS:
         result = client.infer(MODEL, files(photo.read_bytes()), outputs=top(5), request_id=photo.name)
         assert result.get_response().id == photo.name
@@ -198,7 +206,7 @@ def test_hostile_messages():
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.INVALID_ARGUMENT and word in error.details(), error
         else:
-            raise AssertionError(word)
+            raise AssertionError(f"the call succeeded; an error with {word!r} was expected")
 
 
 def test_timeout_and_priority():
@@ -206,7 +214,7 @@ def test_timeout_and_priority():
     before = client.get_inference_statistics(TENSOR).model_stats[0]
     error = fails("", model=TENSOR, inputs=inputs, timeout=1000)
     assert error.status() == "StatusCode.DEADLINE_EXCEEDED", error
-    # All but those in work are withdrawn.
+    # All images that no worker had begun are cancelled.
     client.infer(TENSOR, tensor(crops(1), "UINT8"), priority=1)
     after = client.get_inference_statistics(TENSOR).model_stats[0]
     assert after.execution_count - before.execution_count < 10, (before, after)

@@ -1,4 +1,7 @@
-"""Sends requests on a stream until it ends, and says how many were answered in order and why it ended. Argument: HOST:PORT."""
+"""Sends requests on a stream until the server ends it; prints each answer, and why the stream ended.
+
+Answers must arrive in the order of the requests. Argument: HOST:PORT.
+"""
 
 import queue
 import sys
@@ -18,7 +21,7 @@ while True:
             client.async_stream_infer("resnet18-demo_tensor", [images], request_id=str(sent))
             sent += 1
     except triton.InferenceServerException:
-        # The stream has ended; why comes behind the answers.
+        # The stream has ended; the reason follows the last answer.
         sent = float("inf")
     result, error = answers.get(timeout=30)
     if error is not None:
@@ -31,5 +34,5 @@ try:
     client.infer("resnet18-demo_tensor", [images])
 except triton.InferenceServerException as error:
     print("then", error.status(), flush=True)
-# Left to the end of the interpreter, closing sometimes waits for a thread that is gone.
+# If the interpreter closes the client at its end, it sometimes waits for a thread that has ended.
 client.close()

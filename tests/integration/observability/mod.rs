@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use self::dashboard::{Expected, Query, queries};
 use self::load::Load;
 use self::prometheus::{Prometheus, seconds};
-use crate::common::{Server, data, ffmpeg};
+use crate::common::{Server, data, exclusive, ffmpeg};
 
 /// Clients in a closed loop: enough that an answer takes far longer than its way through the
 /// network.
@@ -23,6 +23,7 @@ async fn prometheus_and_the_clients_agree_and_alerts_fire() {
     if !ffmpeg() || !prometheus::installed() {
         return;
     }
+    let _alone = exclusive();
     let mut server = Server::start(&["--threads", "2", "--queue-capacity", CAPACITY]);
     let prometheus = Prometheus::start(server.http);
     prometheus.wait_for_scrapes().await;

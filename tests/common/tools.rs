@@ -1,0 +1,53 @@
+//! Programs that some tests need. Tests are skipped, with a visible message, where one is missing.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// Prints that a test is skipped, directly to standard error: the test harness captures what
+/// `eprintln!` prints in a passing test.
+pub fn skipped(reason: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {reason}");
+}
+
+/// Python with grpcio, which `make test-env` sets up.
+pub fn python() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
+    if path.exists() {
+        return Some(path);
+    }
+
+    skipped("there is no Python with grpcio; `make test-env` sets it up");
+    None
+}
+
+/// The same Python, where tritonclient is installed too.
+pub fn tritonclient() -> Option<PathBuf> {
+    let python = python()?;
+    let import = Command::new(&python)
+        .args(["-c", "import tritonclient.grpc"])
+        .output()
+        .expect("Python runs");
+    if import.status.success() {
+        return Some(python);
+    }
+
+    skipped("there is no tritonclient in the tests' Python; `make test-env` sets it up");
+    None
+}
+
+/// Whether ffmpeg is installed.
+pub fn ffmpeg() -> bool {
+    let found = Command::new("ffmpeg")
+        .arg("-version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok();
+    if !found {
+        skipped("ffmpeg is not installed");
+    }
+    found
+}
