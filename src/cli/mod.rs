@@ -15,6 +15,7 @@ mod files;
 mod flags;
 pub mod import;
 pub mod load;
+mod open_files;
 mod output;
 pub mod quantize;
 mod report;

@@ -3,6 +3,7 @@
 mod engine;
 mod engine_choice;
 mod image;
+mod listen;
 mod manifest;
 mod quantization;
 mod server;
@@ -13,6 +14,7 @@ pub use self::{
     engine::EngineFlags,
     engine_choice::EngineChoice,
     image::ImageFlags,
+    listen::{NetworkFlags, SecurityFlags},
     manifest::{ManifestFlags, PixelFlags},
     quantization::QuantizationFlags,
     server::{CredentialFlags, ServerFlags},

@@ -12,13 +12,12 @@ use std::{
 use clap::Args as ClapArgs;
 use tokio::sync::Notify;
 
-mod descriptors;
-mod network;
-
-use self::network::{NetworkFlags, SecurityFlags};
 use super::{
     CliError,
-    flags::{EngineFlags, ImageFlags, ManifestFlags, QuantizationFlags, TelemetryFlags},
+    flags::{
+        EngineFlags, ImageFlags, ManifestFlags, NetworkFlags, QuantizationFlags, SecurityFlags,
+        TelemetryFlags,
+    },
     output, values,
 };
 use crate::{

@@ -16,13 +16,11 @@ use tokio::{
 use super::{CliError, output, values};
 use crate::client::monitor::{MetricsAddress, Scrape, ScrapeError, Snapshot};
 
-mod app;
-mod history;
+mod live;
 mod table;
 mod text;
-mod view;
 
-use app::{Action, App, ServerView};
+use live::app::{Action, App, ServerView};
 
 /// The most servers that are shown at once.
 const MAX_SERVERS: usize = 64;
@@ -155,7 +153,7 @@ async fn show(mut terminal: DefaultTerminal, args: &Args) -> io::Result<()> {
     let mut events = read_events();
     let mut ended = std::pin::pin!(end_signal());
     loop {
-        terminal.draw(|frame| view::draw(frame, &app))?;
+        terminal.draw(|frame| live::view::draw(frame, &app))?;
         tokio::select! {
             Some((server, result)) = scrapes.recv() => app.update(server, result),
             event = events.recv() => match event {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use console::style;
 
-use super::{app::ServerView, text};
+use super::{live::app::ServerView, text};
 use crate::{
     cli::output::time,
     client::monitor::{ModelSnapshot, Snapshot},

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::app::ServerView;
+use super::live::app::ServerView;
 use crate::{
     cli::output::time,
     client::monitor::{ModelSnapshot, Snapshot},

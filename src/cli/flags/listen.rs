@@ -13,9 +13,8 @@ use std::{
 use clap::{Args, ValueEnum};
 use tokio::net::TcpListener;
 
-use super::descriptors;
 use crate::{
-    cli::{CliError, values},
+    cli::{CliError, open_files, values},
     grpc::{AccessControl, Deadlines, GrpcConfig, Listener, OpenService, TlsConfig, TokenConfig},
     http::Web,
     server::Listeners,
@@ -23,7 +22,7 @@ use crate::{
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
-pub(super) struct NetworkFlags {
+pub struct NetworkFlags {
     /// Where gRPC is served: HOST:PORT, or unix:PATH for a socket in the file system.
     #[arg(
         long,
@@ -93,16 +92,16 @@ pub(super) struct NetworkFlags {
     /// load balancers notice.
     #[arg(long, env = "RESNET18_DRAIN_DELAY", value_name = "DURATION", default_value = "0s",
           value_parser = values::duration)]
-    pub(super) drain_delay: Duration,
+    pub drain_delay: Duration,
     /// How long accepted work may take to finish at shutdown.
     #[arg(long, env = "RESNET18_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s",
           value_parser = values::duration)]
-    pub(super) drain_timeout: Duration,
+    pub drain_timeout: Duration,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Security")]
-pub(super) struct SecurityFlags {
+pub struct SecurityFlags {
     /// The server's certificate and those that lead to its authority's, PEM; read again when it
     /// changes.
     #[arg(
@@ -187,12 +186,12 @@ impl FromStr for GrpcAddress {
 
 impl NetworkFlags {
     /// What was asked for. Certificates and tokens are read here, before anything is bound.
-    pub(super) fn config(&self, security: &SecurityFlags) -> Result<GrpcConfig, CliError> {
+    pub fn config(&self, security: &SecurityFlags) -> Result<GrpcConfig, CliError> {
         Ok(GrpcConfig {
             max_message_bytes: self.max_message_mib as usize * 1024 * 1024,
             max_streams: self.max_streams.get(),
             max_calls: self.max_calls.get(),
-            max_connections: descriptors::connections(self.max_connections.get()),
+            max_connections: open_files::connections(self.max_connections.get()),
             max_connection_age: self.max_connection_age,
             connection_grace: self.connection_grace,
             deadlines: Deadlines {
@@ -205,7 +204,7 @@ impl NetworkFlags {
     }
 
     /// Who gets the page. It must not let in whom the gRPC port would not.
-    pub(super) fn web(&self, security: &SecurityFlags) -> Result<Web, CliError> {
+    pub fn web(&self, security: &SecurityFlags) -> Result<Web, CliError> {
         let certificates = security.tls_client_ca.is_some();
         match self.web {
             WebArg::On if certificates => Err(CliError::Usage(
@@ -219,7 +218,7 @@ impl NetworkFlags {
     }
 
     /// Opens the ports.
-    pub(super) async fn listen(&self) -> Result<Listeners, CliError> {
+    pub async fn listen(&self) -> Result<Listeners, CliError> {
         let grpc = match &self.grpc {
             GrpcAddress::Tcp(address) => Listener::Tcp(bind(*address, "grpc").await?),
             #[cfg(unix)]
@@ -232,7 +231,7 @@ impl NetworkFlags {
     }
 
     /// What somebody should know who can be reached from elsewhere.
-    pub(super) fn warn(&self, security: &SecurityFlags) {
+    pub fn warn(&self, security: &SecurityFlags) {
         let exposed = match &self.grpc {
             GrpcAddress::Tcp(address) => !address.ip().is_loopback(),
             #[cfg(unix)]

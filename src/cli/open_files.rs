@@ -8,7 +8,7 @@ const RESERVED: u64 = 256;
 /// As many of the `wanted` connections as the system lets the process have; says so where those are
 /// fewer.
 #[cfg(unix)]
-pub(super) fn connections(wanted: usize) -> usize {
+pub fn connections(wanted: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let needed = wanted as u64 + RESERVED;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -39,7 +39,7 @@ pub(super) fn connections(wanted: usize) -> usize {
 
 /// Where files are not counted.
 #[cfg(not(unix))]
-pub(super) fn connections(wanted: usize) -> usize {
+pub fn connections(wanted: usize) -> usize {
     wanted
 }
 

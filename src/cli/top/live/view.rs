@@ -15,10 +15,12 @@ use ratatui::{
 use super::{
     app::{App, Charts, ServerView},
     history::History,
-    text::{self, TROUBLE_FILL},
 };
 use crate::{
-    cli::output::{bar, time},
+    cli::{
+        output::{bar, time},
+        top::text::{self, TROUBLE_FILL},
+    },
     client::monitor::{GpuSnapshot, ModelSnapshot, Quantiles, Snapshot},
 };
 
