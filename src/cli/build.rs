@@ -1,13 +1,12 @@
-//! `resnet18 build`: TensorRT engines ahead of time, into the cache where `resnet18 serve` looks
-//! for them.
+//! `resnet18 build`: builds TensorRT engines ahead of time, into the cache that `resnet18 serve`
+//! loads them from.
 
 use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use clap::Args as ClapArgs;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
-    CliError,
+    CliError, blocking,
     flags::{ManifestFlags, PlanFlags, TensorRtFlags},
     output,
 };
@@ -17,20 +16,20 @@ use crate::{
         EngineConfig, EngineKind,
         tensorrt::{self, Built, ComputeCapability},
     },
-    model::Model,
 };
 
+const HELP: &str = "\
+Pass the same --max-batch, --precision and TensorRT flags as to `resnet18 serve`: an engine is \
+only used with exactly these settings. Without MODEL, the bundled ResNet18 is built.";
+
 /// The flags of `resnet18 build`.
-#[derive(Debug, ClapArgs)]
-#[command(
-    after_help = "Give it the same --max-batch, --precision and TensorRT flags as `resnet18 serve`: an engine is for \
-                        exactly these. Without MODEL the bundled ResNet18 is built."
-)]
+#[derive(Debug, clap::Args)]
+#[command(after_help = HELP)]
 pub struct Args {
     /// An ONNX image classifier.
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// The GPUs to build for, by their compute capability without its dot: 75 (Turing), 80 and 86
+    /// The GPUs to build for, as compute capabilities without the dot: 75 (Turing), 80 and 86
     /// (Ampere), 89 (Ada), 120 (Blackwell).
     #[arg(
         long,
@@ -40,7 +39,7 @@ pub struct Args {
         required = true
     )]
     sm: Vec<ComputeCapability>,
-    /// One line of JSON for each engine.
+    /// Print one line of JSON per engine.
     #[arg(long, env = "RESNET18_JSON")]
     json: bool,
     #[command(flatten)]
@@ -51,33 +50,27 @@ pub struct Args {
     tensorrt: TensorRtFlags,
 }
 
-/// Builds one engine for each kind of GPU.
+/// Builds one engine for each compute capability.
 ///
 /// # Errors
-/// A model that can't be served or built, a missing library, a program without TensorRT.
+/// If the model cannot be read or built, the library is missing, or the program was compiled
+/// without TensorRT.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let built = tokio::task::spawn_blocking(move || build_all(&args)).await;
-    built.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    blocking(move || build_all(&args)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn build_all(args: &Args) -> Result<(), CliError> {
-    let overrides = args
-        .manifest
-        .overrides(None)
-        .map_err(|error| CliError::Failed(error.to_string()))?;
-    let model = match &args.model {
-        Some(path) => Model::from_file(path, &overrides),
-        None => Model::bundled(&overrides),
-    };
-    let model = model.map_err(|error| CliError::Failed(error.to_string()))?;
+    let model = args.manifest.read_model(args.model.as_deref())?;
+
     let config = EngineConfig {
         kind: Some(EngineKind::TensorRt),
-        precision: args.plan.precision(),
+        precision: args.plan.precision,
         max_batch: args.plan.max_batch,
         tensorrt: args.tensorrt.config(None),
         ..EngineConfig::new(NonZeroUsize::MIN)
     };
+
     for &target in &args.sm {
         let bar = progress_bar(target);
         let watched = bar.clone();
@@ -86,10 +79,7 @@ fn build_all(args: &Args) -> Result<(), CliError> {
         });
         let built = tensorrt::build_ahead(&config, &model, target, progress);
         bar.finish_and_clear();
-        print(
-            &built.map_err(|error| CliError::Failed(error.to_string()))?,
-            args.json,
-        )?;
+        print(&built.map_err(CliError::failed)?, args.json)?;
     }
     Ok(())
 }
@@ -98,7 +88,7 @@ fn progress_bar(target: ComputeCapability) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{spinner} compute capability {prefix}: {msg} ({elapsed})");
     let bar = ProgressBar::new_spinner().with_prefix(target.to_string());
-    bar.set_style(style.expect("the template is right"));
+    bar.set_style(style.expect("the template is valid"));
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
 }
@@ -108,6 +98,7 @@ fn print(built: &Built, json: bool) -> Result<(), CliError> {
         Origin::Hit => None,
         Origin::Miss(miss) => Some(miss.to_string()),
     };
+
     if json {
         output::print_json(&serde_json::json!({
             "compute_capability": built.target.to_string(),
@@ -124,7 +115,7 @@ fn print(built: &Built, json: bool) -> Result<(), CliError> {
             if miss.is_some() {
                 "built"
             } else {
-                "there already"
+                "already cached"
             },
             output::time(built.took.as_secs_f64() * 1e3),
             built.bytes as f64 / 1e6,

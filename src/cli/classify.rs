@@ -1,4 +1,4 @@
-//! `resnet18 classify`: image files to a server, their classes to the terminal.
+//! `resnet18 classify`: sends image files to a server and prints their classes.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,45 +23,50 @@ use crate::{
     proto::{ClassifyRequest, ClassifyResponse, Image, code_name, image::Source},
 };
 
-const LONGEST_LABEL: usize = 40;
+/// Longer labels are cut off in tables.
+const MAX_LABEL_WIDTH: usize = 40;
 
-const JSON_HELP: &str = "\
-With --json every image is one line on standard output, in the order of the arguments:
-  {\"file\", \"model\", \"model_version\", \"classifications\": [{\"class_id\", \"label\", \"probability\"}], \
-     \"timing_ms\": {\"decode\", \"queue\", \"inference\", \"total\", \"round_trip\"}}
-and one that failed is {\"file\", \"error\": {\"code\", \"message\"}}; code is a gRPC status such as NOT_FOUND.
+const LONG_HELP: &str = "\
+With --json, each image is one line on standard output, in the order of the arguments:
+  {\"file\", \"model\", \"model_version\",
+   \"classifications\": [{\"class_id\", \"label\", \"probability\"}],
+   \"timing_ms\": {\"decode\", \"queue\", \"inference\", \"total\", \"round_trip\"}}
+The line of an image that failed is {\"file\", \"error\": {\"code\", \"message\"}}, where code is \
+a gRPC status such as NOT_FOUND.
 
 Exit status: 0 = every image was classified, 1 = some were not, 64 = wrong flags.";
 
 /// The flags of `resnet18 classify`.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = JSON_HELP)]
+#[command(after_long_help = LONG_HELP)]
 pub struct Args {
     /// The image files (JPEG, PNG, WebP, GIF, BMP, TIFF, PNM); - reads one from standard input.
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
     server: ServerFlags,
-    /// How many classes to show for each image.
-    #[arg(long, env = "RESNET18_CLASSIFY_TOP_K", value_name = "N", default_value = "5", value_parser = values::count)]
+    /// Number of classes to show for each image.
+    #[arg(long, env = "RESNET18_CLASSIFY_TOP_K", value_name = "N", default_value = "5",
+          value_parser = values::count)]
     top_k: usize,
-    /// Leave out classes that are less probable than this (0 to 1).
+    /// Omit classes with a lower probability than this (0 to 1).
     #[arg(long, env = "RESNET18_CLASSIFY_MIN_PROBABILITY", value_name = "P", default_value = "0",
           value_parser = values::probability)]
     min_probability: f32,
-    /// How long one image may take, retries included (ms, s, m or h).
+    /// Time limit per image, including retries (ms, s, m or h).
     #[arg(long, env = "RESNET18_CLASSIFY_TIMEOUT", value_name = "DURATION", default_value = "30s",
           value_parser = values::positive_duration)]
     timeout: Duration,
-    /// How many images are on their way at the same time.
+    /// Number of images in flight at the same time.
     #[arg(long, env = "RESNET18_CLASSIFY_CONCURRENCY", value_name = "N", default_value = "4",
           value_parser = values::count)]
     concurrency: usize,
-    /// Print JSON, one object a line for each image.
+    /// Print JSON, one object per line and image.
     #[arg(long, env = "RESNET18_CLASSIFY_JSON")]
     json: bool,
 }
 
+/// The server's response to one image, and the time from sending the request to receiving it.
 struct Answer {
     response: ClassifyResponse,
     round_trip: Duration,
@@ -69,17 +74,13 @@ struct Answer {
 
 /// Classifies the images and prints the answers in the order of the arguments.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
-    if args
-        .images
-        .iter()
-        .filter(|path| files::is_stdin(path))
-        .count()
-        > 1
-    {
+    let from_stdin = args.images.iter().filter(|path| files::is_stdin(path));
+    if from_stdin.count() > 1 {
         return Err(CliError::Usage(
             "standard input (-) can only be read once".into(),
         ));
     }
+
     let server = args.server.server()?;
     let mut client = client::connect(&server).await?;
     client::find_model(
@@ -96,6 +97,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
             async move { (path, classify_file(client, path, args).await) }
         })
         .buffered(args.concurrency);
+
     let mut failed = 0;
     while let Some((path, answer)) = answers.next().await {
         let name = if files::is_stdin(path) {
@@ -103,13 +105,20 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         } else {
             path.to_string_lossy()
         };
-        failed += usize::from(answer.is_err());
+        if answer.is_err() {
+            failed += 1;
+        }
+
+        if args.json {
+            output::print_json(&ImageJson::new(path, answer))?;
+            continue;
+        }
         match answer {
-            _ if args.json => output::print_json(&ImageJson::new(path, answer))?,
             Ok(answer) => output::print_line(&table(&name, &answer, output::on_terminal()))?,
             Err(status) => output::print_error(&format_args!("{name}: {}", status.message())),
         }
     }
+
     if failed > 0 && !args.json && args.images.len() > 1 {
         eprintln!(
             "{failed} of {} images could not be classified",
@@ -141,7 +150,7 @@ async fn classify_file(mut client: Client, path: &Path, args: &Args) -> Result<A
     })
 }
 
-/// The answer as a block of lines: the name, a row for each class, the time.
+/// The answer as lines of text: the image's name, a row per class, and the timing.
 fn table(name: &str, answer: &Answer, bars: bool) -> String {
     let classes = &answer.response.classifications;
     let labels: Vec<_> = classes.iter().map(output::label).collect();
@@ -150,10 +159,11 @@ fn table(name: &str, answer: &Answer, bars: bool) -> String {
         .map(|label| measure_text_width(label))
         .max()
         .unwrap_or(0)
-        .min(LONGEST_LABEL);
+        .min(MAX_LABEL_WIDTH);
+
     let mut text = format!("{}\n", style(name).bold());
     if classes.is_empty() {
-        text += "  (no class is that probable)\n";
+        text += "  (no class has a probability that high)\n";
     }
     for (rank, (class, label)) in classes.iter().zip(&labels).enumerate() {
         let label = truncate_str(label, width, "…");
@@ -170,6 +180,7 @@ fn table(name: &str, answer: &Answer, bars: bool) -> String {
         }
         text.push('\n');
     }
+
     let timing = TimingJson::new(answer.response.timing.as_ref());
     let times = format!(
         "  {} on the server (decode {}, queue {}, inference {}), {} round trip",

@@ -1,5 +1,5 @@
-//! `resnet18 evaluate`: how often a model is right on labelled photos, and whether two engines
-//! agree about them.
+//! `resnet18 evaluate`: measures a model's accuracy on labelled photos, in this process or on a
+//! server, and how far two engines or models agree.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,10 +12,10 @@ use futures_util::{StreamExt, stream};
 use serde::Serialize;
 
 use super::{
-    CliError, files,
+    CliError, blocking, files,
     flags::{CredentialFlags, EngineChoice, EngineFlags, ImageFlags, ManifestFlags},
-    output::{self, thousands},
-    report::{self, line, percent},
+    output::{self, named_line, thousands},
+    report::{self, percent},
     values,
 };
 use crate::{
@@ -31,39 +31,45 @@ use crate::{
     proto::{ClassifyRequest, Image, image::Source},
 };
 
-const HELP: &str = "\
-The photos lie in DATASET_DIR/LABEL/ or in DATASET_DIR/val/LABEL/, where LABEL is the name of a class of the model; files \
-     beside these folders are ignored.
+const LONG_HELP: &str = "\
+The photos are in DATASET_DIR/LABEL/ or in DATASET_DIR/val/LABEL/, where LABEL is the name of a \
+class of the model. Files outside these folders are ignored.
 
-With --json one line is printed:
-  {\"model\", \"model_version\", \"engine\", \"photos\", \"top1\", \"top5\", \"seconds\", \"images_per_second\", \
-     \"classes\": [{\"label\", \"photos\", \"right\", \"recall\", \"precision\"}], \
-     \"confusions\": [{\"label\", \"predicted\", \"photos\"}], \"mistakes\": [{\"file\", \"label\", \"predicted\", \
-     \"probability\"}], \"skipped\": [{\"file\", \"reason\"}], \"compared\": null or {\"engine\", \"top1\", \"top5\", \"seconds\", \
-     \"images_per_second\", \"same_top1\", \"largest_change\", \"changed_most\", \
-     \"different\": [{\"file\", \"label\", \"answers\": [[label, probability], [label, probability]]}]}}
+With --json, one line is printed:
+  {\"model\", \"model_version\", \"engine\", \"photos\", \"top1\", \"top5\", \"seconds\",
+   \"images_per_second\",
+   \"classes\": [{\"label\", \"photos\", \"right\", \"recall\", \"precision\"}],
+   \"confusions\": [{\"label\", \"predicted\", \"photos\"}],
+   \"mistakes\": [{\"file\", \"label\", \"predicted\", \"probability\"}],
+   \"skipped\": [{\"file\", \"reason\"}],
+   \"compared\": null or {\"engine\", \"top1\", \"top5\", \"seconds\", \"images_per_second\",
+    \"same_top1\", \"largest_change\", \"changed_most\",
+    \"different\": [{\"file\", \"label\",
+     \"answers\": [[label, probability], [label, probability]]}]}}
 
 Exit status: 0 = the photos were classified, 1 = they were not, 64 = wrong flags.";
 
-/// So many photos are named on which two runs differ.
-const SHOWN: usize = 10;
+/// Number of differing predictions to list.
+const SHOWN_DIFFERENCES: usize = 10;
+/// Number of unknown folders for which similar labels are suggested.
+const SHOWN_SUGGESTIONS: usize = 10;
 
 /// The flags of `resnet18 evaluate`.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = HELP)]
+#[command(after_long_help = LONG_HELP)]
 pub struct Args {
     /// The folder that holds LABEL/ or val/LABEL/.
     #[arg(value_name = "DATASET_DIR")]
     dataset: PathBuf,
-    /// The ONNX classifier to run in this process; with --server, the name of a model there
-    /// [default: the bundled model, or the server's default].
+    /// The ONNX classifier to run in this process, or with --server the name of a model there
+    /// [default: the bundled model, or the server's default model].
     #[arg(long, env = "RESNET18_EVALUATE_MODEL", value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// Ask this server instead of running the model in this process.
+    /// Classify on this server instead of in this process.
     #[arg(long, env = "RESNET18_EVALUATE_SERVER", value_name = "URL")]
     server: Option<ServerAddress>,
-    /// Run the model on a second engine in this process too, such as embedded or openvino:fp32, and
-    /// say how far both agree.
+    /// Also run the model on a second engine in this process, such as embedded or openvino:fp32,
+    /// and report how far the two agree.
     #[arg(
         long,
         env = "RESNET18_EVALUATE_COMPARE",
@@ -71,8 +77,8 @@ pub struct Args {
         conflicts_with = "server"
     )]
     compare: Option<EngineChoice>,
-    /// Compare with this ONNX classifier of the same classes, such as the int8 version of the
-    /// model.
+    /// Compare with this ONNX classifier, which must have the same classes, such as an int8 version
+    /// of the model.
     #[arg(
         long,
         env = "RESNET18_EVALUATE_COMPARE_MODEL",
@@ -80,10 +86,11 @@ pub struct Args {
         conflicts_with = "server"
     )]
     compare_model: Option<PathBuf>,
-    /// With --server: how many photos are on their way at the same time.
-    #[arg(long, env = "RESNET18_EVALUATE_CONCURRENCY", value_name = "N", default_value = "8", value_parser = values::count)]
+    /// With --server: number of photos in flight at the same time.
+    #[arg(long, env = "RESNET18_EVALUATE_CONCURRENCY", value_name = "N", default_value = "8",
+          value_parser = values::count)]
     concurrency: usize,
-    /// With --server: how long one photo may take, retries included (ms, s, m or h).
+    /// With --server: time limit per photo, including retries (ms, s, m or h).
     #[arg(long, env = "RESNET18_EVALUATE_TIMEOUT", value_name = "DURATION", default_value = "30s",
           value_parser = values::positive_duration)]
     timeout: Duration,
@@ -100,8 +107,9 @@ pub struct Args {
     engine: EngineFlags,
 }
 
+/// The result; also the line of JSON.
 #[derive(Serialize)]
-struct Report {
+struct EvaluationReport {
     model: String,
     model_version: String,
     engine: String,
@@ -110,13 +118,15 @@ struct Report {
     #[serde(flatten)]
     evaluation: Evaluation,
     skipped: Vec<Skipped>,
-    compared: Option<Compared>,
+    compared: Option<Comparison>,
+    /// The names of all classes of the model, in order.
     #[serde(skip)]
     labels: Vec<String>,
 }
 
+/// The second engine or model, and how far it agrees with the first.
 #[derive(Serialize)]
-struct Compared {
+struct Comparison {
     engine: String,
     top1: f64,
     top5: f64,
@@ -126,42 +136,47 @@ struct Compared {
     agreement: Agreement,
 }
 
-/// The photos, and the answers of one engine or server to them.
+/// The predictions of one engine or server for all photos.
 struct Run {
-    /// What answered.
+    /// The engine and its precision, for display.
     engine: String,
     cases: Vec<Case>,
     skipped: Vec<Skipped>,
     took: Duration,
 }
 
-/// The photos of the dataset, with the indices of the model's labels as their classes.
-struct Photos<'a> {
+/// The photos of the dataset; their classes are indices into the model's labels.
+struct LabelledPhotos<'a> {
+    /// The folder of the dataset.
     root: &'a Path,
     photos: Vec<Labelled>,
 }
 
-/// Classifies every photo and says how often the answer is right.
+/// Classifies every photo and reports the accuracy.
 ///
 /// # Errors
-/// Folders that are no labels of the model, photos that can't be read, an engine or a server that
-/// can't be used.
+/// If a folder is not named after a class of the model, too many photos cannot be read, or the
+/// engine or server cannot be used.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     output::print_warnings();
+
     let val = args.dataset.join("val");
     if !val.is_dir() && args.dataset.join("train").is_dir() {
         return Err(CliError::Failed(format!(
-            "{}: there is a folder `train` but none called `val`; name the one whose photos are meant, such as {}",
+            "{}: there is a folder `train` but no folder `val`; name the folder to evaluate, such \
+             as {}",
             args.dataset.display(),
             args.dataset.join("train").display()
         )));
     }
-    let folder =
-        Folder::read(if val.is_dir() { &val } else { &args.dataset }).map_err(CliError::failed)?;
+    let root = if val.is_dir() { &val } else { &args.dataset };
+    let folder = Folder::read(root).map_err(CliError::failed)?;
+
     let report = match &args.server {
-        Some(server) => at_server(&args, server, folder).await?,
-        None => in_process(&args, folder).await?,
+        Some(server) => evaluate_on_server(&args, server, folder).await?,
+        None => evaluate_in_process(&args, folder).await?,
     };
+
     if args.json {
         output::print_json(&report)?;
     } else {
@@ -171,54 +186,54 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn in_process(args: &Args, folder: Folder) -> Result<Report, CliError> {
-    let overrides = args.manifest.overrides(None).map_err(CliError::failed)?;
-    let model = match &args.model {
-        Some(path) => Model::from_file(path, &overrides),
-        None => Model::bundled(&overrides),
-    };
-    let model = model.map_err(CliError::failed)?;
-    let photos = Photos::new(&args.dataset, folder, &model.labels)?;
+async fn evaluate_in_process(args: &Args, folder: Folder) -> Result<EvaluationReport, CliError> {
+    let model = args.manifest.read_model(args.model.as_deref())?;
+    let photos = LabelledPhotos::new(&args.dataset, folder, &model.labels)?;
     let config = OfflineConfig {
         engine: args.engine.config()?,
         preprocess: args.images.config(),
     };
+    // A second model that does not fit is reported before the first one runs.
     let other = match &args.compare_model {
-        Some(path) => Some(other_model(path, args, &model)?),
-        None => args.compare.is_some().then(|| model.clone()),
+        Some(path) => Some(read_comparable_model(path, args, &model)?),
+        None if args.compare.is_some() => Some(model.clone()),
+        None => None,
     };
 
     let run = photos.run(&config, &model).await?;
-    let compared = match other {
-        Some(other) => {
-            let engine = args.compare.map_or(config.engine.clone(), |choice| {
-                choice.apply(config.engine.clone())
-            });
-            let mut run = photos
-                .run(&OfflineConfig { engine, ..config }, &other)
-                .await?;
-            if args.compare_model.is_some() {
-                run.engine = format!("{}, {}", run.engine, other.name);
-            }
-            Some(run)
+
+    let mut other_run = None;
+    if let Some(other) = other {
+        let engine = match args.compare {
+            Some(choice) => choice.apply(config.engine.clone()),
+            None => config.engine.clone(),
+        };
+        let mut run = photos
+            .run(&OfflineConfig { engine, ..config }, &other)
+            .await?;
+        if args.compare_model.is_some() {
+            run.engine = format!("{}, {}", run.engine, other.name);
         }
-        None => None,
-    };
-    Ok(report(
-        (model.name.clone(), model.version.clone()),
+        other_run = Some(run);
+    }
+
+    let (name, version) = (model.name.clone(), model.version.clone());
+    Ok(EvaluationReport::new(
+        name,
+        version,
         model.labels.to_vec(),
         run,
-        compared,
+        other_run,
     ))
 }
 
-/// A model whose answers can be laid beside those of `model`.
-fn other_model(path: &Path, args: &Args, model: &Model) -> Result<Model, CliError> {
-    let overrides = args.manifest.overrides(None).map_err(CliError::failed)?;
-    let other = Model::from_file(path, &overrides).map_err(CliError::failed)?;
+/// Reads a model that has the same classes as `model`, so that their predictions can be compared.
+fn read_comparable_model(path: &Path, args: &Args, model: &Model) -> Result<Model, CliError> {
+    let other = args.manifest.read_model(Some(path))?;
     if other.labels != model.labels {
         return Err(CliError::Failed(format!(
-            "{}: its {} classes are not the {} of {}, in the same order; only models of the same classes can be compared",
+            "{}: its {} classes are not the {} classes of {} in the same order; only models with \
+             the same classes can be compared",
             path.display(),
             other.labels.len(),
             model.labels.len(),
@@ -228,24 +243,27 @@ fn other_model(path: &Path, args: &Args, model: &Model) -> Result<Model, CliErro
     Ok(other)
 }
 
-async fn at_server(
+async fn evaluate_on_server(
     args: &Args,
     server: &ServerAddress,
     folder: Folder,
-) -> Result<Report, CliError> {
-    let name = args
-        .model
-        .as_ref()
-        .map_or(String::new(), |name| name.display().to_string());
+) -> Result<EvaluationReport, CliError> {
+    // The empty name stands for the server's default model.
+    let name = match &args.model {
+        Some(name) => name.display().to_string(),
+        None => String::new(),
+    };
     let mut client = client::connect(&args.credentials.server(server.clone())?).await?;
     let model = client::find_model(&mut client, server, &name, args.timeout).await?;
-    let photos = Photos::new(&args.dataset, folder, &model.labels)?;
+    let photos = LabelledPhotos::new(&args.dataset, folder, &model.labels)?;
 
     let started = Instant::now();
     let bar = output::progress(photos.photos.len(), "Photos");
     let classes = model.labels.len();
-    let answer = |photo: &Labelled| {
-        let (mut client, name, path) = (client.clone(), name.clone(), photo.path.clone());
+    let classify = |photo: &Labelled| {
+        let mut client = client.clone();
+        let name = name.clone();
+        let path = photo.path.clone();
         async move {
             let image = files::read(&path).await?;
             let request = ClassifyRequest {
@@ -259,6 +277,7 @@ async fn at_server(
             let deadline = tokio::time::Instant::now() + args.timeout;
             let (response, _) =
                 client::classify_with_retries(&mut client, request, deadline).await?;
+
             let mut probabilities = vec![0.0; classes];
             for class in response.classifications {
                 if let Some(probability) = probabilities.get_mut(class.class_id as usize) {
@@ -269,12 +288,13 @@ async fn at_server(
         }
     };
     let mut answers = stream::iter(&photos.photos)
-        .map(answer)
+        .map(classify)
         .buffered(args.concurrency);
+
     let mut outputs = Vec::with_capacity(photos.photos.len());
     while let Some(output) = answers.next().await {
         outputs.push(match output {
-            // Whatever else fails, fails for all photos.
+            // Any other failure, such as a lost connection, concerns all photos.
             Err(status) if !is_about_the_photo(&status) => {
                 return Err(client::ClientError::Refused {
                     server: server.clone(),
@@ -288,12 +308,19 @@ async fn at_server(
     }
     drop(answers);
     bar.finish_and_clear();
+
     let engine = format!("{} {} at {server}", model.engine, model.precision);
-    let run = photos.finish(engine, started.elapsed(), outputs, |probabilities| {
-        probabilities
-    })?;
-    Ok(report((model.name, model.version), model.labels, run, None))
+    let run = photos.collect(engine, started.elapsed(), outputs)?;
+    Ok(EvaluationReport::new(
+        model.name,
+        model.version,
+        model.labels,
+        run,
+        None,
+    ))
 }
+
+/// Whether the failure concerns this photo alone, so that it is skipped.
 
 fn is_about_the_photo(status: &tonic::Status) -> bool {
     use tonic::Code::{InvalidArgument, NotFound, OutOfRange, PermissionDenied, Unknown};
@@ -303,24 +330,26 @@ fn is_about_the_photo(status: &tonic::Status) -> bool {
     )
 }
 
-impl<'a> Photos<'a> {
-    /// Finds the label of each folder: the same name, or the only one that differs in case alone.
+impl<'a> LabelledPhotos<'a> {
+    /// Finds the class of each folder, and assigns it to the folder's photos.
     fn new(root: &'a Path, folder: Folder, labels: &[String]) -> Result<Self, CliError> {
         let classes: Vec<Option<usize>> = folder
             .classes
             .iter()
             .map(|name| label_of(name, labels))
             .collect();
+
         let unknown: Vec<String> = folder
             .classes
             .iter()
             .zip(&classes)
             .filter(|(_, class)| class.is_none())
-            .map(|(n, _)| n.clone())
+            .map(|(name, _)| name.clone())
             .collect();
         if !unknown.is_empty() {
             return Err(CliError::Failed(unknown_folders(root, &unknown, labels)));
         }
+
         let photos = folder.photos.into_iter().filter_map(|photo| {
             let class = classes[photo.class]?;
             Some(Labelled { class, ..photo })
@@ -331,11 +360,13 @@ impl<'a> Photos<'a> {
         })
     }
 
+    /// Classifies all photos with `model` in this process.
     async fn run(&self, config: &OfflineConfig, model: &Model) -> Result<Run, CliError> {
         let (config, model) = (config.clone(), model.clone());
-        let offline = tokio::task::spawn_blocking(move || Offline::start(&config, &model)).await;
-        let offline = offline.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let offline = offline.map_err(CliError::failed)?;
+        let offline = blocking(move || Offline::start(&config, &model))
+            .await
+            .map_err(CliError::failed)?;
+
         let images: Vec<Photo> = self
             .photos
             .iter()
@@ -344,44 +375,55 @@ impl<'a> Photos<'a> {
                 mirrored: false,
             })
             .collect();
+
         let bar = output::progress(images.len(), "Photos");
         let started = Instant::now();
         let outputs = offline
             .run(&images, |done| bar.set_position(done as u64))
             .await;
+        let took = started.elapsed();
         bar.finish_and_clear();
+
+        let probabilities = outputs
+            .map_err(CliError::failed)?
+            .into_iter()
+            .map(|output| output.map(|logits| answer::softmax(&logits)))
+            .collect();
         let engine = format!("{} {}", offline.engine.kind, offline.engine.precision);
-        self.finish(
-            engine,
-            started.elapsed(),
-            outputs.map_err(CliError::failed)?,
-            |logits| answer::softmax(&logits),
-        )
+        self.collect(engine, took, probabilities)
     }
 
-    fn finish<E: std::fmt::Display>(
+    /// Combines the photos with their probabilities, one result per photo in the same order.
+    ///
+    /// # Errors
+    /// If too many photos failed.
+    fn collect<E: std::fmt::Display>(
         &self,
         engine: String,
         took: Duration,
-        outputs: Vec<Result<Vec<f32>, E>>,
-        probabilities: impl Fn(Vec<f32>) -> Vec<f32>,
+        probabilities: Vec<Result<Vec<f32>, E>>,
     ) -> Result<Run, CliError> {
         let SortedOut { usable, skipped } =
-            sort_out(&self.photos, outputs).map_err(CliError::failed)?;
-        let case = |(index, output): (usize, Vec<f32>)| Case {
-            file: report::name_of(&self.photos[index], self.root),
-            class: self.photos[index].class,
-            probabilities: probabilities(output),
-        };
+            sort_out(&self.photos, probabilities).map_err(CliError::failed)?;
+        let cases = usable
+            .into_iter()
+            .map(|(index, probabilities)| Case {
+                file: report::name_of(&self.photos[index], self.root),
+                class: self.photos[index].class,
+                probabilities,
+            })
+            .collect();
         Ok(Run {
             engine,
-            cases: usable.into_iter().map(case).collect(),
+            cases,
             skipped,
             took,
         })
     }
 }
 
+/// The index of the label with this name, else of the only label that differs from it only in
+/// case.
 fn label_of(name: &str, labels: &[String]) -> Option<usize> {
     labels.iter().position(|label| label == name).or_else(|| {
         let mut alike =
@@ -390,97 +432,102 @@ fn label_of(name: &str, labels: &[String]) -> Option<usize> {
     })
 }
 
-/// Says which folders are no labels, and which labels may be meant.
+/// The error message for folders that are not named after a class, with suggestions.
 fn unknown_folders(root: &Path, unknown: &[String], labels: &[String]) -> String {
     let mut text = format!(
-        "{}: the model has no class {}; folders must bear the names of its {} classes",
+        "{}: the model has no class {}; each folder must have the name of one of its {} classes",
         root.display(),
         quoted(unknown),
         labels.len()
     );
-    for name in unknown.iter().take(10) {
-        let simple = |text: &str| {
-            text.chars()
-                .filter(|c| c.is_alphanumeric())
-                .collect::<String>()
-                .to_lowercase()
-        };
-        let wanted = simple(name);
-        let near: Vec<String> = labels
+    for name in unknown.iter().take(SHOWN_SUGGESTIONS) {
+        let similar: Vec<String> = labels
             .iter()
-            .filter(|label| {
-                let label = simple(label);
-                !wanted.is_empty()
-                    && (label.contains(&wanted) || (label.len() > 3 && wanted.contains(&label)))
-            })
+            .filter(|label| is_similar(name, label))
             .cloned()
             .collect();
-        if !near.is_empty() {
-            text += &format!("\n  \"{name}\": {}?", quoted(&near));
+        if !similar.is_empty() {
+            text += &format!("\n  \"{name}\": {}?", quoted(&similar));
         }
     }
     text
 }
 
-fn report(
-    (model, model_version): (String, String),
-    labels: Vec<String>,
-    run: Run,
-    other: Option<Run>,
-) -> Report {
-    let speed = |run: &Run| {
-        (
-            run.took.as_secs_f64(),
-            run.cases.len() as f64 / run.took.as_secs_f64(),
-        )
+/// Whether one name contains the other, if case, spaces and punctuation are ignored.
+fn is_similar(name: &str, label: &str) -> bool {
+    let simplified = |text: &str| {
+        text.chars()
+            .filter(|c| c.is_alphanumeric())
+            .collect::<String>()
+            .to_lowercase()
     };
-    let compared = other.map(|other| {
-        let Evaluation { top1, top5, .. } = Evaluation::new(&labels, &other.cases);
-        let (seconds, images_per_second) = speed(&other);
-        let agreement = Agreement::new(&labels, &run.cases, &other.cases);
-        Compared {
-            engine: other.engine,
-            top1,
-            top5,
-            seconds,
-            images_per_second,
-            agreement,
-        }
-    });
-    let (seconds, images_per_second) = speed(&run);
-    Report {
-        model,
-        model_version,
-        engine: run.engine,
-        seconds,
-        images_per_second,
-        evaluation: Evaluation::new(&labels, &run.cases),
-        skipped: run.skipped,
-        compared,
-        labels,
+    let (name, label) = (simplified(name), simplified(label));
+    !name.is_empty() && (label.contains(&name) || (label.len() > 3 && name.contains(&label)))
+}
+
+impl Run {
+    fn images_per_second(&self) -> f64 {
+        self.cases.len() as f64 / self.took.as_secs_f64()
     }
 }
 
-fn describe(report: &Report) -> String {
-    let Report { evaluation, .. } = report;
+impl EvaluationReport {
+    fn new(
+        model: String,
+        model_version: String,
+        labels: Vec<String>,
+        run: Run,
+        other: Option<Run>,
+    ) -> Self {
+        let compared = other.map(|other| {
+            let Evaluation { top1, top5, .. } = Evaluation::new(&labels, &other.cases);
+            Comparison {
+                top1,
+                top5,
+                seconds: other.took.as_secs_f64(),
+                images_per_second: other.images_per_second(),
+                agreement: Agreement::new(&labels, &run.cases, &other.cases),
+                engine: other.engine,
+            }
+        });
+        Self {
+            model,
+            model_version,
+            seconds: run.took.as_secs_f64(),
+            images_per_second: run.images_per_second(),
+            evaluation: Evaluation::new(&labels, &run.cases),
+            engine: run.engine,
+            skipped: run.skipped,
+            compared,
+            labels,
+        }
+    }
+}
+
+/// The report as text.
+fn describe(report: &EvaluationReport) -> String {
+    let evaluation = &report.evaluation;
     let mut text = report::tables(evaluation, &report.labels);
     text.push('\n');
-    text += &line(
+    text += &named_line(
         "Model",
         format!("{} ({})", report.model, report.model_version),
     );
-    text += &line("Photos", thousands(evaluation.photos as u64));
+    text += &named_line("Photos", thousands(evaluation.photos as u64));
+
     let engines =
         std::iter::once(&report.engine).chain(report.compared.as_ref().map(|other| &other.engine));
     let width = engines
         .map(|engine| console::measure_text_width(engine))
         .max()
         .unwrap_or(0);
+
     let row = |engine: &str, top1: f64, top5: f64, speed: f64| {
         let [top1, top5] =
             [top1, top5].map(|share| style(format!("{:>8}", percent(share))).green().bold());
         format!("{engine:<width$}  {top1}  {top5}  {speed:>8.0}\n")
     };
+
     text += &style(format!("\n{:<width$}     top-1     top-5  images/s\n", ""))
         .bold()
         .to_string();
@@ -490,55 +537,56 @@ fn describe(report: &Report) -> String {
         evaluation.top5,
         report.images_per_second,
     );
-    if let Some(Compared {
-        engine,
-        top1,
-        top5,
-        images_per_second,
-        agreement,
-        ..
-    }) = &report.compared
-    {
-        text += &row(engine, *top1, *top5, *images_per_second);
-        let change = format!(
-            "probabilities differ by {:.4} at most",
-            agreement.largest_change
+
+    if let Some(other) = &report.compared {
+        text += &row(
+            &other.engine,
+            other.top1,
+            other.top5,
+            other.images_per_second,
         );
-        let most = agreement
-            .changed_most
-            .as_ref()
-            .map_or(String::new(), |file| format!(" ({file})"));
         text.push('\n');
-        text += &line(
-            "Agreement",
-            format!(
-                "{} the same top-1, {change}{most}",
-                percent(agreement.same_top1)
-            ),
-        );
-        text += &differences(&agreement.different);
+        text += &describe_agreement(&other.agreement);
     }
     text.truncate(text.trim_end().len());
     text
 }
 
-/// The photos on which two runs differ, the surest answers first.
+fn describe_agreement(agreement: &Agreement) -> String {
+    let file = match &agreement.changed_most {
+        Some(file) => format!(" ({file})"),
+        None => String::new(),
+    };
+    let text = named_line(
+        "Agreement",
+        format!(
+            "{} the same top-1, probabilities differ by {:.4} at most{file}",
+            percent(agreement.same_top1),
+            agreement.largest_change
+        ),
+    );
+    text + &differences(&agreement.different)
+}
+
+/// The photos whose top-1 class differs between the two runs, the most confident first.
 fn differences(different: &[Difference]) -> String {
     if different.is_empty() {
         return String::new();
     }
-    let mut text = style("\nTaken for another class\n").bold().to_string();
+
+    let mut text = style("\nDifferent predictions\n").bold().to_string();
     for Difference {
         file,
         label,
         answers: [(one, p), (other, q)],
-    } in different.iter().take(SHOWN)
+    } in different.iter().take(SHOWN_DIFFERENCES)
     {
-        let [p, q] = [p, q].map(|share| percent((*share).into()));
-        text += &format!("  {file}: {label} taken for {one} ({p}), then {other} ({q})\n");
+        let [p, q] = [p, q].map(|probability| percent((*probability).into()));
+        text += &format!("  {file}: {label} predicted as {one} ({p}), then as {other} ({q})\n");
     }
-    if different.len() > SHOWN {
-        text += &format!("  and {} more; --json has all\n", different.len() - SHOWN);
+    if different.len() > SHOWN_DIFFERENCES {
+        let more = different.len() - SHOWN_DIFFERENCES;
+        text += &format!("  and {more} more; --json lists all\n");
     }
     text
 }

@@ -1,4 +1,4 @@
-//! Files named on the command line.
+//! Reading and writing the files that are named on the command line.
 
 use std::{
     fs::{self, File},
@@ -11,14 +11,14 @@ use tonic::{Code, Status};
 
 use crate::client::MAX_MESSAGE_BYTES;
 
-/// Whether the name means standard input.
+/// Whether the path is `-`, which stands for standard input.
 pub fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }
 
-/// Reads a whole image file, or standard input for `-`; what is too large to be sent isn't read. A
-/// failure has the status that a server would choose and says what is wrong with the file, without
-/// its name.
+/// Reads an image file, or standard input for `-`, up to the size that fits in a message.
+///
+/// A failure has the status code that a server would return; its message does not name the file.
 pub async fn read(path: &Path) -> Result<Bytes, Status> {
     let limit = MAX_MESSAGE_BYTES as u64;
     let too_large = || {
@@ -27,6 +27,7 @@ pub async fn read(path: &Path) -> Result<Bytes, Status> {
             limit >> 20
         ))
     };
+
     let data = if is_stdin(path) {
         tokio::task::spawn_blocking(move || {
             let mut data = Vec::new();
@@ -50,28 +51,34 @@ pub async fn read(path: &Path) -> Result<Bytes, Status> {
             Err(error) => Err(error),
         }
     };
-    match data.map_err(|error| unreadable(&error))? {
-        data if data.is_empty() => Err(Status::invalid_argument("is empty")),
-        data if data.len() as u64 > limit => Err(too_large()),
-        data => Ok(data.into()),
+
+    let data = data.map_err(|error| unreadable(&error))?;
+    if data.is_empty() {
+        return Err(Status::invalid_argument("is empty"));
     }
+    if data.len() as u64 > limit {
+        return Err(too_large());
+    }
+    Ok(data.into())
 }
 
-/// Reads a whole file of at most `limit` bytes, or says why not.
+/// Reads a file of at most `limit` bytes. The error's message does not name the file.
 pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
     let reason = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => "no such file".to_owned(),
         io::ErrorKind::PermissionDenied => "no permission to read the file".to_owned(),
         _ => format!("can't be read: {error}"),
     };
+
     let file = File::open(path).map_err(reason)?;
     let metadata = file.metadata().map_err(reason)?;
     if metadata.is_dir() {
         return Err("is a directory; name the file in it".into());
     }
+
+    // Only regular files have a size; one byte more than the limit shows that a file exceeds it.
+    // The memory is reserved at once, so that the vector need not grow.
     let mut content = Vec::new();
-    // One byte more, because the size is only known for plain files. Reserving it all saves the
-    // vector from growing.
     let expected = metadata.len().min(limit) as usize + 1;
     content
         .try_reserve_exact(expected)
@@ -79,16 +86,14 @@ pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
     file.take(limit + 1)
         .read_to_end(&mut content)
         .map_err(reason)?;
-    match content.len() as u64 > limit {
-        true => Err(format!(
-            "larger than {} GiB, the most that is read",
-            limit >> 30
-        )),
-        false => Ok(content),
+
+    if content.len() as u64 > limit {
+        return Err(format!("larger than the limit of {} GiB", limit >> 30));
     }
+    Ok(content)
 }
 
-/// Refuses a file that can't be written, before the work whose result is to go there.
+/// Checks that a file can be written at `path`, before the work that produces its content.
 pub fn check_output(path: &Path) -> Result<(), String> {
     if path.is_dir() {
         return Err(format!(
@@ -96,33 +101,41 @@ pub fn check_output(path: &Path) -> Result<(), String> {
             path.display()
         ));
     }
-    match folder(path) {
-        folder if folder.is_dir() => Ok(()),
-        folder => Err(format!(
+    let folder = folder(path);
+    if !folder.is_dir() {
+        return Err(format!(
             "there is no folder {} to write {} into",
             folder.display(),
             path.display()
-        )),
+        ));
     }
+    Ok(())
 }
 
-/// Writes a file whole or not at all: under another name first, which is then changed.
+/// Writes a file atomically: to a temporary file in the same folder, which is then renamed.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let name = path
         .file_name()
         .ok_or(io::ErrorKind::InvalidFilename)?
         .to_string_lossy();
-    let unfinished = folder(path).join(format!(".{name}.{}.tmp", std::process::id()));
-    let written = (|| {
-        let mut file = File::create(&unfinished)?;
-        file.write_all(content)?;
-        // Else a crash of the machine could leave the name with nothing behind it.
-        file.sync_all()?;
-        fs::rename(&unfinished, path)
-    })();
-    written.inspect_err(|_| drop(fs::remove_file(&unfinished)))
+    let temporary = folder(path).join(format!(".{name}.{}.tmp", std::process::id()));
+
+    let written = write_and_sync(&temporary, content).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
 }
 
+fn write_and_sync(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(content)?;
+    // Without this, a crash of the machine after the renaming could leave an empty file.
+    file.sync_all()
+}
+
+/// The folder that contains `path`.
 fn folder(path: &Path) -> &Path {
     path.parent()
         .filter(|folder| !folder.as_os_str().is_empty())

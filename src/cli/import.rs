@@ -1,5 +1,5 @@
-//! `resnet18 import`: a checkpoint, or an ONNX file that needs labels, into one file that says
-//! everything about itself.
+//! `resnet18 import`: converts a checkpoint, or an ONNX file that lacks labels, to one ONNX file
+//! that contains everything the server needs.
 
 use std::{
     fmt::Display,
@@ -14,7 +14,7 @@ use console::style;
 use prost::Message;
 use serde::Serialize;
 
-use super::{CliError, files, flags::ManifestFlags, output};
+use super::{CliError, blocking, files, flags::ManifestFlags, output};
 use crate::{
     answer,
     engine::{self, EngineConfig, EngineError, EngineKind},
@@ -26,36 +26,40 @@ use crate::{
     },
 };
 
-/// More than twice a ResNet200 with the state of its optimiser.
-const LARGEST_FILE: u64 = 4 << 30;
+/// The largest checkpoint, in bytes: more than twice a ResNet200 with its optimizer's state.
+const MAX_FILE_BYTES: u64 = 4 << 30;
 
-/// What the finished model is shown, to prove that it answers: a cat.
+/// A photo of a cat, which the finished model classifies as a check.
 const PHOTO: &[u8] = include_bytes!("../../tests/data/cat_lossy.webp");
 
-const HELP: &str = "\
-CHECKPOINT is what PyTorch or Hugging Face saved of a ResNet18, 34, 50, 101 or 152 (wide ones and ResNeXts too):
-  .pth, .pt      a state dict, bare or under `state_dict` or `model`; pickles are read as data, their code is never run
-  .safetensors   with torchvision's, timm's or Hugging Face's names
-  .onnx          any image classifier; it is only given its labels and settings
-The size of the last layer says how many classes there are; --labels must have a line for each.
+const LONG_HELP: &str = "\
+CHECKPOINT is a ResNet18, 34, 50, 101 or 152, a Wide ResNet or a ResNeXt that PyTorch or Hugging \
+Face saved:
+  .pth, .pt      a state dict, at the top level or under `state_dict` or `model`;
+                 pickles are read as data, their code is never run
+  .safetensors   with the tensor names of torchvision, timm or Hugging Face
+  .onnx          any image classifier; only labels and settings are added
+The size of the last layer determines the number of classes; --labels must have a line for each.
 
-With --json one line is printed:
-  {\"output\", \"bytes\", \"name\", \"classes\", \"architecture\", \"parameters\", \"untrained\", \"input\": {\"height\", \"width\"}, \
-     \"resize_shorter_side\", \"photo_of_a_cat\": {\"class_id\", \"label\", \"probability\"}}
-For .onnx architecture, parameters and untrained are left out.";
+With --json, one line is printed:
+  {\"output\", \"bytes\", \"name\", \"classes\", \"architecture\", \"parameters\",
+   \"untrained\", \"input\": {\"height\", \"width\"}, \"resize_shorter_side\",
+   \"photo_of_a_cat\": {\"class_id\", \"label\", \"probability\"}}
+For an .onnx file, architecture, parameters and untrained are omitted.";
 
 /// The flags of `resnet18 import`.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = HELP)]
+#[command(after_long_help = LONG_HELP)]
 pub struct Args {
-    /// The checkpoint (.pth, .pt, .safetensors), or an ONNX file that is to get labels.
+    /// The checkpoint (.pth, .pt, .safetensors), or an ONNX file to add labels to.
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: PathBuf,
-    /// The ONNX file to write; one that is there is replaced.
+    /// The ONNX file to write; an existing file is replaced.
     #[arg(long, short, env = "RESNET18_IMPORT_OUTPUT", value_name = "FILE")]
     output: PathBuf,
-    /// What clients call the model [default: what the file has, else the name of the output].
-    #[arg(long, env = "RESNET18_IMPORT_NAME", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    /// The model's name on a server [default: the name in the file, else that of the output file].
+    #[arg(long, env = "RESNET18_IMPORT_NAME", value_name = "NAME",
+          value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
     /// Print one line of JSON.
     #[arg(long, env = "RESNET18_IMPORT_JSON")]
@@ -64,54 +68,54 @@ pub struct Args {
     manifest: ManifestFlags,
 }
 
-/// Imports and says what came of it.
+/// Imports the checkpoint and reports the result.
 ///
 /// # Errors
-/// A checkpoint that can't be read or is no ResNet, labels that don't fit, an output that can't be
-/// written.
+/// If the checkpoint cannot be read or is no ResNet, the labels do not fit, or the output cannot
+/// be written.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let work = tokio::task::spawn_blocking(move || import(&args).map(|report| (args, report)));
-    let (args, report) = work
-        .await
-        .map_err(|error| CliError::Failed(format!("the import broke off: {error}")))??;
-    if args.json {
-        output::print_json(&report)?;
-    } else {
-        output::print_line(&table(&report))?;
-    }
-    if report
-        .network
-        .as_ref()
-        .is_some_and(|network| network.untrained)
-    {
-        output::print_note(&format_args!(
-            "{} has never been trained: every BatchNorm has the statistics that it begins with",
-            args.checkpoint.display()
-        ));
-    }
-    Ok(ExitCode::SUCCESS)
+    blocking(move || {
+        let report = import(&args)?;
+        if args.json {
+            output::print_json(&report)?;
+        } else {
+            output::print_line(&describe(&report))?;
+        }
+
+        if report.network.is_some_and(|network| network.untrained) {
+            output::print_note(&format_args!(
+                "{} has never been trained: the statistics of every BatchNorm have their initial \
+                 values",
+                args.checkpoint.display()
+            ));
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+    .await
 }
 
-/// What was made; also the line of JSON.
+/// The result; also the line of JSON.
 #[derive(Serialize)]
-struct Report {
+struct ImportReport {
     output: String,
     bytes: usize,
     name: String,
     classes: usize,
-    /// What the checkpoint made; an ONNX file is taken as it is.
+    /// `None` for an ONNX file, whose network stays as it is.
     #[serde(flatten)]
-    network: Option<Network>,
+    network: Option<NetworkJson>,
     input: InputSize,
     resize_shorter_side: u32,
-    /// `None` where the embedded engine can't run the network.
-    photo_of_a_cat: Option<Answer>,
+    /// `None` if the embedded engine cannot run the network.
+    photo_of_a_cat: Option<PredictionJson>,
 }
 
+/// The network that was built from a checkpoint.
 #[derive(Serialize)]
-struct Network {
+struct NetworkJson {
     architecture: String,
     parameters: usize,
+    /// Whether every BatchNorm has its initial statistics.
     untrained: bool,
 }
 
@@ -122,15 +126,18 @@ struct InputSize {
 }
 
 #[derive(Serialize)]
-struct Answer {
+struct PredictionJson {
     class_id: usize,
     label: String,
     probability: f32,
 }
 
-fn import(args: &Args) -> Result<Report, CliError> {
+fn import(args: &Args) -> Result<ImportReport, CliError> {
     files::check_output(&args.output).map_err(CliError::Failed)?;
-    let overrides = args.manifest.overrides(args.name.clone()).map_err(failed)?;
+    let overrides = args
+        .manifest
+        .overrides(args.name.clone())
+        .map_err(CliError::failed)?;
     let in_file =
         |error: &dyn Display| CliError::Failed(format!("{}: {error}", args.checkpoint.display()));
 
@@ -143,17 +150,20 @@ fn import(args: &Args) -> Result<Report, CliError> {
         .map_err(|error| in_file(&error))?;
     let content: Bytes = onnx.encode_to_vec().into();
     drop(onnx);
-    // What is tried out is what will be served: the finished content, without flags.
+
+    // Check exactly what a server will read: the finished content, without any flags.
     let model = Model::from_bytes(content.clone(), &Overrides::default())
         .map_err(|error| in_file(&error))?;
-    let photo_of_a_cat = try_out(&model).map_err(|error| in_file(&error))?;
+    let photo_of_a_cat = classify_photo(&model).map_err(|error| in_file(&error))?;
+
     files::write_atomically(&args.output, &content).map_err(|error| {
         CliError::Failed(format!(
             "{}: cannot be written: {error}",
             args.output.display()
         ))
     })?;
-    Ok(Report {
+
+    Ok(ImportReport {
         output: args.output.to_string_lossy().into_owned(),
         bytes: content.len(),
         name: model.name,
@@ -168,14 +178,15 @@ fn import(args: &Args) -> Result<Report, CliError> {
     })
 }
 
-/// The model of a checkpoint or an ONNX file, or why there is none.
-fn read(path: &Path) -> Result<(ModelProto, Option<Network>), String> {
-    let content: Bytes = files::read_at_most(path, LARGEST_FILE)?.into();
+/// Reads a checkpoint or an ONNX file as a model. The error describes what is wrong with the file.
+fn read(path: &Path) -> Result<(ModelProto, Option<NetworkJson>), String> {
+    let content: Bytes = files::read_at_most(path, MAX_FILE_BYTES)?.into();
     if !Checkpoint::is_one(&content)
         && let Ok(onnx) = model::decode(&content)
     {
         return Ok((onnx, None));
     }
+
     let checkpoint = Checkpoint::from_bytes(content).map_err(|error| error.to_string())?;
     let ResNet {
         onnx,
@@ -187,7 +198,7 @@ fn read(path: &Path) -> Result<(ModelProto, Option<Network>), String> {
         .map_err(|error| error.to_string())?;
     Ok((
         onnx,
-        Some(Network {
+        Some(NetworkJson {
             architecture,
             parameters,
             untrained,
@@ -195,21 +206,21 @@ fn read(path: &Path) -> Result<(ModelProto, Option<Network>), String> {
     ))
 }
 
-/// What the finished model says of a photo; `None` where the embedded engine can't run it, though
-/// others may.
-fn try_out(model: &Model) -> Result<Option<Answer>, EngineError> {
+/// Classifies [`PHOTO`] with the finished model. `None` if the embedded engine cannot run the
+/// model; other engines may be able to.
+fn classify_photo(model: &Model) -> Result<Option<PredictionJson>, EngineError> {
     let config = EngineConfig {
         kind: Some(EngineKind::Embedded),
         ..EngineConfig::new(NonZeroUsize::MIN)
     };
     let mut lanes = match engine::start(&config, model) {
         Err(error @ EngineError::UnsupportedModel { .. }) => {
-            output::print_note(&format_args!("{error}; the file was not tried out"));
+            output::print_note(&format_args!("{error}; the model was not tested"));
             return Ok(None);
         }
         lanes => lanes?,
     };
-    let batch = lanes.info.max_batch;
+
     let mut crop = vec![0; model.geometry.bytes()];
     Preprocessor::new(PreprocessConfig::default())
         .crop(
@@ -218,29 +229,28 @@ fn try_out(model: &Model) -> Result<Option<Answer>, EngineError> {
             &mut crop,
         )
         .expect("the photo compiled into the program can be decoded");
+
+    let batch = lanes.info.max_batch;
     let mut logits = vec![0.0; batch * model.graph.classes];
     lanes.narrow[0].infer(&crop.repeat(batch), batch, &mut logits)?;
     let logits = &logits[..model.graph.classes];
     if logits.iter().any(|logit| !logit.is_finite()) {
         return Err(EngineKind::Embedded
-            .failed("for a photo the network answers with what are no finite numbers"));
+            .failed("the network's outputs for a photo are not all finite numbers"));
     }
+
     let best = answer::top_k(&answer::softmax(logits), 1, 0.0)
         .first()
         .copied();
-    Ok(best.map(|class| Answer {
+    Ok(best.map(|class| PredictionJson {
         class_id: class.class_id,
         label: model.labels[class.class_id].clone(),
         probability: class.probability,
     }))
 }
 
-fn failed(error: impl Display) -> CliError {
-    CliError::Failed(error.to_string())
-}
-
-/// The report as lines: the file, its properties, and how to go on.
-fn table(report: &Report) -> String {
+/// The report as text: the file, its properties, and the command to serve it.
+fn describe(report: &ImportReport) -> String {
     let mut rows = vec![("name", report.name.clone())];
     if let Some(network) = &report.network {
         rows.push(("architecture", network.architecture.clone()));
@@ -256,28 +266,21 @@ fn table(report: &Report) -> String {
         ),
     ));
     rows.push(("size", format!("{:.1} MB", report.bytes as f64 / 1e6)));
-    if let Some(Answer {
-        label, probability, ..
-    }) = &report.photo_of_a_cat
-    {
+    if let Some(prediction) = &report.photo_of_a_cat {
         rows.push((
-            "tried out",
+            "test",
             format!(
-                "takes a photo of a cat for: {label} ({:.1} %)",
-                probability * 100.0
+                "a photo of a cat is classified as {} ({:.1} %)",
+                prediction.label,
+                prediction.probability * 100.0
             ),
         ));
     }
+
     let mut text = format!("{}\n", style(&report.output).bold());
     for (name, value) in rows {
         text += &format!("  {}{value}\n", style(format!("{name:<14}")).dim());
     }
-    text + &format!(
-        "Serve it: {}",
-        style(format!(
-            "resnet18 serve --model {}",
-            output::quoted(&report.output)
-        ))
-        .green()
-    )
+    let command = format!("resnet18 serve --model {}", output::quoted(&report.output));
+    text + &format!("Serve it: {}", style(command).green())
 }

@@ -1,16 +1,16 @@
-//! `resnet18 load`: measures a server under load.
+//! `resnet18 load`: measures the throughput, latency and errors of a server under load.
 
-use std::{fmt::Write, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use console::style;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::Code;
 
 use super::{
     CliError, files,
     flags::ServerFlags,
-    output::{self, thousands, time},
+    output::{self, named_line, thousands, time},
     values,
 };
 use crate::{
@@ -24,56 +24,67 @@ use crate::{
     proto::code_name,
 };
 
+/// Closed loop: number of clients unless --concurrency is given.
+const DEFAULT_CLIENTS: usize = 16;
+/// Open loop: maximum number of requests in flight unless --concurrency is given.
+const DEFAULT_MAX_IN_FLIGHT: usize = 1024;
+
 const LONG_HELP: &str = "\
-Without --rate, clients wait for each answer before they send the next request (a closed loop). With --rate, requests \
-     are sent at fixed times whatever the answers do, and latency counts from the time a request was due.
+Without --rate, each client waits for the response before it sends the next request (closed \
+loop). With --rate, requests are sent at fixed times, independent of the responses (open loop), \
+and latency is measured from the time at which a request was due.
 
-A request that the full server refuses (RESOURCE_EXHAUSTED) is counted, and the client waits as long as the server asks \
-     before it goes on with the next request. With --retry it sends the same request again instead; with --hammer it doesn't \
-     wait. At a fixed rate nobody waits: only --retry makes a difference.
+A request that the server rejects because it is overloaded (RESOURCE_EXHAUSTED) is counted, and \
+the client waits as long as the server asks before it sends the next one. With --retry it sends \
+the same request again instead; with --hammer it does not wait. With --rate, clients never wait, \
+and only --retry makes a difference.
 
-With --json the result is one object: {\"mode\", \"concurrency\", \"rate\", \"connections\", \"duration_s\", \"goodput\", \
-     \"bytes_per_second\", \"statuses\": {\"OK\": 123, ...}, \"missed\", \"gave_up\", \"latency_ms\", \"latency_with_waits_ms\", \
-     \"rejection_latency_ms\", \"server_mean_ms\": {\"decode\", \"queue\", \"inference\", \"total\"}}; latencies are null or \
-     {\"count\", \"mean\", \"p50\", \"p90\", \"p95\", \"p99\", \"p99.9\", \"max\"}.
+With --json, the result is one object:
+  {\"mode\", \"concurrency\", \"rate\", \"connections\", \"duration_s\", \"goodput\",
+   \"bytes_per_second\", \"statuses\": {\"OK\": 123, ...}, \"missed\", \"gave_up\",
+   \"latency_ms\", \"latency_with_waits_ms\", \"rejection_latency_ms\",
+   \"server_mean_ms\": {\"decode\", \"queue\", \"inference\", \"total\"}}
+where latencies are null or
+  {\"count\", \"mean\", \"p50\", \"p90\", \"p95\", \"p99\", \"p99.9\", \"max\"}.
 
-Exit status: 0 = at least one request was answered, 1 = none was, 64 = wrong flags.";
+Exit status: 0 = some requests succeeded and none failed other than by rejection or deadline, \
+1 = otherwise, 64 = wrong flags.";
 
 /// The flags of `resnet18 load`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub struct Args {
-    /// The image files to send, in turn; - reads one from standard input.
+    /// The image files to send, in rotation; - reads one from standard input.
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
     server: ServerFlags,
-    /// Clients that send at the same time; with --rate, requests that may be in flight [default:
+    /// Number of concurrent clients; with --rate, maximum number of requests in flight [default:
     /// 16; with --rate 1024].
     #[arg(long, env = "RESNET18_LOAD_CONCURRENCY", value_name = "N", value_parser = values::count)]
     concurrency: Option<usize>,
-    /// Send this many requests a second, whatever the answers do.
+    /// Send this many requests per second, independent of the responses.
     #[arg(long, env = "RESNET18_LOAD_RATE", value_name = "N", value_parser = values::rate)]
     rate: Option<f64>,
     /// How long to measure (ms, s, m or h).
     #[arg(long, env = "RESNET18_LOAD_DURATION", value_name = "DURATION", default_value = "10s",
           value_parser = values::positive_duration)]
     duration: Duration,
-    /// How long to send requests before measuring begins.
+    /// How long to send requests before the measurement begins.
     #[arg(long, env = "RESNET18_LOAD_WARMUP", value_name = "DURATION", default_value = "1s",
           value_parser = values::duration)]
     warmup: Duration,
-    /// Connections to the server [default: one for every client; with --rate 16].
+    /// Number of connections to the server [default: one per client; with --rate 16].
     #[arg(long, env = "RESNET18_LOAD_CONNECTIONS", value_name = "N", value_parser = values::count)]
     connections: Option<usize>,
-    /// The deadline of a request, its retries included.
+    /// The deadline of a request, including its retries.
     #[arg(long, env = "RESNET18_LOAD_TIMEOUT", value_name = "DURATION", default_value = "10s",
           value_parser = values::positive_duration)]
     timeout: Duration,
-    /// Send a refused request again, after the delay that the server asks for.
+    /// Retry a rejected request, after the delay that the server asks for.
     #[arg(long, env = "RESNET18_LOAD_RETRY", conflicts_with = "hammer")]
     retry: bool,
-    /// Don't wait after a refused request.
+    /// Do not wait after a rejected request.
     #[arg(long, env = "RESNET18_LOAD_HAMMER")]
     hammer: bool,
     /// Print the result as JSON.
@@ -90,39 +101,43 @@ impl From<LoadError> for CliError {
     }
 }
 
-/// Sends the images again and again and reports how the server did.
+/// Sends the images repeatedly and reports how the server performed.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let mut images = Vec::new();
     for path in &args.images {
-        let image = files::read(path).await;
-        images.push(
-            image.map_err(|s| CliError::Failed(format!("{}: {}", path.display(), s.message())))?,
-        );
+        let image = files::read(path).await.map_err(|status| {
+            CliError::Failed(format!("{}: {}", path.display(), status.message()))
+        })?;
+        images.push(image);
     }
+
     let config = LoadConfig {
         server: args.server.server()?,
         model: args.server.model,
         images,
         mode: match args.rate {
             None => LoadMode::Closed {
-                clients: args.concurrency.unwrap_or(16),
+                clients: args.concurrency.unwrap_or(DEFAULT_CLIENTS),
             },
             Some(rate) => LoadMode::Open {
                 rate,
-                max_in_flight: args.concurrency.unwrap_or(1024),
+                max_in_flight: args.concurrency.unwrap_or(DEFAULT_MAX_IN_FLIGHT),
             },
         },
         connections: args.connections,
         duration: args.duration,
         warmup: args.warmup,
         timeout: args.timeout,
-        on_rejection: match (args.retry, args.hammer) {
-            (true, _) => OnRejection::Retry,
-            (_, true) => OnRejection::Hammer,
-            _ => OnRejection::Wait,
+        on_rejection: if args.retry {
+            OnRejection::Retry
+        } else if args.hammer {
+            OnRejection::Hammer
+        } else {
+            OnRejection::Wait
         },
     };
-    let report = observe(config).await?;
+    let report = run_with_progress(config).await?;
+
     if args.json {
         output::print_json(&report)?;
     } else {
@@ -135,28 +150,28 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     })
 }
 
-/// Whether there were answers and no failures; to be refused or late is what a load is there to
-/// find out.
+/// Whether some requests succeeded and none failed unexpectedly. Rejections and missed deadlines
+/// are expected under load.
 fn succeeded(report: &LoadReport) -> bool {
-    let fine = [
+    let expected = [
         Code::Ok,
         Code::ResourceExhausted,
         Code::DeadlineExceeded,
         Code::Cancelled,
     ];
-    let expected: u64 = fine.iter().map(|code| report.count(*code)).sum();
-    report.count(Code::Ok) > 0 && report.statuses.values().sum::<u64>() == expected
+    let expected: u64 = expected.iter().map(|code| report.count(*code)).sum();
+    let all: u64 = report.statuses.values().sum();
+    report.count(Code::Ok) > 0 && all == expected
 }
 
-/// Runs the load, shows a progress bar on a terminal, and ends early on Ctrl-C.
-async fn observe(config: LoadConfig) -> Result<LoadReport, LoadError> {
+/// Runs the load with a progress bar on a terminal. Ctrl-C ends it early.
+async fn run_with_progress(config: LoadConfig) -> Result<LoadReport, LoadError> {
     let progress = Arc::new(LoadProgress::default());
-    let (begin, length) = (Instant::now(), config.warmup + config.duration);
-    let bar = ProgressBar::new(length.as_millis() as u64).with_style(
-        ProgressStyle::with_template("{bar:32.cyan} {msg}")
-            .expect("the template is valid")
-            .progress_chars("██░"),
-    );
+    let begin = Instant::now();
+    let length = config.warmup + config.duration;
+    let bar = ProgressBar::new(length.as_millis() as u64)
+        .with_style(output::progress_style("{bar:32.cyan} {msg}"));
+
     let mut ticks = interval(Duration::from_millis(200));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut run = std::pin::pin!(run_load_observed(config, progress.clone()));
@@ -187,8 +202,8 @@ async fn observe(config: LoadConfig) -> Result<LoadReport, LoadError> {
     result
 }
 
+/// The report as text.
 fn describe(report: &LoadReport) -> String {
-    let mut text = String::new();
     let sent = match report.rate {
         None => format!("{} clients", report.concurrency),
         Some(rate) => format!(
@@ -196,49 +211,48 @@ fn describe(report: &LoadReport) -> String {
             report.concurrency
         ),
     };
-    let mut line = |name: &str, value: &dyn std::fmt::Display| {
-        // Writing to a string can't fail.
-        let _ = writeln!(text, "{:<13}{value}", style(name).bold());
-    };
-    line(
+    let mut text = named_line(
         "Load",
-        &format_args!(
+        format_args!(
             "{sent}, {} connections, {:.1} s",
             report.connections, report.duration_s
         ),
     );
-    line(
+    text += &named_line(
         "Goodput",
-        &format_args!(
+        format_args!(
             "{} images/s  ({}/s)",
             style(format!("{:.1}", report.goodput)).green().bold(),
             HumanBytes(report.bytes_per_second as u64),
         ),
     );
-    line("Answers", &statuses(report));
+
+    text += &named_line("Responses", statuses(report));
     if let Some(error) = &report.first_error {
-        line("First error", &style(error).red());
+        text += &named_line("First error", style(error).red());
     }
     if report.missed > 0 {
-        let note = "due, but too many were in flight; the server or this machine can't keep up";
-        line(
+        let missed = style(thousands(report.missed)).red();
+        text += &named_line(
             "Not sent",
-            &format_args!("{} ({note})", style(thousands(report.missed)).red()),
-        );
-    }
-    if report.gave_up > 0 {
-        line(
-            "Gave up",
-            &format_args!(
-                "{} still refused at their timeout",
-                style(thousands(report.gave_up)).red()
+            format_args!(
+                "{missed} (due, but too many were in flight; the server or this machine cannot \
+                 keep up)"
             ),
         );
     }
+    if report.gave_up > 0 {
+        let gave_up = style(thousands(report.gave_up)).red();
+        text += &named_line(
+            "Gave up",
+            format_args!("{gave_up} still rejected at their timeout"),
+        );
+    }
+
     if let Some(server) = report.server_mean_ms {
-        line(
+        text += &named_line(
             "Server mean",
-            &format_args!(
+            format_args!(
                 "{} (decode {}, queue {}, inference {})",
                 time(server.total),
                 time(server.decode),
@@ -247,18 +261,19 @@ fn describe(report: &LoadReport) -> String {
             ),
         );
     }
-    let latencies = [
-        ("OK", report.latency_ms),
-        ("with waits", report.latency_with_waits_ms),
-        ("rejected", report.rejection_latency_ms),
-    ];
-    if latencies.iter().any(|(_, latency)| latency.is_some()) {
-        line(
-            "Latency",
-            &columns(["mean", "p50", "p90", "p95", "p99", "p99.9", "max"].map(str::to_owned)),
-        );
-    }
-    for (name, latency) in latencies {
+    text += &latency_table(report);
+    text.truncate(text.trim_end().len());
+    text
+}
+
+/// A row of latencies for each kind of response that occurred; empty if there are none.
+fn latency_table(report: &LoadReport) -> String {
+    let mut rows = String::new();
+    for (name, latency) in [
+        ("  OK", report.latency_ms),
+        ("  with waits", report.latency_with_waits_ms),
+        ("  rejected", report.rejection_latency_ms),
+    ] {
         if let Some(LatencySummary {
             mean,
             p50,
@@ -270,37 +285,38 @@ fn describe(report: &LoadReport) -> String {
             ..
         }) = latency
         {
-            line(
-                &format!("  {name}"),
-                &columns([mean, p50, p90, p95, p99, p999, max].map(time)),
-            );
+            let cells = [mean, p50, p90, p95, p99, p999, max].map(time);
+            rows += &named_line(name, columns(cells));
         }
     }
-    text.truncate(text.trim_end().len());
-    text
+    if rows.is_empty() {
+        return rows;
+    }
+    let header = ["mean", "p50", "p90", "p95", "p99", "p99.9", "max"].map(str::to_owned);
+    named_line("Latency", columns(header)) + &rows
 }
 
 fn columns(cells: [String; 7]) -> String {
     cells.map(|cell| format!("{cell:>9}")).concat()
 }
 
+/// How many responses had each status code.
 fn statuses(report: &LoadReport) -> String {
     if report.statuses.is_empty() {
         return style("none").red().to_string();
     }
-    let status = |(name, count): (&&'static str, &u64)| {
-        let text = style(format!("{} {name}", thousands(*count)));
-        if *name == code_name(Code::Ok) {
-            text.green()
-        } else {
-            text.red()
-        }
-        .to_string()
-    };
-    report
+    let statuses: Vec<String> = report
         .statuses
         .iter()
-        .map(status)
-        .collect::<Vec<_>>()
-        .join(", ")
+        .map(|(name, count)| {
+            let text = style(format!("{} {name}", thousands(*count)));
+            let text = if *name == code_name(Code::Ok) {
+                text.green()
+            } else {
+                text.red()
+            };
+            text.to_string()
+        })
+        .collect();
+    statuses.join(", ")
 }

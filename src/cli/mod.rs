@@ -1,83 +1,85 @@
-//! The command line: one file a subcommand, which turns flags and environment variables into a
-//! typed configuration.
+//! The command line, one file per subcommand.
+//!
+//! Each subcommand turns its flags and environment variables into a typed configuration and hands
+//! that to the rest of the crate. [`flags`] holds groups of flags that several subcommands share,
+//! or that are too long for the file of their subcommand.
 
-use std::{io, process::ExitCode};
+use std::{fmt::Display, io, panic::resume_unwind, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use thiserror::Error;
+use tokio::{runtime, task::spawn_blocking};
 
 use crate::client::{ClientError, video::VideoError};
 
-pub mod build;
-pub mod classify;
-pub mod evaluate;
+mod build;
+mod classify;
+mod evaluate;
 mod files;
 mod flags;
-pub mod import;
-pub mod load;
+mod import;
+mod load;
 mod open_files;
 mod output;
-pub mod quantize;
+mod quantize;
 mod report;
-pub mod serve;
-pub mod stream;
-pub mod top;
-pub mod train;
+mod serve;
+mod stream;
+mod top;
+mod train;
 mod values;
 
-/// The exit status for wrong flags (`EX_USAGE` of sysexits).
-pub const EXIT_USAGE: u8 = 64;
+/// Exit status for wrong flags (`EX_USAGE` in `sysexits.h`).
+const EXIT_USAGE: u8 = 64;
 
-/// Classifies images and live video: a gRPC server and its clients.
+/// Classify images and live video: a gRPC server and its clients.
 #[derive(Debug, Parser)]
 #[command(name = "resnet18", version, propagate_version = true)]
-pub struct Cli {
-    /// What to do.
+struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    command: Command,
 }
 
-/// The subcommands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+enum Command {
     /// Serve a model over gRPC.
     Serve(Box<serve::Args>),
-    /// Say what images show.
+    /// Classify image files.
     Classify(classify::Args),
-    /// Say what a video or a camera shows, frame by frame.
+    /// Classify a video or a camera, frame by frame.
     Stream(stream::Args),
-    /// Turn a checkpoint, weights that PyTorch or Hugging Face saved, into a model.
+    /// Convert a PyTorch or Hugging Face checkpoint to a model.
     Import(import::Args),
-    /// Teach a model new classes, from a folder of photos.
+    /// Train a model on new classes, from a folder of photos.
     Train(train::Args),
-    /// Measure how often a model is right, on a folder of photos.
+    /// Measure a model's accuracy on a folder of photos.
     Evaluate(evaluate::Args),
-    /// Make a model compute in 8 bits, about twice as fast on a CPU, with the help of some photos.
+    /// Quantize a model to 8 bits, for about twice the speed on a CPU.
     Quantize(quantize::Args),
-    /// Measure a server: throughput, latency and errors under load.
+    /// Measure a server's throughput, latency and errors under load.
     Load(load::Args),
     /// Watch servers live: throughput, latency, queue and load.
     Top(top::Args),
-    /// Build TensorRT engines ahead of time, without a GPU (in programs with the feature tensorrt).
+    /// Build TensorRT engines ahead of time, without a GPU (needs the feature tensorrt).
     Build(build::Args),
 }
 
-/// Why a subcommand could not do its work.
+/// Why a subcommand failed.
 #[derive(Debug, Error)]
-pub enum CliError {
-    /// Flags that don't fit together.
+enum CliError {
+    /// Flags that are wrong or do not fit together.
     #[error("{0}")]
     Usage(String),
-    /// The server can't be reached or refuses.
+    /// The server cannot be reached or refuses the request.
     #[error(transparent)]
     Client(Box<ClientError>),
-    /// A video can't be read.
+    /// A video cannot be read.
     #[error(transparent)]
     Video(#[from] VideoError),
-    /// The result can't be written.
+    /// Standard output cannot be written.
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
-    /// Anything else, in words for the user.
+    /// Any other failure, described for the user.
     #[error("{0}")]
     Failed(String),
 }
@@ -89,44 +91,86 @@ impl From<ClientError> for CliError {
 }
 
 impl CliError {
-    /// The error in its own words.
-    fn failed(error: impl std::fmt::Display) -> Self {
+    /// A failure that `error`'s message describes in full.
+    fn failed(error: impl Display) -> Self {
         Self::Failed(error.to_string())
     }
 
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Usage(_) => ExitCode::from(EXIT_USAGE),
-            // The reader has seen enough, as `head` does.
+            // The reader of a pipe may close it early, as `head` does.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             _ => ExitCode::FAILURE,
         }
     }
 }
 
-impl Cli {
-    /// Runs the subcommand; an error is printed and becomes the exit status.
-    pub async fn run(self) -> ExitCode {
-        let result = match self.command {
-            Command::Serve(args) => serve::run(*args).await,
-            Command::Classify(args) => classify::run(args).await,
-            Command::Stream(args) => stream::run(args).await,
-            Command::Import(args) => import::run(args).await,
-            Command::Train(args) => train::run(args).await,
-            Command::Evaluate(args) => evaluate::run(args).await,
-            Command::Quantize(args) => quantize::run(args).await,
-            Command::Load(args) => load::run(args).await,
-            Command::Top(args) => top::run(args).await,
-            Command::Build(args) => build::run(args).await,
-        };
-        result.unwrap_or_else(|error| {
-            let code = error.exit_code();
-            if code != ExitCode::SUCCESS {
-                output::print_error(&error);
-            }
-            code
-        })
+/// The whole program: parses the arguments, runs the subcommand, and returns the exit status.
+///
+/// It is not generic, so that all asynchronous code is compiled once, in the library, instead of
+/// in every program that calls it.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // There is nowhere left to report that the message itself cannot be written.
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::from(EXIT_USAGE)
+            } else {
+                // --help and --version.
+                ExitCode::SUCCESS
+            };
+        }
+    };
+
+    let runtime = match runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::print_error(&format_args!("cannot start the program's threads: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+
+    let result = runtime.block_on(run(cli.command));
+    // A blocked read from standard input cannot be interrupted; waiting for it would hang.
+    runtime.shutdown_background();
+
+    result.unwrap_or_else(|error| {
+        let code = error.exit_code();
+        if code != ExitCode::SUCCESS {
+            output::print_error(&error);
+        }
+        code
+    })
+}
+
+async fn run(command: Command) -> Result<ExitCode, CliError> {
+    match command {
+        Command::Serve(args) => serve::run(*args).await,
+        Command::Classify(args) => classify::run(args).await,
+        Command::Stream(args) => stream::run(args).await,
+        Command::Import(args) => import::run(args).await,
+        Command::Train(args) => train::run(args).await,
+        Command::Evaluate(args) => evaluate::run(args).await,
+        Command::Quantize(args) => quantize::run(args).await,
+        Command::Load(args) => load::run(args).await,
+        Command::Top(args) => top::run(args).await,
+        Command::Build(args) => build::run(args).await,
     }
+}
+
+/// Runs `work`, which keeps a thread busy, outside the asynchronous runtime's threads. A panic in
+/// it continues here.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| resume_unwind(error.into_panic()))
 }
 
 #[cfg(test)]

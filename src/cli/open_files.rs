@@ -1,20 +1,21 @@
-//! How many connections fit into the number of files that the process may open.
+//! Adapts the limit of open files of the process to the number of connections.
 
-/// Beside its connections the server opens models, libraries, the log and the HTTP port's
-/// connections.
+/// Files that are not connections of the gRPC port: models, libraries, the log and the connections
+/// of the HTTP port.
 #[cfg(unix)]
 const RESERVED: u64 = 256;
 
-/// As many of the `wanted` connections as the system lets the process have; says so where those are
-/// fewer.
+/// Raises the limit of open files so that it allows `wanted` connections, and returns the number of
+/// connections that it then allows. Logs a warning if these are fewer.
 #[cfg(unix)]
-pub fn connections(wanted: usize) -> usize {
+pub fn allow_connections(wanted: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
     let needed = wanted as u64 + RESERVED;
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current.is_some_and(|current| current < needed) {
         let raised = maximum.map_or(needed, |maximum| maximum.min(needed));
-        // Where that is refused, the lower limit is what counts.
+        // If that is refused, the lower limit applies.
         let _ = setrlimit(
             Resource::Nofile,
             Rlimit {
@@ -23,28 +24,30 @@ pub fn connections(wanted: usize) -> usize {
             },
         );
     }
+
     let Some(files) = getrlimit(Resource::Nofile).current else {
         return wanted;
     };
-    let fitting = fitting(files);
-    if fitting >= wanted as u64 {
+    let allowed = allowed_connections(files);
+    if allowed >= wanted as u64 {
         return wanted;
     }
     tracing::warn!(
-        "the process may open {files} files, so {fitting} connections are accepted instead of {wanted} \
-         (--max-connections); `ulimit -n` or LimitNOFILE= sets how many"
+        "the process may open {files} files, so {allowed} connections are accepted instead of \
+         {wanted} (--max-connections); raise the limit with `ulimit -n` or LimitNOFILE="
     );
-    fitting as usize
+    allowed as usize
 }
 
-/// Where files are not counted.
+/// Other systems have no such limit.
 #[cfg(not(unix))]
-pub fn connections(wanted: usize) -> usize {
+pub fn allow_connections(wanted: usize) -> usize {
     wanted
 }
 
+/// The number of connections that a limit of `files` open files allows.
 #[cfg(unix)]
-fn fitting(files: u64) -> u64 {
+fn allowed_connections(files: u64) -> u64 {
     (files - RESERVED.min(files / 2)).max(1)
 }
 
@@ -55,8 +58,8 @@ mod tests {
     #[test]
     fn the_server_keeps_files_for_itself() {
         assert_eq!(
-            (fitting(1024), fitting(512), fitting(64), fitting(0)),
-            (768, 256, 32, 1)
+            [1024, 512, 64, 0].map(allowed_connections),
+            [768, 256, 32, 1]
         );
     }
 }

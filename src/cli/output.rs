@@ -1,4 +1,4 @@
-//! How results look: bars and colours for people, JSON for programs.
+//! Output of results: text with bars and colours for people, JSON for programs.
 
 use std::{
     fmt::Display,
@@ -14,44 +14,45 @@ use crate::{
     proto::{Classification, Timing},
 };
 
-/// Characters of a full bar.
+/// Width of a full bar, in characters.
 pub const BAR_WIDTH: usize = 24;
 
-/// Prints an error for a person.
+/// Prints an error message to standard error.
 pub fn print_error(error: &dyn Display) {
     eprintln!("{} {error}", style("error:").for_stderr().red().bold());
 }
 
-/// Prints what isn't an error, but worth knowing.
+/// Prints a message that is no error to standard error.
 pub fn print_note(note: &dyn Display) {
     eprintln!("{} {note}", style("note:").for_stderr().yellow().bold());
 }
 
-/// Writes one line to standard output; unlike `println!` it reports a closed pipe instead of
-/// panicking.
+/// Writes one line to standard output. Unlike `println!`, it returns an error where the pipe is
+/// closed, instead of panicking.
 pub fn print_line(line: &dyn Display) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()
 }
 
-/// Writes one JSON value as one line.
+/// Writes one JSON value to standard output, as one line.
 pub fn print_json(value: &impl Serialize) -> io::Result<()> {
     let line = serde_json::to_string(value)?;
     print_line(&line)
 }
 
-/// Whether a person watches standard output.
+/// Whether standard output is a terminal.
 pub fn on_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// Prints the warnings of what works in this process; a server has a log for that.
+/// Prints warnings that this process logs to standard error, for subcommands that run a model
+/// themselves. `serve` has a log with its own flags.
 pub fn print_warnings() {
     let log = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::WARN)
         .with_writer(io::stderr);
-    // A logger that was installed before, by a test, stays.
+    // Fails if a logger is installed already, as in tests; that one stays.
     let _ = log
         .with_target(false)
         .without_time()
@@ -59,64 +60,62 @@ pub fn print_warnings() {
         .try_init();
 }
 
-/// A bar on standard error for work on `images`; it is only seen on a terminal.
+/// The style of a progress bar; the bar itself is drawn on standard error, if that is a terminal.
+///
+/// # Panics
+/// If the template is invalid.
+pub fn progress_style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
+        .expect("the template is valid")
+        .progress_chars("██░")
+}
+
+/// A progress bar for work on a number of images.
 pub fn progress(images: usize, what: &'static str) -> ProgressBar {
-    let per_second = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-        // What can't be shown is not worth an error.
+    let speed = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // A bar that cannot be drawn is not worth an error.
         let _ = write!(out, "{:.0} images/s", state.per_sec());
     };
-    let look = "{msg:<12} {bar:32.cyan} {human_pos} of {human_len}  {speed}  {eta} left";
-    bar_on_stderr(images as u64, look, what, |style| {
-        style.with_key("speed", per_second)
-    })
-}
-
-/// A bar on standard error for work of 100 parts.
-pub fn progress_in_percent(what: &'static str) -> ProgressBar {
-    bar_on_stderr(
-        100,
-        "{msg:<12} {bar:32.cyan} {percent} %  {eta} left",
-        what,
-        |style| style,
-    )
-}
-
-fn bar_on_stderr(
-    length: u64,
-    look: &str,
-    what: &'static str,
-    keys: impl FnOnce(ProgressStyle) -> ProgressStyle,
-) -> ProgressBar {
-    let style = ProgressStyle::with_template(look)
-        .expect("the template is valid")
-        .progress_chars("██░");
-    ProgressBar::new(length)
-        .with_style(keys(style))
+    let style =
+        progress_style("{msg:<12} {bar:32.cyan} {human_pos} of {human_len}  {speed}  {eta} left")
+            .with_key("speed", speed);
+    ProgressBar::new(images as u64)
+        .with_style(style)
         .with_message(what)
 }
 
-/// A name at the left of a line, of which there are several one below the other.
-pub fn heading(name: &str) -> String {
-    style(format!("{name:<13}")).bold().to_string()
+/// A progress bar from 0 to 100 %.
+pub fn progress_in_percent(what: &'static str) -> ProgressBar {
+    ProgressBar::new(100)
+        .with_style(progress_style(
+            "{msg:<12} {bar:32.cyan} {percent} %  {eta} left",
+        ))
+        .with_message(what)
 }
 
-/// The path as a shell takes it.
+/// A line of text with a bold name at its left, aligned with the other lines of a report.
+pub fn named_line(name: &str, value: impl Display) -> String {
+    format!("{}{value}\n", style(format!("{name:<13}")).bold())
+}
+
+/// The path, quoted for a POSIX shell where that is necessary.
 pub fn quoted(path: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-+@%:,".contains(c);
-    match path.chars().all(plain) {
-        true => path.to_owned(),
-        false => format!("'{}'", path.replace('\'', r"'\''")),
+    let needs_no_quotes = |c: char| c.is_alphanumeric() || "/._-+@%:,".contains(c);
+    if path.chars().all(needs_no_quotes) {
+        path.to_owned()
+    } else {
+        format!("'{}'", path.replace('\'', r"'\''"))
     }
 }
 
-/// A bar of at most `width` characters, in steps of an eighth of a character.
+/// A bar of up to `width` characters, with a resolution of an eighth of a character.
 pub fn bar(fraction: f32, width: usize) -> String {
-    const PARTS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = (fraction.clamp(0.0, 1.0) * (width * 8) as f32).round() as usize;
-    "█".repeat(eighths / 8) + PARTS[eighths % 8]
+    "█".repeat(eighths / 8) + EIGHTHS[eighths % 8]
 }
 
-/// A number of milliseconds with a sensible unit and precision.
+/// A duration in milliseconds, with a readable unit and precision.
 pub fn time(milliseconds: f64) -> String {
     match milliseconds {
         ms if ms >= 10_000.0 => format!("{:.1} s", ms / 1e3),
@@ -127,7 +126,7 @@ pub fn time(milliseconds: f64) -> String {
     }
 }
 
-/// A whole number with thousands separated.
+/// A whole number with its thousands separated by commas.
 pub fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -140,7 +139,7 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
-/// A class's name; models without labels have only numbers.
+/// The label of a class, or its number where the model has no labels.
 pub fn label(class: &Classification) -> String {
     if class.label.is_empty() {
         format!("class {}", class.class_id)
@@ -157,40 +156,39 @@ pub struct ClassJson {
     probability: f32,
 }
 
-/// The classes in JSON, in the same order.
+/// Converts the classes to JSON, in the same order.
 pub fn classes_json(classes: Vec<Classification>) -> Vec<ClassJson> {
-    let json = |c: Classification| ClassJson {
-        class_id: c.class_id,
-        label: c.label,
-        probability: c.probability,
-    };
-    classes.into_iter().map(json).collect()
+    classes
+        .into_iter()
+        .map(|class| ClassJson {
+            class_id: class.class_id,
+            label: class.label,
+            probability: class.probability,
+        })
+        .collect()
 }
 
 /// An error in JSON.
 #[derive(Debug, Serialize)]
 pub struct ErrorJson {
-    /// A canonical gRPC status, such as `INVALID_ARGUMENT`.
+    /// The name of a gRPC status code, such as `INVALID_ARGUMENT`.
     pub code: &'static str,
-    /// What happened.
     pub message: String,
 }
 
-/// Where the server's time went, in milliseconds.
+/// How long each step took on the server, in milliseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct TimingJson {
     /// Decoding, resizing and cropping.
     pub decode: f64,
-    /// Waiting.
     pub queue: f64,
-    /// The network.
     pub inference: f64,
-    /// From the request's arrival to its answer.
+    /// From the arrival of the request to its response.
     pub total: f64,
 }
 
 impl TimingJson {
-    /// Reads the contract's message; what is absent is 0.
+    /// Converts the protobuf message, rounding to microseconds; absent durations are 0.
     pub fn new(timing: Option<&Timing>) -> Self {
         let part = |get: fn(&Timing) -> Option<&prost_types::Duration>| {
             let milliseconds = milliseconds(timing.and_then(get));

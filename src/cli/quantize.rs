@@ -1,48 +1,51 @@
-//! `resnet18 quantize`: a float model and a folder of photos → a model whose layers compute in 8
-//! bits.
+//! `resnet18 quantize`: quantizes a float model to 8 bits, calibrated on a folder of photos.
 
 use std::{
     num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Mutex, thread::available_parallelism,
 };
 
 use console::style;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::{
-    CliError, files,
+    CliError, blocking, files,
     flags::{ImageFlags, ManifestFlags, QuantizationFlags},
     output,
 };
 use crate::{
-    model::Model,
     quantization::{self, Photos, QuantizationError, Report, Stage},
+    sync::lock,
 };
 
-const HELP: &str = "\
-The photos need no labels, but should be of the kind that the model will see; 100 to 500 are enough. They lie in any depth
-below DIR. Where folders are named after classes of the model, the accuracy before and after is shown too.
+const LONG_HELP: &str = "\
+The photos need no labels, but should resemble those that the model will classify; 100 to 500 are \
+enough. They may be at any depth below DIR. If folders are named after classes of the model, the \
+accuracy before and after is reported too.
 
-The file takes pixels, uint8 [N, height, width, 3], and gives logits. Every engine here runs it: OpenVINO and TensorRT in
-8 bits, the embedded one in fp32 with the same results.
+The model that is written takes pixels, uint8 [N, height, width, 3], and returns logits. All \
+engines run it: OpenVINO and TensorRT in 8 bits, the embedded one in fp32 with the same results.
 
-With --json one line is printed:
-  {\"output\", \"bytes\", \"float_bytes\", \"skipped_files\", \"range\", \"bias_correction\", \"calibration_photos\", \"layers\", \
-   \"kept_float\", \"worst_layers\": [{\"layer\", \"snr_db\"}], \"logits_snr_db\", \"comparison\": {\"photos\", \"agreement\", \"agreement_but_ties\", \
-   \"max_probability_change\", \"mean_probability_change\", \"accuracy\": {\"photos\", \"fp32\", \"int8\"} or null}}
-A refused model's line has no \"output\" and no \"bytes\".";
+With --json, one line is printed:
+  {\"output\", \"bytes\", \"float_bytes\", \"skipped_files\", \"range\",
+   \"bias_correction\", \"calibration_photos\", \"layers\", \"kept_float\",
+   \"worst_layers\": [{\"layer\", \"snr_db\"}], \"logits_snr_db\",
+   \"comparison\": {\"photos\", \"agreement\", \"agreement_but_ties\",
+    \"max_probability_change\", \"mean_probability_change\",
+    \"accuracy\": {\"photos\", \"fp32\", \"int8\"} or null}}
+For a model that is refused, \"output\" and \"bytes\" are omitted.";
 
 /// The flags of `resnet18 quantize`.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = HELP)]
+#[command(after_long_help = LONG_HELP)]
 pub struct Args {
     /// An ONNX image classifier [default: the bundled ResNet18].
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// A folder of photos of the kind that the model will see.
+    /// A folder of photos that resemble those the model will classify.
     #[arg(long, env = "RESNET18_QUANTIZE_CALIBRATION", value_name = "DIR")]
     calibration: PathBuf,
-    /// The ONNX file to write; one that is there is replaced.
+    /// The ONNX file to write; an existing file is replaced.
     #[arg(long, short, env = "RESNET18_QUANTIZE_OUTPUT", value_name = "FILE")]
     output: PathBuf,
     #[command(flatten)]
@@ -51,7 +54,7 @@ pub struct Args {
     manifest: ManifestFlags,
     #[command(flatten)]
     images: ImageFlags,
-    /// CPU threads [default: the CPUs that this process may use].
+    /// Number of CPU threads [default: the CPUs available to this process].
     #[arg(long, env = "RESNET18_THREADS", value_name = "N")]
     threads: Option<NonZeroUsize>,
     /// Print one line of JSON.
@@ -59,20 +62,19 @@ pub struct Args {
     json: bool,
 }
 
-/// Quantises, and says how good the result is.
+/// Quantizes the model and reports how well the result agrees with it.
 ///
 /// # Errors
-/// A model or photos that can't be used, a result that differs too much, an output that can't be
-/// written.
+/// If the model or the photos cannot be used, the result differs too much from the float model, or
+/// the output cannot be written.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let done = tokio::task::spawn_blocking(move || quantize(&args)).await;
-    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    blocking(move || quantize(&args)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// What came of it; also the line of JSON.
+/// The result; also the line of JSON.
 #[derive(Serialize)]
-struct Outcome<'a> {
+struct QuantizeReport<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,34 +86,25 @@ struct Outcome<'a> {
 }
 
 fn quantize(args: &Args) -> Result<(), CliError> {
-    let failed = |error: &dyn std::fmt::Display| CliError::Failed(error.to_string());
     files::check_output(&args.output).map_err(CliError::Failed)?;
-    let overrides = args
-        .manifest
-        .overrides(None)
-        .map_err(|error| failed(&error))?;
-    let model = match &args.model {
-        Some(path) => Model::from_file(path, &overrides),
-        None => Model::bundled(&overrides),
-    };
-    let model = model.map_err(|error| failed(&error))?;
+    let model = args.manifest.read_model(args.model.as_deref())?;
+
     let threads = args
         .threads
         .or_else(|| available_parallelism().ok())
         .unwrap_or(NonZeroUsize::MIN);
     let config = args.quantization.config(threads);
 
-    let bars = Bars::default();
+    let bars = StageBars::default();
     let photos = Photos::sample(
         &args.calibration,
         config.photos,
         &model,
         args.images.config(),
-        &|done, total| {
-            bars.show("reading photos", done, total);
-        },
-    );
-    let photos = photos.map_err(|error| failed(&error))?;
+        &|done, total| bars.show("reading photos", done, total),
+    )
+    .map_err(CliError::failed)?;
+
     let result = quantization::quantize(&model, &photos, &config, &|stage, done, total| {
         let what = match stage {
             Stage::Calibrating => "calibrating",
@@ -121,11 +114,11 @@ fn quantize(args: &Args) -> Result<(), CliError> {
         bars.show(what, done, total);
     });
     drop(bars);
-    let float_bytes = model.graph.size();
-    let outcome = |report| Outcome {
+
+    let refused = |report| QuantizeReport {
         output: None,
         bytes: None,
-        float_bytes,
+        float_bytes: model.graph.size(),
         skipped_files: photos.skipped,
         report,
     };
@@ -137,77 +130,75 @@ fn quantize(args: &Args) -> Result<(), CliError> {
                     args.output.display()
                 ))
             })?;
-            let output = Some(args.output.to_string_lossy().into_owned());
             print(
                 args,
-                &Outcome {
-                    output,
+                &QuantizeReport {
+                    output: Some(args.output.to_string_lossy().into_owned()),
                     bytes: Some(quantized.onnx.len()),
-                    ..outcome(&quantized.report)
+                    ..refused(&quantized.report)
                 },
             )
         }
         Err(error) => {
             if let QuantizationError::Disagrees { report, .. } = &error {
-                print(args, &outcome(report))?;
+                print(args, &refused(report))?;
             }
-            Err(failed(&error))
+            Err(CliError::failed(error))
         }
     }
 }
 
-/// One bar after the other, on a terminal.
+/// The progress bar of the current stage; each stage replaces the bar of the one before. The
+/// threads that do the work report to it.
 #[derive(Default)]
-struct Bars(Mutex<Option<(&'static str, ProgressBar)>>);
+struct StageBars(Mutex<Option<(&'static str, ProgressBar)>>);
 
-impl Bars {
-    fn show(&self, what: &'static str, done: usize, total: usize) {
-        let mut shown = self
-            .0
-            .lock()
-            .expect("nothing panics while it holds the bar");
-        if shown.as_ref().is_none_or(|(shown, _)| *shown != what) {
-            let style = ProgressStyle::with_template("{prefix:>18} {bar:32} {pos}/{len}")
-                .expect("the template is right");
+impl StageBars {
+    fn show(&self, stage: &'static str, done: usize, total: usize) {
+        let mut current = lock(&self.0);
+        if current.as_ref().is_none_or(|(name, _)| *name != stage) {
             let bar = ProgressBar::new(total as u64)
-                .with_style(style)
-                .with_prefix(what);
-            if let Some((_, old)) = shown.replace((what, bar)) {
+                .with_style(output::progress_style("{prefix:>18} {bar:32} {pos}/{len}"))
+                .with_prefix(stage);
+            if let Some((_, old)) = current.replace((stage, bar)) {
                 old.finish_and_clear();
             }
         }
-        if let Some((_, bar)) = &*shown {
+        if let Some((_, bar)) = &*current {
             bar.set_position(done as u64);
         }
     }
 }
 
-impl Drop for Bars {
+impl Drop for StageBars {
     fn drop(&mut self) {
-        if let Ok(Some((_, bar))) = self.0.get_mut().map(Option::take) {
+        if let Some((_, bar)) = lock(&self.0).take() {
             bar.finish_and_clear();
         }
     }
 }
 
-fn print(args: &Args, outcome: &Outcome) -> Result<(), CliError> {
-    match args.json {
-        true => output::print_json(outcome)?,
-        false => output::print_line(&table(outcome))?,
+fn print(args: &Args, report: &QuantizeReport) -> Result<(), CliError> {
+    if args.json {
+        output::print_json(report)?;
+    } else {
+        output::print_line(&describe(report))?;
     }
     Ok(())
 }
 
-fn table(outcome: &Outcome) -> String {
-    let Outcome {
+/// The report as text.
+fn describe(report: &QuantizeReport) -> String {
+    let QuantizeReport {
         output,
         bytes,
         float_bytes,
         skipped_files,
         report,
-    } = outcome;
-    let mut lines: Vec<(&str, String)> = Vec::new();
+    } = report;
     let megabytes = |bytes: usize| bytes as f64 / 1e6;
+    let mut lines: Vec<(&str, String)> = Vec::new();
+
     if let (Some(output), Some(bytes)) = (output, bytes) {
         lines.push((
             "model",
@@ -223,8 +214,9 @@ fn table(outcome: &Outcome) -> String {
         kept => format!(", in float: {}", kept.join(", ")),
     };
     lines.push(("8-bit layers", format!("{}{kept}", report.layers)));
+
     let skipped = if *skipped_files > 0 {
-        format!(", {skipped_files} files are no photos")
+        format!(", {skipped_files} files are not photos")
     } else {
         String::new()
     };
@@ -240,11 +232,12 @@ fn table(outcome: &Outcome) -> String {
             report.calibration_photos, report.range
         ),
     ));
+
     let comparison = &report.comparison;
     lines.push((
         "agreement",
         format!(
-            "{:.1} % on {} other photos, {:.1} % but for ties",
+            "{:.1} % on {} other photos, {:.1} % if ties are ignored",
             comparison.agreement * 100.0,
             comparison.photos,
             comparison.agreement_but_ties * 100.0
@@ -269,11 +262,13 @@ fn table(outcome: &Outcome) -> String {
     }
     lines.push(("signal to noise", format!("{:.1} dB", report.logits_snr_db)));
     for (index, worst) in report.worst_layers.iter().enumerate() {
-        let what = if index == 0 { "worst layers" } else { "" };
-        lines.push((what, format!("{:.1} dB  {}", worst.snr_db, worst.layer)));
+        let name = if index == 0 { "worst layers" } else { "" };
+        lines.push((name, format!("{:.1} dB  {}", worst.snr_db, worst.layer)));
     }
-    let lines = lines
+
+    let lines: Vec<String> = lines
         .into_iter()
-        .map(|(what, value)| format!("{:<16} {value}", style(what).bold()));
-    lines.collect::<Vec<_>>().join("\n")
+        .map(|(name, value)| format!("{:<16} {value}", style(name).bold()))
+        .collect();
+    lines.join("\n")
 }

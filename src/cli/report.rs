@@ -1,24 +1,24 @@
-//! How an evaluation looks: tables for people.
+//! An evaluation as text: tables of classes, confusions and mistakes.
 
 use std::path::Path;
 
 use console::{Alignment, measure_text_width, pad_str, style};
 
-use super::output::{self, heading};
+use super::output;
 use crate::offline::{
     Skipped,
     dataset::Labelled,
     evaluation::{Evaluation, Mistake},
 };
 
-/// A matrix of more classes fits no terminal.
-const LARGEST_MATRIX: usize = 20;
+/// A confusion matrix of more classes would be too wide for a terminal.
+const MAX_MATRIX_CLASSES: usize = 20;
 const BAR_WIDTH: usize = 12;
 const SHOWN_CONFUSIONS: usize = 10;
 const SHOWN_MISTAKES: usize = 5;
 const SHOWN_SKIPPED: usize = 10;
 
-/// The file of a photo as reports name it: without the dataset's folder, which all have in common.
+/// The name of a photo in reports: its path within the dataset's folder `root`.
 pub fn name_of(photo: &Labelled, root: &Path) -> String {
     photo
         .path
@@ -33,11 +33,11 @@ pub fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-/// A table of the classes, what was confused, and the worst mistakes. `labels` are all the classes'
-/// names.
+/// Tables of the classes, the confusions and the worst mistakes. `labels` names all classes of the
+/// model, in order.
 pub fn tables(evaluation: &Evaluation, labels: &[String]) -> String {
     let mut text = classes(evaluation);
-    if labels.len() <= LARGEST_MATRIX {
+    if labels.len() <= MAX_MATRIX_CLASSES {
         text += &matrix(evaluation, labels);
     } else {
         text += &confusions(evaluation);
@@ -45,7 +45,7 @@ pub fn tables(evaluation: &Evaluation, labels: &[String]) -> String {
     text + &mistakes(&evaluation.mistakes)
 }
 
-/// A line for each photo that was left out.
+/// Prints a note for each photo that was skipped, up to a limit.
 pub fn print_skipped(skipped: &[Skipped]) {
     for Skipped { file, reason } in skipped.iter().take(SHOWN_SKIPPED) {
         output::print_note(&format_args!("skipped {file}: {reason}"));
@@ -66,6 +66,7 @@ fn classes(evaluation: &Evaluation) -> String {
     ))
     .bold()
     .to_string();
+
     for class in &evaluation.classes {
         let bar = style(output::bar(class.recall as f32, BAR_WIDTH)).green();
         let precision = class.precision.map_or("-".into(), percent);
@@ -82,16 +83,21 @@ fn classes(evaluation: &Evaluation) -> String {
 }
 
 fn matrix(evaluation: &Evaluation, labels: &[String]) -> String {
-    const CORNER: &str = "Shown, taken for";
+    const CORNER: &str = "Actual, predicted";
+
     let numbered = labels
         .iter()
         .enumerate()
         .map(|(row, label)| format!("{:>2} {label}", row + 1))
         .collect::<Vec<_>>();
     let width = widest(numbered.iter().map(String::as_str).chain([CORNER]));
+
     let mut header = left(CORNER, width);
-    (1..=labels.len()).for_each(|column| header += &format!("{column:>4}"));
+    for column in 1..=labels.len() {
+        header += &format!("{column:>4}");
+    }
     let mut text = format!("\n{}\n", style(header).bold());
+
     for (row, (label, counts)) in numbered.iter().zip(evaluation.matrix(labels)).enumerate() {
         text += &left(label, width);
         for (column, count) in counts.iter().enumerate() {
@@ -114,7 +120,7 @@ fn confusions(evaluation: &Evaluation) -> String {
     let mut text = format!("\n{}\n", style("Confused most often").bold());
     for confusion in evaluation.confusions.iter().take(SHOWN_CONFUSIONS) {
         text += &format!(
-            "{:>6}  {} taken for {}\n",
+            "{:>6}  {} predicted as {}\n",
             confusion.photos, confusion.label, confusion.predicted
         );
     }
@@ -127,6 +133,7 @@ fn mistakes(mistakes: &[Mistake]) -> String {
     }
     let shown = &mistakes[..mistakes.len().min(SHOWN_MISTAKES)];
     let width = widest(shown.iter().map(|mistake| mistake.file.as_str()));
+
     let mut text = format!("\n{}\n", style("Worst mistakes").bold());
     for Mistake {
         file,
@@ -135,20 +142,16 @@ fn mistakes(mistakes: &[Mistake]) -> String {
         probability,
     } in shown
     {
-        let sure = percent((*probability).into());
+        let confidence = percent((*probability).into());
         text += &format!(
-            "  {}  {label} taken for {predicted} ({sure})\n",
+            "  {}  {label} predicted as {predicted} ({confidence})\n",
             left(file, width)
         );
     }
     text
 }
 
-/// A line with a name at its left.
-pub fn line(name: &str, value: impl std::fmt::Display) -> String {
-    format!("{}{value}\n", heading(name))
-}
-
+/// The text, padded at its right to `width` columns.
 fn left(text: &str, width: usize) -> String {
     pad_str(text, width, Alignment::Left, None).into_owned()
 }

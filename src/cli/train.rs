@@ -1,6 +1,7 @@
-//! `resnet18 train`: a folder of photos and a model → a model that knows the photos' classes.
+//! `resnet18 train`: trains a new last layer for a model, on a folder of labelled photos.
 
 use std::{
+    num::NonZeroUsize,
     path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
@@ -13,10 +14,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    CliError, files,
+    CliError, blocking, files,
     flags::{EngineFlags, ImageFlags, PixelFlags},
-    output::{self, thousands},
-    report::{self, line, percent},
+    output::{self, named_line, thousands},
+    report::{self, percent},
     values,
 };
 use crate::{
@@ -35,44 +36,53 @@ use crate::{
     },
 };
 
-const HELP: &str = "\
-The photos lie in DATASET_DIR/train/CLASS/ and DATASET_DIR/val/CLASS/; without val/, every fifth photo of each class is kept \
-     for validation, by chance. The base's network stays as it is: it turns every photo into features, once, and a new last \
-     layer with softmax is learned from them. Without --auto the settings are those of the usual article: learning rate 0.001, \
-     momentum 0.9, 10 epochs of batches of 32. --auto compares settings by cross-validation on the photos of train/ only.
+const LONG_HELP: &str = "\
+The photos are in DATASET_DIR/train/CLASS/ and DATASET_DIR/val/CLASS/. Without val/, a random \
+fifth of each class is kept for validation. The base model's other layers stay as they are: they \
+turn each photo into features once, and a new last layer with softmax is trained on these.
 
-The same run on the same machine gives the same file (with --max-batch above 1, rounding may depend on the batches).
+The default settings are the customary ones for transfer learning: learning rate 0.001, momentum \
+0.9, and 10 epochs with batches of 32. --auto instead compares settings by cross-validation on \
+the photos of train/ only.
 
-With --json one line is printed:
-  {\"output\", \"name\", \"labels\", \"train_photos\", \"val_photos\", \"skipped\": [{\"file\", \"reason\"}], \
-     \"engine\": {\"kind\", \"precision\", \"device\"}, \"features_s\", \"images_per_second\", \"total_s\", \
-     \"settings\": {\"learning_rate\", \"momentum\", \"weight_decay\", \"batch\", \"epochs\", \"seed\", …}, \
-     \"epochs\": [{\"loss\", \"accuracy\"}], \"accuracy\", \"evaluation\": {\"photos\", \"top1\", \"top5\", \"classes\", \
-     \"confusions\", \"mistakes\"}, \"confusion_matrix\"}
+The same run on the same machine produces the same file; with --max-batch above 1, rounding may \
+depend on how the photos are batched.
+
+With --json, one line is printed:
+  {\"output\", \"name\", \"labels\", \"train_photos\", \"val_photos\",
+   \"skipped\": [{\"file\", \"reason\"}],
+   \"engine\": {\"kind\", \"precision\", \"device\"},
+   \"features_s\", \"images_per_second\", \"total_s\",
+   \"settings\": {\"learning_rate\", \"momentum\", \"weight_decay\", \"batch\", \"epochs\",
+    \"seed\", …},
+   \"epochs\": [{\"loss\", \"accuracy\"}], \"accuracy\",
+   \"evaluation\": {\"photos\", \"top1\", \"top5\", \"classes\", \"confusions\", \"mistakes\"},
+   \"confusion_matrix\"}
 
 Exit status: 0 = the model was written, 1 = it was not, 64 = wrong flags.";
 
 /// The flags of `resnet18 train`.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = HELP)]
+#[command(after_long_help = LONG_HELP)]
 pub struct Args {
-    /// The folder that holds train/CLASS/ and perhaps val/CLASS/.
+    /// The folder with train/CLASS/ and, optionally, val/CLASS/.
     #[arg(value_name = "DATASET_DIR")]
     dataset: PathBuf,
-    /// The ONNX file to write; one that is there is replaced.
+    /// The ONNX file to write; an existing file is replaced.
     #[arg(long, short, env = "RESNET18_TRAIN_OUTPUT", value_name = "FILE")]
     output: PathBuf,
-    /// The ONNX classifier whose network is used [default: the bundled one].
+    /// The ONNX classifier to start from [default: the bundled ResNet18].
     #[arg(long, env = "RESNET18_TRAIN_BASE", value_name = "MODEL")]
     base: Option<PathBuf>,
-    /// What clients call the new model [default: the name of the output].
-    #[arg(long, env = "RESNET18_TRAIN_NAME", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    /// The new model's name on a server [default: the name of the output file].
+    #[arg(long, env = "RESNET18_TRAIN_NAME", value_name = "NAME",
+          value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
     /// Print one line of JSON.
     #[arg(long, env = "RESNET18_TRAIN_JSON")]
     json: bool,
     #[command(flatten)]
-    training: TrainingArgs,
+    training: TrainingFlags,
     #[command(flatten)]
     pixels: PixelFlags,
     #[command(flatten)]
@@ -83,32 +93,38 @@ pub struct Args {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Training")]
-struct TrainingArgs {
+struct TrainingFlags {
     /// Choose learning rate, weight decay and epochs by cross-validation; usually better than the
     /// defaults.
-    #[arg(long, env = "RESNET18_TRAIN_AUTO", conflicts_with_all = ["learning_rate", "weight_decay", "epochs"])]
+    #[arg(long, env = "RESNET18_TRAIN_AUTO",
+          conflicts_with_all = ["learning_rate", "weight_decay", "epochs"])]
     auto: bool,
-    /// How far a step follows the gradient.
-    #[arg(long, env = "RESNET18_TRAIN_LEARNING_RATE", value_name = "X", default_value = "0.001", value_parser = values::positive)]
+    /// Step size along the gradient.
+    #[arg(long, env = "RESNET18_TRAIN_LEARNING_RATE", value_name = "X", default_value = "0.001",
+          value_parser = values::positive)]
     learning_rate: f32,
-    /// How much of the last step is in the next, 0 to 1.
-    #[arg(long, env = "RESNET18_TRAIN_MOMENTUM", value_name = "X", default_value = "0.9", value_parser = values::probability)]
+    /// Share of the previous step that is added to the next one, 0 to 1.
+    #[arg(long, env = "RESNET18_TRAIN_MOMENTUM", value_name = "X", default_value = "0.9",
+          value_parser = values::probability)]
     momentum: f32,
-    /// How much of each weight is added to its gradient.
-    #[arg(long, env = "RESNET18_TRAIN_WEIGHT_DECAY", value_name = "X", default_value = "0", value_parser = values::not_negative)]
+    /// Share of each weight that is added to its gradient (L2 regularization).
+    #[arg(long, env = "RESNET18_TRAIN_WEIGHT_DECAY", value_name = "X", default_value = "0",
+          value_parser = values::not_negative)]
     weight_decay: f32,
-    /// How often every photo is seen.
-    #[arg(long, env = "RESNET18_TRAIN_EPOCHS", value_name = "N", default_value = "10", value_parser = values::count)]
+    /// Number of passes over the photos.
+    #[arg(long, env = "RESNET18_TRAIN_EPOCHS", value_name = "N", default_value = "10",
+          value_parser = values::count)]
     epochs: usize,
-    /// Photos in a step.
-    #[arg(long, env = "RESNET18_TRAIN_BATCH", value_name = "N", default_value = "32", value_parser = values::count)]
+    /// Number of photos per step.
+    #[arg(long, env = "RESNET18_TRAIN_BATCH", value_name = "N", default_value = "32",
+          value_parser = values::count)]
     batch: usize,
-    /// Learn from mirror images too, each photo either way by chance. It takes twice the time, and
-    /// helps where photos are few.
+    /// Mirror each photo at random, as augmentation. Takes twice the time, and helps with few
+    /// photos.
     #[arg(long, env = "RESNET18_TRAIN_FLIP")]
     flip: bool,
-    /// Whether photos of small classes count more, so that all classes count alike, or all photos
-    /// count alike.
+    /// Whether all classes weigh the same, so that photos of small classes weigh more, or all
+    /// photos.
     #[arg(
         long,
         env = "RESNET18_TRAIN_CLASS_WEIGHTS",
@@ -116,7 +132,7 @@ struct TrainingArgs {
         default_value = "balanced"
     )]
     class_weights: ClassWeights,
-    /// Where the random numbers begin: the same seed gives the same model.
+    /// Seed of the random numbers; the same seed produces the same model.
     #[arg(
         long,
         env = "RESNET18_TRAIN_SEED",
@@ -132,7 +148,7 @@ enum ClassWeights {
     None,
 }
 
-impl TrainingArgs {
+impl TrainingFlags {
     fn settings(&self) -> Settings {
         Settings {
             learning_rate: self.learning_rate,
@@ -146,9 +162,9 @@ impl TrainingArgs {
     }
 }
 
-/// What was made.
+/// The result; also the line of JSON.
 #[derive(Serialize)]
-struct Report {
+struct TrainReport {
     output: String,
     name: String,
     labels: Vec<String>,
@@ -160,7 +176,7 @@ struct Report {
     images_per_second: f64,
     total_s: f64,
     settings: serde_json::Value,
-    epochs: Vec<Epoch>,
+    epochs: Vec<EpochJson>,
     accuracy: f64,
     evaluation: Evaluation,
     confusion_matrix: Vec<Vec<usize>>,
@@ -174,28 +190,29 @@ struct EngineJson {
 }
 
 #[derive(Clone, Copy, Serialize)]
-struct Epoch {
+struct EpochJson {
     loss: f32,
     accuracy: f32,
 }
 
-/// Trains, shows how it goes, writes the model and says how well it does.
+/// Trains, shows the progress, writes the model and reports its accuracy.
 ///
 /// # Errors
-/// A dataset or a base that can't be used, an engine that can't start, an output that can't be
-/// written.
+/// If the dataset or the base model cannot be used, the engine cannot start, or the output cannot
+/// be written.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let started = Instant::now();
     output::print_warnings();
     files::check_output(&args.output).map_err(CliError::Failed)?;
+
     let dataset = Dataset::read(&args.dataset).map_err(CliError::failed)?;
     let plan = Plan::new(dataset, args.training.seed, &args.dataset).map_err(CliError::failed)?;
-    say(&args, || {
-        let photos = format!("{} to learn from", thousands(plan.train.len() as u64));
-        line(
+    print_unless_json(&args, || {
+        named_line(
             "Photos",
             format!(
-                "{photos}, {} to check with, {} classes",
+                "{} to train on, {} for validation, {} classes",
+                thousands(plan.train.len() as u64),
                 plan.val.len(),
                 plan.classes.len()
             ),
@@ -208,244 +225,296 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     };
     let threads = config.engine.threads;
     let (path, overrides) = (args.base.clone(), args.pixels.overrides());
-    let (base, backbone) = blocking(move || {
-        let base = match path {
-            Some(path) => Base::from_file(&path, &overrides),
-            None => Base::bundled(&overrides),
-        };
-        let base = base.map_err(CliError::failed)?;
-        let backbone = Offline::start(&config, &base.backbone).map_err(CliError::failed)?;
-        Ok((base, backbone))
-    })
-    .await?;
-    let (examples, took) = features(&args, &plan, &backbone).await?;
+    let (base, backbone) = blocking(move || start_backbone(path, &overrides, &config)).await?;
+
+    let (examples, extraction) = extract_features(&args, &plan, &backbone).await?;
     let engine = backbone.engine.clone();
-    blocking(move || {
-        drop(backbone);
-        Ok(())
-    })
-    .await?;
+    // Stopping the engine waits for its threads.
+    blocking(move || drop(backbone)).await;
     if !args.json {
         report::print_skipped(&examples.skipped);
     }
 
-    blocking(move || {
-        let learned = learn(&args, &plan, &examples, threads)?;
-        let cases = cases(&args, &learned.layer, &examples);
-        let evaluation = Evaluation::new(&plan.classes, &cases);
-        let name = args.name.clone().unwrap_or_else(|| {
-            args.output.file_stem().map_or("model".into(), |stem| stem.to_string_lossy().into_owned())
-        });
-        let settings = settings_json(&args, &learned);
-        let training = json!({
-            "validation_accuracy": (evaluation.top1 * 1e4).round() / 1e4,
-            "train_photos": examples.train.len(),
-            "validation_photos": examples.val.len(),
-            "features": { "engine": engine.kind.to_string(), "precision": engine.precision.to_string() },
-            "settings": settings,
-        });
-        let description = Description { name: name.clone(), labels: plan.classes.clone(), training };
-        let onnx: Bytes = base.with_layer(&learned.layer, description).map_err(CliError::failed)?.into();
-        // What is written has to be what `serve` takes.
-        Model::from_bytes(onnx.clone(), &Overrides::default()).map_err(CliError::failed)?;
-        files::write_atomically(&args.output, &onnx)
-            .map_err(|error| CliError::Failed(format!("{}: cannot be written: {error}", args.output.display())))?;
-        let images = plan.images(args.training.flip) as f64;
-        let report = Report {
-            output: args.output.display().to_string(),
-            name,
-            train_photos: examples.train.len(),
-            val_photos: examples.val.len(),
-            skipped: examples.skipped,
-            engine: EngineJson::new(&engine),
-            features_s: took.as_secs_f64(),
-            images_per_second: images / took.as_secs_f64(),
-            total_s: started.elapsed().as_secs_f64(),
-            settings,
-            epochs: learned.epochs,
-            accuracy: evaluation.top1,
-            confusion_matrix: evaluation.matrix(&plan.classes),
-            evaluation,
-            labels: plan.classes,
-        };
-        if args.json {
-            output::print_json(&report)?
-        } else {
-            output::print_line(&describe(&report))?
-        }
-        Ok(ExitCode::SUCCESS)
-    })
-    .await
+    let job = TrainingJob {
+        args,
+        plan,
+        base,
+        engine,
+        threads,
+        examples,
+        extraction,
+        started,
+    };
+    blocking(move || job.run()).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
-/// Runs work that keeps a thread busy.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, CliError> + Send + 'static,
-) -> Result<T, CliError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+/// Reads the base model, and starts an engine with all of its layers but the last.
+fn start_backbone(
+    path: Option<PathBuf>,
+    overrides: &Overrides,
+    config: &OfflineConfig,
+) -> Result<(Base, Offline), CliError> {
+    let base = match path {
+        Some(path) => Base::from_file(&path, overrides),
+        None => Base::bundled(overrides),
+    };
+    let base = base.map_err(CliError::failed)?;
+    let backbone = Offline::start(config, &base.backbone).map_err(CliError::failed)?;
+    Ok((base, backbone))
 }
 
-/// Prints a line for a person.
-fn say(args: &Args, text: impl FnOnce() -> String) -> Result<(), CliError> {
+/// Prints text for a person to standard output.
+fn print_unless_json(args: &Args, text: impl FnOnce() -> String) -> Result<(), CliError> {
     if !args.json {
         output::print_line(&text().trim_end())?;
     }
     Ok(())
 }
 
-async fn features(
+/// Runs the backbone on all photos; also returns how long that took.
+async fn extract_features(
     args: &Args,
     plan: &Plan,
     backbone: &Offline,
 ) -> Result<(Examples, Duration), CliError> {
     let images = plan.images(args.training.flip);
-    let started = Instant::now();
     let bar = output::progress(images, "Features");
+    let started = Instant::now();
     let examples = plan
         .examples(backbone, args.training.flip, |done| {
             bar.set_position(done as u64)
         })
         .await;
     bar.finish_and_clear();
-    let (examples, took) = (examples.map_err(CliError::failed)?, started.elapsed());
-    let engine = &backbone.engine;
-    say(args, || {
-        let speed = format!("{:.0} images/s", images as f64 / took.as_secs_f64());
-        let what = format!(
-            "{} images in {:.1} s",
-            thousands(images as u64),
-            took.as_secs_f64()
-        );
-        line(
+    let examples = examples.map_err(CliError::failed)?;
+    let took = started.elapsed();
+
+    print_unless_json(args, || {
+        let EngineInfo {
+            kind,
+            precision,
+            device,
+            ..
+        } = &backbone.engine;
+        let images = images as u64;
+        let seconds = took.as_secs_f64();
+        named_line(
             "Features",
             format!(
-                "{what}, {speed}, {} {} on {}",
-                engine.kind, engine.precision, engine.device
+                "{} images in {seconds:.1} s, {:.0} images/s, {kind} {precision} on {device}",
+                thousands(images),
+                images as f64 / seconds,
             ),
         )
     })?;
     Ok((examples, took))
 }
 
-struct Learned {
-    settings: Settings,
-    found: Option<Found>,
-    layer: LinearLayer,
-    epochs: Vec<Epoch>,
+/// The part of the work that follows the extraction of features. It blocks its thread.
+struct TrainingJob {
+    args: Args,
+    plan: Plan,
+    base: Base,
+    engine: EngineInfo,
+    threads: NonZeroUsize,
+    examples: Examples,
+    /// How long the extraction of features took.
+    extraction: Duration,
+    started: Instant,
 }
 
-fn learn(
-    args: &Args,
-    plan: &Plan,
-    examples: &Examples,
-    threads: std::num::NonZeroUsize,
-) -> Result<Learned, CliError> {
-    let train: Vec<&Example> = examples.train.iter().collect();
-    let val: Vec<&Example> = examples.val.iter().collect();
-    let mut settings = args.training.settings();
-    let mut found = None;
-    if args.training.auto {
+/// The trained layer and how it was trained.
+struct TrainedLayer {
+    settings: Settings,
+    layer: LinearLayer,
+    epochs: Vec<EpochJson>,
+}
+
+impl TrainingJob {
+    /// Trains the layer, writes the model, and prints the report.
+    fn run(self) -> Result<(), CliError> {
+        let trained = self.train()?;
+        let evaluation = Evaluation::new(&self.plan.classes, &self.cases(&trained.layer));
+        let settings = self.settings_json(&trained.settings);
+        let name = self.model_name();
+
+        let description = Description {
+            name: name.clone(),
+            labels: self.plan.classes.clone(),
+            training: json!({
+                "validation_accuracy": (evaluation.top1 * 1e4).round() / 1e4,
+                "train_photos": self.examples.train.len(),
+                "validation_photos": self.examples.val.len(),
+                "features": {
+                    "engine": self.engine.kind.to_string(),
+                    "precision": self.engine.precision.to_string(),
+                },
+                "settings": settings,
+            }),
+        };
+        self.write(&trained.layer, description)?;
+
+        let images = self.plan.images(self.args.training.flip) as f64;
+        let features_s = self.extraction.as_secs_f64();
+        let report = TrainReport {
+            output: self.args.output.display().to_string(),
+            name,
+            train_photos: self.examples.train.len(),
+            val_photos: self.examples.val.len(),
+            skipped: self.examples.skipped,
+            engine: EngineJson::new(&self.engine),
+            features_s,
+            images_per_second: images / features_s,
+            total_s: self.started.elapsed().as_secs_f64(),
+            settings,
+            epochs: trained.epochs,
+            accuracy: evaluation.top1,
+            confusion_matrix: evaluation.matrix(&self.plan.classes),
+            evaluation,
+            labels: self.plan.classes,
+        };
+        if self.args.json {
+            output::print_json(&report)?;
+        } else {
+            output::print_line(&describe(&report))?;
+        }
+        Ok(())
+    }
+
+    fn model_name(&self) -> String {
+        if let Some(name) = &self.args.name {
+            return name.clone();
+        }
+        match self.args.output.file_stem() {
+            Some(stem) => stem.to_string_lossy().into_owned(),
+            None => "model".into(),
+        }
+    }
+
+    fn train(&self) -> Result<TrainedLayer, CliError> {
+        let train: Vec<&Example> = self.examples.train.iter().collect();
+        let val: Vec<&Example> = self.examples.val.iter().collect();
+        let settings = if self.args.training.auto {
+            self.search_settings(&train)?
+        } else {
+            self.args.training.settings()
+        };
+
+        print_unless_json(&self.args, || {
+            style("Epoch     loss  validation").bold().to_string()
+        })?;
+        let mut layer = SoftmaxLayer::new(&train, self.plan.classes.len(), settings);
+        let mut epochs = Vec::new();
+        for number in 1..=settings.epochs {
+            let loss = layer.epoch(&train);
+            if !loss.is_finite() {
+                return Err(CliError::Failed(format!(
+                    "training diverged in epoch {number}; choose a --learning-rate below {} or \
+                     use --auto",
+                    settings.learning_rate
+                )));
+            }
+            let accuracy = softmax_layer::score(layer.layer(), &val).accuracy;
+            epochs.push(EpochJson { loss, accuracy });
+
+            print_unless_json(&self.args, || {
+                let bar = style(output::bar(accuracy, output::BAR_WIDTH)).green();
+                let accuracy = percent(accuracy.into());
+                format!("{number:>5}  {loss:>7.4}  {accuracy:>10}  {bar}")
+            })?;
+        }
+
+        Ok(TrainedLayer {
+            settings,
+            layer: layer.layer().clone(),
+            epochs,
+        })
+    }
+
+    /// Finds the best settings by cross-validation, for --auto.
+    fn search_settings(&self, train: &[&Example]) -> Result<Settings, CliError> {
         let bar = output::progress_in_percent("Settings");
-        let search = search::search(&train, plan.classes.len(), settings, threads, |done| {
-            bar.set_position((done * 100.0) as u64)
-        });
+        let found = search::search(
+            train,
+            self.plan.classes.len(),
+            self.args.training.settings(),
+            self.threads,
+            |done| bar.set_position((done * 100.0) as u64),
+        );
         bar.finish_and_clear();
-        let Some(best) = search else {
+        let Some(Found {
+            settings,
+            score,
+            tried,
+        }) = found
+        else {
             return Err(CliError::Failed(
-                "--auto leaves photos out, but no class has two of them to learn from".into(),
+                "--auto needs a class with at least two training photos, to leave one out".into(),
             ));
         };
-        (settings, found) = (best.settings, Some(best));
-        say(args, || {
-            let Settings {
-                learning_rate,
-                weight_decay,
-                epochs,
-                ..
-            } = settings;
-            let chosen = format!(
-                "learning rate {learning_rate}, weight decay {weight_decay}, {epochs} epochs"
-            );
-            let score = percent(best.score.accuracy.into());
-            line(
+
+        print_unless_json(&self.args, || {
+            named_line(
                 "Settings",
                 format!(
-                    "{chosen}: the best of {}, {score} in cross-validation",
-                    best.tried
+                    "learning rate {}, weight decay {}, {} epochs: the best of {tried}, {} in \
+                     cross-validation",
+                    settings.learning_rate,
+                    settings.weight_decay,
+                    settings.epochs,
+                    percent(score.accuracy.into())
                 ),
             )
         })?;
+        Ok(settings)
     }
-    say(args, || {
-        style("Epoch     loss  validation").bold().to_string()
-    })?;
-    let mut layer = SoftmaxLayer::new(&train, plan.classes.len(), settings);
-    let mut epochs = Vec::new();
-    for number in 1..=settings.epochs {
-        let loss = layer.epoch(&train);
-        if !loss.is_finite() {
-            return Err(CliError::Failed(format!(
-                "the weights grew without bounds in epoch {number}; choose a smaller --learning-rate than {} or use --auto",
-                settings.learning_rate
-            )));
-        }
-        let accuracy = softmax_layer::score(layer.layer(), &val).accuracy;
-        epochs.push(Epoch { loss, accuracy });
-        say(args, || {
-            let bar = style(output::bar(accuracy, output::BAR_WIDTH)).green();
-            format!(
-                "{number:>5}  {loss:>7.4}  {:>10}  {bar}",
-                percent(accuracy.into())
-            )
-        })?;
+
+    /// The new layer's predictions for the validation photos.
+    fn cases(&self, layer: &LinearLayer) -> Vec<Case> {
+        self.examples
+            .val
+            .iter()
+            .zip(&self.examples.val_photos)
+            .map(|(example, photo)| Case {
+                file: report::name_of(photo, &self.args.dataset),
+                class: example.class,
+                probabilities: answer::softmax(&softmax_layer::logits(layer, &example.features)),
+            })
+            .collect()
     }
-    Ok(Learned {
-        settings,
-        found,
-        layer: layer.layer().clone(),
-        epochs,
-    })
-}
 
-/// What the new layer says of the photos kept for validation.
-fn cases(args: &Args, layer: &LinearLayer, examples: &Examples) -> Vec<Case> {
-    let case = |(example, photo): (&Example, _)| Case {
-        file: report::name_of(photo, &args.dataset),
-        class: example.class,
-        probabilities: answer::softmax(&softmax_layer::logits(layer, &example.features)),
-    };
-    examples
-        .val
-        .iter()
-        .zip(&examples.val_photos)
-        .map(case)
-        .collect()
-}
+    /// Writes the base model with the new layer, once it is certain that `serve` can read it.
+    fn write(&self, layer: &LinearLayer, description: Description) -> Result<(), CliError> {
+        let onnx: Bytes = self
+            .base
+            .with_layer(layer, description)
+            .map_err(CliError::failed)?
+            .into();
+        Model::from_bytes(onnx.clone(), &Overrides::default()).map_err(CliError::failed)?;
+        files::write_atomically(&self.args.output, &onnx).map_err(|error| {
+            CliError::Failed(format!(
+                "{}: cannot be written: {error}",
+                self.args.output.display()
+            ))
+        })
+    }
 
-fn settings_json(args: &Args, learned: &Learned) -> serde_json::Value {
-    let Settings {
-        learning_rate,
-        momentum,
-        weight_decay,
-        batch,
-        epochs,
-        balance,
-        seed,
-    } = learned.settings;
-    // As they were written, not as the nearest float64 to the float32.
-    let number = |value: f32| value.to_string().parse::<f64>().unwrap_or(value.into());
-    json!({
-        "learning_rate": number(learning_rate),
-        "momentum": number(momentum),
-        "weight_decay": number(weight_decay),
-        "batch": batch,
-        "epochs": epochs,
-        "class_weights": if balance { "balanced" } else { "none" },
-        "flip": args.training.flip,
-        "seed": seed,
-        "auto": learned.found.is_some(),
-    })
+    fn settings_json(&self, settings: &Settings) -> serde_json::Value {
+        // The digits of the float32, not those of the nearest float64.
+        let number = |value: f32| value.to_string().parse::<f64>().unwrap_or(value.into());
+        json!({
+            "learning_rate": number(settings.learning_rate),
+            "momentum": number(settings.momentum),
+            "weight_decay": number(settings.weight_decay),
+            "batch": settings.batch,
+            "epochs": settings.epochs,
+            "class_weights": if settings.balance { "balanced" } else { "none" },
+            "flip": self.args.training.flip,
+            "seed": settings.seed,
+            "auto": self.args.training.auto,
+        })
+    }
 }
 
 impl EngineJson {
@@ -458,7 +527,8 @@ impl EngineJson {
     }
 }
 
-fn describe(report: &Report) -> String {
+/// The report as text.
+fn describe(report: &TrainReport) -> String {
     let mut text = format!("\n{}\n", report::tables(&report.evaluation, &report.labels));
     let accuracy = style(percent(report.accuracy)).green().bold();
     let right: usize = report
@@ -467,21 +537,22 @@ fn describe(report: &Report) -> String {
         .iter()
         .map(|class| class.right)
         .sum();
-    text += &line(
+
+    text += &named_line(
         "Accuracy",
         format!(
             "{accuracy}: {right} of {} photos kept for validation",
             report.val_photos
         ),
     );
-    text += &line(
+    text += &named_line(
         "Took",
         format!(
-            "{:.1} s, {:.1} s of them for the features",
+            "{:.1} s, of which {:.1} s for the features",
             report.total_s, report.features_s
         ),
     );
-    text += &line("Written", &report.output);
+    text += &named_line("Written", &report.output);
     let command = format!("resnet18 serve --model {}", output::quoted(&report.output));
-    text + line("Serve it", style(command).green()).trim_end()
+    text + named_line("Serve it", style(command).green()).trim_end()
 }

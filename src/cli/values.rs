@@ -1,11 +1,18 @@
-//! Parsers of flag values.
+//! Parsers for the values of flags.
 
 use std::{
+    iter,
     net::{SocketAddr, ToSocketAddrs},
+    num::NonZeroUsize,
     time::Duration,
 };
 
-/// Parses durations such as `300ms`, `10s`, `1.5m` and `2h`; a bare `0` is fine too.
+use clap::{
+    ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
+
+/// Parses a duration such as `300ms`, `10s`, `1.5m` or `2h`; `0` needs no unit.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let unit_at = text
@@ -18,22 +25,22 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         "m" => 60.0,
         "h" => 3600.0,
         "" if number == "0" => 0.0,
-        "" => return Err("say the unit too: ms, s, m or h, as in 300ms or 10s".into()),
+        "" => return Err("a unit is missing: ms, s, m or h, as in 300ms or 10s".into()),
         _ => {
             return Err(format!(
-                "`{unit}` isn't a unit of time; use ms, s, m or h, as in 300ms or 10s"
+                "`{unit}` is not a unit of time; use ms, s, m or h, as in 300ms or 10s"
             ));
         }
     };
     let number: f64 = number
         .trim()
         .parse()
-        .map_err(|_| format!("`{number}` isn't a number; write for example 300ms or 10s"))?;
+        .map_err(|_| format!("`{number}` is not a number; write for example 300ms or 10s"))?;
     Duration::try_from_secs_f64(number * seconds_a_unit)
         .map_err(|_| format!("`{text}` is out of range"))
 }
 
-/// Parses a duration that isn't zero.
+/// Parses a duration of more than zero.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("must be more than 0".into()),
@@ -41,20 +48,20 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses where to listen: `HOST:PORT`, where the host is an address or a name that stands for one.
+/// Parses an address to listen on, `HOST:PORT`; a host name is resolved.
 pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
     if !text.contains(':') {
-        return Err("say the port too, as in 127.0.0.1:8001 or [::1]:8001".into());
+        return Err("a port is missing, as in 127.0.0.1:8001 or [::1]:8001".into());
     }
     let mut addresses = text
         .to_socket_addrs()
         .map_err(|error| format!("not HOST:PORT ({error})"))?;
     addresses
         .next()
-        .ok_or_else(|| "the name has no address".into())
+        .ok_or_else(|| "the host name has no address".into())
 }
 
-/// Parses a probability.
+/// Parses a probability from 0 to 1.
 pub fn probability(text: &str) -> Result<f32, String> {
     match text.parse() {
         Ok(p) if (0.0..=1.0).contains(&p) => Ok(p),
@@ -62,15 +69,15 @@ pub fn probability(text: &str) -> Result<f32, String> {
     }
 }
 
-/// Parses a part of a whole.
-pub fn part(text: &str) -> Result<f64, String> {
+/// Parses a fraction from 0 to 1.
+pub fn fraction(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(part) if (0.0..=1.0).contains(&part) => Ok(part),
+        Ok(fraction) if (0.0..=1.0).contains(&fraction) => Ok(fraction),
         _ => Err("must be a number from 0 (none) to 1 (all)".into()),
     }
 }
 
-/// Parses a rate, in events a second.
+/// Parses a rate in events per second.
 pub fn rate(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(rate) if rate > 0.0 && rate <= 1e6 => Ok(rate),
@@ -78,7 +85,7 @@ pub fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Parses a number that is more than 0.
+/// Parses a finite number greater than 0.
 pub fn positive(text: &str) -> Result<f32, String> {
     let number = text
         .parse()
@@ -87,7 +94,7 @@ pub fn positive(text: &str) -> Result<f32, String> {
     number.ok_or_else(|| "must be a number, more than 0".into())
 }
 
-/// Parses a number that is 0 or more.
+/// Parses a finite number of at least 0.
 pub fn not_negative(text: &str) -> Result<f32, String> {
     let number = text
         .parse()
@@ -96,7 +103,7 @@ pub fn not_negative(text: &str) -> Result<f32, String> {
     number.ok_or_else(|| "must be a number, 0 or more".into())
 }
 
-/// Parses a count of at least one.
+/// Parses a whole number from 1 to 65,536.
 pub fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count) if (1..=65_536).contains(&count) => Ok(count),
@@ -104,9 +111,40 @@ pub fn count(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Parses a whole number from 1 to `MAX`.
+pub fn at_most<const MAX: usize>(text: &str) -> Result<NonZeroUsize, String> {
+    match text.parse::<NonZeroUsize>() {
+        Ok(number) if number.get() <= MAX => Ok(number),
+        _ => Err(format!("must be a whole number from 1 to {MAX}")),
+    }
+}
+
+/// The value of a flag that takes either the values of `T` or a word that stands for none of them.
+///
+/// It has a name of its own because clap would take a plain `Option` to mean that the flag may be
+/// absent.
+pub type OrNone<T> = Option<T>;
+
+/// A parser for flags that take the values of `T`, or `none`, such as `auto`.
+pub fn or_none<T>(none: &'static str) -> impl TypedValueParser<Value = OrNone<T>>
+where
+    T: ValueEnum + Clone + Send + Sync + 'static,
+{
+    let known = T::value_variants().iter().filter_map(T::to_possible_value);
+    let parser = PossibleValuesParser::new(iter::once(PossibleValue::new(none)).chain(known));
+    parser.map(move |name| {
+        if name == none {
+            None
+        } else {
+            Some(T::from_str(&name, false).expect("the parser only accepts names of the type"))
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::Precision;
 
     #[test]
     fn durations_have_units() {
@@ -163,8 +201,10 @@ mod tests {
     fn numbers_stay_in_their_range() {
         assert_eq!(probability("0.25"), Ok(0.25));
         assert!(probability("NaN").is_err() && probability("-0.1").is_err());
-        assert_eq!(part("0.01"), Ok(0.01));
-        assert!(part("1.01").is_err() && part("NaN").is_err() && part("1%").is_err());
+        assert_eq!(fraction("0.01"), Ok(0.01));
+        for wrong in ["1.01", "NaN", "1%"] {
+            assert!(fraction(wrong).is_err(), "{wrong}");
+        }
         assert_eq!(rate("29.97"), Ok(29.97));
         assert!(rate("0").is_err() && rate("inf").is_err() && rate("NaN").is_err());
         assert!(positive("0").is_err() && positive("inf").is_err() && positive("1e-3") == Ok(1e-3));
@@ -175,5 +215,26 @@ mod tests {
         );
         assert_eq!(count("16"), Ok(16));
         assert!(count("0").is_err() && count("70000").is_err());
+        assert_eq!(at_most::<64>("64").map(NonZeroUsize::get), Ok(64));
+        assert!(at_most::<64>("65").is_err() && at_most::<64>("0").is_err());
+    }
+
+    #[test]
+    fn a_word_stands_for_none_of_an_enums_values() {
+        let flag = clap::Arg::new("precision").value_parser(or_none::<Precision>("auto"));
+        let command = clap::Command::new("test").arg(flag);
+        let parse = |value| {
+            let matches = command.clone().try_get_matches_from(["test", value]);
+            matches.map(|matches| {
+                matches
+                    .get_one::<OrNone<Precision>>("precision")
+                    .copied()
+                    .unwrap()
+            })
+        };
+        assert_eq!(parse("auto").unwrap(), None);
+        assert_eq!(parse("fp16").unwrap(), Some(Precision::Fp16));
+        let error = parse("fp8").unwrap_err().to_string();
+        assert!(error.contains("auto, fp32, fp16, bf16, int8"), "{error}");
     }
 }

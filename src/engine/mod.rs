@@ -61,7 +61,8 @@ pub struct Lanes {
 }
 
 /// The implementations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "lower")]
 pub enum EngineKind {
     /// TensorRT on NVIDIA GPUs, from a shared library.
     TensorRt,
@@ -72,7 +73,7 @@ pub enum EngineKind {
 }
 
 /// The arithmetic of a network's body. Input and logits are the same for all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 #[allow(missing_docs)]
 pub enum Precision {
     Fp32,

@@ -106,7 +106,7 @@ pub enum PixelFormat {
 }
 
 /// What to do about the orientation in an image's EXIF metadata.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Exif {
     /// Turn the image upright, as image viewers do.
     #[default]
@@ -116,7 +116,7 @@ pub enum Exif {
 }
 
 /// Whether large JPEGs are scaled down while they are decoded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum JpegScaling {
     /// Always decode at full size; answers are exactly those for the whole image.
     #[default]

@@ -15,7 +15,7 @@ const PERCENTILE: f64 = 0.9999;
 const TRIED: usize = 96;
 
 /// How a range is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Estimator {
     /// All values that were seen.

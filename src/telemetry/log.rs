@@ -27,7 +27,7 @@ pub struct LogConfig {
 pub struct LogFilter(Targets);
 
 /// The format of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
     /// For people, in colour on a terminal.
     Text,

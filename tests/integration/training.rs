@@ -145,9 +145,9 @@ fn the_same_seed_gives_the_same_file_and_people_see_how_it_goes() {
     };
     let (seen, first) = train("a.onnx", "1");
     for expected in [
-        "16 to learn from, 4 to check with",
+        "16 to train on, 4 for validation",
         "Epoch",
-        "Shown, taken for",
+        "Actual, predicted",
         "Accuracy",
         "resnet18 serve --model",
     ] {

@@ -1,39 +1,44 @@
-//! What runs the network: flags → an [`EngineConfig`].
+//! Flags that choose and configure the inference engine.
 
 use std::{num::NonZeroUsize, path::PathBuf, str::FromStr, thread::available_parallelism};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::TensorRtFlags;
 use crate::{
-    cli::CliError,
+    cli::{
+        CliError,
+        values::{OrNone, at_most, or_none},
+    },
     engine::{EngineConfig, EngineKind, Precision},
 };
 
-/// The flags that choose an engine.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineFlags {
-    /// What runs the network; auto = the fastest that starts.
-    #[arg(long, env = "RESNET18_ENGINE", value_enum, default_value = "auto")]
-    engine: EngineArg,
-    /// The arithmetic; auto = int8 for a quantised model, else the fastest float that the processor
-    /// has.
-    #[arg(long, env = "RESNET18_PRECISION", value_enum, default_value = "auto")]
-    precision: PrecisionArg,
-    /// The OpenVINO C library or its folder [default: the one that make fetched, else an installed
-    /// one].
+    /// The engine that runs the network; auto = the fastest one that starts.
+    #[arg(long, env = "RESNET18_ENGINE", default_value = "auto",
+          value_parser = or_none::<EngineKind>("auto"))]
+    engine: OrNone<EngineKind>,
+    /// The precision of the arithmetic; auto = int8 for a quantized model, else the fastest
+    /// floating-point format of the processor.
+    #[arg(long, env = "RESNET18_PRECISION", default_value = "auto",
+          value_parser = or_none::<Precision>("auto"))]
+    precision: OrNone<Precision>,
+    /// The OpenVINO C library or its folder [default: the one that `make` fetched, else an
+    /// installed one].
     #[arg(long, env = "RESNET18_OPENVINO_LIB", value_name = "PATH")]
     openvino_lib: Option<PathBuf>,
-    /// CPU threads that decode and infer [default: the CPUs that this process may use].
+    /// Number of CPU threads for decoding and inference [default: the CPUs available to this
+    /// process].
     #[arg(long, env = "RESNET18_THREADS", value_name = "N", value_parser = at_most::<1024>)]
     threads: Option<NonZeroUsize>,
-    /// The most images in one call of the engine [default: 32 on a GPU; on a CPU 2 to serve with
+    /// Maximum number of images per engine call [default: 32 on a GPU; on a CPU 2 when serving with
     /// OpenVINO, else 1].
     #[arg(long, env = "RESNET18_MAX_BATCH", value_name = "N", value_parser = at_most::<64>)]
     max_batch: Option<NonZeroUsize>,
-    /// The GPUs to use: their numbers, or all. Each gets an engine of its own behind the same
-    /// queue.
+    /// The GPUs to use: their indices, or all. Each GPU runs its own engine; all take work from the
+    /// same queue.
     #[arg(
         long,
         env = "RESNET18_DEVICE",
@@ -45,36 +50,7 @@ pub struct EngineFlags {
     tensorrt: TensorRtFlags,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum EngineArg {
-    Auto,
-    Tensorrt,
-    Openvino,
-    Embedded,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum PrecisionArg {
-    Auto,
-    Fp32,
-    Fp16,
-    Bf16,
-    Int8,
-}
-
-impl From<PrecisionArg> for Option<Precision> {
-    fn from(precision: PrecisionArg) -> Self {
-        match precision {
-            PrecisionArg::Auto => None,
-            PrecisionArg::Fp32 => Some(Precision::Fp32),
-            PrecisionArg::Fp16 => Some(Precision::Fp16),
-            PrecisionArg::Bf16 => Some(Precision::Bf16),
-            PrecisionArg::Int8 => Some(Precision::Int8),
-        }
-    }
-}
-
-/// The numbers of GPUs; `None` = all.
+/// Indices of GPUs; `None` means all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Devices(Option<Vec<usize>>);
 
@@ -85,42 +61,35 @@ impl FromStr for Devices {
         if text == "all" {
             return Ok(Self(None));
         }
-        let numbers: Result<Vec<usize>, _> = text
-            .split(',')
-            .map(|number| number.trim().parse())
-            .collect();
-        let numbers =
-            numbers.map_err(|_| "expected the numbers of GPUs such as 0 or 0,1, or all")?;
-        match (1..numbers.len()).any(|i| numbers[..i].contains(&numbers[i])) {
-            true => Err("names a GPU twice".into()),
-            false => Ok(Self(Some(numbers))),
+        let indices: Result<Vec<usize>, _> =
+            text.split(',').map(|index| index.trim().parse()).collect();
+        let indices =
+            indices.map_err(|_| "expected the indices of GPUs, such as 0 or 0,1, or all")?;
+        if (1..indices.len()).any(|i| indices[..i].contains(&indices[i])) {
+            return Err("names a GPU twice".into());
         }
+        Ok(Self(Some(indices)))
     }
 }
 
 impl EngineFlags {
-    /// What was asked for.
+    /// The configuration that these flags describe.
     ///
     /// # Errors
-    /// When the CPUs can't be counted.
+    /// If the number of CPUs cannot be determined.
     pub fn config(&self) -> Result<EngineConfig, CliError> {
         let threads = match self.threads {
             Some(threads) => threads,
-            // Counts the CPUs of a container's limit too.
+            // Respects the CPU limit of a container.
             None => available_parallelism().map_err(|error| {
                 CliError::Usage(format!(
-                    "the CPUs can't be counted ({error}); set --threads"
+                    "cannot determine the number of CPUs ({error}); set --threads"
                 ))
             })?,
         };
         Ok(EngineConfig {
-            kind: match self.engine {
-                EngineArg::Auto => None,
-                EngineArg::Tensorrt => Some(EngineKind::TensorRt),
-                EngineArg::Openvino => Some(EngineKind::OpenVino),
-                EngineArg::Embedded => Some(EngineKind::Embedded),
-            },
-            precision: self.precision.into(),
+            kind: self.engine,
+            precision: self.precision,
             openvino_lib: self.openvino_lib.clone(),
             threads,
             max_batch: self.max_batch,
@@ -130,21 +99,12 @@ impl EngineFlags {
     }
 }
 
-/// A number from 1 to `MAX`.
-pub(super) fn at_most<const MAX: usize>(text: &str) -> Result<NonZeroUsize, String> {
-    let number = text
-        .parse()
-        .ok()
-        .filter(|number: &NonZeroUsize| number.get() <= MAX);
-    number.ok_or_else(|| format!("expected a whole number from 1 to {MAX}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn gpus_are_named_by_number() {
+    fn gpus_are_named_by_index() {
         assert_eq!("all".parse(), Ok(Devices(None)));
         assert_eq!("0, 2".parse(), Ok(Devices(Some(vec![0, 2]))));
         for wrong in ["", "GPU0", "-1", "0,0", "0,"] {

@@ -1,22 +1,12 @@
-//! A second engine beside the one of the flags: `ENGINE[:PRECISION]`.
+//! The value of a flag that names a second engine: `ENGINE[:PRECISION]`.
 
-use std::str::FromStr;
+use std::{fmt::Display, str::FromStr};
+
+use clap::ValueEnum;
 
 use crate::engine::{EngineConfig, EngineKind, Precision};
 
-const KINDS: [EngineKind; 3] = [
-    EngineKind::TensorRt,
-    EngineKind::OpenVino,
-    EngineKind::Embedded,
-];
-const PRECISIONS: [Precision; 4] = [
-    Precision::Fp32,
-    Precision::Fp16,
-    Precision::Bf16,
-    Precision::Int8,
-];
-
-/// An engine, perhaps with its arithmetic.
+/// An engine, and optionally its precision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineChoice {
     kind: EngineKind,
@@ -24,7 +14,7 @@ pub struct EngineChoice {
 }
 
 impl EngineChoice {
-    /// `config` with this engine instead.
+    /// The same configuration for this engine.
     pub fn apply(self, config: EngineConfig) -> EngineConfig {
         EngineConfig {
             kind: Some(self.kind),
@@ -38,36 +28,25 @@ impl FromStr for EngineChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (kind, precision) = text
-            .split_once(':')
-            .map_or((text, None), |(kind, rest)| (kind, Some(rest)));
-        let found = KINDS.into_iter().find(|known| known.to_string() == kind);
-        let kind =
-            found.ok_or_else(|| format!("there is no engine `{kind}`; choose {}", list(&KINDS)))?;
-        let named = |name: &str| {
-            let found = PRECISIONS
-                .into_iter()
-                .find(|known| known.to_string() == name);
-            found.ok_or_else(|| {
-                format!(
-                    "there is no precision `{name}`; choose {}",
-                    list(&PRECISIONS)
-                )
-            })
+        let (kind, precision) = match text.split_once(':') {
+            Some((kind, precision)) => (kind, Some(precision)),
+            None => (text, None),
         };
         Ok(Self {
-            kind,
-            precision: precision.map(named).transpose()?,
+            kind: find(kind, "engine")?,
+            precision: precision
+                .map(|precision| find(precision, "precision"))
+                .transpose()?,
         })
     }
 }
 
-fn list(choices: &[impl ToString]) -> String {
-    choices
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+/// Finds the value with this name; `what` describes the type in the error message.
+fn find<T: ValueEnum + Display>(name: &str, what: &str) -> Result<T, String> {
+    T::from_str(name, false).map_err(|_| {
+        let names: Vec<String> = T::value_variants().iter().map(T::to_string).collect();
+        format!("there is no {what} `{name}`; choose {}", names.join(", "))
+    })
 }
 
 #[cfg(test)]

@@ -1,51 +1,58 @@
-//! What a model's file does not say about itself: flags → [`Overrides`].
+//! Flags that complete or override what a model's file says about itself.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use clap::Args;
 
-use crate::model::{self, ModelError, Overrides};
+use crate::{
+    cli::CliError,
+    model::{self, Model, ModelError, Overrides},
+};
 
-/// The flags that say what a model's file does not, or says otherwise.
+/// Flags for the labels and the preprocessing of a model.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ManifestFlags {
-    /// The names of the classes, one a line [default: what the file has; for 1000 classes
-    /// ImageNet-1k's].
+    /// A file with the names of the classes, one per line [default: those in the model's file; for
+    /// 1000 classes, ImageNet-1k's].
     #[arg(long, env = "RESNET18_LABELS", value_name = "FILE")]
     labels: Option<PathBuf>,
     #[command(flatten)]
     pixels: PixelFlags,
 }
 
-/// The flags that say how images are prepared for a model.
+/// Flags for the preprocessing of a model, without its labels.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct PixelFlags {
-    /// Mean of the pixels, 0 to 1, for red, green and blue [default: what the file has, else
-    /// 0.485,0.456,0.406].
+    /// Mean of the pixels, 0 to 1, for red, green and blue [default: those in the model's file,
+    /// else 0.485,0.456,0.406].
     #[arg(long, env = "RESNET18_MEAN", value_name = "R,G,B")]
     mean: Option<Channels>,
-    /// Standard deviation of the pixels [default: what the file has, else 0.229,0.224,0.225].
+    /// Standard deviation of the pixels [default: those in the model's file, else
+    /// 0.229,0.224,0.225].
     #[arg(long, env = "RESNET18_STD", value_name = "R,G,B")]
     std: Option<Channels>,
-    /// Scale the shorter side to this many pixels before cropping [default: what the file has, else
-    /// 256 for 224].
+    /// Scale the shorter side to this many pixels before cropping [default: the value in the
+    /// model's file, else 256 for an input of 224].
     #[arg(long, env = "RESNET18_RESIZE", value_name = "PIXELS")]
     resize: Option<u32>,
 }
 
 impl ManifestFlags {
-    /// Whether nothing was said.
+    /// Whether none of the flags is set.
     pub fn is_empty(&self) -> bool {
         let PixelFlags { mean, std, resize } = &self.pixels;
         self.labels.is_none() && mean.is_none() && std.is_none() && resize.is_none()
     }
 
-    /// What was said, for a model that is to be called `name`.
+    /// The overrides that these flags describe, and `name` as the model's name.
     ///
     /// # Errors
-    /// A file of labels that can't be read.
+    /// If the file of labels cannot be read.
     pub fn overrides(&self, name: Option<String>) -> Result<Overrides, ModelError> {
         let labels = self.labels.as_deref().map(model::read_labels).transpose()?;
         Ok(Overrides {
@@ -54,10 +61,23 @@ impl ManifestFlags {
             ..self.pixels.overrides()
         })
     }
+
+    /// Reads the model in the file at `path`, or else the bundled model, with these overrides.
+    ///
+    /// # Errors
+    /// If the file of labels or the model cannot be read.
+    pub fn read_model(&self, path: Option<&Path>) -> Result<Model, CliError> {
+        let overrides = self.overrides(None).map_err(CliError::failed)?;
+        let model = match path {
+            Some(path) => Model::from_file(path, &overrides),
+            None => Model::bundled(&overrides),
+        };
+        model.map_err(CliError::failed)
+    }
 }
 
 impl PixelFlags {
-    /// What was said.
+    /// The overrides that these flags describe.
     pub fn overrides(&self) -> Overrides {
         Overrides {
             mean: self.mean.map(|mean| mean.0),
@@ -68,7 +88,7 @@ impl PixelFlags {
     }
 }
 
-/// One number for each of red, green and blue.
+/// A number per channel: red, green and blue.
 #[derive(Clone, Copy, Debug)]
 struct Channels([f32; 3]);
 
@@ -84,7 +104,7 @@ impl FromStr for Channels {
         let numbers = numbers.ok_or("expected three numbers such as 0.485,0.456,0.406")?;
         if numbers.iter().any(|number| !(0.0..=1.0).contains(number)) {
             return Err(
-                "expected numbers from 0 to 1; divide those for pixels of 0 to 255 by 255".into(),
+                "expected numbers from 0 to 1; divide values for pixels of 0 to 255 by 255".into(),
             );
         }
         Ok(Self(numbers))

@@ -1,4 +1,5 @@
-//! Flags that several subcommands share, each group with what it turns into.
+//! Groups of flags that several subcommands share, or that are too long for the file of their
+//! subcommand. Each group turns into a configuration of the code that does the work.
 
 mod engine;
 mod engine_choice;
@@ -6,6 +7,7 @@ mod image;
 mod listen;
 mod manifest;
 mod quantization;
+mod security;
 mod server;
 mod telemetry;
 mod tensorrt;
@@ -14,9 +16,10 @@ pub use self::{
     engine::EngineFlags,
     engine_choice::EngineChoice,
     image::ImageFlags,
-    listen::{NetworkFlags, SecurityFlags},
+    listen::NetworkFlags,
     manifest::{ManifestFlags, PixelFlags},
     quantization::QuantizationFlags,
+    security::SecurityFlags,
     server::{CredentialFlags, ServerFlags},
     telemetry::TelemetryFlags,
     tensorrt::{PlanFlags, TensorRtFlags},

@@ -1,59 +1,47 @@
-//! How a model is quantised: flags → a [`QuantizationConfig`], the same for `quantize` and `serve`.
+//! Flags for quantization, shared by `quantize` and `serve`.
 
 use std::num::NonZeroUsize;
 
-use clap::{Args, ValueEnum, builder::NonEmptyStringValueParser};
+use clap::{Args, builder::NonEmptyStringValueParser};
 
 use crate::{
     cli::values,
     quantization::{Estimator, QuantizationConfig},
 };
 
-/// The flags of quantisation that its result depends on, beside the photos' folder.
+/// All flags that the result of quantization depends on, except for the folder of photos.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Quantization")]
 pub struct QuantizationFlags {
-    /// How many photos to calibrate with. As many others check the result, or a fifth of all where
-    /// there are few.
+    /// Number of photos for calibration. The same number of other photos checks the result, or a
+    /// fifth of all if there are few.
     #[arg(long, env = "RESNET18_CALIBRATION_PHOTOS", value_name = "N", default_value = "100",
           value_parser = clap::value_parser!(u16).range(8..=500))]
     calibration_photos: u16,
-    /// How ranges are chosen: all values that were seen, 99.99 % of them, or the range with the
-    /// least squared error.
+    /// How the range of values of a layer is chosen.
     #[arg(long, env = "RESNET18_RANGE", value_enum, default_value = "min-max")]
-    range: RangeArg,
-    /// A layer that stays in float; may be repeated.
+    range: Estimator,
+    /// A layer to keep in floating point; may be repeated.
     #[arg(long, env = "RESNET18_KEEP_FLOAT", value_name = "LAYER", value_delimiter = ',',
           value_parser = NonEmptyStringValueParser::new())]
     keep_float: Vec<String>,
-    /// How many of the layers that lose most stay in float too.
+    /// Number of further layers to keep in floating point: those that lose the most accuracy.
     #[arg(long, env = "RESNET18_AUTO_KEEP", value_name = "N", default_value = "0",
           value_parser = clap::value_parser!(u16).range(0..=1000))]
     auto_keep: u16,
-    /// The least part of the photos with the same most probable class as in float, or with another
-    /// that is as good as tied with it there; a result below it is refused.
-    #[arg(long, env = "RESNET18_MIN_AGREEMENT", value_name = "PART", default_value = "0.97",
+    /// Minimum share of the photos whose most probable class is the same as in floating point, or
+    /// practically tied with it there. A result below this is refused.
+    #[arg(long, env = "RESNET18_MIN_AGREEMENT", value_name = "SHARE", default_value = "0.97",
           value_parser = values::probability)]
     min_agreement: f32,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum RangeArg {
-    MinMax,
-    Percentile,
-    Mse,
-}
-
 impl QuantizationFlags {
-    /// What was asked for, on so many CPU threads.
+    /// The configuration that these flags describe, for this number of CPU threads.
     pub fn config(&self, threads: NonZeroUsize) -> QuantizationConfig {
         QuantizationConfig {
             photos: self.calibration_photos.into(),
-            range: match self.range {
-                RangeArg::MinMax => Estimator::MinMax,
-                RangeArg::Percentile => Estimator::Percentile,
-                RangeArg::Mse => Estimator::Mse,
-            },
+            range: self.range,
             keep_float: self.keep_float.clone(),
             auto_keep: self.auto_keep.into(),
             judge_layers: true,

@@ -1,4 +1,4 @@
-//! Which server to ask, and how to be let in: flags → a [`Server`].
+//! Flags of clients: the server to connect to, and the credentials for it.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::{
     client::{Credentials, Server, Token},
 };
 
-/// Where the server is and which of its models to ask; every client subcommand has these flags.
+/// The server and the model to use; every client subcommand has these flags.
 #[derive(Clone, Debug, Args)]
 pub struct ServerFlags {
     /// The server's address: http://HOST:PORT, https://HOST:PORT, HOST:PORT or unix:PATH.
@@ -21,7 +21,7 @@ pub struct ServerFlags {
         default_value = "http://127.0.0.1:8001"
     )]
     server: ServerAddress,
-    /// The model to ask, by its name on the server [default: the server's default model].
+    /// The model to use, by its name on the server [default: the server's default model].
     #[arg(
         long,
         env = "RESNET18_MODEL_NAME",
@@ -35,22 +35,23 @@ pub struct ServerFlags {
 }
 
 impl ServerFlags {
-    /// The server that was named.
+    /// The server, with the credentials for it.
     ///
     /// # Errors
-    /// Certificates that can't be read.
+    /// If a certificate cannot be read, the server's address does not use TLS but certificates are
+    /// given, or the token is invalid.
     pub fn server(&self) -> Result<Server, CliError> {
         self.credentials.server(self.server.clone())
     }
 }
 
-/// The flags by which a client shows who it is.
+/// Credentials for a server.
 #[derive(Clone, Debug, Args)]
 pub struct CredentialFlags {
-    /// The authority of the server's certificate, PEM [default: those that the system trusts].
+    /// The certificate authority to trust, PEM [default: the system's authorities].
     #[arg(long, env = "RESNET18_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// The client's own certificate, PEM, for servers that want one.
+    /// The client's certificate, PEM, for servers that require one.
     #[arg(
         long,
         env = "RESNET18_CLIENT_CERT",
@@ -66,8 +67,8 @@ pub struct CredentialFlags {
         requires = "client_cert"
     )]
     client_key: Option<PathBuf>,
-    /// The token, for servers that want one. Better in RESNET18_TOKEN: flags can be seen by others
-    /// on the machine.
+    /// The token, for servers that require one. Prefer RESNET18_TOKEN: other users of the machine
+    /// can see the flags.
     #[arg(
         long,
         env = "RESNET18_TOKEN",
@@ -78,16 +79,18 @@ pub struct CredentialFlags {
 }
 
 impl CredentialFlags {
-    /// The server at `address`, with what it wants to see.
+    /// The server at `address`, with these credentials.
     ///
     /// # Errors
-    /// Certificates that can't be read, or that the address has no use for.
+    /// If a certificate cannot be read, `address` does not use TLS but certificates are given, or
+    /// the token is invalid.
     pub fn server(&self, address: ServerAddress) -> Result<Server, CliError> {
         if !address.uses_tls() && (self.ca.is_some() || self.client_cert.is_some()) {
             return Err(CliError::Usage(format!(
                 "certificates are for https://, but the server is {address}"
             )));
         }
+
         let identity = match (&self.client_cert, &self.client_key) {
             (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
             _ => None,
@@ -111,5 +114,5 @@ impl CredentialFlags {
 
 fn read(path: &Path) -> Result<Vec<u8>, CliError> {
     std::fs::read(path)
-        .map_err(|error| CliError::Usage(format!("{} can't be read: {error}", path.display())))
+        .map_err(|error| CliError::Usage(format!("{} cannot be read: {error}", path.display())))
 }

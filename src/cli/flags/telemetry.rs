@@ -1,8 +1,8 @@
-//! What the server tells of its work: flags → the log, and a [`TraceConfig`].
+//! Flags for the log and the traces.
 
 use std::env;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::{
     address::ServerAddress,
@@ -13,18 +13,19 @@ use crate::{
     },
 };
 
-/// Where OpenTelemetry's programs look for the collector's address; the first one counts.
-const COLLECTOR: [&str; 2] = [
+/// The environment variables of the OpenTelemetry specification for the collector's address, in
+/// order of precedence.
+const COLLECTOR_VARIABLES: [&str; 2] = [
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
 ];
 
-/// The flags of log and traces.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Log and traces")]
 pub struct TelemetryFlags {
-    /// What is logged, on standard error: off, error, warn, info, debug (a line for each request)
-    /// or trace (and for each frame of a stream); also for libraries, as in info,h2=debug.
+    /// What to log to standard error: off, error, warn, info, debug (also a line per request) or
+    /// trace (also a line per frame of a stream). Libraries can have their own level, as in
+    /// info,h2=debug.
     #[arg(
         long,
         env = "RESNET18_LOG",
@@ -32,60 +33,52 @@ pub struct TelemetryFlags {
         default_value = "info"
     )]
     log: LogFilter,
-    /// Lines for people or JSON for machines.
+    /// The format of the log.
     #[arg(long, env = "RESNET18_LOG_FORMAT", value_enum, default_value = "text")]
-    log_format: LogFormatArg,
-    /// The collector that traces are sent to, as OTLP over gRPC, such as http://127.0.0.1:4317 (in
-    /// programs with the feature otlp) [default: OTEL_EXPORTER_OTLP_ENDPOINT, else none].
+    log_format: LogFormat,
+    /// The collector to send traces to, as OTLP over gRPC, such as http://127.0.0.1:4317 (needs the
+    /// feature otlp) [default: OTEL_EXPORTER_OTLP_ENDPOINT, else none].
     #[arg(long, env = "RESNET18_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<ServerAddress>,
-    /// The part of the calls that is traced, 0 to 1, where the caller's traceparent does not say.
-    #[arg(long, env = "RESNET18_TRACE_SAMPLING", value_name = "PART", default_value = "0.01",
-          value_parser = values::part)]
+    /// Share of the calls to trace, 0 to 1, where the caller's traceparent does not decide.
+    #[arg(long, env = "RESNET18_TRACE_SAMPLING", value_name = "SHARE", default_value = "0.01",
+          value_parser = values::fraction)]
     trace_sampling: f64,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum LogFormatArg {
-    Text,
-    Json,
-}
-
 impl TelemetryFlags {
-    /// Begins to log, and to send traces if there is a collector for them. Needs tokio.
+    /// Starts the log, and the export of traces if there is a collector. Must be called within the
+    /// tokio runtime.
     ///
     /// # Errors
-    /// An address that is none, or a program that can't send traces.
+    /// If the collector's address is invalid, or this program cannot export traces.
     pub fn start(&self) -> Result<(), CliError> {
-        let format = match self.log_format {
-            LogFormatArg::Text => LogFormat::Text,
-            LogFormatArg::Json => LogFormat::Json,
-        };
         log::start(&LogConfig {
             filter: self.log.clone(),
-            format,
+            format: self.log_format,
         });
-        match (&self.otlp_endpoint, from_environment()) {
-            (Some(collector), _) => self.trace("--otlp-endpoint", collector.clone()),
-            // It is set for all programs of a machine or pod, and no reason not to start.
-            (None, Some((name, _))) if !cfg!(feature = "otlp") => {
-                tracing::warn!(
-                    "{name} is set, but this program was built without the feature otlp: no traces"
-                );
-                Ok(())
-            }
-            (None, Some((name, text))) => {
-                let collector = text.parse();
-                self.trace(
-                    name,
-                    collector.map_err(|error| CliError::Usage(format!("{name}: {error}")))?,
-                )
-            }
-            (None, None) => Ok(()),
+
+        if let Some(collector) = &self.otlp_endpoint {
+            return self.start_tracing("--otlp-endpoint", collector.clone());
         }
+        let Some((name, address)) = collector_from_environment() else {
+            return Ok(());
+        };
+        if !cfg!(feature = "otlp") {
+            // The variable may be set for all programs of a machine or pod, so it is no error.
+            tracing::warn!(
+                "{name} is set, but this program was built without the feature otlp: no traces"
+            );
+            return Ok(());
+        }
+        let collector = address
+            .parse()
+            .map_err(|error| CliError::Usage(format!("{name}: {error}")))?;
+        self.start_tracing(name, collector)
     }
 
-    fn trace(&self, source: &str, collector: ServerAddress) -> Result<(), CliError> {
+    /// `source` names the flag or variable that gave the address.
+    fn start_tracing(&self, source: &str, collector: ServerAddress) -> Result<(), CliError> {
         let config = TraceConfig {
             collector,
             sampling: self.trace_sampling,
@@ -95,7 +88,10 @@ impl TelemetryFlags {
     }
 }
 
-fn from_environment() -> Option<(&'static str, String)> {
-    let set = |name| Some((name, env::var(name).ok().filter(|text| !text.is_empty())?));
-    COLLECTOR.into_iter().find_map(set)
+/// The name and value of the first variable that is set to an address.
+fn collector_from_environment() -> Option<(&'static str, String)> {
+    COLLECTOR_VARIABLES
+        .into_iter()
+        .filter_map(|name| Some((name, env::var(name).ok()?)))
+        .find(|(_, address)| !address.is_empty())
 }

@@ -1,11 +1,13 @@
-//! How a stream looks: one line that changes on a terminal, a line now and then elsewhere, or JSON.
+//! Output of `resnet18 stream`: one updating line on a terminal, a line per second elsewhere, or
+//! JSON.
 
 use std::{fmt::Write, io, time::Duration};
 
-use console::{pad_str, style};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use console::{Alignment, measure_text_width, pad_str, style};
+use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde::Serialize;
 use tokio::time::Instant;
+use tonic::Code;
 
 use crate::{
     cli::output::{self, ClassJson, ErrorJson, TimingJson, thousands, time},
@@ -15,33 +17,35 @@ use crate::{
 
 const LABEL_WIDTH: usize = 24;
 const BAR_WIDTH: usize = 12;
-const DRAWS_A_SECOND: u8 = 10;
+const DRAWS_PER_SECOND: u8 = 10;
 const PLAIN_INTERVAL: Duration = Duration::from_secs(1);
-/// Broken frames that are shown; further ones are only counted.
+/// Number of failed frames whose errors are shown; further ones are only counted.
 const SHOWN_ERRORS: u32 = 5;
 
-/// Shows what happens on a stream.
-pub struct Display {
+/// Shows the events of a stream.
+pub struct StreamDisplay {
     json: bool,
+    /// The updating line, on a terminal.
     line: Option<ProgressBar>,
     begin: Instant,
+    /// When the last line was printed, without a terminal.
     last_plain: Option<Instant>,
+    /// An exponential moving average: a number that changes 30 times per second is unreadable.
     mean_latency_ms: Option<f64>,
+    /// Number of failed frames.
     errors: u32,
 }
 
-impl Display {
-    /// Looks as standard output allows.
+impl StreamDisplay {
     pub fn new(json: bool) -> Self {
-        let line = (!json && output::on_terminal()).then(|| {
-            let target = ProgressDrawTarget::stdout_with_hz(DRAWS_A_SECOND);
-            let look = ProgressStyle::with_template("{wide_msg}").expect("the template is valid");
-            ProgressBar::with_draw_target(None, target)
-                .with_style(look)
-                .with_message("waiting for the first answer")
-        });
-        if let Some(line) = &line {
-            line.tick();
+        let mut line = None;
+        if !json && output::on_terminal() {
+            let target = ProgressDrawTarget::stdout_with_hz(DRAWS_PER_SECOND);
+            let bar = ProgressBar::with_draw_target(None, target)
+                .with_style(output::progress_style("{wide_msg}"))
+                .with_message("waiting for the first response");
+            bar.tick();
+            line = Some(bar);
         }
         Self {
             json,
@@ -53,11 +57,14 @@ impl Display {
         }
     }
 
-    /// Shows one event; fails only if standard output does.
+    /// Shows one event.
+    ///
+    /// # Errors
+    /// If standard output cannot be written.
     pub fn show(&mut self, event: StreamEvent) -> io::Result<()> {
         match event {
             StreamEvent::Reconnecting(status) => {
-                self.aside(|| {
+                self.suspend(|| {
                     output::print_note(&format_args!("{}; reconnecting", status.message()))
                 });
                 Ok(())
@@ -65,73 +72,46 @@ impl Display {
             StreamEvent::Answer(answer) if self.json => {
                 output::print_json(&AnswerJson::new(answer))
             }
-            StreamEvent::Answer(answer) => self.answer(&answer),
+            StreamEvent::Answer(answer) => self.show_answer(&answer),
         }
     }
 
-    /// Removes the line that changes.
+    /// Removes the updating line.
     pub fn finish(&self) {
         if let Some(line) = &self.line {
             line.finish_and_clear();
         }
     }
 
-    /// Prints something without disturbing the line that changes.
-    fn aside(&self, print: impl FnOnce()) {
+    /// Calls `print`, which writes to the terminal, without disturbing the updating line.
+    fn suspend(&self, print: impl FnOnce()) {
         match &self.line {
             Some(line) => line.suspend(print),
             None => print(),
         }
     }
 
-    fn answer(&mut self, answer: &FrameAnswer) -> io::Result<()> {
+    fn show_answer(&mut self, answer: &FrameAnswer) -> io::Result<()> {
         let classes = match &answer.outcome {
             FrameOutcome::Classes(classes) => classes,
             FrameOutcome::Failed { code, message } => {
-                self.errors += 1;
-                if self.errors <= SHOWN_ERRORS {
-                    let name = code_name(*code);
-                    let more = if self.errors == SHOWN_ERRORS {
-                        " (further ones are only counted)"
-                    } else {
-                        ""
-                    };
-                    self.aside(|| {
-                        output::print_error(&format_args!(
-                            "frame {}: {name}: {message}{more}",
-                            answer.frame_id
-                        ));
-                    });
-                }
+                self.show_failure(answer.frame_id, *code, message);
                 return Ok(());
             }
         };
+
         if let Some(latency) = answer.latency {
-            // A number that changes 30 times a second can't be read.
             let latency = latency.as_secs_f64() * 1e3;
             let mean = self.mean_latency_ms.unwrap_or(latency);
             self.mean_latency_ms = Some(mean + 0.1 * (latency - mean));
         }
-        let latency = time(self.mean_latency_ms.unwrap_or(0.0));
-        let (label, probability) = classes.first().map_or(("(nothing)".into(), 0.0), |class| {
-            (output::label(class), class.probability)
-        });
-        let percent = probability * 100.0;
-        let (fps, server, client) = (
-            answer.fps,
-            answer.dropped_by_server,
-            answer.dropped_by_client,
-        );
+        let (label, probability) = match classes.first() {
+            Some(class) => (output::label(class), class.probability),
+            None => ("(nothing)".into(), 0.0),
+        };
+
         if let Some(line) = &self.line {
-            let bar = output::bar(probability, BAR_WIDTH);
-            let label = pad_str(&label, LABEL_WIDTH, console::Alignment::Left, Some("…"));
-            line.set_message(format!(
-                "{} {percent:3.0} % {}  {fps:5.1} fps  latency {latency:>7}  dropped {}",
-                style(label).green().bold(),
-                style(pad_str(&bar, BAR_WIDTH, console::Alignment::Left, None)).green(),
-                thousands(server + client),
-            ));
-            line.tick();
+            self.update(line, answer, &label, probability);
             return Ok(());
         }
         if self
@@ -141,21 +121,64 @@ impl Display {
             return Ok(());
         }
         self.last_plain = Some(Instant::now());
-        let seconds = self.begin.elapsed().as_secs_f64();
         output::print_line(&format_args!(
-            "{seconds:6.1} s  {label}  {percent:.0} %  {fps:.1} fps  latency {latency}  dropped {server} by server, \
-             {client} by client"
+            "{:6.1} s  {label}  {:.0} %  {:.1} fps  latency {}  dropped {} by server, {} by client",
+            self.begin.elapsed().as_secs_f64(),
+            probability * 100.0,
+            answer.fps,
+            self.latency(),
+            answer.dropped_by_server,
+            answer.dropped_by_client
         ))
+    }
+
+    fn show_failure(&mut self, frame_id: u64, code: Code, message: &str) {
+        self.errors += 1;
+        if self.errors > SHOWN_ERRORS {
+            return;
+        }
+        let code = code_name(code);
+        let more = if self.errors == SHOWN_ERRORS {
+            " (further ones are only counted)"
+        } else {
+            ""
+        };
+        self.suspend(|| {
+            output::print_error(&format_args!("frame {frame_id}: {code}: {message}{more}"));
+        });
+    }
+
+    /// Redraws the updating line.
+    fn update(&self, line: &ProgressBar, answer: &FrameAnswer, label: &str, probability: f32) {
+        let left = |text: &str, width, ellipsis| {
+            let padded = pad_str(text, width, Alignment::Left, ellipsis);
+            style(padded.into_owned()).green()
+        };
+        line.set_message(format!(
+            "{} {:3.0} % {}  {:5.1} fps  latency {:>7}  dropped {}",
+            left(label, LABEL_WIDTH, Some("…")).bold(),
+            probability * 100.0,
+            left(&output::bar(probability, BAR_WIDTH), BAR_WIDTH, None),
+            answer.fps,
+            self.latency(),
+            thousands(answer.dropped_by_server + answer.dropped_by_client),
+        ));
+        line.tick();
+    }
+
+    fn latency(&self) -> String {
+        time(self.mean_latency_ms.unwrap_or(0.0))
     }
 }
 
-/// The summary as a table.
+/// The summary as text.
 pub fn describe(summary: &StreamSummary) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &dyn std::fmt::Display| {
-        // Writing to a string can't fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "{:<11}{value}", style(name).bold());
     };
+
     let mut frames = format!(
         "{} sent, {} answered",
         thousands(summary.sent),
@@ -172,6 +195,7 @@ pub fn describe(summary: &StreamSummary) -> String {
         }
     }
     line("Frames", &frames);
+
     line(
         "Speed",
         &format_args!(
@@ -191,15 +215,16 @@ pub fn describe(summary: &StreamSummary) -> String {
             ),
         );
     }
+
     let width = summary
         .labels
         .iter()
-        .map(|l| console::measure_text_width(&l.label))
+        .map(|shown| measure_text_width(&shown.label))
         .max()
         .unwrap_or(0);
     for (rank, shown) in summary.labels.iter().enumerate() {
-        let name = if rank == 0 { "On top" } else { "" };
-        let label = pad_str(&shown.label, width, console::Alignment::Left, None);
+        let name = if rank == 0 { "Top label" } else { "" };
+        let label = pad_str(&shown.label, width, Alignment::Left, None);
         line(
             name,
             &format_args!("{label}  {:5.1} % of the time", shown.share * 100.0),

@@ -1,4 +1,4 @@
-//! `resnet18 stream`: what a video or a camera shows, live.
+//! `resnet18 stream`: classifies the frames of a video or a camera, live.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -22,24 +22,33 @@ use crate::{
 
 mod display;
 
-use display::Display;
+use self::display::StreamDisplay;
 
+/// Default half-life of the moving average over frames, except for folders of images.
 const VIDEO_SMOOTHING: Duration = Duration::from_millis(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A second Ctrl-C within this time of the first is ignored, because a held key repeats.
+const KEY_REPEAT: Duration = Duration::from_millis(200);
 
 const LONG_HELP: &str = "\
-Files play in real time with --policy latest or with --fps, otherwise as fast as the server takes them. Cameras, URLs \
-     and standard input are live: their frames come when they come. Frames are scaled down to what the model needs before \
-     they are sent. Ctrl-C ends the stream and prints the summary.
+Files play in real time with --policy latest or with --fps, otherwise as fast as the server \
+classifies them. Cameras, URLs and standard input are live: they determine the rate of frames \
+themselves. Frames are scaled down to the size that the model needs before they are sent. Ctrl-C \
+ends the stream and prints the summary.
 
-With --json every answer is one line on standard output:
-  {\"frame_id\", \"classifications\": [{\"class_id\", \"label\", \"probability\"}], \"latency_ms\", \"fps\", \
-     \"dropped_by_server\", \"dropped_by_client\", \"timing_ms\": {\"decode\", \"queue\", \"inference\", \"total\"}}
-where a frame that failed has \"error\": {\"code\", \"message\"} in place of the classifications. The last line is
-  {\"summary\": {\"sent\", \"answered\", \"failed\", \"dropped_by_server\", \"dropped_by_client\", \"unanswered\", \
-     \"duration_s\", \"mean_fps\", \"latency_ms\": {\"count\", \"mean\", \"p50\", ...}, \"labels\": [{\"label\", \"share\"}]}}.
+With --json, each response is one line on standard output:
+  {\"frame_id\", \"classifications\": [{\"class_id\", \"label\", \"probability\"}],
+   \"latency_ms\", \"fps\", \"dropped_by_server\", \"dropped_by_client\",
+   \"timing_ms\": {\"decode\", \"queue\", \"inference\", \"total\"}}
+For a frame that failed, \"error\": {\"code\", \"message\"} replaces the classifications. The last \
+line is
+  {\"summary\": {\"sent\", \"answered\", \"failed\", \"dropped_by_server\",
+    \"dropped_by_client\", \"unanswered\", \"duration_s\", \"mean_fps\",
+    \"latency_ms\": {\"count\", \"mean\", \"p50\", ...},
+    \"labels\": [{\"label\", \"share\"}]}}.
 
-Exit status: 0 = the stream ended well, 1 = it was cut off or no frame was answered, 64 = wrong flags.";
+Exit status: 0 = the stream ended normally, 1 = it was interrupted or no frame was classified, \
+64 = wrong flags.";
 
 /// The flags of `resnet18 stream`.
 #[derive(Debug, clap::Args)]
@@ -51,32 +60,35 @@ pub struct Args {
     source: VideoSource,
     #[command(flatten)]
     server: ServerFlags,
-    /// Frames to send a second [default: as many as the video has; 25 for folders played in real
+    /// Frames to send per second [default: the rate of the video; 25 for folders played in real
     /// time].
     #[arg(long, env = "RESNET18_STREAM_FPS", value_name = "N", value_parser = values::rate)]
     fps: Option<f64>,
-    /// What happens to frames that come faster than they are classified.
+    /// How to handle frames that arrive faster than they are classified.
     #[arg(
         long,
         env = "RESNET18_STREAM_POLICY",
         value_name = "POLICY",
         default_value = "latest"
     )]
-    policy: Policy,
-    /// Half-life of the mean over the frames, against flicker; 0 = off [default: 300ms, for a
-    /// folder of images 0].
-    #[arg(long, env = "RESNET18_STREAM_SMOOTHING", value_name = "DURATION", value_parser = values::duration)]
+    policy: PolicyArg,
+    /// Half-life of the moving average over frames, which reduces flicker; 0 = off [default: 300ms;
+    /// 0 for a folder of images].
+    #[arg(long, env = "RESNET18_STREAM_SMOOTHING", value_name = "DURATION",
+          value_parser = values::duration)]
     smoothing: Option<Duration>,
-    /// How many classes to ask for; only the first is shown without --json.
-    #[arg(long, env = "RESNET18_STREAM_TOP_K", value_name = "N", default_value = "1", value_parser = values::count)]
+    /// Number of classes to request; without --json, only the first is shown.
+    #[arg(long, env = "RESNET18_STREAM_TOP_K", value_name = "N", default_value = "1",
+          value_parser = values::count)]
     top_k: usize,
     /// Stop after this time [default: at the end of the video].
-    #[arg(long, env = "RESNET18_STREAM_DURATION", value_name = "DURATION", value_parser = values::positive_duration)]
+    #[arg(long, env = "RESNET18_STREAM_DURATION", value_name = "DURATION",
+          value_parser = values::positive_duration)]
     duration: Option<Duration>,
-    /// Begin again at the end of a file or folder.
+    /// Start over at the end of a file or folder.
     #[arg(long = "loop", env = "RESNET18_STREAM_LOOP")]
     repeat: bool,
-    /// The ffmpeg program, which reads everything but folders.
+    /// The ffmpeg program, which reads all sources except folders.
     #[arg(
         long,
         env = "RESNET18_STREAM_FFMPEG",
@@ -84,27 +96,29 @@ pub struct Args {
         default_value = "ffmpeg"
     )]
     ffmpeg: PathBuf,
-    /// Print JSON, one object a line for each frame and one for the summary.
+    /// Print JSON, one object per line and frame, and one for the summary.
     #[arg(long, env = "RESNET18_STREAM_JSON")]
     json: bool,
 }
 
+/// The values of [`FramePolicy`], which is generated from the protobuf contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Policy {
-    /// A newer frame replaces the one that waits: live, nothing stale.
+enum PolicyArg {
+    /// A newer frame replaces the waiting one, so that responses stay up to date.
     Latest,
     /// Every frame is classified, in order.
     Every,
 }
 
-/// Classifies the frames and shows the answers as they come.
+/// Classifies the frames and shows the responses as they arrive.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     if args.repeat && args.source.is_live() {
         return Err(CliError::Usage(format!(
-            "{} can't begin again: leave out --loop",
+            "{} cannot start over: remove --loop",
             args.source
         )));
     }
+
     let server = args.server.server()?;
     let mut client = client::connect(&server).await?;
     let model = client::find_model(
@@ -114,14 +128,15 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         CONNECT_TIMEOUT,
     )
     .await?;
-    let real_time = args.policy == Policy::Latest || args.fps.is_some();
+
+    let real_time = args.policy == PolicyArg::Latest || args.fps.is_some();
     let options = StreamOptions {
         server,
         model: args.server.model,
         top_k: args.top_k as u32,
         policy: match args.policy {
-            Policy::Latest => FramePolicy::Latest,
-            Policy::Every => FramePolicy::Every,
+            PolicyArg::Latest => FramePolicy::Latest,
+            PolicyArg::Every => FramePolicy::Every,
         },
         smoothing: args.smoothing.unwrap_or(match args.source {
             VideoSource::Directory(_) => Duration::ZERO,
@@ -140,25 +155,16 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     .await?;
 
     let (stop, stopped) = watch::channel(false);
-    let stopper = tokio::spawn(async move {
-        // Either way, Ctrl-C or the time, the answers that are due are still shown.
-        let _ = timeout(args.duration.unwrap_or(Duration::MAX), ctrl_c()).await;
-        stop.send_replace(true);
-        // Whoever presses Ctrl-C again doesn't want to wait; held keys don't count.
-        sleep(Duration::from_millis(200)).await;
-        let _ = ctrl_c().await;
-        std::process::exit(130);
-    });
-    let mut display = Display::new(args.json);
+    let stopper = tokio::spawn(stop_on_interrupt(args.duration, stop));
+
+    let mut display = StreamDisplay::new(args.json);
     let mut written = Ok(());
-    let result = {
-        let mut streaming = std::pin::pin!(run_stream(&options, client, video, stopped, |event| {
-            if written.is_ok() {
-                written = display.show(event);
-            }
-        }));
-        (&mut streaming).await
-    };
+    let result = run_stream(&options, client, video, stopped, |event| {
+        if written.is_ok() {
+            written = display.show(event);
+        }
+    })
+    .await;
     stopper.abort();
     written?;
     display.finish();
@@ -168,18 +174,31 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     } else {
         output::print_line(&display::describe(&result.summary))?;
     }
-    let well = result.video_error.is_none()
-        && result.server_error.is_none()
-        && result.summary.answered > 0;
     if let Some(error) = &result.video_error {
         output::print_error(error);
     }
     if let Some(error) = &result.server_error {
         output::print_error(error);
     }
-    Ok(if well {
+
+    let succeeded = result.video_error.is_none()
+        && result.server_error.is_none()
+        && result.summary.answered > 0;
+    Ok(if succeeded {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Stops the stream on Ctrl-C or after `duration`; the responses that are outstanding are still
+/// shown. A further Ctrl-C ends the process at once.
+async fn stop_on_interrupt(duration: Option<Duration>, stop: watch::Sender<bool>) {
+    // Whether this is the signal or the timeout makes no difference.
+    let _ = timeout(duration.unwrap_or(Duration::MAX), ctrl_c()).await;
+    stop.send_replace(true);
+
+    sleep(KEY_REPEAT).await;
+    let _ = ctrl_c().await;
+    std::process::exit(130);
 }

@@ -1,22 +1,21 @@
-//! One snapshot as a table, for pipes and logs.
+//! A snapshot as a table, for pipes and logs.
 
 use std::fmt::Write;
 
 use console::style;
 
-use super::{live::app::ServerView, text};
+use super::text;
 use crate::{
     cli::output::time,
-    client::monitor::{ModelSnapshot, Snapshot},
+    client::monitor::{MetricsAddress, ModelSnapshot, Quantiles, Snapshot},
 };
 
-/// A server and its models.
-pub fn table(server: &ServerView) -> String {
-    let mut table = style(server.address.to_string()).bold().to_string();
-    match (&server.gone, &server.snapshot) {
-        (Some((_, reason)), _) => table += &format!("  {}\n", style(reason).red()),
-        (None, None) => table += "\n",
-        (None, Some(snapshot)) => {
+/// A server and its models, or why the server could not be measured.
+pub fn table(address: &MetricsAddress, measured: &Result<Snapshot, String>) -> String {
+    let mut table = style(address.to_string()).bold().to_string();
+    match measured {
+        Err(reason) => table += &format!("  {}\n", style(reason).red()),
+        Ok(snapshot) => {
             let state = style(&snapshot.state);
             let state = if snapshot.ready {
                 state.green()
@@ -30,6 +29,7 @@ pub fn table(server: &ServerView) -> String {
     table
 }
 
+/// The properties of the server's process, in one line.
 fn process(snapshot: &Snapshot) -> String {
     let parts = [
         snapshot
@@ -59,6 +59,7 @@ fn process(snapshot: &Snapshot) -> String {
         .collect()
 }
 
+/// A row per model.
 fn models(snapshot: &Snapshot) -> String {
     let longest = snapshot
         .models
@@ -66,9 +67,9 @@ fn models(snapshot: &Snapshot) -> String {
         .map(|model| model.name.chars().count())
         .max()
         .unwrap_or(0)
-        .max(5);
-    let head = format!(
-        "{:<longest$} {:<16} {:>8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>6} {:>7}  Refused\n",
+        .max("Model".len());
+    let header = format!(
+        "{:<longest$} {:<16} {:>8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>6} {:>7}  Rejected\n",
         "Model",
         "Engine",
         "Images/s",
@@ -80,44 +81,43 @@ fn models(snapshot: &Snapshot) -> String {
         "Batch",
         "Streams"
     );
-    let mut table = style(head).bold().to_string();
+    let mut table = style(header).bold().to_string();
     for model in &snapshot.models {
-        let engine = model.engine.as_ref().map_or("not loaded".into(), |e| {
-            format!("{} {}", e.engine, e.precision)
-        });
-        let latency = |of: fn(&crate::client::monitor::Quantiles) -> f64| {
-            model
-                .latency_ms
-                .request
-                .as_ref()
-                .map_or("–".into(), |latency| time(of(latency)))
+        let engine = match &model.engine {
+            Some(engine) => format!("{} {}", engine.engine, engine.precision),
+            None => "not loaded".into(),
         };
-        // Writing to a string can't fail.
+        let latency = |quantile: fn(&Quantiles) -> f64| match &model.latency_ms.request {
+            Some(latency) => time(quantile(latency)),
+            None => "–".into(),
+        };
+        // Writing to a string cannot fail.
         let _ = writeln!(
             table,
             "{:<longest$} {engine:<16} {:>8.1} {:>10.1} {:>9} {:>9} {:>9} {:>9} {:>6} {:>7.0}  {}",
             model.name,
             model.images_per_second,
             model.requests(),
-            latency(|l| l.p50),
-            latency(|l| l.p95),
-            latency(|l| l.p99),
+            latency(|latency| latency.p50),
+            latency(|latency| latency.p95),
+            latency(|latency| latency.p99),
             text::queue(model),
             model
                 .batch_size
                 .map_or("–".into(), |images| format!("{images:.1}")),
             model.streams,
-            refused(model),
+            rejected(model),
         );
     }
     table
 }
 
-fn refused(model: &ModelSnapshot) -> String {
-    let refused = text::nonzero(&model.rejected_per_second);
-    if refused.is_empty() {
-        "nothing".into()
+/// The rates of rejections, by reason.
+fn rejected(model: &ModelSnapshot) -> String {
+    let rates = text::nonzero_rates(&model.rejected_per_second);
+    if rates.is_empty() {
+        "none".into()
     } else {
-        style(refused).red().to_string()
+        style(rates).red().to_string()
     }
 }

@@ -1,22 +1,15 @@
-//! Numbers as the picture and the table show them.
+//! Formatting of numbers, for the dashboard and the table.
 
 use std::collections::BTreeMap;
 
-use super::live::app::ServerView;
-use crate::{
-    cli::output::time,
-    client::monitor::{ModelSnapshot, Snapshot},
-};
-
-/// From this share on, a queue or the cores are as good as full.
-pub const TROUBLE_FILL: f64 = 0.9;
+use crate::client::monitor::ModelSnapshot;
 
 /// A share as a percentage.
 pub fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
 }
 
-/// A number of bytes with a sensible unit.
+/// A number of bytes with a readable unit.
 pub fn bytes(bytes: f64) -> String {
     let (unit, name) = [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")]
         .into_iter()
@@ -30,7 +23,7 @@ pub fn bytes(bytes: f64) -> String {
     }
 }
 
-/// A time for people, in its largest unit.
+/// A duration in seconds, in its largest unit.
 pub fn age(seconds: f64) -> String {
     match seconds {
         s if s < 120.0 => format!("{s:.0} s"),
@@ -40,7 +33,7 @@ pub fn age(seconds: f64) -> String {
     }
 }
 
-/// How many single requests wait, and for how many there is room.
+/// The number of queued requests, and the capacity of the queue.
 pub fn queue(model: &ModelSnapshot) -> String {
     match (model.queue_requests, model.queue_capacity) {
         (Some(requests), Some(capacity)) => format!("{requests:.0} of {capacity:.0}"),
@@ -49,87 +42,15 @@ pub fn queue(model: &ModelSnapshot) -> String {
     }
 }
 
-/// What there is of these rates, the greatest first; empty when there is nothing.
-pub fn nonzero(rates: &BTreeMap<String, f64>) -> String {
+/// The rates that are not zero, the largest first; empty if there are none.
+pub fn nonzero_rates(rates: &BTreeMap<String, f64>) -> String {
     let mut rates: Vec<_> = rates.iter().filter(|(_, rate)| **rate > 0.0).collect();
     rates.sort_by(|a, b| b.1.total_cmp(a.1));
-    let text = rates
+    let texts: Vec<String> = rates
         .iter()
-        .map(|(name, rate)| format!("{name} {rate:.1}/s"));
-    text.collect::<Vec<_>>().join("  ")
-}
-
-/// The columns of a list of servers.
-pub const SERVER_COLUMNS: [&str; 7] = [
-    "Server",
-    "State",
-    "Images/s",
-    "Requests/s",
-    "p99",
-    "Waiting",
-    "Refused/s",
-];
-
-/// What a server does, all its models together; the p99 is that of its slowest one.
-pub fn server_cells(server: &ServerView) -> [String; 7] {
-    let address = server.address.authority().to_owned();
-    let Some(snapshot) = server.snapshot.as_ref().filter(|_| server.gone.is_none()) else {
-        let state = if server.gone.is_some() {
-            "gone"
-        } else {
-            "waiting"
-        };
-        return [
-            address,
-            state.into(),
-            "–".into(),
-            "–".into(),
-            "–".into(),
-            "–".into(),
-            "–".into(),
-        ];
-    };
-    let sum = |value: fn(&ModelSnapshot) -> f64| {
-        format!(
-            "{:.1}",
-            snapshot
-                .models
-                .iter()
-                .map(value)
-                .fold(0.0, |sum, value| sum + value)
-        )
-    };
-    [
-        address,
-        if snapshot.ready { "ready" } else { "not ready" }.into(),
-        sum(|model| model.images_per_second),
-        sum(ModelSnapshot::requests),
-        slowest_p99(snapshot).map_or("–".into(), time),
-        format!(
-            "{:.0}",
-            snapshot
-                .models
-                .iter()
-                .filter_map(|model| model.queue_depth)
-                .sum::<f64>()
-        ),
-        sum(ModelSnapshot::rejected),
-    ]
-}
-
-fn slowest_p99(snapshot: &Snapshot) -> Option<f64> {
-    let p99s = snapshot
-        .models
-        .iter()
-        .filter_map(|model| Some(model.latency_ms.request?.p99));
-    p99s.reduce(f64::max)
-}
-
-/// One line of a list of servers, less than 80 characters wide.
-pub fn server_row<T: AsRef<str>>(cells: [T; 7]) -> String {
-    let [server, state, images, requests, p99, waiting, refused] =
-        cells.each_ref().map(AsRef::as_ref);
-    format!("{server:<21} {state:<9} {images:>9} {requests:>10} {p99:>9} {waiting:>7} {refused:>9}")
+        .map(|(name, rate)| format!("{name} {rate:.1}/s"))
+        .collect();
+    texts.join("  ")
 }
 
 #[cfg(test)]
@@ -137,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_sensible_units() {
+    fn numbers_have_readable_units() {
         assert_eq!(bytes(0.0), "0 B");
         assert_eq!(bytes(1234.0), "1.2 kB");
         assert_eq!(bytes(189e6), "189 MB");
@@ -150,10 +71,10 @@ mod tests {
     }
 
     #[test]
-    fn only_what_happens_is_listed_the_most_frequent_first() {
+    fn only_nonzero_rates_are_listed_the_largest_first() {
         let rates = [("deadline", 0.5), ("queue_full", 12.34), ("cancelled", 0.0)];
         let rates = rates.map(|(name, rate)| (name.to_owned(), rate)).into();
-        assert_eq!(nonzero(&rates), "queue_full 12.3/s  deadline 0.5/s");
-        assert_eq!(nonzero(&BTreeMap::new()), "");
+        assert_eq!(nonzero_rates(&rates), "queue_full 12.3/s  deadline 0.5/s");
+        assert_eq!(nonzero_rates(&BTreeMap::new()), "");
     }
 }

@@ -25,7 +25,7 @@ pub struct TokenConfig {
 }
 
 /// A service that may be open to callers without a token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum OpenService {
     /// `grpc.health.v1.Health`, which load balancers ask.
     Health,

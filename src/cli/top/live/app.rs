@@ -1,4 +1,4 @@
-//! What `resnet18 top` knows and which part of it is looked at.
+//! The state of the dashboard: what is known about each server, and what is selected.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -9,31 +9,31 @@ use crate::client::monitor::{
     Change, MetricsAddress, ModelSnapshot, Scrape, ScrapeError, Snapshot,
 };
 
-/// Rates and latencies are over this time.
+/// The period over which rates and latencies are computed.
 pub const WINDOW: Duration = Duration::from_secs(10);
 
-/// The charts of one model.
+/// The history of one model, for its charts.
 #[derive(Clone, Debug, Default)]
 pub struct Charts {
-    /// Images classified a second.
+    /// Classified images per second.
     pub images: History,
-    /// Requests a second.
+    /// Requests per second.
     pub requests: History,
-    /// The 99th percentile of requests' latency, in milliseconds.
+    /// The 99th percentile of the latency of requests, in milliseconds.
     pub p99: History,
 }
 
-/// One server.
+/// What is known about one server.
 #[derive(Clone, Debug)]
 pub struct ServerView {
-    /// Where it is.
     pub address: MetricsAddress,
-    /// Since when it does not answer, and why.
+    /// Since when the server does not answer, and why.
     pub gone: Option<(Instant, String)>,
-    /// What it did at last; `None` before the second scrape.
+    /// The last measurement; `None` before the second scrape.
     pub snapshot: Option<Snapshot>,
-    /// By the names of its models.
+    /// Charts by model name.
     pub charts: BTreeMap<String, Charts>,
+    /// The scrapes within [`WINDOW`], and one that is older; the newest is the last.
     scrapes: VecDeque<Scrape>,
 }
 
@@ -52,26 +52,31 @@ impl ServerView {
         match result {
             Ok(scrape) => self.answered(scrape),
             Err(error) => {
-                let since = self
-                    .gone
-                    .as_ref()
-                    .map_or_else(Instant::now, |(since, _)| *since);
+                let since = match &self.gone {
+                    Some((since, _)) => *since,
+                    None => Instant::now(),
+                };
                 self.gone = Some((since, error.to_string()));
-                self.charts.values_mut().for_each(Charts::gap);
+                for charts in self.charts.values_mut() {
+                    charts.push_gap();
+                }
             }
         }
     }
 
     fn answered(&mut self, scrape: Scrape) {
         self.gone = None;
+
         if let Some(newest) = self.scrapes.back() {
             if Change::between(newest, &scrape).same_process() {
                 self.chart(&Snapshot::between(newest, &scrape));
             } else {
+                // The server has restarted, and its counters with it.
                 self.scrapes.clear();
             }
         }
-        // The window begins with the newest of the scrapes that are old enough.
+
+        // The window begins with the newest of the scrapes that are at least as old as it is long.
         while self
             .scrapes
             .get(1)
@@ -79,14 +84,16 @@ impl ServerView {
         {
             self.scrapes.pop_front();
         }
+
         if let Some(oldest) = self.scrapes.front() {
             self.snapshot = Some(Snapshot::between(oldest, &scrape));
         }
         self.scrapes.push_back(scrape);
     }
 
-    fn chart(&mut self, step: &Snapshot) {
-        for model in &step.models {
+    /// Appends the changes since the previous scrape to the charts.
+    fn chart(&mut self, change: &Snapshot) {
+        for model in &change.models {
             let charts = self.charts.entry(model.name.clone()).or_default();
             charts.images.push(Some(model.images_per_second));
             charts.requests.push(Some(model.requests()));
@@ -98,76 +105,76 @@ impl ServerView {
 }
 
 impl Charts {
-    fn gap(&mut self) {
-        [&mut self.images, &mut self.requests, &mut self.p99]
-            .into_iter()
-            .for_each(|history| history.push(None));
+    /// Marks a scrape that failed.
+    fn push_gap(&mut self) {
+        for history in [&mut self.images, &mut self.requests, &mut self.p99] {
+            history.push(None);
+        }
     }
 }
 
-/// What a key asks for.
+/// What a key does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// End.
     Quit,
-    /// The next model, or the one before.
+    /// Selects the next model (1) or the previous one (-1).
     Model(isize),
-    /// The next server, or the one before.
+    /// Selects the next server (1) or the previous one (-1).
     Server(isize),
-    /// Stop the picture, or let it go on.
+    /// Freezes the display, or resumes it.
     Pause,
-    /// Show or hide the help.
+    /// Shows or hides the help.
     Help,
-    /// Hide the help.
+    /// Hides the help.
     Back,
 }
 
-/// Everything that is shown.
+/// The state of the dashboard.
 #[derive(Clone, Debug)]
 pub struct App {
     servers: Vec<ServerView>,
-    /// The servers as they were when the picture was stopped.
-    stopped: Option<Vec<ServerView>>,
+    /// While paused, the servers as they were at that moment; they are shown instead.
+    frozen: Option<Vec<ServerView>>,
+    /// The index of the selected server.
     server: usize,
-    /// The model that was chosen; `None` = the first.
+    /// The name of the selected model; `None` means the first.
     model: Option<String>,
     /// Whether the help is shown.
     pub help: bool,
 }
 
 impl App {
-    /// Before anything is known.
     pub fn new(servers: &[MetricsAddress]) -> Self {
         let servers = servers.iter().cloned().map(ServerView::new).collect();
         Self {
             servers,
-            stopped: None,
+            frozen: None,
             server: 0,
             model: None,
             help: false,
         }
     }
 
-    /// A server answered, or did not.
+    /// Processes a scrape of the server with this index.
     pub fn update(&mut self, server: usize, result: Result<Scrape, ScrapeError>) {
         self.servers[server].update(result);
     }
 
-    /// Does what a key asks for; false = end.
-    pub fn act(&mut self, action: Action) -> bool {
+    /// Performs what a key asks for. Quitting is up to the caller.
+    pub fn act(&mut self, action: Action) {
         match action {
-            Action::Quit => return false,
+            Action::Quit => {}
             Action::Model(step) => self.step_model(step),
             Action::Server(step) if self.servers.len() > 1 => {
-                self.server = stepped(self.server, step, self.servers.len())
+                self.server = wrapping_step(self.server, step, self.servers.len());
             }
+            // With one server, the keys for servers select models too.
             Action::Server(step) => self.step_model(step),
-            Action::Pause if self.stopped.is_some() => self.stopped = None,
-            Action::Pause => self.stopped = Some(self.servers.clone()),
+            Action::Pause if self.paused() => self.frozen = None,
+            Action::Pause => self.frozen = Some(self.servers.clone()),
             Action::Help => self.help = !self.help,
             Action::Back => self.help = false,
         }
-        true
     }
 
     fn step_model(&mut self, step: isize) {
@@ -175,40 +182,39 @@ impl App {
             return;
         };
         if !snapshot.models.is_empty() {
-            let next = stepped(self.model_index(snapshot), step, snapshot.models.len());
+            let next = wrapping_step(self.model_index(snapshot), step, snapshot.models.len());
             self.model = Some(snapshot.models[next].name.clone());
         }
     }
 
-    /// Whether the picture is stopped.
     pub fn paused(&self) -> bool {
-        self.stopped.is_some()
+        self.frozen.is_some()
     }
 
-    /// All servers.
+    /// All servers, as they are to be shown.
     pub fn servers(&self) -> &[ServerView] {
-        self.stopped.as_deref().unwrap_or(&self.servers)
+        self.frozen.as_deref().unwrap_or(&self.servers)
     }
 
-    /// Which of them is looked at.
+    /// The index of the selected server.
     pub fn server_index(&self) -> usize {
         self.server
     }
 
-    /// The server that is looked at.
     pub fn server(&self) -> &ServerView {
         &self.servers()[self.server]
     }
 
-    /// Which of a server's models is looked at.
+    /// The index of the selected model in this server's snapshot.
     pub fn model_index(&self, snapshot: &Snapshot) -> usize {
-        let chosen = |model: &ModelSnapshot| Some(&model.name) == self.model.as_ref();
-        snapshot.models.iter().position(chosen).unwrap_or(0)
+        let selected = |model: &ModelSnapshot| Some(&model.name) == self.model.as_ref();
+        snapshot.models.iter().position(selected).unwrap_or(0)
     }
 }
 
-fn stepped(at: usize, step: isize, length: usize) -> usize {
-    (at as isize + step).rem_euclid(length as isize) as usize
+/// The index after a step, which wraps around at the ends.
+fn wrapping_step(index: usize, step: isize, length: usize) -> usize {
+    (index as isize + step).rem_euclid(length as isize) as usize
 }
 
 #[cfg(test)]
@@ -216,7 +222,7 @@ pub(super) mod tests {
     use super::*;
     use crate::client::monitor::testing::busy;
 
-    /// One server or more under load, as after a minute.
+    /// A dashboard of these servers, under load for a minute.
     pub fn app(addresses: &[&str]) -> App {
         let addresses: Vec<MetricsAddress> = addresses
             .iter()
@@ -244,7 +250,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_server_that_is_gone_keeps_its_last_picture_and_comes_back() {
+    fn a_server_that_is_gone_keeps_its_last_snapshot_and_comes_back() {
         let mut app = app(&["a:1"]);
         app.update(0, Err(closed()));
         app.update(0, Err(ScrapeError::Timeout));
@@ -258,7 +264,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_server_that_started_anew_is_measured_from_its_start() {
+    fn a_restarted_server_is_measured_from_its_start() {
         let mut app = app(&["a:1"]);
         let charts = app.server().charts["resnet18-demo"].images.clone();
         let start = Instant::now();
@@ -273,7 +279,7 @@ pub(super) mod tests {
         assert_eq!(
             app.server().scrapes.len(),
             1,
-            "what was before is forgotten"
+            "the scrapes of the old process are dropped"
         );
         app.update(0, Ok(scrape(15, 21)));
         let snapshot = app.server().snapshot.as_ref().unwrap();
@@ -321,11 +327,10 @@ pub(super) mod tests {
         );
         app.act(Action::Server(1));
         assert_eq!(app.server_index(), 0);
-        assert!(!app.act(Action::Quit));
     }
 
     #[test]
-    fn a_pause_stops_the_picture_but_not_the_measuring() {
+    fn a_pause_freezes_the_display_but_not_the_measurement() {
         let mut app = app(&["a:1"]);
         app.act(Action::Pause);
         app.update(0, Err(closed()));

@@ -1,22 +1,22 @@
-//! What the charts show: values of the last minutes, one a scrape.
+//! The values of a chart over the last minutes, one per scrape.
 
 use std::collections::VecDeque;
 
-/// Scrapes that are remembered; at one a second, three minutes.
-pub const SPAN: usize = 180;
+/// Number of values that are kept: three minutes at one scrape per second.
+const CAPACITY: usize = 180;
 
-/// The values of one chart, oldest first; `None` where nothing is known.
+/// The values of one chart, oldest first; `None` where the value is unknown.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     values: VecDeque<Option<f64>>,
-    /// How many there ever were.
+    /// How many values were ever pushed.
     total: usize,
 }
 
 impl History {
-    /// Takes in the newest value.
+    /// Appends the newest value; one that is not finite counts as unknown.
     pub fn push(&mut self, value: Option<f64>) {
-        if self.values.len() == SPAN {
+        if self.values.len() == CAPACITY {
             self.values.pop_front();
         }
         self.values
@@ -24,36 +24,41 @@ impl History {
         self.total += 1;
     }
 
-    /// The newest value.
     #[cfg(test)]
     pub fn last(&self) -> Option<f64> {
         *self.values.back()?
     }
 
-    /// The largest value.
     pub fn max(&self) -> Option<f64> {
         self.values.iter().flatten().copied().reduce(f64::max)
     }
 
-    /// The history in at most `width` columns, each the mean of as many scrapes as are needed for
-    /// all of them to fit. What a column covers stays the same while time goes on, so that the
-    /// chart moves without flicker.
+    /// The history in at most `width` columns, oldest first. Each column is the mean of the same
+    /// number of scrapes, as many as are needed for a full history to fit.
+    ///
+    /// A column covers the same scrapes for as long as it is shown, so that the chart moves without
+    /// flicker.
     pub fn columns(&self, width: usize) -> Vec<Option<f64>> {
         if width == 0 {
             return Vec::new();
         }
-        // One more, as the first and the last column are seldom whole.
-        let each = (SPAN + 1).div_ceil(width.saturating_sub(1).max(1)).max(1);
+        // One more scrape and one column less, because the first and last columns are rarely full.
+        let scrapes_per_column = (CAPACITY + 1)
+            .div_ceil(width.saturating_sub(1).max(1))
+            .max(1);
         let first = self.total - self.values.len();
+
+        // The sum and the number of the known values of each column.
         let mut columns: Vec<(f64, usize)> = Vec::new();
-        for (at, value) in self.values.iter().enumerate() {
-            let column = (first + at) / each - first / each;
+        for (index, value) in self.values.iter().enumerate() {
+            let column = (first + index) / scrapes_per_column - first / scrapes_per_column;
             columns.resize(columns.len().max(column + 1), (0.0, 0));
             if let Some(value) = value {
                 columns[column].0 += value;
                 columns[column].1 += 1;
             }
         }
+
         let skipped = columns.len().saturating_sub(width);
         columns
             .into_iter()
@@ -69,16 +74,16 @@ mod tests {
 
     fn history(values: impl IntoIterator<Item = f64>) -> History {
         let mut history = History::default();
-        values
-            .into_iter()
-            .for_each(|value| history.push(Some(value)));
+        for value in values {
+            history.push(Some(value));
+        }
         history
     }
 
     #[test]
     fn a_chart_that_is_wide_enough_shows_every_value() {
         assert_eq!(
-            history([1.0, 2.0]).columns(SPAN + 2),
+            history([1.0, 2.0]).columns(CAPACITY + 2),
             [Some(1.0), Some(2.0)]
         );
         assert_eq!(history([]).columns(10), []);

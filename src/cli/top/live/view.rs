@@ -1,5 +1,5 @@
-//! How `resnet18 top` looks: an [`App`] → the cells of a terminal. Colours stress what words and
-//! symbols say already.
+//! Draws an [`App`] in a terminal. Colours only emphasize what words and symbols say, so that
+//! nothing is lost without them.
 
 use ratatui::{
     Frame,
@@ -15,19 +15,23 @@ use ratatui::{
 use super::{
     app::{App, Charts, ServerView},
     history::History,
+    servers,
 };
 use crate::{
     cli::{
         output::{bar, time},
-        top::text::{self, TROUBLE_FILL},
+        top::text,
     },
     client::monitor::{GpuSnapshot, ModelSnapshot, Quantiles, Snapshot},
 };
 
-/// Below this nothing sensible can be shown.
-const SMALLEST: (u16, u16) = (40, 12);
-/// From this width on there is a third chart.
-const WIDE: u16 = 110;
+/// The smallest terminal that the dashboard fits in: columns and rows.
+const MIN_SIZE: (u16, u16) = (40, 12);
+/// From this width on, a third chart is shown.
+const THREE_CHARTS_WIDTH: u16 = 110;
+
+/// A queue or the cores count as full from this share on.
+const TROUBLE_FILL: f64 = 0.9;
 
 const GOOD: Style = Style::new().fg(Color::Green);
 const WARNING: Style = Style::new().fg(Color::Yellow);
@@ -35,19 +39,20 @@ const BAD: Style = Style::new().fg(Color::Red);
 const QUIET: Style = Style::new().add_modifier(Modifier::DIM);
 const FRAME: Style = Style::new().fg(Color::Cyan);
 
-/// Draws everything.
+/// Draws the whole dashboard.
 pub fn draw(frame: &mut Frame, app: &App) {
     let area = frame.area();
-    if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
+    if area.width < MIN_SIZE.0 || area.height < MIN_SIZE.1 {
         let advice = format!(
-            "The terminal is too small: {} × {} at least. q ends.",
-            SMALLEST.0, SMALLEST.1
+            "The terminal is too small: at least {} × {}. q quits.",
+            MIN_SIZE.0, MIN_SIZE.1
         );
         frame.render_widget(Paragraph::new(advice).wrap(Wrap { trim: true }), area);
         return;
     }
+
     let several = app.servers().len() > 1;
-    // What is selected needs 20 lines.
+    // The selected server needs 20 lines.
     let room = area.height.saturating_sub(20).max(4);
     let list = if several {
         (app.servers().len() as u16 + 1).min(room)
@@ -61,10 +66,12 @@ pub fn draw(frame: &mut Frame, app: &App) {
         Constraint::Length(1),
     ])
     .areas(area);
+
     frame.render_widget(header(app.server(), area.width), head);
     if several {
         draw_servers(frame, app, servers);
     }
+
     match &app.server().snapshot {
         Some(snapshot) if snapshot.models.is_empty() => {
             frame.render_widget(
@@ -76,7 +83,7 @@ pub fn draw(frame: &mut Frame, app: &App) {
         None => frame.render_widget(waiting(app.server()), body),
     }
     if app.server().gone.is_some() {
-        // What is shown is what was.
+        // The values are those before the server stopped answering.
         frame.buffer_mut().set_style(body, QUIET);
     }
     frame.render_widget(footer(app), keys);
@@ -87,29 +94,25 @@ pub fn draw(frame: &mut Frame, app: &App) {
 
 fn header(server: &ServerView, width: u16) -> Line<'static> {
     let mut line = vec![Span::raw(server.address.to_string()).bold(), "  ".into()];
-    line.extend(state(server));
-    if let Some(snapshot) = server
-        .snapshot
-        .as_ref()
-        .filter(|_| server.gone.is_none() && width >= 60)
+    line.extend(server_state(server));
+    if let Some(snapshot) = &server.snapshot
+        && server.gone.is_none()
+        && width >= 60
     {
-        let version = snapshot
-            .version
-            .as_ref()
-            .map(|version| format!("  resnet18 {version}"));
-        let uptime = snapshot
-            .uptime_s
-            .map(|seconds| format!("  up {}", text::age(seconds)));
-        line.push(Span::styled(
-            [version, uptime].map(Option::unwrap_or_default).concat(),
-            QUIET,
-        ));
+        let mut details = String::new();
+        if let Some(version) = &snapshot.version {
+            details += &format!("  resnet18 {version}");
+        }
+        if let Some(seconds) = snapshot.uptime_s {
+            details += &format!("  up {}", text::age(seconds));
+        }
+        line.push(Span::styled(details, QUIET));
     }
     line.into()
 }
 
-/// Whether the server answers, in a word or more.
-fn state(server: &ServerView) -> Vec<Span<'static>> {
+/// Whether the server answers and is ready.
+fn server_state(server: &ServerView) -> Vec<Span<'static>> {
     match (&server.gone, &server.snapshot) {
         (Some((since, reason)), _) => {
             let age = text::age(since.elapsed().as_secs_f64());
@@ -127,10 +130,11 @@ fn state(server: &ServerView) -> Vec<Span<'static>> {
     }
 }
 
+/// The text in place of the values of a server that has not been measured.
 fn waiting(server: &ServerView) -> Paragraph<'static> {
     let line = match &server.gone {
         Some(_) => format!(
-            "Start a server with `resnet18 serve`, or name another than {}.",
+            "Start a server with `resnet18 serve`, or give another address than {}.",
             server.address
         ),
         None => "Measuring …".into(),
@@ -140,22 +144,21 @@ fn waiting(server: &ServerView) -> Paragraph<'static> {
         .wrap(Wrap { trim: true })
 }
 
-/// A line for each server, the selected one in reverse.
+/// A line per server, with the selected one in reverse.
 fn draw_servers(frame: &mut Frame, app: &App, area: Rect) {
-    let mut lines = vec![Line::styled(text::server_row(text::SERVER_COLUMNS), QUIET)];
+    let mut lines = vec![Line::styled(servers::row(servers::COLUMNS), QUIET)];
     for (number, server) in app.servers().iter().enumerate() {
-        let line = Line::from(text::server_row(text::server_cells(server)));
-        let line = if server.gone.is_some() {
-            line.style(BAD)
-        } else {
-            line
-        };
-        lines.push(if number == app.server_index() {
-            line.reversed()
-        } else {
-            line
-        });
+        let mut line = Line::from(servers::row(servers::cells(server)));
+        if server.gone.is_some() {
+            line = line.style(BAD);
+        }
+        if number == app.server_index() {
+            line = line.reversed();
+        }
+        lines.push(line);
     }
+
+    // Scroll so far that the selected server is visible.
     let hidden = (app.server_index() + 2).saturating_sub(usize::from(area.height));
     lines.drain(1..1 + hidden);
     frame.render_widget(Paragraph::new(lines), area);
@@ -164,18 +167,21 @@ fn draw_servers(frame: &mut Frame, app: &App, area: Rect) {
 fn draw_model(frame: &mut Frame, app: &App, snapshot: &Snapshot, area: Rect) {
     let index = app.model_index(snapshot);
     let model = &snapshot.models[index];
-    let (left, right) = (load_lines(snapshot, model), traffic_lines(snapshot, model));
-    let lines = left.len().max(right.len()) as u16 + 1;
+    let load = load_lines(snapshot, model);
+    let traffic = traffic_lines(snapshot, model);
+    // One more line for the titles, and two for the title and the header of the table.
+    let lines = load.len().max(traffic.len()) as u16 + 1;
     let stages = latency_rows(model).len() as u16 + 2;
     let [names, engine, charts, latency, numbers] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(1),
         Constraint::Fill(1),
         Constraint::Length(stages),
-        // Where there is little room, what is at the end gives way to the charts.
+        // In a low terminal, these lines are cut off in favour of the charts.
         Constraint::Length(lines.min(area.height.saturating_sub(2 + stages + 2))),
     ])
     .areas(area);
+
     frame.render_widget(model_names(snapshot, index, area.width), names);
     frame.render_widget(engine_line(model), engine);
     let empty = Charts::default();
@@ -186,10 +192,11 @@ fn draw_model(frame: &mut Frame, app: &App, snapshot: &Snapshot, area: Rect) {
         charts,
     );
     draw_latency(frame, snapshot, model, latency);
+
     let halves = Layout::horizontal([Constraint::Fill(1); 2])
         .spacing(2)
         .areas::<2>(numbers);
-    for ((title, lines), half) in [("Load ", left), ("Traffic ", right)]
+    for ((title, lines), half) in [("Load ", load), ("Traffic ", traffic)]
         .into_iter()
         .zip(halves)
     {
@@ -197,7 +204,7 @@ fn draw_model(frame: &mut Frame, app: &App, snapshot: &Snapshot, area: Rect) {
     }
 }
 
-/// The models' names, as many as fit around the selected one.
+/// The names of the models, as many as fit, including the selected one.
 fn model_names(snapshot: &Snapshot, index: usize, width: u16) -> Line<'static> {
     let names: Vec<&str> = snapshot
         .models
@@ -208,17 +215,17 @@ fn model_names(snapshot: &Snapshot, index: usize, width: u16) -> Line<'static> {
         if names.len() > 1 { "Models " } else { "Model " },
         QUIET,
     )];
-    // The selected one is always seen.
-    let mut first = 0;
-    let length = |names: &[&str]| {
-        names
-            .iter()
-            .map(|name| name.chars().count() + 2)
-            .sum::<usize>()
+
+    // Leave out names at the left until the selected one fits.
+    let columns = |names: &[&str]| -> usize {
+        let columns = names.iter().map(|name| name.chars().count() + 2);
+        columns.sum()
     };
-    while first < index && length(&names[first..=index]) + 10 > usize::from(width) {
+    let mut first = 0;
+    while first < index && columns(&names[first..=index]) + 10 > usize::from(width) {
         first += 1;
     }
+
     if first > 0 {
         line.push("… ".into());
     }
@@ -254,55 +261,78 @@ fn titled(title: Line<'_>) -> Block<'_> {
         .title(title.bold())
 }
 
+/// One of the charts side by side.
+struct Chart<'a> {
+    name: &'static str,
+    history: &'a History,
+    /// The current value over [`super::app::WINDOW`], if it is known.
+    current: Option<f64>,
+    format: fn(f64) -> String,
+    color: Color,
+}
+
 fn draw_charts(frame: &mut Frame, charts: &Charts, model: &ModelSnapshot, area: Rect) {
-    let number = |value: f64| format!("{value:.1}");
+    let rate = |value: f64| format!("{value:.1}");
     let mut shown = vec![
-        (
-            "Images/s",
-            &charts.images,
-            number(model.images_per_second),
-            number as fn(f64) -> String,
-            Color::Green,
-        ),
-        (
-            "Requests/s",
-            &charts.requests,
-            number(model.requests()),
-            number,
-            Color::Blue,
-        ),
+        Chart {
+            name: "Images/s",
+            history: &charts.images,
+            current: Some(model.images_per_second),
+            format: rate,
+            color: Color::Green,
+        },
+        Chart {
+            name: "Requests/s",
+            history: &charts.requests,
+            current: Some(model.requests()),
+            format: rate,
+            color: Color::Blue,
+        },
     ];
-    if area.width >= WIDE {
-        let p99 = model
-            .latency_ms
-            .request
-            .map_or("–".into(), |latency| time(latency.p99));
-        shown.push(("Request p99", &charts.p99, p99, time, Color::Magenta));
+    if area.width >= THREE_CHARTS_WIDTH {
+        shown.push(Chart {
+            name: "Request p99",
+            history: &charts.p99,
+            current: model.latency_ms.request.map(|latency| latency.p99),
+            format: time,
+            color: Color::Magenta,
+        });
     }
+
     let areas = Layout::horizontal(vec![Constraint::Fill(1); shown.len()])
         .spacing(2)
         .split(area);
-    for ((name, history, now, format, color), area) in shown.into_iter().zip(areas.iter()) {
-        let title = format!("{name} {now} ");
-        let most = history
-            .max()
-            .map(|most| format!(" most {} ", format(most)))
-            .unwrap_or_default();
-        let mut block = titled(title.clone().into());
-        if title.chars().count() + most.chars().count() < usize::from(area.width) {
-            block = block.title(Line::styled(most, QUIET).right_aligned());
-        }
-        frame.render_widget(chart(history, area.width).style(color).block(block), *area);
+    for (chart, area) in shown.iter().zip(areas.iter()) {
+        draw_chart(frame, chart, *area);
     }
 }
 
-/// The last minutes; the newest at the right.
-fn chart(history: &History, width: u16) -> Sparkline<'static> {
+fn draw_chart(frame: &mut Frame, chart: &Chart, area: Rect) {
+    let current = chart.current.map_or("–".into(), chart.format);
+    let title = format!("{} {current} ", chart.name);
+    let max = match chart.history.max() {
+        Some(max) => format!(" max {} ", (chart.format)(max)),
+        None => String::new(),
+    };
+
+    let fits = title.chars().count() + max.chars().count() < usize::from(area.width);
+    let mut block = titled(title.into());
+    if fits {
+        block = block.title(Line::styled(max, QUIET).right_aligned());
+    }
+    let sparkline = sparkline(chart.history, area.width)
+        .style(chart.color)
+        .block(block);
+    frame.render_widget(sparkline, area);
+}
+
+/// The history as bars, with the newest at the right.
+fn sparkline(history: &History, width: u16) -> Sparkline<'static> {
     let mut columns = history.columns(width.into());
     columns.reverse();
-    let top = history.max().filter(|most| *most > 0.0).unwrap_or(1.0);
-    // Sparklines are drawn in whole numbers.
-    let scaled = |value: f64| (value / top * 1e6).round().max(0.0) as u64;
+    let max = history.max().filter(|max| *max > 0.0).unwrap_or(1.0);
+    // Sparklines take whole numbers.
+    let scaled = |value: f64| (value / max * 1e6).round().max(0.0) as u64;
     let bars = columns
         .into_iter()
         .map(|value| SparklineBar::from(value.map(scaled)));
@@ -315,17 +345,19 @@ fn chart(history: &History, width: u16) -> Sparkline<'static> {
         .absent_value_symbol("·")
 }
 
-/// Requests and frames as a whole where there are any, then their stages.
+/// The latency of requests and of frames, if there are any, and then of their stages.
 fn latency_rows(model: &ModelSnapshot) -> Vec<(&'static str, Option<Quantiles>)> {
     let latency = &model.latency_ms;
-    let frame = latency.frame.map(|_| ("frame", latency.frame));
-    let request =
-        (frame.is_none() || latency.request.is_some()).then_some(("request", latency.request));
-    request
-        .into_iter()
-        .chain(frame)
-        .chain(latency.stages())
-        .collect()
+    let mut rows = Vec::new();
+    // If there are neither requests nor frames, the row of the requests says so.
+    if latency.request.is_some() || latency.frame.is_none() {
+        rows.push(("request", latency.request));
+    }
+    if latency.frame.is_some() {
+        rows.push(("frame", latency.frame));
+    }
+    rows.extend(latency.stages());
+    rows
 }
 
 fn draw_latency(frame: &mut Frame, snapshot: &Snapshot, model: &ModelSnapshot, area: Rect) {
@@ -333,36 +365,39 @@ fn draw_latency(frame: &mut Frame, snapshot: &Snapshot, model: &ModelSnapshot, a
     let cells = |cells: [String; 4]| cells.map(|cell| format!("{cell:>column$}")).concat();
     let head = cells(["p50", "p95", "p99", "mean"].map(str::to_owned));
     let mut lines = vec![Line::styled(format!("{:<10}{head}", ""), QUIET)];
+
     let rows = latency_rows(model);
     let longest = rows
         .iter()
         .filter_map(|(_, latency)| latency.map(|latency| latency.mean))
         .fold(0.0, f64::max);
     for (stage, latency) in rows {
-        let numbers = latency.map_or([(); 4].map(|()| "–".to_owned()), |l| {
-            [l.p50, l.p95, l.p99, l.mean].map(time)
-        });
-        let whole = matches!(stage, "request" | "frame");
+        let numbers = match latency {
+            Some(latency) => [latency.p50, latency.p95, latency.p99, latency.mean].map(time),
+            None => ["–"; 4].map(str::to_owned),
+        };
+        let is_total = matches!(stage, "request" | "frame");
         let mut line = vec![Span::raw(format!("{stage:<10}{}", cells(numbers)))];
+
         let room = usize::from(area.width).saturating_sub(10 + 4 * column + 4);
-        if let (Some(latency), true) = (latency.filter(|_| longest > 0.0), room >= 8) {
-            let part = bar((latency.mean / longest) as f32, room.min(40));
-            line.push(Span::styled(
-                format!("  {part}"),
-                if whole { QUIET } else { FRAME },
-            ));
+        if let Some(latency) = latency
+            && longest > 0.0
+            && room >= 8
+        {
+            let bar = bar((latency.mean / longest) as f32, room.min(40));
+            let style = if is_total { QUIET } else { FRAME };
+            line.push(Span::styled(format!("  {bar}"), style));
         }
-        lines.push(if whole {
-            Line::from(line).bold()
-        } else {
-            line.into()
-        });
+
+        let line = Line::from(line);
+        lines.push(if is_total { line.bold() } else { line });
     }
     let title = format!("Latency, over {:.0} s ", snapshot.interval_s);
     frame.render_widget(Paragraph::new(lines).block(titled(title.into())), area);
 }
 
-/// A name, a value, and if there is a share, a bar for it that stands out when it is too much.
+/// A name, a value and, if there is a share, a bar for it, which is highlighted from
+/// [`TROUBLE_FILL`] on.
 fn gauge(name: &str, value: String, share: Option<f64>) -> Line<'static> {
     let trouble = share.is_some_and(|share| share >= TROUBLE_FILL);
     let style = if trouble { WARNING } else { Style::new() };
@@ -398,12 +433,14 @@ fn load_lines(snapshot: &Snapshot, model: &ModelSnapshot) -> Vec<Line<'static>> 
             .map_or("–".into(), |images| format!("{images:.1} images")),
         None,
     ));
-    let cores = snapshot.cpu_cores.map(|cores| format!("{cores:.2} cores"));
-    let process: Vec<String> = cores
-        .into_iter()
-        .chain(snapshot.resident_bytes.map(text::bytes))
-        .collect();
+
+    let process = [
+        snapshot.cpu_cores.map(|cores| format!("{cores:.2} cores")),
+        snapshot.resident_bytes.map(text::bytes),
+    ];
+    let process: Vec<String> = process.into_iter().flatten().collect();
     lines.push(gauge("Process", process.join(", "), None));
+
     lines.extend(snapshot.gpus.iter().flat_map(gpu_lines));
     lines
 }
@@ -429,12 +466,14 @@ fn gpu_lines(gpu: &GpuSnapshot) -> [Line<'static>; 2] {
 fn traffic_lines(snapshot: &Snapshot, model: &ModelSnapshot) -> Vec<Line<'static>> {
     let line = |name: &str, value: String, style: Style| {
         Line::from(vec![
-            Span::styled(format!("{name:<8}"), QUIET),
+            Span::styled(format!("{name:<9}"), QUIET),
             Span::styled(value, style),
         ])
     };
-    let frames = &model.frames_per_second;
-    let rate = |outcome| frames.get(outcome).copied().unwrap_or(0.0);
+    let rate = |outcome| {
+        let rate = model.frames_per_second.get(outcome);
+        rate.copied().unwrap_or(0.0)
+    };
     let mut frames = line(
         "Frames",
         format!("{:.1}/s", rate("classified")),
@@ -448,6 +487,7 @@ fn traffic_lines(snapshot: &Snapshot, model: &ModelSnapshot) -> Vec<Line<'static
             ));
         }
     }
+
     let mut lines = vec![
         line(
             "Streams",
@@ -473,16 +513,19 @@ fn traffic_lines(snapshot: &Snapshot, model: &ModelSnapshot) -> Vec<Line<'static
             Style::new(),
         ));
     }
-    let refused = text::nonzero(&model.rejected_per_second);
-    lines.push(match refused.is_empty() {
-        true => line("Refused", "nothing".into(), GOOD),
-        false => line("Refused", refused, BAD),
+
+    let rejected = text::nonzero_rates(&model.rejected_per_second);
+    lines.push(if rejected.is_empty() {
+        line("Rejected", "none".into(), GOOD)
+    } else {
+        line("Rejected", rejected, BAD)
     });
+
     let errors = model
         .requests_per_second
         .iter()
         .filter(|(code, _)| *code != "OK");
-    let errors = text::nonzero(&errors.map(|(code, rate)| (code.clone(), *rate)).collect());
+    let errors = text::nonzero_rates(&errors.map(|(code, rate)| (code.clone(), *rate)).collect());
     if !errors.is_empty() {
         lines.push(line("Errors", errors, BAD));
     }
@@ -492,17 +535,20 @@ fn traffic_lines(snapshot: &Snapshot, model: &ModelSnapshot) -> Vec<Line<'static
 fn footer(app: &App) -> Line<'static> {
     let mut line = Vec::new();
     if app.paused() {
-        line.push(Span::styled(" stopped ", WARNING.reversed().bold()));
+        line.push(Span::styled(" paused ", WARNING.reversed().bold()));
     }
     let several = app.servers().len() > 1;
     let keys = [
         ("q", "quit"),
         ("←→", "model"),
         ("↑↓", "server"),
-        ("p", if app.paused() { "go on" } else { "pause" }),
+        ("p", if app.paused() { "resume" } else { "pause" }),
         ("?", "help"),
     ];
-    for (key, meaning) in keys.into_iter().filter(|(key, _)| several || *key != "↑↓") {
+    for (key, meaning) in keys {
+        if key == "↑↓" && !several {
+            continue;
+        }
         line.push(Span::raw(format!(" {key} ")).bold());
         line.push(Span::styled(format!("{meaning} "), QUIET));
     }
@@ -511,16 +557,16 @@ fn footer(app: &App) -> Line<'static> {
 
 const HELP: &str = "\
 q, Ctrl-C      quit
-← →, Tab       the next model
-↑ ↓            the next server
-p, space       stop the picture, or go on
-?              this help
+← →, Tab       select a model
+↑ ↓            select a server
+p, space       pause or resume
+?              show or hide this help
 
-Rates and latencies are over the last 10 s, charts over 180
-scrapes. Latencies are estimated from a histogram's buckets.
-request and frame: from arrival to answer; the bars show means.
-Saturation near 100 %: more cores or servers.
-High queue: as above. Refused: what was not done, by reason.";
+Rates and latencies cover the last 10 s, charts 180 scrapes.
+Latencies are estimated from the buckets of histograms.
+request and frame: from arrival to response; bars show means.
+Saturation near 100 %: add cores or servers.
+Long queue: as above. Rejected: requests not done, by reason.";
 
 fn draw_help(frame: &mut Frame, area: Rect) {
     let (width, height) = (
@@ -551,7 +597,7 @@ mod tests {
     };
     use crate::client::monitor::ScrapeError;
 
-    /// The rows of a terminal of this size.
+    /// What a terminal of this size shows, by row.
     fn rows(app: &App, width: u16, height: u16) -> Vec<String> {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal.draw(|frame| draw(frame, app)).unwrap();
@@ -607,7 +653,7 @@ mod tests {
     ];
 
     #[test]
-    fn everything_that_matters_is_seen_at_every_usual_size() {
+    fn everything_essential_is_shown_at_every_usual_size() {
         for (width, height) in [(80, 24), (60, 20), (100, 30), (140, 40), (240, 70)] {
             let rows = rows(&app(&["a:1"]), width, height);
             assert_shown(&rows, &ESSENTIAL);
@@ -619,7 +665,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wide_shows_more_and_what_is_tiny_says_so() {
+    fn wide_terminals_show_more_and_tiny_ones_a_message() {
         let app = app(&["a:1"]);
         assert_shown(
             &rows(&app, 140, 40),
@@ -637,7 +683,7 @@ mod tests {
         let mut app = app(&["a:1", "b:1", "c:1"]);
         app.update(1, Err(ScrapeError::Timeout));
         let picture = rows(&app, 80, 24);
-        assert_shown(&picture, &["Refused/s", "↑↓ server", "20 of 24", "189 MB"]);
+        assert_shown(&picture, &["Rejected/s", "↑↓ server", "20 of 24", "189 MB"]);
         let row = |name: &str| {
             picture
                 .iter()
@@ -661,7 +707,7 @@ mod tests {
     }
 
     #[test]
-    fn the_selected_server_and_model_are_always_seen() {
+    fn the_selected_server_and_model_are_always_shown() {
         let addresses: Vec<String> = (1..=30).map(|port| format!("host:{port}")).collect();
         let mut app = app(&addresses.iter().map(String::as_str).collect::<Vec<_>>());
         for _ in 0..29 {
@@ -674,7 +720,7 @@ mod tests {
     }
 
     #[test]
-    fn the_state_is_told_in_words() {
+    fn the_state_is_shown_in_words() {
         let mut app = App::new(&["a:1".parse().unwrap()]);
         assert_shown(&rows(&app, 80, 24), &["… waiting", "Measuring"]);
         app.update(0, Err(ScrapeError::Timeout));
@@ -688,7 +734,7 @@ mod tests {
         app.act(Action::Pause);
         assert_shown(
             &rows(&app, 80, 24),
-            &["Help", "queue: as above", " stopped ", "p go on"],
+            &["Help", "queue: as above", " paused ", "p resume"],
         );
         app.act(Action::Back);
         assert!(!rows(&app, 80, 24).join("").contains("Help "));
