@@ -6,6 +6,13 @@ use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
+    // `make shuttle` sets this for this crate only: RUSTFLAGS would rebuild every dependency.
+    println!("cargo::rustc-check-cfg=cfg(shuttle)");
+    println!("cargo::rerun-if-env-changed=RESNET18_SHUTTLE");
+    if env::var_os("RESNET18_SHUTTLE").is_some() {
+        println!("cargo::rustc-cfg=shuttle");
+    }
+
     let out = PathBuf::from(env::var("OUT_DIR")?);
 
     let contract = protox::compile(["resnet18/v1/classifier.proto"], ["proto"])?;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use resnet18_server::{
-    metrics::{Exporter, Method, ModelMetrics, RequestGuard},
+    metrics::{self, Exporter, Method, ModelMetrics},
     state::StateCell,
 };
 use tonic::Code;
@@ -12,8 +12,6 @@ use tonic::Code;
 /// Records everything that a classified request records.
 fn record_request(model: &ModelMetrics) {
     let took = Duration::from_millis(9);
-    let mut guard = RequestGuard::new(Method::Classify, Instant::now(), None);
-    guard.model(model);
     model.received(100_000);
     model.queue_depth(3, 2);
     model.queue_capacity(20);
@@ -22,7 +20,7 @@ fn record_request(model: &ModelMetrics) {
     model.inferred(1, took);
     model.workers_busy(1.0, took);
     model.classified(1);
-    guard.finish(Code::Ok);
+    metrics::request_ended(Method::Classify, Some(model), Code::Ok, took);
 }
 
 fn scrapes(c: &mut Criterion) {

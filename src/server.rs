@@ -13,7 +13,7 @@ use crate::{
         Registry,
         loader::{LoadError, Loader, LoaderConfig, StartEngine},
     },
-    scheduler::{Scheduler, SchedulerConfig},
+    scheduler::{Scheduler, SchedulerConfig, SpawnError},
     state::{State, StateCell},
 };
 
@@ -55,6 +55,9 @@ pub enum ServerError {
     /// A model can't be served.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// A worker thread can't be started.
+    #[error(transparent)]
+    Thread(#[from] SpawnError),
     /// An engine will never answer again.
     #[error(transparent)]
     Engine(#[from] Arc<EngineError>),
@@ -98,7 +101,7 @@ async fn run_with(
     let exporter = Exporter::install();
     let state = StateCell::default();
     let registry = Arc::new(Registry::new(config.default_model));
-    let scheduler = Arc::new(Scheduler::new(config.scheduler));
+    let scheduler = Arc::new(Scheduler::new(config.scheduler)?);
 
     let context = HttpContext {
         state: state.clone(),

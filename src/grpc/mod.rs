@@ -23,7 +23,7 @@ use self::{
 };
 pub use self::{
     admission::auth::{OpenService, TokenConfig},
-    call::arrival::Deadlines,
+    call::timing::Deadlines,
     services::{BrowserCalls, Services},
     transport::{accept::Listener, tls::TlsConfig},
 };

@@ -1,17 +1,17 @@
 //! What the two streaming methods share: opening a stream, ending it at its deadline or when its
 //! caller has gone, and reporting how it ended.
 
-use std::{future::Future, panic::AssertUnwindSafe, pin::pin, time::Instant};
+use std::{future::Future, panic::AssertUnwindSafe, pin::pin};
 
 use futures_util::FutureExt;
 use tokio::{sync::mpsc, time::timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Response, Status};
 
-use super::call::{context::CallGuard, status::CallError};
+use super::call::{record::CallRecord, status::CallError};
 use crate::state::StateCell;
 
-/// Answers a call with the stream that `run` fills. The answer's headers go out at once: a caller
+/// Answers a call with the stream that `run` fills. The answer's headers are sent at once: a caller
 /// may wait for them before it sends anything.
 pub(super) fn open<T, Run>(
     state: &StateCell,
@@ -30,53 +30,48 @@ where
     Response::new(ReceiverStream::new(receiver))
 }
 
-/// Runs the work of a stream until it ends, its deadline passes, or its caller has gone (`None`).
+/// Runs the work of a stream until it ends or its deadline passes, then tells the caller how it
+/// ended. The work is dropped when the caller goes away.
 pub(super) async fn supervise<T>(
-    deadline: Option<Instant>,
-    answers: &mpsc::Sender<T>,
+    record: &CallRecord,
+    answers: &mpsc::Sender<Result<T, Status>>,
     work: impl Future<Output = Result<(), CallError>>,
-) -> Option<Result<(), CallError>> {
+) {
     let work = async {
-        match deadline {
+        match record.timing.deadline {
             None => work.await,
             Some(deadline) => timeout_at(deadline.into(), work)
                 .await
                 .unwrap_or(Err(CallError::StreamDeadline)),
         }
     };
-    // A bug must not look like a stream that ended well.
+    // A panic must not look like a stream that ended well.
     let work = AssertUnwindSafe(work)
         .catch_unwind()
         .map(|ended| ended.unwrap_or(Err(CallError::Panicked)));
-    tokio::select! {
-        ended = work => Some(ended),
-        () = answers.closed() => None,
-    }
-}
+    let ended = tokio::select! {
+        ended = work => ended,
+        () = answers.closed() => return,
+    };
 
-/// Ends the stream's measurement and tells its caller how it ended.
-pub(super) async fn conclude<T>(
-    ended: Option<Result<(), CallError>>,
-    guard: CallGuard,
-    answers: &mpsc::Sender<Result<T, Status>>,
-) {
-    if let Some(Err(CallError::Panicked)) = ended {
-        let trace = guard.trace_id();
-        tracing::error!(trace_id = %trace, "a stream was ended by a panic, of which standard error tells");
+    if let Err(CallError::Panicked) = ended {
+        tracing::error!(
+            trace_id = %record.trace().context().trace,
+            "a stream was ended by a panic, which standard error has the details of"
+        );
     }
     match ended {
-        None => {}
-        Some(Ok(())) => guard.finish(Code::Ok),
-        Some(Err(error)) => {
-            guard.finish(error.code());
-            // The caller may have gone in this very moment.
+        Ok(()) => record.finish(Code::Ok),
+        Err(error) => {
+            record.finish(error.code());
+            // The caller may have gone at this very moment.
             let _ = answers.send(Err(error.into())).await;
         }
     }
 }
 
-/// Runs reading and answering side by side. Reading ends first, then what was read is answered,
-/// then the caller learns why reading ended; but when answering fails, nothing more is read.
+/// Reads and answers at the same time. The stream ends when both have ended, or when answering
+/// fails.
 pub(super) async fn both(
     read: impl Future<Output = Result<(), CallError>>,
     answer: impl Future<Output = Result<(), CallError>>,

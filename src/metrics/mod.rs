@@ -4,7 +4,6 @@ mod connections;
 mod exporter;
 #[cfg(feature = "tensorrt")]
 mod gpu;
-mod guard;
 mod labels;
 mod model;
 mod rate;
@@ -17,9 +16,9 @@ pub(crate) use self::gpu::{engine_built, engine_cache};
 pub use self::{
     connections::{ConnectionGuard, ConnectionMetrics},
     exporter::{Exporter, workers},
-    guard::RequestGuard,
     labels::{FrameOutcome, Method, Refusal, Rejection},
     model::{EngineLabels, ModelMetrics, StreamGuard},
     rate::RateMeter,
+    request::request_ended,
     table::{Label, METRICS, Metric, MetricKind, Presence, markdown},
 };

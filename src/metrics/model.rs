@@ -23,7 +23,7 @@ use crate::sync::lock;
 /// The series of one served model, shared by all its versions.
 pub struct ModelMetrics {
     model: Arc<str>,
-    pub(super) requests: Arc<RequestMetrics>,
+    pub(super) requests: RequestMetrics,
     frame: Histogram,
     decode: Histogram,
     queue: Histogram,
@@ -71,7 +71,7 @@ impl ModelMetrics {
             |outcome: &'static str| counter!(MODEL_LOADS, "model" => name(), "outcome" => outcome);
 
         Self {
-            requests: Arc::new(RequestMetrics::new(name())),
+            requests: RequestMetrics::new(name()),
             frame: histogram!(FRAME_DURATION, "model" => name()),
             decode: stage("decode"),
             queue: stage("queue"),

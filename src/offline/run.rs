@@ -21,8 +21,8 @@ use crate::{
     model::Model,
     offline::dataset::Labelled,
     scheduler::{
-        Arrival, Capacity, ClientId, Job, JobError, Priority, Queue, Scheduler, SchedulerConfig,
-        Start,
+        Capacity, ClientId, InputImage, Job, JobError, LoadedModel, Priority, Queue, Scheduler,
+        SchedulerConfig, SpawnError,
     },
 };
 
@@ -76,6 +76,9 @@ pub enum OfflineError {
     /// The engine can't start.
     #[error(transparent)]
     Start(#[from] EngineError),
+    /// A worker thread can't be started.
+    #[error(transparent)]
+    Thread(#[from] SpawnError),
     /// The engine failed on the way.
     #[error(transparent)]
     Engine(#[from] Arc<EngineError>),
@@ -96,7 +99,7 @@ impl Offline {
         lanes.wide = None;
         let engine = lanes.info.clone();
         let metrics = Arc::new(ModelMetrics::new(&model.name));
-        let start = Start {
+        let loaded = LoadedModel {
             lanes,
             geometry: model.geometry,
             classes: model.graph.classes,
@@ -108,10 +111,10 @@ impl Offline {
             queue_capacity: Capacity::default(),
             max_queue_delay: Duration::ZERO,
             preprocess: config.preprocess,
-        });
+        })?;
         Ok(Self {
             engine,
-            queue: scheduler.add(start),
+            queue: scheduler.add(loaded)?,
             _scheduler: scheduler,
         })
     }
@@ -141,21 +144,21 @@ impl Offline {
     async fn one(&self, photo: &Photo) -> Result<Result<Vec<f32>, PhotoError>, OfflineError> {
         let path = photo.path.clone();
         let read = tokio::task::spawn_blocking(move || read(&path)).await;
-        let image = match read.map_err(|error| OfflineError::Stopped(error.to_string()))? {
+        let source = match read.map_err(|error| OfflineError::Stopped(error.to_string()))? {
             Ok(content) => Source::Encoded(content),
             Err(error) => return Ok(Err(error)),
         };
-        let arrival = Arrival {
-            image,
-            at: Instant::now(),
+        let image = InputImage {
+            source,
+            arrived: Instant::now(),
             mirrored: photo.mirrored,
         };
         let job = Job {
             client: ClientId(0),
             priority: Priority::default(),
             deadline: None,
-            counts: false,
-            fetch: Box::new(move || Some(arrival)),
+            counted: false,
+            fetch: Box::new(move || Some(image)),
             span: None,
         };
         let stopped = |error: &dyn std::fmt::Display| OfflineError::Stopped(error.to_string());

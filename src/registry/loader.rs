@@ -16,7 +16,7 @@ use crate::{
     model::{Model, ModelError, Overrides},
     quantization::{AtStart, QuantizationError},
     registry::{Registry, Served},
-    scheduler::{Scheduler, Start},
+    scheduler::{LoadedModel, Scheduler, SpawnError},
     state::{State, StateCell},
     watch::Stamp,
 };
@@ -69,6 +69,9 @@ pub enum LoadError {
     /// No engine runs it.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A thread for the engine can't be started.
+    #[error(transparent)]
+    Thread(#[from] SpawnError),
     /// A library stumbled over the file.
     #[error("loading it broke off: {0}")]
     Panicked(String),
@@ -89,7 +92,7 @@ impl LoadError {
             Self::Model(error) => error.reason(),
             Self::Quantization(_) => "it can't be quantised; the server's log says why".into(),
             Self::Engine(_) => "no engine runs it; the server's log says why".into(),
-            Self::Panicked(_) | Self::Folder { .. } => {
+            Self::Thread(_) | Self::Panicked(_) | Self::Folder { .. } => {
                 "loading it broke off; the server's log says why".into()
             }
         }
@@ -266,7 +269,7 @@ impl Loader {
                 }
                 let lanes = (loader.start)(&loader.config.engine, &model)?;
                 let engine = lanes.info.clone();
-                let start = Start {
+                let loaded = LoadedModel {
                     lanes,
                     geometry: model.geometry,
                     classes: model.graph.classes,
@@ -279,7 +282,7 @@ impl Loader {
                     version: engine.version.clone(),
                 };
                 metrics.loaded(labels, started.elapsed());
-                let queue = loader.scheduler.add(start);
+                let queue = loader.scheduler.add(loaded)?;
                 tracing::info!(
                     model = model.name,
                     version = model.version,
@@ -417,11 +420,21 @@ mod tests {
     use std::num::NonZeroUsize;
 
     use super::*;
-    use crate::{image::PreprocessConfig, scheduler::SchedulerConfig};
+    use crate::{
+        image::PreprocessConfig,
+        scheduler::{Capacity, SchedulerConfig},
+    };
 
     #[tokio::test]
     async fn a_file_that_goes_while_it_is_loaded_is_not_a_bad_one() {
         let folder = tempfile::tempdir().unwrap();
+        let scheduler = Scheduler::new(SchedulerConfig {
+            threads: NonZeroUsize::MIN,
+            queue_capacity: Capacity::default(),
+            max_queue_delay: Duration::ZERO,
+            preprocess: PreprocessConfig::default(),
+        })
+        .unwrap();
         let loader = Loader {
             config: LoaderConfig {
                 source: ModelSource::Folder(folder.path().to_owned()),
@@ -431,12 +444,7 @@ mod tests {
             },
             start: |_, _| panic!("there is nothing to start"),
             registry: Arc::new(Registry::new(None)),
-            scheduler: Arc::new(Scheduler::new(SchedulerConfig {
-                threads: NonZeroUsize::MIN,
-                queue_capacity: Default::default(),
-                max_queue_delay: Duration::ZERO,
-                preprocess: PreprocessConfig::default(),
-            })),
+            scheduler: Arc::new(scheduler),
             state: StateCell::default(),
         };
         let path = folder.path().join("guest.onnx");

@@ -54,6 +54,11 @@ impl Served {
             metrics,
         }
     }
+
+    /// The label of a class; empty if the model has none for it.
+    pub fn label(&self, class_id: usize) -> String {
+        self.labels.get(class_id).cloned().unwrap_or_default()
+    }
 }
 
 /// What is known under a name.

@@ -1,27 +1,27 @@
-//! A queue that serves its clients in turn, however much each of them sends, and what is urgent
-//! first.
+//! A round-robin queue over clients with priorities: clients take turns however much each sends,
+//! urgent items go first, and no priority starves.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::{ClientId, Priority};
 
-/// An item of a lower priority is passed over by at most so many in a row, plus one for each
-/// priority between them.
-const PATIENCE: usize = 4;
+/// Anti-starvation: how many items of higher priorities may be served in a row before one of a lower
+/// priority is, plus one for each priority between them.
+const MAX_PASSED: usize = 4;
 
-/// Items by priority; for each of them, one client after the other, and each client's items in
+/// Items by priority. Within a priority the clients take turns, and each client's items keep their
 /// order of arrival.
 pub(super) struct FairQueue<T> {
     clients: HashMap<ClientId, Client<T>>,
-    /// Every client that has items of a priority, the next to be served first.
+    /// For each priority the clients that have items of it, the next to be served first.
     turns: [VecDeque<ClientId>; Priority::LEVELS],
-    /// How many items in a row went before those of a priority.
+    /// For each priority how many items of higher ones have been served in a row while it waited.
     passed: [usize; Priority::LEVELS],
     len: usize,
     counted: usize,
 }
 
-/// Whose turn an item takes.
+/// Whose turn an item takes: its client and its priority.
 pub(super) type Turn = (ClientId, Priority);
 
 struct Client<T> {
@@ -34,24 +34,24 @@ struct Item<T> {
     item: T,
 }
 
-/// What became of an item that was pushed.
+/// The result of pushing an item.
 #[derive(Debug, PartialEq)]
 pub(super) enum Pushed<T> {
-    /// It waits.
+    /// The item waits.
     Queued,
-    /// It waits, in the place of this one: the least urgent and newest item of the client that had
-    /// most, or of its own client.
+    /// The item waits in place of this one, which was removed: the newest of the least urgent items
+    /// of the client with the most items, or of the item's own client.
     Displaced(T),
-    /// There is no place for it; here it is.
+    /// The queue is full; this is the item that was pushed.
     Full(T),
 }
 
-/// Where a further item could wait.
+/// Where another item could wait.
 #[derive(PartialEq)]
-enum Place {
+enum Room {
     Free,
-    /// In the place of the newest item that this client has of this priority.
-    Of(ClientId, usize),
+    /// In place of the newest item that this client has of this priority.
+    InPlaceOf(ClientId, usize),
     None,
 }
 
@@ -90,7 +90,7 @@ impl<T> Client<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// All items.
+    /// How many items wait, whether they count against the capacity or not.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -99,24 +99,24 @@ impl<T> FairQueue<T> {
         self.len == 0
     }
 
-    /// The items that count against the capacity.
+    /// How many of them count against the capacity.
     pub fn counted(&self) -> usize {
         self.counted
     }
 
-    /// Adds an item; with a `capacity` it counts, and has a place only while fewer than that many
-    /// counted items wait, another client has at least two more of them than this one, or this one
-    /// has a less urgent one.
+    /// Adds an item. With a `capacity` the item counts against it: it is accepted only while fewer
+    /// than that many counted items wait, another client has at least two more of them than this
+    /// one, or this client has a less urgent one.
     pub fn push(
         &mut self,
         (client, priority): Turn,
         capacity: Option<usize>,
         item: T,
     ) -> Pushed<T> {
-        let displaced = match self.place((client, priority), capacity) {
-            Place::None => return Pushed::Full(item),
-            Place::Free => None,
-            Place::Of(other, level) => self.remove_newest(other, level),
+        let displaced = match self.room((client, priority), capacity) {
+            Room::None => return Pushed::Full(item),
+            Room::Free => None,
+            Room::InPlaceOf(other, level) => self.remove_newest(other, level),
         };
         let level = priority as usize;
         let counts = capacity.is_some();
@@ -131,12 +131,12 @@ impl<T> FairQueue<T> {
         displaced.map_or(Pushed::Queued, Pushed::Displaced)
     }
 
-    /// Whether an item that counts would be taken.
-    pub fn has_place(&self, turn: Turn, capacity: usize) -> bool {
-        self.place(turn, Some(capacity)) != Place::None
+    /// Whether an item that counts would be accepted.
+    pub fn has_room(&self, turn: Turn, capacity: usize) -> bool {
+        self.room(turn, Some(capacity)) != Room::None
     }
 
-    /// Whether `condition` holds for an item.
+    /// Whether `condition` holds for any item.
     pub fn any(&self, condition: impl Fn(&T) -> bool) -> bool {
         self.clients
             .values()
@@ -144,27 +144,28 @@ impl<T> FairQueue<T> {
             .any(|item| condition(&item.item))
     }
 
-    fn place(&self, (client, priority): Turn, capacity: Option<usize>) -> Place {
+    fn room(&self, (client, priority): Turn, capacity: Option<usize>) -> Room {
         if capacity.is_none_or(|capacity| self.counted < capacity) {
-            return Place::Free;
+            return Room::Free;
         }
+
         let own = self.clients.get(&client);
-        let counted = own.map_or(0, |client| client.counted);
-        let heaviest = self.clients.iter().max_by_key(|(_, client)| client.counted);
-        let heaviest = heaviest.filter(|(_, client)| client.counted > counted + 1);
-        let gives_way = match heaviest {
-            Some((heaviest, client)) => Some((*heaviest, client.least_urgent())),
-            None => own.map(|own| {
-                (
-                    client,
-                    own.least_urgent()
-                        .filter(|level| *level > priority as usize),
-                )
-            }),
-        };
-        match gives_way {
-            Some((client, Some(level))) => Place::Of(client, level),
-            _ => Place::None,
+        let own_counted = own.map_or(0, |own| own.counted);
+        let heaviest = self
+            .clients
+            .iter()
+            .max_by_key(|(_, client)| client.counted)
+            .filter(|(_, heaviest)| heaviest.counted > own_counted + 1);
+        if let Some((heaviest, items)) = heaviest {
+            return match items.least_urgent() {
+                Some(level) => Room::InPlaceOf(*heaviest, level),
+                None => Room::None,
+            };
+        }
+
+        match own.and_then(Client::least_urgent) {
+            Some(level) if level > priority as usize => Room::InPlaceOf(client, level),
+            _ => Room::None,
         }
     }
 
@@ -174,9 +175,11 @@ impl<T> FairQueue<T> {
         let id = self.turns[level].pop_front()?;
         let client = self.clients.get_mut(&id)?;
         let Item { counts, item } = client.items[level].pop_front()?;
+
         client.counted -= usize::from(counts);
         self.len -= 1;
         self.counted -= usize::from(counts);
+
         if !client.items[level].is_empty() {
             self.turns[level].push_back(id);
         } else if client.is_empty() {
@@ -185,33 +188,34 @@ impl<T> FairQueue<T> {
         Some(item)
     }
 
-    /// The priority that is served next: the highest, unless one has been passed over too often.
+    /// The priority that is served next: the highest that waits, unless a lower one has been passed
+    /// over too often.
     fn next_level(&mut self) -> Option<usize> {
         let waits = self.turns.each_ref().map(|turns| !turns.is_empty());
         let highest = waits.iter().position(|waits| *waits)?;
         let overdue = (highest..Priority::LEVELS)
-            .find(|level| waits[*level] && self.passed[*level] >= PATIENCE);
+            .find(|level| waits[*level] && self.passed[*level] >= MAX_PASSED);
         let chosen = overdue.unwrap_or(highest);
         for (level, passed) in self.passed.iter_mut().enumerate() {
-            match waits[level] {
-                true if level > chosen => *passed += 1,
-                true if level < chosen => {}
-                _ => *passed = 0,
+            if !waits[level] || level == chosen {
+                *passed = 0;
+            } else if level > chosen {
+                *passed += 1;
             }
         }
         Some(chosen)
     }
 
-    /// Takes out every item for which `dead` holds, in no particular order.
-    pub fn remove_dead(&mut self, dead: impl Fn(&T) -> bool) -> Vec<T> {
+    /// Removes every item for which `condition` holds, and returns them in no particular order.
+    pub fn remove_all(&mut self, condition: impl Fn(&T) -> bool) -> Vec<T> {
         let mut removed = Vec::new();
         for client in self.clients.values_mut() {
             for items in &mut client.items {
-                let (gone, kept): (VecDeque<_>, VecDeque<_>) = std::mem::take(items)
+                let (removed_now, kept): (VecDeque<_>, VecDeque<_>) = std::mem::take(items)
                     .into_iter()
-                    .partition(|item| dead(&item.item));
+                    .partition(|item| condition(&item.item));
                 *items = kept;
-                removed.extend(gone);
+                removed.extend(removed_now);
             }
             client.counted = client
                 .items
@@ -233,7 +237,7 @@ impl<T> FairQueue<T> {
         removed.into_iter().map(|item| item.item).collect()
     }
 
-    /// Takes out the newest counted item of a priority that a client has.
+    /// Removes the newest counted item of a priority that a client has.
     fn remove_newest(&mut self, id: ClientId, level: usize) -> Option<T> {
         let client = self.clients.get_mut(&id)?;
         let index = client.items[level].iter().rposition(|item| item.counts)?;
@@ -324,7 +328,7 @@ mod tests {
         queue.push(B, Some(4), 10);
         queue.push(C, None, 11);
         assert_eq!(queue.push(C, Some(4), 12), Pushed::Displaced(3));
-        let mut removed = queue.remove_dead(|item| *item >= 10);
+        let mut removed = queue.remove_all(|item| *item >= 10);
         removed.sort_unstable();
         assert_eq!(removed, [10, 11, 12]);
         assert_eq!((queue.len(), queue.counted()), (2, 2));
@@ -374,7 +378,7 @@ mod tests {
             .collect();
         assert!(
             lows.windows(2)
-                .all(|pair| pair[1].0 - pair[0].0 <= PATIENCE + 1),
+                .all(|pair| pair[1].0 - pair[0].0 <= MAX_PASSED + 1),
             "{lows:?}"
         );
     }

@@ -1,16 +1,30 @@
-//! The scheduler in thousands of random orders of its threads' steps: nothing is lost, nothing
-//! waits for ever.
+//! The scheduler in thousands of random orders of its threads' steps: no job is lost, and no thread
+//! waits for ever. `make shuttle` runs this.
 
-use shuttle::rand::{Rng, thread_rng};
+use shuttle::{
+    Config, Runner,
+    rand::{Rng, thread_rng},
+    scheduler::RandomScheduler,
+};
 
 use super::{
     properties::{Fate, Machine, Numbered, Submitted},
-    threads::explore,
     *,
 };
 
-/// How many orders are tried of each kind.
+/// How many orders each test explores.
 const ORDERS: usize = 10_000;
+
+/// Runs `test` with shuttle's threads in many random orders of their steps.
+///
+/// # Panics
+/// When `test` does, or when all threads wait for each other; the message has the order of steps
+/// that leads there.
+fn explore(test: impl Fn() + Send + Sync + 'static) {
+    let mut config = Config::new();
+    config.stack_size = 256 << 10;
+    Runner::new(RandomScheduler::new(ORDERS), config).run(test);
+}
 
 const FATES: [Fate; 8] = [
     Fate::Wanted,
@@ -62,11 +76,11 @@ fn submitter(queue: &Arc<Queue>, machine: Machine, first: u8) -> JoinHandle<Subm
     Builder::new().spawn(submit).unwrap()
 }
 
-/// What was admitted is answered although the queue is dropped at once and the scheduler stops
+/// Admitted jobs are answered although the queue is dropped at once and the scheduler stops
 /// meanwhile.
 #[test]
-fn whatever_the_order_what_was_admitted_is_answered() {
-    explore(ORDERS, || {
+fn whatever_the_order_admitted_jobs_are_answered() {
+    explore(|| {
         let machine = machine();
         let (scheduler, queue, executed) = machine.start();
         let queue = Arc::new(queue);
@@ -86,8 +100,8 @@ fn whatever_the_order_what_was_admitted_is_answered() {
 /// Of two models on the same threads one is retired while both are at work: both answer what they
 /// admitted, and its engines are dropped before the scheduler stops.
 #[test]
-fn whatever_the_order_a_model_that_is_retired_goes() {
-    explore(ORDERS, || {
+fn whatever_the_order_a_retired_model_is_dropped() {
+    explore(|| {
         let machines = [machine(), machine()];
         // The first one's capacity holds for both.
         let machines = machines.map(|machine| Machine {

@@ -1,4 +1,4 @@
-//! What waits for one model, and the model's engines that are idle.
+//! What waits for one model, and the model's idle engines.
 
 use std::{
     collections::VecDeque,
@@ -8,64 +8,73 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{
-    Job, JobError, Network, Outcome, Stages, fair_queue::FairQueue, pace::Pace, threads::Condvar,
+use super::{Job, JobError, Outcome, QueueFull, fair_queue::FairQueue, pace::Pace, sync::Condvar};
+use crate::{
+    engine::{Engine, EngineInfo},
+    image::Geometry,
+    metrics::{ModelMetrics, Rejection, statistics::Stages},
+    telemetry::context::SpanContext,
 };
-use crate::{engine::Engine, metrics::Rejection, telemetry::context::SpanContext};
 
-/// A decoded image waits no longer than this for others to be decoded into its batch.
-const LONGEST_DECODING_FIRST: Duration = Duration::from_millis(20);
+/// The longest that a decoded image waits for others to be decoded into its batch.
+const MAX_WAIT_FOR_DECODING: Duration = Duration::from_millis(20);
+
+/// What the workers need to know of a model.
+pub(super) struct ModelInfo {
+    pub geometry: Geometry,
+    pub classes: usize,
+    pub engine: EngineInfo,
+    pub metrics: Arc<ModelMetrics>,
+}
 
 pub(super) struct ModelQueue {
-    pub network: Arc<Network>,
+    pub model: Arc<ModelInfo>,
+    /// Images that wait to be decoded.
     pub waiting: FairQueue<Waiting>,
+    /// Decoded images that wait for an engine.
     pub ready: VecDeque<Ready>,
-    /// Engines that run side by side.
+    /// How many engines run side by side.
     pub lanes: usize,
     /// The engine that uses all cores, while it is idle.
     pub wide: Option<Box<dyn Engine>>,
-    /// The engines that use one core each, while they are idle; none of a device's.
+    /// The engines that use one core each, while they are idle. Empty for a device, whose engines
+    /// belong to its threads.
     pub narrow: Vec<Box<dyn Engine>>,
     /// Signalled when a decoded image is ready for the device.
     pub arrived: Arc<Condvar>,
-    /// Crops that have been inferred, to be filled again: fresh memory costs a page fault every 4
-    /// KiB.
-    pub spare: Vec<Vec<u8>>,
-    /// Images that are being decoded or inferred.
+    /// Buffers of crops that have been inferred. Reusing them saves a page fault for every 4 KiB.
+    spare: Vec<Vec<u8>>,
+    /// How many images are being decoded or inferred.
     pub in_work: usize,
     pub pace: Pace,
-    /// Seconds of the whole machine that this queue has had, beside its idle times.
-    pub used: f64,
-    /// Nothing more will come.
+    /// Seconds of the whole machine that this queue has been charged, by which the queues take
+    /// turns. An idle queue is moved up to the others', so that it saves up no credit.
+    pub virtual_time: f64,
+    /// The handle was dropped: no more jobs will come.
     pub retired: bool,
 }
 
 impl ModelQueue {
-    pub fn new(network: Arc<Network>, lanes: usize) -> Self {
+    pub fn new(model: Arc<ModelInfo>, lanes: usize) -> Self {
         Self {
-            network,
+            model,
             lanes,
             waiting: FairQueue::default(),
             ready: VecDeque::new(),
             wide: None,
             narrow: Vec::new(),
-            arrived: Arc::default(),
+            arrived: Arc::new(Condvar::new()),
             spare: Vec::new(),
             in_work: 0,
             pace: Pace::default(),
-            used: 0.0,
+            virtual_time: 0.0,
             retired: false,
         }
     }
 
-    /// Whether there is nothing to do.
+    /// Whether nothing waits and nothing is being worked on.
     pub fn is_idle(&self) -> bool {
         self.is_empty() && self.in_work == 0
-    }
-
-    /// Images that are answered before those that wait.
-    pub fn ahead(&self) -> usize {
-        self.ready.len() + self.in_work
     }
 
     /// Whether nothing waits to be decoded or inferred.
@@ -73,101 +82,121 @@ impl ModelQueue {
         self.waiting.is_empty() && self.ready.is_empty()
     }
 
-    /// A batch that should run now, or how long to wait for a fuller one (`None` = until there is
-    /// anything).
+    /// How many images are answered before those that still wait to be decoded.
+    pub fn ahead(&self) -> usize {
+        self.ready.len() + self.in_work
+    }
+
+    /// The rejection of a job now, with the delay after which to retry.
+    pub fn full(&mut self, share: f64) -> QueueFull {
+        let waiting = self.waiting.counted();
+        QueueFull {
+            waiting,
+            retry_after: self.pace.retry_delay(waiting, share),
+        }
+    }
+
+    /// A batch that should run now, or how long to wait for a fuller one (`None` means until there
+    /// is anything at all).
     ///
-    /// `delay` is how long an incomplete batch may wait for images that have not come yet.
+    /// `delay` is how long an incomplete batch may wait for images that have not arrived yet.
     pub fn take_batch(&mut self, delay: Duration) -> Result<Vec<Ready>, Option<Duration>> {
         let now = Instant::now();
-        self.discard(now);
+        self.discard_expired(now);
+
         let full = self.full_batch(delay);
         if self.ready.len() < full {
             let Some(oldest) = self.ready.front() else {
                 return Err(None);
             };
             let waited = now - oldest.since;
-            // A device that is free has nothing better to do; a core can decode meanwhile.
-            let decode_first = if self.network.engine.offloaded {
-                Duration::ZERO
-            } else {
-                LONGEST_DECODING_FIRST
-            };
-            let wait = match self.waiting.is_empty() {
-                true if self.retired => Duration::ZERO,
-                true => delay,
-                false => delay.max(decode_first),
-            };
+            let wait = self.batch_wait(delay);
             if waited < wait {
                 return Err(Some(wait - waited));
             }
         }
+
         let n = self.ready.len().min(full);
         Ok(self.ready.drain(..n).collect())
     }
 
-    /// How many images make a batch for which no others are waited for. Cores share out what there
-    /// is, so that none is idle while another has it all; a device takes what it gets, and who
-    /// allows a delay asks for full batches.
+    /// How many images make a batch that waits for no others.
+    ///
+    /// Cores share out what there is, so that none is idle while another has it all. A device takes
+    /// what it gets, and a configured delay asks for full batches.
     fn full_batch(&self, delay: Duration) -> usize {
-        let engine = &self.network.engine;
+        let engine = &self.model.engine;
         if engine.offloaded || engine.fixed_batch || !delay.is_zero() {
             return engine.max_batch;
         }
-        ((self.ready.len() + self.waiting.len()) / self.lanes.max(1)).clamp(1, engine.max_batch)
+        let images = self.ready.len() + self.waiting.len();
+        (images / self.lanes.max(1)).clamp(1, engine.max_batch)
     }
 
-    /// Drops decoded images that nobody waits for any more.
-    fn discard(&mut self, now: Instant) {
+    /// How long the oldest image of an incomplete batch waits.
+    fn batch_wait(&self, delay: Duration) -> Duration {
+        if self.waiting.is_empty() {
+            return if self.retired { Duration::ZERO } else { delay };
+        }
+        // A free device has nothing better to do than to start; a core can decode meanwhile.
+        if self.model.engine.offloaded {
+            delay
+        } else {
+            delay.max(MAX_WAIT_FOR_DECODING)
+        }
+    }
+
+    /// Removes decoded images whose callers no longer wait.
+    fn discard_expired(&mut self, now: Instant) {
         let mut i = 0;
         while let Some(item) = self.ready.get(i) {
             match expired(item.deadline, &item.reply, now) {
                 None => i += 1,
                 Some(reason) => {
                     let item = self.ready.remove(i).expect("the index was just used");
-                    self.network.metrics.rejected(reason);
-                    tell(item.reply, reason);
+                    self.model.metrics.rejected(reason);
+                    reject(item.reply, reason);
                 }
             }
         }
     }
 
-    /// The next image to decode, if it may be.
+    /// The next image to decode; `None` if there is none or enough are decoded already.
     pub fn take_waiting(&mut self) -> Option<Waiting> {
-        if self.ready.len() >= self.most_ready() {
+        if self.ready.len() >= self.max_ready() {
             return None;
         }
         loop {
             let waiting = self.waiting.pop()?;
-            self.network
-                .metrics
-                .queue_depth(self.waiting.len(), self.waiting.counted());
+            let metrics = &self.model.metrics;
+            metrics.queue_depth(self.waiting.len(), self.waiting.counted());
             match waiting.expired(Instant::now()) {
                 None => return Some(waiting),
                 Some(reason) => {
-                    self.network.metrics.rejected(reason);
-                    tell(waiting.reply, reason);
+                    metrics.rejected(reason);
+                    reject(waiting.reply, reason);
                 }
             }
         }
     }
 
-    /// A buffer for a crop.
-    pub fn crop(&mut self) -> Vec<u8> {
+    /// A buffer for a crop, `uint8 [height, width, 3]`.
+    pub fn crop_buffer(&mut self) -> Vec<u8> {
         self.spare
             .pop()
-            .unwrap_or_else(|| vec![0; self.network.geometry.bytes()])
+            .unwrap_or_else(|| vec![0; self.model.geometry.bytes()])
     }
 
-    /// Takes a crop's buffer back.
+    /// Takes back the buffer of a crop that is no longer needed.
     pub fn recycle(&mut self, crop: Vec<u8>) {
-        if self.spare.len() < self.most_ready() {
+        if self.spare.len() < self.max_ready() {
             self.spare.push(crop);
         }
     }
 
-    /// So many images are decoded ahead of the engines, at most: one batch for each, and one more.
-    fn most_ready(&self) -> usize {
-        self.network.engine.max_batch * (self.lanes + 1)
+    /// How many images may be decoded ahead of the engines: a batch for each, and one more.
+    fn max_ready(&self) -> usize {
+        self.model.engine.max_batch * (self.lanes + 1)
     }
 }
 
@@ -178,14 +207,15 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
+    /// Why the job is no longer worth doing, if it is not.
     pub fn expired(&self, now: Instant) -> Option<Rejection> {
         expired(self.job.deadline, &self.reply, now)
     }
 
-    /// Ends work that has expired.
+    /// Answers a job that has expired.
     pub fn give_up(self) {
         let reason = self.expired(Instant::now()).unwrap_or(Rejection::Cancelled);
-        tell(self.reply, reason);
+        reject(self.reply, reason);
     }
 }
 
@@ -195,11 +225,12 @@ pub(super) struct Ready {
     pub deadline: Option<Instant>,
     pub reply: oneshot::Sender<Outcome>,
     pub stages: Stages,
+    /// When it had been decoded.
     pub since: Instant,
     pub span: Option<SpanContext>,
 }
 
-/// Why work is not worth doing any more.
+/// Why work is no longer worth doing, if it is not.
 fn expired(
     deadline: Option<Instant>,
     reply: &oneshot::Sender<Outcome>,
@@ -207,16 +238,17 @@ fn expired(
 ) -> Option<Rejection> {
     match deadline {
         Some(deadline) if deadline <= now => Some(Rejection::Deadline),
-        _ => reply.is_closed().then_some(Rejection::Cancelled),
+        _ if reply.is_closed() => Some(Rejection::Cancelled),
+        _ => None,
     }
 }
 
-fn tell(reply: oneshot::Sender<Outcome>, reason: Rejection) {
+fn reject(reply: oneshot::Sender<Outcome>, reason: Rejection) {
     let error = if reason == Rejection::Deadline {
         JobError::DeadlineExceeded
     } else {
         JobError::Abandoned
     };
-    // The receiver may have gone; then nobody is left to tell.
+    // The caller may have gone.
     let _ = reply.send(Err(error));
 }

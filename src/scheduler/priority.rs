@@ -1,19 +1,18 @@
-//! Who goes before whom.
+//! The urgency of a job.
 
-/// How urgent a job is, beside others that wait for the same model.
+/// How urgent a job is, compared to others that wait for the same model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Priority {
-    /// Before the others.
+    /// Before the other priorities.
     High,
-    /// As usual.
     #[default]
     Normal,
-    /// After the others.
+    /// After the other priorities, though never starved by them.
     Low,
 }
 
 impl Priority {
-    /// How many there are.
+    /// How many priorities there are.
     pub const LEVELS: usize = 3;
 
     /// By the number that clients send: 1 is the highest, larger ones are lower, 0 is the default.

@@ -7,11 +7,17 @@ use std::{
 
 use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
+use tokio::sync::oneshot;
 
-use super::{fair_queue::FairQueue, model_queue::Ready, *};
+use super::{
+    fair_queue::{FairQueue, Pushed},
+    model_queue::{Ready, Waiting},
+    *,
+};
 use crate::{
-    engine::{Engine, EngineKind, Precision},
-    image::{PixelFormat, RawFrame},
+    engine::{Engine, EngineInfo, EngineKind, Precision},
+    image::{PixelFormat, RawFrame, Source},
+    metrics::statistics::Stages,
 };
 
 const GEOMETRY: Geometry = Geometry {
@@ -28,7 +34,7 @@ enum Step {
     },
     Pop,
     /// Every item whose number is `rest` modulo 3 dies.
-    RemoveDead {
+    RemoveAll {
         rest: usize,
     },
 }
@@ -37,7 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0..5_u64, prop::bool::weighted(0.8)).prop_map(|(client, counts)| Step::Push { client, counts }),
         4 => Just(Step::Pop),
-        1 => (0..3_usize).prop_map(|rest| Step::RemoveDead { rest }),
+        1 => (0..3_usize).prop_map(|rest| Step::RemoveAll { rest }),
     ]
 }
 
@@ -174,7 +180,7 @@ fn fate() -> impl Strategy<Value = Fate> {
     ]
 }
 
-fn arrival(value: u8, fate: Fate) -> Option<Arrival> {
+fn input_image(value: u8, fate: Fate) -> Option<InputImage> {
     let data = match fate {
         Fate::Withdrawn => return None,
         Fate::Bad => Bytes::new(),
@@ -187,9 +193,9 @@ fn arrival(value: u8, fate: Fate) -> Option<Arrival> {
         stride: 0,
         data,
     };
-    Some(Arrival {
-        image: Source::Raw(frame),
-        at: Instant::now(),
+    Some(InputImage {
+        source: Source::Raw(frame),
+        arrived: Instant::now(),
         mirrored: false,
     })
 }
@@ -220,8 +226,8 @@ impl Numbered {
             client: ClientId(client),
             priority: Priority::default(),
             deadline,
-            counts,
-            fetch: Box::new(move || arrival(value, fate)),
+            counted: counts,
+            fetch: Box::new(move || input_image(value, fate)),
             span: None,
         }
     }
@@ -357,7 +363,8 @@ impl Machine {
             queue_capacity: Capacity::Exactly(NonZeroUsize::new(self.capacity).unwrap()),
             max_queue_delay: Duration::from_millis(self.delay_ms),
             preprocess: PreprocessConfig::default(),
-        });
+        })
+        .unwrap();
         let (queue, executed) = self.add(&scheduler);
         (scheduler, queue, executed)
     }
@@ -371,12 +378,14 @@ impl Machine {
             wide: self.wide.then(engine),
             narrow: (0..self.lanes).map(|_| engine()).collect(),
         };
-        let queue = scheduler.add(Start {
-            lanes,
-            geometry: GEOMETRY,
-            classes: 1,
-            metrics: metrics(),
-        });
+        let queue = scheduler
+            .add(LoadedModel {
+                lanes,
+                geometry: GEOMETRY,
+                classes: 1,
+                metrics: metrics(),
+            })
+            .unwrap();
         (queue, executed)
     }
 }
@@ -394,8 +403,8 @@ proptest! {
                     expected.push(capacity, (client, counts), number, pushed);
                 }
                 Step::Pop => expected.pop(queue.pop()),
-                Step::RemoveDead { rest } => {
-                    let removed = queue.remove_dead(|item| item % 3 == rest);
+                Step::RemoveAll { rest } => {
+                    let removed = queue.remove_all(|item| item % 3 == rest);
                     assert!(removed.iter().all(|item| item % 3 == rest));
                     for item in removed {
                         expected.remove(item);
@@ -422,15 +431,15 @@ proptest! {
         fates in vec((fate(), fate()), 1..40),
         takes in vec(any::<bool>(), 200),
     ) {
-        let network = Network { geometry: GEOMETRY, classes: 1, engine: info(max_batch, false), metrics: metrics() };
-        let mut queue = ModelQueue::new(Arc::new(network), lanes);
+        let model = ModelInfo { geometry: GEOMETRY, classes: 1, engine: info(max_batch, false), metrics: metrics() };
+        let mut queue = ModelQueue::new(Arc::new(model), lanes);
         let mut outcomes = BTreeMap::new();
         for (number, (fate, _)) in fates.iter().enumerate() {
             let (reply, outcome) = oneshot::channel();
             outcomes.insert(number, outcome);
             // All of one client, so that the order is the queue's.
             let job = Numbered { value: 0, client: 1, counts: true, fate: *fate }.job();
-            let job = Job { fetch: Box::new(move || arrival(number as u8, Fate::Wanted)), ..job };
+            let job = Job { fetch: Box::new(move || input_image(number as u8, Fate::Wanted)), ..job };
             queue.waiting.push(turn(1), None, Waiting { job, reply });
             if matches!(fate, Fate::Gone) {
                 outcomes.remove(&number);
@@ -440,7 +449,7 @@ proptest! {
         for decode in takes {
             if decode {
                 let Some(Waiting { job, reply }) = queue.take_waiting() else { continue };
-                let Some(Arrival { image: Source::Raw(frame), .. }) = (job.fetch)() else { panic!("it is a raw frame") };
+                let Some(InputImage { source: Source::Raw(frame), .. }) = (job.fetch)() else { panic!("it is a raw frame") };
                 let number = usize::from(frame.data[0]);
                 let (before, after) = fates[number];
                 assert!(!matches!(before, Fate::Late | Fate::Gone), "{number} was not wanted any more");

@@ -5,12 +5,15 @@ use std::sync::{
     mpsc,
 };
 
+use std::time::Instant;
+
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
     engine::{Engine, EngineInfo, EngineKind, Precision},
-    image::{Crop, PixelFormat, RawFrame},
+    image::{Crop, ImageError, PixelFormat, RawFrame, Source},
 };
 
 const GEOMETRY: Geometry = Geometry {
@@ -116,7 +119,7 @@ impl Setup {
             threads: NonZeroUsize::new(threads).unwrap(),
             ..self.config
         };
-        let scheduler = Scheduler::new(config);
+        let scheduler = Scheduler::new(config).unwrap();
         let (calls, go, queue) = self.add("narrow", &scheduler);
         Bench {
             scheduler,
@@ -156,17 +159,19 @@ impl Setup {
             narrow: (0..self.narrow).map(|_| lane(name)).collect(),
         };
         let metrics = Arc::new(ModelMetrics::new("test"));
-        let queue = scheduler.add(Start {
-            lanes,
-            geometry: GEOMETRY,
-            classes: 1,
-            metrics,
-        });
+        let queue = scheduler
+            .add(LoadedModel {
+                lanes,
+                geometry: GEOMETRY,
+                classes: 1,
+                metrics,
+            })
+            .unwrap();
         (calls, go, queue)
     }
 }
 
-fn arrival(value: u8) -> Arrival {
+fn input_image(value: u8) -> InputImage {
     let data = Bytes::from(vec![value; GEOMETRY.bytes()]);
     let frame = RawFrame {
         format: PixelFormat::Rgb8,
@@ -175,9 +180,9 @@ fn arrival(value: u8) -> Arrival {
         stride: 0,
         data,
     };
-    Arrival {
-        image: Source::Raw(frame),
-        at: Instant::now(),
+    InputImage {
+        source: Source::Raw(frame),
+        arrived: Instant::now(),
         mirrored: false,
     }
 }
@@ -187,8 +192,8 @@ fn job(value: u8) -> Job {
         client: ClientId(1),
         priority: Priority::Normal,
         deadline: None,
-        counts: true,
-        fetch: Box::new(move || Some(arrival(value))),
+        counted: true,
+        fetch: Box::new(move || Some(input_image(value))),
         span: None,
     }
 }
@@ -375,7 +380,7 @@ fn expired_and_abandoned_work_is_neither_decoded_nor_inferred() {
         let fetched = Arc::clone(&fetched);
         let fetch = Box::new(move || {
             fetched.fetch_add(1, SeqCst);
-            Some(arrival(9))
+            Some(input_image(9))
         });
         bench
             .queue
@@ -427,9 +432,9 @@ fn images_that_cannot_be_decoded_do_not_hold_up_the_batch_before_them() {
     let slow = || {
         let fetch = Box::new(|| {
             std::thread::sleep(Duration::from_millis(5));
-            Some(Arrival {
-                image: Source::Encoded(Bytes::new()),
-                at: Instant::now(),
+            Some(InputImage {
+                source: Source::Encoded(Bytes::new()),
+                arrived: Instant::now(),
                 mirrored: false,
             })
         });
@@ -437,7 +442,7 @@ fn images_that_cannot_be_decoded_do_not_hold_up_the_batch_before_them() {
             .queue
             .submit(Job {
                 fetch,
-                counts: false,
+                counted: false,
                 ..job(0)
             })
             .unwrap()
@@ -508,7 +513,7 @@ fn a_full_queue_refuses_and_streams_are_not_counted() {
     let stream = bench
         .queue
         .submit(Job {
-            counts: false,
+            counted: false,
             ..job(4)
         })
         .unwrap();
@@ -557,9 +562,9 @@ fn a_flooding_client_gives_way_to_another() {
 fn a_bad_image_fails_alone() {
     let bench = Setup::default().start();
     let fetch = Box::new(|| {
-        Some(Arrival {
-            image: Source::Encoded(Bytes::new()),
-            at: Instant::now(),
+        Some(InputImage {
+            source: Source::Encoded(Bytes::new()),
+            arrived: Instant::now(),
             mirrored: false,
         })
     });
@@ -615,7 +620,7 @@ fn a_live_source_gives_its_newest_image_when_its_turn_comes() {
     let newest = Arc::new(Mutex::new(1));
     let fetch = {
         let newest = Arc::clone(&newest);
-        Box::new(move || Some(arrival(*newest.lock().unwrap())))
+        Box::new(move || Some(input_image(*newest.lock().unwrap())))
     };
     let live = bench.queue.submit(Job { fetch, ..job(0) }).unwrap();
     *newest.lock().unwrap() = 2;
@@ -632,7 +637,7 @@ fn models_take_turns_however_much_is_asked_of_one() {
     let submit = |queue: &Queue, value| {
         queue
             .submit(Job {
-                counts: false,
+                counted: false,
                 ..job(value)
             })
             .unwrap()
@@ -726,7 +731,7 @@ fn images_are_decoded_while_a_device_is_busy() {
             let fetched = Arc::clone(&fetched);
             let fetch = Box::new(move || {
                 fetched.fetch_add(1, SeqCst);
-                Some(arrival(value))
+                Some(input_image(value))
             });
             bench
                 .queue
@@ -773,9 +778,9 @@ fn an_incomplete_batch_does_not_wait_for_bad_images_before_a_device() {
     .start();
     let good = bench.submit(1);
     let fetch = Box::new(|| {
-        Some(Arrival {
-            image: Source::Encoded(Bytes::new()),
-            at: Instant::now(),
+        Some(InputImage {
+            source: Source::Encoded(Bytes::new()),
+            arrived: Instant::now(),
             mirrored: false,
         })
     });
@@ -880,7 +885,7 @@ fn what_is_urgent_goes_first_and_what_can_wait_is_not_forgotten() {
             .submit(Job {
                 client,
                 priority,
-                counts: false,
+                counted: false,
                 ..job(value)
             })
             .unwrap()
@@ -1013,9 +1018,9 @@ fn a_ready_crop_is_taken_as_it_is() {
     let crop = |pixels: Vec<u8>| {
         let fetch = Box::new(|| {
             let image = Source::Crop(Crop::Pixels(pixels.into()));
-            Some(Arrival {
-                image,
-                at: Instant::now(),
+            Some(InputImage {
+                source: image,
+                arrived: Instant::now(),
                 mirrored: false,
             })
         });

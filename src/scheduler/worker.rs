@@ -1,5 +1,4 @@
-//! The threads: one for each core, which takes the most advanced work that there is, and one for
-//! each lane of a device.
+//! The threads: one for each core, which decodes and infers, and one for each lane of a device.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -8,13 +7,15 @@ use std::{
 };
 
 use super::{
-    Arrival, JobError, Network, QueueId, Reply, Shared, Stages, State, Timeline,
-    model_queue::{ModelQueue, Ready, Waiting},
-    threads::{Condvar, MutexGuard},
+    InputImage, JobError, Reply, Shared, Timeline,
+    model_queue::{ModelInfo, ModelQueue, Ready, Waiting},
+    state::{QueueId, SchedulerState, Task, Work},
+    sync::{self, Condvar, MutexGuard},
 };
 use crate::{
     engine::{Engine, EngineError},
     image::Preprocessor,
+    metrics::statistics::Stages,
     telemetry::trace::{Batch, Period},
 };
 
@@ -27,45 +28,10 @@ pub(super) struct CoreWorker {
     buffers: Buffers,
 }
 
-/// A task of the queue `id`.
-struct Task {
-    id: QueueId,
-    network: Arc<Network>,
-    kind: TaskKind,
-}
-
-enum TaskKind {
-    Decode {
-        waiting: Waiting,
-        crop: Vec<u8>,
-    },
-    Infer {
-        batch: Vec<Ready>,
-        lane: Box<dyn Engine>,
-        wide: bool,
-    },
-}
-
-impl TaskKind {
-    fn images(&self) -> usize {
-        match self {
-            Self::Decode { .. } => 1,
-            Self::Infer { batch, .. } => batch.len(),
-        }
-    }
-}
-
 enum Next {
     Task(Task),
-    /// Drop a model that has been retired.
-    Bury(Box<ModelQueue>),
-}
-
-/// What one call of an engine needs beside the batch.
-#[derive(Default)]
-struct Buffers {
-    images: Vec<u8>,
-    logits: Vec<f32>,
+    /// Drop the engines of a model that has been retired.
+    Drop(Box<ModelQueue>),
 }
 
 impl CoreWorker {
@@ -81,67 +47,52 @@ impl CoreWorker {
     pub fn run(mut self) {
         while let Some(next) = self.shared.next() {
             match next {
-                Next::Task(Task { id, network, kind }) => match kind {
-                    TaskKind::Decode { waiting, crop } => self.decode(id, &network, waiting, crop),
-                    TaskKind::Infer { batch, lane, wide } => {
-                        self.infer(id, &network, batch, (lane, wide))
-                    }
-                },
-                Next::Bury(model) => drop(model),
+                Next::Task(task) => self.execute(task),
+                Next::Drop(model) => drop(model),
             }
         }
     }
 
-    fn decode(
-        &mut self,
-        id: QueueId,
-        network: &Network,
-        Waiting { job, reply }: Waiting,
-        mut crop: Vec<u8>,
-    ) {
+    fn execute(&mut self, task: Task) {
+        let Task { id, model, work } = task;
+        match work {
+            Work::Decode { waiting, crop } => self.decode(id, &model, waiting, crop),
+            Work::Infer { batch, lane, wide } => self.infer(id, &model, batch, lane, wide),
+        }
+    }
+
+    fn decode(&mut self, id: QueueId, model: &ModelInfo, waiting: Waiting, mut crop: Vec<u8>) {
+        let Waiting { job, reply } = waiting;
         let started = Instant::now();
         let decoded = match (job.fetch)() {
             None => Err(JobError::Abandoned),
-            Some(Arrival {
-                image,
-                at,
-                mirrored,
-            }) => {
-                let result = self.preprocessor.crop(&image, &network.geometry, &mut crop);
-                if mirrored {
-                    network.geometry.mirror(&mut crop);
-                }
-                result
-                    .map(|()| started.saturating_duration_since(at))
-                    .map_err(JobError::Image)
-            }
+            Some(image) => self.crop(&image, model, &mut crop).map(|()| image.arrived),
         };
-        let since = Instant::now();
-        let took = since - started;
+        let ended = Instant::now();
+        let took = ended - started;
+
         let mut state = self.shared.lock();
         state.active -= 1;
         let queue = state.in_work(id);
         if !matches!(decoded, Err(JobError::Abandoned)) {
-            network.metrics.decoded(took);
+            model.metrics.decoded(took);
             queue.pace.record_decode(took, self.share);
         }
         let failed = match decoded {
-            Ok(queued) => {
-                let stages = Stages {
-                    decode: took,
-                    queue: queued,
-                    ..Default::default()
-                };
-                let (deadline, span) = (job.deadline, job.span);
+            Ok(arrived) => {
                 queue.ready.push_back(Ready {
                     crop,
-                    deadline,
+                    deadline: job.deadline,
                     reply,
-                    stages,
-                    since,
-                    span,
+                    stages: Stages {
+                        decode: took,
+                        queue: started.saturating_duration_since(arrived),
+                        ..Stages::default()
+                    },
+                    since: ended,
+                    span: job.span,
                 });
-                if network.engine.offloaded {
+                if model.engine.offloaded {
                     queue.arrived.notify_one();
                 }
                 None
@@ -153,21 +104,40 @@ impl CoreWorker {
         };
         state.done(id, 1);
         drop(state);
+
         if let Some((reply, error)) = failed {
+            // The caller may have gone.
             let _ = reply.send(Err(error));
         }
+    }
+
+    /// Fills `crop` with the image at the model's input size.
+    fn crop(
+        &mut self,
+        image: &InputImage,
+        model: &ModelInfo,
+        crop: &mut [u8],
+    ) -> Result<(), JobError> {
+        self.preprocessor
+            .crop(&image.source, &model.geometry, crop)?;
+        if image.mirrored {
+            model.geometry.mirror(crop);
+        }
+        Ok(())
     }
 
     fn infer(
         &mut self,
         id: QueueId,
-        network: &Network,
+        model: &ModelInfo,
         batch: Vec<Ready>,
-        (mut lane, wide): (Box<dyn Engine>, bool),
+        mut lane: Box<dyn Engine>,
+        wide: bool,
     ) {
         let started = Instant::now();
-        let result = self.buffers.run(&mut *lane, network, &batch);
+        let result = self.buffers.run(&mut *lane, model, &batch);
         let took = started.elapsed();
+
         let mut state = self.shared.lock();
         state.active -= 1;
         let queue = state.in_work(id);
@@ -178,15 +148,14 @@ impl CoreWorker {
         } else {
             queue.narrow.push(lane);
         }
-        let share = if wide { 1.0 } else { self.share };
-        let call = Inferred {
+        let call = EngineCall {
             id,
-            network,
+            model,
             batch,
             result,
             started,
             took,
-            share,
+            share: if wide { 1.0 } else { self.share },
         };
         self.shared.answer(state, call, &self.buffers.logits);
     }
@@ -204,38 +173,34 @@ pub(super) struct DeviceWorker {
 impl DeviceWorker {
     pub fn run(mut self) {
         let mut buffers = Buffers::default();
-        while let Some((network, batch, lanes)) = self.next_batch() {
+        while let Some((model, batch, lanes)) = self.next_batch() {
             // There is room to decode ahead again.
             self.shared.work.notify_one();
+
             let started = Instant::now();
-            let result = buffers.run(&mut *self.lane, &network, &batch);
-            let took = started.elapsed();
-            let share = 1.0 / lanes as f64;
-            let call = Inferred {
+            let result = buffers.run(&mut *self.lane, &model, &batch);
+            let call = EngineCall {
                 id: self.id,
-                network: &network,
+                model: &model,
                 batch,
                 result,
                 started,
-                took,
-                share,
+                took: started.elapsed(),
+                share: 1.0 / lanes as f64,
             };
             self.shared
                 .answer(self.shared.lock(), call, &buffers.logits);
         }
     }
 
-    /// Waits for a batch; `None` when the model has been retired and all is done.
-    fn next_batch(&self) -> Option<(Arc<Network>, Vec<Ready>, usize)> {
+    /// Waits for a batch, and returns it with the number of the device's lanes; `None` when the
+    /// model has been retired and all of its work is done.
+    fn next_batch(&self) -> Option<(Arc<ModelInfo>, Vec<Ready>, usize)> {
         let mut state = self.shared.lock();
         loop {
             let stopping = state.stopping;
+            let delay = self.shared.batch_delay(&state);
             let queue = state.queues.get_mut(&self.id)?;
-            let delay = if stopping {
-                Duration::ZERO
-            } else {
-                self.shared.config.max_queue_delay
-            };
             let ready = queue.ready.len();
             let until = match queue.take_batch(delay) {
                 Ok(batch) => {
@@ -243,51 +208,60 @@ impl DeviceWorker {
                     if !queue.ready.is_empty() {
                         self.arrived.notify_one();
                     }
-                    return Some((Arc::clone(&queue.network), batch, queue.lanes));
+                    return Some((Arc::clone(&queue.model), batch, queue.lanes));
                 }
                 Err(until) => until,
             };
-            let (idle, discarded) = (queue.is_idle(), queue.ready.len() < ready);
-            if discarded {
-                // There is room to decode ahead again, or nothing left to do, and then the queue is
-                // gone.
+
+            if queue.ready.len() < ready {
+                // Expired images were discarded: there is room to decode ahead again, or nothing is
+                // left to do for a retired model.
                 state.bury(self.id);
                 self.shared.work.notify_one();
                 continue;
             }
-            if stopping && idle {
+            if stopping && queue.is_idle() {
                 return None;
             }
-            state = wait(&self.arrived, state, until);
+            state = sync::wait(&self.shared.state, state, &self.arrived, until);
         }
     }
 }
 
+/// What one call of an engine needs beside the batch.
+#[derive(Default)]
+struct Buffers {
+    images: Vec<u8>,
+    logits: Vec<f32>,
+}
+
 impl Buffers {
-    /// Leaves the logits of the batch in the buffer.
+    /// Leaves the logits of the batch, `float32 [n, classes]`, in the buffer.
     fn run(
         &mut self,
         engine: &mut dyn Engine,
-        network: &Network,
+        model: &ModelInfo,
         batch: &[Ready],
     ) -> Result<(), EngineError> {
-        let n = if network.engine.fixed_batch {
-            network.engine.max_batch
+        let n = if model.engine.fixed_batch {
+            model.engine.max_batch
         } else {
             batch.len()
         };
-        self.logits.resize(n * network.classes, 0.0);
+        self.logits.resize(n * model.classes, 0.0);
         let images = if n == 1 {
             &batch[0].crop
         } else {
             self.images.clear();
-            batch
-                .iter()
-                .for_each(|ready| self.images.extend_from_slice(&ready.crop));
-            self.images.resize(n * network.geometry.bytes(), 0);
+            for ready in batch {
+                self.images.extend_from_slice(&ready.crop);
+            }
+            self.images.resize(n * model.geometry.bytes(), 0);
             &self.images
         };
-        let (kind, logits) = (network.engine.kind, &mut self.logits);
+
+        let kind = model.engine.kind;
+        let logits = &mut self.logits;
         catch_unwind(AssertUnwindSafe(|| engine.infer(images, n, logits)))
             .unwrap_or_else(|_| Err(kind.failed("it panicked")))?;
         if self.logits.iter().all(|logit| logit.is_finite()) {
@@ -298,111 +272,127 @@ impl Buffers {
     }
 }
 
-/// An engine's call that has ended.
-struct Inferred<'a> {
+/// A call of an engine that has ended.
+struct EngineCall<'a> {
     id: QueueId,
-    network: &'a Network,
+    model: &'a ModelInfo,
     batch: Vec<Ready>,
     result: Result<(), EngineError>,
     started: Instant,
     took: Duration,
-    /// The part of the machine that the call kept busy.
+    /// The part of the machine that the call kept busy, 0 to 1.
     share: f64,
 }
 
 impl Shared {
-    /// Ends a call of an engine: accounts for it, then sends each image's logits to whoever waits
-    /// for them.
-    fn answer(&self, mut state: MutexGuard<'_, State>, call: Inferred, logits: &[f32]) {
-        let Inferred {
-            id,
-            network,
-            mut batch,
+    /// Accounts for a call of an engine, then answers its images.
+    fn answer(
+        &self,
+        mut state: MutexGuard<'_, SchedulerState>,
+        mut call: EngineCall,
+        logits: &[f32],
+    ) {
+        let n = call.batch.len();
+        let queue = state.in_work(call.id);
+        queue.pace.record_inference(n, call.took, call.share);
+        for ready in &mut call.batch {
+            queue.recycle(std::mem::take(&mut ready.crop));
+        }
+        state.done(call.id, n);
+        drop(state);
+
+        let metrics = &call.model.metrics;
+        metrics.inferred(n, call.took);
+        if call.model.engine.offloaded {
+            // There may be a retired model whose engines are to be dropped.
+            self.work.notify_one();
+            metrics.device_busy(call.took);
+        } else {
+            let threads = call.share * self.config.threads.get() as f64;
+            metrics.workers_busy(threads, call.took);
+        }
+        self.reply(call, logits);
+    }
+
+    /// Sends each image's logits, or the engine's error, to its caller.
+    fn reply(&self, call: EngineCall, logits: &[f32]) {
+        let EngineCall {
+            model,
+            batch,
             result,
             started,
             took,
-            share,
+            ..
         } = call;
         let n = batch.len();
-        let queue = state.in_work(id);
-        queue.pace.record_inference(n, took, share);
-        batch
-            .iter_mut()
-            .for_each(|ready| queue.recycle(std::mem::take(&mut ready.crop)));
-        state.done(id, n);
-        drop(state);
-        if network.engine.offloaded {
-            // There may be a retired model to bury.
-            self.work.notify_one();
-        }
-
-        network.metrics.inferred(n, took);
-        match network.engine.offloaded {
-            true => network.metrics.device_busy(took),
-            false => network
-                .metrics
-                .workers_busy(share * self.config.threads.get() as f64, took),
-        }
         let span = Batch {
-            engine: network.engine.kind.to_string(),
+            engine: model.engine.kind.to_string(),
             time: Period::lasting(started, took),
             images: n,
             failed: result.is_err(),
         }
         .end(batch.iter().filter_map(|ready| ready.span));
-        match result {
-            Ok(()) => {
-                network.metrics.classified(n);
-                for (ready, logits) in batch.into_iter().zip(logits.chunks_exact(network.classes)) {
-                    let mut stages = ready.stages;
-                    stages.queue += started - ready.since;
-                    stages.inference = took;
-                    network.metrics.queued(stages.queue);
-                    let timeline = Timeline {
-                        decoded: ready.since,
-                        inferred: started,
-                        batch: n,
-                        span,
-                    };
-                    let _ = ready.reply.send(Ok(Reply {
-                        logits: logits.to_vec(),
-                        stages,
-                        timeline,
-                    }));
-                }
+
+        if let Err(error) = result {
+            let error = self.engine_failed(error, &batch);
+            for ready in batch {
+                let _ = ready.reply.send(Err(JobError::Engine(Arc::clone(&error))));
             }
-            Err(error) => {
-                let traces: Vec<_> = batch
-                    .iter()
-                    .filter_map(|ready| Some(ready.span?.trace.to_string()))
-                    .collect();
-                let traces = (!traces.is_empty()).then(|| traces.join(","));
-                tracing::error!(trace_ids = traces, "{error}");
-                let error = Arc::new(error);
-                if matches!(*error, EngineError::Lost { .. }) {
-                    self.lost
-                        .send_if_modified(|lost| lost.replace(Arc::clone(&error)).is_none());
-                }
-                for ready in batch {
-                    let _ = ready.reply.send(Err(JobError::Engine(Arc::clone(&error))));
-                }
-            }
+            return;
+        }
+
+        model.metrics.classified(n);
+        for (ready, logits) in batch.into_iter().zip(logits.chunks_exact(model.classes)) {
+            let mut stages = ready.stages;
+            stages.queue += started - ready.since;
+            stages.inference = took;
+            model.metrics.queued(stages.queue);
+            let timeline = Timeline {
+                decoded: ready.since,
+                inferred: started,
+                batch: n,
+                span,
+            };
+            // The caller may have gone.
+            let _ = ready.reply.send(Ok(Reply {
+                logits: logits.to_vec(),
+                stages,
+                timeline,
+            }));
         }
     }
 
-    /// Waits for something to do; `None` when the scheduler stops and all is done.
+    /// Logs an engine's error with the traces of its batch, and reports an engine that is lost.
+    fn engine_failed(&self, error: EngineError, batch: &[Ready]) -> Arc<EngineError> {
+        let traces: Vec<_> = batch
+            .iter()
+            .filter_map(|ready| Some(ready.span?.trace.to_string()))
+            .collect();
+        let traces = (!traces.is_empty()).then(|| traces.join(","));
+        tracing::error!(trace_ids = traces, "{error}");
+
+        let error = Arc::new(error);
+        if matches!(*error, EngineError::Lost { .. }) {
+            self.lost
+                .send_if_modified(|lost| lost.replace(Arc::clone(&error)).is_none());
+        }
+        error
+    }
+
+    /// Waits for something to do; `None` when the scheduler stops and all work is done.
     fn next(&self) -> Option<Next> {
         let mut state = self.lock();
         loop {
-            let mut until = None;
             if let Some(model) = state.finished.pop() {
-                return Some(Next::Bury(Box::new(model)));
+                return Some(Next::Drop(Box::new(model)));
             }
+
+            let mut until = None;
             if !state.exclusive {
-                match self.next_task(&mut state) {
+                let delay = self.batch_delay(&state);
+                match state.next_task(delay) {
                     Ok(task) => {
-                        // A worker that takes work hands over the watch over what remains,
-                        // including the time of an incomplete batch.
+                        // Wake another worker to watch the rest, including batch timeouts.
                         if state.queues.values().any(|queue| !queue.is_empty()) {
                             self.work.notify_one();
                         }
@@ -415,156 +405,20 @@ impl Shared {
                 continue;
             }
             if state.stopping && state.queues.values().all(ModelQueue::is_idle) {
-                state
-                    .queues
-                    .values()
-                    .for_each(|queue| queue.arrived.notify_all());
+                state.notify_devices();
                 self.work.notify_all();
                 return None;
             }
-            state = wait(&self.work, state, until);
+            state = sync::wait(&self.state, state, &self.work, until);
         }
     }
 
-    /// The most advanced work of the queue that has had least of the machine; else when to look
-    /// again.
-    fn next_task(&self, state: &mut State) -> Result<Task, Option<Duration>> {
-        let delay = if state.stopping {
+    /// How long an incomplete batch may wait. Nothing new arrives at a scheduler that stops.
+    fn batch_delay(&self, state: &SchedulerState) -> Duration {
+        if state.stopping {
             Duration::ZERO
         } else {
             self.config.max_queue_delay
-        };
-        let mut order: Vec<_> = state
-            .queues
-            .iter()
-            .filter(|(_, queue)| !queue.is_empty())
-            .collect();
-        order.sort_by(|(_, a), (_, b)| a.used.total_cmp(&b.used));
-        let order: Vec<QueueId> = order.into_iter().map(|(id, _)| *id).collect();
-        let mut until: Option<Duration> = None;
-        for id in order {
-            let queue = state
-                .queues
-                .get_mut(&id)
-                .expect("the ids were just taken from there");
-            let before = queue.used;
-            let mut some_waited = false;
-            let kind = match self.infer(queue, delay) {
-                Ok((batch, lane)) => {
-                    queue.used += queue.pace.inference(batch.len());
-                    Some(TaskKind::Infer {
-                        batch,
-                        lane,
-                        wide: false,
-                    })
-                }
-                Err(wait) => {
-                    until = [until, wait].into_iter().flatten().min();
-                    some_waited = !queue.waiting.is_empty();
-                    queue.take_waiting().map(|waiting| {
-                        queue.used += queue.pace.decode();
-                        TaskKind::Decode {
-                            waiting,
-                            crop: queue.crop(),
-                        }
-                    })
-                }
-            };
-            let Some(kind) = kind else {
-                // Nothing alive was waiting, so the batch need not wait for it.
-                if some_waited
-                    && queue.waiting.is_empty()
-                    && !queue.ready.is_empty()
-                    && !queue.narrow.is_empty()
-                {
-                    until = Some(Duration::ZERO);
-                }
-                queue.arrived.notify_one();
-                state.bury(id);
-                continue;
-            };
-            queue.in_work += kind.images();
-            let network = Arc::clone(&queue.network);
-            state.active += 1;
-            state.clock = state.clock.max(before);
-            let kind = state.widen(id, kind);
-            return Ok(Task { id, network, kind });
         }
-        Err(until)
-    }
-
-    /// A batch that should run now on one of the cores, and what to run it with.
-    #[allow(clippy::type_complexity)]
-    fn infer(
-        &self,
-        queue: &mut ModelQueue,
-        delay: Duration,
-    ) -> Result<(Vec<Ready>, Box<dyn Engine>), Option<Duration>> {
-        if queue.network.engine.offloaded || queue.narrow.is_empty() {
-            return Err(None);
-        }
-        let batch = queue.take_batch(delay)?;
-        Ok((
-            batch,
-            queue
-                .narrow
-                .pop()
-                .expect("it was just seen not to be empty"),
-        ))
-    }
-}
-
-impl State {
-    /// The queue of a task that is in work.
-    fn in_work(&mut self, id: QueueId) -> &mut ModelQueue {
-        self.queues.get_mut(&id).expect("a queue with work stays")
-    }
-
-    /// A task of the queue with so many images has ended.
-    fn done(&mut self, id: QueueId, images: usize) {
-        self.in_work(id).in_work -= images;
-        self.bury(id);
-    }
-
-    /// Gives a batch that is alone on the machine the engine that uses all the cores.
-    fn widen(&mut self, id: QueueId, kind: TaskKind) -> TaskKind {
-        let idle = |queue: &ModelQueue| match queue.network.engine.offloaded {
-            // What is ready for a device is no work for the cores.
-            true => queue.waiting.is_empty(),
-            false => queue.is_empty(),
-        };
-        let alone = self.active == 1 && self.queues.values().all(idle);
-        let TaskKind::Infer { batch, lane, .. } = kind else {
-            return kind;
-        };
-        let queue = self.in_work(id);
-        match queue.wide.take_if(|_| alone) {
-            None => TaskKind::Infer {
-                batch,
-                lane,
-                wide: false,
-            },
-            Some(wide) => {
-                queue.narrow.push(lane);
-                self.exclusive = true;
-                TaskKind::Infer {
-                    batch,
-                    lane: wide,
-                    wide: true,
-                }
-            }
-        }
-    }
-}
-
-fn wait<'a>(
-    signal: &Condvar,
-    state: MutexGuard<'a, State>,
-    time: Option<Duration>,
-) -> MutexGuard<'a, State> {
-    let calm = "nothing panics while it holds the scheduler's state";
-    match time {
-        None => signal.wait(state).expect(calm),
-        Some(time) => signal.wait_timeout(state, time).expect(calm).0,
     }
 }

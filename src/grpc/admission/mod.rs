@@ -1,6 +1,8 @@
-//! What happens to a call before its message is read: its token is checked, it is counted against
-//! the limit, it is refused if it could only be refused later, its arrival and its deadline are
-//! noted, and it is answered when its time is up or its message comes too slowly.
+//! What happens to a call before its message is read.
+//!
+//! Its token is checked, it is counted against the limit of calls, and it is rejected at once if its
+//! queue would reject it later. Its record begins here, its message must arrive in time, and it is
+//! answered when its deadline passes.
 
 pub(in crate::grpc) mod auth;
 
@@ -14,7 +16,10 @@ use std::{
 
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{timeout, timeout_at},
+};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service, layer::layer_fn};
 
@@ -22,11 +27,11 @@ use self::auth::Tokens;
 use crate::{
     grpc::{
         call::{
-            arrival::{Arrived, Deadlines, grpc_timeout, priority},
-            caller::{Caller, Peer, client},
-            methods::{LONGEST_PATH, brings_images, is_ours, is_probe, is_stream},
-            record::Record,
+            caller::{Caller, Peer, client_id},
+            methods::{MAX_PATH, is_classifying, is_probe, is_stream, single_request},
+            record::CallRecord,
             status::CallError,
+            timing::{CallTiming, Deadlines, grpc_timeout, priority},
         },
         transport::receive::Receiving,
     },
@@ -34,34 +39,15 @@ use crate::{
     registry::Registry,
     scheduler::Priority,
     state::{CallInProgress, StateCell},
-    telemetry::trace::Trace,
+    telemetry::{context::TraceId, trace::Trace},
 };
 
-/// A refused message is let in, unread, for so long before its caller is told. A connection on
-/// which many calls are reset while their messages are on the way would be closed by HTTP/2's rules
-/// against floods.
+/// How long the message of a rejected call is read and discarded before its caller is answered.
+/// HTTP/2's protection against floods would close a connection on which many calls are reset while
+/// their messages are on the way.
 const DISCARD: Duration = Duration::from_millis(100);
 
-/// Admits a limited number of callers that are known, and puts [`Arrived`] into the extensions of
-/// each call.
-///
-/// tonic answers an expired call with CANCELLED; this answers first, and with what gRPC prescribes.
-#[derive(Clone)]
-pub(in crate::grpc) struct Admit<S> {
-    inner: S,
-    rules: Admission,
-}
-
-/// What is asked of a call before its message is read.
-#[derive(Clone)]
-pub(in crate::grpc) struct Admission {
-    /// One permit for each call of a service that does work that may be in progress: from its
-    /// headers on, since a message is stored while it arrives.
-    permits: Arc<Semaphore>,
-    config: AdmissionConfig,
-}
-
-/// Whom to admit, and for how long.
+/// The limits on calls, and who may call.
 #[derive(Clone)]
 pub(in crate::grpc) struct AdmissionConfig {
     pub max_calls: usize,
@@ -72,10 +58,26 @@ pub(in crate::grpc) struct AdmissionConfig {
     pub state: StateCell,
 }
 
-/// A call that was admitted, until it is answered.
+/// Decides which calls are admitted. Clones share the limit of calls.
+#[derive(Clone)]
+pub(in crate::grpc) struct Admission {
+    /// One permit for each call of a classifying service. It is held from the call's headers on,
+    /// since a message is stored while it arrives.
+    permits: Arc<Semaphore>,
+    config: AdmissionConfig,
+}
+
+/// What an admitted call holds until it is answered.
 struct Admitted {
+    caller: Option<Caller>,
+    /// `None` for a call that does not count against the limit.
+    _place: Option<Place>,
+}
+
+/// A place among the calls in progress.
+struct Place {
     _permit: OwnedSemaphorePermit,
-    /// From its headers on: a server that drains waits for the message, to answer it.
+    /// A draining server waits for the message of a call whose headers have arrived.
     _in_progress: CallInProgress,
 }
 
@@ -87,57 +89,99 @@ impl Admission {
         }
     }
 
-    /// The same, and counted together, for callers who wait no longer than `longest`.
+    /// The same admission, for callers that wait no longer than `longest`.
     pub fn within(&self, longest: Duration) -> Self {
-        let longest = self
-            .config
-            .deadlines
-            .longest
-            .map_or(longest, |own| own.min(longest));
-        let mut same = self.clone();
-        same.config.deadlines.longest = Some(longest);
-        same
+        let deadlines = &self.config.deadlines;
+        let longest = deadlines.longest.map_or(longest, |own| own.min(longest));
+        let mut admission = self.clone();
+        admission.config.deadlines.longest = Some(longest);
+        admission
     }
 
     pub fn layer<S>(self) -> impl Layer<S, Service = Admit<S>> + Clone {
         layer_fn(move |inner| Admit {
             inner,
-            rules: self.clone(),
+            admission: self.clone(),
         })
     }
 
-    fn caller<B>(&self, request: &Request<B>, trace: &Trace) -> Result<Option<Caller>, CallError> {
+    /// When a call arrived, by when it must be answered, and its priority, if that is valid.
+    fn timing<B>(&self, request: &Request<B>) -> (CallTiming, Result<Priority, CallError>) {
+        let arrived = Instant::now();
+        let requested = grpc_timeout(request.headers());
+        let timeout = self
+            .config
+            .deadlines
+            .timeout(request.uri().path(), requested);
+        let priority = priority(request.headers());
+        let timing = CallTiming {
+            arrived,
+            deadline: timeout.and_then(|timeout| arrived.checked_add(timeout)),
+            priority: *priority.as_ref().unwrap_or(&Priority::default()),
+        };
+        (timing, priority)
+    }
+
+    /// Checks everything that can be checked before the message is read.
+    fn admit<B>(
+        &self,
+        request: &Request<B>,
+        trace: TraceId,
+        priority: Result<Priority, CallError>,
+        record: Option<&CallRecord>,
+    ) -> Result<Admitted, CallError> {
+        let caller = self.authenticate(request, trace)?;
+        if let (Some(record), Some(caller)) = (record, &caller) {
+            record.caller(caller);
+        }
+        priority?;
+        let place = self.place(request.uri().path())?;
+        if let Some(record) = record {
+            self.reject_early(request, caller.as_ref(), record)?;
+        }
+        Ok(Admitted {
+            caller,
+            _place: place,
+        })
+    }
+
+    /// The caller's name, where the server asks for tokens and the service is not open.
+    fn authenticate<B>(
+        &self,
+        request: &Request<B>,
+        trace: TraceId,
+    ) -> Result<Option<Caller>, CallError> {
         let Some(tokens) = &self.config.tokens else {
             return Ok(None);
         };
         let path = request.uri().path();
         tokens.check(path, request.headers()).inspect_err(|error| {
             let peer = request.extensions().get().map(Peer::address);
-            let path: String = path.chars().take(LONGEST_PATH).collect();
-            tracing::warn!(peer, path, trace_id = %trace.context().trace, "refused: {error}");
-            self.rejected(Rejection::Unauthenticated);
+            let path: String = path.chars().take(MAX_PATH).collect();
+            tracing::warn!(peer, path, trace_id = %trace, "rejected: {error}");
+            self.count_rejection(Rejection::Unauthenticated);
         })
     }
 
-    /// Which model it is for is not known yet.
-    fn rejected(&self, reason: Rejection) {
+    /// Counts a rejection for the default model, since the call's own is not known yet.
+    fn count_rejection(&self, reason: Rejection) {
         if let Ok(default) = self.config.registry.find("") {
             default.metrics.rejected(reason);
         }
     }
 
-    /// A place among the calls if the path needs one.
-    fn place(&self, path: &str) -> Result<Option<Admitted>, CallError> {
-        if !is_ours(path) || is_probe(path) {
+    /// A place among the calls in progress, if calls of this path need one.
+    fn place(&self, path: &str) -> Result<Option<Place>, CallError> {
+        if !is_classifying(path) || is_probe(path) {
             return Ok(None);
         }
         match Arc::clone(&self.permits).try_acquire_owned() {
-            Ok(permit) => Ok(Some(Admitted {
+            Ok(permit) => Ok(Some(Place {
                 _permit: permit,
                 _in_progress: self.config.state.call(),
             })),
             Err(_) => {
-                self.rejected(Rejection::CallLimit);
+                self.count_rejection(Rejection::CallLimit);
                 Err(CallError::TooManyCalls {
                     open: self.config.max_calls,
                 })
@@ -145,15 +189,15 @@ impl Admission {
         }
     }
 
-    /// Refuses an image that no queue would take, while it is still on its way. Which queue that is
-    /// the message says, unless there is only one.
-    fn room<B>(
+    /// Rejects an image while it is still on its way, if the queue would reject it. This needs the
+    /// queue to be known before the message is: the server has only one model.
+    fn reject_early<B>(
         &self,
         request: &Request<B>,
         caller: Option<&Caller>,
-        record: &Record,
+        record: &CallRecord,
     ) -> Result<(), CallError> {
-        let Some(method) = brings_images(request.uri().path()) else {
+        let Some(method) = single_request(request.uri().path()) else {
             return Ok(());
         };
         if self.config.state.get().admits().is_err() {
@@ -162,19 +206,31 @@ impl Admission {
         let Some(only) = self.config.registry.only() else {
             return Ok(());
         };
-        // A request for inference may still say that it is urgent.
+
+        // The message of an inference request may still ask for a higher priority.
         let priority = if method == Method::ModelInfer {
             Priority::High
         } else {
-            record.arrived.priority
+            record.timing.priority
         };
-        let turn = (client(caller, request.extensions().get()), priority);
-        let Some(full) = only.queue.refuse(turn) else {
+        let client = client_id(caller, request.extensions().get());
+        let Some(full) = only.queue.reject_early((client, priority)) else {
             return Ok(());
         };
-        record.refused_by(&only.metrics);
+        record.model(&only.name, &only.metrics);
         Err(full.into())
     }
+}
+
+/// The service around all others that admits calls and puts their [`CallRecord`] and [`Caller`] into
+/// the extensions of the requests.
+///
+/// tonic answers an expired call with CANCELLED; this answers first, with DEADLINE_EXCEEDED as gRPC
+/// prescribes.
+#[derive(Clone)]
+pub(in crate::grpc) struct Admit<S> {
+    inner: S,
+    admission: Admission,
 }
 
 impl<S> Service<Request<Body>> for Admit<S>
@@ -192,86 +248,75 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let at = Instant::now();
         let path = request.uri().path();
-        let timeout = self
-            .rules
-            .config
-            .deadlines
-            .of(path, grpc_timeout(request.headers()));
-        let deadline = timeout.and_then(|timeout| at.checked_add(timeout));
-        let priority = priority(request.headers());
-        let arrived = Arrived {
-            at,
-            deadline,
-            priority: *priority.as_ref().unwrap_or(&Priority::default()),
-        };
+        let is_stream = is_stream(path);
+        let (timing, priority) = self.admission.timing(&request);
         let trace = Trace::begin(request.headers());
-        let caller = self.rules.caller(&request, &trace);
-        // Probes by load balancers are not worth a word.
-        let record = is_ours(path).then(|| Arc::new(Record::new(path, trace, arrived)));
-        let admitted = caller.and_then(|caller| {
-            record
-                .iter()
-                .zip(&caller)
-                .for_each(|(record, caller)| record.caller(caller));
-            priority?;
-            let place = self.rules.place(path)?;
-            record
-                .iter()
-                .try_for_each(|record| self.rules.room(&request, caller.as_ref(), record))?;
-            Ok((caller, place))
-        });
-        let (caller, place) = match admitted {
+
+        let trace_id = trace.context().trace;
+
+        // Health checks by load balancers are not worth a record.
+        let record = is_classifying(path).then(|| Arc::new(CallRecord::new(path, trace, timing)));
+
+        let admitted = self
+            .admission
+            .admit(&request, trace_id, priority, record.as_deref());
+        let admitted = match admitted {
             Ok(admitted) => admitted,
-            Err(error) => {
-                record.iter().for_each(|record| record.finish(error.code()));
-                return Box::pin(async move {
-                    let _ = tokio::time::timeout(DISCARD, discard(request.into_body())).await;
-                    Ok(Status::from(error).into_http())
-                });
+            Err(error) => return Box::pin(reject(request.into_body(), record, error)),
+        };
+
+        if let Some(caller) = &admitted.caller {
+            request.extensions_mut().insert(caller.clone());
+        }
+        if let Some(record) = &record {
+            request.extensions_mut().insert(Arc::clone(record));
+        }
+        let limit = self.admission.config.receive_timeout;
+        let request = request.map(|body| {
+            if is_stream {
+                Receiving::stream(body, limit)
+            } else {
+                Receiving::message(body, limit)
             }
-        };
-        request.extensions_mut().insert(arrived);
-        caller.map(|caller| request.extensions_mut().insert(caller));
-        record
-            .clone()
-            .map(|record| request.extensions_mut().insert(record));
-        let limit = self.rules.config.receive_timeout;
-        let receiving = if is_stream(request.uri().path()) {
-            Receiving::stream
-        } else {
-            Receiving::message
-        };
-        let response = self.inner.call(request.map(|body| receiving(body, limit)));
+        });
+        let response = self.inner.call(request);
+
         Box::pin(async move {
-            let _place = place;
-            let response = match deadline {
+            let _admitted = admitted;
+            let response = match timing.deadline {
                 None => response.await,
-                Some(deadline) => tokio::time::timeout_at(deadline.into(), response)
+                Some(deadline) => timeout_at(deadline.into(), response)
                     .await
-                    .unwrap_or_else(|_| {
-                        Ok(Status::deadline_exceeded(
-                            "the deadline passed before the answer was ready",
-                        )
-                        .into_http())
-                    }),
+                    .unwrap_or_else(|_| Ok(Status::from(CallError::Deadline).into_http())),
             };
-            // Also of a message that never reached the service, being too large for example.
-            let status = response
-                .as_ref()
-                .ok()
-                .and_then(|response| Status::from_header_map(response.headers()));
-            record
-                .iter()
-                .zip(status)
-                .for_each(|(record, status)| record.finish(status.code()));
+
+            // A message that never reached the service, being too large for example, has a status
+            // too.
+            if let (Some(record), Ok(response)) = (record, &response)
+                && let Some(status) = Status::from_header_map(response.headers())
+            {
+                record.finish(status.code());
+            }
             response
         })
     }
 }
 
-/// Reads to the end what nobody wants.
+/// Answers a call that is not admitted.
+async fn reject<E>(
+    body: Body,
+    record: Option<Arc<CallRecord>>,
+    error: CallError,
+) -> Result<Response<Body>, E> {
+    if let Some(record) = record {
+        record.finish(error.code());
+    }
+    // Whether all of the body was discarded in time makes no difference.
+    let _ = timeout(DISCARD, discard(body)).await;
+    Ok(Status::from(error).into_http())
+}
+
 async fn discard(mut body: Body) {
     while let Some(Ok(_)) = body.frame().await {}
 }

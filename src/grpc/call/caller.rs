@@ -10,10 +10,10 @@ use std::{
 
 use crate::scheduler::ClientId;
 
-/// Who is at the other end of a connection.
+/// The other end of a connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
-    /// No two connections have the same, on whichever port.
+    /// Unique among the connections of both ports.
     pub id: u64,
     address: Arc<str>,
 }
@@ -34,13 +34,13 @@ impl Peer {
     }
 }
 
-/// The name of the token that a call came with; it tells callers apart, on however many
-/// connections.
+/// The name of the token that a call was authenticated with.
 #[derive(Clone, Debug)]
 pub(in crate::grpc) struct Caller(pub String);
 
-/// Who takes turns: a caller with a name is the same on all its connections.
-pub(in crate::grpc) fn client(caller: Option<&Caller>, peer: Option<&Peer>) -> ClientId {
+/// The unit of fair queuing: a caller with a name is the same on all of its connections, and each
+/// connection without one is a client of its own.
+pub(in crate::grpc) fn client_id(caller: Option<&Caller>, peer: Option<&Peer>) -> ClientId {
     let mut hasher = DefaultHasher::new();
     match caller {
         Some(Caller(name)) => name.hash(&mut hasher),

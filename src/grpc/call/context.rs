@@ -1,26 +1,23 @@
-//! What the methods of the services share: the models, the state, and what is known of a call.
+//! What the methods of all services share: the models, the server's state and the open streams.
 
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tonic::{Code, Request};
 
-use super::{arrival::Arrived, caller::client, record::Record, status::CallError};
+use super::{record::CallRecord, status::CallError};
 use crate::{
-    metrics::{Rejection, RequestGuard},
+    metrics::Rejection,
     registry::{Entry, Registry, Served},
-    scheduler::ClientId,
     state::{NotReady, StateCell},
-    telemetry::context::TraceId,
 };
 
-/// What every call of a service that does work needs.
+/// What every call of a classifying service needs.
 pub(in crate::grpc) struct Context {
     pub registry: Arc<Registry>,
     pub state: StateCell,
-    pub max_streams: usize,
+    max_streams: usize,
     /// One permit for each stream that may still be opened.
-    pub streams: Semaphore,
+    streams: Semaphore,
 }
 
 impl Context {
@@ -33,30 +30,30 @@ impl Context {
         }
     }
 
-    /// The model of that name, if it and the server are ready.
-    pub fn model(&self, name: &str, guard: &mut CallGuard) -> Result<Arc<Served>, CallError> {
+    /// The model with that name, if it and the server are ready. The call is recorded as the
+    /// model's.
+    pub fn model(&self, name: &str, record: &CallRecord) -> Result<Arc<Served>, CallError> {
         let entry = match self.registry.find(name) {
             Ok(entry) => entry,
-            // A server that has not looked for its models yet does not know what there is.
             Err(unknown) => {
-                return Err(self
-                    .state
-                    .get()
-                    .admits()
-                    .map_or_else(CallError::from, |()| unknown.into()));
+                // Until the models' files have been looked at, no name is unknown.
+                self.state.get().admits()?;
+                return Err(unknown.into());
             }
         };
-        guard.model(&entry);
+        record.model(&entry.name, &entry.metrics);
+
         let ready = self.state.get().admits().and_then(|()| self.newest(&entry));
-        ready.map_err(|why| {
+        ready.map_err(|error| {
             entry.metrics.rejected(Rejection::NotReady);
-            why.into()
+            error.into()
         })
     }
 
-    /// A place for one more stream.
+    /// Counts one more open stream until the permit is dropped.
     pub fn stream_permit(&self) -> Result<SemaphorePermit<'_>, CallError> {
         self.streams.try_acquire().map_err(|_| {
+            // Which model the stream is for is not known yet.
             if let Ok(default) = self.registry.find("") {
                 default.metrics.rejected(Rejection::StreamLimit);
             }
@@ -69,64 +66,12 @@ impl Context {
     /// The version of a model that answers now.
     ///
     /// # Errors
-    /// There is none yet, or there won't be.
+    /// When no version has been loaded yet, or loading it failed.
     pub fn newest(&self, entry: &Entry) -> Result<Arc<Served>, NotReady> {
-        let missing = if entry.problem.is_some() {
+        entry.served.clone().ok_or(if entry.problem.is_some() {
             NotReady::ModelFailed
         } else {
             NotReady::Starting
-        };
-        entry.served.clone().ok_or(missing)
-    }
-}
-
-/// What is known of a call besides its message.
-#[derive(Clone)]
-pub(in crate::grpc) struct Call {
-    pub arrived: Arrived,
-    pub client: ClientId,
-    pub record: Arc<Record>,
-}
-
-impl Call {
-    pub fn of<T>(request: &Request<T>) -> Self {
-        let (caller, peer) = (request.extensions().get(), request.extensions().get());
-        Self {
-            arrived: Arrived::of(request),
-            client: client(caller, peer),
-            record: Record::of(request),
-        }
-    }
-
-    /// Measures the call until it is answered.
-    pub fn guard(&self) -> CallGuard {
-        CallGuard {
-            request: self.record.guard(),
-            record: Arc::clone(&self.record),
-        }
-    }
-}
-
-/// Counts, times and records a call when it ends, also when its caller goes away.
-pub(in crate::grpc) struct CallGuard {
-    request: RequestGuard,
-    record: Arc<Record>,
-}
-
-impl CallGuard {
-    /// The model that it is for.
-    pub fn model(&mut self, entry: &Entry) {
-        self.request.model(&entry.metrics);
-        self.record.model(&entry.name);
-    }
-
-    /// It is answered with `code`.
-    pub fn finish(self, code: Code) {
-        self.record.finish(code);
-        self.request.finish(code);
-    }
-
-    pub fn trace_id(&self) -> TraceId {
-        self.record.trace().context().trace
+        })
     }
 }

@@ -1,12 +1,12 @@
-//! What admission must know of the methods of all services, by their paths.
+//! The methods of all services by their paths, as far as admission must know them.
 
 use crate::{
     inference::grpc_inference_service_server as inference, metrics::Method,
     proto::classifier_server as classifier,
 };
 
-/// A longer path is none of ours.
-pub(in crate::grpc) const LONGEST_PATH: usize = 100;
+/// No path of our services is longer; others are cut to this in logs and spans.
+pub(in crate::grpc) const MAX_PATH: usize = 100;
 
 /// The method of a path, if it is one whose calls are counted.
 pub(in crate::grpc) fn method(path: &str) -> Option<Method> {
@@ -16,11 +16,11 @@ pub(in crate::grpc) fn method(path: &str) -> Option<Method> {
         .then(|| Method::named(name))?
 }
 
-/// Whether the path is that of a service that does work.
-pub(in crate::grpc) fn is_ours(path: &str) -> bool {
+/// Whether the path is one of the classifying services, rather than health or reflection.
+pub(in crate::grpc) fn is_classifying(path: &str) -> bool {
     ["/resnet18.", "/inference."]
         .iter()
-        .any(|ours| path.starts_with(ours))
+        .any(|prefix| path.starts_with(prefix))
 }
 
 /// Whether a call of this path may have many messages.
@@ -34,7 +34,7 @@ pub(in crate::grpc) fn is_stream(path: &str) -> bool {
     .any(|method| path.ends_with(method))
 }
 
-/// Whether a call only asks how the server is, which a busy one must not refuse.
+/// Whether a call only asks for the server's health, which a busy server must not reject.
 pub(in crate::grpc) fn is_probe(path: &str) -> bool {
     matches!(
         method(path),
@@ -42,8 +42,8 @@ pub(in crate::grpc) fn is_probe(path: &str) -> bool {
     )
 }
 
-/// Services that bring images, in a message that is not small.
-pub(in crate::grpc) fn brings_images(path: &str) -> Option<Method> {
+/// The method of a path, if each of its calls brings images in one message.
+pub(in crate::grpc) fn single_request(path: &str) -> Option<Method> {
     method(path).filter(|method| matches!(method, Method::Classify | Method::ModelInfer))
 }
 

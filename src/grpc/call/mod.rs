@@ -1,22 +1,46 @@
-//! What is known of one call: its method, caller, deadline and priority, its record for log, metrics
+//! What is known of one call: its method, caller, deadline and priority, its record for metrics, log
 //! and traces, and the status that it ends with.
 
-pub(in crate::grpc) mod arrival;
 pub(in crate::grpc) mod caller;
 pub(in crate::grpc) mod context;
 pub(in crate::grpc) mod methods;
 pub(in crate::grpc) mod record;
 pub(in crate::grpc) mod status;
+pub(in crate::grpc) mod timing;
 
-use tonic::{Code, Response, Status};
+use std::sync::Arc;
 
-use self::{context::CallGuard, status::CallError};
+use tonic::{Code, Request, Response, Status};
 
-/// Ends the request's measurement and makes its answer.
-pub(in crate::grpc) fn answer<T>(
-    guard: CallGuard,
-    result: Result<T, CallError>,
-) -> Result<Response<T>, Status> {
-    guard.finish(result.as_ref().err().map_or(Code::Ok, CallError::code));
-    result.map(Response::new).map_err(Status::from)
+use self::{caller::client_id, record::CallRecord, status::CallError, timing::CallTiming};
+use crate::scheduler::ClientId;
+
+/// What a service needs to know of a call besides its message.
+#[derive(Clone)]
+pub(in crate::grpc) struct Call {
+    pub timing: CallTiming,
+    pub client: ClientId,
+    pub record: Arc<CallRecord>,
+}
+
+impl Call {
+    /// The call that a request belongs to, as admission left it in the request's extensions.
+    pub fn of<T>(request: &Request<T>) -> Self {
+        let extensions = request.extensions();
+        let record: &Arc<CallRecord> = extensions
+            .get()
+            .expect("admission makes a record of every call of these services");
+        Self {
+            timing: record.timing,
+            client: client_id(extensions.get(), extensions.get()),
+            record: Arc::clone(record),
+        }
+    }
+
+    /// Ends the call's measurement and makes its answer.
+    pub fn answer<T>(&self, result: Result<T, CallError>) -> Result<Response<T>, Status> {
+        let code = result.as_ref().err().map_or(Code::Ok, CallError::code);
+        self.record.finish(code);
+        result.map(Response::new).map_err(Status::from)
+    }
 }

@@ -1,47 +1,51 @@
-//! What is told of a call when it has ended: one line in the log, and its spans if it is sampled.
-//! Never what the image shows, never a token.
+//! The record of a call: what becomes known of it on its way, and what metrics, log and traces are
+//! told when it ends.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use tonic::{Code, Request};
+use tonic::Code;
 
 use super::{
-    arrival::Arrived,
     caller::Caller,
-    methods::{LONGEST_PATH, method},
+    methods::{MAX_PATH, method},
+    timing::CallTiming,
 };
 use crate::{
-    metrics::{ModelMetrics, RequestGuard},
+    metrics::{self, Method, ModelMetrics, statistics::Stages},
     proto::code_name,
-    scheduler::{Reply, Stages, Timeline},
+    scheduler::{Reply, Timeline},
+    sync::lock,
     telemetry::{
         context::SpanContext,
         trace::{self, Period, Span, Trace},
     },
 };
 
-/// A call of a service that does work. It ends when the last one who holds it lets it go.
-pub(in crate::grpc) struct Record {
+/// A call of a classifying service, from its headers to its end.
+///
+/// The call is counted when it is answered, or when the last holder drops the record: then its
+/// caller has gone, or its deadline has passed.
+pub(in crate::grpc) struct CallRecord {
     /// `SERVICE/METHOD`.
     path: String,
+    method: Option<Method>,
     trace: Trace,
-    pub arrived: Arrived,
+    pub timing: CallTiming,
     notes: Mutex<Notes>,
 }
 
 /// What becomes known while the call is in progress.
 #[derive(Default)]
 struct Notes {
-    /// Until the service takes it; a call whose message never comes is counted all the same.
-    guard: Option<RequestGuard>,
     caller: Option<String>,
-    model: Option<String>,
+    model: Option<(String, Arc<ModelMetrics>)>,
     bytes: usize,
     frames: usize,
-    reply: Option<Work>,
+    work: Option<Work>,
+    /// The code of the answer, and when it was ready.
     ended: Option<(Code, Instant)>,
 }
 
@@ -58,44 +62,21 @@ pub(in crate::grpc) struct FrameRecord<'a> {
     pub id: u64,
     pub arrived: Instant,
     pub span: SpanContext,
-    /// What it is answered with.
+    /// What the frame was answered with.
     pub answer: Result<&'a Reply, Code>,
 }
 
-impl Record {
-    pub fn new(path: &str, trace: Trace, arrived: Arrived) -> Self {
-        let guard =
-            method(path).map(|method| RequestGuard::new(method, arrived.at, arrived.deadline));
-        let path = path
-            .trim_start_matches('/')
-            .chars()
-            .take(LONGEST_PATH)
-            .collect();
+impl CallRecord {
+    pub fn new(path: &str, trace: Trace, timing: CallTiming) -> Self {
+        let method = method(path);
+        let path = path.trim_start_matches('/').chars().take(MAX_PATH);
         Self {
-            path,
+            path: path.collect(),
+            method,
             trace,
-            arrived,
-            notes: Mutex::new(Notes {
-                guard,
-                ..Notes::default()
-            }),
+            timing,
+            notes: Mutex::default(),
         }
-    }
-
-    /// The record of a call that has been admitted.
-    pub fn of<T>(request: &Request<T>) -> Arc<Self> {
-        Arc::clone(
-            request
-                .extensions()
-                .get()
-                .expect("admission makes a record of every call of these services"),
-        )
-    }
-
-    fn notes(&self) -> MutexGuard<'_, Notes> {
-        self.notes
-            .lock()
-            .expect("nothing panics while it holds the notes")
     }
 
     pub fn trace(&self) -> &Trace {
@@ -103,37 +84,24 @@ impl Record {
     }
 
     pub fn caller(&self, Caller(name): &Caller) {
-        self.notes().caller = Some(name.clone());
+        lock(&self.notes).caller = Some(name.clone());
     }
 
-    pub fn model(&self, name: &str) {
-        self.notes().model.get_or_insert_with(|| name.to_owned());
+    /// The served model that the call is for; of several the first counts.
+    pub fn model(&self, name: &str, metrics: &Arc<ModelMetrics>) {
+        lock(&self.notes)
+            .model
+            .get_or_insert_with(|| (name.to_owned(), Arc::clone(metrics)));
     }
 
-    /// The call was refused before its message was read, which can only have been for this model.
-    pub fn refused_by(&self, metrics: &ModelMetrics) {
-        self.notes()
-            .guard
-            .iter_mut()
-            .for_each(|guard| guard.model(metrics));
-    }
-
-    /// What counts and times the call: the service's from now on.
-    pub fn guard(&self) -> RequestGuard {
-        self.notes()
-            .guard
-            .take()
-            .expect("every method of these services is counted, and takes this once")
-    }
-
-    /// An image of this size has come in.
+    /// Images of this size in all have been received.
     pub fn received(&self, bytes: usize) {
-        self.notes().bytes += bytes;
+        lock(&self.notes).bytes += bytes;
     }
 
     /// The call's image has been classified.
     pub fn classified(&self, reply: &Reply) {
-        self.notes().reply = Some(Work::new(self.arrived.at, reply));
+        lock(&self.notes).work = Some(Work::new(self.timing.arrived, reply));
     }
 
     /// A frame of the call has been answered.
@@ -144,7 +112,7 @@ impl Record {
             span,
             answer,
         } = frame;
-        self.notes().frames += 1;
+        lock(&self.notes).frames += 1;
         let code = code_name(answer.err().unwrap_or(Code::Ok));
         let work = answer.ok().map(|reply| Work::new(arrived, reply));
         let time = Period {
@@ -152,7 +120,7 @@ impl Record {
             end: Instant::now(),
         };
         tracing::trace!(
-            method = self.method(),
+            method = self.method_name(),
             frame = id,
             code,
             decode_ms = work.map(|work| milliseconds(work.stages.decode)),
@@ -173,20 +141,32 @@ impl Record {
         }
     }
 
-    /// The call is answered with `code`, if it has not been before.
+    /// The call is answered with `code`, unless it has been answered before.
     pub fn finish(&self, code: Code) {
-        self.notes().ended.get_or_insert((code, Instant::now()));
+        let mut notes = lock(&self.notes);
+        if notes.ended.is_none() {
+            let now = Instant::now();
+            notes.ended = Some((code, now));
+            self.count(&notes, code, now);
+        }
     }
 
-    fn method(&self) -> &str {
+    fn count(&self, notes: &Notes, code: Code, ended: Instant) {
+        if let Some(method) = self.method {
+            let model = notes.model.as_ref().map(|(_, metrics)| &**metrics);
+            metrics::request_ended(method, model, code, ended - self.timing.arrived);
+        }
+    }
+
+    fn method_name(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or_default()
     }
 
     fn log(&self, notes: &Notes, code: Code, ended: Instant) {
-        let work = notes.reply;
+        let work = notes.work;
         tracing::debug!(
-            method = self.method(),
-            model = notes.model,
+            method = self.method_name(),
+            model = notes.model.as_ref().map(|(name, _)| name),
             caller = notes.caller,
             code = code_name(code),
             bytes = notes.bytes,
@@ -194,14 +174,14 @@ impl Record {
             decode_ms = work.map(|work| milliseconds(work.stages.decode)),
             queue_ms = work.map(|work| milliseconds(work.stages.queue)),
             inference_ms = work.map(|work| milliseconds(work.stages.inference)),
-            total_ms = milliseconds(ended - self.arrived.at),
+            total_ms = milliseconds(ended - self.timing.arrived),
             batch = work.map(|work| work.timeline.batch),
             trace_id = %self.trace.context().trace,
             "call"
         );
     }
 
-    /// As OpenTelemetry's conventions for RPC name things.
+    /// The spans of the call and its stages, named by OpenTelemetry's conventions for RPC.
     fn spans(&self, notes: &Notes, code: Code, ended: Instant) -> Vec<Span> {
         let (service, method) = self.path.split_once('/').unwrap_or_default();
         let mut span = self
@@ -209,7 +189,7 @@ impl Record {
             .call_span(
                 &self.path,
                 Period {
-                    start: self.arrived.at,
+                    start: self.timing.arrived,
                     end: ended,
                 },
             )
@@ -218,7 +198,7 @@ impl Record {
             .with("rpc.method", method)
             .with("rpc.grpc.status_code", code as u64)
             .with("classifier.received_bytes", notes.bytes as u64);
-        if let Some(model) = &notes.model {
+        if let Some((model, _)) = &notes.model {
             span = span.with("classifier.model", &**model);
         }
         if let Some(caller) = &notes.caller {
@@ -227,26 +207,28 @@ impl Record {
         if notes.frames > 0 {
             span = span.with("classifier.frames", notes.frames as u64);
         }
-        if is_servers_fault(code) {
+        if is_server_error(code) {
             span = span.failed(code_name(code));
         }
-        with_stages(span, notes.reply)
+        with_stages(span, notes.work)
     }
 }
 
-impl Drop for Record {
+impl Drop for CallRecord {
     fn drop(&mut self) {
-        let mut notes = std::mem::take(&mut *self.notes());
-        let now = Instant::now();
-        let (code, ended) = notes.ended.unwrap_or_else(|| match self.arrived.deadline {
-            Some(deadline) if deadline <= now => (Code::DeadlineExceeded, now),
-            _ => (Code::Cancelled, now),
-        });
-        if let Some(guard) = notes.guard.take() {
-            guard.finish(code);
-        }
+        // A call that nobody answered was cancelled by its caller or by its deadline.
+        let abandoned = match self.timing.deadline {
+            Some(deadline) if deadline <= Instant::now() => Code::DeadlineExceeded,
+            _ => Code::Cancelled,
+        };
+        self.finish(abandoned);
+
+        let notes = std::mem::take(&mut *lock(&self.notes));
+        let Some((code, ended)) = notes.ended else {
+            return;
+        };
         self.log(&notes, code, ended);
-        // Who may not come in may not fill the collector either.
+        // Callers that are not authenticated may not fill the collector.
         if self.trace.context().sampled && code != Code::Unauthenticated {
             trace::end(self.spans(&notes, code, ended));
         }
@@ -263,8 +245,8 @@ impl Work {
     }
 }
 
-/// The span, and those of its stages: it waits to be decoded, is decoded, waits for a batch, and is
-/// inferred with it.
+/// The span and those of its stages: waiting to be decoded, decoding, waiting for a batch, and
+/// inference.
 fn with_stages(whole: Span, work: Option<Work>) -> Vec<Span> {
     let Some(Work {
         arrived,
@@ -280,7 +262,7 @@ fn with_stages(whole: Span, work: Option<Work>) -> Vec<Span> {
     else {
         return vec![whole];
     };
-    // A live frame may arrive in the very moment at which it is taken.
+    // A live frame may arrive at the very moment at which it is taken.
     let decoding = (decoded - stages.decode).max(arrived);
     let parts = [
         whole
@@ -316,13 +298,13 @@ fn with_stages(whole: Span, work: Option<Work>) -> Vec<Span> {
     std::iter::once(whole).chain(parts).collect()
 }
 
-/// To the microsecond.
+/// Milliseconds, to the microsecond.
 fn milliseconds(time: Duration) -> f64 {
     time.as_micros() as f64 / 1e3
 }
 
-/// What OpenTelemetry's conventions for gRPC servers count as an error.
-fn is_servers_fault(code: Code) -> bool {
+/// Whether OpenTelemetry's conventions for gRPC servers count the code as an error.
+fn is_server_error(code: Code) -> bool {
     use Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
     matches!(
         code,

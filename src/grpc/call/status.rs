@@ -1,4 +1,5 @@
-//! Errors → [`Status`]. What a caller is told is decided here and nowhere else.
+//! Why a call or a frame has no answer, and the [`Status`] that its caller gets. Status codes and
+//! messages are decided here and nowhere else.
 
 use std::time::Duration;
 
@@ -12,12 +13,15 @@ use crate::{
     state::NotReady,
 };
 
-/// By this a client of any language that has gRPC's retries switched on comes back when it should
-/// (gRFC A6, "Pushback").
+/// Tells clients with gRPC retries enabled when to retry (gRFC A6, "Pushback").
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
-/// In characters; a status travels in headers, which are limited.
-const LONGEST_MESSAGE: usize = 500;
+/// The longest message, in characters. A status travels in headers, whose size is limited.
+const MAX_MESSAGE: usize = 500;
+
+/// The delay after which a client should retry when the server is starting, draining, or at a limit
+/// whose end is not known.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Why a call, or one frame of a stream, has no classes.
 #[derive(Debug, thiserror::Error)]
@@ -29,11 +33,14 @@ pub(in crate::grpc) enum CallError {
     #[error(transparent)]
     QueueFull(#[from] QueueFull),
     #[error(
-        "{open} streams are open, which is the most that this server takes; retry when others have ended"
+        "{open} streams are open, the most that this server accepts; retry when others have ended"
     )]
     TooManyStreams { open: usize },
+    #[error("{open} calls are in progress, the most that this server accepts; retry in a moment")]
+    TooManyCalls { open: usize },
     #[error(transparent)]
     Job(#[from] JobError),
+    /// The request itself is wrong, for the reason given.
     #[error("{0}")]
     Invalid(String),
     #[error("image {image} of {of}: {error}")]
@@ -42,29 +49,27 @@ pub(in crate::grpc) enum CallError {
         of: usize,
         error: ImageError,
     },
-    #[error("\"{name}\" has no version \"{asked}\"; the one that is served is \"{served}\"")]
+    #[error("\"{name}\" has no version \"{asked}\"; the version served is \"{served}\"")]
     Version {
         name: String,
         asked: String,
         served: String,
     },
-    #[error("the request's time was up before its answer was ready")]
-    TimeIsUp,
+    #[error("the request's timeout passed before its answer was ready")]
+    Timeout,
+    #[error("the deadline passed before the answer was ready")]
+    Deadline,
     #[error("the deadline of the stream has passed")]
     StreamDeadline,
-    #[error(
-        "{open} calls are in progress, which is the most that this server takes; retry in a moment"
-    )]
-    TooManyCalls { open: usize },
     #[error("the message did not arrive within {limit:?}; send it faster, or a smaller image")]
     SlowMessage { limit: Duration },
-    #[error("this server wants a token: send the metadata `authorization: Bearer TOKEN`")]
+    #[error("this server requires a token: send the metadata `authorization: Bearer TOKEN`")]
     NoToken,
-    #[error("the token is none that this server knows")]
+    #[error("the token is not one that this server knows")]
     WrongToken,
-    #[error("the server failed on this stream; its log says why")]
+    #[error("the server failed on this stream; its log has the reason")]
     Panicked,
-    /// The transport's own: a message over the limit, a caller that reset the stream.
+    /// The transport's own error: a message over the limit, or a caller that reset the stream.
     #[error("{}", .0.message())]
     Transport(#[from] Status),
 }
@@ -73,12 +78,12 @@ impl CallError {
     pub fn code(&self) -> Code {
         match self {
             Self::Model(_) | Self::Version { .. } => Code::NotFound,
-            Self::NotReady(_) => Code::Unavailable,
+            Self::NotReady(_) | Self::Job(JobError::Abandoned) => Code::Unavailable,
             Self::QueueFull(_)
             | Self::Job(JobError::Displaced(_))
             | Self::TooManyStreams { .. }
             | Self::TooManyCalls { .. } => Code::ResourceExhausted,
-            Self::Job(JobError::Image(error)) | Self::OneOf { error, .. } if is_ours(error) => {
+            Self::Job(JobError::Image(error)) | Self::OneOf { error, .. } if is_internal(error) => {
                 Code::Internal
             }
             Self::NoToken | Self::WrongToken => Code::Unauthenticated,
@@ -86,19 +91,21 @@ impl CallError {
                 Code::InvalidArgument
             }
             Self::Job(JobError::DeadlineExceeded)
+            | Self::Deadline
             | Self::StreamDeadline
-            | Self::TimeIsUp
+            | Self::Timeout
             | Self::SlowMessage { .. } => Code::DeadlineExceeded,
             Self::Job(JobError::Engine(_)) | Self::Panicked => Code::Internal,
-            Self::Job(JobError::Abandoned) => Code::Unavailable,
             Self::Transport(status) => status.code(),
         }
     }
 
-    /// What the caller reads. Details of an engine's failure stay in the server's log.
+    /// The message for the caller. Details of an engine's failure stay in the server's log.
     pub fn message(&self) -> String {
         match self {
-            Self::Job(JobError::Engine(_)) => "the engine failed; the server's log says why".into(),
+            Self::Job(JobError::Engine(_)) => {
+                "the engine failed; the server's log has the reason".into()
+            }
             // Decoders quote what they stumble on, which can be as long as the image.
             other => shorten(&other.to_string()),
         }
@@ -107,24 +114,25 @@ impl CallError {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull(full) | Self::Job(JobError::Displaced(full)) => Some(full.retry_after),
-            Self::TooManyStreams { .. } | Self::TooManyCalls { .. } => Some(Duration::from_secs(1)),
-            Self::NotReady(NotReady::Starting | NotReady::Draining) => Some(Duration::from_secs(1)),
+            Self::TooManyStreams { .. }
+            | Self::TooManyCalls { .. }
+            | Self::NotReady(NotReady::Starting | NotReady::Draining) => Some(RETRY_DELAY),
             _ => None,
         }
     }
 }
 
-/// Errors that no image can cause.
-fn is_ours(error: &ImageError) -> bool {
+/// Whether the error is the server's own: no image can cause it.
+fn is_internal(error: &ImageError) -> bool {
     matches!(
         error,
         ImageError::Geometry { .. } | ImageError::CropLength { .. } | ImageError::Resize { .. }
     )
 }
 
-/// A message that fits into a status.
+/// Cuts a message to the length that fits into a status.
 pub(in crate::grpc) fn shorten(message: &str) -> String {
-    match message.char_indices().nth(LONGEST_MESSAGE) {
+    match message.char_indices().nth(MAX_MESSAGE) {
         Some((end, _)) => format!("{}…", &message[..end]),
         None => message.to_owned(),
     }
@@ -132,20 +140,19 @@ pub(in crate::grpc) fn shorten(message: &str) -> String {
 
 impl From<CallError> for Status {
     fn from(error: CallError) -> Self {
-        match error.retry_after() {
-            None => Status::new(error.code(), error.message()),
-            Some(delay) => {
-                let (code, details) = (error.code(), ErrorDetails::with_retry_info(Some(delay)));
-                let mut status = Status::with_error_details(code, error.message(), details);
-                // Who finds a server that starts or goes should try another one at once, as its own
-                // policy says.
-                if code == Code::ResourceExhausted {
-                    status
-                        .metadata_mut()
-                        .insert(PUSHBACK, (delay.as_millis() as u64).into());
-                }
-                status
-            }
+        let code = error.code();
+        let Some(delay) = error.retry_after() else {
+            return Status::new(code, error.message());
+        };
+
+        let details = ErrorDetails::with_retry_info(Some(delay));
+        let mut status = Status::with_error_details(code, error.message(), details);
+        // A client whose server is starting or draining should try another one at once, as its own
+        // policy says: only an overloaded server pushes back.
+        if code == Code::ResourceExhausted {
+            let milliseconds = delay.as_millis() as u64;
+            status.metadata_mut().insert(PUSHBACK, milliseconds.into());
         }
+        status
     }
 }

@@ -1,17 +1,17 @@
-//! Between the contract's messages and the rest of the program.
+//! Conversions between the contract's messages and the types of the rest of the program.
 
 use std::time::{Duration, Instant};
 
 use crate::{
-    answer::{Class, top_k},
+    answer::top_k,
     grpc::call::status::{CallError, shorten},
     image::{PixelFormat, RawFrame, Source},
+    metrics::statistics::Stages,
     proto,
     registry::{Entry, Served},
-    scheduler::Stages,
 };
 
-/// What a caller wants to see of an answer.
+/// Which classes a caller asks for.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::grpc) struct Wanted {
     top_k: usize,
@@ -45,17 +45,13 @@ impl Wanted {
         probabilities: &[f32],
         model: &Served,
     ) -> Vec<proto::Classification> {
-        let message = |Class {
-                           class_id,
-                           probability,
-                       }| proto::Classification {
-            class_id: class_id as u32,
-            label: model.labels.get(class_id).cloned().unwrap_or_default(),
-            probability,
-        };
         top_k(probabilities, self.top_k, self.min_probability)
             .into_iter()
-            .map(message)
+            .map(|class| proto::Classification {
+                class_id: class.class_id as u32,
+                label: model.label(class.class_id),
+                probability: class.probability,
+            })
             .collect()
     }
 }
@@ -64,7 +60,9 @@ pub(in crate::grpc) fn source(image: Option<proto::Image>) -> Result<Source, Cal
     use proto::image::Source as Wire;
     match image.and_then(|image| image.source) {
         None => Err(CallError::Invalid(
-            "the request has no image; set image.encoded to a file's content or image.raw to a frame".into(),
+            "the request has no image; set image.encoded to a file's content, or image.raw to a \
+             frame"
+                .into(),
         )),
         Some(Wire::Encoded(bytes)) => Ok(Source::Encoded(bytes)),
         Some(Wire::Raw(frame)) => Ok(Source::Raw(RawFrame {
@@ -110,7 +108,7 @@ fn duration(duration: Duration) -> Option<prost_types::Duration> {
     duration.try_into().ok()
 }
 
-/// A half-life in seconds; absent = 0 = off.
+/// A half-life in seconds; 0 or absent means off.
 pub(in crate::grpc) fn half_life(
     duration: Option<prost_types::Duration>,
 ) -> Result<f64, CallError> {
@@ -123,20 +121,18 @@ pub(in crate::grpc) fn half_life(
     Ok(seconds)
 }
 
-/// When a frame was taken, in seconds since 1970.
+/// When a frame was captured, in seconds since 1970.
 pub(in crate::grpc) fn captured_at(timestamp: Option<prost_types::Timestamp>) -> Option<f64> {
     timestamp.map(|t| t.seconds as f64 + f64::from(t.nanos) * 1e-9)
 }
 
 pub(in crate::grpc) fn model(entry: &Entry) -> proto::Model {
-    let state = match entry {
-        Entry {
-            served: Some(_), ..
-        } => proto::ModelState::Ready,
-        Entry {
-            problem: Some(_), ..
-        } => proto::ModelState::Failed,
-        _ => proto::ModelState::Loading,
+    let state = if entry.served.is_some() {
+        proto::ModelState::Ready
+    } else if entry.problem.is_some() {
+        proto::ModelState::Failed
+    } else {
+        proto::ModelState::Loading
     };
     let known = proto::Model {
         name: entry.name.clone(),

@@ -1,4 +1,4 @@
-//! `StreamClassify`: both frame policies, in bounded memory.
+//! `StreamClassify`: frames in, answers out, under both frame policies and in bounded memory.
 
 use std::{
     sync::Arc,
@@ -19,80 +19,55 @@ use crate::{
     answer::{Smoothing, softmax},
     grpc::{
         call::{
-            context::{Call, CallGuard, Context},
-            record::{FrameRecord, Record},
+            Call,
+            context::Context,
+            record::{CallRecord, FrameRecord},
             status::CallError,
         },
-        stream::{both, conclude, supervise},
+        stream::{both, supervise},
     },
     image::Source,
-    metrics::{FrameOutcome, ModelMetrics, RateMeter},
+    metrics::{FrameOutcome, ModelMetrics, RateMeter, statistics::Stages},
     proto::{
         Classifications, Frame, FrameError, FramePolicy, StreamClassifyRequest,
         StreamClassifyResponse, StreamConfig, stream_classify_request::Message,
         stream_classify_response,
     },
     registry::Served,
-    scheduler::{Arrival, Job, JobError, Outcome, Reply},
+    scheduler::{InputImage, Job, JobError, Outcome, Reply},
     state::{NotReady, StateCell},
     telemetry::context::SpanContext,
 };
 
-pub(in crate::grpc) type Answers = mpsc::Sender<Result<StreamClassifyResponse, Status>>;
+type Answers = mpsc::Sender<Result<StreamClassifyResponse, Status>>;
 
-/// A stream whose config does not come within this time is ended.
+/// A stream whose config does not arrive within this time is ended.
 const CONFIG_TIMEOUT: Duration = Duration::from_secs(10);
-/// The most frames of a stream under `FRAME_POLICY_EVERY` that wait for their answers.
-const MAX_FRAMES_IN_WORK: usize = 4;
+/// How many frames of a stream under `FRAME_POLICY_EVERY` may be in flight.
+const MAX_FRAMES_IN_FLIGHT: usize = 4;
 
-/// Runs a stream to its end and tells the caller how it ended, unless the caller has gone.
-pub(in crate::grpc) async fn run(
+/// Runs a stream to its end.
+pub(super) async fn run(
     context: Arc<Context>,
     inbound: Streaming<StreamClassifyRequest>,
     call: Call,
-    mut guard: CallGuard,
     answers: Answers,
 ) {
-    let deadline = call.arrived.deadline;
-    let ended = supervise(
-        deadline,
-        &answers,
-        open_and_answer(&context, inbound, call, &mut guard, &answers),
-    )
-    .await;
-    conclude(ended, guard, &answers).await;
+    let record = Arc::clone(&call.record);
+    let work = answer_all(&context, inbound, call, &answers);
+    supervise(&record, &answers, work).await;
 }
 
-async fn open_and_answer(
+async fn answer_all(
     context: &Context,
     mut inbound: Streaming<StreamClassifyRequest>,
     call: Call,
-    guard: &mut CallGuard,
     answers: &Answers,
 ) -> Result<(), CallError> {
-    // Before anything is waited for: a stream without a config takes a place too.
+    // A stream counts against the limit before its config has arrived.
     let _permit = context.stream_permit()?;
-    let config = match timeout(CONFIG_TIMEOUT, next(&mut inbound, &context.state)).await {
-        Err(_) => {
-            return Err(CallError::Invalid(format!(
-                "the stream's config did not come within {CONFIG_TIMEOUT:?}"
-            )));
-        }
-        Ok(message) => match message? {
-            Some(Message::Config(config)) => config,
-            Some(Message::Frame(_)) => {
-                return Err(CallError::Invalid(
-                    "the first message of a stream must be its config, not a frame".into(),
-                ));
-            }
-            None => {
-                return Err(CallError::Invalid(
-                    "the stream ended before its config".into(),
-                ));
-            }
-        },
-    };
-    let served = context.model(&config.model, guard)?;
+    let config = config(&mut inbound, &context.state).await?;
+    let served = context.model(&config.model, &call.record)?;
     let _open = served.metrics.stream();
     let policy = FramePolicy::try_from(config.policy).map_err(|_| {
         CallError::Invalid(format!(
@@ -100,6 +75,7 @@ async fn open_and_answer(
             config.policy
         ))
     })?;
+
     let record = Arc::clone(&call.record);
     let answerer = Answerer::new(
         Arc::clone(&served),
@@ -120,14 +96,35 @@ async fn open_and_answer(
     };
     match policy {
         FramePolicy::Unspecified | FramePolicy::Every => {
-            every(source, answerer, submitter, served.queue.parallelism()).await
+            answer_every(source, answerer, submitter, served.queue.parallelism()).await
         }
-        FramePolicy::Latest => latest(source, answerer, submitter).await,
+        FramePolicy::Latest => answer_latest(source, answerer, submitter).await,
     }
 }
 
-/// The next message; `None` when the caller has sent its last.
-async fn next(
+/// Waits for the stream's config, which must be its first message.
+async fn config(
+    inbound: &mut Streaming<StreamClassifyRequest>,
+    state: &StateCell,
+) -> Result<StreamConfig, CallError> {
+    let Ok(message) = timeout(CONFIG_TIMEOUT, next_message(inbound, state)).await else {
+        return Err(CallError::Invalid(format!(
+            "the stream's config did not arrive within {CONFIG_TIMEOUT:?}"
+        )));
+    };
+    match message? {
+        Some(Message::Config(config)) => Ok(config),
+        Some(Message::Frame(_)) => Err(CallError::Invalid(
+            "the first message of a stream must be its config, not a frame".into(),
+        )),
+        None => Err(CallError::Invalid(
+            "the stream ended before its config".into(),
+        )),
+    }
+}
+
+/// The next message; `None` when the caller has sent all of its messages.
+async fn next_message(
     inbound: &mut Streaming<StreamClassifyRequest>,
     state: &StateCell,
 ) -> Result<Option<Message>, CallError> {
@@ -146,7 +143,8 @@ async fn next(
     }
 }
 
-/// Puts frames into the queue of the model's newest version.
+/// Puts frames into the queue of the model's newest version. A stream outlives versions of its
+/// model.
 struct Submitter<'a> {
     context: &'a Context,
     model: String,
@@ -163,17 +161,15 @@ impl Submitter<'_> {
     fn submit(
         &self,
         span: SpanContext,
-        fetch: impl FnOnce() -> Option<Arrival> + Send + 'static,
+        fetch: impl FnOnce() -> Option<InputImage> + Send + 'static,
     ) -> Result<Submitted, CallError> {
-        let Call {
-            client, arrived, ..
-        } = self.call;
         let served = self.newest()?;
+        let timing = self.call.timing;
         let job = Job {
-            client,
-            priority: arrived.priority,
-            deadline: arrived.deadline,
-            counts: false,
+            client: self.call.client,
+            priority: timing.priority,
+            deadline: timing.deadline,
+            counted: false,
             fetch: Box::new(fetch),
             span: Some(span),
         };
@@ -181,38 +177,36 @@ impl Submitter<'_> {
         Ok(Submitted { served, outcome })
     }
 
-    /// The next frame's.
+    /// The span of the next frame.
     fn span(&self) -> SpanContext {
         self.call.record.trace().frame()
     }
 
-    /// A stream outlives versions of its model.
     fn newest(&self) -> Result<Arc<Served>, CallError> {
-        Ok(self
-            .context
-            .newest(&self.context.registry.find(&self.model)?)?)
+        let entry = self.context.registry.find(&self.model)?;
+        Ok(self.context.newest(&entry)?)
     }
 }
 
 impl Submitted {
     async fn outcome(self) -> (Arc<Served>, Outcome) {
-        (
-            self.served,
-            self.outcome.await.unwrap_or(Err(JobError::Abandoned)),
-        )
+        // A scheduler that stops drops the sender.
+        let outcome = self.outcome.await.unwrap_or(Err(JobError::Abandoned));
+        (self.served, outcome)
     }
 }
 
+/// Reads the frames of a stream.
 struct FrameSource {
     inbound: Streaming<StreamClassifyRequest>,
     state: StateCell,
     metrics: Arc<ModelMetrics>,
-    record: Arc<Record>,
+    record: Arc<CallRecord>,
 }
 
 impl FrameSource {
     async fn next(&mut self) -> Result<Option<Incoming>, CallError> {
-        match next(&mut self.inbound, &self.state).await? {
+        match next_message(&mut self.inbound, &self.state).await? {
             None => Ok(None),
             Some(Message::Frame(frame)) => {
                 let incoming = Incoming::new(frame);
@@ -238,13 +232,13 @@ struct Incoming {
 #[derive(Clone, Copy)]
 struct FrameStamp {
     id: u64,
-    /// In seconds since 1970, if the sender says so.
+    /// In seconds since 1970, if the sender gives it.
     captured_at: Option<f64>,
     arrived: Instant,
 }
 
 impl FrameStamp {
-    /// By the sender's clock, or by ours where the sender's did not move on.
+    /// By the sender's clock, or by the server's where the sender's did not advance.
     fn seconds_since(self, earlier: Self) -> f64 {
         let captured = self.captured_at.unwrap_or(0.0) - earlier.captured_at.unwrap_or(0.0);
         if captured > 0.0 {
@@ -270,24 +264,26 @@ impl Incoming {
     }
 }
 
-/// Every frame is answered in order. Only a few are in work at once; while they are, no further one
-/// is read.
-async fn every(
+/// Answers every frame in order. Only a few are in flight at once; meanwhile no other is read, and
+/// HTTP/2 flow control slows the sender down.
+async fn answer_every(
     mut source: FrameSource,
     mut answerer: Answerer,
     submitter: Submitter<'_>,
     parallelism: usize,
 ) -> Result<(), CallError> {
-    // Enough that no lane waits for the network, few enough that many streams stay small.
-    let (pending, mut in_order) = mpsc::channel(parallelism.min(MAX_FRAMES_IN_WORK));
+    // Enough that no engine waits for the network, few enough that many streams stay small.
+    let in_flight = parallelism.min(MAX_FRAMES_IN_FLIGHT);
+    let (pending, mut in_order) = mpsc::channel(in_flight);
     let read = async move {
         while let Some(Incoming { stamp, image }) = source.next().await? {
-            let (at, span) = (stamp.arrived, submitter.span());
+            let arrived = stamp.arrived;
+            let span = submitter.span();
             let submitted = match image {
-                Ok(image) => Ok(submitter.submit(span, move || {
-                    Some(Arrival {
-                        image,
-                        at,
+                Ok(source) => Ok(submitter.submit(span, move || {
+                    Some(InputImage {
+                        source,
+                        arrived,
                         mirrored: false,
                     })
                 })?),
@@ -299,6 +295,7 @@ async fn every(
         }
         Ok(())
     };
+
     // Owns the receiver, so that reading ends when answering fails.
     let answer = async move {
         while let Some((stamp, span, submitted)) = in_order.recv().await {
@@ -317,8 +314,8 @@ async fn every(
     both(read, answer).await
 }
 
-/// Only the newest frame is of interest: it waits in a slot of one, where a newer one replaces it.
-async fn latest(
+/// Answers the newest frame only: it waits in a slot of one, where a newer one replaces it.
+async fn answer_latest(
     mut source: FrameSource,
     mut answerer: Answerer,
     submitter: Submitter<'_>,
@@ -340,6 +337,7 @@ async fn latest(
         slot.close();
         ended
     };
+
     let answer = async {
         while slot.filled().await {
             let (taken, stamp) = oneshot::channel();
@@ -347,21 +345,22 @@ async fn latest(
             let span = submitter.span();
             let submitted = submitter.submit(span, move || {
                 let Incoming { stamp, image } = from.take()?;
-                let (image, error) = match image {
-                    Ok(image) => (Some(image), None),
+                let (source, error) = match image {
+                    Ok(source) => (Some(source), None),
                     Err(error) => (None, Some(error)),
                 };
                 // The stream may have ended meanwhile.
                 let _ = taken.send((stamp, error));
-                Some(Arrival {
-                    image: image?,
-                    at: stamp.arrived,
+                Some(InputImage {
+                    source: source?,
+                    arrived: stamp.arrived,
                     mirrored: false,
                 })
             })?;
             let (served, outcome) = submitted.outcome().await;
             answerer.follow(served);
-            // Without a stamp the frame was not taken: the scheduler has stopped or the time is up.
+            // Without a stamp no frame was taken: the scheduler has stopped, or the deadline has
+            // passed.
             let Ok((stamp, error)) = stamp.await else {
                 return Err(outcome.err().unwrap_or(JobError::Abandoned).into());
             };
@@ -384,7 +383,7 @@ struct Answerer {
     last: Option<FrameStamp>,
     fps: RateMeter,
     answers: Answers,
-    record: Arc<Record>,
+    record: Arc<CallRecord>,
 }
 
 impl Answerer {
@@ -392,7 +391,7 @@ impl Answerer {
         served: Arc<Served>,
         config: &StreamConfig,
         answers: Answers,
-        record: Arc<Record>,
+        record: Arc<CallRecord>,
     ) -> Result<Self, CallError> {
         let half_life = convert::half_life(config.smoothing)?;
         Ok(Self {
@@ -407,8 +406,8 @@ impl Answerer {
         })
     }
 
-    /// The next frame was classified by this version of the model; what another one said is not
-    /// mixed into it.
+    /// Notes which version of the model classified the next frame. Probabilities of different
+    /// versions are not smoothed together.
     fn follow(&mut self, served: Arc<Served>) {
         if !Arc::ptr_eq(&self.served, &served) {
             self.served = served;
@@ -416,7 +415,7 @@ impl Answerer {
         }
     }
 
-    /// Answers one frame; a frame that failed gets its error, and the stream goes on.
+    /// Answers one frame. A frame that failed gets its error, and the stream goes on.
     async fn answer(
         &mut self,
         stamp: FrameStamp,
@@ -456,7 +455,7 @@ impl Answerer {
                         code: error.code() as i32,
                         message: error.message(),
                     }),
-                    Default::default(),
+                    Stages::default(),
                 )
             }
         };
@@ -469,7 +468,7 @@ impl Answerer {
             fps: self.fps.rate() as f32,
             timing: Some(convert::timing(stages, stamp.arrived)),
         };
-        // A caller that has gone is noticed by `run`.
+        // `supervise` notices a caller that has gone.
         let _ = self.answers.send(Ok(response)).await;
         Ok(())
     }

@@ -150,7 +150,8 @@ mod tests {
     use super::*;
     use crate::{
         inference::{InferParameter, infer_parameter::ParameterChoice},
-        scheduler::{Stages, Timeline},
+        metrics::statistics::Stages,
+        scheduler::Timeline,
     };
 
     fn requested(name: &str, classes: Option<i64>) -> InferRequestedOutputTensor {

@@ -1,4 +1,4 @@
-//! One request for inference: into the queue, and its answer.
+//! One inference request: putting its images into the queue, and making its answer.
 
 use std::{
     sync::Arc,
@@ -14,30 +14,26 @@ use super::{
     tensors::{self, Expected},
 };
 use crate::{
-    grpc::call::{
-        arrival::Arrived,
-        context::{Call, CallGuard, Context},
-        status::CallError,
-    },
+    grpc::call::{Call, context::Context, status::CallError, timing::CallTiming},
     image::Source,
     inference::{ModelInferRequest, ModelInferResponse},
     registry::Served,
-    scheduler::{Arrival, Job, JobError, Outcome, Priority, Reply},
+    scheduler::{InputImage, Job, JobError, Outcome, Priority, Reply},
     telemetry::context::SpanContext,
 };
 
 /// How a request's images enter the queue.
 #[derive(Clone, Copy)]
 pub(super) struct Admitted {
-    pub arrived: Arrived,
-    /// The span that they belong to.
+    pub timing: CallTiming,
+    /// The span that the images belong to.
     pub span: SpanContext,
 }
 
 /// A request that has been answered.
 pub(super) struct Answered {
     pub response: ModelInferResponse,
-    /// That of its last image.
+    /// The reply to its last image.
     pub reply: Reply,
 }
 
@@ -56,31 +52,29 @@ pub(super) fn submit(
     request: ModelInferRequest,
     call: &Call,
     how: Admitted,
-    guard: &mut CallGuard,
 ) -> Result<Submitted, CallError> {
-    let (served, form) = names::find(context, &request.model_name, &request.model_version, guard)?;
-    let Admitted {
-        arrived: Arrived {
-            at,
-            deadline,
-            priority,
-        },
-        span,
-    } = how;
+    let (served, form) = names::find(
+        context,
+        &request.model_name,
+        &request.model_version,
+        &call.record,
+    )?;
+    let Admitted { timing, span } = how;
     let measured = Measured {
         served: Arc::clone(&served),
         form,
-        arrived: at,
+        arrived: timing.arrived,
         answered: false,
     };
     let timeout =
         parameters::integer(&request.parameters, "timeout", 0)?.filter(|micros| *micros > 0);
     let priority = match parameters::integer(&request.parameters, "priority", 0)? {
         Some(number) => Priority::from_number(number),
-        None => priority,
+        None => timing.priority,
     };
-    let own = timeout.and_then(|micros| at.checked_add(Duration::from_micros(micros)));
-    let deadline = [deadline, own].into_iter().flatten().min();
+    let own_deadline =
+        timeout.and_then(|micros| timing.arrived.checked_add(Duration::from_micros(micros)));
+    let deadline = [timing.deadline, own_deadline].into_iter().flatten().min();
     let outputs = Outputs::requested(&request.outputs)?;
     let id = request.id.clone();
     let expected = Expected {
@@ -92,20 +86,19 @@ pub(super) fn submit(
     let bytes = images.iter().map(Source::bytes).sum();
     served.metrics.received(bytes);
     call.record.received(bytes);
-    let jobs = images.into_iter().map(|image| {
-        let fetch = Box::new(move || {
-            Some(Arrival {
-                image,
-                at,
-                mirrored: false,
-            })
-        });
+
+    let jobs = images.into_iter().map(|source| {
+        let image = InputImage {
+            source,
+            arrived: timing.arrived,
+            mirrored: false,
+        };
         Job {
             client: call.client,
             priority,
             deadline,
-            counts: true,
-            fetch,
+            counted: true,
+            fetch: Box::new(move || Some(image)),
             span: Some(span),
         }
     });
@@ -125,7 +118,7 @@ impl Submitted {
         &self.measured.served
     }
 
-    /// Waits for the images. One that fails fails the request, and those that still wait are
+    /// Waits for the images. If one fails, the request fails, and the images that still wait are
     /// withdrawn.
     pub async fn answer(self) -> Result<Answered, CallError> {
         let Self {
@@ -139,7 +132,7 @@ impl Submitted {
             None => replies(images).await?,
             Some(deadline) => timeout_at(deadline.into(), replies(images))
                 .await
-                .unwrap_or(Err(CallError::TimeIsUp))?,
+                .unwrap_or(Err(CallError::Timeout))?,
         };
         let ready = Instant::now();
         let (outputs, raw_output_contents) = outputs.tensors(&replies, &measured.served.labels);
@@ -163,7 +156,7 @@ async fn replies(images: Vec<oneshot::Receiver<Outcome>>) -> Result<Vec<Reply>, 
     let of = images.len();
     let mut replies = Vec::with_capacity(of);
     for (i, outcome) in images.into_iter().enumerate() {
-        // A sender that is dropped without an answer belongs to a scheduler that has stopped.
+        // A scheduler that stops drops the sender.
         match outcome.await.unwrap_or(Err(JobError::Abandoned)) {
             Ok(reply) => replies.push(reply),
             Err(JobError::Image(error)) if of > 1 => {

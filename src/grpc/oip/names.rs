@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    grpc::call::{
-        context::{CallGuard, Context},
-        status::CallError,
-    },
+    grpc::call::{context::Context, record::CallRecord, status::CallError},
     metrics::{ModelMetrics, statistics::RequestStatistics},
     registry::{Entry, Registry, Served},
 };
@@ -80,10 +77,10 @@ pub(super) fn find(
     context: &Context,
     name: &str,
     version: &str,
-    guard: &mut CallGuard,
+    record: &CallRecord,
 ) -> Result<(Arc<Served>, Form), CallError> {
     let (model, form) = resolve(&context.registry, name);
-    let served = context.model(model, guard)?;
+    let served = context.model(model, record)?;
     if !has_version(&served, version) {
         let asked = version.chars().take(100).collect();
         return Err(CallError::Version {

@@ -13,10 +13,7 @@ use super::{
 };
 use crate::{
     grpc::{
-        call::{
-            answer,
-            context::{Call, Context},
-        },
+        call::{Call, context::Context},
         stream::open,
     },
     inference::{
@@ -41,83 +38,70 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<ServerLiveRequest>,
     ) -> Result<Response<ServerLiveResponse>, Status> {
-        let guard = Call::of(&request).guard();
-        answer(
-            guard,
-            Ok(ServerLiveResponse {
-                live: !matches!(self.0.state.get(), State::Failed(_)),
-            }),
-        )
+        let call = Call::of(&request);
+        call.answer(Ok(ServerLiveResponse {
+            live: !matches!(self.0.state.get(), State::Failed(_)),
+        }))
     }
 
     async fn server_ready(
         &self,
         request: Request<ServerReadyRequest>,
     ) -> Result<Response<ServerReadyResponse>, Status> {
-        let guard = Call::of(&request).guard();
-        answer(
-            guard,
-            Ok(ServerReadyResponse {
-                ready: self.0.state.get().ready().is_ok(),
-            }),
-        )
+        let call = Call::of(&request);
+        call.answer(Ok(ServerReadyResponse {
+            ready: self.0.state.get().ready().is_ok(),
+        }))
     }
 
     async fn server_metadata(
         &self,
         request: Request<ServerMetadataRequest>,
     ) -> Result<Response<ServerMetadataResponse>, Status> {
-        let guard = Call::of(&request).guard();
-        answer(guard, Ok(metadata::server()))
+        let call = Call::of(&request);
+        call.answer(Ok(metadata::server()))
     }
 
     async fn model_ready(
         &self,
         request: Request<ModelReadyRequest>,
     ) -> Result<Response<ModelReadyResponse>, Status> {
-        let mut guard = Call::of(&request).guard();
+        let call = Call::of(&request);
         let ModelReadyRequest { name, version } = request.into_inner();
         let (model, _) = resolve(&self.0.registry, &name);
         let entry = self.0.registry.find(model).ok();
-        entry.iter().for_each(|entry| guard.model(entry));
+        if let Some(entry) = &entry {
+            call.record.model(&entry.name, &entry.metrics);
+        }
         let served = entry
             .and_then(|entry| entry.served)
             .is_some_and(|served| has_version(&served, &version));
-        answer(
-            guard,
-            Ok(ModelReadyResponse {
-                ready: served && self.0.state.get().ready().is_ok(),
-            }),
-        )
+        call.answer(Ok(ModelReadyResponse {
+            ready: served && self.0.state.get().ready().is_ok(),
+        }))
     }
 
     async fn model_metadata(
         &self,
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
-        let mut guard = Call::of(&request).guard();
+        let call = Call::of(&request);
         let ModelMetadataRequest { name, version } = request.into_inner();
-        let found = names::find(&self.0, &name, &version, &mut guard);
-        answer(
-            guard,
-            found.map(|(served, form)| metadata::model(&served, form)),
-        )
+        let found = names::find(&self.0, &name, &version, &call.record);
+        call.answer(found.map(|(served, form)| metadata::model(&served, form)))
     }
 
     async fn model_config(
         &self,
         request: Request<ModelConfigRequest>,
     ) -> Result<Response<ModelConfigResponse>, Status> {
-        let mut guard = Call::of(&request).guard();
+        let call = Call::of(&request);
         let ModelConfigRequest { name, version } = request.into_inner();
-        let found = names::find(&self.0, &name, &version, &mut guard);
+        let found = names::find(&self.0, &name, &version, &call.record);
         let config = found.map(|(served, form)| metadata::config(&served, form));
-        answer(
-            guard,
-            config.map(|config| ModelConfigResponse {
-                config: Some(config),
-            }),
-        )
+        call.answer(config.map(|config| ModelConfigResponse {
+            config: Some(config),
+        }))
     }
 
     async fn model_infer(
@@ -125,20 +109,18 @@ impl GrpcInferenceService for InferenceService {
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
         let call = Call::of(&request);
-        let mut guard = call.guard();
         let admitted = Admitted {
-            arrived: call.arrived,
+            timing: call.timing,
             span: call.record.trace().context(),
         };
-        let result = match infer::submit(&self.0, request.into_inner(), &call, admitted, &mut guard)
-        {
+        let result = match infer::submit(&self.0, request.into_inner(), &call, admitted) {
             Ok(submitted) => submitted.answer().await,
             Err(error) => Err(error),
         };
-        result
-            .iter()
-            .for_each(|answered| call.record.classified(&answered.reply));
-        answer(guard, result.map(|answered| answered.response))
+        if let Ok(answered) = &result {
+            call.record.classified(&answered.reply);
+        }
+        call.answer(result.map(|answered| answered.response))
     }
 
     async fn model_stream_infer(
@@ -146,16 +128,8 @@ impl GrpcInferenceService for InferenceService {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let call = Call::of(&request);
-        let guard = call.guard();
-        let run = |answers| {
-            stream::run(
-                Arc::clone(&self.0),
-                request.into_inner(),
-                call,
-                guard,
-                answers,
-            )
-        };
+        let context = Arc::clone(&self.0);
+        let run = |answers| stream::run(context, request.into_inner(), call, answers);
         Ok(open(&self.0.state, run))
     }
 
@@ -163,21 +137,21 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<ModelStatisticsRequest>,
     ) -> Result<Response<ModelStatisticsResponse>, Status> {
-        let mut guard = Call::of(&request).guard();
-        let read = statistics::read(&self.0, request.get_ref(), &mut guard);
-        answer(guard, read)
+        let call = Call::of(&request);
+        let read = statistics::read(&self.0, request.get_ref(), &call.record);
+        call.answer(read)
     }
 
     async fn repository_index(
         &self,
         request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
-        let guard = Call::of(&request).guard();
+        let call = Call::of(&request);
         let index = metadata::index(
             &self.0.registry,
             &self.0.state.get(),
             request.get_ref().ready,
         );
-        answer(guard, Ok(index))
+        call.answer(Ok(index))
     }
 }

@@ -4,10 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::names;
 use crate::{
-    grpc::call::{
-        context::{CallGuard, Context},
-        status::CallError,
-    },
+    grpc::call::{context::Context, record::CallRecord, status::CallError},
     inference::{
         InferBatchStatistics, InferStatistics, ModelStatistics, ModelStatisticsRequest,
         ModelStatisticsResponse, StatisticDuration,
@@ -20,7 +17,7 @@ use crate::{
 pub(super) fn read(
     context: &Context,
     request: &ModelStatisticsRequest,
-    guard: &mut CallGuard,
+    record: &CallRecord,
 ) -> Result<ModelStatisticsResponse, CallError> {
     let ModelStatisticsRequest { name, version } = request;
     let model_stats = if name.is_empty() {
@@ -28,7 +25,7 @@ pub(super) fn read(
         all.filter_map(|(name, form, entry)| Some(of(&*entry.served?, name, form)))
             .collect()
     } else {
-        let (served, form) = names::find(context, name, version, guard)?;
+        let (served, form) = names::find(context, name, version, record)?;
         vec![of(&served, form.name(&served.name), form)]
     };
     Ok(ModelStatisticsResponse { model_stats })

@@ -1,4 +1,4 @@
-//! `ModelStreamInfer`: requests that are answered in their order, a few in work at once.
+//! `ModelStreamInfer`: requests that are answered in order, a few of them in flight at once.
 
 use std::{sync::Arc, time::Instant};
 
@@ -12,12 +12,13 @@ use super::{
 use crate::{
     grpc::{
         call::{
-            arrival::Arrived,
-            context::{Call, CallGuard, Context},
-            record::{FrameRecord, Record},
+            Call,
+            context::Context,
+            record::{CallRecord, FrameRecord},
             status::CallError,
+            timing::CallTiming,
         },
-        stream::{both, conclude, supervise},
+        stream::{both, supervise},
     },
     inference::{
         InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
@@ -29,82 +30,71 @@ use crate::{
     state::NotReady,
 };
 
-pub(super) type Answers = mpsc::Sender<Result<ModelStreamInferResponse, Status>>;
+type Answers = mpsc::Sender<Result<ModelStreamInferResponse, Status>>;
 
-/// The most requests of a stream that wait for their answers; while they do, no further one is
-/// read.
-const MAX_IN_WORK: usize = 4;
+/// How many requests of a stream may be in flight; meanwhile no other is read.
+const MAX_IN_FLIGHT: usize = 4;
 
-/// Runs a stream to its end and tells the caller how it ended, unless the caller has gone.
+/// Runs a stream to its end.
 pub(super) async fn run(
     context: Arc<Context>,
     inbound: Streaming<ModelInferRequest>,
     call: Call,
-    mut guard: CallGuard,
     answers: Answers,
 ) {
-    let deadline = call.arrived.deadline;
-    let ended = supervise(
-        deadline,
-        &answers,
-        answer_all(&context, inbound, call, &mut guard, &answers),
-    )
-    .await;
-    conclude(ended, guard, &answers).await;
+    let record = Arc::clone(&call.record);
+    let work = answer_all(&context, inbound, call, &answers);
+    supervise(&record, &answers, work).await;
 }
 
 async fn answer_all(
     context: &Context,
     mut inbound: Streaming<ModelInferRequest>,
     call: Call,
-    guard: &mut CallGuard,
     answers: &Answers,
 ) -> Result<(), CallError> {
     let _permit = context.stream_permit()?;
-    let (pending, mut in_order) = mpsc::channel(MAX_IN_WORK);
-    // A stream has no model, its requests have: it counts for that of the first.
+    let (pending, mut in_order) = mpsc::channel(MAX_IN_FLIGHT);
+
+    // A stream has no model, but its requests have: it counts as a stream of the first one's.
     let mut open = None;
     let first = &mut open;
     let record = Arc::clone(&call.record);
     let read = async move {
         while let Some(request) = next(&mut inbound, context).await? {
-            let arrived = Arrived {
-                at: Instant::now(),
-                ..call.arrived
-            };
             let admitted = Admitted {
-                arrived,
+                timing: CallTiming {
+                    arrived: Instant::now(),
+                    ..call.timing
+                },
                 span: call.record.trace().frame(),
             };
             let id = request.id.clone();
             let metrics = names::metrics(&context.registry, &request.model_name);
-            let submitted = infer::submit(context, request, &call, admitted, guard);
+            let submitted = infer::submit(context, request, &call, admitted);
             if let (None, Ok(submitted)) = (&first, &submitted) {
                 *first = Some(submitted.served().metrics.stream());
             }
-            if pending
-                .send(Pending {
-                    id,
-                    metrics,
-                    admitted,
-                    submitted,
-                })
-                .await
-                .is_err()
-            {
+            let request = Pending {
+                id,
+                metrics,
+                admitted,
+                submitted,
+            };
+            if pending.send(request).await.is_err() {
                 break;
             }
         }
         Ok(())
     };
+
     // Owns the receiver, so that reading ends when answering fails.
     let answer = async move {
         let mut number = 0;
         while let Some(pending) = in_order.recv().await {
-            // A caller that has gone is noticed by `supervise`.
-            let _ = answers
-                .send(Ok(answer_one(pending, number, &record).await?))
-                .await;
+            let answer = answer_one(pending, number, &record).await?;
+            // `supervise` notices a caller that has gone.
+            let _ = answers.send(Ok(answer)).await;
             number += 1;
         }
         Ok(())
@@ -112,7 +102,7 @@ async fn answer_all(
     both(read, answer).await
 }
 
-/// The next request; `None` when the caller has sent its last.
+/// The next request; `None` when the caller has sent all of its requests.
 async fn next(
     inbound: &mut Streaming<ModelInferRequest>,
     context: &Context,
@@ -126,22 +116,23 @@ async fn next(
 /// A request that waits for its turn to be answered.
 struct Pending {
     id: String,
-    /// Those of its model, if there is such a model.
+    /// The metrics of its model, if that exists.
     metrics: Option<Arc<ModelMetrics>>,
     admitted: Admitted,
     submitted: Result<Submitted, CallError>,
 }
 
-/// A request that failed gets its error, and the stream goes on. It is the stream's `number`-th.
+/// Answers the `number`-th request of the stream. A request that failed gets its error, and the
+/// stream goes on.
 async fn answer_one(
     pending: Pending,
     number: u64,
-    record: &Record,
+    record: &CallRecord,
 ) -> Result<ModelStreamInferResponse, CallError> {
     let Pending {
         id,
         metrics,
-        admitted: Admitted { arrived, span, .. },
+        admitted: Admitted { timing, span },
         submitted,
     } = pending;
     let outcome = match submitted {
@@ -154,7 +145,7 @@ async fn answer_one(
         } else {
             FrameOutcome::Failed
         });
-        metrics.frame_answered(arrived.at.elapsed());
+        metrics.frame_answered(timing.arrived.elapsed());
     }
     let answer = outcome
         .as_ref()
@@ -162,13 +153,13 @@ async fn answer_one(
         .map_err(CallError::code);
     record.frame(FrameRecord {
         id: number,
-        arrived: arrived.at,
+        arrived: timing.arrived,
         span,
         answer,
     });
     let (error_message, mut response) = match outcome {
         Ok(Answered { response, .. }) => (String::new(), response),
-        // A server that goes says so once, by ending the stream.
+        // A server that shuts down says so once, by ending the stream.
         Err(
             error @ (CallError::Job(JobError::Abandoned) | CallError::NotReady(NotReady::Draining)),
         ) => {

@@ -1,60 +1,57 @@
-//! What the headers of a call say of when it must be answered and how urgent it is.
+//! When a call arrived, by when it must be answered and how urgent it is, as its headers say.
 
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 
 use super::{
-    methods::{is_ours, is_stream},
+    methods::{is_classifying, is_stream},
     status::CallError,
 };
 use crate::scheduler::Priority;
 
-/// How long callers may wait.
+/// The server's own limits on deadlines.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Deadlines {
-    /// For single requests that come without a deadline; `None` = they wait as long as it takes.
+    /// For single requests without a deadline; `None` means that they may wait without limit.
     pub default: Option<Duration>,
-    /// A single request waits no longer than this, whatever it says.
+    /// The longest that any single request may wait; `None` means no limit.
     pub longest: Option<Duration>,
 }
 
 impl Deadlines {
-    /// How long a call waits that asks for `asked`. Streams last as long as they like.
-    pub(in crate::grpc) fn of(&self, path: &str, asked: Option<Duration>) -> Option<Duration> {
-        if is_stream(path) || !is_ours(path) {
-            return asked;
+    /// How long a call may take whose header asks for `requested`. Streams have no limit but their
+    /// own.
+    pub(in crate::grpc) fn timeout(
+        &self,
+        path: &str,
+        requested: Option<Duration>,
+    ) -> Option<Duration> {
+        if is_stream(path) || !is_classifying(path) {
+            return requested;
         }
-        [asked.or(self.default), self.longest]
+        [requested.or(self.default), self.longest]
             .into_iter()
             .flatten()
             .min()
     }
 }
 
-/// When a call arrived, until when its caller waits, and how urgent it is.
+/// When a call arrived, by when it must be answered, and how urgent it is.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::grpc) struct Arrived {
-    pub at: Instant,
+pub(in crate::grpc) struct CallTiming {
+    pub arrived: Instant,
     pub deadline: Option<Instant>,
     pub priority: Priority,
 }
 
-impl Arrived {
-    /// What admission noted of a call.
-    pub fn of<T>(request: &tonic::Request<T>) -> Self {
-        let now = || Self {
-            at: Instant::now(),
-            deadline: None,
-            priority: Priority::default(),
-        };
-        request.extensions().get().copied().unwrap_or_else(now)
-    }
-}
-
-/// The metadata by which callers say how urgent a call is.
+/// The metadata key of a call's priority.
 const PRIORITY: &str = "x-priority";
 
+/// The priority that the headers ask for.
+///
+/// # Errors
+/// [`CallError::Invalid`] for a value that is not a number.
 pub(in crate::grpc) fn priority(headers: &HeaderMap) -> Result<Priority, CallError> {
     let Some(value) = headers.get(PRIORITY) else {
         return Ok(Priority::default());
@@ -142,28 +139,28 @@ mod tests {
             "/resnet18.v1.Classifier/StreamClassify",
         );
         assert_eq!(
-            (none.of(single, None), none.of(single, s(90))),
+            (none.timeout(single, None), none.timeout(single, s(90))),
             (None, s(90))
         );
         assert_eq!(
             (
-                both.of(single, None),
-                both.of(single, s(1)),
-                both.of(single, s(90))
+                both.timeout(single, None),
+                both.timeout(single, s(1)),
+                both.timeout(single, s(90))
             ),
             (s(5), s(1), s(60))
         );
         assert_eq!(
-            (both.of(stream, None), both.of(stream, s(90))),
+            (both.timeout(stream, None), both.timeout(stream, s(90))),
             (None, s(90))
         );
-        assert_eq!(both.of("/grpc.health.v1.Health/Watch", None), None);
+        assert_eq!(both.timeout("/grpc.health.v1.Health/Watch", None), None);
         assert_eq!(
             Deadlines {
                 default: s(90),
                 longest: s(60)
             }
-            .of(single, None),
+            .timeout(single, None),
             s(60)
         );
     }

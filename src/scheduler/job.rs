@@ -1,0 +1,98 @@
+//! What is queued, what comes back, and the errors in between.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::Priority;
+use crate::{
+    engine::EngineError,
+    image::{ImageError, Source},
+    metrics::statistics::Stages,
+    telemetry::context::SpanContext,
+};
+
+/// The unit of fair queuing: a named caller, else a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientId(pub u64);
+
+/// An image, and when its wait began.
+pub struct InputImage {
+    pub source: Source,
+    /// When the image reached the server.
+    pub arrived: Instant,
+    /// Whether the crop is mirrored, left to right; training uses photos both ways.
+    pub mirrored: bool,
+}
+
+/// One image to classify.
+pub struct Job {
+    pub client: ClientId,
+    pub priority: Priority,
+    /// After this the answer is worthless: work that has not begun by then is never executed.
+    pub deadline: Option<Instant>,
+    /// Whether the job counts against the queue's capacity. Frames of streams do not: a stream
+    /// limits itself to a few frames in flight.
+    pub counted: bool,
+    /// Supplies the image at the moment when a worker is free for it, so that a live stream can
+    /// hand over its newest frame. `None` withdraws the job.
+    pub fetch: Box<dyn FnOnce() -> Option<InputImage> + Send>,
+    /// The span that the work belongs to, if the call is traced.
+    pub span: Option<SpanContext>,
+}
+
+/// The result of a job.
+pub type Outcome = Result<Reply, JobError>;
+
+/// A classified image.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The network's output, `float32 [classes]`.
+    pub logits: Vec<f32>,
+    /// How long each stage took.
+    pub stages: Stages,
+    /// When each stage took place.
+    pub timeline: Timeline,
+}
+
+/// When an image passed through the stages, and with how many others it was inferred.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeline {
+    /// When decoding ended.
+    pub decoded: Instant,
+    /// When the engine's call began.
+    pub inferred: Instant,
+    /// How many images were in that call.
+    pub batch: usize,
+    /// The span of the engine's call, if any of its images is traced.
+    pub span: Option<SpanContext>,
+}
+
+/// Why a job that was admitted has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("the deadline passed while the request waited; it was not executed")]
+    DeadlineExceeded,
+    /// The queue was full, and a job of another client with fewer in the queue, or a more urgent
+    /// job of the same client, took this one's place.
+    #[error(transparent)]
+    Displaced(#[from] QueueFull),
+    #[error(transparent)]
+    Engine(Arc<EngineError>),
+    /// The image was withdrawn, or the scheduler stopped.
+    #[error("the request was abandoned")]
+    Abandoned,
+}
+
+/// The queue is full.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the queue is full ({waiting} requests wait); retry in {} ms", retry_after.as_millis())]
+pub struct QueueFull {
+    /// How many requests wait.
+    pub waiting: usize,
+    /// When there is likely to be room, spread over the clients that were rejected.
+    pub retry_after: Duration,
+}

@@ -1,0 +1,148 @@
+//! The handle of one model's queue: submitting jobs, and rejecting them when it is full.
+
+use std::{sync::Arc, time::Instant};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Job, Outcome, QueueFull, Shared,
+    fair_queue::{Pushed, Turn},
+    model_queue::Waiting,
+    state::QueueId,
+};
+use crate::metrics::Rejection;
+
+/// The queue of one model. Dropping it retires the model: admitted jobs are finished, then the
+/// engine is dropped.
+pub struct Queue {
+    pub(super) shared: Arc<Shared>,
+    pub(super) id: QueueId,
+    pub(super) parallelism: usize,
+}
+
+impl Queue {
+    /// Queues a job. Its outcome comes through the receiver; dropping the receiver withdraws the
+    /// job.
+    ///
+    /// # Errors
+    /// [`QueueFull`], at once, when the queue is at its capacity. A job of the client with the most
+    /// jobs in the queue gives way to one of a client with fewer.
+    pub fn submit(&self, job: Job) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
+        let counted = job.counted;
+        self.push(job, counted)
+    }
+
+    /// Queues the images of one request. The request as a whole counts once against the capacity.
+    ///
+    /// # Errors
+    /// [`QueueFull`], as for [`Queue::submit`].
+    pub fn submit_all(
+        &self,
+        jobs: impl IntoIterator<Item = Job>,
+    ) -> Result<Vec<oneshot::Receiver<Outcome>>, QueueFull> {
+        jobs.into_iter()
+            .enumerate()
+            .map(|(i, job)| {
+                let counted = job.counted && i == 0;
+                self.push(job, counted)
+            })
+            .collect()
+    }
+
+    fn push(&self, job: Job, counted: bool) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
+        let turn = (job.client, job.priority);
+        let (reply, outcome) = oneshot::channel();
+        let mut state = self.shared.lock();
+        let virtual_time = state.virtual_time;
+        let share = state.share(self.id);
+        let queue = state
+            .queues
+            .get_mut(&self.id)
+            .expect("a queue lives at least as long as its handle");
+
+        // An idle queue does not save up credit.
+        if queue.is_idle() {
+            queue.virtual_time = queue.virtual_time.max(virtual_time);
+        }
+
+        // Make room by removing jobs that nobody waits for any more.
+        let capacity = self.shared.capacity(queue, share);
+        let mut expired = Vec::new();
+        if counted && queue.waiting.counted() >= capacity {
+            let now = Instant::now();
+            expired = queue
+                .waiting
+                .remove_all(|waiting| waiting.expired(now).is_some());
+        }
+
+        let limit = counted.then_some(capacity);
+        let pushed = queue.waiting.push(turn, limit, Waiting { job, reply });
+        let full = match pushed {
+            Pushed::Queued => None,
+            Pushed::Displaced(_) | Pushed::Full(_) => Some(queue.full(share)),
+        };
+
+        let metrics = &queue.model.metrics;
+        metrics.queue_depth(queue.waiting.len(), queue.waiting.counted());
+        metrics.queue_capacity(capacity);
+        if full.is_some() {
+            metrics.rejected(Rejection::QueueFull);
+        }
+        for waiting in &expired {
+            if let Some(reason) = waiting.expired(Instant::now()) {
+                metrics.rejected(reason);
+            }
+        }
+
+        // Images can be large: free them after the lock has been released.
+        drop(state);
+        expired.into_iter().for_each(Waiting::give_up);
+
+        match (pushed, full) {
+            (Pushed::Full(_), Some(full)) => return Err(full),
+            (Pushed::Displaced(other), Some(full)) => {
+                // The caller of the displaced job may have gone.
+                let _ = other.reply.send(Err(full.into()));
+            }
+            _ => {}
+        }
+        self.shared.work.notify_one();
+        Ok(outcome)
+    }
+
+    /// Rejects a job of this client and priority before it exists, so that its image need not even
+    /// be received. `None` means that [`Self::submit`] is to decide.
+    pub fn reject_early(&self, turn: Turn) -> Option<QueueFull> {
+        let mut state = self.shared.lock();
+        let share = state.share(self.id);
+        let queue = state.queues.get_mut(&self.id)?;
+        let capacity = self.shared.capacity(queue, share);
+
+        let now = Instant::now();
+        let has_expired = |waiting: &Waiting| waiting.expired(now).is_some();
+        if queue.waiting.has_room(turn, capacity) || queue.waiting.any(has_expired) {
+            return None;
+        }
+        queue.model.metrics.rejected(Rejection::QueueFull);
+        Some(queue.full(share))
+    }
+
+    /// How many images can be worked on at once.
+    pub fn parallelism(&self) -> usize {
+        self.parallelism
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        if let Some(queue) = state.queues.get_mut(&self.id) {
+            queue.retired = true;
+            // No more images will join an incomplete batch.
+            queue.arrived.notify_all();
+        }
+        state.bury(self.id);
+        drop(state);
+        self.shared.work.notify_all();
+    }
+}

@@ -1,0 +1,212 @@
+//! The scheduling policy: which model's work is next, whether it is decoding or inference, and on
+//! which engine it runs.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::model_queue::{ModelInfo, ModelQueue, Ready, Waiting};
+use crate::engine::Engine;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct QueueId(pub u64);
+
+/// All that the workers share, behind one lock.
+#[derive(Default)]
+pub(super) struct SchedulerState {
+    pub queues: BTreeMap<QueueId, ModelQueue>,
+    pub next_id: u64,
+    /// The virtual time of the queue that was served last, before it was: where a queue starts
+    /// that has been idle.
+    pub virtual_time: f64,
+    /// A wide engine runs; no core may do anything else meanwhile.
+    pub exclusive: bool,
+    /// How many core workers decode or infer.
+    pub active: usize,
+    /// Retired queues whose engines the next free worker drops.
+    pub finished: Vec<ModelQueue>,
+    pub stopping: bool,
+}
+
+/// Work of the queue `id` for one core worker.
+pub(super) struct Task {
+    pub id: QueueId,
+    pub model: Arc<ModelInfo>,
+    pub work: Work,
+}
+
+pub(super) enum Work {
+    Decode {
+        waiting: Waiting,
+        crop: Vec<u8>,
+    },
+    Infer {
+        batch: Vec<Ready>,
+        lane: Box<dyn Engine>,
+        /// Whether the lane uses all cores.
+        wide: bool,
+    },
+}
+
+impl Work {
+    fn images(&self) -> usize {
+        match self {
+            Self::Decode { .. } => 1,
+            Self::Infer { batch, .. } => batch.len(),
+        }
+    }
+}
+
+impl SchedulerState {
+    /// The part of the machine that a queue gets while the others go on as they do, 0 to 1.
+    pub fn share(&self, id: QueueId) -> f64 {
+        let others = self
+            .queues
+            .iter()
+            .filter(|(other, queue)| **other != id && !queue.is_idle())
+            .count();
+        1.0 / (1 + others) as f64
+    }
+
+    /// The most advanced work of the queue with the least virtual time; else how long to wait
+    /// before looking again (`None` means until there is new work).
+    ///
+    /// `delay` is how long an incomplete batch may wait for more images.
+    pub fn next_task(&mut self, delay: Duration) -> Result<Task, Option<Duration>> {
+        let mut order: Vec<_> = self
+            .queues
+            .iter()
+            .filter(|(_, queue)| !queue.is_empty())
+            .map(|(id, queue)| (queue.virtual_time, *id))
+            .collect();
+        order.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+
+        let mut until: Option<Duration> = None;
+        for (virtual_time, id) in order {
+            let queue = self
+                .queues
+                .get_mut(&id)
+                .expect("the ids were just taken from there");
+
+            let work = match queue.take_inference(delay) {
+                Ok(work) => Some(work),
+                Err(wait) => {
+                    until = [until, wait].into_iter().flatten().min();
+                    let some_waited = !queue.waiting.is_empty();
+                    let decode = queue.take_decode();
+                    // All that waited had expired: the batch need not wait for it any longer.
+                    if decode.is_none()
+                        && some_waited
+                        && queue.waiting.is_empty()
+                        && !queue.ready.is_empty()
+                        && !queue.narrow.is_empty()
+                    {
+                        until = Some(Duration::ZERO);
+                    }
+                    decode
+                }
+            };
+            let Some(work) = work else {
+                queue.arrived.notify_one();
+                self.bury(id);
+                continue;
+            };
+
+            queue.in_work += work.images();
+            let model = Arc::clone(&queue.model);
+            self.active += 1;
+            self.virtual_time = self.virtual_time.max(virtual_time);
+            let work = self.widen(id, work);
+            return Ok(Task { id, model, work });
+        }
+        Err(until)
+    }
+
+    /// Gives a batch that is alone on the machine the engine that uses all cores.
+    fn widen(&mut self, id: QueueId, work: Work) -> Work {
+        let Work::Infer { batch, lane, .. } = work else {
+            return work;
+        };
+
+        let leaves_cores_idle = |queue: &ModelQueue| {
+            if queue.model.engine.offloaded {
+                // Images that are ready for a device are no work for the cores.
+                queue.waiting.is_empty()
+            } else {
+                queue.is_empty()
+            }
+        };
+        let alone = self.active == 1 && self.queues.values().all(leaves_cores_idle);
+        let queue = self.in_work(id);
+        match queue.wide.take_if(|_| alone) {
+            None => Work::Infer {
+                batch,
+                lane,
+                wide: false,
+            },
+            Some(wide) => {
+                queue.narrow.push(lane);
+                self.exclusive = true;
+                Work::Infer {
+                    batch,
+                    lane: wide,
+                    wide: true,
+                }
+            }
+        }
+    }
+
+    /// The queue of work in progress.
+    pub fn in_work(&mut self, id: QueueId) -> &mut ModelQueue {
+        self.queues
+            .get_mut(&id)
+            .expect("a queue with work in progress is not removed")
+    }
+
+    /// Work of the queue with this many images has ended.
+    pub fn done(&mut self, id: QueueId, images: usize) {
+        self.in_work(id).in_work -= images;
+        self.bury(id);
+    }
+
+    /// Removes a queue that is retired and has nothing left to do.
+    pub fn bury(&mut self, id: QueueId) {
+        let over = |queue: &ModelQueue| queue.retired && queue.is_idle();
+        if self.queues.get(&id).is_some_and(over)
+            && let Some(queue) = self.queues.remove(&id)
+        {
+            queue.arrived.notify_all();
+            self.finished.push(queue);
+        }
+    }
+
+    /// Wakes the threads of all devices.
+    pub fn notify_devices(&self) {
+        for queue in self.queues.values() {
+            queue.arrived.notify_all();
+        }
+    }
+}
+
+impl ModelQueue {
+    /// A batch that should run now on one of the cores, with the engine that runs it.
+    fn take_inference(&mut self, delay: Duration) -> Result<Work, Option<Duration>> {
+        if self.model.engine.offloaded || self.narrow.is_empty() {
+            return Err(None);
+        }
+        let batch = self.take_batch(delay)?;
+        let lane = self.narrow.pop().expect("it was just seen not to be empty");
+        self.virtual_time += self.pace.inference(batch.len());
+        Ok(Work::Infer {
+            batch,
+            lane,
+            wide: false,
+        })
+    }
+
+    /// The next image to decode, unless enough are decoded already.
+    fn take_decode(&mut self) -> Option<Work> {
+        let waiting = self.take_waiting()?;
+        self.virtual_time += self.pace.decode();
+        let crop = self.crop_buffer();
+        Some(Work::Decode { waiting, crop })
+    }
+}
