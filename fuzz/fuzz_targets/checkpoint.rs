@@ -1,4 +1,4 @@
-//! Checkpoints in every format: zip archives and older pickles of PyTorch, safetensors.
+//! Fuzzes checkpoints in every format: PyTorch's zip archives and older pickles, and safetensors.
 #![no_main]
 
 use bytes::Bytes;
@@ -7,9 +7,11 @@ use prost::Message;
 use resnet18_server::model::{self, checkpoint::Checkpoint};
 
 fuzz_target!(|file: &[u8]| {
-    let Ok(checkpoint) = Checkpoint::from_bytes(Bytes::copy_from_slice(file)) else { return };
+    let Ok(checkpoint) = Checkpoint::from_bytes(Bytes::copy_from_slice(file)) else {
+        return;
+    };
     if let Ok(resnet) = checkpoint.into_resnet() {
         let onnx = Bytes::from(resnet.onnx.encode_to_vec());
-        model::decode(&onnx).expect("what was imported is an ONNX file");
+        model::decode(&onnx).expect("an imported checkpoint is a valid ONNX file");
     }
 });

@@ -181,7 +181,7 @@ fn import(args: &Args) -> Result<ImportReport, CliError> {
 /// Reads a checkpoint or an ONNX file as a model. The error describes what is wrong with the file.
 fn read(path: &Path) -> Result<(ModelProto, Option<NetworkJson>), String> {
     let content: Bytes = files::read_at_most(path, MAX_FILE_BYTES)?.into();
-    if !Checkpoint::is_one(&content)
+    if !Checkpoint::is_checkpoint(&content)
         && let Ok(onnx) = model::decode(&content)
     {
         return Ok((onnx, None));

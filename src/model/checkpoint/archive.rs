@@ -1,4 +1,4 @@
-//! The zip archive that `torch.save` writes: a pickle, and a file for each storage.
+//! Reads the zip archive that `torch.save` writes: a pickle, and a file for each storage.
 
 use std::{
     collections::HashMap,
@@ -17,9 +17,9 @@ use super::{
     tensor::Elem,
 };
 
-/// Weights are hardly ever compressed, and cannot be by much: more than this many times is an
-/// attack.
-const MOST_INFLATION: usize = 16;
+/// Most times its own size that an archive may decompress to. Weights are hardly ever compressed
+/// and do not compress well, so that a higher ratio is a decompression bomb.
+const MAX_INFLATION: usize = 16;
 
 pub(super) fn read(content: &Bytes) -> Result<Checkpoint, CheckpointError> {
     let mut archive = Archive::new(content)?;
@@ -36,22 +36,24 @@ pub(super) fn read(content: &Bytes) -> Result<Checkpoint, CheckpointError> {
     })
 }
 
+/// Checks that a storage has as many bytes as the pickle says.
 fn check_len(storage: &Storage, bytes: usize) -> Result<(), CheckpointError> {
-    match storage.len.checked_mul(storage.elem.map_or(1, Elem::size)) == Some(bytes) {
-        true => Ok(()),
-        false => Err(damaged(format!(
+    let value_size = storage.elem.map_or(1, Elem::size);
+    if storage.len.checked_mul(value_size) != Some(bytes) {
+        return Err(damaged(format!(
             "the storage {} should have {} values, but there are {bytes} bytes",
             storage.key, storage.len
-        ))),
+        )));
     }
+    Ok(())
 }
 
 struct Archive {
     content: Bytes,
     zip: ZipArchive<Cursor<Bytes>>,
-    /// The folder that everything lies in, with a slash.
+    /// The folder of all entries, with a slash at the end; empty if there is none.
     folder: String,
-    /// How many bytes compressed entries may still become.
+    /// Number of bytes that further compressed entries may decompress to.
     allowance: usize,
 }
 
@@ -65,9 +67,10 @@ impl Archive {
         let Some(folder) = folder.filter(|folder| folder.is_empty() || folder.ends_with('/'))
         else {
             return Err(unsupported(
-                "is a zip archive, but holds no `data.pkl`: PyTorch did not write it",
+                "is a zip archive without a `data.pkl`, so PyTorch did not write it",
             ));
         };
+
         if zip
             .index_for_name(&format!("{folder}constants.pkl"))
             .is_some()
@@ -77,17 +80,16 @@ impl Archive {
                  `torch.save(torch.jit.load(PATH).state_dict(), PATH)`",
             ));
         }
-        let allowance = content.len().saturating_mul(MOST_INFLATION);
+
+        let allowance = content.len().saturating_mul(MAX_INFLATION);
         let mut archive = Self {
             content: content.clone(),
             zip,
             folder,
             allowance,
         };
-        if archive
-            .zip
-            .index_for_name(&format!("{}byteorder", archive.folder))
-            .is_some()
+        let byteorder = format!("{}byteorder", archive.folder);
+        if archive.zip.index_for_name(&byteorder).is_some()
             && archive.entry("byteorder")?.trim_ascii() != b"little"
         {
             return Err(unsupported(
@@ -97,13 +99,14 @@ impl Archive {
         Ok(archive)
     }
 
-    /// An entry's content: where it is stored as it is, a view into the file.
+    /// An entry's content. If the entry is not compressed, it is a view of the file.
     fn entry(&mut self, name: &str) -> Result<Bytes, CheckpointError> {
         let name = format!("{}{name}", self.folder);
         let mut entry = self.zip.by_name(&name).map_err(|error| match error {
             ZipError::FileNotFound => damaged(format!("the archive has no `{name}`")),
             error => broken(error),
         })?;
+
         let cut = || damaged(format!("`{name}` reaches beyond the end of the file"));
         let size = usize::try_from(entry.size()).map_err(|_| cut())?;
         if entry.compression() == CompressionMethod::Stored {
@@ -121,24 +124,26 @@ impl Archive {
             }
             return Ok(bytes);
         }
+
         self.allowance = self.allowance.checked_sub(size).ok_or_else(|| {
             damaged(format!(
-                "`{name}` would become {size} bytes, far more than its file has"
+                "`{name}` would become {size} bytes, far more than the file has"
             ))
         })?;
+        // One byte more than announced, to notice an entry that is longer.
         let mut bytes = Vec::new();
         entry
             .by_ref()
             .take(size as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(|error| damaged(format!("`{name}`: {error}")))?;
-        match bytes.len() == size {
-            true => Ok(bytes.into()),
-            false => Err(damaged(format!(
+        if bytes.len() != size {
+            return Err(damaged(format!(
                 "`{name}` has {} bytes instead of {size}",
                 bytes.len()
-            ))),
+            )));
         }
+        Ok(bytes.into())
     }
 }
 

@@ -1,44 +1,43 @@
-//! Why a checkpoint was refused: what is wrong with it and what would be right.
+//! The errors of importing a checkpoint, each with what is wrong and how to correct it.
 
-/// Why a checkpoint was refused.
+/// Why a checkpoint cannot be imported.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// The bytes are something else than a checkpoint.
+    /// The content is not a checkpoint.
     #[error("is not a checkpoint: {0}; a `.pth`, `.pt` or `.safetensors` file is needed")]
     Unknown(String),
-    /// The file contradicts itself or ends too early.
+    /// The file is inconsistent or ends too early.
     #[error("is damaged or cut off: {0}; fetch or save it again")]
     Damaged(String),
-    /// The file is sound, but no checkpoint of a kind that is read here.
+    /// The file is valid, but not a checkpoint of a supported kind.
     #[error("{0}")]
     Unsupported(String),
     /// A tensor has the wrong shape, type or values.
     #[error("tensor `{tensor}` {reason}")]
     Tensor {
-        /// The tensor's name in the file.
+        /// Name of the tensor in the file.
         tensor: String,
-        /// What is wrong and what would be right.
         reason: String,
     },
-    /// A tensor that the network needs is not there.
+    /// A tensor that the network needs is missing.
     #[error("has no tensor `{tensor}`{hint}")]
     Missing {
-        /// The name that the tensor would have in this file.
+        /// Name that the tensor would have in this file.
         tensor: String,
-        /// What may have happened to it; empty, or with what joins it to the sentence.
+        /// A possible cause, beginning with `; `; may be empty.
         hint: String,
     },
-    /// Tensors are left over.
+    /// The file contains tensors that the network does not have.
     #[error(
-        "holds what a {architecture} does not have: {}; only plain ResNets (torchvision's, timm's, Hugging Face's) can be \
-         imported",
+        "contains tensors that a {architecture} does not have: {}; only plain ResNets \
+         (torchvision's, timm's, Hugging Face's) can be imported",
         list(tensors)
     )]
     Extra {
-        /// The network that the other tensors make.
+        /// The network that the other tensors belong to.
         architecture: String,
-        /// The names of the tensors in the file.
+        /// Names of the additional tensors in the file.
         tensors: Vec<String>,
     },
 }
@@ -58,7 +57,7 @@ pub(super) fn tensor(name: &str, reason: impl Into<String>) -> CheckpointError {
     }
 }
 
-/// The first few names, and how many more there are.
+/// The first few names and the number of others, for error messages.
 pub(super) fn list(names: &[String]) -> String {
     const SHOWN: usize = 4;
     let shown: Vec<String> = names
@@ -67,10 +66,10 @@ pub(super) fn list(names: &[String]) -> String {
         .map(|name| format!("`{name}`"))
         .collect();
     let more = names.len().saturating_sub(SHOWN);
-    shown.join(", ")
-        + &if more > 0 {
-            format!(" and {more} more")
-        } else {
-            String::new()
-        }
+    let shown = shown.join(", ");
+    if more > 0 {
+        format!("{shown} and {more} more")
+    } else {
+        shown
+    }
 }

@@ -1,9 +1,9 @@
-//! Checkpoints: the weights that PyTorch and Hugging Face save, and the networks that are made of
-//! them.
+//! Imports checkpoints, the weights that PyTorch and Hugging Face save, as ONNX models.
 //!
-//! A file goes through one of three readers (`archive`, `legacy`, `safetensors`) and becomes a
-//! [`Checkpoint`]: names and tensors, still in the bytes of the file. [`Checkpoint::into_resnet`]
-//! makes an ONNX model of them.
+//! One of three readers (`archive`, `legacy`, `safetensors`) turns a file into a [`Checkpoint`]:
+//! names and tensors, which are views of the file's bytes. [`Checkpoint::into_resnet`] builds an
+//! ONNX model from them. All of a file's fields are untrusted: sizes are checked before anything is
+//! allocated.
 
 mod archive;
 mod error;
@@ -28,31 +28,31 @@ use self::tensor::Tensor;
 pub use self::{error::CheckpointError, resnet::ResNet};
 use super::sniff;
 
-/// What pickles begin with.
+/// The first byte of a pickle: the opcode PROTO.
 const PICKLE: u8 = 0x80;
 
-/// The tensors of a checkpoint, by the names they have in the file.
+/// The tensors of a checkpoint by their names in the file.
 #[derive(Debug)]
 pub struct Checkpoint {
     tensors: BTreeMap<String, Tensor>,
-    /// What stands among the tensors without being one: what it is.
+    /// Entries of the state dict that are not tensors, each with a description for error messages.
     others: BTreeMap<String, String>,
 }
 
 impl Checkpoint {
-    /// Whether the content is a checkpoint's, sound or not.
-    pub fn is_one(content: &[u8]) -> bool {
+    /// Whether the content begins as a checkpoint does; it may still be damaged.
+    pub fn is_checkpoint(content: &[u8]) -> bool {
         is_zip(content) || content.first() == Some(&PICKLE) || sniff::is_safetensors(content)
     }
 
-    /// Reads the content of a `.pth`, `.pt` or `.safetensors` file. The values stay where they are
-    /// in `content`.
+    /// Reads the content of a `.pth`, `.pt` or `.safetensors` file. The values are shared with
+    /// `content`, not copied.
     ///
-    /// Pickles are read as data; nothing in them is ever run.
+    /// Pickles are read as data: no code in them is ever run.
     ///
     /// # Errors
-    /// Content that is no checkpoint, is damaged, or holds no tensors that can be read without
-    /// running its code.
+    /// Content that is not a checkpoint, is damaged, or contains no tensors that can be read
+    /// without running its code.
     pub fn from_bytes(content: Bytes) -> Result<Self, CheckpointError> {
         if is_zip(&content) {
             archive::read(&content)
@@ -75,11 +75,11 @@ impl Checkpoint {
         }
     }
 
-    /// Makes a network of the tensors; their memory is given back meanwhile.
+    /// Builds a network from the tensors, releasing them as they are used.
     ///
     /// # Errors
-    /// Tensors that are not those of a ResNet: missing ones, others, wrong shapes, values that are
-    /// no finite numbers.
+    /// Tensors that are not those of a ResNet: missing or additional ones, wrong shapes, values
+    /// that are not finite.
     pub fn into_resnet(self) -> Result<ResNet, CheckpointError> {
         resnet::build(self)
     }

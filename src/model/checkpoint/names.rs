@@ -1,34 +1,33 @@
-//! What torchvision, timm and Hugging Face call the tensors of a ResNet.
+//! The names that torchvision, timm and Hugging Face give to the tensors of a ResNet.
 
 use super::Checkpoint;
 
-/// A convolution of a ResNet, which a BatchNorm follows. Stages and all else count from 0.
+/// A convolution of a ResNet and the BatchNorm after it, by its position. All indices count from 0.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Place {
-    /// The first, on the image.
+pub(super) enum ConvPosition {
+    /// The first convolution, on the image.
     Stem,
-    /// One of a block.
+    /// A convolution of a block.
     Block {
         stage: usize,
         block: usize,
         index: usize,
     },
-    /// Beside a block, where it changes the size.
+    /// The projection on the shortcut of a block that changes the size.
     Shortcut { stage: usize, block: usize },
 }
 
-/// How a checkpoint names its tensors.
+/// The naming scheme of a checkpoint.
 #[derive(Clone, Debug)]
 pub(super) enum Naming {
-    /// torchvision's and timm's; `head` is the last layer's.
+    /// That of torchvision and timm; `head` is the name of the last layer.
     Torchvision { head: String },
-    /// Those of `transformers`; `prefix` is `resnet.`, or nothing where the last layer was left
-    /// out.
+    /// That of `transformers`; `prefix` is `resnet.`, or empty for a model without its last layer.
     HuggingFace { prefix: &'static str },
 }
 
 impl Naming {
-    /// The one that fits the names. A last layer in an `nn.Sequential`, as in `fc.1.weight`, is
+    /// Detects the scheme by the names. A last layer in an `nn.Sequential`, as in `fc.1.weight`, is
     /// found too.
     pub(super) fn detect(checkpoint: &Checkpoint) -> Self {
         let names = || checkpoint.tensors.keys().chain(checkpoint.others.keys());
@@ -40,6 +39,7 @@ impl Naming {
                 return Self::HuggingFace { prefix };
             }
         }
+
         let head = |name: &String| {
             let number = name.strip_prefix("fc.")?.strip_suffix(".weight")?;
             number
@@ -54,7 +54,7 @@ impl Naming {
         }
     }
 
-    /// What the names of all tensors in a block begin with.
+    /// The prefix of the names of all tensors in a block.
     pub(super) fn block(&self, stage: usize, block: usize) -> String {
         match self {
             Self::Torchvision { .. } => format!("layer{}.{block}.", stage + 1),
@@ -65,10 +65,10 @@ impl Naming {
     }
 
     /// The names of a convolution and of the BatchNorm after it, without `.weight` and the like.
-    pub(super) fn convolution(&self, place: Place) -> (String, String) {
-        let within = match place {
-            Place::Stem => String::new(),
-            Place::Block { stage, block, .. } | Place::Shortcut { stage, block } => {
+    pub(super) fn convolution(&self, position: ConvPosition) -> (String, String) {
+        let within = match position {
+            ConvPosition::Stem => String::new(),
+            ConvPosition::Block { stage, block, .. } | ConvPosition::Shortcut { stage, block } => {
                 self.block(stage, block)
             }
         };
@@ -78,29 +78,29 @@ impl Naming {
                 format!("{layer}.normalization"),
             )
         };
-        match (self, place) {
-            (Self::Torchvision { .. }, Place::Stem) => ("conv1".into(), "bn1".into()),
-            (Self::Torchvision { .. }, Place::Block { index, .. }) => (
+        match (self, position) {
+            (Self::Torchvision { .. }, ConvPosition::Stem) => ("conv1".into(), "bn1".into()),
+            (Self::Torchvision { .. }, ConvPosition::Block { index, .. }) => (
                 format!("{within}conv{}", index + 1),
                 format!("{within}bn{}", index + 1),
             ),
-            (Self::Torchvision { .. }, Place::Shortcut { .. }) => (
+            (Self::Torchvision { .. }, ConvPosition::Shortcut { .. }) => (
                 format!("{within}downsample.0"),
                 format!("{within}downsample.1"),
             ),
-            (Self::HuggingFace { prefix }, Place::Stem) => {
+            (Self::HuggingFace { prefix }, ConvPosition::Stem) => {
                 hugging_face(format!("{prefix}embedder.embedder"))
             }
-            (Self::HuggingFace { .. }, Place::Block { index, .. }) => {
+            (Self::HuggingFace { .. }, ConvPosition::Block { index, .. }) => {
                 hugging_face(format!("{within}layer.{index}"))
             }
-            (Self::HuggingFace { .. }, Place::Shortcut { .. }) => {
+            (Self::HuggingFace { .. }, ConvPosition::Shortcut { .. }) => {
                 hugging_face(format!("{within}shortcut"))
             }
         }
     }
 
-    /// The last layer's name, without `.weight` and `.bias`.
+    /// The name of the last layer, without `.weight` and `.bias`.
     pub(super) fn head(&self) -> &str {
         match self {
             Self::Torchvision { head } => head,
@@ -109,8 +109,8 @@ impl Naming {
     }
 }
 
-/// Takes off what all names begin with, such as the `module.` of `DataParallel`. Plain counters
-/// beside it don't matter.
+/// Removes prefixes that all names share, such as the `module.` of `DataParallel`. Step counters
+/// may lack the prefix.
 pub(super) fn strip_common_prefix(checkpoint: &mut Checkpoint) {
     loop {
         let names = || checkpoint.tensors.keys().filter(|name| !is_counter(name));
@@ -136,7 +136,7 @@ pub(super) fn strip_common_prefix(checkpoint: &mut Checkpoint) {
     }
 }
 
-/// Whether the tensor only counts steps of the training.
+/// Whether the tensor only counts training steps.
 pub(super) fn is_counter(name: &str) -> bool {
     name.ends_with("num_batches_tracked") || name == "n_averaged"
 }

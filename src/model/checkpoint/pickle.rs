@@ -1,22 +1,25 @@
-//! Pickles as data. Nothing is ever called: tensors and plain containers are understood, all else
-//! is only named.
+//! Interprets pickles as data: a virtual machine for protocols 2 to 5 that never calls anything.
+//!
+//! Tensors and plain containers become [`Value`]s; any other object becomes a [`Value::Object`]
+//! with the name of the callable that would have made it.
 
 use std::{collections::HashMap, rc::Rc};
 
 use super::{
     CheckpointError,
     error::damaged,
-    tensor::{Elem, Layout},
+    tensor::{Elem, StridedLayout},
 };
 
-/// Steps that a pickle may have; PyTorch's have thousands. This also bounds the memory for values,
-/// to some hundred MB at worst, beside the texts, which are no larger than the pickle.
-const MOST_STEPS: usize = 4 << 20;
-const LONGEST_NAME: usize = 256;
-const MOST_DIMENSIONS: usize = 8;
+/// Most steps of a pickle; PyTorch's have thousands. This also bounds the memory for values to a
+/// few hundred MB at worst, besides the strings, which are no larger than the pickle.
+const MAX_STEPS: usize = 4 << 20;
+/// Longest name of a class with its module, in bytes.
+const MAX_NAME_LEN: usize = 256;
+const MAX_DIMENSIONS: usize = 8;
 
-/// A place among the pickle's values. They refer to each other by it, so that however deeply they
-/// are nested, nothing here needs recursion.
+/// Index of a value of the pickle. Values refer to each other by index, so that no code here has to
+/// recurse, however deeply they are nested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Id(usize);
 
@@ -33,19 +36,19 @@ pub(super) enum Value {
     Global(Rc<str>),
     Storage(Rc<Storage>),
     Tensor(TensorView),
-    /// Something else, by the name of what would have made it.
+    /// Another object, by the name of the callable that would have made it.
     Object(Rc<str>),
 }
 
-/// The values of one or more tensors, which lie outside the pickle.
+/// The values of one or more tensors, which are stored outside the pickle.
 #[derive(Debug)]
 pub(super) struct Storage {
     pub(super) key: Rc<str>,
-    /// `None` for one of bytes, whose tensors bring their types.
+    /// `None` for a storage of untyped bytes, whose tensors have their own types.
     pub(super) elem: Option<Elem>,
-    /// How many values it has; bytes where `elem` is `None`.
+    /// Number of values; of bytes if `elem` is `None`.
     pub(super) len: usize,
-    /// Where it is only a part of the one that was saved: the first value and how many.
+    /// For a view of the storage that was saved: the index of the first value, and their number.
     pub(super) part: Option<(usize, usize)>,
 }
 
@@ -53,25 +56,25 @@ pub(super) struct Storage {
 pub(super) struct TensorView {
     pub(super) storage: Rc<Storage>,
     pub(super) elem: Elem,
-    pub(super) layout: Layout,
+    pub(super) layout: StridedLayout,
 }
 
-/// A pickle's values.
+/// The values of a pickle.
 #[derive(Debug)]
 pub(super) struct Pickle {
     values: Vec<Value>,
     pub(super) root: Id,
-    /// Every storage that is mentioned, by its key.
+    /// Every storage that is mentioned, by key.
     pub(super) storages: HashMap<Rc<str>, Rc<Storage>>,
-    /// How many bytes it took.
+    /// Length of the pickle in bytes.
     pub(super) len: usize,
 }
 
 impl Pickle {
-    /// Reads the pickle that `bytes` begins with.
+    /// Reads the pickle at the start of `bytes`.
     ///
     /// # Errors
-    /// Damage, and more steps than any checkpoint has.
+    /// A damaged pickle, or one with more steps than [`MAX_STEPS`].
     pub(super) fn read(bytes: &[u8]) -> Result<Self, CheckpointError> {
         Machine {
             bytes,
@@ -97,7 +100,7 @@ impl Pickle {
         }
     }
 
-    /// What the dictionary `id` holds under `key`.
+    /// The value under `key` in the dict `id`.
     pub(super) fn lookup(&self, id: Id, key: &str) -> Option<Id> {
         let Value::Dict(entries) = self.get(id) else {
             return None;
@@ -110,13 +113,13 @@ impl Pickle {
             .map(|(_, value)| *value)
     }
 
-    /// What a message calls the value.
+    /// A description of the value for error messages.
     pub(super) fn describe(&self, id: Id) -> String {
         match self.get(id) {
             Value::None => "None".into(),
             Value::Bool(_) => "a bool".into(),
             Value::Int(_) => "a number".into(),
-            Value::Text(_) => "a text".into(),
+            Value::Text(_) => "a string".into(),
             Value::Tuple(_) => "a tuple".into(),
             Value::List(_) => "a list".into(),
             Value::Dict(_) => "a dict".into(),
@@ -128,12 +131,15 @@ impl Pickle {
     }
 }
 
+/// The virtual machine that runs a pickle's opcodes.
 struct Machine<'a> {
     bytes: &'a [u8],
+    /// Position of the next opcode or argument.
     at: usize,
     steps: usize,
     values: Vec<Value>,
     stack: Vec<Id>,
+    /// Heights of the stack at which MARK was executed.
     marks: Vec<usize>,
     memo: HashMap<usize, Id>,
     storages: HashMap<Rc<str>, Rc<Storage>>,
@@ -159,10 +165,13 @@ impl Machine<'_> {
                 }
                 // MARK, POP, POP_MARK, DUP
                 b'(' => self.marks.push(self.stack.len()),
-                b'0' => match self.marks.last() == Some(&self.stack.len()) {
-                    true => drop(self.marks.pop()),
-                    false => drop(self.pop()?),
-                },
+                b'0' => {
+                    if self.marks.last() == Some(&self.stack.len()) {
+                        self.marks.pop();
+                    } else {
+                        self.pop()?;
+                    }
+                }
                 b'1' => drop(self.pop_mark()?),
                 b'2' => self.stack.push(self.top()?),
                 // NONE, NEWTRUE, NEWFALSE
@@ -227,7 +236,8 @@ impl Machine<'_> {
                     self.set(&items)?;
                 }
                 b's' => {
-                    let (value, key) = (self.pop()?, self.pop()?);
+                    let value = self.pop()?;
+                    let key = self.pop()?;
                     self.set(&[key, value])?;
                 }
                 b'u' => {
@@ -243,29 +253,34 @@ impl Machine<'_> {
                 }
                 // GLOBAL, STACK_GLOBAL
                 b'c' => {
-                    let (module, name) = (self.line()?, self.line()?);
+                    let module = self.line()?;
+                    let name = self.line()?;
                     self.push_global(&module, &name)?;
                 }
                 0x93 => {
-                    let (name, module) = (self.pop()?, self.pop()?);
+                    let name = self.pop()?;
+                    let module = self.pop()?;
                     let (Value::Text(module), Value::Text(name)) =
                         (self.get(module), self.get(name))
                     else {
-                        return Err(self.wrong("a class's name is no text"));
+                        return Err(self.wrong("the name of a class is not a string"));
                     };
                     let (module, name) = (Rc::clone(module), Rc::clone(name));
                     self.push_global(&module, &name)?;
                 }
                 // REDUCE, NEWOBJ, NEWOBJ_EX, BUILD
                 b'R' | 0x81 => {
-                    let (arguments, callee) = (self.pop()?, self.pop()?);
-                    self.make(callee, arguments)?;
+                    let arguments = self.pop()?;
+                    let callee = self.pop()?;
+                    self.reduce(callee, arguments)?;
                 }
                 0x92 => {
-                    let (_, arguments, callee) = (self.pop()?, self.pop()?, self.pop()?);
-                    self.make(callee, arguments)?;
+                    let _keyword_arguments = self.pop()?;
+                    let arguments = self.pop()?;
+                    let callee = self.pop()?;
+                    self.reduce(callee, arguments)?;
                 }
-                // What is built keeps its own state to itself: a dict's entries came before.
+                // The state is ignored: the entries of a dict have been set before.
                 b'b' => drop(self.pop()?),
                 // BINPERSID
                 b'Q' => {
@@ -292,7 +307,7 @@ impl Machine<'_> {
                 }
                 other => {
                     return Err(self.wrong(format!(
-                        "the opcode {other:#04x} is none of protocols 2 to 5"
+                        "the opcode {other:#04x} is not one of protocols 2 to 5"
                     )));
                 }
             }
@@ -307,12 +322,13 @@ impl Machine<'_> {
         ))
     }
 
+    /// Counts steps against the limit.
     fn charge(&mut self, steps: usize) -> Result<(), CheckpointError> {
         self.steps += steps;
-        match self.steps <= MOST_STEPS {
-            true => Ok(()),
-            false => Err(self.wrong("it has more entries than any checkpoint of weights")),
+        if self.steps > MAX_STEPS {
+            return Err(self.wrong("it has more entries than any checkpoint of weights"));
         }
+        Ok(())
     }
 
     fn take(&mut self, len: usize) -> Result<&[u8], CheckpointError> {
@@ -336,7 +352,7 @@ impl Machine<'_> {
         Ok(byte)
     }
 
-    /// A number of `N` bytes.
+    /// An unsigned little-endian number of `N` bytes.
     fn size<const N: usize>(&mut self) -> Result<usize, CheckpointError> {
         let bytes: [u8; N] = self.array()?;
         let value = bytes
@@ -346,17 +362,18 @@ impl Machine<'_> {
         Ok(usize::try_from(value).unwrap_or(usize::MAX))
     }
 
+    /// A string that ends with a line feed.
     fn line(&mut self) -> Result<String, CheckpointError> {
         let rest = &self.bytes[self.at..];
         let len = rest
             .iter()
-            .take(LONGEST_NAME + 1)
+            .take(MAX_NAME_LEN + 1)
             .position(|&byte| byte == b'\n');
         let line = str::from_utf8(&rest[..len.unwrap_or_default()])
             .ok()
             .map(str::to_owned);
         let (Some(len), Some(line)) = (len, line) else {
-            return Err(self.wrong("a name does not end"));
+            return Err(self.wrong("the end of a name is missing"));
         };
         self.at += len + 1;
         Ok(line)
@@ -376,8 +393,8 @@ impl Machine<'_> {
     }
 
     fn push_global(&mut self, module: &str, name: &str) -> Result<(), CheckpointError> {
-        if module.len() + name.len() > LONGEST_NAME {
-            return Err(self.wrong("a class's name is too long"));
+        if module.len() + name.len() > MAX_NAME_LEN {
+            return Err(self.wrong("the name of a class is too long"));
         }
         self.push(Value::Global(format!("{module}.{name}").into()));
         Ok(())
@@ -397,6 +414,7 @@ impl Machine<'_> {
         Ok(())
     }
 
+    /// LONG1 or LONG4: a signed number whose length is given in `N` bytes.
     fn long<const N: usize>(&mut self) -> Result<(), CheckpointError> {
         let len = self.size::<N>()?;
         let bytes = self.take(len)?;
@@ -417,7 +435,7 @@ impl Machine<'_> {
         let floor = self.marks.last().copied().unwrap_or_default();
         match self.stack[floor..].last() {
             Some(id) => Ok(*id),
-            None => Err(self.wrong("a value is missing")),
+            None => Err(self.wrong("a value is missing on the stack")),
         }
     }
 
@@ -430,7 +448,7 @@ impl Machine<'_> {
     fn pop_mark(&mut self) -> Result<Vec<Id>, CheckpointError> {
         match self.marks.pop() {
             Some(mark) => Ok(self.stack.split_off(mark)),
-            None => Err(self.wrong("a mark is missing")),
+            None => Err(self.wrong("a mark is missing on the stack")),
         }
     }
 
@@ -475,11 +493,11 @@ impl Machine<'_> {
                 self.stack.push(*id);
                 Ok(())
             }
-            None => Err(self.wrong("it refers to what it has not read yet")),
+            None => Err(self.wrong("it refers to a value that it has not stored")),
         }
     }
 
-    /// The items of a tuple or list; none for anything else.
+    /// The items of a tuple or list; empty for other values.
     fn items(&self, id: Id) -> &[Id] {
         match self.get(id) {
             Value::Tuple(items) | Value::List(items) => items,
@@ -501,9 +519,9 @@ impl Machine<'_> {
         }
     }
 
-    /// Puts on the stack what `callee` would return, as far as that is one of the few things that
-    /// are understood.
-    fn make(&mut self, callee: Id, arguments: Id) -> Result<(), CheckpointError> {
+    /// Pushes the result of `callee(*arguments)` if `callee` is one of the few supported ones, and
+    /// a [`Value::Object`] otherwise.
+    fn reduce(&mut self, callee: Id, arguments: Id) -> Result<(), CheckpointError> {
         let (mut callee, mut arguments) = (callee, arguments);
         if self.is_global(callee, "torch._tensor._rebuild_from_type_v2")
             && let [inner, _, inner_arguments, ..] = *self.items(arguments)
@@ -511,7 +529,7 @@ impl Machine<'_> {
             (callee, arguments) = (inner, inner_arguments);
         }
         let Value::Global(name) = self.get(callee) else {
-            self.push_object("something that is no class");
+            self.push_object("something that is not a class");
             return Ok(());
         };
         let name = Rc::clone(name);
@@ -543,22 +561,23 @@ impl Machine<'_> {
         matches!(self.get(id), Value::Global(global) if &**global == name)
     }
 
-    /// A dict from what its constructor was given: nothing, or a list of pairs.
+    /// A dict from the arguments of its constructor: nothing, or a list of pairs.
     fn dict(&mut self, arguments: Id) -> Result<Value, CheckpointError> {
         let pairs = self
             .items(arguments)
             .first()
             .map_or(&[][..], |id| self.items(*id));
-        let (given, pairs) = (pairs.len(), pairs.iter().map(|pair| self.items(*pair)));
+        let count = pairs.len();
         let entries = pairs
-            .filter_map(|pair| <[Id; 2]>::try_from(pair).ok())
+            .iter()
+            .filter_map(|pair| <[Id; 2]>::try_from(self.items(*pair)).ok())
             .map(|[key, value]| (key, value))
             .collect();
-        self.charge(given)?;
+        self.charge(count)?;
         Ok(Value::Dict(entries))
     }
 
-    /// `(storage, offset, shape, strides, …)`.
+    /// A tensor from the arguments `(storage, offset, shape, strides, …)`.
     fn tensor(&self, arguments: Id, elem: Option<Elem>) -> Option<Value> {
         let [storage, offset, shape, strides, ..] = *self.items(arguments) else {
             return None;
@@ -567,10 +586,10 @@ impl Machine<'_> {
             return None;
         };
         let sizes = |id: Id| -> Option<Vec<usize>> {
-            let items = Some(self.items(id)).filter(|items| items.len() <= MOST_DIMENSIONS)?;
+            let items = Some(self.items(id)).filter(|items| items.len() <= MAX_DIMENSIONS)?;
             items.iter().map(|id| self.number(*id)).collect()
         };
-        let layout = Layout {
+        let layout = StridedLayout {
             shape: sizes(shape)?,
             strides: sizes(strides)?,
             offset: self.number(offset)?,
@@ -582,22 +601,26 @@ impl Machine<'_> {
         }))
     }
 
-    /// `("storage", type, key, device, length, part)`, or `("module", class, …)` for a class and
-    /// its source.
+    /// Pushes the object with the persistent id `("storage", type, key, device, length, part)`, or
+    /// `("module", class, …)` for a class and its source.
     fn push_persistent(&mut self, id: Id) {
         if let [kind, class, ..] = *self.items(id)
             && self.text(kind).is_some_and(|kind| &**kind == "module")
         {
-            return self.stack.push(class);
+            self.stack.push(class);
+            return;
         }
-        let storage = self.storage(id).map(Rc::new);
-        if let Some(storage) = &storage {
-            self.storages
-                .insert(Rc::clone(&storage.key), Rc::clone(storage));
-        }
-        self.push(storage.map_or_else(|| Value::Object("a persistent id".into()), Value::Storage));
+
+        let Some(storage) = self.storage(id).map(Rc::new) else {
+            self.push_object("a persistent id");
+            return;
+        };
+        self.storages
+            .insert(Rc::clone(&storage.key), Rc::clone(&storage));
+        self.push(Value::Storage(storage));
     }
 
+    /// The storage with the persistent id `id`.
     fn storage(&self, id: Id) -> Option<Storage> {
         let [kind, class, key, _, len, ref part @ ..] = *self.items(id) else {
             return None;
@@ -606,9 +629,10 @@ impl Machine<'_> {
             return None;
         }
         let untyped = ["torch.UntypedStorage", "torch.storage.UntypedStorage"];
-        let elem = match untyped.iter().any(|name| self.is_global(class, name)) {
-            true => None,
-            false => Some(self.elem(class)?),
+        let elem = if untyped.iter().any(|name| self.is_global(class, name)) {
+            None
+        } else {
+            Some(self.elem(class)?)
         };
         let part = match part.first().map(|id| self.items(*id)) {
             Some(&[_, first, len]) => Some((self.number(first)?, self.number(len)?)),
@@ -622,7 +646,7 @@ impl Machine<'_> {
         })
     }
 
-    /// The type of values that a storage's class or a dtype means.
+    /// The element type that a class of storages or a dtype stands for.
     fn elem(&self, class: Id) -> Option<Elem> {
         let Value::Global(name) = self.get(class) else {
             return None;

@@ -1,12 +1,12 @@
-//! From a checkpoint's tensors to a network: the architecture is read from names and shapes,
-//! BatchNorm is folded away.
+//! Builds an ONNX ResNet from a checkpoint's tensors: detects the architecture by names and shapes,
+//! and folds BatchNorm into the convolutions.
 
 use bytes::Bytes;
 
 use super::{
     Checkpoint, CheckpointError,
     error::{self, list, unsupported},
-    names::{self, Naming, Place},
+    names::{self, ConvPosition, Naming},
     tensor::Tensor,
 };
 use crate::model::{
@@ -17,46 +17,67 @@ use crate::model::{
     },
 };
 
-/// PyTorch's default, which every ResNet is trained with.
+/// The epsilon of BatchNorm: PyTorch's default, which published ResNets are trained with.
 const EPSILON: f64 = 1e-5;
-/// The images' height and width that ResNets are made for.
+/// Height and width of the images that ResNets are trained on.
 const IMAGE_SIZE: i64 = 224;
-/// Channels of a BasicBlock, and within a Bottleneck of usual width, in each stage.
+/// Channels of the BasicBlocks of each stage, and of the bottlenecks of the usual width.
 const CHANNELS: [usize; 4] = [64, 128, 256, 512];
 const OPSET: i64 = 17;
 const IR_VERSION: i64 = 8;
 
-/// Whether blocks are bottlenecks, how many each stage has, and what the network is called.
-const KNOWN: [(bool, [usize; 4], &str); 9] = [
-    (false, [1, 1, 1, 1], "resnet10"),
-    (false, [2, 2, 2, 2], "resnet18"),
-    (false, [3, 4, 6, 3], "resnet34"),
-    (true, [1, 1, 1, 1], "resnet14"),
-    (true, [2, 2, 2, 2], "resnet26"),
-    (true, [3, 4, 6, 3], "resnet50"),
-    (true, [3, 4, 23, 3], "resnet101"),
-    (true, [3, 8, 36, 3], "resnet152"),
-    (true, [3, 24, 36, 3], "resnet200"),
+/// A published ResNet.
+#[derive(Clone, Copy)]
+struct KnownResNet {
+    /// Whether its blocks are bottlenecks.
+    bottleneck: bool,
+    /// Number of blocks in each stage.
+    blocks: [usize; 4],
+    name: &'static str,
+}
+
+const fn known(bottleneck: bool, blocks: [usize; 4], name: &'static str) -> KnownResNet {
+    KnownResNet {
+        bottleneck,
+        blocks,
+        name,
+    }
+}
+
+const RESNET18: KnownResNet = known(false, [2, 2, 2, 2], "resnet18");
+
+const KNOWN: [KnownResNet; 9] = [
+    known(false, [1, 1, 1, 1], "resnet10"),
+    RESNET18,
+    known(false, [3, 4, 6, 3], "resnet34"),
+    known(true, [1, 1, 1, 1], "resnet14"),
+    known(true, [2, 2, 2, 2], "resnet26"),
+    known(true, [3, 4, 6, 3], "resnet50"),
+    known(true, [3, 4, 23, 3], "resnet101"),
+    known(true, [3, 8, 36, 3], "resnet152"),
+    known(true, [3, 24, 36, 3], "resnet200"),
 ];
 
-/// A network made of a checkpoint.
+/// A network built from a checkpoint.
 #[derive(Debug)]
 pub struct ResNet {
-    /// torchvision's name for it, such as `resnet18`.
+    /// The name in torchvision, such as `resnet18`.
     pub architecture: String,
-    /// The numbers that were learned, counted as PyTorch does.
+    /// Number of learned parameters, counted as in PyTorch: without BatchNorm's statistics.
     pub parameters: usize,
-    /// Every BatchNorm has the statistics that it begins with: the network has never seen an image.
+    /// Whether every BatchNorm still has its initial statistics, so that the network was never
+    /// trained.
     pub untrained: bool,
-    /// From `input`, `float32 [N, 3, 224, 224]`, to `logits`, `float32 [N, classes]`. It has no
-    /// manifest.
+    /// The model, from `input`, `float32 [N, 3, 224, 224]`, to `logits`, `float32 [N, classes]`. It
+    /// has no manifest.
     pub onnx: ModelProto,
 }
 
+/// Builds the network that the checkpoint's tensors belong to.
 pub(super) fn build(mut checkpoint: Checkpoint) -> Result<ResNet, CheckpointError> {
     names::strip_common_prefix(&mut checkpoint);
     let naming = Naming::detect(&checkpoint);
-    let plan = Plan::detect(&checkpoint, &naming)?;
+    let architecture = Architecture::detect(&checkpoint, &naming)?;
     let mut builder = Builder {
         checkpoint,
         naming,
@@ -72,7 +93,7 @@ pub(super) fn build(mut checkpoint: Checkpoint) -> Result<ResNet, CheckpointErro
         stride: 2,
         groups: 1,
     };
-    let mut last = builder.conv(Place::Stem, &stem, "input")?;
+    let mut last = builder.conv(ConvPosition::Stem, &stem, "input")?;
     last = builder.relu(&last);
     let pool = [
         ("kernel_shape", &[3, 3][..]),
@@ -80,15 +101,17 @@ pub(super) fn build(mut checkpoint: Checkpoint) -> Result<ResNet, CheckpointErro
         ("strides", &[2, 2]),
     ];
     last = builder.add(node("MaxPool", &[&last], "maxpool", None), &pool);
+
     let mut channels = stem.outputs;
-    for (stage, blocks) in plan.blocks.into_iter().enumerate() {
+    for (stage, blocks) in architecture.blocks.into_iter().enumerate() {
         for block in 0..blocks {
             let stride = if block == 0 && stage > 0 { 2 } else { 1 };
-            let convs = plan.block(stage, channels, stride);
+            let convs = architecture.block(stage, channels, stride);
             last = builder.block(stage, block, &convs, stride, &last)?;
             channels = convs[convs.len() - 1].outputs;
         }
     }
+
     let pooled = builder.add(node("GlobalAveragePool", &[&last], "avgpool", None), &[]);
     let flat = builder.add(
         node(
@@ -100,124 +123,89 @@ pub(super) fn build(mut checkpoint: Checkpoint) -> Result<ResNet, CheckpointErro
         &[],
     );
     let classes = builder.head(channels, &flat)?;
-    builder.finish(plan.name(), classes)
+    builder.finish(architecture.name(), classes)
 }
 
-/// What kind of ResNet it is.
-struct Plan {
+/// The kind of ResNet that a checkpoint contains.
+struct Architecture {
     bottleneck: bool,
+    /// Number of blocks in each stage.
     blocks: [usize; 4],
     /// Channels within the bottlenecks of the first stage; each further stage has twice as many.
     width: usize,
+    /// Groups of the 3×3 convolutions.
     groups: usize,
-    known: &'static str,
+    /// The network of the usual width and without groups that has the same blocks.
+    base_name: &'static str,
 }
 
-impl Plan {
+impl Architecture {
+    /// Detects the architecture by the names and shapes of the tensors.
+    ///
+    /// # Errors
+    /// Tensors of another network; a number of blocks that no known ResNet has.
     fn detect(checkpoint: &Checkpoint, naming: &Naming) -> Result<Self, CheckpointError> {
-        let weight = |place: Place| format!("{}.weight", naming.convolution(place).0);
+        let weight = |position| format!("{}.weight", naming.convolution(position).0);
         let shape = |name: &str| checkpoint.tensors.get(name).map(Tensor::shape);
-        let (stem, first) = (
-            weight(Place::Stem),
-            Place::Block {
+        let of_first_block = |index| {
+            weight(ConvPosition::Block {
                 stage: 0,
                 block: 0,
-                index: 0,
-            },
-        );
-        if shape(&stem).is_none() && shape(&weight(first)).is_none() {
+                index,
+            })
+        };
+
+        let stem = weight(ConvPosition::Stem);
+        let first = of_first_block(0);
+        if shape(&stem).is_none() && shape(&first).is_none() {
             let names: Vec<String> = checkpoint.tensors.keys().cloned().collect();
             return Err(unsupported(format!(
-                "is no ResNet that torchvision, timm or Hugging Face makes: it has neither `{stem}` nor `{}`, but {}; \
-                 export other networks to ONNX",
-                weight(first),
+                "is not a ResNet as torchvision, timm or Hugging Face makes it: \
+                 it has neither `{stem}` nor `{first}`, but {}; export other networks to ONNX",
                 list(&names)
             )));
         }
-        let bottleneck = shape(&weight(Place::Block {
-            stage: 0,
-            block: 0,
-            index: 2,
-        }))
-        .is_some();
-        let blocks = [0, 1, 2, 3].map(|stage| {
-            let exists = |block: &usize| {
-                let prefix = naming.block(stage, *block);
-                checkpoint
-                    .tensors
-                    .keys()
-                    .any(|name| name.starts_with(&prefix))
-            };
-            (0..100).rev().find(exists).map_or(0, |last| last + 1)
-        });
+
+        // Only a bottleneck has a third convolution.
+        let bottleneck = shape(&of_first_block(2)).is_some();
+        let blocks = [0, 1, 2, 3].map(|stage| count_blocks(checkpoint, naming, stage));
         let known = nearest(bottleneck, blocks);
-        for (stage, (found, expected)) in blocks.into_iter().zip(known.1).enumerate() {
-            if found < expected {
-                return Err(CheckpointError::Missing {
-                    tensor: weight(Place::Block {
-                        stage,
-                        block: found,
-                        index: 0,
-                    }),
-                    hint: format!(
-                        "; stage {} has {found} blocks, but a {} has {expected}",
-                        stage + 1,
-                        known.2
-                    ),
-                });
-            }
-            if found > expected {
-                let prefix = naming.block(stage, expected);
-                let tensors = checkpoint
-                    .tensors
-                    .keys()
-                    .filter(|name| name.starts_with(&prefix))
-                    .cloned()
-                    .collect();
-                return Err(CheckpointError::Extra {
-                    architecture: known.2.into(),
-                    tensors,
-                });
-            }
-        }
+        check_blocks(checkpoint, naming, blocks, known)?;
+
         let (mut width, mut groups) = (CHANNELS[0], 1);
-        if bottleneck {
-            let second = Place::Block {
-                stage: 0,
-                block: 0,
-                index: 1,
-            };
-            if let Some([_, within, 3, 3]) = shape(&weight(second))
-                && let Some([outputs, 64, 1, 1]) = shape(&weight(first))
-                && *outputs > 0
-                && outputs.is_multiple_of(*within)
-            {
-                (width, groups) = (*outputs, outputs / within);
-            }
+        if bottleneck
+            && let Some([_, inputs_a_group, 3, 3]) = shape(&of_first_block(1))
+            && let Some([outputs, 64, 1, 1]) = shape(&first)
+            && *outputs > 0
+            && outputs.is_multiple_of(*inputs_a_group)
+        {
+            width = *outputs;
+            groups = outputs / inputs_a_group;
         }
         Ok(Self {
             bottleneck,
             blocks,
             width,
             groups,
-            known: known.2,
+            base_name: known.name,
         })
     }
 
+    /// The name in torchvision, or one formed in the same way.
     fn name(&self) -> String {
         match (self.groups, self.width) {
-            (1, 64) => self.known.into(),
-            (1, 128) => format!("wide_{}_2", self.known),
-            (1, width) => format!("{} of width {width}", self.known),
+            (1, 64) => self.base_name.into(),
+            (1, 128) => format!("wide_{}_2", self.base_name),
+            (1, width) => format!("{} of width {width}", self.base_name),
             (groups, width) => format!(
                 "{}_{groups}x{}d",
-                self.known.replace("resnet", "resnext"),
+                self.base_name.replace("resnet", "resnext"),
                 width / groups
             ),
         }
     }
 
-    /// The convolutions of a stage's block on so many channels.
+    /// The convolutions of a block of the stage, which has `inputs` input channels.
     fn block(&self, stage: usize, inputs: usize, stride: i64) -> Vec<Conv> {
         let channels = CHANNELS[stage];
         if !self.bottleneck {
@@ -257,31 +245,85 @@ impl Plan {
     }
 }
 
-/// The known network that differs in the fewest blocks.
-fn nearest(bottleneck: bool, blocks: [usize; 4]) -> (bool, [usize; 4], &'static str) {
-    let difference = |known: [usize; 4]| {
-        known
-            .iter()
-            .zip(blocks)
-            .map(|(a, b)| a.abs_diff(b))
-            .sum::<usize>()
+/// Number of blocks of a stage: one more than the highest index that has a tensor.
+fn count_blocks(checkpoint: &Checkpoint, naming: &Naming, stage: usize) -> usize {
+    const MAX_BLOCKS: usize = 100;
+    let exists = |block: &usize| {
+        let prefix = naming.block(stage, *block);
+        checkpoint
+            .tensors
+            .keys()
+            .any(|name| name.starts_with(&prefix))
     };
-    let same_kind = KNOWN.into_iter().filter(|known| known.0 == bottleneck);
-    same_kind
-        .min_by_key(|known| difference(known.1))
-        .unwrap_or(KNOWN[1])
+    (0..MAX_BLOCKS)
+        .rev()
+        .find(exists)
+        .map_or(0, |last| last + 1)
+}
+
+/// The known network that differs in the fewest blocks.
+fn nearest(bottleneck: bool, blocks: [usize; 4]) -> KnownResNet {
+    let difference = |known: &KnownResNet| {
+        let stages = known.blocks.iter().zip(blocks);
+        stages.map(|(a, b)| a.abs_diff(b)).sum::<usize>()
+    };
+    KNOWN
+        .into_iter()
+        .filter(|known| known.bottleneck == bottleneck)
+        .min_by_key(difference)
+        .unwrap_or(RESNET18)
+}
+
+/// Checks that each stage has as many blocks as in the network `known`.
+fn check_blocks(
+    checkpoint: &Checkpoint,
+    naming: &Naming,
+    blocks: [usize; 4],
+    known: KnownResNet,
+) -> Result<(), CheckpointError> {
+    for (stage, (found, expected)) in blocks.into_iter().zip(known.blocks).enumerate() {
+        if found < expected {
+            let position = ConvPosition::Block {
+                stage,
+                block: found,
+                index: 0,
+            };
+            return Err(CheckpointError::Missing {
+                tensor: format!("{}.weight", naming.convolution(position).0),
+                hint: format!(
+                    "; stage {} has {found} blocks, but a {} has {expected}",
+                    stage + 1,
+                    known.name
+                ),
+            });
+        }
+        if found > expected {
+            let prefix = naming.block(stage, expected);
+            return Err(CheckpointError::Extra {
+                architecture: known.name.into(),
+                tensors: checkpoint
+                    .tensors
+                    .keys()
+                    .filter(|name| name.starts_with(&prefix))
+                    .cloned()
+                    .collect(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A convolution without a bias.
 struct Conv {
     outputs: usize,
     inputs: usize,
-    /// The kernel's height and width.
+    /// Height and width of the kernel.
     size: usize,
     stride: i64,
     groups: usize,
 }
 
+/// Builds the graph, taking tensors out of the checkpoint.
 struct Builder {
     /// The tensors that have not been used yet.
     checkpoint: Checkpoint,
@@ -292,10 +334,11 @@ struct Builder {
 }
 
 impl Builder {
-    /// The values of a tensor, in f64, so that folding does not lose precision.
+    /// Takes a tensor's values out of the checkpoint, in f64, so that folding does not lose
+    /// precision.
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f64>, CheckpointError> {
         let Some(tensor) = self.checkpoint.tensors.remove(name) else {
-            let hint = self.whereabouts(name);
+            let hint = self.missing_hint(name);
             return Err(CheckpointError::Missing {
                 tensor: name.into(),
                 hint,
@@ -310,8 +353,8 @@ impl Builder {
         tensor.values(name)
     }
 
-    /// What may have become of a tensor that is not there.
-    fn whereabouts(&self, name: &str) -> String {
+    /// A hint about why a tensor is missing; may be empty.
+    fn missing_hint(&self, name: &str) -> String {
         let Checkpoint { tensors, others } = &self.checkpoint;
         let layer = &name[..=name.rfind('.').unwrap_or_default()];
         let similar: Vec<String> = tensors
@@ -331,13 +374,15 @@ impl Builder {
         }
     }
 
+    /// As [`Self::take`], for a tensor that counts as learned parameters.
     fn take_learned(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f64>, CheckpointError> {
         let values = self.take(name, shape)?;
         self.parameters += values.len();
         Ok(values)
     }
 
-    /// A block: convolutions with ReLUs between them, added to what goes by.
+    /// Adds a residual block: convolutions with ReLUs between them, added to the shortcut. Returns
+    /// the name of its output.
     fn block(
         &mut self,
         stage: usize,
@@ -352,7 +397,7 @@ impl Builder {
                 last = self.relu(&last);
             }
             last = self.conv(
-                Place::Block {
+                ConvPosition::Block {
                     stage,
                     block,
                     index,
@@ -361,28 +406,35 @@ impl Builder {
                 &last,
             )?;
         }
-        let (inputs, outputs) = (convs[0].inputs, convs[convs.len() - 1].outputs);
-        let beside = match stride != 1 || inputs != outputs {
-            true => {
-                let conv = Conv {
-                    outputs,
-                    inputs,
-                    size: 1,
-                    stride,
-                    groups: 1,
-                };
-                self.conv(Place::Shortcut { stage, block }, &conv, input)?
-            }
-            false => input.to_owned(),
+
+        let inputs = convs[0].inputs;
+        let outputs = convs[convs.len() - 1].outputs;
+        let shortcut = if stride != 1 || inputs != outputs {
+            let conv = Conv {
+                outputs,
+                inputs,
+                size: 1,
+                stride,
+                groups: 1,
+            };
+            self.conv(ConvPosition::Shortcut { stage, block }, &conv, input)?
+        } else {
+            input.to_owned()
         };
+
         let name = format!("layer{}.{block}.add", stage + 1);
-        last = self.add(node("Add", &[&last, &beside], &name, None), &[]);
+        last = self.add(node("Add", &[&last, &shortcut], &name, None), &[]);
         Ok(self.relu(&last))
     }
 
-    /// A convolution with the BatchNorm after it folded in: `w · s` and `b - m · s`, where `s = γ /
-    /// √(v + ε)`.
-    fn conv(&mut self, place: Place, conv: &Conv, input: &str) -> Result<String, CheckpointError> {
+    /// Adds a convolution with the BatchNorm after it folded in: weights `w · s` and bias `β - μ ·
+    /// s`, where `s = γ / √(σ² + ε)`. Returns the name of its output.
+    fn conv(
+        &mut self,
+        position: ConvPosition,
+        conv: &Conv,
+        input: &str,
+    ) -> Result<String, CheckpointError> {
         let Conv {
             outputs,
             inputs,
@@ -390,7 +442,7 @@ impl Builder {
             stride,
             groups,
         } = *conv;
-        let (convolution, normalization) = self.naming.convolution(place);
+        let (convolution, normalization) = self.naming.convolution(position);
         let shape = [outputs, inputs / groups, size, size];
         let weight_name = format!("{convolution}.weight");
         let mut weight = self.take_learned(&weight_name, &shape)?;
@@ -402,7 +454,7 @@ impl Builder {
         if let Some(negative) = variance.iter().find(|variance| **variance < 0.0) {
             return Err(error::tensor(
                 &of("running_var"),
-                format!("holds {negative}; a variance is never below 0"),
+                format!("contains {negative}; a variance is never below 0"),
             ));
         }
         self.untrained &= mean.iter().all(|mean| *mean == 0.0)
@@ -426,15 +478,18 @@ impl Builder {
             .map(|((beta, mean), scale)| beta - mean * scale)
             .collect();
 
-        // The network's own names are torchvision's, wherever the checkpoint is from.
+        // The network gets torchvision's names, wherever the checkpoint is from.
         let (output, _) = Naming::Torchvision {
             head: String::new(),
         }
-        .convolution(place);
-        let (folded, bias) = (format!("{output}.weight"), format!("{output}.bias"));
+        .convolution(position);
+        let folded = format!("{output}.weight");
+        let bias = format!("{output}.bias");
         self.store(&folded, &shape, weight, &weight_name)?;
         self.store(&bias, &[outputs], shift, &of("bias"))?;
-        let (size, pad) = (size as i64, size as i64 / 2);
+
+        let size = size as i64;
+        let pad = size / 2;
         let attributes = [
             ("kernel_shape", &[size; 2][..]),
             ("pads", &[pad; 4]),
@@ -447,7 +502,7 @@ impl Builder {
         ))
     }
 
-    /// The last layer. Returns the number of classes, which the checkpoint decides.
+    /// Adds the last layer. Returns the number of classes, which the checkpoint determines.
     fn head(&mut self, features: usize, input: &str) -> Result<usize, CheckpointError> {
         let [weight, bias] =
             ["weight", "bias"].map(|part| format!("{}.{part}", self.naming.head()));
@@ -457,8 +512,10 @@ impl Builder {
                 let reason = format!("has the shape {shape:?} instead of [classes, {features}]");
                 return Err(error::tensor(&weight, reason));
             }
+            // `take_learned` reports that the tensor is missing.
             None => 0,
         };
+
         let values = self.take_learned(&weight, &[classes, features])?;
         self.store("fc.weight", &[classes, features], values, &weight)?;
         let values = self.take_learned(&bias, &[classes])?;
@@ -480,7 +537,7 @@ impl Builder {
         self.add(node("Relu", &[input], &format!("{input}.relu"), None), &[])
     }
 
-    /// Adds a node with more attributes. Returns the name of its output.
+    /// Adds a node with additional attributes. Returns the name of its output.
     fn add(&mut self, mut node: NodeProto, attributes: &[(&str, &[i64])]) -> String {
         node.attribute.extend(
             attributes
@@ -492,7 +549,7 @@ impl Builder {
         output
     }
 
-    /// Adds a float32 tensor; `source` is the tensor that is blamed for values that are too large.
+    /// Stores a float32 tensor. An error about values that are too large names the tensor `source`.
     fn store(
         &mut self,
         name: &str,
@@ -506,7 +563,7 @@ impl Builder {
             if !value.is_finite() {
                 return Err(error::tensor(
                     source,
-                    "holds values too large for float32, once BatchNorm is folded in",
+                    "has values too large for float32 after BatchNorm is folded in",
                 ));
             }
             raw.extend_from_slice(&value.to_le_bytes());
@@ -521,6 +578,7 @@ impl Builder {
         Ok(())
     }
 
+    /// The finished model. Every tensor must have been used.
     fn finish(self, architecture: String, classes: usize) -> Result<ResNet, CheckpointError> {
         let left: Vec<String> = self
             .checkpoint
@@ -534,6 +592,7 @@ impl Builder {
                 tensors: left,
             });
         }
+
         let value = |name: &str, shape: &[i64]| ValueInfoProto {
             name: Some(name.into()),
             r#type: Some(tensor_type(DataType::Float, shape)),

@@ -1,5 +1,5 @@
-//! Finds the weights in what `torch.save` wrote: a bare state dict, or one among other things of a
-//! training script.
+//! Finds the state dict in a pickle of `torch.save`: at the top, or within the dict that a training
+//! script saved.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +12,8 @@ use super::{
     tensor::{Elem, Tensor},
 };
 
-/// Where training scripts put the state dict.
-const PLACES: [&str; 8] = [
+/// Keys under which training scripts save the state dict.
+const KEYS: [&str; 8] = [
     "state_dict",
     "model",
     "model_state_dict",
@@ -24,15 +24,16 @@ const PLACES: [&str; 8] = [
     "params",
 ];
 
-/// The state dict in `pickle`; `storage` gives the bytes of a storage.
+/// Reads the state dict in `pickle`. `storage` returns the bytes of a storage.
 ///
 /// # Errors
-/// A pickle without one; tensors that do not fit their storages; what `storage` returns.
+/// A pickle without a state dict; tensors that do not fit their storages; errors of `storage`.
 pub(super) fn read(
     pickle: &Pickle,
     mut storage: impl FnMut(&Storage) -> Result<Bytes, CheckpointError>,
 ) -> Result<Checkpoint, CheckpointError> {
-    let (mut tensors, mut others) = (BTreeMap::new(), BTreeMap::new());
+    let mut tensors = BTreeMap::new();
+    let mut others = BTreeMap::new();
     for (name, id) in find(pickle)? {
         match pickle.get(id) {
             Value::Tensor(view) => {
@@ -40,24 +41,27 @@ pub(super) fn read(
                 let tensor = Tensor::new(name, view.elem, view.layout.clone(), bytes)?;
                 tensors.insert(name.to_owned(), tensor);
             }
-            _ => drop(others.insert(name.to_owned(), pickle.describe(id))),
+            _ => {
+                others.insert(name.to_owned(), pickle.describe(id));
+            }
         }
     }
     Ok(Checkpoint { tensors, others })
 }
 
+/// The entries of the state dict.
 fn find(pickle: &Pickle) -> Result<Vec<(&str, Id)>, CheckpointError> {
     let mut place = pickle.root;
-    // A state dict may lie in a dict within a dict, but not endlessly deep.
+    // Some scripts nest the state dict in a dict within a dict, but not deeper.
     for _ in 0..3 {
         if let Value::Object(name) = pickle.get(place) {
             return Err(unsupported(format!(
-                "holds a whole Python object (made by `{name}`), which only its own code can read; save its weights \
-                 instead: `torch.save(model.state_dict(), PATH)`"
+                "contains a whole Python object (made by `{name}`), which only its own code can \
+                 read; save its weights instead: `torch.save(model.state_dict(), PATH)`"
             )));
         }
         let holds = |id: &Id| matches!(pickle.get(*id), Value::Dict(_) | Value::Object(_));
-        match PLACES
+        match KEYS
             .iter()
             .find_map(|key| pickle.lookup(place, key).filter(holds))
         {
@@ -67,10 +71,11 @@ fn find(pickle: &Pickle) -> Result<Vec<(&str, Id)>, CheckpointError> {
     }
     let Value::Dict(entries) = pickle.get(place) else {
         return Err(unsupported(format!(
-            "holds {}, not a state dict",
+            "contains {}, not a state dict",
             pickle.describe(place)
         )));
     };
+
     let entries: Vec<_> = entries
         .iter()
         .filter_map(|(key, value)| Some((pickle.text(*key)?, *value)))
@@ -81,17 +86,18 @@ fn find(pickle: &Pickle) -> Result<Vec<(&str, Id)>, CheckpointError> {
     {
         return Ok(entries);
     }
+
     let keys: Vec<String> = entries.iter().map(|(key, _)| (*key).to_owned()).collect();
-    Err(unsupported(match keys.is_empty() {
-        true => "holds no tensors".into(),
-        false => format!(
-            "holds no tensors, but {}; the weights should be under `state_dict` or `model`",
-            list(&keys)
-        ),
-    }))
+    if keys.is_empty() {
+        return Err(unsupported("contains no tensors"));
+    }
+    Err(unsupported(format!(
+        "contains no tensors, but {}; the weights should be under `state_dict` or `model`",
+        list(&keys)
+    )))
 }
 
-/// The bytes of a storage that may be a part of the one that was saved.
+/// The part of `bytes` that the storage covers: it may be a view of the one that was saved.
 fn part(storage: &Storage, bytes: Bytes) -> Result<Bytes, CheckpointError> {
     let Some((first, len)) = storage.part else {
         return Ok(bytes);
@@ -103,7 +109,7 @@ fn part(storage: &Storage, bytes: Bytes) -> Result<Bytes, CheckpointError> {
     match range {
         Some((start, end)) if start <= end && end <= bytes.len() => Ok(bytes.slice(start..end)),
         _ => Err(damaged(format!(
-            "the storage {} is shorter than a part of it",
+            "the storage {} is shorter than a view of it",
             storage.key
         ))),
     }

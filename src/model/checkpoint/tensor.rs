@@ -1,23 +1,23 @@
-//! A tensor of a checkpoint: a view into the bytes of the file.
+//! A tensor of a checkpoint: a strided view of the bytes of the file.
 
 use bytes::Bytes;
 use half::{bf16, f16};
 
 use super::error::{self, CheckpointError};
 
-/// The type of a tensor's values.
+/// The element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Elem {
     F16,
     Bf16,
     F32,
     F64,
-    /// One that weights don't have; its name, and the bytes of a value.
+    /// A type that weights cannot have: its name and the size of a value in bytes.
     Other(&'static str, usize),
 }
 
 impl Elem {
-    /// The bytes of one value.
+    /// Size of one value in bytes.
     pub(super) fn size(self) -> usize {
         match self {
             Self::F16 | Self::Bf16 => 2,
@@ -28,18 +28,18 @@ impl Elem {
     }
 }
 
-/// Which of a storage's values a tensor has, counted in values.
+/// The values of a storage that a tensor consists of. Strides and offset count values, not bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Layout {
+pub(super) struct StridedLayout {
     pub(super) shape: Vec<usize>,
-    /// How far the next value is, in each dimension.
+    /// Distance to the next value in each dimension.
     pub(super) strides: Vec<usize>,
-    /// Where the first value is.
+    /// Index of the first value.
     pub(super) offset: usize,
 }
 
-impl Layout {
-    /// One value after the other. `None` for impossible sizes.
+impl StridedLayout {
+    /// A layout without gaps, in C order. `None` if the number of values overflows.
     pub(super) fn contiguous(shape: Vec<usize>) -> Option<Self> {
         let mut stride = 1_usize;
         let mut strides = vec![0; shape.len()];
@@ -54,14 +54,14 @@ impl Layout {
         })
     }
 
-    /// How many values there are.
+    /// Number of values; `None` if it overflows.
     pub(super) fn len(&self) -> Option<usize> {
         self.shape
             .iter()
             .try_fold(1_usize, |len, &size| len.checked_mul(size))
     }
 
-    /// One past the last value that is used.
+    /// One past the index of the last value; `None` if it overflows.
     fn end(&self) -> Option<usize> {
         let last = self
             .shape
@@ -73,7 +73,7 @@ impl Layout {
         last.checked_add(1)
     }
 
-    /// Whether the values lie one after the other.
+    /// Whether the values are stored without gaps, in C order.
     fn is_contiguous(&self) -> bool {
         let mut stride = 1;
         self.shape
@@ -88,28 +88,29 @@ impl Layout {
     }
 }
 
-/// A tensor that lies within its storage.
+/// A tensor that is known to be within its storage.
 #[derive(Clone, Debug)]
 pub(super) struct Tensor {
     elem: Elem,
-    layout: Layout,
+    layout: StridedLayout,
     len: usize,
     storage: Bytes,
 }
 
 impl Tensor {
     /// # Errors
-    /// A layout that reaches beyond `storage` or repeats its values.
+    /// A layout that reaches beyond `storage`, or that has more values than `storage`.
     pub(super) fn new(
         name: &str,
         elem: Elem,
-        layout: Layout,
+        layout: StridedLayout,
         storage: Bytes,
     ) -> Result<Self, CheckpointError> {
-        let Layout { shape, strides, .. } = &layout;
+        let StridedLayout { shape, strides, .. } = &layout;
         let stored = storage.len() / elem.size();
         match layout.len().zip(layout.end()) {
-            // Without the first condition a few bytes could claim to be a tensor of any size.
+            // The first condition bounds the memory for the values: with strides of 0, a few bytes
+            // could claim to be a tensor of any size.
             Some((len, end))
                 if len <= stored && (end <= stored || len == 0) && strides.len() == shape.len() =>
             {
@@ -123,7 +124,8 @@ impl Tensor {
             _ => Err(error::tensor(
                 name,
                 format!(
-                    "has the shape {shape:?} and strides {strides:?}, but the file holds {stored} values for it"
+                    "has the shape {shape:?} and strides {strides:?}, \
+                     but the file contains {stored} values for it"
                 ),
             )),
         }
@@ -133,11 +135,10 @@ impl Tensor {
         &self.layout.shape
     }
 
-    /// The values in the order of their indices, the last index running fastest.
+    /// The values in C order: the last index varies fastest. `name` is used in errors.
     ///
     /// # Errors
-    /// Values that are no floating-point numbers, NaN or infinite; they are blamed on the tensor
-    /// `name`.
+    /// Values that are not floating-point numbers, or are not finite.
     pub(super) fn values(&self, name: &str) -> Result<Vec<f64>, CheckpointError> {
         let values = match self.elem {
             Elem::F16 => self.read(|bytes| f16::from_le_bytes(bytes).to_f64()),
@@ -145,27 +146,28 @@ impl Tensor {
             Elem::F32 => self.read(|bytes| f64::from(f32::from_le_bytes(bytes))),
             Elem::F64 => self.read(f64::from_le_bytes),
             Elem::Other(elem, _) => {
-                let wanted = "float32, float64, float16 or bfloat16";
                 return Err(error::tensor(
                     name,
-                    format!("holds values of type {elem}, but must hold {wanted}"),
+                    format!(
+                        "has values of type {elem}; \
+                         float32, float64, float16 or bfloat16 is needed"
+                    ),
                 ));
             }
         };
-        match values.iter().find(|value| !value.is_finite()) {
-            None => Ok(values),
-            Some(value) => {
-                let count = values.iter().filter(|value| !value.is_finite()).count();
-                let reason = format!(
-                    "holds {value} ({count} of {} values are not finite numbers)",
+
+        if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+            let count = values.iter().filter(|value| !value.is_finite()).count();
+            return Err(error::tensor(
+                name,
+                format!(
+                    "contains {value} ({count} of {} values are not finite numbers); \
+                     the training that wrote it has diverged",
                     values.len()
-                );
-                Err(error::tensor(
-                    name,
-                    reason + "; the training that wrote it has diverged",
-                ))
-            }
+                ),
+            ));
         }
+        Ok(values)
     }
 
     fn read<const SIZE: usize>(&self, value: impl Fn([u8; SIZE]) -> f64) -> Vec<f64> {
@@ -173,7 +175,7 @@ impl Tensor {
             return Vec::new();
         }
         let stored = self.storage.as_chunks::<SIZE>().0;
-        let Layout {
+        let StridedLayout {
             shape,
             strides,
             offset,
@@ -184,6 +186,7 @@ impl Tensor {
                 .map(|bytes| value(*bytes))
                 .collect();
         }
+
         let mut values = Vec::with_capacity(self.len);
         let mut index = vec![0; shape.len()];
         while values.len() < self.len {
@@ -219,7 +222,7 @@ mod tests {
 
     fn strided(shape: &[usize], strides: &[usize], offset: usize) -> Result<Vec<f64>, String> {
         let storage = storage(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-        let layout = Layout {
+        let layout = StridedLayout {
             shape: shape.into(),
             strides: strides.into(),
             offset,
@@ -262,7 +265,7 @@ mod tests {
         ] {
             let error = strided(shape, strides, offset).unwrap_err();
             assert!(
-                error.contains("`w`") && error.contains("holds 7 values"),
+                error.contains("`w`") && error.contains("contains 7 values"),
                 "{shape:?}: {error}"
             );
         }
@@ -271,7 +274,7 @@ mod tests {
     #[test]
     fn every_float_type_is_read_and_others_are_refused() {
         let one = |elem: Elem, bytes: &[u8]| {
-            let layout = Layout::contiguous(vec![1]).unwrap();
+            let layout = StridedLayout::contiguous(vec![1]).unwrap();
             let tensor = Tensor::new("w", elem, layout, Bytes::copy_from_slice(bytes)).unwrap();
             tensor.values("w").map_err(|error| error.to_string())
         };
@@ -287,12 +290,12 @@ mod tests {
         assert!(
             one(Elem::Other("int64", 8), &[0; 8])
                 .unwrap_err()
-                .contains("`w` holds values of type int64")
+                .contains("`w` has values of type int64")
         );
         assert!(
             one(Elem::F32, &f32::NAN.to_le_bytes())
                 .unwrap_err()
-                .contains("`w` holds NaN (1 of 1")
+                .contains("`w` contains NaN (1 of 1")
         );
     }
 }

@@ -1,10 +1,10 @@
-//! Writes small checkpoints in every format, for tests.
+//! Writes small checkpoints in every format for tests.
 
 use std::io::{Cursor, Write};
 
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
-/// A tensor that is saved: a view of the storage with the number `storage`.
+/// A tensor to be saved: a view of the storage with the index `storage`.
 #[derive(Clone)]
 pub(super) struct Saved {
     pub(super) name: &'static str,
@@ -73,8 +73,8 @@ pub(super) fn pickle(value: &[u8]) -> Vec<u8> {
     [b"\x80\x02", value, b"."].concat()
 }
 
-/// A tensor as PyTorch pickles it; `part` ends its storage's persistent id, as the older format has
-/// it.
+/// A tensor as PyTorch pickles it. `part` is appended to the persistent id of its storage, as in
+/// the older format.
 pub(super) fn tensor(saved: &Saved, storages: &[Vec<f32>], part: &[Vec<u8>]) -> Vec<u8> {
     let numbers =
         |numbers: &[usize]| tuple(&numbers.iter().map(|n| number(*n)).collect::<Vec<_>>());
@@ -128,7 +128,7 @@ pub(super) fn archive(files: &[(&str, Vec<u8>)], method: CompressionMethod) -> V
     zip.finish().unwrap().into_inner()
 }
 
-/// As `torch.save` writes since PyTorch 1.6; `value` is what it is given.
+/// A file as `torch.save` writes it since PyTorch 1.6. `value` is the pickled argument.
 pub(super) fn zip_of(value: &[u8], storages: &[Vec<f32>], method: CompressionMethod) -> Vec<u8> {
     let names: Vec<String> = (0..storages.len())
         .map(|number| format!("data/{number}"))
@@ -147,7 +147,7 @@ pub(super) fn zip_of(value: &[u8], storages: &[Vec<f32>], method: CompressionMet
     archive(&files, method)
 }
 
-/// As `torch.save` wrote before.
+/// A file as `torch.save` wrote it before PyTorch 1.6.
 pub(super) fn legacy_of(value: &[u8], storages: &[Vec<f32>]) -> Vec<u8> {
     let magic = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
     let system = dict(&[

@@ -1,4 +1,4 @@
-//! Checkpoints of every format, whole, damaged and hostile, and the networks that are made of them.
+//! Tests of checkpoints in every format, valid, damaged and hostile, and of the imported networks.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use zip::CompressionMethod;
 use super::{
     Checkpoint, CheckpointError, ResNet,
     pickle::{Pickle, Value},
-    tensor::{Elem, Layout, Tensor},
+    tensor::{Elem, StridedLayout, Tensor},
     testing::{
         SMALL, archive, dict, every_format, global, legacy_of, number, pickle, reduce,
         safetensors_of, small, state_dict, tensor, text, tuple, zip_of,
@@ -51,14 +51,14 @@ fn random(seed: u64) -> impl FnMut() -> u64 {
 #[test]
 fn every_format_gives_the_same_tensors() {
     for (format, content) in every_format() {
-        assert!(Checkpoint::is_one(&content), "{format}");
+        assert!(Checkpoint::is_checkpoint(&content), "{format}");
         let checkpoint = read(content).unwrap_or_else(|error| panic!("{format}: {error}"));
         assert_small(&checkpoint);
     }
 }
 
 #[test]
-fn a_state_dict_is_found_among_what_training_scripts_save() {
+fn a_state_dict_is_found_within_a_training_checkpoint() {
     let (tensors, storages) = small();
     let weights = || state_dict(&tensors, &storages, &[]);
     let namespace = [
@@ -111,7 +111,7 @@ fn parameters_and_subclasses_are_tensors_too() {
 }
 
 #[test]
-fn nothing_but_tensors_and_containers_is_understood() {
+fn only_tensors_and_containers_are_interpreted() {
     let system = reduce(global("os", "system"), &[text("touch /tmp/owned")]);
     let pickle = Pickle::read(&pickle(&dict(&[("conv.weight", system.clone())]))).unwrap();
     let value = pickle.lookup(pickle.root, "conv.weight").unwrap();
@@ -130,7 +130,7 @@ fn nothing_but_tensors_and_containers_is_understood() {
 }
 
 #[test]
-fn what_is_no_state_dict_is_refused_with_advice() {
+fn other_content_is_refused_with_advice() {
     let model = [
         global("torchvision.models.resnet", "ResNet"),
         b")\x81}b".into(),
@@ -150,11 +150,11 @@ fn what_is_no_state_dict_is_refused_with_advice() {
             stored(&dict(&[("epoch", number(1)), ("lr", number(2))])),
             "`epoch`, `lr`; the weights should be under",
         ),
-        (stored(&dict(&[])), "holds no tensors"),
-        (stored(&number(3)), "holds a number, not a state dict"),
+        (stored(&dict(&[])), "contains no tensors"),
+        (stored(&number(3)), "contains a number, not a state dict"),
         (
             archive(&[("a.npy", vec![1])], CompressionMethod::Stored),
-            "no `data.pkl`",
+            "without a `data.pkl`",
         ),
         (
             archive(
@@ -187,7 +187,7 @@ fn what_is_no_state_dict_is_refused_with_advice() {
 }
 
 #[test]
-fn headers_that_lie_are_refused() {
+fn inconsistent_headers_are_refused() {
     let entry = |shape: serde_json::Value, offsets: [usize; 2]| {
         let header = json!({ "w": { "dtype": "F32", "shape": shape, "data_offsets": offsets } });
         refusal(safetensors_of(&header, &[1.0, 2.0]))
@@ -213,7 +213,7 @@ fn tensors_beyond_their_storage_are_refused() {
     tensors[0].offset = 2;
     let error = refusal(stored(&state_dict(&tensors, &storages, &[])));
     assert!(
-        error.contains("`conv.weight`") && error.contains("holds 7 values"),
+        error.contains("`conv.weight`") && error.contains("contains 7 values"),
         "{error}"
     );
 
@@ -250,10 +250,10 @@ impl Replace for Vec<u8> {
 #[test]
 fn views_of_a_part_of_a_storage_are_read() {
     let (mut tensors, storages) = small();
-    tensors.iter_mut().for_each(|tensor| tensor.shape = vec![2]);
-    tensors
-        .iter_mut()
-        .for_each(|tensor| tensor.strides = vec![1]);
+    for tensor in &mut tensors {
+        tensor.shape = vec![2];
+        tensor.strides = vec![1];
+    }
     tensors[1].offset = 1;
     let part = |first, len| tuple(&[text("part"), number(first), number(len)]);
     let checkpoint = read(legacy_of(
@@ -279,7 +279,7 @@ fn views_of_a_part_of_a_storage_are_read() {
 }
 
 #[test]
-fn truncated_and_altered_files_never_end_the_program() {
+fn truncated_and_altered_files_never_panic() {
     for (format, content) in every_format() {
         for len in 0..content.len() {
             assert!(
@@ -312,9 +312,9 @@ fn truncated_and_altered_files_never_end_the_program() {
 }
 
 #[test]
-fn random_pickles_never_end_the_program() {
-    const OPCODES: &[u8] =
-        b".(012NJKM\x8a\x8bGUX\x8c\x8dCB\x8e)\x85\x86\x87t]lae}dsu\x8f\x90\x91c\x93R\x81\x92bQqr\x94hj\x88\x89";
+fn random_pickles_never_panic() {
+    const OPCODES: &[u8] = b".(012NJKM\x8a\x8bGUX\x8c\x8dCB\x8e)\x85\x86\x87t]lae}dsu\
+        \x8f\x90\x91c\x93R\x81\x92bQqr\x94hj\x88\x89";
     let mut next = random(0x2545_f491);
     let mut whole = 0;
     for _ in 0..20_000 {
@@ -333,7 +333,7 @@ fn random_pickles_never_end_the_program() {
 }
 
 #[test]
-fn bombs_are_refused() {
+fn decompression_and_memory_bombs_are_refused() {
     // Tuples within tuples, as deep as the limit allows: nothing may recurse.
     let nested = [b")".to_vec(), vec![0x85; 3 << 20]].concat();
     assert!(Pickle::read(&pickle(&nested)).is_ok());
@@ -386,13 +386,14 @@ fn torchvision(
         let outputs = if bottleneck { channels * 4 } else { channels };
         for block in 0..count {
             let at = format!("layer{}.{block}", stage + 1);
-            let shapes = match bottleneck {
-                true => vec![
+            let shapes = if bottleneck {
+                vec![
                     [within, inputs, 1, 1],
                     [within, within / groups, 3, 3],
                     [outputs, within, 1, 1],
-                ],
-                false => vec![[channels, inputs, 3, 3], [channels, channels, 3, 3]],
+                ]
+            } else {
+                vec![[channels, inputs, 3, 3], [channels, channels, 3, 3]]
             };
             for (index, shape) in shapes.iter().enumerate() {
                 weights.conv(
@@ -470,7 +471,7 @@ impl Weights {
             Tensor::new(
                 name,
                 elem,
-                Layout::contiguous(shape).unwrap(),
+                StridedLayout::contiguous(shape).unwrap(),
                 values.clone(),
             )
             .unwrap()
@@ -501,7 +502,7 @@ fn vector(elem_values: &[f32]) -> Tensor {
     Tensor::new(
         "",
         Elem::F32,
-        Layout::contiguous(vec![elem_values.len()]).unwrap(),
+        StridedLayout::contiguous(vec![elem_values.len()]).unwrap(),
         bytes.into(),
     )
     .unwrap()
@@ -524,7 +525,7 @@ fn initializer(network: &ResNet, name: &str) -> Vec<f32> {
 }
 
 #[test]
-fn architectures_are_told_by_names_and_shapes() {
+fn architectures_are_detected_by_names_and_shapes() {
     for (bottleneck, blocks, width, name, parameters) in [
         (false, [2, 2, 2, 2], (64, 1), "resnet18", 11_689_512),
         (false, [3, 4, 6, 3], (64, 1), "resnet34", 21_797_672),
@@ -753,8 +754,8 @@ fn wrong_shapes_are_named() {
 #[test]
 fn values_that_cannot_be_are_named() {
     for (name, value, reason) in [
-        ("layer2.0.bn2.bias", f32::NAN, "holds NaN (128 of 128"),
-        ("layer2.0.bn2.running_mean", f32::INFINITY, "holds inf"),
+        ("layer2.0.bn2.bias", f32::NAN, "contains NaN (128 of 128"),
+        ("layer2.0.bn2.running_mean", f32::INFINITY, "contains inf"),
         (
             "layer2.0.bn2.running_var",
             -0.25,
@@ -763,7 +764,7 @@ fn values_that_cannot_be_are_named() {
         (
             "layer2.0.bn2.weight",
             f32::MAX,
-            "`layer2.0.conv2.weight` holds values too large",
+            "`layer2.0.conv2.weight` has values too large",
         ),
     ] {
         let mut checkpoint = Weights::resnet18().checkpoint();
