@@ -1,33 +1,41 @@
-//! ONNX files: reading, finding input and output, and everything that is made of the graph for
-//! engines.
+//! Fuzzes ONNX files: decoding, finding the input and output, and every rewrite of the graph.
 #![no_main]
 
 use std::collections::HashMap;
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use resnet18_server::model::{Batch, BodyPrecision, Model, Overrides, Quantization, Range, ServingGraph};
+use resnet18_server::model::{
+    ActivationRange, Batch, BodyPrecision, Model, Overrides, Quantization, ServingGraph,
+};
 
 fuzz_target!(|file: &[u8]| {
-    // Without labels most networks would be refused at the end.
+    // Without the right number of labels, most networks would be rejected.
     for classes in [4, 10, 1000] {
         let labels = Some((0..classes).map(|class| format!("class {class}")).collect());
-        let overrides = Overrides { labels, ..Overrides::default() };
+        let overrides = Overrides {
+            labels,
+            ..Overrides::default()
+        };
         if let Ok(model) = Model::from_bytes(Bytes::copy_from_slice(file), &overrides) {
             assert_eq!(model.labels.len(), model.graph.classes);
-            for_engines(&model.graph);
+            rewrite(&model.graph);
             break;
         }
     }
 });
 
-/// Each step may refuse the graph, but not panic.
-fn for_engines(graph: &ServingGraph) {
+/// Applies every rewrite. Each may reject the graph but must not panic.
+fn rewrite(graph: &ServingGraph) {
     let batch = match graph.batch {
         Batch::Any => None,
         Batch::Fixed(batch) => Some(batch),
     };
-    for precision in [BodyPrecision::Fp32, BodyPrecision::Bf16, BodyPrecision::Fp16] {
+    for precision in [
+        BodyPrecision::Fp32,
+        BodyPrecision::Bf16,
+        BodyPrecision::Fp16,
+    ] {
         let _ = graph.to_onnx(batch, precision);
     }
     let tensors = graph.ranged_tensors();
@@ -35,15 +43,23 @@ fn for_engines(graph: &ServingGraph) {
     let ranges: HashMap<_, _> = tensors
         .into_iter()
         .zip([true, false].into_iter().cycle())
-        .map(|(name, signed)| (name, Range { limit: 1.5, signed }))
+        .map(|(name, signed)| (name, ActivationRange { limit: 1.5, signed }))
         .collect();
     let quantized = graph.folded().and_then(|folded| {
         let layers = folded.layers().into_iter().enumerate();
-        let means = layers.map(|(index, layer)| (layer.input, vec![0.25; 3 + index % 2])).collect();
-        folded.quantized(&Quantization { ranges, means, ..Quantization::default() })
+        let means = layers
+            .map(|(index, layer)| (layer.input, vec![0.25; 3 + index % 2]))
+            .collect();
+        folded.quantized(&Quantization {
+            ranges,
+            means,
+            ..Quantization::default()
+        })
     });
     if let Ok(quantized) = quantized {
-        let _ = quantized.with_signed_activations().to_onnx(batch, BodyPrecision::Fp32);
+        let _ = quantized
+            .with_signed_activations()
+            .to_onnx(batch, BodyPrecision::Fp32);
     }
     let _ = graph.size();
 }

@@ -14,7 +14,7 @@ use super::{
     output,
 };
 use crate::{
-    quantization::{self, Photos, QuantizationError, Report, Stage},
+    quantization::{self, Photos, QuantizationError, QuantizationReport, QuantizationStage},
     sync::lock,
 };
 
@@ -82,7 +82,7 @@ struct QuantizeReport<'a> {
     float_bytes: usize,
     skipped_files: usize,
     #[serde(flatten)]
-    report: &'a Report,
+    report: &'a QuantizationReport,
 }
 
 fn quantize(args: &Args) -> Result<(), CliError> {
@@ -107,9 +107,9 @@ fn quantize(args: &Args) -> Result<(), CliError> {
 
     let result = quantization::quantize(&model, &photos, &config, &|stage, done, total| {
         let what = match stage {
-            Stage::Calibrating => "calibrating",
-            Stage::Judging => "judging layers",
-            Stage::Comparing => "comparing answers",
+            QuantizationStage::Calibrating => "calibrating",
+            QuantizationStage::Judging => "judging layers",
+            QuantizationStage::Comparing => "comparing answers",
         };
         bars.show(what, done, total);
     });

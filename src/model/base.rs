@@ -1,5 +1,4 @@
-//! A model that another one is made from: its network without the last layer, and its file with a
-//! new one.
+//! Transfer learning: a base model's backbone without its last layer, and its file with a new one.
 
 use std::path::Path;
 
@@ -12,29 +11,28 @@ use super::{
     graph::Head, in_file, onnx::ModelProto, version,
 };
 
-/// A model whose last layer is to be learned anew, on other classes.
+/// A model whose last layer is to be trained again, on other classes.
 pub struct Base {
-    /// The network without the last layer. Its "logits" are the features that the layer takes,
-    /// `graph.classes` of them for an image; it has no labels.
+    /// The network without the last layer. Its "logits" are the input features of that layer,
+    /// `graph.classes` of them for each image; it has no labels.
     pub backbone: Model,
     model: ModelProto,
     head: Head,
     overrides: Overrides,
 }
 
-/// What a new model says about itself beside what it has from its base.
+/// The parts of a new model's manifest that differ from its base's.
 #[derive(Clone, Debug)]
 pub struct Description {
-    /// What it is called.
     pub name: String,
-    /// Its classes, in the order of the layer's rows.
+    /// Class names, in the order of the layer's rows.
     pub labels: Vec<String>,
-    /// How it was trained.
+    /// Record of the training, stored under the manifest's key `training`.
     pub training: Value,
 }
 
 impl Base {
-    /// The base in an ONNX file; of the `overrides`, labels are not needed.
+    /// Loads a base from an ONNX file. Labels in the `overrides` are ignored.
     ///
     /// # Errors
     /// As for [`Model::from_file`], and a network that does not end with a linear layer.
@@ -42,7 +40,7 @@ impl Base {
         in_file(path, |onnx| Self::load(&onnx, overrides, &file_stem(path)))
     }
 
-    /// The model that comes with the program as a base.
+    /// Loads the model that is built into the program as a base.
     ///
     /// # Errors
     /// As for [`Base::from_file`].
@@ -58,7 +56,7 @@ impl Base {
             version(onnx),
             overrides,
             fallback_name,
-            // They are the base's classes, not the features'.
+            // Features have no labels; the file's labels name the classes of its last layer.
             |_, _| Ok(Vec::new()),
         )?;
         backbone.graph.features = true;
@@ -70,29 +68,30 @@ impl Base {
         })
     }
 
-    /// Features that the last layer takes for an image.
+    /// The number of features that the last layer takes for each image.
     pub fn features(&self) -> usize {
         self.head.features
     }
 
-    /// The base's ONNX file with another last layer and a manifest that says everything that
-    /// serving it takes.
+    /// The base's ONNX file with another last layer, and with a manifest that contains every
+    /// setting that is needed to serve it.
     ///
     /// # Errors
-    /// Weights that are no whole rows of features, or that the file's element type can't hold;
-    /// labels that don't fit them.
+    /// Weights that are not whole rows of features or that the file's element type cannot
+    /// represent; a number of labels that differs from the number of rows.
     pub fn with_layer(
         &self,
         layer: &LinearLayer,
         description: Description,
     ) -> Result<Vec<u8>, ModelError> {
         let mut model = self.head.replace(&self.model, layer)?;
+
         let Description {
             name,
             labels,
             training,
         } = description;
-        // Where the network comes from has to stay known: its licence may depend on it.
+        // The new model records its base, because its licence may depend on it.
         let mut origin = self.backbone.manifest.other.clone();
         origin.insert("name".into(), self.backbone.name.as_str().into());
         origin.insert("version".into(), self.backbone.version.as_str().into());
@@ -107,6 +106,7 @@ impl Base {
             ..self.backbone.manifest.clone()
         }
         .write(&mut model);
+
         let overrides = Overrides {
             name: Some(name),
             labels: Some(labels),

@@ -1,107 +1,93 @@
-//! Why a model was refused: what is wrong with it and what would be right.
+//! The errors of loading a model, each with what is wrong and how to correct it.
 
 use std::{io, path::PathBuf};
 
 use super::onnx::tensor_proto::DataType;
 
-/// Why a model, its labels or its settings were refused.
+/// Why a model, its labels or its settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// The error within came up while this file was loaded.
+    /// `source` occurred while this file was loaded.
     #[error("{}: {source}", path.display())]
     File {
-        /// The model's file.
         path: PathBuf,
-        /// What went wrong with it.
         source: Box<ModelError>,
     },
     /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Read(#[source] io::Error),
-    /// The bytes are something else than an ONNX model.
+    /// The content is not an ONNX model.
     #[error("is not an ONNX model: {0}; an `.onnx` file is needed")]
     NotOnnx(String),
-    /// The model was exported for operators older than those the engines are given.
+    /// The model was exported for an older operator set than the rewriting supports.
     #[error(
         "uses ONNX opset {found}, but 13 or newer is needed: export it again with a newer opset \
-         (PyTorch: `torch.onnx.export(…, opset_version=17)`) or convert it with `onnx.version_converter`"
+         (PyTorch: `torch.onnx.export(…, opset_version=17)`) or convert it with \
+         `onnx.version_converter`"
     )]
     Opset {
-        /// The version of the default domain that the file names.
+        /// Version of the default domain in the file.
         found: i64,
     },
-    /// The file does not say which operators it means.
+    /// The file names no version of the standard operators.
     #[error(
         "names no opset for the default domain `ai.onnx`; `opset_import` must hold one, 13 or newer"
     )]
     NoOpset,
-    /// The file holds a training step beside the network.
+    /// The file contains a training step besides the network.
     #[error("holds training information (`training_info`); export the model for inference")]
     Training,
-    /// Weights lie in another file.
+    /// Weights are stored in another file.
     #[error(
-        "keeps tensor `{tensor}` outside, in `{location}`; a model must be one file: save it again with the weights \
-         inside (Python: `onnx.save(onnx.load(PATH), PATH)`)"
+        "keeps tensor `{tensor}` outside, in `{location}`; a model must be one file: save it again \
+         with the weights inside (Python: `onnx.save(onnx.load(PATH), PATH)`)"
     )]
     ExternalData {
-        /// The tensor's name.
         tensor: String,
-        /// The file that should hold it.
+        /// The file that should contain the tensor.
         location: String,
     },
-    /// A tensor contradicts itself or has a type that cannot be converted.
+    /// A tensor is inconsistent or has a type that cannot be converted.
     #[error("tensor `{tensor}`: {reason}")]
-    Tensor {
-        /// The tensor's name.
-        tensor: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The graph is not a well-formed one.
+    Tensor { tensor: String, reason: String },
+    /// The graph is not well formed.
     #[error("node `{node}`: {reason}")]
     Node {
         /// The node's name, operator or first output.
         node: String,
-        /// What is wrong.
         reason: String,
     },
-    /// No input of the graph can take RGB images, or more than one has to be fed.
+    /// No input of the graph takes RGB images, or there are several inputs.
     #[error("{0}")]
     Input(String),
-    /// No output of the graph is a list of scores, or it is unclear which one is.
+    /// No output of the graph is a list of scores, or it is ambiguous which one is.
     #[error("{0}")]
     Output(String),
-    /// The manifest in the metadata is not what it should be.
-    #[error("its manifest (metadata `resnet18.manifest`) is wrong: {0}")]
+    /// The manifest in the metadata is not valid.
+    #[error("its manifest (metadata `resnet18.manifest`) is not valid: {0}")]
     Manifest(String),
-    /// A file of labels is not one label a line.
+    /// A file of labels does not contain one label on each line.
     #[error("{}: {reason}", path.display())]
-    LabelFile {
-        /// The file of labels.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The number of labels is not the number of classes.
+    LabelFile { path: PathBuf, reason: String },
+    /// The number of labels differs from the number of classes.
     #[error(
         "has {classes} classes, but {origin} {labels} labels; one label for each class is needed"
     )]
     LabelCount {
-        /// How many scores the network gives for an image.
+        /// Number of scores that the network gives for each image.
         classes: usize,
-        /// How many labels there are.
         labels: usize,
-        /// Where the labels come from, with a verb.
+        /// Where the labels come from, with a verb, such as `its manifest holds`.
         origin: String,
     },
-    /// Nothing says what the classes are called.
+    /// Neither the user nor the file gives names for the classes.
     #[error(
-        "has {classes} classes and says nothing about their names: give `--labels FILE` with {classes} lines, one label \
-         a line, in the order of the classes"
+        "has {classes} classes and does not name them: give `--labels FILE` with {classes} lines, \
+         one label on each line, in the order of the classes"
     )]
     NoLabels {
-        /// How many scores the network gives for an image.
+        /// Number of scores that the network gives for each image.
         classes: usize,
     },
     /// The mean or the standard deviation cannot be used.
@@ -109,8 +95,9 @@ pub enum ModelError {
     Normalization(String),
     /// Scaled images would be smaller than the network's input.
     #[error(
-        "`resize_shorter_side` is {resize_shorter_side}, but the network sees {width}×{height} pixels: \
-         it must be {} or more", width.max(height)
+        "`resize_shorter_side` is {resize_shorter_side}, but the network sees {width}×{height} \
+         pixels: it must be {} or more",
+        width.max(height)
     )]
     Resize {
         /// The shorter side after scaling, in pixels.
@@ -120,39 +107,42 @@ pub enum ModelError {
         /// The input's height, in pixels.
         height: u32,
     },
-    /// A batch was asked for that the graph was not exported for.
+    /// The graph was not exported for the requested batch size.
     #[error(
-        "was exported for batches of exactly {fixed}, so it cannot serve {asked}; export it with a dynamic batch"
+        "was exported for batches of exactly {fixed}, so it cannot serve {asked}; export it with a \
+         dynamic batch"
     )]
     Batch {
-        /// The batch that the file is made for, in images.
+        /// Batch size of the file, in images.
         fixed: usize,
-        /// The batch that was asked for.
+        /// The requested batch, in words.
         asked: String,
     },
-    /// The last layer can't be replaced by another one.
+    /// The last layer cannot be replaced.
     #[error(
-        "its last layer can't be replaced: {0}; a linear layer (a Gemm, or a MatMul and an Add) with stored weights, right \
-         before the scores, is needed"
+        "its last layer cannot be replaced: {0}; a linear layer (a Gemm, or a MatMul and an Add) \
+         with stored weights, directly before the scores, is needed"
     )]
     Head(String),
-    /// The network cannot be given 8-bit layers.
+    /// The layers cannot be quantised to 8 bits.
     #[error("{0}")]
     Quantization(String),
-    /// The network cannot be given another element type.
-    #[error("cannot run in {}: node `{node}` {reason}", precision.as_str_name().to_ascii_lowercase())]
+    /// The network cannot be converted to another element type.
+    #[error(
+        "cannot run in {}: node `{node}` {reason}",
+        precision.as_str_name().to_ascii_lowercase()
+    )]
     Typing {
-        /// The element type that was asked for.
+        /// The requested element type.
         precision: DataType,
         /// The node's name, operator or first output.
         node: String,
-        /// What stands in the way.
         reason: String,
     },
 }
 
 impl ModelError {
-    /// What is wrong, without where the file is.
+    /// The message without the path of the file, for callers that must not learn it.
     pub fn reason(&self) -> String {
         match self {
             Self::File { source, .. } => source.reason(),
@@ -165,7 +155,7 @@ impl ModelError {
     }
 }
 
-/// A tensor's refusal.
+/// A [`ModelError::Tensor`].
 pub(crate) fn tensor(name: &str, reason: impl Into<String>) -> ModelError {
     ModelError::Tensor {
         tensor: name.to_owned(),

@@ -1,10 +1,10 @@
-//! The names of the classes: label files and ImageNet-1k's names.
+//! Class names: files of labels, and the names of ImageNet-1k.
 
 use std::{fs, path::Path};
 
 use super::ModelError;
 
-/// The names of ImageNet-1k's 1000 classes, in the usual order.
+/// The names of ImageNet-1k's 1000 classes, in the order of the published models' logits.
 pub fn imagenet() -> Vec<String> {
     include_str!("../../models/imagenet_classes.txt")
         .lines()
@@ -12,12 +12,12 @@ pub fn imagenet() -> Vec<String> {
         .collect()
 }
 
-/// Reads a file of labels: UTF-8, one label a line, in the order of the classes.
+/// Reads a file of labels: UTF-8 text with one label on each line, in the order of the classes.
 ///
-/// White space around a label is dropped, and so are blank lines at the end.
+/// White space around labels and blank lines at the end are ignored, and so is a byte order mark.
 ///
 /// # Errors
-/// A file that cannot be read, is not UTF-8 or holds no label; a blank line before the last label.
+/// A file that cannot be read, is not UTF-8 or contains no label; a blank line between labels.
 pub fn read_labels(path: &Path) -> Result<Vec<String>, ModelError> {
     let wrong = |reason: String| ModelError::LabelFile {
         path: path.to_owned(),
@@ -32,12 +32,14 @@ pub fn read_labels(path: &Path) -> Result<Vec<String>, ModelError> {
             .count()
             + 1;
         wrong(format!(
-            "line {line} is not UTF-8; labels are text, one label a line"
+            "line {line} is not UTF-8; labels are text, one label on each line"
         ))
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim_end();
     if text.is_empty() {
-        return Err(wrong("holds no labels; one label a line is needed".into()));
+        return Err(wrong(
+            "holds no labels; one label on each line is needed".into(),
+        ));
     }
     let labels: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
     match labels.iter().position(String::is_empty) {

@@ -1,4 +1,4 @@
-//! The manifest: what a model says about itself, as JSON in its metadata.
+//! The manifest: JSON in an ONNX file's metadata that describes how the model is served.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -8,41 +8,37 @@ use super::{
     onnx::{ModelProto, StringStringEntryProto},
 };
 
-/// What a model's file says about the model. Everything is optional; what is not known here is kept
-/// as it came.
+/// The description of a model in its own file. Every key is optional, and unknown keys are kept.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// What the model is called.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The classes' names, in the order of the logits.
+    /// Class names, in the order of the logits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
-    /// The size of the images that the network sees.
+    /// The size of the network's input images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub input: Option<InputSize>,
-    /// The shorter side after scaling, before the crop, in pixels.
+    /// Length of the shorter side after scaling and before the crop, in pixels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resize_shorter_side: Option<u32>,
-    /// What is subtracted from red, green and blue, where black is 0 and white 1.
+    /// Mean of red, green and blue, on the scale where black is 0 and white is 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean: Option<[f32; 3]>,
-    /// What the differences are divided by.
+    /// Standard deviation of red, green and blue, on the same scale.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub std: Option<[f32; 3]>,
-    /// All other keys.
+    /// Keys that are not known here.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
 
-/// The size of the images that a network sees.
+/// The size of a network's input images, in pixels.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InputSize {
-    /// In pixels.
     pub height: u32,
-    /// In pixels.
     pub width: u32,
-    /// All other keys.
+    /// Keys that are not known here.
     #[serde(flatten)]
     pub other: Map<String, Value>,
 }
@@ -51,10 +47,10 @@ impl Manifest {
     /// The key of the ONNX `metadata_props` that holds the manifest.
     pub const KEY: &str = "resnet18.manifest";
 
-    /// The manifest of `model`, an empty one where it has none.
+    /// Reads the manifest of `model`; an empty one if the model has none.
     ///
     /// # Errors
-    /// A manifest that is not JSON or has a value of the wrong kind.
+    /// A manifest that is not JSON or has a value of the wrong type.
     pub fn read(model: &ModelProto) -> Result<Self, ModelError> {
         match model
             .metadata_props
@@ -67,7 +63,7 @@ impl Manifest {
         }
     }
 
-    /// Puts the manifest into `model`, in place of one that is there.
+    /// Writes the manifest into `model`, replacing one that is already there.
     pub fn write(&self, model: &mut ModelProto) {
         let entry = StringStringEntryProto {
             key: Some(Self::KEY.into()),
@@ -83,7 +79,7 @@ impl Manifest {
         }
     }
 
-    /// The manifest as JSON, on one line.
+    /// The manifest as JSON on a single line.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("strings, numbers and JSON values always serialise")
     }
@@ -93,7 +89,8 @@ impl Manifest {
 mod tests {
     use super::*;
 
-    const JSON: &str = r#"{"name":"birds","labels":["owl","wren"],"input":{"height":192,"width":256,"layout":"NCHW"},
+    const JSON: &str = r#"{"name":"birds","labels":["owl","wren"],
+        "input":{"height":192,"width":256,"layout":"NCHW"},
         "resize_shorter_side":256,"mean":[0.485,0.456,0.406],"std":[0.229,0.224,0.225],
         "training":{"epochs":8,"loss":[2.5,0.125]},"provenance":"photos"}"#;
 

@@ -1,4 +1,8 @@
-//! The ONNX graph and its rewriting, the manifest, the models that are served.
+//! Models: ONNX files with their manifest and labels, ready to be given to an engine.
+//!
+//! [`Model`] is the entry point. `graph` rewrites any ONNX classifier into a [`ServingGraph`],
+//! `checkpoint` imports PyTorch and safetensors weights, `manifest` and `labels` describe a model,
+//! and `base` replaces the last layer for transfer learning.
 
 mod base;
 pub mod checkpoint;
@@ -29,8 +33,8 @@ pub use self::{
     base::{Base, Description},
     error::ModelError,
     graph::{
-        Batch, BodyPrecision, IMAGES, LOGITS, Layer, LinearLayer, Normalization, Quantization,
-        Range, ServingGraph,
+        ActivationRange, Batch, BodyPrecision, IMAGES, LOGITS, Layer, LinearLayer, Normalization,
+        Quantization, ServingGraph,
     },
     labels::{imagenet, read_labels},
     manifest::{InputSize, Manifest},
@@ -43,49 +47,48 @@ pub mod onnx {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
 
-/// The model that is served when the user names none. A `static`, which is in the program once,
-/// however often it is used.
+/// The model that is served when the user names none. A `static` rather than a `const`, so that the
+/// program contains it only once.
 static BUNDLED: &[u8] = include_bytes!("../../models/resnet18-demo.onnx");
 
-/// What the user says about a model. Each field wins over the file's manifest, which wins over the
-/// defaults.
+/// Settings that the user gives for a model. Each field takes precedence over the file's manifest,
+/// which takes precedence over the defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Overrides {
-    /// What the model is called.
     pub name: Option<String>,
-    /// The classes' names, in the order of the logits.
+    /// Class names, in the order of the logits.
     pub labels: Option<Vec<String>>,
-    /// What is subtracted from red, green and blue, where black is 0 and white 1.
+    /// Mean of red, green and blue, on the scale where black is 0 and white is 1.
     pub mean: Option<[f32; 3]>,
-    /// What the differences are divided by.
+    /// Standard deviation of red, green and blue, on the same scale.
     pub std: Option<[f32; 3]>,
-    /// The shorter side after scaling, before the crop, in pixels.
+    /// Length of the shorter side after scaling and before the crop, in pixels.
     pub resize_shorter_side: Option<u32>,
 }
 
-/// A model that is ready to be given to an engine.
+/// A model that an engine can load.
 #[derive(Clone, Debug)]
 pub struct Model {
-    /// What clients call it.
+    /// The name that clients select it by.
     pub name: String,
     /// The first 12 hexadecimal digits of the SHA-256 of the file's content.
     pub version: String,
-    /// The classes' names, one for each logit.
+    /// Class names, one for each logit.
     pub labels: Arc<[String]>,
-    /// How images are scaled and cropped for it.
+    /// How images are scaled and cropped before inference.
     pub geometry: Geometry,
-    /// How callers may have normalised what they send; `None` for a network that takes integers and
-    /// doesn't say.
+    /// The normalisation that callers are expected to have applied to tensors that they send;
+    /// `None` for a network that takes integers and whose manifest gives no mean and deviation.
     pub normalization: Option<Normalization>,
-    /// The network, from pixels to logits.
+    /// The network, from `uint8` pixels to logits.
     pub graph: ServingGraph,
-    /// What the file says about itself.
+    /// The manifest as it is stored in the file.
     pub manifest: Manifest,
 }
 
 impl Model {
-    /// A model from the content of an ONNX file. Without a name in `overrides` or the manifest it
-    /// is called `model`.
+    /// Loads a model from the content of an ONNX file. Without a name in `overrides` or the
+    /// manifest, the model is called `model`.
     ///
     /// # Errors
     /// Content that is not an ONNX classifier of RGB images; settings or labels that do not fit it.
@@ -93,9 +96,10 @@ impl Model {
         Self::load(onnx, overrides, "model", None)
     }
 
-    /// A model from an ONNX file. Without a name in `overrides` or the manifest it is called as the
-    /// file is, and without labels there it takes those of `NAME.labels.txt` beside `NAME.onnx`, if
-    /// that exists.
+    /// Loads a model from an ONNX file.
+    ///
+    /// Without a name in `overrides` or the manifest, the model is named after the file. Without
+    /// labels there, the labels are read from `NAME.labels.txt` beside `NAME.onnx`, if that exists.
     ///
     /// # Errors
     /// As for [`Model::from_bytes`], and a file that cannot be read.
@@ -106,7 +110,7 @@ impl Model {
         })
     }
 
-    /// The model that comes with the program.
+    /// Loads the model that is built into the program.
     ///
     /// # Errors
     /// As for [`Model::from_bytes`].
@@ -144,55 +148,58 @@ impl Model {
         let graph = ServingGraph::new(model, &normalization, manifest.input.as_ref())?;
         if !graph.normalizes && (overrides.mean.is_some() || overrides.std.is_some()) {
             return Err(ModelError::Normalization(
-                "the network takes integers and so gets the pixels from 0 to 255 as they are; leave mean and standard \
-                 deviation out"
+                "the network takes integers and so gets the pixels from 0 to 255 as they are; \
+                 leave mean and standard deviation out"
                     .into(),
             ));
         }
+
+        let name = overrides
+            .name
+            .as_ref()
+            .or(manifest.name.as_ref())
+            .filter(|name| !name.is_empty())
+            .map_or_else(|| fallback_name.to_owned(), Clone::clone);
+        let labels = labels(graph.classes, &manifest)?;
+        let normalization_is_known =
+            graph.normalizes || (manifest.mean.is_some() && manifest.std.is_some());
+        let resize_shorter_side = overrides
+            .resize_shorter_side
+            .or(manifest.resize_shorter_side);
+
         Ok(Self {
-            name: overrides
-                .name
-                .as_ref()
-                .or(manifest.name.as_ref())
-                .filter(|name| !name.is_empty())
-                .map_or_else(|| fallback_name.to_owned(), Clone::clone),
+            name,
             version,
-            labels: labels(graph.classes, &manifest)?.into(),
-            normalization: (graph.normalizes
-                || (manifest.mean.is_some() && manifest.std.is_some()))
-            .then_some(normalization),
-            geometry: geometry(
-                &graph,
-                overrides
-                    .resize_shorter_side
-                    .or(manifest.resize_shorter_side),
-            )?,
+            labels: labels.into(),
+            geometry: geometry(&graph, resize_shorter_side)?,
+            normalization: normalization_is_known.then_some(normalization),
             graph,
             manifest,
         })
     }
 }
 
-/// Does something with the content of the file; an error says which file it was.
+/// Calls `work` with the content of the file; any error names the file.
 fn in_file<T>(
     path: &Path,
     work: impl FnOnce(Bytes) -> Result<T, ModelError>,
 ) -> Result<T, ModelError> {
     let content = fs::read(path).map_err(ModelError::Read);
-    let named = |error| ModelError::File {
-        path: path.to_owned(),
-        source: Box::new(error),
-    };
-    content.and_then(|onnx| work(onnx.into())).map_err(named)
+    content
+        .and_then(|onnx| work(onnx.into()))
+        .map_err(|error| ModelError::File {
+            path: path.to_owned(),
+            source: Box::new(error),
+        })
 }
 
-/// What a model in this file is called when nothing else gives it a name.
+/// The default name of a model in this file: the file's name without its extension.
 fn file_stem(path: &Path) -> String {
     path.file_stem()
         .map_or("model".into(), |stem| stem.to_string_lossy().into_owned())
 }
 
-/// Names the exact content.
+/// A version that identifies the exact content: 12 hexadecimal digits of its SHA-256.
 fn version(onnx: &[u8]) -> String {
     Sha256::digest(onnx)
         .iter()
@@ -201,12 +208,12 @@ fn version(onnx: &[u8]) -> String {
         .collect()
 }
 
-/// Writes everything that a model is served with into its manifest, so that the file needs nothing
-/// beside it.
+/// Writes every setting that a model is served with into its manifest, so that the file can be
+/// served without any other file.
 ///
-/// `overrides` win over what the manifest says, and where neither says anything the defaults of
-/// [`Model::from_file`] are written. Without a name it is called `fallback_name`. `origin` is the
-/// file that the model is from: its labels may lie beside it.
+/// `overrides` take precedence over the manifest; where neither has a value, the defaults of
+/// [`Model::from_file`] are written. A model without a name is called `fallback_name`. `origin` is
+/// the file that the model was read from: a file of labels may lie beside it.
 ///
 /// # Errors
 /// As for [`Model::from_bytes`].
@@ -227,22 +234,24 @@ pub fn complete(
         fallback_name,
         labels,
     )?;
+
     let manifest = served.manifest;
-    // A network that normalises by itself uses neither.
+    // A network that normalises by itself uses neither mean nor deviation.
     let normalization = served
         .graph
         .normalizes
         .then(|| normalization(overrides, &manifest));
-    let size = manifest
+    let other_input_keys = manifest
         .input
         .map_or_else(Default::default, |input| input.other);
+
     Manifest {
         name: Some(served.name),
         labels: Some(served.labels.to_vec()),
         input: Some(InputSize {
             height: served.geometry.height,
             width: served.geometry.width,
-            other: size,
+            other: other_input_keys,
         }),
         resize_shorter_side: Some(served.geometry.resize_shorter_side),
         mean: normalization
@@ -257,7 +266,7 @@ pub fn complete(
     Ok(())
 }
 
-/// Reads an ONNX file. Weights stay where they are in `onnx` and are shared, not copied.
+/// Decodes an ONNX file. Weights are shared with `onnx`, not copied.
 ///
 /// # Errors
 /// Content that is not an ONNX model.
@@ -288,7 +297,7 @@ fn normalization(overrides: &Overrides, manifest: &Manifest) -> Normalization {
     }
 }
 
-/// The file of labels that may lie beside a model's.
+/// The path of the file of labels that belongs to the model file `path`.
 fn labels_beside(path: &Path) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{stem}.labels.txt"))
@@ -311,26 +320,27 @@ fn choose_labels(
     } else {
         return Err(ModelError::NoLabels { classes });
     };
-    match labels.len() == classes {
-        true => Ok(labels),
-        false => Err(ModelError::LabelCount {
+    if labels.len() != classes {
+        return Err(ModelError::LabelCount {
             classes,
             labels: labels.len(),
             origin,
-        }),
+        });
     }
+    Ok(labels)
 }
 
-/// Images are scaled as for ImageNet, 256 for a crop of 224, unless `resize_shorter_side` says
-/// otherwise.
+/// The preprocessing geometry. Without `resize_shorter_side`, images are scaled in the ratio that
+/// is usual for ImageNet: a shorter side of 256 for a crop of 224.
 fn geometry(
     graph: &ServingGraph,
     resize_shorter_side: Option<u32>,
 ) -> Result<Geometry, ModelError> {
     let (width, height) = (graph.width, graph.height);
-    let usual =
-        || ((f64::from(width.min(height)) * 256.0 / 224.0).round() as u32).max(width.max(height));
-    let resize_shorter_side = resize_shorter_side.unwrap_or_else(usual);
+    let resize_shorter_side = resize_shorter_side.unwrap_or_else(|| {
+        let usual = (f64::from(width.min(height)) * 256.0 / 224.0).round() as u32;
+        usual.max(width).max(height)
+    });
     if resize_shorter_side < width.max(height) {
         return Err(ModelError::Resize {
             resize_shorter_side,

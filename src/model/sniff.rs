@@ -1,6 +1,6 @@
-//! What a file is that is no ONNX model: for a refusal that helps.
+//! Recognises common file formats by their first bytes, for error messages about wrong files.
 
-/// Says what `content` looks like.
+/// A sentence about what `content`, which is not an ONNX model, looks like.
 pub(super) fn looks_like(content: &[u8]) -> &'static str {
     let text = content.trim_ascii_start();
     let text = &text[..text.len().min(64)].to_ascii_lowercase();
@@ -8,9 +8,11 @@ pub(super) fn looks_like(content: &[u8]) -> &'static str {
     if content.is_empty() {
         "it is empty"
     } else if has(0, b"PK\x03\x04") {
-        "it looks like a zip archive, as PyTorch saves checkpoints (`.pth`, `.pt`), which `resnet18 import` turns into ONNX"
+        "it looks like a zip archive, as PyTorch saves checkpoints (`.pth`, `.pt`), \
+         which `resnet18 import` turns into ONNX"
     } else if content[0] == 0x80 && matches!(content.get(1), Some(2..=5)) {
-        "it looks like a Python pickle, as PyTorch's older checkpoints are, which `resnet18 import` turns into ONNX"
+        "it looks like a Python pickle, as PyTorch's older checkpoints are, \
+         which `resnet18 import` turns into ONNX"
     } else if is_safetensors(content) {
         "it looks like a safetensors checkpoint, which `resnet18 import` turns into ONNX"
     } else if has(0, b"ftrt") || has(0, b"ptrt") {
@@ -34,13 +36,14 @@ pub(super) fn looks_like(content: &[u8]) -> &'static str {
     } else if text.starts_with(b"{") {
         "it looks like JSON"
     } else if content[0] == 0x08 {
-        "it begins like one but is damaged or cut off"
+        "it begins like an ONNX model but is damaged or cut off"
     } else {
-        "its content is of an unknown kind, damaged or cut off"
+        "its format is unknown, or it is damaged or cut off"
     }
 }
 
-/// Safetensors: the length of a JSON header in 8 bytes, then the header.
+/// Whether `content` begins as a safetensors file: the length of a JSON header in 8 bytes, then the
+/// header.
 pub(super) fn is_safetensors(content: &[u8]) -> bool {
     content.first_chunk::<8>().is_some_and(|length| {
         usize::try_from(u64::from_le_bytes(*length)).is_ok_and(|length| length < content.len())

@@ -1,4 +1,4 @@
-//! Reading and writing the values of ONNX tensors.
+//! Reads, converts and writes the values of ONNX tensors.
 
 use bytes::Bytes;
 use half::{f16, slice::HalfFloatSliceExt};
@@ -11,10 +11,10 @@ use super::{
     },
 };
 
-/// Values are converted in pieces of this many, so that they stay in the processor's cache.
+/// Values are converted in chunks of this many, so that they stay in the processor's cache.
 const CHUNK: usize = 2048;
 
-/// The bytes of one value of the floating-point types that are converted here.
+/// Size in bytes of one value; `None` for types that are not converted here.
 pub(super) fn float_size(elem: DataType) -> Option<usize> {
     match elem {
         DataType::Float16 | DataType::Bfloat16 => Some(2),
@@ -34,7 +34,7 @@ pub(super) fn is_half(elem: DataType) -> bool {
     matches!(elem, DataType::Float16 | DataType::Bfloat16)
 }
 
-/// How many values the tensor has by its shape.
+/// Number of values according to the tensor's shape.
 pub(super) fn len(tensor: &TensorProto) -> Result<usize, ModelError> {
     tensor
         .dims
@@ -50,7 +50,7 @@ pub(super) fn len(tensor: &TensorProto) -> Result<usize, ModelError> {
         })
 }
 
-/// Refuses tensors whose values lie in another file.
+/// Rejects tensors whose values are stored in another file.
 pub(super) fn refuse_external(tensor: &TensorProto) -> Result<(), ModelError> {
     if tensor.data_location() != DataLocation::External {
         return Ok(());
@@ -67,8 +67,8 @@ pub(super) fn refuse_external(tensor: &TensorProto) -> Result<(), ModelError> {
     })
 }
 
-/// Moves the values of a floating-point tensor into `raw_data`, where they can be shared. Other
-/// tensors stay as they are.
+/// Moves the values of a floating-point tensor into `raw_data`, where they can be shared, and
+/// checks their number against the shape. Other tensors are not changed.
 pub(super) fn make_raw(tensor: &mut TensorProto) -> Result<(), ModelError> {
     let Some(size) = float_size(elem(tensor)) else {
         return Ok(());
@@ -80,7 +80,7 @@ pub(super) fn make_raw(tensor: &mut TensorProto) -> Result<(), ModelError> {
         let raw: Vec<u8> = match elem(tensor) {
             DataType::Float => floats.into_iter().flat_map(f32::to_le_bytes).collect(),
             DataType::Double => doubles.into_iter().flat_map(f64::to_le_bytes).collect(),
-            // The 16 bits of a half lie in the lower part of an int32.
+            // ONNX stores the 16 bits of a half in the lower part of an int32.
             _ => halves
                 .into_iter()
                 .flat_map(|value| (value as u16).to_le_bytes())
@@ -88,6 +88,7 @@ pub(super) fn make_raw(tensor: &mut TensorProto) -> Result<(), ModelError> {
         };
         tensor.raw_data = Some(raw.into());
     }
+
     let (values, bytes) = (len(tensor)?, tensor.raw_data().len());
     if values.checked_mul(size) != Some(bytes) {
         let reason = format!(
@@ -103,12 +104,12 @@ pub(super) fn make_raw(tensor: &mut TensorProto) -> Result<(), ModelError> {
 /// Appends the values of a tensor that went through [`make_raw`] to `out`, little-endian, as type
 /// `to`.
 ///
-/// Values are rounded to the nearest, ties to even. With `overflow`, what is too large for `to`
-/// becomes infinite.
+/// Values are rounded to nearest, ties to even. With `overflow`, values too large for `to` become
+/// infinite.
 ///
 /// # Errors
-/// A type that is not a floating-point one; without `overflow`, a finite value outside the range of
-/// `to`.
+/// A type that is not a floating-point type; without `overflow`, a finite value outside the range
+/// of `to`.
 pub(super) fn write_floats(
     tensor: &TensorProto,
     to: DataType,
@@ -127,10 +128,12 @@ pub(super) fn write_floats(
             format!("{} is not a float type", from.as_str_name()),
         )
     })?;
+
     let mut values = [0_f32; CHUNK];
     for chunk in raw.chunks(CHUNK * size) {
         let values = &mut values[..chunk.len() / size];
         load(chunk, from, values);
+
         let start = out.len();
         store(values, to, out).ok_or_else(|| {
             error::tensor(
@@ -157,7 +160,8 @@ pub(super) fn converted(
 ) -> Result<TensorProto, ModelError> {
     let mut tensor = tensor.clone();
     make_raw(&mut tensor)?;
-    // Of what is there, not of what the shape promises: nobody has compared them for other types.
+    // Reserve by the bytes that exist rather than by the shape: for types that are not
+    // floating-point, `make_raw` has not compared the two.
     let values = float_size(elem(&tensor)).map_or(0, |size| tensor.raw_data().len() / size);
     let mut raw = Vec::with_capacity(values * float_size(to).unwrap_or_default());
     write_floats(&tensor, to, overflow, &mut raw)?;
@@ -195,6 +199,7 @@ pub(super) fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
     }
 }
 
+/// Decodes little-endian values of type `from`, at most [`CHUNK`] of them.
 fn load(raw: &[u8], from: DataType, values: &mut [f32]) {
     let halves = || {
         raw.as_chunks::<2>()
@@ -243,6 +248,7 @@ fn load(raw: &[u8], from: DataType, values: &mut [f32]) {
     }
 }
 
+/// Appends at most [`CHUNK`] values as type `to`; `None` for a type that is not written here.
 fn store(values: &[f32], to: DataType, out: &mut Vec<u8>) -> Option<()> {
     let start = out.len();
     out.resize(start + values.len() * float_size(to)?, 0);
@@ -274,16 +280,16 @@ fn store(values: &[f32], to: DataType, out: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
-/// The nearest bfloat16, ties to even; without branches, so that many are computed at once.
+/// The nearest bfloat16, ties to even. It has no branches, so that the compiler vectorises it.
 fn bfloat16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    // Rounding may carry a NaN over into another number; one bit more keeps it a NaN.
+    // Rounding can carry a NaN's mantissa into the exponent; setting the quiet bit keeps it a NaN.
     let quiet = bits >> 16 | 0x40;
     (if value.is_nan() { quiet } else { rounded }) as u16
 }
 
-/// The first finite value that became infinite.
+/// The first finite value that became infinite when it was stored.
 fn first_overflow(values: &[f32], stored: &[u8], to: DataType) -> Option<f32> {
     let infinite = match to {
         DataType::Float16 => 0x7c00,
@@ -294,11 +300,11 @@ fn first_overflow(values: &[f32], stored: &[u8], to: DataType) -> Option<f32> {
         (u16::from_le_bytes(**bytes) & 0x7fff == infinite) & value.is_finite()
     };
     let mut pairs = values.iter().zip(stored.as_chunks::<2>().0);
-    // Looking at all values without stopping is much faster, and nearly always enough.
-    if !pairs
+    // A pass without early exit is vectorised and so much faster; overflow is rare.
+    let any_overflow = pairs
         .clone()
-        .fold(false, |any, pair| any | overflows(&pair))
-    {
+        .fold(false, |any, pair| any | overflows(&pair));
+    if !any_overflow {
         return None;
     }
     pairs.find(overflows).map(|(value, _)| *value)
@@ -429,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_that_lie_are_refused() {
+    fn shapes_that_do_not_fit_the_values_are_refused() {
         let mut tensor = floats("w", &[3], &[1.0, 2.0]);
         assert_eq!(
             make_raw(&mut tensor).unwrap_err().to_string(),

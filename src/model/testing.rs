@@ -1,4 +1,4 @@
-//! Small models, and running them, for tests.
+//! Small models for tests, and a function that runs them.
 
 use prost::Message;
 use rten_tensor::{AsView, Tensor};
@@ -139,14 +139,14 @@ pub(crate) const WEIGHT: [f32; 12] = [
 ];
 pub(crate) const BIAS: [f32; 4] = [0.5, -0.5, 0.25, 0.0];
 
-/// Two images of 4×6 pixels, and what [`tiny`] answers with the given mean and std.
+/// Two images of 4×6 pixels.
 pub(crate) fn tiny_images() -> Vec<u8> {
     (0..2 * 4 * 6 * 3)
         .map(|index| (index * 37 % 256) as u8)
         .collect()
 }
 
-/// What [`tiny`] answers for [`tiny_images`].
+/// The logits of [`tiny`] for `images`, computed without an engine.
 pub(crate) fn tiny_logits(images: &[u8], mean: [f32; 3], std: [f32; 3]) -> Vec<f32> {
     let answer = |image: &[u8]| {
         let pooled: Vec<f32> = (0..3)

@@ -1,4 +1,4 @@
-//! Whole models: the bundled one and others, their labels and settings, against reference answers.
+//! Tests of whole models: labels, settings, and logits against reference values.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -119,7 +119,7 @@ fn a_file_gives_its_name_and_the_labels_beside_it() {
 }
 
 #[test]
-fn a_completed_model_needs_nothing_beside_it() {
+fn a_completed_model_needs_no_other_files() {
     let mut model = decode(&with_manifest(
         r#"{"labels":["e","f","g","h"],"std":[0.5,0.5,0.5],"note":"kept"}"#,
     ))
@@ -223,7 +223,7 @@ fn settings_that_cannot_be_used_are_refused() {
 }
 
 #[test]
-fn what_is_no_model_is_refused() {
+fn content_that_is_not_a_model_is_refused() {
     for (content, reason) in [
         (&b"PK\x03\x04"[..], "zip"),
         (b"", "empty"),
@@ -263,7 +263,7 @@ fn the_bundled_model_shares_its_weights_with_the_program() {
 }
 
 #[test]
-fn the_bundled_model_is_what_it_says() {
+fn the_bundled_model_has_the_documented_properties() {
     let model = Model::bundled(&Overrides::default()).unwrap();
     assert_eq!(
         (model.name.as_str(), model.labels.len(), model.graph.classes),

@@ -1,8 +1,12 @@
-//! What the tensors of a float network hold while it looks at photos.
+//! Calibration: collects statistics of the float network's activations while it runs on photos.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
 };
 
 use super::{
@@ -14,25 +18,26 @@ use crate::{
         EngineError,
         embedded::{Probe, one_thread},
     },
-    model::{Layer, Range, ServingGraph},
+    model::{ActivationRange, Layer, ServingGraph},
 };
 
-/// A tensor of activations over all photos.
+/// The statistics of a tensor of activations over all photos.
 #[derive(Clone, Debug, Default)]
-struct Statistics {
+struct TensorStatistics {
     values: Histogram,
-    /// The sum of each channel, and how many values that is.
-    channels: Vec<f64>,
-    values_a_channel: usize,
+    /// Sum of the values of each channel.
+    channel_sums: Vec<f64>,
+    /// Number of values in each of these sums.
+    values_per_channel: usize,
 }
 
-/// What was seen.
+/// The statistics of a network's tensors.
 pub(super) struct Calibration {
-    tensors: HashMap<String, Statistics>,
+    tensors: HashMap<String, TensorStatistics>,
 }
 
 impl Calibration {
-    /// Runs the photos through the embedded engine, on `threads` threads.
+    /// Runs the network on the photos with the embedded engine, on `threads` threads.
     pub(super) fn run(
         graph: &ServingGraph,
         photos: &[Photo],
@@ -54,13 +59,14 @@ impl Calibration {
             .collect();
         names.sort();
         let ranged: HashSet<String> = ranged.into_iter().collect();
+
         let probe = Probe::load(graph, &names)?;
         let parts = on_threads(
             photos,
             threads,
             progress,
-            |statistics: &mut Vec<Statistics>, _, photo, pool| {
-                statistics.resize_with(names.len(), Statistics::default);
+            |statistics: &mut Vec<TensorStatistics>, _, photo, pool| {
+                statistics.resize_with(names.len(), TensorStatistics::default);
                 let tensors = probe.run(&photo.crop, pool)?;
                 for ((name, statistics), (shape, values)) in names
                     .iter()
@@ -77,20 +83,21 @@ impl Calibration {
                 Ok(())
             },
         )?;
+
         let mut parts = parts.into_iter().filter(|part| !part.is_empty());
         let mut all = parts.next().unwrap_or_default();
         for part in parts {
-            all.iter_mut()
-                .zip(part)
-                .for_each(|(all, part)| all.merge(&part));
+            for (all, part) in all.iter_mut().zip(part) {
+                all.merge(&part);
+            }
         }
         Ok(Self {
             tensors: names.into_iter().zip(all).collect(),
         })
     }
 
-    /// The range of every tensor that is to be quantised.
-    pub(super) fn ranges(&self, estimator: Estimator) -> HashMap<String, Range> {
+    /// The estimated range of every tensor that is to be quantised.
+    pub(super) fn ranges(&self, estimator: Estimator) -> HashMap<String, ActivationRange> {
         self.tensors
             .iter()
             .map(|(name, statistics)| (name.clone(), statistics.values.range(estimator)))
@@ -99,10 +106,10 @@ impl Calibration {
 
     /// The mean of each channel of the layers' inputs.
     pub(super) fn means(&self) -> HashMap<String, Vec<f32>> {
-        let mean = |statistics: &Statistics| {
-            let count = statistics.values_a_channel.max(1) as f64;
+        let mean = |statistics: &TensorStatistics| {
+            let count = statistics.values_per_channel.max(1) as f64;
             statistics
-                .channels
+                .channel_sums
                 .iter()
                 .map(|sum| (sum / count) as f32)
                 .collect()
@@ -114,7 +121,7 @@ impl Calibration {
     }
 }
 
-impl Statistics {
+impl TensorStatistics {
     fn add_channels(&mut self, shape: &[usize], values: &[f32], channels_second: bool) {
         let axis = if channels_second {
             1
@@ -125,51 +132,51 @@ impl Statistics {
             return;
         };
         let inner: usize = shape[axis + 1..].iter().product();
-        self.channels.resize(channels, 0.0);
+        self.channel_sums.resize(channels, 0.0);
         for (index, values) in values.chunks(inner.max(1)).enumerate() {
-            self.channels[index % channels] += f64::from(values.iter().sum::<f32>());
+            self.channel_sums[index % channels] += f64::from(values.iter().sum::<f32>());
         }
-        self.values_a_channel += values.len() / channels;
+        self.values_per_channel += values.len() / channels;
     }
 
     fn merge(&mut self, other: &Self) {
         self.values.merge(&other.values);
-        self.channels
-            .resize(self.channels.len().max(other.channels.len()), 0.0);
-        self.channels
-            .iter_mut()
-            .zip(&other.channels)
-            .for_each(|(sum, other)| *sum += other);
-        self.values_a_channel += other.values_a_channel;
+        let channels = self.channel_sums.len().max(other.channel_sums.len());
+        self.channel_sums.resize(channels, 0.0);
+        for (sum, other) in self.channel_sums.iter_mut().zip(&other.channel_sums) {
+            *sum += other;
+        }
+        self.values_per_channel += other.values_per_channel;
     }
 }
 
-/// Calls `work` for each item on one of the threads, with that thread's state, the item's index and
-/// a pool for [`Probe`]. Returns the states.
+/// Calls `work` for each item on one of `threads` threads, with that thread's state, the item's
+/// index and a pool for [`Probe`]. Returns the states of all threads.
 pub(super) fn on_threads<T: Sync, S: Default + Send>(
     items: &[T],
     threads: usize,
     progress: &(dyn Fn(usize) + Sync),
-    work: impl Fn(&mut S, usize, &T, &std::sync::Arc<rten::ThreadPool>) -> Result<(), EngineError>
-    + Sync,
+    work: impl Fn(&mut S, usize, &T, &Arc<rten::ThreadPool>) -> Result<(), EngineError> + Sync,
 ) -> Result<Vec<S>, EngineError> {
-    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let next = AtomicUsize::new(0);
+    let done = AtomicUsize::new(0);
     let worker = || {
-        let (mut state, pool) = (S::default(), one_thread());
+        let mut state = S::default();
+        let pool = one_thread();
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(item) = items.get(index) else {
                 return Ok(state);
             };
             if let Err(error) = work(&mut state, index, item, &pool) {
-                // The others need not go on.
+                // Make the other threads stop as well.
                 next.store(items.len(), Ordering::Relaxed);
                 return Err(error);
             }
             progress(done.fetch_add(1, Ordering::Relaxed) + 1);
         }
     };
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let workers: Vec<_> = (0..threads.clamp(1, items.len().max(1)))
             .map(|_| scope.spawn(worker))
             .collect();

@@ -1,52 +1,53 @@
-//! Quantisation: from a float model and a folder of photos to one whose layers compute in 8 bits.
+//! Post-training quantisation: turns a float model and a folder of photos into an INT8 model.
 //!
-//! `photos` samples the folder, `calibration` watches the float network look at them, `ranges`
-//! chooses what 8 bits should cover, `report` compares the answers. The rewriting itself is the
-//! graph's: [`ServingGraph::quantized`].
+//! `photos` samples the folder, `calibration` records the activations of the float network on those
+//! photos, `ranges` chooses the range that 8 bits cover, and `report` compares the answers of the
+//! two models. [`ServingGraph::quantized`] rewrites the graph.
 
-mod at_start;
 mod calibration;
 mod photos;
 mod ranges;
 mod report;
+mod startup;
 
 use std::{collections::HashSet, io, path::PathBuf};
 
-use self::calibration::Calibration;
+use self::{
+    calibration::Calibration,
+    report::{Comparison, LayerNoise},
+};
 pub use self::{
-    at_start::AtStart,
-    photos::{Photo, Photos},
-    ranges::Estimator,
-    report::{Accuracy, Comparison, LayerNoise, Report},
+    photos::Photos, ranges::Estimator, report::QuantizationReport, startup::StartupQuantization,
 };
 use crate::{
     engine::EngineError,
     model::{InputSize, Manifest, Model, ModelError, Quantization, ServingGraph},
 };
 
-/// Photos that single layers are judged by.
-const PHOTOS_A_LAYER: usize = 4;
-/// Photos that bias correction is judged by.
-const PHOTOS_A_CHOICE: usize = 16;
-/// Layers that the report names.
+/// Number of photos for measuring the noise of a single layer.
+const LAYER_NOISE_PHOTOS: usize = 4;
+/// Number of photos for choosing whether to correct biases.
+const BIAS_CORRECTION_PHOTOS: usize = 16;
+/// Number of layers that the report names.
 const WORST_LAYERS: usize = 5;
 
-/// How to quantise.
+/// The settings of a quantisation.
 #[derive(Clone, Debug)]
 pub struct QuantizationConfig {
-    /// Photos to calibrate with.
+    /// Number of photos to calibrate with.
     pub photos: usize,
-    /// How ranges are chosen.
+    /// How the ranges of activations are estimated.
     pub range: Estimator,
-    /// Layers that stay float32, by name.
+    /// Names of layers that stay float32.
     pub keep_float: Vec<String>,
-    /// How many of the worst layers stay float32 beside those.
+    /// Number of further layers that stay float32: those with the most quantisation noise.
     pub auto_keep: usize,
-    /// Whether the report names the worst layers, which takes a while.
+    /// Whether to measure each layer alone, so that the report names the worst. This takes a while.
     pub judge_layers: bool,
-    /// The least part of the photos with the same most probable class, 0 to 1.
+    /// Least agreement with the float model, apart from ties, from 0 to 1: see
+    /// [`Comparison::agreement_but_ties`].
     pub min_agreement: f64,
-    /// CPU threads.
+    /// Number of CPU threads.
     pub threads: usize,
 }
 
@@ -66,154 +67,137 @@ impl Default for QuantizationConfig {
 
 /// A quantised model.
 pub struct Quantized {
-    /// As an ONNX file, which holds its labels and all that it is served with.
+    /// The model as an ONNX file, which contains its labels and every setting to serve it with.
     pub onnx: Vec<u8>,
-    /// How it was made and how good it is.
-    pub report: Report,
+    pub report: QuantizationReport,
 }
 
-/// Why a model was not quantised.
+/// Why a model could not be quantised.
 #[derive(Debug, thiserror::Error)]
 pub enum QuantizationError {
-    /// A folder can't be read.
-    #[error("the photos in {} can't be read: {source}", path.display())]
-    Folder {
-        /// Which folder.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Too few photos.
+    #[error("the photos in {} cannot be read: {source}", path.display())]
+    Folder { path: PathBuf, source: io::Error },
     #[error(
-        "{}: has {found} photos that can be read ({skipped} other files); at least 8 are needed, and 100 to 500 of the \
-         kind that the model will see are good", path.display()
+        "{}: has {found} photos that can be read ({skipped} other files); at least 8 are needed; \
+         100 to 500 of the kind that the model will see are recommended",
+        path.display()
     )]
     TooFewPhotos {
-        /// Which folder.
         path: PathBuf,
-        /// The photos in it.
+        /// Number of readable photos in the folder.
         found: usize,
-        /// Files that are no photos.
+        /// Number of files that are not readable photos.
         skipped: usize,
     },
-    /// There is no such layer.
-    #[error("the model has no layer \"{layer}\" that could stay float; its layers are {}", layers.join(", "))]
+    #[error(
+        "the model has no layer \"{layer}\" that could stay float; its layers are {}",
+        layers.join(", ")
+    )]
     UnknownLayer {
-        /// What was asked for.
+        /// The requested layer.
         layer: String,
-        /// What there is.
+        /// The layers of the model.
         layers: Vec<String>,
     },
-    /// The model can't be quantised.
+    /// The model cannot be quantised.
     #[error("the model {0}")]
     Model(#[from] ModelError),
-    /// The embedded engine, which calibrates, can't run the model.
+    /// The embedded engine, which runs the calibration, cannot run the model.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The answers changed too much.
+    /// The answers of the quantised model differ too much.
     #[error(
-        "the quantised model agrees with the float one, but for ties, on {:.1} % of {} photos only (at least {:.1} % are \
-         asked for): it was not kept; leave the worst layers in float (--auto-keep 3, or --keep-float LAYER), give more photos, or \
-         serve the float model", report.comparison.agreement_but_ties * 100.0, report.comparison.photos, min_agreement * 100.0
+        "apart from ties, the quantised model agrees with the float model on only {:.1} % of {} \
+         photos (at least {:.1} % are required), so it was discarded; leave the worst layers in \
+         float (--auto-keep 3, or --keep-float LAYER), give more photos, or serve the float model",
+        report.comparison.agreement_but_ties * 100.0,
+        report.comparison.photos,
+        min_agreement * 100.0
     )]
     Disagrees {
-        /// All the figures.
-        report: Box<Report>,
-        /// What was asked for.
+        report: Box<QuantizationReport>,
+        /// The required agreement, 0 to 1.
         min_agreement: f64,
     },
 }
 
-/// What is being done.
+/// The stages of a quantisation, for reporting progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// The float network looks at photos.
+pub enum QuantizationStage {
+    /// The float network runs on the photos.
     Calibrating,
-    /// Single layers are judged.
+    /// The quantisation noise of single layers is measured.
     Judging,
-    /// The answers are compared.
+    /// The answers of the two networks are compared.
     Comparing,
 }
 
-/// Hears what is being done, how much of it is done, and how much that is in all.
-pub type Progress<'a> = &'a (dyn Fn(Stage, usize, usize) + Sync);
+/// Called with the current stage, the number of its steps that are done, and their total.
+pub type QuantizationProgress<'a> = &'a (dyn Fn(QuantizationStage, usize, usize) + Sync);
 
-/// Quantises `model`, whose float answers stay the measure.
+/// Quantises `model` and compares the result with it.
 ///
 /// # Errors
-/// A model that can't be quantised or calibrated; one whose answers change too much.
+/// A model that cannot be quantised or calibrated, or whose answers change too much.
 pub fn quantize(
     model: &Model,
     photos: &Photos,
     config: &QuantizationConfig,
-    progress: Progress,
+    progress: QuantizationProgress,
 ) -> Result<Quantized, QuantizationError> {
     let float = model.graph.folded()?;
     let layers: Vec<String> = float.layers().into_iter().map(|layer| layer.name).collect();
+    // Check before the long work begins.
     if let Some(unknown) = config.keep_float.iter().find(|name| !layers.contains(name)) {
         return Err(QuantizationError::UnknownLayer {
             layer: unknown.clone(),
             layers,
         });
     }
-    let threads = config.threads;
-    // Told before the long work begins.
-    let all: HashSet<String> = layers.iter().cloned().collect();
-    let calibrating = |done| progress(Stage::Calibrating, done, photos.calibration.len());
-    let calibration = Calibration::run(&float, &photos.calibration, threads, &calibrating)?;
-    let mut how = Quantization {
+
+    let calibrating = |done| {
+        progress(
+            QuantizationStage::Calibrating,
+            done,
+            photos.calibration.len(),
+        )
+    };
+    let calibration = Calibration::run(&float, &photos.calibration, config.threads, &calibrating)?;
+    let mut parameters = Quantization {
         ranges: calibration.ranges(config.range),
         means: calibration.means(),
         keep_float: config.keep_float.iter().cloned().collect(),
     };
 
-    // Each layer alone: what it costs is not hidden by what the layers before it did.
-    let few = &photos.calibration[..photos.calibration.len().min(PHOTOS_A_LAYER)];
-    let reference = report::logits(&float, few, threads, &|_| {})?;
     let mut noises = Vec::new();
-    let judging = config.judge_layers || config.auto_keep > 0;
-    let judged = layers
-        .iter()
-        .filter(|layer| !how.keep_float.contains(*layer) && judging);
-    for (done, layer) in judged.enumerate() {
-        let keep_float = all
-            .iter()
-            .filter(|other| *other != layer)
-            .cloned()
-            .collect();
-        let alone = float.quantized(&Quantization {
-            keep_float,
-            ..how.clone()
-        })?;
-        let snr_db = report::snr_db(&report::logits(&alone, few, threads, &|_| {})?, &reference);
-        noises.push(LayerNoise {
-            layer: layer.clone(),
-            snr_db,
-        });
-        progress(Stage::Judging, done + 1, layers.len());
+    if config.judge_layers || config.auto_keep > 0 {
+        noises = layer_noises(&float, &layers, &parameters, photos, config, progress)?;
     }
-    noises.sort_by(|a, b| a.snr_db.total_cmp(&b.snr_db));
-    how.keep_float.extend(
-        noises
-            .drain(..config.auto_keep.min(noises.len()))
-            .map(|noise| noise.layer),
-    );
+    let worst = noises.drain(..config.auto_keep.min(noises.len()));
+    parameters.keep_float.extend(worst.map(|noise| noise.layer));
     noises.truncate(WORST_LAYERS);
 
-    let (quantized, bias_correction) = better(&float, &mut how, photos, threads)?;
-    let onnx = quantized.to_file(&manifest(model, config, photos, bias_correction, &how))?;
+    let (quantized, bias_correction) = choose_bias_correction(&float, &parameters, photos, config)?;
+    let onnx = quantized.to_file(&manifest(
+        model,
+        config,
+        photos,
+        bias_correction,
+        &parameters,
+    ))?;
 
-    // What is compared is what will be loaded.
+    // Compare the file as it will be loaded, not the graph that it was written from.
     let total = 2 * photos.check.len();
-    let comparing = |done| progress(Stage::Comparing, done, total);
-    let expected = report::logits(&float, &photos.check, threads, &comparing)?;
+    let comparing = |done| progress(QuantizationStage::Comparing, done, total);
+    let expected = report::logits(&float, &photos.check, config.threads, &comparing)?;
     let loaded = Model::from_bytes(onnx.clone().into(), &Default::default())?;
-    let actual = report::logits(&loaded.graph, &photos.check, threads, &|done| {
+    let actual = report::logits(&loaded.graph, &photos.check, config.threads, &|done| {
         comparing(photos.check.len() + done)
     })?;
-    let mut kept_float: Vec<String> = how.keep_float.into_iter().collect();
+
+    let mut kept_float: Vec<String> = parameters.keep_float.into_iter().collect();
     kept_float.sort();
-    let report = Report {
+    let report = QuantizationReport {
         range: config.range,
         bias_correction,
         calibration_photos: photos.calibration.len(),
@@ -232,44 +216,87 @@ pub fn quantize(
     Ok(Quantized { onnx, report })
 }
 
-/// The quantised network with or without corrected biases, whichever comes closer to the float one.
-fn better(
+/// The noise of each layer that is to be quantised, the worst first.
+///
+/// Each layer is quantised alone, so that its noise is not hidden by that of the layers before it.
+fn layer_noises(
     float: &ServingGraph,
-    how: &mut Quantization,
+    layers: &[String],
+    parameters: &Quantization,
     photos: &Photos,
-    threads: usize,
-) -> Result<(ServingGraph, bool), QuantizationError> {
-    let some = &photos.calibration[..photos.calibration.len().min(PHOTOS_A_CHOICE)];
-    let reference = report::logits(float, some, threads, &|_| {})?;
-    let snr = |graph: &ServingGraph| {
-        Ok::<_, EngineError>(report::snr_db(
-            &report::logits(graph, some, threads, &|_| {})?,
-            &reference,
-        ))
-    };
-    let corrected = float.quantized(how)?;
-    let plain = float.quantized(&Quantization {
-        means: Default::default(),
-        ..how.clone()
-    })?;
-    let (a, b) = (snr(&corrected)?, snr(&plain)?);
-    tracing::debug!("logits with corrected biases {a:.1} dB, without {b:.1} dB");
-    Ok(if a > b {
-        (corrected, true)
-    } else {
-        (plain, false)
-    })
+    config: &QuantizationConfig,
+    progress: QuantizationProgress,
+) -> Result<Vec<LayerNoise>, QuantizationError> {
+    let sample = &photos.calibration[..photos.calibration.len().min(LAYER_NOISE_PHOTOS)];
+    let reference = report::logits(float, sample, config.threads, &|_| {})?;
+
+    let mut noises = Vec::new();
+    let judged = layers
+        .iter()
+        .filter(|layer| !parameters.keep_float.contains(*layer));
+    for (done, layer) in judged.enumerate() {
+        let others: HashSet<String> = layers
+            .iter()
+            .filter(|other| *other != layer)
+            .cloned()
+            .collect();
+        let alone = float.quantized(&Quantization {
+            keep_float: others,
+            ..parameters.clone()
+        })?;
+        let logits = report::logits(&alone, sample, config.threads, &|_| {})?;
+        noises.push(LayerNoise {
+            layer: layer.clone(),
+            snr_db: report::snr_db(&logits, &reference),
+        });
+        progress(QuantizationStage::Judging, done + 1, layers.len());
+    }
+    noises.sort_by(|a, b| a.snr_db.total_cmp(&b.snr_db));
+    Ok(noises)
 }
 
-/// All that the model is served with, and what was done to it.
+/// The quantised network with or without bias correction, whichever is closer to the float network,
+/// and whether its biases are corrected.
+fn choose_bias_correction(
+    float: &ServingGraph,
+    parameters: &Quantization,
+    photos: &Photos,
+    config: &QuantizationConfig,
+) -> Result<(ServingGraph, bool), QuantizationError> {
+    let sample = &photos.calibration[..photos.calibration.len().min(BIAS_CORRECTION_PHOTOS)];
+    let reference = report::logits(float, sample, config.threads, &|_| {})?;
+    let snr_db = |graph: &ServingGraph| -> Result<f64, EngineError> {
+        let logits = report::logits(graph, sample, config.threads, &|_| {})?;
+        Ok(report::snr_db(&logits, &reference))
+    };
+
+    let corrected = float.quantized(parameters)?;
+    let plain = float.quantized(&Quantization {
+        means: Default::default(),
+        ..parameters.clone()
+    })?;
+    let corrected_snr_db = snr_db(&corrected)?;
+    let plain_snr_db = snr_db(&plain)?;
+    tracing::debug!(
+        "logits with corrected biases {corrected_snr_db:.1} dB, without {plain_snr_db:.1} dB"
+    );
+
+    if corrected_snr_db > plain_snr_db {
+        Ok((corrected, true))
+    } else {
+        Ok((plain, false))
+    }
+}
+
+/// The manifest of the quantised model: every setting to serve it with, and how it was made.
 fn manifest(
     model: &Model,
     config: &QuantizationConfig,
     photos: &Photos,
     bias_correction: bool,
-    how: &Quantization,
+    parameters: &Quantization,
 ) -> Manifest {
-    let size = model
+    let other_input_keys = model
         .manifest
         .input
         .as_ref()
@@ -280,15 +307,16 @@ fn manifest(
         input: Some(InputSize {
             height: model.geometry.height,
             width: model.geometry.width,
-            other: size,
+            other: other_input_keys,
         }),
         resize_shorter_side: Some(model.geometry.resize_shorter_side),
-        // The file takes pixels and normalises them itself.
+        // The quantised file takes pixels and normalises in the graph.
         mean: None,
         std: None,
         other: model.manifest.other.clone(),
     };
-    let mut kept: Vec<&String> = how.keep_float.iter().collect();
+
+    let mut kept: Vec<&String> = parameters.keep_float.iter().collect();
     kept.sort();
     manifest.other.insert(
         "quantization".into(),
@@ -305,10 +333,11 @@ fn manifest(
 
 #[cfg(test)]
 mod tests {
+    use super::photos::Photo;
     use super::*;
     use crate::model::{Overrides, testing};
 
-    /// The mean colours of an image decide, with these weights.
+    /// A model whose logits are these weights times the mean colours of an image.
     fn model(weights: [f32; 12]) -> Model {
         let mut model = testing::tiny();
         let raw = |values: &[f32]| {
@@ -363,7 +392,7 @@ mod tests {
             1.0, 0.5, -0.25, 0.0, 2.0, 1.0, -1.0, 0.125, 0.5, 0.75, -2.0, 4.0,
         ]);
         let seen = std::sync::Mutex::new(HashSet::new());
-        let stages = |stage: Stage, _: usize, _: usize| {
+        let stages = |stage: QuantizationStage, _: usize, _: usize| {
             seen.lock().unwrap().insert(format!("{stage:?}"));
         };
         let quantized = quantize(&model, &photos(&model), &config(), &stages).unwrap();
@@ -387,7 +416,7 @@ mod tests {
 
     #[test]
     fn a_bad_result_is_refused_with_its_figures() {
-        // What tells the first two classes apart vanishes beside the large weights.
+        // The small weights, which distinguish the first two classes, are rounded to 0.
         let model = model([
             900.0, 2.0, 0.0, 900.0, -2.0, 0.0, -900.0, 0.0, 2.0, -900.0, 0.0, -2.0,
         ]);
@@ -427,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_result_is_used_until_model_photos_or_settings_change() {
+    fn a_cached_result_is_used_until_model_photos_or_settings_change() {
         let folder = tempfile::tempdir().unwrap();
         let images = folder.path().join("photos");
         std::fs::create_dir(&images).unwrap();
@@ -456,7 +485,7 @@ mod tests {
                 })
                 .count()
         };
-        let mut at_start = AtStart {
+        let mut startup = StartupQuantization {
             photos: images.clone(),
             preprocess: Default::default(),
             config: config(),
@@ -465,25 +494,25 @@ mod tests {
         let first = [
             1.0, 0.5, -0.25, 0.0, 2.0, 1.0, -1.0, 0.125, 0.5, 0.75, -2.0, 4.0,
         ];
-        let apply = |at_start: &AtStart, weights| at_start.apply(model(weights)).unwrap();
-        let quantized = apply(&at_start, first);
+        let apply = |startup: &StartupQuantization, weights| startup.apply(model(weights)).unwrap();
+        let quantized = apply(&startup, first);
         assert!(quantized.graph.quantized);
         let version = quantized.version.clone();
         assert_eq!(
-            at_start.apply(quantized).unwrap().version,
+            startup.apply(quantized).unwrap().version,
             version,
             "a quantised model stays as it is"
         );
-        assert_eq!((apply(&at_start, first).version, kept()), (version, 1));
+        assert_eq!((apply(&startup, first).version, kept()), (version, 1));
         let mut second = first;
         second[11] = 3.0;
-        apply(&at_start, second);
+        apply(&startup, second);
         assert_eq!(kept(), 2);
         write(3, [9, 9, 9]);
-        apply(&at_start, first);
+        apply(&startup, first);
         assert_eq!(kept(), 3);
-        at_start.config.range = Estimator::Mse;
-        apply(&at_start, first);
+        startup.config.range = Estimator::Mse;
+        apply(&startup, first);
         assert_eq!(kept(), 4);
     }
 }

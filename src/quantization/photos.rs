@@ -1,4 +1,4 @@
-//! Photos to calibrate with and others to check the result: a sample of a folder.
+//! Samples a folder of photos: some for calibration, and others for checking the result.
 
 use std::{
     collections::VecDeque,
@@ -16,42 +16,43 @@ use crate::{
     model::Model,
 };
 
-/// Larger files are not read, in bytes.
-const LARGEST_FILE: u64 = 64 << 20;
-/// The most files that are looked at in a folder.
-const MOST_FILES: usize = 1_000_000;
-/// The most memory for crops, in bytes.
-const CROPS: usize = 512 << 20;
-/// Fewer photos tell nothing.
-const FEWEST: usize = 8;
+/// Size of the largest file that is read, in bytes.
+const MAX_FILE_SIZE: u64 = 64 << 20;
+/// Most files of a folder that are considered.
+const MAX_FILES: usize = 1_000_000;
+/// Most memory for crops, in bytes.
+const MAX_CROP_BYTES: usize = 512 << 20;
+/// Least number of photos: fewer say nothing about the quality.
+const MIN_PHOTOS: usize = 8;
 
-/// A photo, as the network sees it.
+/// A photo after scaling and cropping.
 pub struct Photo {
     /// `uint8 [height, width, 3]`.
     pub crop: Vec<u8>,
-    /// The class that its folder is named after, if it is one of the model's.
+    /// The class of the model that its folder is named after, if any.
     pub class: Option<usize>,
 }
 
 /// A sample of a folder's photos.
 pub struct Photos {
-    /// Those to calibrate with.
+    /// Photos for calibration.
     pub calibration: Vec<Photo>,
-    /// Others, to check the result.
+    /// Photos for checking the result.
     pub check: Vec<Photo>,
-    /// Files that are no image that can be read.
+    /// Number of files that are not readable images.
     pub skipped: usize,
-    /// Names all of the photos and how they were divided.
+    /// Hash of the photos and of how they were divided.
     pub digest: [u8; 32],
 }
 
 impl Photos {
-    /// Takes `calibration` photos and then up to as many others, at least a fifth of all, in an
-    /// order that depends on the files' names alone; `progress` hears how many there are. Every
-    /// file below `folder` is tried.
+    /// Samples up to `calibration` photos and up to as many others for the check, but at least a
+    /// fifth of all, in a pseudorandom order that depends only on the files' names. Every file
+    /// below `folder` is tried. `progress` is called with the number of photos read and their
+    /// total.
     ///
     /// # Errors
-    /// A folder that can't be read; fewer than eight photos.
+    /// A folder that cannot be read; fewer than eight photos.
     pub fn sample(
         folder: &Path,
         calibration: usize,
@@ -61,8 +62,9 @@ impl Photos {
     ) -> Result<Self, QuantizationError> {
         let files =
             files(folder).map_err(|(path, source)| QuantizationError::Folder { path, source })?;
-        let most = (CROPS / model.geometry.bytes().max(1)).max(FEWEST);
+        let most = (MAX_CROP_BYTES / model.geometry.bytes().max(1)).max(MIN_PHOTOS);
         let wanted = (2 * calibration).min(most).min(files.len());
+
         let mut preprocessor = Preprocessor::new(preprocess);
         let mut photos: Vec<Photo> = Vec::with_capacity(wanted);
         let mut hash = Sha256::new();
@@ -85,26 +87,29 @@ impl Photos {
                 skipped += 1;
                 continue;
             };
+
             hash.update(Sha256::digest(&content));
-            let of = path
+            let folder_name = path
                 .parent()
                 .and_then(Path::file_name)
                 .map(|name| name.to_string_lossy().into_owned());
             let class = model
                 .labels
                 .iter()
-                .position(|label| Some(label) == of.as_ref());
+                .position(|label| Some(label) == folder_name.as_ref());
             photos.push(Photo { crop, class });
             progress(photos.len(), wanted);
         }
-        if photos.len() < FEWEST {
+        if photos.len() < MIN_PHOTOS {
             return Err(QuantizationError::TooFewPhotos {
                 path: folder.to_owned(),
                 found: photos.len(),
                 skipped,
             });
         }
-        let check = photos.split_off(calibration.min(photos.len() - photos.len().div_ceil(5)));
+
+        let most_calibration = photos.len() - photos.len().div_ceil(5);
+        let check = photos.split_off(calibration.min(most_calibration));
         hash.update((photos.len() as u64).to_le_bytes());
         Ok(Self {
             calibration: photos,
@@ -115,20 +120,21 @@ impl Photos {
     }
 }
 
+/// Reads a file of at most [`MAX_FILE_SIZE`].
 fn read(path: &Path) -> io::Result<Bytes> {
     let mut content = Vec::new();
     File::open(path)?
-        .take(LARGEST_FILE + 1)
+        .take(MAX_FILE_SIZE + 1)
         .read_to_end(&mut content)?;
-    if content.len() as u64 > LARGEST_FILE {
+    if content.len() as u64 > MAX_FILE_SIZE {
         Err(io::ErrorKind::FileTooLarge.into())
     } else {
         Ok(content.into())
     }
 }
 
-/// Every file in any depth below `root`, without hidden ones, in a shuffled order that is always
-/// the same.
+/// Every file at any depth below `root` except hidden ones, in an order that is pseudorandom but
+/// always the same.
 fn files(root: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
     let mut folders = VecDeque::from([root.to_owned()]);
     let mut files = Vec::new();
@@ -141,10 +147,10 @@ fn files(root: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
             }
             let kind = entry.file_type().map_err(failed)?;
             let path = entry.path();
-            // A link to a folder may lead round in a circle.
+            // Links to folders are not followed, because they may form a cycle.
             if kind.is_dir() {
                 folders.push_back(path);
-            } else if path.is_file() && files.len() < MOST_FILES {
+            } else if path.is_file() && files.len() < MAX_FILES {
                 files.push(path);
             }
         }

@@ -1,28 +1,28 @@
-//! How large the values of a tensor are, seen one photo after the other, and which range of them 8
-//! bits should cover.
+//! Histograms of activations, and estimators of the range that 8 bits should cover.
 
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::model::Range;
+use crate::model::ActivationRange;
 
-/// Parts that a range is divided into; each of the 255 steps of 8 bits has several.
+/// Number of bins of a histogram, so that each of the 255 steps of 8 bits has several.
 const BINS: usize = 4096;
-/// The part of all values that a percentile covers.
+/// Fraction of all values that the percentile covers.
 const PERCENTILE: f64 = 0.9999;
-/// Limits that are tried, as parts of the largest value.
-const TRIED: usize = 96;
+/// Resolution of the search for the limit with the least error: limits are multiples of the largest
+/// value divided by this.
+const LIMIT_STEPS: usize = 96;
 
-/// How a range is chosen.
+/// How the range of a tensor is estimated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Estimator {
-    /// All values that were seen.
+    /// The range of all observed values.
     MinMax,
-    /// 99.99 % of them: a few outliers are cut off, and the rest gets finer steps.
+    /// The range of 99.99 % of the values: outliers are clipped, and the others get finer steps.
     Percentile,
-    /// The range with the smallest mean squared error.
+    /// The range with the least mean squared error.
     Mse,
 }
 
@@ -36,14 +36,15 @@ impl fmt::Display for Estimator {
     }
 }
 
-/// A histogram of absolute values. Its range doubles when a larger value comes, so that its size is
-/// fixed.
+/// A histogram of absolute values with a fixed number of bins. Its range doubles when a larger
+/// value is added.
 #[derive(Clone, Debug)]
 pub struct Histogram {
     counts: Vec<u64>,
-    /// The end of the last bin; 0 before the first value.
+    /// Upper end of the last bin; 0 before the first value.
     end: f32,
     largest: f32,
+    /// Whether a negative value was added.
     negative: bool,
 }
 
@@ -59,7 +60,7 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Counts `values`. Infinite ones and NaN are left out.
+    /// Adds `values`, except infinite ones and NaN.
     pub fn add(&mut self, values: &[f32]) {
         let finite = values.iter().filter(|value| value.is_finite());
         let (smallest, largest) = finite.fold((0_f32, 0_f32), |(min, max), &value| {
@@ -71,20 +72,21 @@ impl Histogram {
             self.counts[0] += values.len() as u64;
             return;
         }
-        let bins_a_unit = BINS as f32 / self.end;
+
+        let bins_per_unit = BINS as f32 / self.end;
         for value in values.iter().filter(|value| value.is_finite()) {
-            self.counts[((value.abs() * bins_a_unit) as usize).min(BINS - 1)] += 1;
+            self.counts[((value.abs() * bins_per_unit) as usize).min(BINS - 1)] += 1;
         }
     }
 
-    /// Adds what another one has counted.
+    /// Adds the values of another histogram.
     pub fn merge(&mut self, other: &Self) {
         self.negative |= other.negative;
         self.cover(other.largest);
         let mut other = other.clone();
         other.cover(self.largest);
-        // Both ranges hold a power of two times the first value that either saw, so values move, by
-        // less than a bin.
+        // Each range is a power of two times the first value of its histogram, so that the bins of
+        // the two do not coincide. Values move by less than a bin.
         let scale = if self.end > 0.0 {
             other.end / self.end
         } else {
@@ -96,10 +98,11 @@ impl Histogram {
         }
     }
 
+    /// Extends the range to include `value`.
     fn cover(&mut self, value: f32) {
         self.largest = self.largest.max(value);
         if self.end == 0.0 {
-            // Room for somewhat larger values, which are likely to come.
+            // Leave room for somewhat larger values, which are likely to follow.
             self.end = value * 1.25;
             return;
         }
@@ -113,18 +116,19 @@ impl Histogram {
     }
 
     /// The range that 8 bits should cover.
-    pub fn range(&self, estimator: Estimator) -> Range {
+    pub fn range(&self, estimator: Estimator) -> ActivationRange {
         let limit = match estimator {
             Estimator::MinMax => self.largest,
             Estimator::Percentile => self.percentile().min(self.largest),
             Estimator::Mse => self.least_error(),
         };
-        Range {
+        ActivationRange {
             limit,
             signed: self.negative,
         }
     }
 
+    /// The limit that [`PERCENTILE`] of the values do not exceed.
     fn percentile(&self) -> f32 {
         let total: u64 = self.counts.iter().sum();
         let mut rest = (total as f64 * (1.0 - PERCENTILE)) as u64;
@@ -137,10 +141,11 @@ impl Histogram {
         self.largest
     }
 
+    /// The limit with the least mean squared error, with values taken as the middles of their bins.
     fn least_error(&self) -> f32 {
         let width = self.end / BINS as f32;
         let error = |limit: f32| -> f64 {
-            let range = Range {
+            let range = ActivationRange {
                 limit,
                 signed: self.negative,
             };
@@ -158,7 +163,8 @@ impl Histogram {
                 .map(one)
                 .sum()
         };
-        let limits = (TRIED / 4..=TRIED).map(|part| self.largest * part as f32 / TRIED as f32);
+        let limits = (LIMIT_STEPS / 4..=LIMIT_STEPS)
+            .map(|part| self.largest * part as f32 / LIMIT_STEPS as f32);
         let errors = limits.map(|limit| (limit, error(limit)));
         errors
             .min_by(|a, b| a.1.total_cmp(&b.1))
@@ -188,14 +194,14 @@ mod tests {
     fn the_whole_range_reaches_to_the_largest_value() {
         assert_eq!(
             histogram(&[0.5, 2.0, 0.0]).range(Estimator::MinMax),
-            Range {
+            ActivationRange {
                 limit: 2.0,
                 signed: false
             }
         );
         assert_eq!(
             histogram(&[0.5, -3.0]).range(Estimator::MinMax),
-            Range {
+            ActivationRange {
                 limit: 3.0,
                 signed: true
             }
@@ -210,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn outliers_are_cut_off_where_that_helps() {
+    fn outliers_are_clipped_if_that_reduces_the_error() {
         let histogram = histogram(&with_outlier());
         assert_eq!(histogram.range(Estimator::MinMax).limit, 8.0);
         let percentile = histogram.range(Estimator::Percentile).limit;
@@ -220,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn an_even_distribution_is_not_cut_off() {
+    fn a_uniform_distribution_is_not_clipped() {
         let values: Vec<f32> = (0..=10_000)
             .map(|step| step as f32 / 10_000.0 - 0.5)
             .collect();
@@ -229,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_and_the_number_of_threads_hardly_matter() {
+    fn order_and_merging_hardly_change_the_range() {
         let values = with_outlier();
         let (small, large) = values.split_at(values.len() / 3);
         let mut forwards = histogram(small);
@@ -255,7 +261,7 @@ mod tests {
         empty.merge(&histogram(&[1.0, -2.0]));
         assert_eq!(
             empty.range(Estimator::MinMax),
-            Range {
+            ActivationRange {
                 limit: 2.0,
                 signed: true
             }

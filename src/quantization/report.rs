@@ -1,4 +1,4 @@
-//! How close a quantised network comes to the float one.
+//! Measures how close the answers of a quantised network are to those of the float network.
 
 use serde::Serialize;
 
@@ -9,72 +9,71 @@ use crate::{
     model::ServingGraph,
 };
 
-/// A class with this part of the highest probability, or more, is as good as tied with the most
-/// probable one.
+/// A class with at least this fraction of the highest probability counts as tied with the most
+/// probable class.
 const TIE: f32 = 0.75;
 
-/// What was done, and how well it went.
+/// How a model was quantised, and how close its answers are to the float model's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
-    /// How the ranges were chosen.
+pub struct QuantizationReport {
+    /// How the ranges of activations were estimated.
     pub range: Estimator,
-    /// Whether biases make up for the rounding of the weights; they do where that brings the logits
-    /// closer.
+    /// Whether biases compensate the mean error of rounding the weights. They do if that brings the
+    /// logits closer.
     pub bias_correction: bool,
-    /// Photos that were calibrated with.
+    /// Number of photos used for calibration.
     pub calibration_photos: usize,
-    /// Layers with 8-bit weights.
+    /// Number of layers with 8-bit weights.
     pub layers: usize,
-    /// Layers that stay float32.
+    /// Names of the layers that stay float32.
     pub kept_float: Vec<String>,
-    /// The layers that lose most, the worst first.
+    /// The layers with the most noise, the worst first.
     pub worst_layers: Vec<LayerNoise>,
     /// The signal-to-noise ratio of the logits, in decibels.
     pub logits_snr_db: f64,
-    /// What became of the answers.
     pub comparison: Comparison,
 }
 
-/// What a layer costs by itself.
+/// The noise that quantising a single layer adds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerNoise {
-    /// The layer's name.
     pub layer: String,
     /// The signal-to-noise ratio of the logits when only this layer is quantised, in decibels.
     pub snr_db: f64,
 }
 
-/// The quantised network's answers beside the float one's, on photos that were not calibrated with.
+/// The quantised network's answers compared with the float network's, on photos that were not used
+/// for calibration.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
-    /// How many photos.
+    /// Number of photos.
     pub photos: usize,
-    /// The part of them with the same most probable class, 0 to 1.
+    /// Fraction of the photos with the same most probable class.
     pub agreement: f64,
-    /// The same when a class to which the float network gives nearly the most probability is as
-    /// good as the most probable one: of photos that show none of the classes, the network can't
-    /// say which they show, and rounding decides.
+    /// The same fraction if a class with nearly the highest probability in the float network counts
+    /// as the most probable one. On a photo that shows none of the classes the float network has no
+    /// clear favourite, and rounding decides between several.
     pub agreement_but_ties: f64,
-    /// The largest change of any class's probability.
+    /// Largest change of any class's probability.
     pub max_probability_change: f32,
-    /// The mean over the photos of the change of the most probable class's probability.
+    /// Mean over the photos of the change of the most probable class's probability.
     pub mean_probability_change: f32,
-    /// Present where folders are named after classes of the model.
+    /// Present if folders are named after classes of the model.
     pub accuracy: Option<Accuracy>,
 }
 
-/// The part of the labelled photos whose class is the most probable one, 0 to 1.
+/// Fractions of the labelled photos whose class is the most probable one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Accuracy {
-    /// Photos with a label.
+    /// Number of photos with a label.
     pub photos: usize,
-    /// In float32.
+    /// Of the float32 network.
     pub fp32: f64,
-    /// With 8-bit layers.
+    /// Of the quantised network.
     pub int8: f64,
 }
 
-/// The logits for each of the photos, by the embedded engine.
+/// The logits of each photo, computed by the embedded engine.
 pub(super) fn logits(
     graph: &ServingGraph,
     photos: &[Photo],
@@ -96,22 +95,25 @@ pub(super) fn logits(
     Ok(answers.into_iter().map(|(_, logits)| logits).collect())
 }
 
-/// Signal to noise in decibels, of logits less what all have in common, which does not change the
-/// answer.
+/// The signal-to-noise ratio in decibels, of logits less their mean: a common shift of all logits
+/// does not change the probabilities.
 pub(super) fn snr_db(logits: &[Vec<f32>], reference: &[Vec<f32>]) -> f64 {
-    let (mut signal, mut noise) = (0.0, 0.0);
+    let mut signal = 0.0;
+    let mut noise = 0.0;
     for (logits, reference) in logits.iter().zip(reference) {
         let mean = |values: &[f32]| {
             values.iter().map(|value| f64::from(*value)).sum::<f64>() / values.len() as f64
         };
-        let means = (mean(logits), mean(reference));
+        let logits_mean = mean(logits);
+        let reference_mean = mean(reference);
         for (value, reference) in logits.iter().zip(reference) {
-            let (value, reference) = (f64::from(*value) - means.0, f64::from(*reference) - means.1);
+            let value = f64::from(*value) - logits_mean;
+            let reference = f64::from(*reference) - reference_mean;
             signal += reference * reference;
             noise += (value - reference) * (value - reference);
         }
     }
-    // Without any noise a number all the same, as JSON has no infinity.
+    // Finite even without any noise, because JSON has no infinity.
     (10.0 * (signal / noise.max(signal * 1e-12)).log10()).clamp(-120.0, 120.0)
 }
 
@@ -130,31 +132,39 @@ impl Comparison {
             fp32: 0.0,
             int8: 0.0,
         };
+
         let count = photos.len().max(1) as f64;
         for ((photo, logits), reference) in photos.iter().zip(logits).zip(reference) {
-            let (actual, expected) = (answer::softmax(logits), answer::softmax(reference));
-            let (top, expected_top) = (largest(&actual), largest(&expected));
+            let actual = answer::softmax(logits);
+            let expected = answer::softmax(reference);
+            let top = largest(&actual);
+            let expected_top = largest(&expected);
+
             let tied = expected[top] >= TIE * expected[expected_top]
                 && actual.iter().all(|value| value.is_finite());
             comparison.agreement += f64::from(u8::from(top == expected_top));
             comparison.agreement_but_ties += f64::from(u8::from(tied));
+
             let changes = actual
                 .iter()
                 .zip(&expected)
                 .map(|(a, b)| if a.is_nan() { 1.0 } else { (a - b).abs() });
             comparison.max_probability_change =
                 changes.fold(comparison.max_probability_change, f32::max);
+
             let change = actual
                 .get(expected_top)
                 .zip(expected.get(expected_top))
                 .map_or(1.0, |(a, b)| (a - b).abs());
             comparison.mean_probability_change += change / count as f32;
+
             if let Some(class) = photo.class {
                 labelled.photos += 1;
                 labelled.fp32 += f64::from(u8::from(expected_top == class));
                 labelled.int8 += f64::from(u8::from(top == class));
             }
         }
+
         comparison.agreement /= count;
         comparison.agreement_but_ties /= count;
         if labelled.photos > 0 {

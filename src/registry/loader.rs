@@ -14,7 +14,7 @@ use crate::{
     engine::{EngineConfig, EngineError, Lanes},
     metrics::EngineLabels,
     model::{Model, ModelError, Overrides},
-    quantization::{AtStart, QuantizationError},
+    quantization::{QuantizationError, StartupQuantization},
     registry::{Registry, Served},
     scheduler::{LoadedModel, Scheduler, SpawnError},
     state::{State, StateCell},
@@ -52,7 +52,7 @@ pub struct LoaderConfig {
     /// What runs them.
     pub engine: EngineConfig,
     /// How float models are quantised first; `None` = they are served as they are.
-    pub quantization: Option<AtStart>,
+    pub quantization: Option<StartupQuantization>,
     /// How often their files are looked at; `None` = only when asked to.
     pub watch_interval: Option<Duration>,
 }

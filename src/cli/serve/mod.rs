@@ -24,7 +24,7 @@ use crate::{
     engine::{self, EngineConfig, Precision},
     http::Web,
     model::Model,
-    quantization::{AtStart, QuantizationConfig},
+    quantization::{QuantizationConfig, StartupQuantization},
     registry::loader::{ListedModel, LoaderConfig, ModelSource},
     scheduler::{Capacity, SchedulerConfig},
     server::{self, Control, ServerConfig, ServerError},
@@ -227,7 +227,7 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
 }
 
 /// How floating-point models are quantized, if --calibration is given.
-fn quantization_at_start(args: &Args, engine: &EngineConfig) -> Result<Option<AtStart>, CliError> {
+fn quantization_at_start(args: &Args, engine: &EngineConfig) -> Result<Option<StartupQuantization>, CliError> {
     let Some(folder) = &args.quantization.calibration else {
         return Ok(None);
     };
@@ -255,7 +255,7 @@ fn quantization_at_start(args: &Args, engine: &EngineConfig) -> Result<Option<At
                 .inspect_err(|error| tracing::warn!("{error}; quantized models are not cached"))
                 .ok()
         });
-    Ok(Some(AtStart {
+    Ok(Some(StartupQuantization {
         photos: folder.clone(),
         preprocess: args.images.config(),
         config,

@@ -1,4 +1,4 @@
-//! BatchNorm folded into the convolution before it: at inference it only scales and shifts each
+//! Folds BatchNorm into the convolution before it: at inference it only scales and shifts each
 //! channel.
 
 use std::collections::HashMap;
@@ -13,19 +13,26 @@ use super::{
     walk::{self, Names, input, is},
 };
 
-/// ONNX's default.
+/// The default of the ONNX attribute `epsilon`.
 const EPSILON: f32 = 1e-5;
 
-/// Folds every BatchNorm that is the only user of a convolution with stored weights; others stay.
+/// Folds every BatchNorm that is the only consumer of a convolution with stored weights. Others are
+/// not changed.
 pub(super) fn fold(graph: &mut GraphProto) -> Result<(), ModelError> {
     let mut names = Names::of(graph);
     let mut folded = Vec::new();
     for index in 0..graph.node.len() {
-        let Some((conv, weights, bias)) = folding(graph, index)? else {
+        let Some(FoldedConv {
+            conv,
+            weights,
+            bias,
+        }) = fold_one(graph, index)?
+        else {
             continue;
         };
         let norm = &graph.node[index];
-        let (name, output) = (walk::describe(norm), norm.output[0].clone());
+        let name = walk::describe(norm);
+        let output = norm.output[0].clone();
         let dims = inspect::weight_dims(graph, &graph.node[conv].input[1]).unwrap_or_default();
         let [weights_name, bias_name] =
             ["weight", "bias"].map(|what| names.free(&format!("{name}.{what}")));
@@ -45,14 +52,18 @@ pub(super) fn fold(graph: &mut GraphProto) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// The convolution that the BatchNorm at `index` is folded into, with its new weights and bias.
-#[allow(clippy::type_complexity)]
-fn folding(
-    graph: &GraphProto,
-    index: usize,
-) -> Result<Option<(usize, Vec<f32>, Vec<f32>)>, ModelError> {
+/// A convolution with the BatchNorm after it folded in.
+struct FoldedConv {
+    /// The convolution's index in the graph.
+    conv: usize,
+    weights: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+/// Folds the BatchNorm at `index` into the convolution before it; `None` if that is not possible.
+fn fold_one(graph: &GraphProto, index: usize) -> Result<Option<FoldedConv>, ModelError> {
     let norm = &graph.node[index];
-    // In training mode the statistics are the batch's own.
+    // In training mode the statistics are computed from each batch.
     if !is(norm, "BatchNormalization") || walk::int(norm, "training_mode") == Some(1) {
         return Ok(None);
     }
@@ -62,9 +73,10 @@ fn folding(
     else {
         return Ok(None);
     };
-    if users(graph, &graph.node[conv].output[0]) != 1 {
+    if count_uses(graph, &graph.node[conv].output[0]) != 1 {
         return Ok(None);
     }
+
     let stored: HashMap<&str, _> = graph
         .initializer
         .iter()
@@ -76,6 +88,7 @@ fn folding(
             .map(|stored| tensor::to_floats(stored))
             .transpose()
     };
+
     let conv_node = &graph.node[conv];
     let (Some(mut weights), [Some(scale), Some(shift), Some(mean), Some(variance)]) = (
         values(conv_node, 1)?,
@@ -95,6 +108,7 @@ fn folding(
             None => return Ok(None),
         },
     };
+
     let channels = scale.len();
     if channels == 0
         || [&shift, &mean, &variance, &bias]
@@ -105,6 +119,7 @@ fn folding(
     {
         return Ok(None);
     }
+
     let epsilon = walk::attribute(norm, "epsilon").map_or(EPSILON, |attribute| attribute.f());
     let mut new_bias = Vec::with_capacity(channels);
     let filter = weights.len() / channels;
@@ -113,11 +128,16 @@ fn folding(
         filter.iter_mut().for_each(|weight| *weight *= factor);
         new_bias.push((bias[channel] - mean[channel]) * factor + shift[channel]);
     }
-    Ok(Some((conv, weights, new_bias)))
+
+    Ok(Some(FoldedConv {
+        conv,
+        weights,
+        bias: new_bias,
+    }))
 }
 
-/// How many inputs of nodes, and outputs of the graph, are the tensor `name`.
-fn users(graph: &GraphProto, name: &str) -> usize {
+/// How often the tensor `name` is an input of a node or an output of the graph.
+fn count_uses(graph: &GraphProto, name: &str) -> usize {
     let outputs = graph
         .output
         .iter()

@@ -1,4 +1,4 @@
-//! Writing a model tensor by tensor, so that converted weights are never held twice.
+//! Encodes a model tensor by tensor, so that converted weights are never held in memory twice.
 
 use prost::{Message, encode_length_delimiter, length_delimiter_len};
 
@@ -8,71 +8,72 @@ use super::super::{
     tensor,
 };
 
-/// Keys of length-delimited fields: the field's number, and 2 for the kind.
+// Keys of length-delimited protobuf fields: the field number, and 2 for the wire type.
 const MODEL_GRAPH: u8 = 7 << 3 | 2;
 const GRAPH_INITIALIZER: u8 = 5 << 3 | 2;
 const TENSOR_RAW_DATA: u8 = 9 << 3 | 2;
 
-/// How an initializer is to be written.
+/// The format in which an initializer is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Storage {
-    /// The element type; only floating-point tensors are ever changed.
+pub(super) struct InitializerFormat {
+    /// The element type. Only floating-point tensors are converted.
     pub(super) elem: DataType,
-    /// Whether values too large for it become infinite rather than an error.
+    /// Whether values too large for `elem` become infinite instead of being an error.
     pub(super) overflow: bool,
 }
 
-/// `model` as bytes, each initializer with the storage that `storage` chooses.
+/// Encodes `model`, writing each initializer in the format that `format_of` chooses.
 ///
 /// # Errors
-/// A value outside the range of its new type.
+/// A value outside the range of the chosen type.
 pub(super) fn encode(
     mut model: ModelProto,
-    storage: impl Fn(&TensorProto) -> Storage,
+    format_of: impl Fn(&TensorProto) -> InitializerFormat,
 ) -> Result<Vec<u8>, ModelError> {
     let mut graph = model.graph.take().unwrap_or_default();
-    let initializers: Vec<Piece> = std::mem::take(&mut graph.initializer)
+    let initializers: Vec<PendingInitializer> = std::mem::take(&mut graph.initializer)
         .into_iter()
-        .map(|tensor| Piece::new(&storage(&tensor), tensor))
+        .map(|tensor| PendingInitializer::new(format_of(&tensor), tensor))
         .collect::<Result<_, _>>()?;
     let graph_len = graph.encoded_len()
         + initializers
             .iter()
-            .map(|piece| 1 + delimited_len(piece.len()))
+            .map(|initializer| 1 + delimited_len(initializer.len()))
             .sum::<usize>();
 
     let mut out = Vec::with_capacity(model.encoded_len() + 1 + delimited_len(graph_len));
     model.encode_raw(&mut out);
-    key(MODEL_GRAPH, graph_len, &mut out);
+    write_key(MODEL_GRAPH, graph_len, &mut out);
     graph.encode_raw(&mut out);
-    for piece in initializers {
-        key(GRAPH_INITIALIZER, piece.len(), &mut out);
-        piece.write(&mut out)?;
+    for initializer in initializers {
+        write_key(GRAPH_INITIALIZER, initializer.len(), &mut out);
+        initializer.write(&mut out)?;
     }
     Ok(out)
 }
 
-/// An initializer that waits to be written.
-enum Piece {
+/// An initializer that is converted when it is written.
+enum PendingInitializer {
     AsIs(TensorProto),
     Converted {
         source: TensorProto,
+        /// The tensor without its values.
         head: Box<TensorProto>,
         raw_len: usize,
-        storage: Storage,
+        format: InitializerFormat,
     },
 }
 
-impl Piece {
-    fn new(storage: &Storage, source: TensorProto) -> Result<Self, ModelError> {
+impl PendingInitializer {
+    fn new(format: InitializerFormat, source: TensorProto) -> Result<Self, ModelError> {
         let Some(size) =
-            tensor::float_size(storage.elem).filter(|_| storage.elem != tensor::elem(&source))
+            tensor::float_size(format.elem).filter(|_| format.elem != tensor::elem(&source))
         else {
             return Ok(Self::AsIs(source));
         };
         let raw_len = tensor::len(&source)? * size;
         let head = Box::new(TensorProto {
-            data_type: Some(storage.elem as i32),
+            data_type: Some(format.elem as i32),
             raw_data: None,
             ..source.clone()
         });
@@ -80,7 +81,7 @@ impl Piece {
             source,
             head,
             raw_len,
-            storage: *storage,
+            format,
         })
     }
 
@@ -100,22 +101,23 @@ impl Piece {
                 source,
                 head,
                 raw_len,
-                storage,
+                format,
             } => {
                 head.encode_raw(out);
-                key(TENSOR_RAW_DATA, raw_len, out);
-                tensor::write_floats(&source, storage.elem, storage.overflow, out)?;
+                write_key(TENSOR_RAW_DATA, raw_len, out);
+                tensor::write_floats(&source, format.elem, format.overflow, out)?;
             }
         }
         Ok(())
     }
 }
 
-fn key(key: u8, len: usize, out: &mut Vec<u8>) {
+fn write_key(key: u8, len: usize, out: &mut Vec<u8>) {
     out.push(key);
-    encode_length_delimiter(len, out).expect("a vector grows");
+    encode_length_delimiter(len, out).expect("a vector grows as needed");
 }
 
+/// Encoded size of a field of `len` bytes together with its length.
 fn delimited_len(len: usize) -> usize {
     length_delimiter_len(len) + len
 }

@@ -1,5 +1,5 @@
-//! One element type for the whole network: halves are read as float32, and stored casts of weights
-//! are folded.
+//! Gives the whole network one floating-point type: widens 16-bit floats to float32 and folds casts
+//! of stored weights.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,18 +7,19 @@ use super::{
     super::{
         ModelError,
         onnx::{
-            AttributeProto, GraphProto, ModelProto, NodeProto, TypeProto, tensor_proto::DataType,
-            type_proto,
+            AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto,
+            tensor_proto::DataType, type_proto,
         },
         tensor,
     },
     walk::{self, attribute, each_node, int, is, uses},
 };
 
-/// Gives everything that has 16-bit floats the type float32.
+/// Changes every 16-bit floating-point type in the model to float32.
 ///
-/// Initializers of the main graph keep their bytes: a half stored there means float32 from now on
-/// and is widened when the graph is written, so that a model costs no more memory than its file.
+/// Initializers of the main graph keep their bytes: from now on a 16-bit initializer stands for a
+/// float32 one, and it is widened when the graph is written. So a model takes no more memory than
+/// its file.
 pub(super) fn widen(model: &mut ModelProto) -> Result<(), ModelError> {
     for function in &mut model.functions {
         widen_nodes(&mut function.node)?;
@@ -96,13 +97,13 @@ fn is_half(elem: i64) -> bool {
     elem == DataType::Float16 as i64 || elem == DataType::Bfloat16 as i64
 }
 
-/// Replaces `Cast(initializer)` and `Cast(Constant)` to float32 by an initializer that has the
-/// cast's name.
+/// Replaces `Cast(initializer)` and `Cast(Constant)` to float32 by an initializer with the name of
+/// the cast's output.
 pub(super) fn casts(graph: &mut GraphProto) -> Result<(), ModelError> {
     let stored: HashMap<String, usize> =
-        names(graph.initializer.iter().map(|tensor| tensor.name()));
+        index_by_name(graph.initializer.iter().map(|tensor| tensor.name()));
     let constants: HashMap<String, usize> =
-        names(graph.node.iter().map(|node| match constant(node) {
+        index_by_name(graph.node.iter().map(|node| match constant(node) {
             Some(_) => node.output[0].as_str(),
             None => "",
         }));
@@ -125,6 +126,7 @@ pub(super) fn casts(graph: &mut GraphProto) -> Result<(), ModelError> {
         {
             continue;
         }
+
         let value = match (stored.get(source), constants.get(source)) {
             (Some(&at), _) => graph.initializer[at].clone(),
             (None, Some(&at)) => constant(&graph.node[at]).cloned().unwrap_or_default(),
@@ -136,6 +138,7 @@ pub(super) fn casts(graph: &mut GraphProto) -> Result<(), ModelError> {
             _ => continue,
         };
         tensor::make_raw(&mut value)?;
+
         value.name = Some(name.clone());
         sources.insert(source.clone());
         folded.insert(index);
@@ -158,13 +161,14 @@ pub(super) fn casts(graph: &mut GraphProto) -> Result<(), ModelError> {
 }
 
 /// The tensor of a `Constant` node.
-pub(super) fn constant(node: &NodeProto) -> Option<&super::super::onnx::TensorProto> {
-    (is(node, "Constant") && node.output.len() == 1)
-        .then(|| attribute(node, "value")?.t.as_ref())
-        .flatten()
+pub(super) fn constant(node: &NodeProto) -> Option<&TensorProto> {
+    if !is(node, "Constant") || node.output.len() != 1 {
+        return None;
+    }
+    attribute(node, "value")?.t.as_ref()
 }
 
-/// Keeps what stands at the indices that `keep` answers with true.
+/// Keeps the items at the indices for which `keep` returns true.
 pub(super) fn retain_indices<T>(items: &mut Vec<T>, keep: impl Fn(usize) -> bool) {
     let mut index = 0;
     items.retain(|_| {
@@ -173,7 +177,8 @@ pub(super) fn retain_indices<T>(items: &mut Vec<T>, keep: impl Fn(usize) -> bool
     });
 }
 
-fn names<'a>(names: impl Iterator<Item = &'a str>) -> HashMap<String, usize> {
+/// The index of each name that is not empty.
+fn index_by_name<'a>(names: impl Iterator<Item = &'a str>) -> HashMap<String, usize> {
     names
         .enumerate()
         .filter(|(_, name)| !name.is_empty())
@@ -181,8 +186,8 @@ fn names<'a>(names: impl Iterator<Item = &'a str>) -> HashMap<String, usize> {
         .collect()
 }
 
-/// Writes the floating-point values of `Constant` nodes as tensors, so that there is one way to
-/// look at them.
+/// Rewrites the floating-point values of `Constant` nodes as tensors, so that they have only one
+/// representation.
 pub(super) fn constants_as_tensors(graph: &mut GraphProto) {
     each_node(&mut graph.node, &mut |node| {
         if !is(node, "Constant") {

@@ -1,25 +1,27 @@
-//! The last linear layer of a classifier: where it is, the network without it, another one in its
-//! place.
+//! Finds the last linear layer of a classifier, cuts it off, or replaces it by another one.
 
 use std::collections::HashSet;
 
 use super::{
     super::{
         ModelError,
-        onnx::{GraphProto, ModelProto, NodeProto, ValueInfoProto, tensor_proto::DataType},
+        onnx::{
+            GraphProto, ModelProto, NodeProto, ValueInfoProto, tensor_proto::DataType,
+            tensor_shape_proto::dimension, type_proto,
+        },
         tensor,
     },
+    fold,
     inspect::{producer, weight_dims},
     keep_only,
     scores::{self, source},
     tensor_type,
     walk::{self, Names, input, int, int_attribute, is, node},
 };
-use crate::model::onnx::{tensor_shape_proto::dimension, type_proto};
 
 /// Longest chain of nodes that is followed back from the scores.
 const STEPS: usize = 16;
-/// Operators that may follow the layer: they pass on as many numbers as they get.
+/// Operators that may follow the layer: they do not change the number of values.
 const AFTER: [&str; 6] = [
     "Identity",
     "Cast",
@@ -41,22 +43,24 @@ pub struct LinearLayer {
 /// Where a model's last linear layer is.
 #[derive(Clone, Debug)]
 pub(in super::super) struct Head {
-    /// Numbers that it takes for an image.
+    /// Number of input features for each image.
     pub(in super::super) features: usize,
-    /// Scores that it gives for an image.
+    /// Number of scores for each image.
     classes: usize,
-    /// The tensors that it takes and gives.
+    /// The tensor of features that it reads.
     from: String,
+    /// The tensor of scores that it produces.
     to: String,
-    /// What computes it: one `Gemm`, or a `MatMul` and perhaps an `Add`.
-    kind: Kind,
-    /// The element type of its weights and so of what it takes.
+    kind: HeadKind,
+    /// The element type of its weights, and so of its features.
     elem: DataType,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum HeadKind {
+    /// One `Gemm`.
     Gemm,
+    /// A `MatMul`, with or without an `Add` after it.
     MatMul,
 }
 
@@ -64,11 +68,12 @@ impl Head {
     /// Finds the last linear layer of a model as its file holds it.
     ///
     /// # Errors
-    /// A model whose scores don't come from one.
+    /// A model whose scores are not computed by a linear layer.
     pub(in super::super) fn find(model: &ModelProto) -> Result<Self, ModelError> {
         let empty = GraphProto::default();
         let graph = model.graph.as_ref().unwrap_or(&empty);
-        let scores = scores::scores(graph)?;
+        let scores = scores::find_scores(graph)?;
+
         let mut name = source(&scores);
         for _ in 0..STEPS {
             let Some(node) = producer(graph, name) else {
@@ -80,38 +85,38 @@ impl Head {
                 _ => return Self::at(graph, node, name),
             }
         }
-        Err(ModelError::Head("nothing computes the scores".into()))
+        Err(ModelError::Head("no node computes the scores".into()))
     }
 
+    /// The layer that ends with the node `last`, whose output is `to`.
     fn at(graph: &GraphProto, last: &NodeProto, to: &str) -> Result<Self, ModelError> {
         let wrong = |reason: &str| ModelError::Head(format!("`{}` {reason}", walk::describe(last)));
         let weight = |node: &NodeProto, index| weight_dims(graph, input(node, index)?);
         let (kind, layer) = if is(last, "Add") {
-            // The bias may stand on either side.
-            let sum = [0, 1]
+            // The bias may be either summand.
+            let summand = [0, 1]
                 .into_iter()
                 .find(|&index| weight(last, 1 - index).is_some());
-            let product = sum.and_then(|index| producer(graph, input(last, index)?));
-            (
-                Kind::MatMul,
-                product
-                    .filter(|node| is(node, "MatMul"))
-                    .ok_or_else(|| wrong("adds to no MatMul"))?,
-            )
+            let product = summand
+                .and_then(|index| producer(graph, input(last, index)?))
+                .filter(|node| is(node, "MatMul"))
+                .ok_or_else(|| wrong("does not add to a MatMul"))?;
+            (HeadKind::MatMul, product)
         } else if is(last, "MatMul") {
-            (Kind::MatMul, last)
+            (HeadKind::MatMul, last)
         } else if is(last, "Gemm") && int(last, "transA").unwrap_or(0) == 0 {
-            (Kind::Gemm, last)
+            (HeadKind::Gemm, last)
         } else if is(last, "Conv") {
-            return Err(wrong("gives the scores as a convolution"));
+            return Err(wrong("computes the scores by a convolution"));
         } else {
-            return Err(wrong("gives the scores"));
+            return Err(wrong("computes the scores"));
         };
+
         let dims = weight(layer, 1).ok_or_else(|| wrong("has no stored weights"))?;
         let [mut inputs, mut classes] = dims[..] else {
-            return Err(wrong("has no weights of two dimensions"));
+            return Err(wrong("has weights that are not two-dimensional"));
         };
-        if kind == Kind::Gemm && int(layer, "transB").unwrap_or(0) != 0 {
+        if kind == HeadKind::Gemm && int(layer, "transB").unwrap_or(0) != 0 {
             std::mem::swap(&mut inputs, &mut classes);
         }
         let size = |dim: i64| {
@@ -132,7 +137,7 @@ impl Head {
         })
     }
 
-    /// The model up to the layer: what the layer takes is its output.
+    /// The model up to the layer, with the layer's input features as output.
     pub(in super::super) fn backbone(&self, model: &ModelProto) -> ModelProto {
         let mut model = model.clone();
         let graph = model.graph.get_or_insert_default();
@@ -141,15 +146,15 @@ impl Head {
             r#type: Some(tensor_type(self.elem, &[-1, self.features as i64])),
             ..Default::default()
         }];
-        // Declared again above.
+        // The tensor is now declared as an output.
         graph.value_info.retain(|value| value.name() != self.from);
         model
     }
 
-    /// The model with another layer in this one's place.
+    /// The model with `layer` in place of this one.
     ///
     /// # Errors
-    /// Weights that are no whole rows, or outside the range of the model's element type.
+    /// Weights that are not whole rows, or outside the range of the model's element type.
     pub(in super::super) fn replace(
         &self,
         model: &ModelProto,
@@ -164,65 +169,56 @@ impl Head {
                 classes * self.features
             )));
         }
+
         let mut model = model.clone();
         let graph = model.graph.get_or_insert_default();
         let mut names = Names::of(graph);
-        let [weight, bias] = ["head.weight", "head.bias"].map(|name| names.free(name));
+        let [weight_name, bias_name] = ["head.weight", "head.bias"].map(|name| names.free(name));
         let at = graph
             .node
             .iter()
-            .position(|node| node.output.contains(&self.to));
-        let at =
-            at.ok_or_else(|| ModelError::Head(format!("`{}` is computed by no node", self.to)))?;
+            .position(|node| node.output.contains(&self.to))
+            .ok_or_else(|| ModelError::Head(format!("no node computes `{}`", self.to)))?;
 
         let (rows, columns) = (classes as i64, self.features as i64);
-        let (weights, nodes) = match self.kind {
-            Kind::Gemm => {
-                let gemm = node(
+        let weight;
+        let nodes;
+        match self.kind {
+            HeadKind::Gemm => {
+                weight = tensor::floats(&weight_name, &[rows, columns], &layer.weight);
+                nodes = vec![node(
                     "Gemm",
-                    &[&self.from, &weight, &bias],
+                    &[&self.from, &weight_name, &bias_name],
                     &self.to,
                     Some(int_attribute("transB", 1)),
-                );
-                (
-                    tensor::floats(&weight, &[rows, columns], &layer.weight),
-                    vec![gemm],
-                )
+                )];
             }
-            Kind::MatMul => {
+            HeadKind::MatMul => {
+                let column = |feature| layer.weight.iter().skip(feature).step_by(self.features);
+                let transposed: Vec<f32> = (0..self.features).flat_map(column).copied().collect();
+                weight = tensor::floats(&weight_name, &[columns, rows], &transposed);
                 let product = names.free("head.product");
-                let columnwise: Vec<f32> = (0..self.features)
-                    .flat_map(|feature| {
-                        layer
-                            .weight
-                            .iter()
-                            .skip(feature)
-                            .step_by(self.features)
-                            .copied()
-                    })
-                    .collect();
-                let nodes = vec![
-                    node("MatMul", &[&self.from, &weight], &product, None),
-                    node("Add", &[&product, &bias], &self.to, None),
+                nodes = vec![
+                    node("MatMul", &[&self.from, &weight_name], &product, None),
+                    node("Add", &[&product, &bias_name], &self.to, None),
                 ];
-                (
-                    tensor::floats(&weight, &[columns, rows], &columnwise),
-                    nodes,
-                )
             }
-        };
-        for floats in [weights, tensor::floats(&bias, &[rows], &layer.bias)] {
+        }
+
+        let bias = tensor::floats(&bias_name, &[rows], &layer.bias);
+        for floats in [weight, bias] {
             graph.initializer.push(match self.elem {
                 DataType::Float => floats,
                 elem => tensor::converted(&floats, elem, false)?,
             });
         }
-        // The old layer computes what nothing needs, so it is removed below with all that is only
-        // its.
+
+        // Nothing reads the old layer's output under its new name, so `keep_only` below removes the
+        // layer together with the tensors that only it uses.
         graph.node[at].output = vec![names.free("head.replaced")];
         graph.node.splice(at + 1..at + 1, nodes);
 
-        declare_classes(graph, &self.to, self.classes as i64, rows);
+        redeclare_classes(graph, &self.to, self.classes as i64, rows);
         let outputs = graph
             .output
             .iter()
@@ -233,14 +229,14 @@ impl Head {
     }
 }
 
-/// The element type that a weight has where it is used.
+/// The element type of the weight `name` where it is used.
 fn elem_of(graph: &GraphProto, name: &str) -> DataType {
     let stored = graph
         .initializer
         .iter()
         .find(|tensor| tensor.name() == name);
     let node = producer(graph, name);
-    let constant = node.and_then(super::fold::constant);
+    let constant = node.and_then(fold::constant);
     let elem = match (stored.or(constant), node) {
         (Some(tensor), _) => tensor::elem(tensor),
         (None, Some(cast)) if is(cast, "Cast") => int(cast, "to")
@@ -258,8 +254,9 @@ fn elem_of(graph: &GraphProto, name: &str) -> DataType {
     }
 }
 
-/// Corrects the number of classes wherever it is declared, from the tensor `first` on.
-fn declare_classes(graph: &mut GraphProto, first: &str, old: i64, new: i64) {
+/// Changes the declared number of classes from `old` to `new`, for the tensor `first` and those
+/// after it.
+fn redeclare_classes(graph: &mut GraphProto, first: &str, old: i64, new: i64) {
     let mut affected = HashSet::from([first.to_owned()]);
     for node in &graph.node {
         if AFTER.iter().any(|op_type| is(node, op_type))
@@ -330,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gemm_is_replaced_and_nothing_of_it_stays() {
+    fn a_gemm_is_replaced_completely() {
         let replaced = assert_replaced(&tiny(), false);
         let stored: Vec<_> = replaced
             .graph
@@ -343,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_in_halves_behind_a_cast_and_a_softmax_at_the_end_are_no_obstacle() {
+    fn a_head_with_cast_half_weights_and_a_softmax_is_replaced() {
         let mut model = tiny();
         let graph = graph(&mut model);
         for stored in &mut graph.initializer {
@@ -416,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn the_backbone_gives_what_the_layer_takes() {
+    fn the_backbone_outputs_the_features_of_the_layer() {
         let model = tiny();
         let backbone = Head::find(&model).unwrap().backbone(&model);
         let serving = ServingGraph::new(backbone, &IMAGENET, None).unwrap();
@@ -442,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_linear_layer_is_refused_by_name() {
+    fn other_layers_are_refused_by_name() {
         let mut model = tiny();
         graph(&mut model).node[2] = testing::node("Relu", &["flat"], "scores");
         let error = Head::find(&model).unwrap_err().to_string();

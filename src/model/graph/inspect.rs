@@ -1,4 +1,4 @@
-//! Finding a classifier's image input.
+//! Finds a classifier's image input: its element type, layout and size.
 
 use super::{
     super::{
@@ -10,28 +10,28 @@ use super::{
             type_proto,
         },
     },
-    Batch,
+    Batch, fold,
     walk::{self, is},
 };
 
-/// The side of images where neither graph nor manifest says one, in pixels.
+/// The side of images for which neither graph nor manifest gives a size, in pixels.
 const USUAL_SIDE: u32 = 224;
-/// The largest side that is believed, in pixels.
+/// The largest side that is accepted, in pixels.
 const LARGEST_SIDE: u32 = 8192;
 
 /// The order of an image tensor's dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Layout {
+pub(super) enum ImageLayout {
     Nchw,
     Nhwc,
 }
 
 /// The image input that the network was exported with.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Input {
+pub(super) struct ImageInput {
     pub(super) name: String,
     pub(super) elem: DataType,
-    pub(super) layout: Layout,
+    pub(super) layout: ImageLayout,
     pub(super) height: u32,
     pub(super) width: u32,
     pub(super) batch: Batch,
@@ -39,8 +39,11 @@ pub(super) struct Input {
     pub(super) any_size: bool,
 }
 
-/// Finds the image input; `size` is what the manifest says.
-pub(super) fn input(graph: &GraphProto, size: Option<&InputSize>) -> Result<Input, ModelError> {
+/// Finds the image input. `size` is the size in the manifest.
+pub(super) fn find_input(
+    graph: &GraphProto,
+    size: Option<&InputSize>,
+) -> Result<ImageInput, ModelError> {
     let value = only_input(graph)?;
     let name = value.name().to_owned();
     let wrong = |reason: String| ModelError::Input(format!("input `{name}` {reason}"));
@@ -53,6 +56,7 @@ pub(super) fn input(graph: &GraphProto, size: Option<&InputSize>) -> Result<Inpu
             "has the element type {elem}; float32, float16, double or uint8 images are needed"
         )));
     }
+
     let dims = dims.unwrap_or(vec![None; 4]);
     let [batch, a, b, c] = dims[..] else {
         return Err(wrong(format!(
@@ -60,28 +64,34 @@ pub(super) fn input(graph: &GraphProto, size: Option<&InputSize>) -> Result<Inpu
             show(&dims)
         )));
     };
-    let first = first_filter(graph, &name);
-    let (layout, height, width) = match (a, c, first) {
-        (Some(3), _, _) | (None, None, Some(3)) => (Layout::Nchw, b, c),
-        (_, Some(3), _) if a != Some(1) => (Layout::Nhwc, a, b),
-        (None, Some(_), Some(3)) => (Layout::Nchw, b, c),
+
+    // Where the shape does not tell the colours, the first convolution's input channels do.
+    let channels = first_conv_channels(graph, &name);
+    let (layout, height, width) = match (a, c, channels) {
+        (Some(3), _, _) | (None, None, Some(3)) => (ImageLayout::Nchw, b, c),
+        (_, Some(3), _) if a != Some(1) => (ImageLayout::Nhwc, a, b),
+        (None, Some(_), Some(3)) => (ImageLayout::Nchw, b, c),
         (Some(1), _, _) | (_, Some(1), _) | (None, _, Some(1)) => {
             return Err(wrong(format!(
-                "has the shape {}: gray images, but this server feeds RGB ones",
+                "has the shape {}: gray images, but this server feeds RGB images",
                 show(&dims)
             )));
         }
         _ => {
-            let reason = "no dimension is known to be the 3 colours; an image input is [N,3,H,W] or [N,H,W,3]";
-            return Err(wrong(format!("has the shape {}: {reason}", show(&dims))));
+            return Err(wrong(format!(
+                "has the shape {}: no dimension is known to be the 3 colours; \
+                 an image input is [N,3,H,W] or [N,H,W,3]",
+                show(&dims)
+            )));
         }
     };
-    let side = |what: &str, dim: Option<i64>, said: Option<u32>| match (dim, said) {
-        (Some(dim), Some(said)) if dim != i64::from(said) => Err(wrong(format!(
-            "has {what} {dim}, but the manifest says {said}"
+
+    let side = |what: &str, dim: Option<i64>, manifest: Option<u32>| match (dim, manifest) {
+        (Some(dim), Some(manifest)) if dim != i64::from(manifest) => Err(wrong(format!(
+            "has {what} {dim}, but the manifest says {manifest}"
         ))),
         (Some(dim), _) => Ok(u32::try_from(dim).unwrap_or(u32::MAX)),
-        (None, said) => Ok(said.unwrap_or(USUAL_SIDE)),
+        (None, manifest) => Ok(manifest.unwrap_or(USUAL_SIDE)),
     };
     let any_size = height.is_none() || width.is_none();
     let height = side("the height", height, size.map(|size| size.height))?;
@@ -91,11 +101,13 @@ pub(super) fn input(graph: &GraphProto, size: Option<&InputSize>) -> Result<Inpu
             "takes {width}×{height} pixels; each side must be 1 to {LARGEST_SIDE}"
         )));
     }
+
     let batch = match batch {
         Some(batch) => Batch::Fixed(batch as usize),
         None => Batch::Any,
     };
-    Ok(Input {
+
+    Ok(ImageInput {
         name,
         elem,
         layout,
@@ -140,10 +152,11 @@ fn is_pixel(elem: DataType) -> bool {
     )
 }
 
-/// The input channels of the convolution that the tensor `name` flows into.
-fn first_filter(graph: &GraphProto, name: &str) -> Option<i64> {
+/// The number of input channels of the first convolution that the tensor `name` flows into.
+fn first_conv_channels(graph: &GraphProto, name: &str) -> Option<i64> {
+    const STEPS: usize = 8;
     let mut name = name;
-    for _ in 0..8 {
+    for _ in 0..STEPS {
         let node = graph
             .node
             .iter()
@@ -159,7 +172,8 @@ fn first_filter(graph: &GraphProto, name: &str) -> Option<i64> {
     None
 }
 
-/// The shape of a weight: stored, or computed from a stored one without changing the shape.
+/// The shape of a weight that is stored, or computed from a stored one by operators whose effect on
+/// the shape is known.
 pub(super) fn weight_dims(graph: &GraphProto, name: &str) -> Option<Vec<i64>> {
     if let Some(tensor) = graph
         .initializer
@@ -169,19 +183,21 @@ pub(super) fn weight_dims(graph: &GraphProto, name: &str) -> Option<Vec<i64>> {
         return Some(tensor.dims.clone());
     }
     let node = producer(graph, name)?;
-    if let Some(tensor) = super::fold::constant(node) {
+    if let Some(tensor) = fold::constant(node) {
         return Some(tensor.dims.clone());
     }
-    let keeps = ["Identity", "Cast", "DequantizeLinear", "QuantizeLinear"]
+
+    let keeps_shape = ["Identity", "Cast", "DequantizeLinear", "QuantizeLinear"]
         .iter()
         .any(|op| is(node, op));
-    let dims = weight_dims(
-        graph,
-        walk::input(node, 0).filter(|_| keeps || is(node, "Transpose"))?,
-    )?;
-    if keeps {
+    if !keeps_shape && !is(node, "Transpose") {
+        return None;
+    }
+    let dims = weight_dims(graph, walk::input(node, 0)?)?;
+    if keeps_shape {
         return Some(dims);
     }
+
     let perm = walk::attribute(node, "perm").map(|attribute| attribute.ints.clone());
     match perm {
         Some(perm) => perm
@@ -192,6 +208,7 @@ pub(super) fn weight_dims(graph: &GraphProto, name: &str) -> Option<Vec<i64>> {
     }
 }
 
+/// The node that produces the tensor `name`.
 pub(super) fn producer<'a>(graph: &'a GraphProto, name: &str) -> Option<&'a NodeProto> {
     graph
         .node
@@ -199,7 +216,7 @@ pub(super) fn producer<'a>(graph: &'a GraphProto, name: &str) -> Option<&'a Node
         .find(|node| node.output.iter().any(|output| output == name))
 }
 
-/// A tensor's element type and dimensions; `None` stands for a dimension that is not fixed.
+/// A tensor's element type and dimensions. A dimension that is not fixed is `None`.
 pub(super) fn tensor_type(
     value: Option<&TypeProto>,
 ) -> Option<(DataType, Option<Vec<Option<i64>>>)> {
@@ -216,7 +233,7 @@ pub(super) fn tensor_type(
     ))
 }
 
-/// Exporters also write 0 or -1 for what is not fixed.
+/// The dimension's size. Some exporters write 0 or -1 for a dimension that is not fixed.
 fn fixed(dim: &Dimension) -> Option<i64> {
     match dim.value {
         Some(dimension::Value::DimValue(value)) if value > 0 => Some(value),
@@ -224,7 +241,7 @@ fn fixed(dim: &Dimension) -> Option<i64> {
     }
 }
 
-/// Dimensions as they are usually written.
+/// Dimensions for error messages, such as `[?,3,224,224]`.
 pub(super) fn show(dims: &[Option<i64>]) -> String {
     let dims: Vec<String> = dims
         .iter()
@@ -233,6 +250,7 @@ pub(super) fn show(dims: &[Option<i64>]) -> String {
     format!("[{}]", dims.join(","))
 }
 
+/// Names for error messages, such as `` `a`, `b` ``.
 pub(super) fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
     names
         .map(|name| format!("`{name}`"))

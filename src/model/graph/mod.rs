@@ -1,4 +1,10 @@
-//! The serving graph: from any ONNX classifier to the one that every engine is given.
+//! The serving graph: rewrites any ONNX classifier into the form that every engine loads.
+//!
+//! A serving graph takes `uint8` RGB pixels and returns float32 logits. [`ServingGraph::new`]
+//! widens 16-bit floats (`fold`), finds the image input (`inspect`) and the scores (`scores`), puts
+//! cast, transpose and normalisation in front, and removes a final Softmax. Further rewrites change
+//! the element type (`typing`), the precision of the layers (`quantize`, `batch_norm`) or the last
+//! layer (`head`); `encode` writes the result.
 
 mod batch_norm;
 mod encode;
@@ -17,11 +23,11 @@ use std::{collections::HashSet, fmt};
 
 pub(super) use self::head::Head;
 pub use self::head::LinearLayer;
-pub use self::quantize::{Layer, Quantization, Range};
+pub use self::quantize::{ActivationRange, Layer, Quantization};
 pub(super) use self::walk::{int_attribute, ints_attribute, node};
 use self::{
-    encode::Storage,
-    inspect::{Input, Layout},
+    encode::InitializerFormat,
+    inspect::{ImageInput, ImageLayout},
     scores::Scores,
     walk::Names,
 };
@@ -42,23 +48,23 @@ use super::{
 pub const IMAGES: &str = "images";
 /// The serving graph's output: `float32 [N, classes]`.
 pub const LOGITS: &str = "logits";
-/// The oldest version of the standard operators that is taken.
+/// The oldest supported version of the standard operators.
 const OLDEST_OPSET: i64 = 13;
-/// What a batch's dimension is called where it is open.
+/// The symbolic name of a batch dimension of any size.
 const ANY_BATCH: &str = "N";
 
-/// How a pixel becomes what the network was trained on: `(value / 255 - mean) / std`, for red,
-/// green and blue.
+/// The normalisation of pixels that the network was trained with: `(value / 255 - mean) / std`, for
+/// red, green and blue.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalization {
-    /// What is subtracted, where black is 0 and white 1.
+    /// Mean of each colour, on the scale where black is 0 and white is 1.
     pub mean: [f32; 3],
-    /// What the difference is divided by.
+    /// Standard deviation of each colour, on the same scale.
     pub std: [f32; 3],
 }
 
 impl Normalization {
-    /// What networks trained on ImageNet usually expect.
+    /// The statistics of ImageNet, which most networks trained on it expect.
     pub const IMAGENET: Self = Self {
         mean: [0.485, 0.456, 0.406],
         std: [0.229, 0.224, 0.225],
@@ -77,17 +83,18 @@ impl Normalization {
         }
         if mean.iter().chain(std).all(|value| *value > 1.0) {
             return wrong(format!(
-                "the mean {mean:?} and the standard deviation {std:?} are for pixels from 0 to 255; divide them by 255"
+                "the mean {mean:?} and the standard deviation {std:?} are for pixels from 0 to \
+                 255; divide them by 255"
             ));
         }
         Ok(())
     }
 }
 
-/// The images of one run.
+/// The number of images in one run of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Batch {
-    /// As many as one likes.
+    /// Any number.
     Any,
     /// Exactly this many.
     Fixed(usize),
@@ -96,7 +103,7 @@ pub enum Batch {
 /// The element type of the network between the normalisation and the logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BodyPrecision {
-    /// float32, as exported.
+    /// float32.
     Fp32,
     /// bfloat16: float32's range, 8 bits of precision.
     Bf16,
@@ -104,44 +111,44 @@ pub enum BodyPrecision {
     Fp16,
 }
 
-/// A classifier with the input [`IMAGES`] and the output [`LOGITS`], which normalises in the graph.
+/// A classifier with the input [`IMAGES`] and the output [`LOGITS`] that normalises in the graph.
 ///
-/// Models that take integers normalise by themselves: they get the pixels from 0 to 255 as they
+/// Networks that take integers normalise by themselves: they get the pixels from 0 to 255 as they
 /// are, and a mean and a standard deviation in their manifest are not used.
 #[derive(Clone)]
 pub struct ServingGraph {
-    /// Logits for an image.
+    /// Number of logits for each image.
     pub classes: usize,
-    /// The images' height, in pixels.
+    /// Height of the images, in pixels.
     pub height: u32,
-    /// The images' width, in pixels.
+    /// Width of the images, in pixels.
     pub width: u32,
-    /// How many images a run may have.
+    /// Number of images that a run may have.
     pub batch: Batch,
-    /// Whether a Softmax or LogSoftmax at the end was removed.
+    /// Whether a final Softmax or LogSoftmax was removed.
     pub softmax: bool,
-    /// Whether the graph normalises; not so where the network takes integers.
+    /// Whether the serving graph normalises. It does not if the network takes integers.
     pub normalizes: bool,
-    /// Whether the numbers that come out are no logits but what a last layer would take (see
+    /// Whether the outputs are not logits but the input features of a last layer (see
     /// [`Base`](super::Base)).
     pub features: bool,
     /// Whether layers compute with 8-bit integers.
     pub quantized: bool,
-    /// The rewritten model. Initializers stored as halves mean float32.
+    /// The rewritten model. Initializers that are stored in 16 bits stand for float32 ones: see
+    /// [`fold::widen`].
     model: ModelProto,
-    /// How many nodes at the start are ours.
+    /// Number of nodes at the start that preprocess the images.
     prologue: usize,
-    /// What they make of the images: the network's input.
+    /// The tensor that the preprocessing produces: the original network's input.
     network_input: String,
     network_elem: DataType,
 }
 
 impl ServingGraph {
-    /// Rewrites `model`; `size` is for models that leave the images' height or width open.
+    /// Rewrites `model`. `size` is used where the model leaves the images' height or width open.
     ///
     /// # Errors
-    /// Whatever makes the model something else than a classifier of RGB images in one
-    /// self-contained file.
+    /// A model that is not a classifier of RGB images in one self-contained file.
     pub fn new(
         mut model: ModelProto,
         normalization: &Normalization,
@@ -150,28 +157,32 @@ impl ServingGraph {
         normalization.check()?;
         check_file(&model)?;
         fold::widen(&mut model)?;
+        // Since IR version 4, initializers need not be listed as inputs.
         model.ir_version = model.ir_version.max(Some(4));
         let graph = model.graph.get_or_insert_default();
-        // What is stored is not fed; old files list it as an input too.
+
+        // Older files list initializers as inputs as well, but those are not fed.
         let stored: HashSet<String> = initializer_names(graph).map(str::to_owned).collect();
         graph.input.retain(|input| !stored.contains(input.name()));
+
         fold::constants_as_tensors(graph);
         fold::casts(graph)?;
         check_order(graph)?;
 
-        let input = inspect::input(graph, size)?;
-        let scores = scores::scores(graph)?;
+        let input = inspect::find_input(graph, size)?;
+        let scores = scores::find_scores(graph)?;
 
-        let last = take_scores(graph, &scores)?;
+        let last = cut_at_scores(graph, &scores)?;
         let mut names = Names::of(graph);
         let network_input = names.free("network_input");
         walk::rename(graph, &input.name, &network_input);
         let last = free_reserved(graph, last, &mut names);
-        finish(graph, &scores, last, &mut names);
-        let prologue = begin(graph, &input, &network_input, normalization, &mut names);
+        add_epilogue(graph, &scores, last, &mut names);
+        let prologue = add_prologue(graph, &input, &network_input, normalization, &mut names);
         if input.batch == Batch::Any || input.any_size {
             forget_shapes(graph);
         }
+
         Ok(Self {
             classes: scores.classes,
             height: input.height,
@@ -196,10 +207,12 @@ impl ServingGraph {
         })
     }
 
-    /// The graph as an ONNX file, for `batch` images a run (`None`: any number, the dimension `N`).
+    /// The graph as an ONNX file for runs of `batch` images; `None` means any number, written as
+    /// the symbolic dimension `N`.
     ///
     /// # Errors
-    /// A batch that the model is not made for; a network that cannot be given the element type.
+    /// A batch size that the model was not exported for; a network that cannot be converted to the
+    /// element type.
     pub fn to_onnx(
         &self,
         batch: Option<usize>,
@@ -213,6 +226,7 @@ impl ServingGraph {
             });
             return Err(ModelError::Batch { fixed, asked });
         }
+
         let mut model = self.model.clone();
         let graph = model.graph.get_or_insert_default();
         let first = match batch {
@@ -222,14 +236,15 @@ impl ServingGraph {
         for value in graph.input.iter_mut().chain(&mut graph.output) {
             set_first_dimension(value, &first);
         }
+
         let elem = match precision {
-            BodyPrecision::Fp32 => return encode::encode(model, as_float),
+            BodyPrecision::Fp32 => return encode::encode(model, widened_format),
             BodyPrecision::Bf16 => DataType::Bfloat16,
             BodyPrecision::Fp16 => DataType::Float16,
         };
         let typed = typing::apply(
             &mut model,
-            &typing::Body {
+            &typing::NetworkBody {
                 input: &self.network_input,
                 elem: self.network_elem,
                 first: self.prologue,
@@ -240,13 +255,11 @@ impl ServingGraph {
             typed
                 .get(tensor.name())
                 .copied()
-                .unwrap_or_else(|| as_float(tensor))
+                .unwrap_or_else(|| widened_format(tensor))
         })
     }
-}
 
-impl ServingGraph {
-    /// The graph as a file that can be served, with `manifest` in place of the one it came with.
+    /// The graph as a file that can be served, with `manifest` in place of its own.
     ///
     /// # Errors
     /// As for [`Self::to_onnx`].
@@ -262,7 +275,7 @@ impl ServingGraph {
 }
 
 impl fmt::Debug for ServingGraph {
-    /// Without the model, which is megabytes of weights.
+    /// Omits the model, which contains megabytes of weights.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServingGraph")
             .field("classes", &self.classes)
@@ -277,19 +290,21 @@ impl fmt::Debug for ServingGraph {
     }
 }
 
-/// Halves are written as float32, everything else as it is.
-fn as_float(tensor: &TensorProto) -> Storage {
-    let elem = tensor::elem(tensor);
-    Storage {
-        elem: if tensor::is_half(elem) {
-            DataType::Float
-        } else {
-            elem
-        },
+/// Writes 16-bit floats as float32 and other tensors unchanged.
+fn widened_format(tensor: &TensorProto) -> InitializerFormat {
+    let stored = tensor::elem(tensor);
+    let elem = if tensor::is_half(stored) {
+        DataType::Float
+    } else {
+        stored
+    };
+    InitializerFormat {
+        elem,
         overflow: false,
     }
 }
 
+/// Rejects files that are not self-contained, are made for training or use old operators.
 fn check_file(model: &ModelProto) -> Result<(), ModelError> {
     if !model.training_info.is_empty() {
         return Err(ModelError::Training);
@@ -309,7 +324,7 @@ fn check_file(model: &ModelProto) -> Result<(), ModelError> {
         .try_for_each(|graph| walk::each_tensor(graph, &mut tensor::refuse_external))
 }
 
-/// Refuses nodes that use what no node before them makes.
+/// Rejects nodes with an input that no earlier node produces.
 fn check_order(graph: &GraphProto) -> Result<(), ModelError> {
     let mut known: HashSet<&str> = initializer_names(graph)
         .chain(graph.input.iter().map(|input| input.name()))
@@ -322,7 +337,7 @@ fn check_order(graph: &GraphProto) -> Result<(), ModelError> {
         {
             return Err(ModelError::Node {
                 node: walk::describe(node),
-                reason: format!("uses the tensor `{name}`, which nothing before it makes"),
+                reason: format!("uses the tensor `{name}`, which no earlier node produces"),
             });
         }
         known.extend(node.output.iter().map(String::as_str));
@@ -342,18 +357,18 @@ fn initializer_names(graph: &GraphProto) -> impl Iterator<Item = &str> {
         .map(|tensor| tensor.name())
 }
 
-/// Removes the Softmax, the other outputs and the nodes that only they needed. Returns the scores'
-/// tensor.
-fn take_scores(graph: &mut GraphProto, scores: &Scores) -> Result<String, ModelError> {
+/// Removes the final Softmax, the other outputs and the nodes that only they need. Returns the name
+/// of the tensor of scores.
+fn cut_at_scores(graph: &mut GraphProto, scores: &Scores) -> Result<String, ModelError> {
     let mut last = scores.output.clone();
     if let Some(softmax) = &scores.softmax {
         if softmax.probabilities == last {
             last.clone_from(&softmax.logits);
         } else {
             let inputs = graph.node.iter_mut().flat_map(|node| &mut node.input);
-            inputs
-                .filter(|name| **name == softmax.probabilities)
-                .for_each(|name| name.clone_from(&softmax.logits));
+            for name in inputs.filter(|name| **name == softmax.probabilities) {
+                name.clone_from(&softmax.logits);
+            }
         }
     }
     if inspect::producer(graph, &last).is_none() {
@@ -367,7 +382,7 @@ fn take_scores(graph: &mut GraphProto, scores: &Scores) -> Result<String, ModelE
     Ok(last)
 }
 
-/// Removes what is not needed to compute the tensors `needed`.
+/// Removes nodes and tensors that are not needed to compute the tensors `needed`.
 fn keep_only(graph: &mut GraphProto, mut needed: HashSet<String>) {
     let keep: Vec<bool> = graph
         .node
@@ -381,6 +396,7 @@ fn keep_only(graph: &mut GraphProto, mut needed: HashSet<String>) {
             keep
         })
         .collect();
+
     let count = graph.node.len();
     let removed: HashSet<String> = graph
         .node
@@ -395,6 +411,7 @@ fn keep_only(graph: &mut GraphProto, mut needed: HashSet<String>) {
         .filter(|name| !needed.contains(*name))
         .map(str::to_owned)
         .collect();
+
     fold::retain_indices(&mut graph.node, |index| keep[count - 1 - index]);
     graph
         .initializer
@@ -404,8 +421,8 @@ fn keep_only(graph: &mut GraphProto, mut needed: HashSet<String>) {
         .retain(|value| !removed.contains(value.name()));
 }
 
-/// Takes the serving graph's two names away from the network's tensors. Returns the new name of the
-/// tensor `last`.
+/// Renames tensors of the network that have one of the serving graph's two reserved names. Returns
+/// the new name of the tensor `last`.
 fn free_reserved(graph: &mut GraphProto, mut last: String, names: &mut Names) -> String {
     for reserved in [IMAGES, LOGITS] {
         if names.contains(reserved) {
@@ -420,7 +437,7 @@ fn free_reserved(graph: &mut GraphProto, mut last: String, names: &mut Names) ->
 }
 
 /// Gives the scores the name [`LOGITS`], the type float32 and the shape `[N, classes]`.
-fn finish(graph: &mut GraphProto, scores: &Scores, mut last: String, names: &mut Names) {
+fn add_epilogue(graph: &mut GraphProto, scores: &Scores, mut last: String, names: &mut Names) {
     if !scores.flat {
         let flat = names.free("network_scores");
         graph.node.push(node(
@@ -431,6 +448,7 @@ fn finish(graph: &mut GraphProto, scores: &Scores, mut last: String, names: &mut
         ));
         last = flat;
     }
+
     if scores.elem == DataType::Double {
         let float = names.free("network_scores_float");
         graph.node.push(node(
@@ -441,6 +459,7 @@ fn finish(graph: &mut GraphProto, scores: &Scores, mut last: String, names: &mut
         ));
         last = float;
     }
+
     walk::rename(graph, &last, LOGITS);
     graph.value_info.retain(|value| value.name() != LOGITS);
     for output in &mut graph.output {
@@ -449,82 +468,71 @@ fn finish(graph: &mut GraphProto, scores: &Scores, mut last: String, names: &mut
     }
 }
 
-/// Puts cast, transpose and normalisation in front of the network. Returns how many nodes they are.
-fn begin(
+/// A node of the prologue.
+struct PrologueStep {
+    op_type: &'static str,
+    attribute: Option<AttributeProto>,
+    /// The stored tensor that is the node's second input.
+    operand: Option<String>,
+}
+
+impl PrologueStep {
+    fn cast(elem: DataType) -> Self {
+        Self {
+            op_type: "Cast",
+            attribute: Some(int_attribute("to", elem as i64)),
+            operand: None,
+        }
+    }
+
+    fn nhwc_to_nchw() -> Self {
+        Self {
+            op_type: "Transpose",
+            attribute: Some(ints_attribute("perm", &[0, 3, 1, 2])),
+            operand: None,
+        }
+    }
+
+    fn arithmetic(op_type: &'static str, operand: String) -> Self {
+        Self {
+            op_type,
+            attribute: None,
+            operand: Some(operand),
+        }
+    }
+}
+
+/// Puts cast, transpose and normalisation in front of the network. Returns the number of nodes that
+/// were added.
+fn add_prologue(
     graph: &mut GraphProto,
-    input: &Input,
+    input: &ImageInput,
     network_input: &str,
     normalization: &Normalization,
     names: &mut Names,
 ) -> usize {
-    let cast = |elem: DataType| Some(("Cast", int_attribute("to", elem as i64), None));
-    let to_nchw = (input.layout == Layout::Nchw)
-        .then(|| ("Transpose", ints_attribute("perm", &[0, 3, 1, 2]), None));
-    let steps = match input.elem {
-        DataType::Float | DataType::Double => {
-            let channels = match input.layout {
-                Layout::Nchw => [1, 3, 1, 1],
-                Layout::Nhwc => [1, 1, 1, 3],
-            };
-            let [scale, bias] =
-                ["preprocess_scale", "preprocess_bias"].map(|name| names.free(name));
-            let of = |formula: fn(f64, f64) -> f64| {
-                let pairs = normalization.mean.iter().zip(normalization.std);
-                pairs
-                    .map(|(&mean, std)| formula(mean.into(), std.into()) as f32)
-                    .collect::<Vec<_>>()
-            };
-            graph.initializer.push(tensor::floats(
-                &scale,
-                &channels,
-                &of(|_, std| 1.0 / (255.0 * std)),
-            ));
-            graph.initializer.push(tensor::floats(
-                &bias,
-                &channels,
-                &of(|mean, std| -mean / std),
-            ));
-            vec![
-                cast(DataType::Float),
-                to_nchw,
-                Some(("Mul", AttributeProto::default(), Some(scale))),
-                Some(("Add", AttributeProto::default(), Some(bias))),
-                if input.elem == DataType::Double {
-                    cast(DataType::Double)
-                } else {
-                    None
-                },
-            ]
-        }
-        // A cast to the same type would be one that TensorRT refuses.
-        DataType::Uint8 => vec![to_nchw],
-        elem => vec![cast(elem), to_nchw],
-    };
-    let steps: Vec<_> = steps.into_iter().flatten().collect();
+    let steps = prologue_steps(graph, input, normalization, names);
     let count = steps.len();
     if count == 0 {
         walk::rename(graph, network_input, IMAGES);
     }
-    let mut before = IMAGES.to_owned();
+
+    let mut previous = IMAGES.to_owned();
     let mut nodes: Vec<NodeProto> = Vec::with_capacity(count + graph.node.len());
-    for (index, (op_type, attribute, operand)) in steps.into_iter().enumerate() {
-        let output = match index + 1 == count {
-            true => network_input.to_owned(),
-            false => names.free(&format!("preprocess_{}", op_type.to_ascii_lowercase())),
+    for (index, step) in steps.into_iter().enumerate() {
+        let output = if index + 1 == count {
+            network_input.to_owned()
+        } else {
+            names.free(&format!("preprocess_{}", step.op_type.to_ascii_lowercase()))
         };
-        let inputs: Vec<&str> = std::iter::once(before.as_str())
-            .chain(operand.as_deref())
-            .collect();
-        nodes.push(node(
-            op_type,
-            &inputs,
-            &output,
-            Some(attribute).filter(|attribute| attribute.name.is_some()),
-        ));
-        before = output;
+        let mut inputs = vec![previous.as_str()];
+        inputs.extend(step.operand.as_deref());
+        nodes.push(node(step.op_type, &inputs, &output, step.attribute));
+        previous = output;
     }
     nodes.append(&mut graph.node);
     graph.node = nodes;
+
     for value in &mut graph.input {
         value.name = Some(IMAGES.into());
         value.r#type = Some(tensor_type(
@@ -535,8 +543,59 @@ fn begin(
     count
 }
 
-/// Drops the shapes declared for tensors within the network: they may tell of another batch or
-/// size.
+/// The steps from `uint8` NHWC images to the network's input. Stores the constants that they need.
+fn prologue_steps(
+    graph: &mut GraphProto,
+    input: &ImageInput,
+    normalization: &Normalization,
+    names: &mut Names,
+) -> Vec<PrologueStep> {
+    let normalizes = matches!(input.elem, DataType::Float | DataType::Double);
+
+    let mut steps = Vec::new();
+    if normalizes {
+        steps.push(PrologueStep::cast(DataType::Float));
+    } else if input.elem != DataType::Uint8 {
+        // TensorRT refuses a cast of uint8 to uint8.
+        steps.push(PrologueStep::cast(input.elem));
+    }
+    if input.layout == ImageLayout::Nchw {
+        steps.push(PrologueStep::nhwc_to_nchw());
+    }
+    if !normalizes {
+        return steps;
+    }
+
+    let channels = match input.layout {
+        ImageLayout::Nchw => [1, 3, 1, 1],
+        ImageLayout::Nhwc => [1, 1, 1, 3],
+    };
+    let [scale, bias] = ["preprocess_scale", "preprocess_bias"].map(|name| names.free(name));
+    let per_channel = |formula: fn(f64, f64) -> f64| -> Vec<f32> {
+        let pairs = normalization.mean.iter().zip(normalization.std);
+        pairs
+            .map(|(&mean, std)| formula(mean.into(), std.into()) as f32)
+            .collect()
+    };
+    // `(value / 255 - mean) / std` as one multiplication and one addition.
+    graph.initializer.extend([
+        tensor::floats(
+            &scale,
+            &channels,
+            &per_channel(|_, std| 1.0 / (255.0 * std)),
+        ),
+        tensor::floats(&bias, &channels, &per_channel(|mean, std| -mean / std)),
+    ]);
+    steps.push(PrologueStep::arithmetic("Mul", scale));
+    steps.push(PrologueStep::arithmetic("Add", bias));
+    if input.elem == DataType::Double {
+        steps.push(PrologueStep::cast(DataType::Double));
+    }
+    steps
+}
+
+/// Drops the shapes declared for tensors within the network: they may be those of another batch or
+/// image size.
 fn forget_shapes(graph: &mut GraphProto) {
     for value in graph
         .value_info
@@ -561,7 +620,7 @@ fn set_first_dimension(value: &mut ValueInfoProto, first: &dimension::Value) {
     }
 }
 
-/// The type of a tensor; a dimension of -1 is a batch of any size.
+/// The type of a tensor. A dimension of -1 is a batch of any size.
 pub(super) fn tensor_type(elem: DataType, dims: &[i64]) -> TypeProto {
     let dim = |&dim: &i64| Dimension {
         denotation: None,

@@ -1,4 +1,4 @@
-//! Finding a classifier's scores: the output, a Softmax at its end, the number of classes.
+//! Finds a classifier's scores: the output, a final Softmax, and the number of classes.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use super::{
 
 /// Longest chain of nodes that is followed back from an output.
 const STEPS: usize = 64;
-/// Operators that only give the same numbers another shape or type.
+/// Operators that change only the shape or type of their values.
 const SAME_NUMBERS: [&str; 7] = [
     "Identity",
     "Cast",
@@ -39,33 +39,33 @@ const SAME_CHANNELS: [&str; 12] = [
     "ReduceMean",
 ];
 
-/// Where the scores come out of the network.
+/// The output of the network that contains the scores.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Scores {
-    /// The output's name.
+    /// Name of the graph's output.
     pub(super) output: String,
     pub(super) elem: DataType,
     pub(super) classes: usize,
     /// Whether the output is known to be `[N, classes]` and not, say, `[N, classes, 1, 1]`.
     pub(super) flat: bool,
-    /// The Softmax to be removed.
+    /// The final Softmax, which is to be removed.
     pub(super) softmax: Option<Softmax>,
 }
 
-/// A Softmax or LogSoftmax at the end, as one node or written out.
+/// A final Softmax or LogSoftmax, as one node or composed of several.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Softmax {
-    /// What goes in: the logits.
+    /// The input tensor.
     pub(super) logits: String,
-    /// What comes out.
+    /// The output tensor.
     pub(super) probabilities: String,
 }
 
 /// Finds the scores.
 ///
-/// Of several outputs, the one is taken that has one list of scores for an image; if there are more
-/// such outputs, they must be the same logits with and without Softmax.
-pub(super) fn scores(graph: &GraphProto) -> Result<Scores, ModelError> {
+/// Of several outputs, the one is chosen that has one list of scores for each image. If there are
+/// several such outputs, they must be the same logits with and without Softmax.
+pub(super) fn find_scores(graph: &GraphProto) -> Result<Scores, ModelError> {
     match &graph.output[..] {
         [] => Err(ModelError::Output(
             "the graph has no output; one with scores, [N, classes], is needed".into(),
@@ -83,9 +83,10 @@ pub(super) fn scores(graph: &GraphProto) -> Result<Scores, ModelError> {
             if sources.len() == 1 {
                 return Ok(found.swap_remove(0));
             }
+
             Err(ModelError::Output(format!(
-                "the graph has {} outputs ({}), and {} of them could be the scores, [N, classes]; export the model \
-                 with that output only",
+                "the graph has {} outputs ({}), and {} of them could be the scores, [N, classes]; \
+                 export the model with that output only",
                 outputs.len(),
                 list(outputs.iter().map(|output| output.name())),
                 if sources.is_empty() {
@@ -98,7 +99,7 @@ pub(super) fn scores(graph: &GraphProto) -> Result<Scores, ModelError> {
     }
 }
 
-/// The tensor that the scores are before any Softmax.
+/// The tensor of scores before any Softmax.
 pub(super) fn source(scores: &Scores) -> &str {
     scores
         .softmax
@@ -106,7 +107,7 @@ pub(super) fn source(scores: &Scores) -> &str {
         .map_or(&scores.output, |softmax| &softmax.logits)
 }
 
-/// Whether the shape, as far as it is declared, is one list for an image.
+/// Whether the declared shape can be one list of scores for each image.
 fn is_list(output: &ValueInfoProto) -> bool {
     match tensor_type(output.r#type.as_ref()) {
         Some((elem, Some(dims))) => {
@@ -126,6 +127,7 @@ fn is_score(elem: DataType) -> bool {
     )
 }
 
+/// The scores in the output `value`, if it can contain them.
 fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelError> {
     let output = value.name().to_owned();
     let wrong = |reason: String| ModelError::Output(format!("output `{output}` {reason}"));
@@ -137,12 +139,15 @@ fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelEr
             "has the element type {elem}; scores are float32 (no ArgMax or TopK at the end)"
         )));
     }
+
     let softmax = match ending(graph, &output) {
         Ending::Softmax(softmax) => Some(softmax),
         Ending::Sigmoid => {
-            let reason = "is a Sigmoid: each class is right or wrong by itself, but this server answers with one \
-                          distribution over the classes; export the logits of a single-label classifier";
-            return Err(wrong(reason.into()));
+            return Err(wrong(
+                "is a Sigmoid: it scores each class independently, but this server answers with \
+                 one distribution over the classes; export the logits of a single-label classifier"
+                    .into(),
+            ));
         }
         Ending::Other => None,
     };
@@ -162,12 +167,24 @@ fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelEr
             }
         },
     };
-    let classes = counted.or_else(|| classes_by_weights(graph, &output)).ok_or_else(|| {
-        wrong("has no fixed number of classes, and no last layer tells it; export with the shape [N, classes]".into())
-    })?;
-    let classes = usize::try_from(classes).ok().filter(|&classes| classes > 1).ok_or_else(|| {
-        wrong(format!("gives {classes} score for an image; a classifier with two classes or more is needed"))
-    })?;
+    let classes = counted
+        .or_else(|| classes_by_weights(graph, &output))
+        .ok_or_else(|| {
+            wrong(
+                "has no fixed number of classes, and the last layer does not determine it; \
+                 export with the shape [N, classes]"
+                    .into(),
+            )
+        })?;
+    let classes = usize::try_from(classes)
+        .ok()
+        .filter(|&classes| classes > 1)
+        .ok_or_else(|| {
+            wrong(format!(
+                "gives {classes} score for an image; \
+                 a classifier with two classes or more is needed"
+            ))
+        })?;
     let flat = dims.is_some_and(|dims| dims.len() == 2);
     Ok(Scores {
         output,
@@ -178,12 +195,14 @@ fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelEr
     })
 }
 
+/// The activation at the end of the network.
 enum Ending {
     Softmax(Softmax),
     Sigmoid,
     Other,
 }
 
+/// Follows the graph back from `output` to the last node that changes the values.
 fn ending(graph: &GraphProto, output: &str) -> Ending {
     let mut name = output;
     for _ in 0..STEPS {
@@ -203,7 +222,7 @@ fn ending(graph: &GraphProto, output: &str) -> Ending {
             Some(logits) if is_softmax(node) => return softmax(logits),
             Some(_) if is(node, "Sigmoid") || is(node, "HardSigmoid") => return Ending::Sigmoid,
             Some(_) if is(node, "Div") => {
-                return written_out(graph, node).map_or(Ending::Other, softmax);
+                return composed_softmax(graph, node).map_or(Ending::Other, softmax);
             }
             Some(before) if is_any(node, &SAME_NUMBERS) => name = before,
             _ => break,
@@ -218,14 +237,14 @@ fn is_softmax(node: &NodeProto) -> bool {
         && matches!(int(node, "axis"), None | Some(1 | -1 | -3))
 }
 
-/// The logits `x` of `Exp(x) / ReduceSum(Exp(x))`.
-fn written_out<'a>(graph: &'a GraphProto, div: &'a NodeProto) -> Option<&'a str> {
+/// The logits `x` if `div` is a Softmax composed as `Exp(x) / ReduceSum(Exp(x))`.
+fn composed_softmax<'a>(graph: &'a GraphProto, div: &'a NodeProto) -> Option<&'a str> {
     let exp = producer(graph, input(div, 0)?).filter(|node| is(node, "Exp"))?;
     let sum = producer(graph, input(div, 1)?).filter(|node| is(node, "ReduceSum"))?;
     input(exp, 0).filter(|_| input(sum, 0) == input(div, 0))
 }
 
-/// The number of classes by the shape of the last layer's weights.
+/// The number of classes according to the shape of the last layer's weights.
 fn classes_by_weights(graph: &GraphProto, output: &str) -> Option<i64> {
     let mut name = output;
     for _ in 0..STEPS {

@@ -1,4 +1,6 @@
-//! Every rewriting step on small graphs, run where there are numbers to compare.
+//! Tests of every rewriting step on small graphs, which are run where there are values to compare.
+
+use prost::Message;
 
 use super::*;
 use crate::model::{
@@ -11,7 +13,6 @@ use crate::model::{
         tiny_logits, value,
     },
 };
-use prost::Message;
 
 const PLAIN: Normalization = Normalization {
     mean: [0.5, 0.25, 0.125],
@@ -240,7 +241,7 @@ fn scores_of_other_shapes_are_flattened() {
 }
 
 #[test]
-fn the_last_layer_tells_the_classes_where_the_output_does_not() {
+fn the_last_layer_determines_classes_that_the_output_does_not() {
     let mut model = tiny();
     graph(&mut model).output = vec![value("scores", DataType::Float, &[-1, -1])];
     assert_tiny(&serve(&model).unwrap());
@@ -579,7 +580,7 @@ fn with_arithmetic() -> ModelProto {
 }
 
 #[test]
-fn typing_changes_what_depends_on_the_pixels_and_only_that() {
+fn typing_changes_only_tensors_that_depend_on_the_pixels() {
     for (precision, elem) in [
         (BodyPrecision::Bf16, DataType::Bfloat16),
         (BodyPrecision::Fp16, DataType::Float16),
@@ -647,7 +648,7 @@ fn shape_arithmetic_does_not_change_the_numbers() {
 }
 
 #[test]
-fn typing_that_is_not_possible_names_what_stands_in_the_way() {
+fn impossible_typing_names_the_obstacle() {
     let error = |model: &ModelProto, precision| {
         serve(model)
             .unwrap()

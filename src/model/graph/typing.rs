@@ -1,7 +1,8 @@
-//! Another element type for the network: what is computed from the pixels gets it, and only that.
+//! Converts the network to a 16-bit element type: the tensors that are computed from the pixels,
+//! and only those.
 //!
 //! Arithmetic on shapes (sizes for a Resize, the scale of an attention) stays float32, since 16
-//! bits would round it, and is cast where it meets the images.
+//! bits would round it, and is cast where it is combined with image data.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,13 +15,13 @@ use super::{
         tensor,
     },
     LOGITS,
-    encode::Storage,
+    encode::InitializerFormat,
     fold::constant,
     tensor_attribute,
     walk::{self, Names, attribute, input, int, int_attribute, is, node},
 };
 
-/// Operators that take float32 only and so would need casts around them.
+/// Operators that take only float32 and so would need casts around them.
 const FLOAT_ONLY: [&str; 6] = [
     "DynamicQuantizeLinear",
     "QLinearConv",
@@ -29,7 +30,7 @@ const FLOAT_ONLY: [&str; 6] = [
     "MelWeightMatrix",
     "TfIdfVectorizer",
 ];
-/// Operators whose types depend on other graphs or on sequences.
+/// Operators whose types depend on subgraphs or on sequences.
 const CONTROL: [&str; 9] = [
     "If",
     "Loop",
@@ -41,51 +42,54 @@ const CONTROL: [&str; 9] = [
     "ConcatFromSequence",
     "Optional",
 ];
-/// The opset in which quantisation learned 16-bit floats.
+/// The opset since which QuantizeLinear and DequantizeLinear take 16-bit floats.
 const HALF_QUANTIZATION_OPSET: i64 = 19;
 
-/// The part of the graph that is to be typed: from node `first` on, which reads `input` of type
-/// `elem`.
-pub(super) struct Body<'a> {
+/// The part of the graph that is converted: from node `first` on, which reads the tensor `input` of
+/// type `elem`.
+pub(super) struct NetworkBody<'a> {
     pub(super) input: &'a str,
     pub(super) elem: DataType,
     pub(super) first: usize,
 }
 
-/// What is known of a tensor.
+/// The type of a tensor and where its values come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Known {
+struct TensorInfo {
     /// The element type in the float32 graph.
     elem: DataType,
     /// Whether the values depend on the pixels.
-    image: bool,
+    is_image: bool,
 }
 
-/// Who uses a float32 tensor that does not depend on the pixels.
+/// How a float32 tensor that does not depend on the pixels is used.
 #[derive(Default)]
-struct Uses {
-    /// Nodes and their inputs that need the new type.
+struct TensorUses {
+    /// Uses that need the new type, as the index of the node and of its input.
     typed: Vec<(usize, usize)>,
     /// Whether another use needs float32.
     kept: bool,
-    /// Whether a use is something else than a bound, which may become infinite.
+    /// Whether a use other than the bound of a Clip needs the new type. Bounds may become infinite;
+    /// other values must be in the range of the new type.
     strict: bool,
 }
 
-/// Types the network in `elem`. Returns the stored tensors that have that type now; initializers
-/// are still to be written so, constants already are.
+/// Converts the network to `elem`.
+///
+/// Returns the stored tensors that have the new type. Constants have already been converted;
+/// initializers are to be converted when they are written.
 pub(super) fn apply(
     model: &mut ModelProto,
-    body: &Body,
+    body: &NetworkBody,
     elem: DataType,
-) -> Result<HashMap<String, Storage>, ModelError> {
+) -> Result<HashMap<String, InitializerFormat>, ModelError> {
     let opset = model
         .opset_import
         .iter()
         .find(|opset| walk::is_default_domain(opset.domain()));
     let opset = opset.map_or(0, |opset| opset.version());
     let graph = model.graph.get_or_insert_default();
-    let mut known: HashMap<String, Known> = HashMap::new();
+    let mut known: HashMap<String, TensorInfo> = HashMap::new();
     for tensor in &graph.initializer {
         let stored = tensor::elem(tensor);
         let elem = if tensor::is_half(stored) {
@@ -93,40 +97,43 @@ pub(super) fn apply(
         } else {
             stored
         };
-        known.insert(tensor.name().to_owned(), Known { elem, image: false });
+        let info = TensorInfo {
+            elem,
+            is_image: false,
+        };
+        known.insert(tensor.name().to_owned(), info);
     }
     known.insert(
         body.input.to_owned(),
-        Known {
+        TensorInfo {
             elem: body.elem,
-            image: true,
+            is_image: true,
         },
     );
 
-    let mut uses: HashMap<String, Uses> = HashMap::new();
+    let mut uses: HashMap<String, TensorUses> = HashMap::new();
     for index in 0..graph.node.len() {
         if index < body.first {
-            graph.node[index]
-                .input
-                .iter()
-                .for_each(|name| uses.entry(name.clone()).or_default().kept = true);
+            for name in &graph.node[index].input {
+                uses.entry(name.clone()).or_default().kept = true;
+            }
             continue;
         }
-        let image = visit(&graph.node[index], index, opset, elem, &known, &mut uses)?;
+        let is_image = record_uses(&graph.node[index], index, opset, elem, &known, &mut uses)?;
         let node = &mut graph.node[index];
         for (output, elem) in outputs(node, &known) {
-            known.insert(output, Known { elem, image });
+            known.insert(output, TensorInfo { elem, is_image });
         }
-        if image {
+        if is_image {
             retype(node, elem)?;
         }
     }
 
     let logits = known.get(LOGITS).copied();
     if logits
-        != Some(Known {
+        != Some(TensorInfo {
             elem: DataType::Float,
-            image: true,
+            is_image: true,
         })
     {
         return Err(refusal(
@@ -135,9 +142,10 @@ pub(super) fn apply(
             "does not give float32 computed from the images",
         ));
     }
+
     let mut names = Names::of(graph);
     let mut typed = HashMap::new();
-    let mut casts = Casts::default();
+    let mut casts = PendingCasts::default();
     convert_sources(graph, uses, elem, &mut names, &mut typed, &mut casts)?;
 
     for value in &mut graph.value_info {
@@ -149,22 +157,21 @@ pub(super) fn apply(
         }
     }
 
-    // The edges: float32 before and after.
+    // The network's input and output: float32 before and after.
     let to = |elem: DataType| Some(int_attribute("to", elem as i64));
     if body.elem == DataType::Float && body.first > 0 {
         let wide = names.free("preprocess_float");
         let last = &mut graph.node[body.first - 1];
         last.output = vec![wide.clone()];
-        // The cast takes over the name too: nodes with the same name are refused by some engines.
+        // Rename the node as well: some engines refuse two nodes with the same name.
         last.name = Some(wide.clone());
         casts.after(body.first - 1, node("Cast", &[&wide], body.input, to(elem)));
     }
     let narrow = names.free("network_logits");
     walk::rename(graph, LOGITS, &narrow);
-    graph
-        .output
-        .iter_mut()
-        .for_each(|output| output.name = Some(LOGITS.into()));
+    for output in &mut graph.output {
+        output.name = Some(LOGITS.into());
+    }
     casts.insert_into(&mut graph.node, body.first);
     graph
         .node
@@ -172,27 +179,30 @@ pub(super) fn apply(
     Ok(typed)
 }
 
-/// Notes what the node uses. Returns whether its outputs depend on the pixels.
-fn visit(
+/// Records what the node uses, in `uses`. Returns whether its outputs depend on the pixels.
+fn record_uses(
     node: &NodeProto,
     index: usize,
     opset: i64,
     elem: DataType,
-    known: &HashMap<String, Known>,
-    uses: &mut HashMap<String, Uses>,
+    known: &HashMap<String, TensorInfo>,
+    uses: &mut HashMap<String, TensorUses>,
 ) -> Result<bool, ModelError> {
     let all = walk::uses(node);
-    let is_image = |name: &&str| known.get(*name).is_some_and(|known| known.image);
-    let image = all.iter().any(is_image) && !is(node, "Shape") && !is(node, "Size");
-    if !image {
-        all.iter()
-            .for_each(|name| uses.entry((*name).to_owned()).or_default().kept = true);
+    let reads_image = all
+        .iter()
+        .any(|name| known.get(*name).is_some_and(|info| info.is_image));
+    if !reads_image || is(node, "Shape") || is(node, "Size") {
+        for name in all {
+            uses.entry(name.to_owned()).or_default().kept = true;
+        }
         return Ok(false);
     }
+
     let refuse = |reason: String| Err(refusal(elem, &walk::describe(node), &reason));
     if !walk::is_standard(node) {
         return refuse(format!(
-            "is of the domain `{}`, whose types are not known here",
+            "is of the domain `{}`, whose types are unknown",
             node.domain()
         ));
     }
@@ -203,14 +213,14 @@ fn visit(
         .input
         .iter()
         .filter_map(|name| known.get(name))
-        .any(|known| known.image && known.elem == DataType::Float);
+        .any(|info| info.is_image && info.elem == DataType::Float);
     if float_image && FLOAT_ONLY.contains(&node.op_type()) {
-        return refuse("takes float32 only".into());
+        return refuse("takes only float32".into());
     }
     let quantizes = is(node, "QuantizeLinear") || is(node, "DequantizeLinear");
     if quantizes && opset < HALF_QUANTIZATION_OPSET {
         return refuse(format!(
-            "takes float32 only before opset {HALF_QUANTIZATION_OPSET}, and the model has {opset}"
+            "takes only float32 before opset {HALF_QUANTIZATION_OPSET}, and the model has {opset}"
         ));
     }
     for (slot, name) in node
@@ -220,26 +230,20 @@ fn visit(
         .filter(|(_, name)| !name.is_empty())
     {
         match known.get(name) {
-            None => {
-                return refuse(format!(
-                    "uses `{name}`, whose element type is not known here"
-                ));
-            }
-            Some(Known {
+            None
+            | Some(TensorInfo {
                 elem: DataType::Undefined,
                 ..
             }) => {
-                return refuse(format!(
-                    "uses `{name}`, whose element type is not known here"
-                ));
+                return refuse(format!("uses `{name}`, whose element type is unknown"));
             }
-            Some(Known {
+            Some(TensorInfo {
                 elem: DataType::Double,
                 ..
             }) => return refuse(format!("uses `{name}`, which is float64")),
-            Some(Known {
+            Some(TensorInfo {
                 elem: DataType::Float,
-                image: false,
+                is_image: false,
             }) => {
                 let uses = uses.entry(name.clone()).or_default();
                 if stays_float(node, slot) {
@@ -255,18 +259,18 @@ fn visit(
     Ok(true)
 }
 
-/// Inputs that ONNX wants as float32 whatever the images are.
+/// Whether ONNX requires this input to be float32 regardless of the type of the images.
 fn stays_float(node: &NodeProto, slot: usize) -> bool {
     (is(node, "Resize") && slot > 0) || (is(node, "Dropout") && slot == 1)
 }
 
 /// The element types of the node's outputs in the float32 graph.
-fn outputs(node: &NodeProto, known: &HashMap<String, Known>) -> Vec<(String, DataType)> {
+fn outputs(node: &NodeProto, known: &HashMap<String, TensorInfo>) -> Vec<(String, DataType)> {
     use DataType::{Bool, Float, Int32, Int64, Uint8, Undefined};
     let of = |slot: usize| {
         input(node, slot)
             .and_then(|name| known.get(name))
-            .map_or(Undefined, |known| known.elem)
+            .map_or(Undefined, |info| info.elem)
     };
     let named = |name: &str| {
         int(node, name).and_then(|elem| DataType::try_from(i32::try_from(elem).ok()?).ok())
@@ -329,7 +333,7 @@ fn outputs(node: &NodeProto, known: &HashMap<String, Known>) -> Vec<(String, Dat
         .collect()
 }
 
-/// Changes the types that a node on the images' way names itself.
+/// Changes the types that are given in attributes of a node that computes image data.
 fn retype(node: &mut NodeProto, elem: DataType) -> Result<(), ModelError> {
     let casts = is(node, "Cast");
     let fills = is(node, "ConstantOfShape");
@@ -349,15 +353,15 @@ fn retype(node: &mut NodeProto, elem: DataType) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Gives the float32 tensors that meet the images the new type: in place where nothing else needs
-/// them, else by a cast.
+/// Converts the float32 tensors that are combined with image data: in place where no other use
+/// needs float32, otherwise by a cast.
 fn convert_sources(
     graph: &mut GraphProto,
-    uses: HashMap<String, Uses>,
+    uses: HashMap<String, TensorUses>,
     elem: DataType,
     names: &mut Names,
-    typed: &mut HashMap<String, Storage>,
-    casts: &mut Casts,
+    typed: &mut HashMap<String, InitializerFormat>,
+    casts: &mut PendingCasts,
 ) -> Result<(), ModelError> {
     let stored: HashSet<String> = graph
         .initializer
@@ -368,15 +372,16 @@ fn convert_sources(
     for (index, node) in graph.node.iter().enumerate() {
         producers.extend(node.output.iter().map(|name| (name.clone(), index)));
     }
+
     // Sorted, so that the same model always gives the same file.
-    let mut uses: Vec<(String, Uses)> = uses
+    let mut uses: Vec<(String, TensorUses)> = uses
         .into_iter()
         .filter(|(_, uses)| !uses.typed.is_empty())
         .collect();
     uses.sort_by(|(a, _), (b, _)| a.cmp(b));
     for (
         name,
-        Uses {
+        TensorUses {
             typed: slots,
             kept,
             strict,
@@ -388,7 +393,7 @@ fn convert_sources(
             if stored.contains(&name) {
                 typed.insert(
                     name,
-                    Storage {
+                    InitializerFormat {
                         elem,
                         overflow: !strict,
                     },
@@ -396,11 +401,11 @@ fn convert_sources(
                 continue;
             }
             if let Some(source) = producer.map(|index| &mut graph.node[index])
-                && fill(source, elem, !strict)?
+                && convert_constant(source, elem, !strict)?
             {
                 typed.insert(
                     name,
-                    Storage {
+                    InitializerFormat {
                         elem,
                         overflow: !strict,
                     },
@@ -408,6 +413,7 @@ fn convert_sources(
                 continue;
             }
         }
+
         let narrow = names.free(&format!(
             "{name}_{}",
             elem.as_str_name().to_ascii_lowercase()
@@ -429,8 +435,12 @@ fn convert_sources(
     Ok(())
 }
 
-/// Changes the value of a `Constant` or `ConstantOfShape`. Returns whether the node is one.
-fn fill(node: &mut NodeProto, elem: DataType, overflow: bool) -> Result<bool, ModelError> {
+/// Converts the value of a `Constant` or `ConstantOfShape`. Returns whether the node is one.
+fn convert_constant(
+    node: &mut NodeProto,
+    elem: DataType,
+    overflow: bool,
+) -> Result<bool, ModelError> {
     let mut value = if is(node, "ConstantOfShape") {
         match attribute(node, "value").and_then(|attribute| attribute.t.clone()) {
             Some(value) => value,
@@ -441,7 +451,7 @@ fn fill(node: &mut NodeProto, elem: DataType, overflow: bool) -> Result<bool, Mo
     } else {
         return Ok(false);
     };
-    // An attribute's tensor often has no name, and a refusal should say one.
+    // A tensor in an attribute often has no name, but an error message needs one.
     let own_name = value.name.take();
     value.name = node.output.first().cloned();
     let value = TensorProto {
@@ -452,14 +462,14 @@ fn fill(node: &mut NodeProto, elem: DataType, overflow: bool) -> Result<bool, Mo
     Ok(true)
 }
 
-/// Casts that wait for their place, so that the indices of nodes stay right meanwhile.
+/// Casts that are inserted at the end, so that the indices of nodes stay valid until then.
 #[derive(Default)]
-struct Casts {
+struct PendingCasts {
     first: Vec<NodeProto>,
     after: HashMap<usize, Vec<NodeProto>>,
 }
 
-impl Casts {
+impl PendingCasts {
     fn first(&mut self, cast: NodeProto) {
         self.first.push(cast);
     }

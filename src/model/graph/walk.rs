@@ -1,4 +1,4 @@
-//! Going through nodes together with the subgraphs in their attributes; the names of tensors.
+//! Visits nodes together with the subgraphs in their attributes, builds nodes and renames tensors.
 
 use std::collections::HashSet;
 
@@ -16,12 +16,12 @@ pub(super) fn is_standard(node: &NodeProto) -> bool {
     is_default_domain(node.domain())
 }
 
-/// Whether this is one of the default domain's two names.
+/// Whether `domain` is one of the two names of the default domain.
 pub(super) fn is_default_domain(domain: &str) -> bool {
     matches!(domain, "" | "ai.onnx")
 }
 
-/// What a message calls the node.
+/// The node for error messages: its name and operator.
 pub(super) fn describe(node: &NodeProto) -> String {
     let name = match node.name() {
         "" => node.output.first().map_or("", String::as_str),
@@ -40,7 +40,7 @@ pub(super) fn int(node: &NodeProto, name: &str) -> Option<i64> {
     attribute(node, name).map(AttributeProto::i)
 }
 
-/// The node's input, `None` where an optional one is left out.
+/// The input at `index`; `None` if it is an optional one that is omitted.
 pub(super) fn input(node: &NodeProto, index: usize) -> Option<&str> {
     node.input
         .get(index)
@@ -48,7 +48,7 @@ pub(super) fn input(node: &NodeProto, index: usize) -> Option<&str> {
         .filter(|name| !name.is_empty())
 }
 
-/// A node of the default domain. Its name is that of its output.
+/// A node of the default domain, named after its output.
 pub(in crate::model) fn node(
     op_type: &str,
     inputs: &[&str],
@@ -129,7 +129,7 @@ pub(super) fn each_tensor<E>(
     Ok(())
 }
 
-/// Every tensor that the node needs, those that its subgraphs take from outside included.
+/// Every tensor that the node needs, including those that its subgraphs take from outside.
 pub(super) fn uses(node: &NodeProto) -> Vec<&str> {
     fn collect<'a>(node: &'a NodeProto, names: &mut Vec<&'a str>) {
         names.extend(
@@ -148,32 +148,34 @@ pub(super) fn uses(node: &NodeProto) -> Vec<&str> {
     names
 }
 
-/// Gives the tensor `from` the name `to`, wherever it is named.
+/// Renames the tensor `from` to `to` wherever it is mentioned, in subgraphs too.
 pub(super) fn rename(graph: &mut GraphProto, from: &str, to: &str) {
     let swap = |name: &mut String| {
         if name == from {
             to.clone_into(name);
         }
     };
-    let swap_option = |name: &mut Option<String>| name.iter_mut().for_each(swap);
-    graph
-        .initializer
-        .iter_mut()
-        .for_each(|tensor| swap_option(&mut tensor.name));
-    graph
+    let swap_option = |name: &mut Option<String>| {
+        if let Some(name) = name {
+            swap(name);
+        }
+    };
+
+    let sparse = graph
         .sparse_initializer
         .iter_mut()
-        .flat_map(|sparse| &mut sparse.values)
-        .for_each(|tensor| swap_option(&mut tensor.name));
-    for values in [&mut graph.input, &mut graph.output, &mut graph.value_info] {
-        values
-            .iter_mut()
-            .for_each(|value| swap_option(&mut value.name));
+        .flat_map(|sparse| &mut sparse.values);
+    for tensor in graph.initializer.iter_mut().chain(sparse) {
+        swap_option(&mut tensor.name);
     }
-    graph
-        .quantization_annotation
-        .iter_mut()
-        .for_each(|annotation| swap_option(&mut annotation.tensor_name));
+    for values in [&mut graph.input, &mut graph.output, &mut graph.value_info] {
+        for value in values {
+            swap_option(&mut value.name);
+        }
+    }
+    for annotation in &mut graph.quantization_annotation {
+        swap_option(&mut annotation.tensor_name);
+    }
     for node in &mut graph.node {
         node.input.iter_mut().chain(&mut node.output).for_each(swap);
         for attribute in &mut node.attribute {
@@ -184,7 +186,7 @@ pub(super) fn rename(graph: &mut GraphProto, from: &str, to: &str) {
     }
 }
 
-/// The names that a graph gives to tensors, to find ones that are free.
+/// The names of a graph's tensors, for choosing names that are not taken.
 pub(super) struct Names(HashSet<String>);
 
 impl Names {
@@ -198,12 +200,12 @@ impl Names {
         self.0.contains(name)
     }
 
-    /// `wish`, or `wish` with a number after it where that is taken.
-    pub(super) fn free(&mut self, wish: &str) -> String {
-        let mut name = wish.to_owned();
+    /// Reserves and returns `base`, or `base` with a number appended if that name is taken.
+    pub(super) fn free(&mut self, base: &str) -> String {
+        let mut name = base.to_owned();
         let mut number = 2;
         while !self.0.insert(name.clone()) {
-            name = format!("{wish}_{number}");
+            name = format!("{base}_{number}");
             number += 1;
         }
         name

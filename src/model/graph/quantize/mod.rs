@@ -1,9 +1,9 @@
-//! 8-bit integers for the layers that have weights: pairs of QuantizeLinear and DequantizeLinear
-//! ("Q/DQ") around them, which engines fuse with the layers into integer arithmetic.
+//! Quantises layers with weights to 8-bit integers, by pairs of QuantizeLinear and DequantizeLinear
+//! ("Q/DQ") around them that engines fuse with the layers into integer arithmetic.
 //!
-//! Weights are `int8` with a scale for each output channel. Activations have one scale: `uint8`
-//! where they are never negative, as after a Relu, else `int8`; 0 is always stored as 0. Biases
-//! stay float32.
+//! Weights are `int8` with one scale for each output channel. Activations have one scale for the
+//! whole tensor: `uint8` where they are never negative, as after a Relu, otherwise `int8`. The
+//! quantisation is symmetric: 0 is always stored as 0. Biases stay float32.
 
 #[cfg(test)]
 mod tests;
@@ -21,41 +21,42 @@ use super::{
     },
     BodyPrecision, ServingGraph, batch_norm, fold, initializer_names, inspect,
     walk::{self, Names, input, int_attribute, is, node},
+    widened_format,
 };
 
 /// A layer that can be quantised: a Conv, Gemm or MatMul with stored weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
-    /// The node's name in the file, or its output's.
+    /// The node's name in the file; if it has none, the name of its output.
     pub name: String,
     /// The tensor of activations that it reads.
     pub input: String,
-    /// Whether the channels of that tensor are its second dimension; else its last.
+    /// Whether the channels are the second dimension of that tensor; otherwise they are the last.
     pub channels_second: bool,
 }
 
-/// The values that a tensor of activations can have.
+/// The range of values that the 8 bits of a tensor of activations represent.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Range {
-    /// The largest absolute value that is told apart; larger ones become this.
+pub struct ActivationRange {
+    /// The largest absolute value that is represented; larger ones are clipped to it.
     pub limit: f32,
     /// Whether there are negative values.
     pub signed: bool,
 }
 
-/// How to quantise a graph.
+/// The parameters of quantising a graph.
 #[derive(Clone, Debug, Default)]
 pub struct Quantization {
     /// The range of each of the [`ServingGraph::ranged_tensors`].
-    pub ranges: HashMap<String, Range>,
-    /// For each layer's input the mean of each channel: with them, biases make up for what the
-    /// rounding of the weights changes on average. A layer without them is not corrected.
+    pub ranges: HashMap<String, ActivationRange>,
+    /// Mean of each channel of each layer's input, used for bias correction: the bias compensates
+    /// the mean error that rounding the weights introduces. Layers without means are not corrected.
     pub means: HashMap<String, Vec<f32>>,
-    /// The names of layers that stay float32.
+    /// Names of the layers that stay float32.
     pub keep_float: HashSet<String>,
 }
 
-impl Range {
+impl ActivationRange {
     fn elem(self) -> DataType {
         if self.signed {
             DataType::Int8
@@ -64,10 +65,10 @@ impl Range {
         }
     }
 
-    /// The value of one step.
+    /// The difference between two neighbouring quantised values.
     pub fn scale(self) -> f32 {
         let steps = if self.signed { 127.0 } else { 255.0 };
-        // A tensor that is always 0 has no range; whatever its scale is, 0 stays 0.
+        // A tensor that is always 0 has no range; 0 is stored as 0 with any scale.
         if self.limit > f32::MIN_POSITIVE * 256.0 {
             self.limit / steps
         } else {
@@ -77,10 +78,10 @@ impl Range {
 }
 
 impl ServingGraph {
-    /// The same network with every BatchNorm in the convolution before it, where that is possible.
+    /// The same network with every BatchNorm folded into the convolution before it where possible.
     ///
     /// # Errors
-    /// Weights that contradict their shape.
+    /// Weights whose number does not fit their shape.
     pub fn folded(&self) -> Result<Self, ModelError> {
         let mut folded = self.clone();
         let graph = folded.model.graph.get_or_insert_default();
@@ -97,12 +98,12 @@ impl ServingGraph {
         layers(graph).into_iter().map(|(_, layer)| layer).collect()
     }
 
-    /// The tensors whose ranges [`Self::quantized`] needs, whichever layers stay float.
+    /// The tensors whose ranges [`Self::quantized`] may need, whichever layers stay float32.
     pub fn ranged_tensors(&self) -> Vec<String> {
         let Some(graph) = &self.model.graph else {
             return Vec::new();
         };
-        let mut tensors: Vec<String> = Points::of(graph, &HashSet::new())
+        let mut tensors: Vec<String> = QuantizationPoints::of(graph, &HashSet::new())
             .0
             .into_iter()
             .map(|point| source(graph, &point.tensor).to_owned())
@@ -112,8 +113,8 @@ impl ServingGraph {
         tensors
     }
 
-    /// The graph as an ONNX file in float32 that also gives the tensors of these names, after the
-    /// logits.
+    /// The graph as a float32 ONNX file with additional outputs after the logits: the tensors with
+    /// these names.
     ///
     /// # Errors
     /// As for [`Self::to_onnx`].
@@ -140,8 +141,8 @@ impl ServingGraph {
     /// The network with 8-bit layers.
     ///
     /// # Errors
-    /// No layer that can be quantised; a tensor without a range.
-    pub fn quantized(&self, how: &Quantization) -> Result<Self, ModelError> {
+    /// No layer that can be quantised; a tensor without a range; a graph that is already quantised.
+    pub fn quantized(&self, parameters: &Quantization) -> Result<Self, ModelError> {
         let mut quantized = self.clone();
         let graph = quantized.model.graph.get_or_insert_default();
         if self.quantized {
@@ -156,40 +157,44 @@ impl ServingGraph {
         }
         let layers: Vec<_> = layers(graph)
             .into_iter()
-            .filter(|(_, layer)| !how.keep_float.contains(&layer.name))
+            .filter(|(_, layer)| !parameters.keep_float.contains(&layer.name))
             .collect();
         if layers.is_empty() {
-            let reason = "has no layer to quantise: no Conv, Gemm or MatMul with stored weights that may not stay float";
-            return Err(ModelError::Quantization(reason.into()));
+            return Err(ModelError::Quantization(
+                "has no layer to quantise: it has no Conv, Gemm or MatMul with stored weights \
+                 besides those that stay float"
+                    .into(),
+            ));
         }
-        let points = Points::of(graph, &how.keep_float);
-        let mut writer = Writer {
+
+        let points = QuantizationPoints::of(graph, &parameters.keep_float);
+        let mut rewriter = QdqRewriter {
             names: Names::of(graph),
             before: HashMap::new(),
             after: HashMap::new(),
             first: Vec::new(),
         };
         for (index, layer) in &layers {
-            writer.weights(graph, *index, how.means.get(&layer.input))?;
+            rewriter.quantize_weights(graph, *index, parameters.means.get(&layer.input))?;
         }
         for point in points.0 {
             let root = source(graph, &point.tensor);
-            let range = how.ranges.get(root).copied().ok_or_else(|| {
+            let range = parameters.ranges.get(root).copied().ok_or_else(|| {
                 ModelError::Quantization(format!("the range of the tensor `{root}` is not known"))
             })?;
-            writer.activations(graph, &point, range);
+            rewriter.quantize_activations(graph, &point, range);
         }
-        writer.finish(graph, self.prologue);
+        rewriter.insert_nodes(graph, self.prologue);
         remove_unused(graph);
         quantized.quantized = true;
         Ok(quantized)
     }
 
-    /// The size of a file of the network in float32, in bytes, nearly.
+    /// The approximate size of the network as a float32 file, in bytes: that of its weights.
     pub fn size(&self) -> usize {
         let stored = self.model.graph.iter().flat_map(|graph| &graph.initializer);
         let size = |tensor| {
-            let bytes = tensor::float_size(super::as_float(tensor).elem).unwrap_or(1);
+            let bytes = tensor::float_size(widened_format(tensor).elem).unwrap_or(1);
             tensor::len(tensor)
                 .unwrap_or_default()
                 .saturating_mul(bytes)
@@ -197,8 +202,8 @@ impl ServingGraph {
         stored.map(size).fold(0, usize::saturating_add)
     }
 
-    /// The same network for engines that know no unsigned integers: steps of `int8` that reach as
-    /// far.
+    /// The same network for engines without unsigned integers: `uint8` activations become `int8`
+    /// ones with the same limit, and so with half the resolution.
     pub fn with_signed_activations(&self) -> Self {
         let mut signed = self.clone();
         signed_activations(signed.model.graph.get_or_insert_default());
@@ -206,14 +211,15 @@ impl ServingGraph {
     }
 }
 
-/// The nodes that are layers, by index.
+/// The nodes that are layers that can be quantised, with their indices.
 fn layers(graph: &GraphProto) -> Vec<(usize, Layer)> {
     let stored: HashSet<&str> = initializer_names(graph).collect();
     let layer = |(index, node): (usize, &NodeProto)| {
         let is_layer = is(node, "Conv")
             || (is(node, "Gemm") && walk::int(node, "transA").unwrap_or(0) == 0)
             || is(node, "MatMul");
-        let (activations, weights) = (input(node, 0)?, input(node, 1)?);
+        let activations = input(node, 0)?;
+        let weights = input(node, 1)?;
         let computed = !stored.contains(activations)
             && inspect::producer(graph, activations)
                 .is_none_or(|node| fold::constant(node).is_none());
@@ -227,30 +233,30 @@ fn layers(graph: &GraphProto) -> Vec<(usize, Layer)> {
             "" => node.output.first()?.clone(),
             name => name.to_owned(),
         };
-        (is_layer && computed && fits && stored.contains(weights)).then(|| {
-            (
-                index,
-                Layer {
-                    name,
-                    input: activations.to_owned(),
-                    channels_second: is(node, "Conv"),
-                },
-            )
-        })
+        if !is_layer || !computed || !fits || !stored.contains(weights) {
+            return None;
+        }
+        let layer = Layer {
+            name,
+            input: activations.to_owned(),
+            channels_second: is(node, "Conv"),
+        };
+        Some((index, layer))
     };
     graph.node.iter().enumerate().filter_map(layer).collect()
 }
 
-/// A tensor that is quantised, and the inputs of nodes that then read it so.
-struct Point {
+/// A tensor of activations that is quantised.
+struct QuantizationPoint {
     tensor: String,
+    /// The inputs that then read the quantised tensor, as the index of the node and of its input.
     readers: Vec<(usize, usize)>,
 }
 
-/// All of them, in the order of the graph's nodes.
-struct Points(Vec<Point>);
+/// All quantised tensors of activations.
+struct QuantizationPoints(Vec<QuantizationPoint>);
 
-impl Points {
+impl QuantizationPoints {
     fn of(graph: &GraphProto, keep_float: &HashSet<String>) -> Self {
         let mut points = Self(Vec::new());
         let layers: Vec<_> = layers(graph)
@@ -266,8 +272,8 @@ impl Points {
             .collect();
         let stored: HashSet<&str> = initializer_names(graph).collect();
         for (index, node) in graph.node.iter().enumerate() {
-            // A residual addition is done by the convolution before it, if the other summand is
-            // quantised too.
+            // Engines fuse a residual addition with the convolution before it, if the other summand
+            // is quantised too.
             let [a, b] = &node.input[..] else { continue };
             let both_computed = !stored.contains(a.as_str()) && !stored.contains(b.as_str());
             if is(node, "Add")
@@ -281,14 +287,16 @@ impl Points {
                 }
             }
         }
-        // What picks values out of a quantised tensor can do so in 8 bits.
+
+        // Operators that only select values of a quantised tensor can work on 8 bits.
         let mut next = 0;
         while let Some(point) = points.0.get(next) {
             let producer = graph
                 .node
                 .iter()
                 .position(|node| node.output.first() == Some(&point.tensor));
-            if let Some(index) = producer.filter(|&index| picks_values(graph, &graph.node[index])) {
+            if let Some(index) = producer.filter(|&index| selects_values(graph, &graph.node[index]))
+            {
                 points.add(&graph.node[index].input[0], (index, 0));
             }
             next += 1;
@@ -300,7 +308,7 @@ impl Points {
         match self.0.iter_mut().find(|point| point.tensor == tensor) {
             Some(point) if point.readers.contains(&reader) => {}
             Some(point) => point.readers.push(reader),
-            None => self.0.push(Point {
+            None => self.0.push(QuantizationPoint {
                 tensor: tensor.to_owned(),
                 readers: vec![reader],
             }),
@@ -312,8 +320,8 @@ fn is_convolution(graph: &GraphProto, name: &str) -> bool {
     inspect::producer(graph, name).is_some_and(|node| is(node, "Conv"))
 }
 
-/// Whether the node's output has only values of its input, or 0.
-fn picks_values(graph: &GraphProto, node: &NodeProto) -> bool {
+/// Whether every value of the node's output is a value of its input, or 0.
+fn selects_values(graph: &GraphProto, node: &NodeProto) -> bool {
     let zero = |name: &str| {
         let stored = graph
             .initializer
@@ -328,26 +336,28 @@ fn picks_values(graph: &GraphProto, node: &NodeProto) -> bool {
         || is(node, "Pad") && input(node, 2).is_none_or(zero)
 }
 
-/// The tensor that the values of `name` come from unchanged.
+/// The tensor from which the values of `name` are taken unchanged.
 fn source<'a>(graph: &'a GraphProto, name: &'a str) -> &'a str {
-    match inspect::producer(graph, name).filter(|node| picks_values(graph, node)) {
+    match inspect::producer(graph, name).filter(|node| selects_values(graph, node)) {
         Some(node) => source(graph, &node.input[0]),
         None => name,
     }
 }
 
-/// Writes nodes, which wait for their place so that the indices of nodes stay right meanwhile.
-struct Writer {
+/// Adds Q/DQ nodes. They are inserted at the end, so that the indices of nodes stay valid until
+/// then.
+struct QdqRewriter {
     names: Names,
+    /// Nodes to be inserted before the network, before a node and after a node.
     first: Vec<NodeProto>,
     before: HashMap<usize, Vec<NodeProto>>,
     after: HashMap<usize, Vec<NodeProto>>,
 }
 
-impl Writer {
-    /// Stores the weights of the layer at `index` in 8 bits; `means` are those of its input's
-    /// channels.
-    fn weights(
+impl QdqRewriter {
+    /// Stores the weights of the layer at `index` in 8 bits. `means` are the means of the channels
+    /// of the layer's input.
+    fn quantize_weights(
         &mut self,
         graph: &mut GraphProto,
         index: usize,
@@ -362,7 +372,7 @@ impl Writer {
             .find(|tensor| tensor.name() == name);
         let stored =
             stored.ok_or_else(|| ModelError::Quantization(format!("has no weights `{name}`")))?;
-        let quantized = Weights::quantize(stored, axis)?;
+        let quantized = QuantizedWeights::new(stored, axis)?;
 
         if let Some(means) = means
             && let Some(bias) = corrected_bias(graph, &graph.node[index], &quantized, means)?
@@ -405,8 +415,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Puts a pair of Q and DQ between the tensor and its readers.
-    fn activations(&mut self, graph: &mut GraphProto, point: &Point, range: Range) {
+    /// Inserts a Q/DQ pair between the tensor and its readers.
+    fn quantize_activations(
+        &mut self,
+        graph: &mut GraphProto,
+        point: &QuantizationPoint,
+        range: ActivationRange,
+    ) {
         let tensor = &point.tensor;
         let [scale, zero, quantized, float] = ["scale", "zero_point", "quantized", "dequantized"]
             .map(|what| self.names.free(&format!("{tensor}_{what}")));
@@ -438,7 +453,7 @@ impl Writer {
         }
     }
 
-    fn finish(mut self, graph: &mut GraphProto, prologue: usize) {
+    fn insert_nodes(mut self, graph: &mut GraphProto, prologue: usize) {
         let nodes = std::mem::take(&mut graph.node);
         for (index, node) in nodes.into_iter().enumerate() {
             if index == prologue {
@@ -456,20 +471,20 @@ impl Writer {
 }
 
 /// Weights in 8 bits.
-struct Weights {
+struct QuantizedWeights {
     dims: Vec<i64>,
-    /// The axis of the output channels.
+    /// Axis of the output channels.
     axis: usize,
-    /// `int8`.
+    /// The bytes of `int8` values.
     values: Vec<u8>,
-    /// One for each output channel.
+    /// Scale of each output channel.
     scales: Vec<f32>,
-    /// What rounding added to each value.
+    /// Rounding error of each value: the quantised value less the original one.
     errors: Vec<f32>,
 }
 
-impl Weights {
-    fn quantize(stored: &TensorProto, axis: usize) -> Result<Self, ModelError> {
+impl QuantizedWeights {
+    fn new(stored: &TensorProto, axis: usize) -> Result<Self, ModelError> {
         let values = tensor::to_floats(stored)?;
         let wrong = || {
             ModelError::Quantization(format!(
@@ -483,7 +498,8 @@ impl Weights {
             .get(axis)
             .and_then(|&dim| usize::try_from(dim).ok())
             .filter(|&dim| dim > 0);
-        // Without values there may be any number of channels.
+        // If another dimension is 0 there are no values, and the shape may claim any number of
+        // channels: nothing is allocated for them.
         let channels = channels.filter(|_| !values.is_empty()).ok_or_else(wrong)?;
         let inner: usize = stored.dims[axis + 1..]
             .iter()
@@ -498,7 +514,7 @@ impl Weights {
         let scales: Vec<f32> = limits
             .into_iter()
             .map(|limit| {
-                Range {
+                ActivationRange {
                     limit,
                     signed: true,
                 }
@@ -526,12 +542,12 @@ impl Weights {
     }
 }
 
-/// The layer's bias less what the rounding of its weights adds on average; `None` where there is no
-/// place for it.
+/// The layer's bias less the mean error that the rounding of its weights adds to each output;
+/// `None` for a layer that has no bias input or whose shapes do not fit.
 fn corrected_bias(
     graph: &GraphProto,
     layer: &NodeProto,
-    weights: &Weights,
+    weights: &QuantizedWeights,
     means: &[f32],
 ) -> Result<Option<Vec<f32>>, ModelError> {
     let one =
@@ -575,6 +591,7 @@ fn corrected_bias(
     Ok(Some(bias))
 }
 
+/// A tensor of 8-bit integers.
 fn bytes(name: &str, elem: DataType, dims: &[i64], values: Vec<u8>) -> TensorProto {
     TensorProto {
         name: Some(name.to_owned()),
@@ -585,7 +602,7 @@ fn bytes(name: &str, elem: DataType, dims: &[i64], values: Vec<u8>) -> TensorPro
     }
 }
 
-/// Drops the stored tensors that no node reads any more.
+/// Removes the stored tensors that no node reads.
 fn remove_unused(graph: &mut GraphProto) {
     let used: HashSet<&str> = graph.node.iter().flat_map(walk::uses).collect();
     let unused: HashSet<String> = graph
@@ -603,7 +620,7 @@ fn remove_unused(graph: &mut GraphProto) {
         .retain(|value| !unused.contains(value.name()));
 }
 
-/// Gives every pair of `uint8` whose zero point is 0 the type `int8`.
+/// Changes every `uint8` Q/DQ pair whose zero point is 0 to `int8`, and its scale accordingly.
 fn signed_activations(graph: &mut GraphProto) {
     let is_unsigned =
         |tensor: &&TensorProto| tensor::elem(tensor) == DataType::Uint8 && tensor.raw_data() == [0];

@@ -1,8 +1,8 @@
-//! A small residual network is quantised, run, and compared with itself in float.
+//! Tests on a small residual network that is quantised, run, and compared with its float32 form.
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Quantization, Range, Weights};
+use super::{ActivationRange, Quantization, QuantizedWeights};
 use crate::model::{
     ModelError,
     graph::{BodyPrecision, Normalization, ServingGraph},
@@ -107,7 +107,7 @@ fn how(graph: &ServingGraph) -> Quantization {
         let limit = values
             .iter()
             .fold(0_f32, |limit, value| limit.max(value.abs()));
-        Range {
+        ActivationRange {
             limit,
             signed: values.iter().any(|value| *value < 0.0),
         }
@@ -125,8 +125,8 @@ fn nodes(graph: &ServingGraph) -> &GraphProto {
     graph.model.graph.as_ref().unwrap()
 }
 
-/// What makes the input `slot` of the node that makes `output`, and the element type of its
-/// integers.
+/// The operator that produces input `slot` of the node that produces `output`, and the element type
+/// of its zero point.
 fn source(graph: &ServingGraph, output: &str, slot: usize) -> (String, Option<DataType>) {
     let graph = nodes(graph);
     let maker = |name: &str| graph.node.iter().find(|node| node.output[0] == name);
@@ -186,7 +186,7 @@ fn a_convolution_without_weights_keeps_its_batch_norm() {
 }
 
 #[test]
-fn what_has_no_channels_is_no_layer() {
+fn a_weight_without_channels_is_not_a_layer() {
     let mut model = residual();
     testing::graph(&mut model).initializer[0] = floats("w1", &[108], &numbers(108, 1));
     let layers = serve(model).layers();
@@ -316,7 +316,7 @@ fn biases_make_up_for_the_rounding_of_the_weights() {
     let corrected = Quantization {
         ranges: HashMap::from([(
             input.clone(),
-            Range {
+            ActivationRange {
                 limit: 100.0,
                 signed: true,
             },
@@ -392,5 +392,5 @@ fn biases_make_up_for_the_rounding_of_the_weights() {
 #[test]
 fn weights_without_values_have_no_channels() {
     let promising = tensor::floats("w", &[1 << 50, 0], &[]);
-    assert!(Weights::quantize(&promising, 0).is_err());
+    assert!(QuantizedWeights::new(&promising, 0).is_err());
 }

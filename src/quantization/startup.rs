@@ -1,33 +1,32 @@
-//! Quantising when a server starts: the result is kept beside the TensorRT plans, by what it was
-//! made from.
+//! Quantises models when a server starts. Results are cached beside the TensorRT plans, with a key
+//! of everything that they depend on.
 
 use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
-use super::{Photos, QuantizationConfig, QuantizationError, Stage, manifest, quantize};
+use super::{Photos, QuantizationConfig, QuantizationError, QuantizationStage, manifest, quantize};
 use crate::{
     cache::{Key, Origin, PlanCache, hex},
     image::PreprocessConfig,
     model::{Model, Overrides},
 };
 
-/// Quantises every float model before it is served.
+/// Quantises float models before they are served.
 #[derive(Clone, Debug)]
-pub struct AtStart {
+pub struct StartupQuantization {
     /// The folder of photos.
     pub photos: PathBuf,
-    /// How they are decoded.
+    /// How the photos are decoded.
     pub preprocess: PreprocessConfig,
-    /// How to quantise.
     pub config: QuantizationConfig,
-    /// Where results are kept; `None` = nowhere.
+    /// Cache for the results; `None` means that they are not cached.
     pub cache: Option<PlanCache>,
 }
 
-impl AtStart {
-    /// The model in 8 bits; one that is quantised stays as it is. It blocks for as long as that
-    /// takes.
+impl StartupQuantization {
+    /// The quantised model; one that is already quantised is returned unchanged. This blocks the
+    /// thread until the quantisation is done.
     ///
     /// # Errors
     /// As for [`quantize`].
@@ -35,6 +34,7 @@ impl AtStart {
         if model.graph.quantized {
             return Ok(model);
         }
+
         let photos = Photos::sample(
             &self.photos,
             self.config.photos,
@@ -42,15 +42,17 @@ impl AtStart {
             self.preprocess,
             &|_, _| {},
         )?;
+
         let make = || {
             tracing::info!(
                 model = model.name,
                 photos = photos.calibration.len(),
                 "quantising to int8, which takes a minute; the result is kept"
             );
-            let progress = |stage: Stage, done: usize, total: usize| {
+            let progress = |stage: QuantizationStage, done: usize, total: usize| {
                 tracing::debug!("{stage:?}: {done} of {total}");
             };
+
             let quantized = quantize(&model, &photos, &self.config, &progress)?;
             let report = &quantized.report;
             tracing::info!(
@@ -64,6 +66,7 @@ impl AtStart {
             );
             Ok::<_, QuantizationError>(quantized.onnx)
         };
+
         let onnx = match &self.cache {
             None => make()?,
             Some(cache) => {
@@ -82,7 +85,8 @@ impl AtStart {
                 onnx
             }
         };
-        // The name is not a part of the key: a model may be served under several.
+
+        // The name is not part of the key, because a model may be served under several names.
         let named = Overrides {
             name: Some(model.name.clone()),
             ..Overrides::default()
@@ -90,7 +94,7 @@ impl AtStart {
         Ok(Model::from_bytes(onnx.into(), &named)?)
     }
 
-    /// All that the result depends on.
+    /// The cache key: everything that the result depends on.
     fn key(&self, model: &Model, photos: &Photos) -> Result<Key, QuantizationError> {
         let QuantizationConfig {
             range,
