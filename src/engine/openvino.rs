@@ -286,7 +286,7 @@ mod tests {
     use super::*;
     use crate::{
         answer,
-        model::{Overrides, Quantization, Range, ServingGraph},
+        model::{ActivationRange, Overrides, Quantization, ServingGraph},
         testing::{shared, skipped},
     };
 
@@ -468,7 +468,7 @@ mod tests {
             .unwrap();
         let range = |name: String| {
             let signed = !name.contains("Relu");
-            (name, Range { limit: 8.0, signed })
+            (name, ActivationRange { limit: 8.0, signed })
         };
         let ranges = float.ranged_tensors().into_iter().map(range).collect();
         let quantized = float
