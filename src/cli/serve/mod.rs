@@ -227,7 +227,10 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
 }
 
 /// How floating-point models are quantized, if --calibration is given.
-fn quantization_at_start(args: &Args, engine: &EngineConfig) -> Result<Option<StartupQuantization>, CliError> {
+fn quantization_at_start(
+    args: &Args,
+    engine: &EngineConfig,
+) -> Result<Option<StartupQuantization>, CliError> {
     let Some(folder) = &args.quantization.calibration else {
         return Ok(None);
     };
