@@ -3,6 +3,7 @@
 use std::{env, fs, path::PathBuf};
 
 use prost::Message;
+use tonic_prost_build::Builder;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
@@ -14,26 +15,43 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
 
     let out = PathBuf::from(env::var("OUT_DIR")?);
+    let with_server = env::var_os("CARGO_FEATURE_SERVER").is_some();
 
     let contract = protox::compile(["resnet18/v1/classifier.proto"], ["proto"])?;
-    tonic_prost_build::configure()
-        .bytes(".resnet18.v1")
-        .compile_fds(contract.clone())?;
     fs::write(out.join("classifier.bin"), contract.encode_to_vec())?;
+    builder().bytes(".resnet18.v1").compile_fds(contract)?;
 
     let protocol = protox::compile(["inference/grpc_service.proto"], ["proto"])?;
-    tonic_prost_build::configure()
-        .build_client(false)
-        .bytes(".inference")
-        .codec_path("crate::grpc::oip::codec::BoundedCodec")
-        .compile_fds(protocol.clone())?;
     fs::write(out.join("inference.bin"), protocol.encode_to_vec())?;
-
-    let onnx = protox::compile(["onnx/onnx.proto"], ["proto"])?;
-    tonic_prost_build::configure()
-        .build_client(false)
+    builder()
         .build_server(false)
-        .bytes(".onnx.TensorProto.raw_data")
-        .compile_fds(onnx)?;
+        .bytes(".inference")
+        .compile_fds(protocol.clone())?;
+
+    if with_server {
+        // The service apart from the messages, since it reads them by a codec of its own.
+        let server = out.join("server");
+        fs::create_dir_all(&server)?;
+        tonic_prost_build::configure()
+            .build_client(false)
+            .extern_path(".inference", "crate::inference")
+            .codec_path("crate::grpc::oip::codec::BoundedCodec")
+            .out_dir(server)
+            .compile_fds(protocol)?;
+
+        let onnx = protox::compile(["onnx/onnx.proto"], ["proto"])?;
+        tonic_prost_build::configure()
+            .build_client(false)
+            .build_server(false)
+            .bytes(".onnx.TensorProto.raw_data")
+            .compile_fds(onnx)?;
+    }
     Ok(())
+}
+
+/// Messages for everyone; clients and services for the crate's features of these names.
+fn builder() -> Builder {
+    tonic_prost_build::configure()
+        .client_mod_attribute(".", "#[cfg(feature = \"client\")]")
+        .server_mod_attribute(".", "#[cfg(feature = \"server\")]")
 }
