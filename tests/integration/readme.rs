@@ -345,6 +345,29 @@ fn links_lead_somewhere() {
     assert!(followed >= 40, "{followed}");
 }
 
+/// Paths in the code's description, such as `grpc/transport/accept.rs` or `tests/`.
+#[test]
+fn the_files_that_the_architecture_names_exist() {
+    let mut found = 0;
+    for page in ["docs/architecture.md", "CONTRIBUTING.md"].map(Page::read) {
+        let prose = page.prose();
+        let is_path = |code: &&str| {
+            (code.contains('/') || code.ends_with(".rs"))
+                && code
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || matches!(c, '/' | '.' | '_' | '-'))
+        };
+        for path in prose.split('`').skip(1).step_by(2).filter(is_path) {
+            let exists = [root().join("src").join(path), root().join(path)]
+                .iter()
+                .any(|path| path.exists());
+            assert!(exists, "{}: {path}", page.path.display());
+            found += 1;
+        }
+    }
+    assert!(found >= 30, "{found}");
+}
+
 #[test]
 fn the_readme_is_short_and_leads_to_every_page() {
     let readme = Page::readme();
