@@ -1,52 +1,124 @@
-//! A whole server: bind, load, serve, drain.
+//! A whole server, to run or to embed: bind, load, serve, drain.
+//!
+//! ```no_run
+//! # async fn embed() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::{future::pending, sync::Arc};
+//!
+//! use resnet18_server::server::{self, Control, Listeners, ServerConfig};
+//!
+//! // The bundled model, on the fastest engine that starts.
+//! let config = ServerConfig::default();
+//! let listeners = Listeners::bind("127.0.0.1:8001", "127.0.0.1:8002").await?;
+//! let control = Control {
+//!     shutdown: pending(), // or any future that completes when the server is to end
+//!     reload: Arc::default(),
+//! };
+//! server::run(listeners, config, control).await?;
+//! # Ok(())
+//! # }
+//! ```
 
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{future::Future, io, num::NonZeroUsize, sync::Arc, thread, time::Duration};
 
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::{TcpListener, ToSocketAddrs},
+    sync::Notify,
+    time::sleep,
+};
 
 use crate::{
-    engine::{self, EngineError},
-    grpc::{self, GrpcConfig, Listener, Services},
-    http::{self, HttpContext, Web},
+    engine,
+    grpc::{self, Services},
+    http::{self, HttpContext},
     metrics::Exporter,
     registry::{
         Registry,
-        loader::{LoadError, Loader, LoaderConfig, StartEngine},
+        loader::{Loader, StartEngine},
     },
-    scheduler::{Scheduler, SchedulerConfig, SpawnError},
+    scheduler::Scheduler,
     state::{State, StateCell},
 };
+pub use crate::{
+    engine::{EngineConfig, EngineError, EngineKind, Precision},
+    grpc::{AccessControl, Deadlines, GrpcConfig, Listener, OpenService, TlsConfig, TokenConfig},
+    http::Web,
+    image::PreprocessConfig,
+    model::Overrides,
+    registry::loader::{ListedModel, LoadError, LoaderConfig, ModelSource},
+    scheduler::{Capacity, SchedulerConfig, SpawnError},
+};
 
-/// How long the last answers may take to leave, once they have been made, where callers keep their
-/// connections.
+/// How long the last answers may take to be sent where callers keep their connections open.
 const FLUSH: Duration = Duration::from_secs(1);
+/// How often the exporter's histograms are brought up to date.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// How a server runs.
 #[derive(Clone)]
 pub struct ServerConfig {
-    /// Which models are served, and what runs them.
+    /// Which models are served, and on which engine.
     pub loader: LoaderConfig,
-    /// The model that answers where none is named; `None` = the first.
+    /// The model that answers calls that name none; `None` means the first.
     pub default_model: Option<String>,
-    /// How requests are queued and batched.
+    /// How work is queued, batched and executed.
     pub scheduler: SchedulerConfig,
-    /// The limits of the gRPC side.
+    /// The limits of the gRPC side, and who may call.
     pub grpc: GrpcConfig,
-    /// Who gets the page at `/` of the HTTP port.
+    /// Whether the live page is served at `/` of the HTTP port, and to whom.
     pub web: Web,
-    /// How long requests are still served when the server shuts down, while health and readiness
-    /// say no.
+    /// How long requests are still served at shutdown after health and readiness checks have begun
+    /// to fail, so that load balancers notice.
     pub drain_delay: Duration,
-    /// How long accepted work may take to finish when the server shuts down.
+    /// How long accepted calls may take to finish at shutdown.
     pub drain_timeout: Duration,
 }
 
-/// Where a server listens.
+/// The bundled model on the fastest engine that starts, on all CPUs, with the limits that the program
+/// has by default and without the live page.
+impl Default for ServerConfig {
+    fn default() -> Self {
+        let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Self {
+            loader: LoaderConfig {
+                source: ModelSource::Listed(vec![ListedModel::bundled()]),
+                engine: EngineConfig::new(threads),
+                quantization: None,
+                watch_interval: None,
+            },
+            default_model: None,
+            scheduler: SchedulerConfig {
+                threads,
+                queue_capacity: Capacity::Usual,
+                max_queue_delay: Duration::ZERO,
+                preprocess: PreprocessConfig::default(),
+            },
+            grpc: GrpcConfig::default(),
+            web: Web::Off,
+            drain_delay: Duration::ZERO,
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The sockets of a server.
 pub struct Listeners {
-    /// For gRPC.
+    /// The gRPC port.
     pub grpc: Listener,
-    /// For HTTP.
+    /// The HTTP port, with metrics, probes and the live page.
     pub http: TcpListener,
+}
+
+impl Listeners {
+    /// Binds both ports.
+    ///
+    /// # Errors
+    /// When an address can't be resolved or is in use.
+    pub async fn bind(grpc: impl ToSocketAddrs, http: impl ToSocketAddrs) -> io::Result<Self> {
+        Ok(Self {
+            grpc: Listener::Tcp(TcpListener::bind(grpc).await?),
+            http: TcpListener::bind(http).await?,
+        })
+    }
 }
 
 /// Why a server ended before it was told to.
@@ -69,18 +141,18 @@ pub enum ServerError {
     Http(#[from] io::Error),
 }
 
-/// What tells a running server what to do.
+/// What controls a running server.
 pub struct Control<S> {
-    /// Completes when the server is to finish what it accepted and end.
+    /// Completes when the server is to finish accepted calls and end.
     pub shutdown: S,
-    /// Asks for a look at the models' files.
+    /// Notified when the models' files are to be checked at once.
     pub reload: Arc<Notify>,
 }
 
-/// Serves until `shutdown` completes and what was accepted has been answered.
+/// Serves until `shutdown` completes and all accepted calls have been answered.
 ///
-/// Both ports answer at once; requests are accepted when the first model has been loaded, checked
-/// and warmed up.
+/// Both ports answer from the start; requests are accepted once the first model has been loaded,
+/// checked and warmed up.
 ///
 /// # Errors
 /// When a model can't be loaded at the start, an engine is lost or a listener fails.
@@ -103,29 +175,30 @@ async fn run_with(
     let registry = Arc::new(Registry::new(config.default_model));
     let scheduler = Arc::new(Scheduler::new(config.scheduler)?);
 
+    let services = Services::new(Arc::clone(&registry), state.clone(), &config.grpc);
     let context = HttpContext {
         state: state.clone(),
         registry: Arc::clone(&registry),
         exporter: exporter.clone(),
     };
-    let calls = Services::new(Arc::clone(&registry), state.clone(), &config.grpc);
-    let http = http::serve(listeners.http, context, config.web, calls.for_browsers());
+    let http = http::serve(listeners.http, context, config.web, services.for_browsers());
     let grpc = grpc::serve(
         listeners.grpc,
-        calls,
+        services,
         Arc::clone(&registry),
         state.clone(),
         config.grpc,
     );
     let grpc = async {
         let served = grpc.await;
-        // The page's calls come by the other port.
+        // Calls of the live page arrive on the other port.
         if state.calls() > 0 {
             state.idle().await;
-            tokio::time::sleep(FLUSH).await;
+            sleep(FLUSH).await;
         }
         served
     };
+
     let loader = Loader {
         config: config.loader,
         start,
@@ -136,42 +209,22 @@ async fn run_with(
     let load = loader.run(control.reload);
     let upkeep = async {
         loop {
-            tokio::time::sleep(Duration::from_secs(5)).await;
+            sleep(METRICS_UPKEEP).await;
             exporter.upkeep();
         }
     };
     let lost = async {
         let error = scheduler.lost().await;
         state.set(State::Failed(error.to_string().into()));
-        // Those who wait are answered; whoever watches over the process starts a new one.
-        tokio::time::sleep(FLUSH).await;
-        // Its threads may hang in a driver that no longer answers: they are not waited for.
+        // Waiting callers are answered; the supervisor of the process starts a new one.
+        sleep(FLUSH).await;
+        // The threads may hang in a driver that no longer answers: do not join them.
         std::mem::forget(Arc::clone(&scheduler));
         error
     };
     let shutdown = async {
         control.shutdown.await;
-        if !config.drain_delay.is_zero() {
-            tracing::info!(
-                "no longer ready; still serving for {:?}",
-                config.drain_delay
-            );
-            state.set(State::Leaving);
-            tokio::time::sleep(config.drain_delay).await;
-        }
-        tracing::info!(
-            "shutting down: finishing what was accepted, for {:?} at most",
-            config.drain_timeout
-        );
-        state.set(State::Draining);
-        // Connections may stay open for ever, by a health watch for example: what counts is the
-        // calls.
-        tokio::select! {
-            () = state.idle() => tokio::time::sleep(FLUSH).await,
-            () = tokio::time::sleep(config.drain_timeout) => {
-                tracing::warn!("some calls had not ended after {:?}; closing them", config.drain_timeout);
-            }
-        }
+        drain(&state, config.drain_delay, config.drain_timeout).await;
     };
 
     tokio::select! {
@@ -186,9 +239,29 @@ async fn run_with(
     Ok(())
 }
 
+/// Fails health and readiness checks for `delay` while requests are still served, then lets accepted
+/// calls finish for up to `timeout`.
+async fn drain(state: &StateCell, delay: Duration, timeout: Duration) {
+    if !delay.is_zero() {
+        tracing::info!("no longer ready; still serving for {delay:?}");
+        state.set(State::Leaving);
+        sleep(delay).await;
+    }
+
+    tracing::info!("shutting down: finishing accepted calls, for {timeout:?} at most");
+    state.set(State::Draining);
+    // Connections may stay open for ever, with a health watch for example: only calls count.
+    tokio::select! {
+        () = state.idle() => sleep(FLUSH).await,
+        () = sleep(timeout) => {
+            tracing::warn!("some calls had not ended after {timeout:?}; closing them");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{num::NonZeroUsize, path::Path};
+    use std::path::Path;
 
     use tonic::{Code, transport::Endpoint};
     use tonic_health::pb::{
@@ -197,13 +270,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        engine::{Engine, EngineConfig, EngineInfo, EngineKind, Lanes, Precision},
-        grpc::Deadlines,
-        image::PreprocessConfig,
-        model::{Model, Overrides},
+        engine::{Engine, EngineInfo, Lanes},
+        model::Model,
         proto::{ClassifyRequest, Image, classifier_client::ClassifierClient, image::Source},
-        registry::loader::{ListedModel, ModelSource},
-        scheduler::Capacity,
     };
 
     /// Answers once, then is lost.
@@ -241,40 +310,9 @@ mod tests {
     }
 
     fn config() -> ServerConfig {
-        let one = NonZeroUsize::MIN;
-        let overrides = Overrides::default();
         ServerConfig {
-            loader: LoaderConfig {
-                source: ModelSource::Listed(vec![ListedModel {
-                    name: "model".into(),
-                    path: None,
-                    overrides,
-                }]),
-                engine: EngineConfig::new(one),
-                quantization: None,
-                watch_interval: None,
-            },
-            default_model: None,
-            scheduler: SchedulerConfig {
-                threads: one,
-                queue_capacity: Capacity::Usual,
-                max_queue_delay: Duration::ZERO,
-                preprocess: PreprocessConfig::default(),
-            },
-            grpc: GrpcConfig {
-                max_message_bytes: 1 << 24,
-                max_streams: 8,
-                max_calls: 8,
-                max_connections: 8,
-                max_connection_age: None,
-                connection_grace: Duration::ZERO,
-                deadlines: Deadlines::default(),
-                receive_timeout: Duration::from_secs(5),
-                access: Arc::default(),
-            },
-            web: Web::Off,
-            drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(5),
+            ..ServerConfig::default()
         }
     }
 

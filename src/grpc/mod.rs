@@ -1,55 +1,74 @@
-//! The gRPC services, and the one place where errors become a [`tonic::Status`].
+//! The gRPC side: transport, admission, the classifier and the Open Inference Protocol, and the one
+//! place where errors become a [`tonic::Status`].
 
 mod admission;
 mod call;
 mod classifier;
+mod health;
 pub mod oip;
 mod services;
 mod stream;
 mod transport;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tonic::transport::Server;
-use tonic_health::{ServingStatus, server::HealthReporter};
 
 pub(crate) use self::call::caller::Peer;
-use self::{
-    admission::auth::Tokens,
-    transport::{
-        accept,
-        tls::{self, Certificates},
-    },
-};
 pub use self::{
-    admission::auth::{OpenService, TokenConfig},
+    admission::{
+        access::AccessControl,
+        auth::{OpenService, TokenConfig},
+    },
     call::timing::Deadlines,
     services::{BrowserCalls, Services},
     transport::{accept::Listener, tls::TlsConfig},
 };
-use crate::{
-    inference, proto,
-    registry::Registry,
-    state::{State, StateCell},
-};
+use crate::{inference, proto, registry::Registry, state::StateCell};
 
-/// The limits of the gRPC side, and who may come in.
+/// How much a sender may send ahead on one call, in bytes. Large enough that a photo never waits for
+/// a round trip.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// How many calls one connection may have in progress.
+const MAX_CONCURRENT_CALLS: u32 = 128;
+/// How much may be sent ahead on one connection, in bytes: the share of every call, so that streams
+/// that are not read do not block the others.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_CONCURRENT_CALLS;
+/// The largest HTTP/2 frame that senders may use, in bytes. A photo arrives in one piece instead of
+/// seven, with fewer reads and wake-ups.
+const MAX_FRAME: u32 = 256 << 10;
+/// The largest headers of a call, in bytes as RFC 9113, 6.5.2, counts them. Tokens and trace
+/// contexts need far less.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// A connection is closed when this many of its calls are reset before they have begun (the "rapid
+/// reset" attack)...
+const MAX_PENDING_RESETS: usize = 20;
+/// ...or when the server has reset this many calls for protocol errors.
+const MAX_ERROR_RESETS: usize = 1024;
+/// The largest message to health and reflection, in bytes.
+const MAX_SMALL_MESSAGE: usize = 64 << 10;
+/// The interval of HTTP/2 keep-alive pings on a silent connection...
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// ...which is closed when a ping is not answered within this time.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The limits of the gRPC side, and who may call.
 #[derive(Clone)]
 pub struct GrpcConfig {
     /// The largest message that is accepted, in bytes.
     pub max_message_bytes: usize,
-    /// The most streams that are open at once, over all connections.
+    /// The most open streams, over all connections.
     pub max_streams: usize,
-    /// The most calls in progress at once, over all connections; each may hold one message.
+    /// The most calls in progress, over all connections; each may hold one message in memory.
     pub max_calls: usize,
-    /// The most connections.
+    /// The most open connections; further ones wait.
     pub max_connections: usize,
-    /// A connection that is older is asked to go, so that load balancers spread; `None` =
-    /// connections may stay.
+    /// The age at which a connection is asked to close, so that load balancers distribute
+    /// connections anew; `None` means never.
     pub max_connection_age: Option<Duration>,
-    /// How long calls may go on after that.
+    /// How long calls may continue after their connection was asked to close.
     pub connection_grace: Duration,
-    /// How long single requests may wait.
+    /// The server's own limits on deadlines.
     pub deadlines: Deadlines,
     /// How long a message may take to arrive, from its first byte to its last.
     pub receive_timeout: Duration,
@@ -57,107 +76,61 @@ pub struct GrpcConfig {
     pub access: Arc<AccessControl>,
 }
 
-/// Who may come in, as the files say at present.
-#[derive(Default)]
-pub struct AccessControl {
-    certificates: Option<Arc<Certificates>>,
-    tokens: Option<Arc<Tokens>>,
-}
-
-impl AccessControl {
-    /// Reads certificates and tokens; `None` = no TLS, and anyone may call.
-    ///
-    /// # Errors
-    /// What is wrong with which file.
-    pub fn new(tls: Option<TlsConfig>, tokens: Option<TokenConfig>) -> Result<Self, String> {
-        Ok(Self {
-            certificates: tls.map(tls::certificates).transpose()?.map(Arc::new),
-            tokens: tokens.map(Tokens::read).transpose()?.map(Arc::new),
-        })
-    }
-
-    /// Reads changed files again, now and then, for ever.
-    async fn follow(self: Arc<Self>) {
-        loop {
-            tokio::time::sleep(REFRESH).await;
-            let access = Arc::clone(&self);
-            // A panic there has said so on standard error.
-            let _ = tokio::task::spawn_blocking(move || {
-                access
-                    .certificates
-                    .iter()
-                    .for_each(|certificates| certificates.refresh());
-                access.tokens.iter().for_each(|tokens| tokens.refresh());
-            })
-            .await;
+/// The limits that the program has by default; no TLS and no tokens.
+impl Default for GrpcConfig {
+    fn default() -> Self {
+        Self {
+            max_message_bytes: 16 << 20,
+            max_streams: 256,
+            max_calls: 512,
+            max_connections: 1024,
+            max_connection_age: None,
+            connection_grace: Duration::from_secs(30),
+            deadlines: Deadlines::default(),
+            receive_timeout: Duration::from_secs(30),
+            access: Arc::default(),
         }
     }
 }
 
-/// How often certificates and tokens are looked at.
-const REFRESH: Duration = Duration::from_secs(1);
-
-const SERVICE: &str = "resnet18.v1.Classifier";
-/// How much a sender may send ahead on one call. Large enough that a photo never waits for a round
-/// trip.
-const STREAM_WINDOW: u32 = 1 << 20;
-/// Services at once on one connection.
-const MAX_CONCURRENT_CALLS: u32 = 128;
-/// How much may be sent ahead on one connection: by every call its share, so that streams that are
-/// not read don't stop the others.
-const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_CONCURRENT_CALLS;
-/// The largest frame that senders may use, so that a photo comes in one piece instead of seven:
-/// fewer reads and wake-ups.
-const MAX_FRAME: u32 = 256 << 10;
-/// The headers of a call, in bytes (as RFC 9113, 6.5.2, counts them). Tokens and traces take far
-/// less.
-const MAX_HEADER_BYTES: u32 = 16 << 10;
-/// A connection is closed when it resets so many calls before they have begun ("rapid reset")…
-const MAX_PENDING_RESETS: usize = 20;
-/// …or makes so many errors that its calls are reset.
-const MAX_ERROR_RESETS: usize = 1024;
-/// The largest message to health and reflection, in bytes.
-const MAX_SMALL_MESSAGE: usize = 64 << 10;
-/// A connection that is silent for this long is asked whether it is alive…
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-/// …and closed when it does not answer within this time.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Serves until the state is [`State::Draining`] and every accepted call has ended.
+/// Serves until the state is [`State::Draining`](crate::state::State::Draining) and every accepted
+/// call has ended.
 ///
 /// # Errors
-/// What the transport reports.
+/// When the transport fails.
 pub async fn serve(
     listener: Listener,
-    calls: Services,
+    services: Services,
     registry: Arc<Registry>,
     state: StateCell,
     config: GrpcConfig,
 ) -> Result<(), tonic::transport::Error> {
-    let access = Arc::clone(&config.access);
-    let watch = tokio::spawn(Arc::clone(&access).follow());
+    let refresh = tokio::spawn(Arc::clone(&config.access).follow());
     let (health, health_service) = tonic_health::server::health_reporter();
-    // The reporter begins with SERVING.
-    set_health(&health, ServingStatus::NotServing).await;
-    let follow = tokio::spawn(report_health(health, state.clone(), registry));
+    health::report_not_serving(&health).await;
+    let health = tokio::spawn(health::follow(health, state.clone(), registry));
+
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
             .register_encoded_file_descriptor_set(inference::DESCRIPTOR)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let valid = "the descriptors are made by the build";
-    let incoming = accept::connections(
-        listener,
-        config.max_connections,
-        access.certificates.clone(),
-    );
+    let built = "the descriptors come from the build";
+    let reflection_v1 = reflection().build_v1().expect(built);
+    let reflection_v1alpha = reflection().build_v1alpha().expect(built);
+
     let mut server = Server::builder();
     if let Some(age) = config.max_connection_age {
         server = server
             .max_connection_age(age)
             .max_connection_age_grace(config.connection_grace);
     }
+    let connections = transport::accept::connections(
+        listener,
+        config.max_connections,
+        config.access.certificates(),
+    );
     let served = server
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -168,80 +141,16 @@ pub async fn serve(
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
         .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
-        .layer(calls.admission.layer())
-        .add_service(calls.classifier)
-        .add_service(calls.inference)
+        .layer(services.admission.layer())
+        .add_service(services.classifier)
+        .add_service(services.inference)
         .add_service(health_service.max_decoding_message_size(MAX_SMALL_MESSAGE))
-        .add_service(
-            reflection()
-                .build_v1()
-                .expect(valid)
-                .max_decoding_message_size(MAX_SMALL_MESSAGE),
-        )
-        .add_service(
-            reflection()
-                .build_v1alpha()
-                .expect(valid)
-                .max_decoding_message_size(MAX_SMALL_MESSAGE),
-        )
-        .serve_with_incoming_shutdown(incoming, async move { state.draining().await })
+        .add_service(reflection_v1.max_decoding_message_size(MAX_SMALL_MESSAGE))
+        .add_service(reflection_v1alpha.max_decoding_message_size(MAX_SMALL_MESSAGE))
+        .serve_with_incoming_shutdown(connections, async move { state.draining().await })
         .await;
-    follow.abort();
-    watch.abort();
+
+    health.abort();
+    refresh.abort();
     served
-}
-
-/// Keeps the standard health service in step with the state and the models: the server as a whole,
-/// and each model as `resnet18.v1.Classifier/NAME`.
-async fn report_health(health: HealthReporter, state: StateCell, registry: Arc<Registry>) {
-    let (mut state, mut models) = (state.watch(), registry.watch());
-    let mut reported = BTreeSet::new();
-    loop {
-        models.mark_unchanged();
-        let ready = *state.borrow_and_update() == State::Ready;
-        set_health(
-            &health,
-            if ready {
-                ServingStatus::Serving
-            } else {
-                ServingStatus::NotServing
-            },
-        )
-        .await;
-        let entries = registry.list();
-        for entry in &entries {
-            let serves = ready && entry.served.is_some();
-            let status = if serves {
-                ServingStatus::Serving
-            } else {
-                ServingStatus::NotServing
-            };
-            health
-                .set_service_status(service_of(&entry.name), status)
-                .await;
-        }
-        let present: BTreeSet<String> = entries.into_iter().map(|entry| entry.name).collect();
-        for gone in reported.difference(&present) {
-            health.clone().clear_service_status(&service_of(gone)).await;
-        }
-        reported = present;
-        let changed = tokio::select! {
-            changed = state.changed() => changed,
-            changed = models.changed() => changed,
-        };
-        if changed.is_err() {
-            return;
-        }
-    }
-}
-
-/// The name under which a model's health is asked for.
-fn service_of(model: &str) -> String {
-    format!("{SERVICE}/{model}")
-}
-
-async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in ["", SERVICE, oip::SERVICE] {
-        health.set_service_status(service, status).await;
-    }
 }

@@ -1,5 +1,5 @@
-//! The services that do work, and the rules before them, made once: what the HTTP port offers to
-//! the page goes by the same rules, and is counted together.
+//! The classifying services and their admission, made once for both ports: calls of the live page on
+//! the HTTP port count against the same limits as those on the gRPC port.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -20,17 +20,17 @@ use crate::{
     proto::classifier_server::ClassifierServer, registry::Registry, state::StateCell,
 };
 
-/// The longest that a page's call may take, its upload included: a person would not wait longer.
-const LONGEST: Duration = Duration::from_secs(30);
+/// The longest that a call of the live page may take, including its upload.
+const MAX_BROWSER_CALL: Duration = Duration::from_secs(30);
 
 /// The `Classifier` service as browsers call it, in gRPC-Web over HTTP/1.1.
 pub struct BrowserCalls {
     pub(crate) service: BoxCloneSyncService<Request<axum::body::Body>, Response<Body>, Infallible>,
-    /// The largest message that it takes, in bytes.
+    /// The largest message that is accepted, in bytes.
     pub(crate) max_message_bytes: usize,
 }
 
-/// The services and what is asked of their callers.
+/// The classifying services and their admission.
 #[derive(Clone)]
 pub struct Services {
     pub(super) admission: Admission,
@@ -46,14 +46,15 @@ impl Services {
             max_calls: config.max_calls,
             deadlines: config.deadlines,
             receive_timeout: config.receive_timeout,
-            tokens: config.access.tokens.clone(),
+            tokens: config.access.tokens(),
             registry: Arc::clone(&registry),
             state: state.clone(),
         });
         let context = Arc::new(Context::new(registry, state, config.max_streams));
         let classifier = ClassifierServer::new(ClassifierService(Arc::clone(&context)))
             .max_decoding_message_size(config.max_message_bytes)
-            // Images are compressed already, raw frames may gain; answers are too small to gain.
+            // Raw frames may gain from compression; images are compressed already, and answers are
+            // too small.
             .accept_compressed(CompressionEncoding::Gzip)
             .accept_compressed(CompressionEncoding::Zstd);
         let inference = GrpcInferenceServiceServer::new(InferenceService(context))
@@ -68,11 +69,11 @@ impl Services {
         }
     }
 
-    /// The `Classifier` service, for the page.
+    /// The `Classifier` service for the live page.
     pub fn for_browsers(&self) -> BrowserCalls {
         let admitted = self
             .admission
-            .within(LONGEST)
+            .within(MAX_BROWSER_CALL)
             .layer()
             .layer(self.classifier.clone());
         let service = BoxCloneSyncService::new(GrpcWebLayer::new().layer(admitted));

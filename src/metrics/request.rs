@@ -32,12 +32,7 @@ const USUAL_CODES: [Code; 7] = [
 
 /// Counts and times a request that has been answered, or whose caller has gone. `model` is `None`
 /// for a request that names no known model.
-pub fn request_ended(
-    method: Method,
-    model: Option<&ModelMetrics>,
-    code: Code,
-    duration: Duration,
-) {
+pub fn request_ended(method: Method, model: Option<&ModelMetrics>, code: Code, duration: Duration) {
     let unknown = RequestMetrics::default();
     let metrics = model.map_or(&unknown, |model| &model.requests);
     metrics.finished(method, code).increment(1);

@@ -1,4 +1,4 @@
-//! Brings models into the registry: at the start, and whenever their files change.
+//! Loads models from files into the registry: at the start, and whenever the files change.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::{
     engine::{EngineConfig, EngineError, Lanes},
-    metrics::EngineLabels,
+    metrics::{EngineLabels, ModelMetrics},
     model::{Model, ModelError, Overrides},
     quantization::{QuantizationError, StartupQuantization},
     registry::{Registry, Served},
@@ -21,59 +21,59 @@ use crate::{
     watch::Stamp,
 };
 
-/// The most models that are served out of a folder; each has engines of its own in memory.
+/// The most models that are served from a folder. Each has its own engines in memory.
 const MAX_MODELS: usize = 64;
 
 /// Which models are served.
 #[derive(Clone, Debug)]
 pub enum ModelSource {
-    /// These, by name, in this order.
+    /// These models, in this order; the first is the default.
     Listed(Vec<ListedModel>),
-    /// Every `*.onnx` of a folder, by its file's name.
+    /// Every `*.onnx` in a folder, named after its file.
     Folder(PathBuf),
 }
 
 /// One model.
 #[derive(Clone, Debug)]
 pub struct ListedModel {
-    /// What callers call it.
+    /// The name that callers use.
     pub name: String,
-    /// Its ONNX file; `None` = the bundled model.
+    /// Its ONNX file; `None` means the bundled model.
     pub path: Option<PathBuf>,
-    /// What the user says about it.
+    /// The user's settings, which override those in the file.
     pub overrides: Overrides,
 }
 
 /// How models are loaded.
 #[derive(Clone, Debug)]
 pub struct LoaderConfig {
-    /// Which.
+    /// Which models.
     pub source: ModelSource,
-    /// What runs them.
+    /// The engine that runs them.
     pub engine: EngineConfig,
-    /// How float models are quantised first; `None` = they are served as they are.
+    /// How floating-point models are quantized first; `None` means that they are served as they are.
     pub quantization: Option<StartupQuantization>,
-    /// How often their files are looked at; `None` = only when asked to.
+    /// How often the files are checked for changes; `None` means only on request.
     pub watch_interval: Option<Duration>,
 }
 
 /// Why a model can't be served.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The file is no model that can be served.
+    /// The file is not a model that can be served.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// It can't be quantised, or not well enough.
+    /// The model can't be quantized, or not well enough.
     #[error(transparent)]
     Quantization(#[from] QuantizationError),
-    /// No engine runs it.
+    /// No engine runs the model.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// A thread for the engine can't be started.
     #[error(transparent)]
     Thread(#[from] SpawnError),
-    /// A library stumbled over the file.
-    #[error("loading it broke off: {0}")]
+    /// A library panicked on the file.
+    #[error("loading it was interrupted: {0}")]
     Panicked(String),
     /// The folder can't be read.
     #[error("the models' folder {} can't be read: {source}", path.display())]
@@ -86,20 +86,31 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// What callers may read of it: nothing of where the server has its files.
+    /// The message for callers, which does not contain the server's paths.
     fn for_callers(&self) -> String {
         match self {
             Self::Model(error) => error.reason(),
-            Self::Quantization(_) => "it can't be quantised; the server's log says why".into(),
-            Self::Engine(_) => "no engine runs it; the server's log says why".into(),
+            Self::Quantization(_) => {
+                "it can't be quantized; the server's log has the reason".into()
+            }
+            Self::Engine(_) => "no engine runs it; the server's log has the reason".into(),
             Self::Thread(_) | Self::Panicked(_) | Self::Folder { .. } => {
-                "loading it broke off; the server's log says why".into()
+                "loading it was interrupted; the server's log has the reason".into()
             }
         }
     }
 }
 
 impl ListedModel {
+    /// The model that is bundled with the program.
+    pub fn bundled() -> Self {
+        Self {
+            name: "resnet18-demo".into(),
+            path: None,
+            overrides: Overrides::default(),
+        }
+    }
+
     /// Reads the model's file.
     ///
     /// # Errors
@@ -116,7 +127,7 @@ impl ListedModel {
     }
 
     fn stamp(&self) -> Stamp {
-        // The labels beside it count too.
+        // A change of the labels beside the model is a change of the model.
         let files = self
             .path
             .iter()
@@ -125,71 +136,71 @@ impl ListedModel {
     }
 }
 
-/// What makes an engine of a model; [`engine::start`](crate::engine::start), or a test's own.
+/// Starts engines for a model: [`engine::start`](crate::engine::start), or a test's own.
 pub type StartEngine = fn(&EngineConfig, &Model) -> Result<Lanes, EngineError>;
 
 /// Loads models and puts them into the registry.
 #[derive(Clone)]
 pub struct Loader {
-    /// How.
     pub config: LoaderConfig,
-    /// What makes their engines.
     pub start: StartEngine,
-    /// Where they go.
     pub registry: Arc<Registry>,
-    /// What runs them.
     pub scheduler: Arc<Scheduler>,
     /// Becomes ready with the first model.
     pub state: StateCell,
 }
 
 impl Loader {
-    /// Loads what there is, then keeps it as the files are. `reload` asks for a look at them at
+    /// Loads the models, then follows changes of their files. `reload` asks to check the files at
     /// once.
     ///
     /// # Errors
-    /// At the start only: a listed model that can't be served, or an engine that was asked for and
+    /// At the start only: when a listed model can't be served, or when the engine that was asked for
     /// can't start.
     pub async fn run(self, reload: Arc<Notify>) -> Result<std::convert::Infallible, LoadError> {
         let mut known = BTreeMap::new();
-        self.look(&mut known, Look::First)
-            .await
-            .inspect_err(|error| {
-                self.state.set(State::Failed(error.to_string().into()));
-            })?;
-        let mut told = String::new();
+        let first = self.scan(&mut known, ScanReason::Start).await;
+        if let Err(error) = first {
+            self.state.set(State::Failed(error.to_string().into()));
+            return Err(error);
+        }
+
+        let mut last_problem = String::new();
         loop {
-            let asked = match self.config.watch_interval {
-                Some(interval) => tokio::time::timeout(interval, reload.notified())
-                    .await
-                    .is_ok(),
-                None => {
-                    reload.notified().await;
-                    true
-                }
+            let reason = self.next_scan(&reload).await;
+            let problem = match self.scan(&mut known, reason).await {
+                Ok(()) => String::new(),
+                Err(error) => error.to_string(),
             };
-            let look = if asked { Look::Asked } else { Look::Watching };
-            let trouble = self
-                .look(&mut known, look)
-                .await
-                .err()
-                .map(|error| error.to_string())
-                .unwrap_or_default();
-            if !trouble.is_empty() && trouble != told {
-                tracing::warn!("{trouble}; what was loaded is served on");
+            if !problem.is_empty() && problem != last_problem {
+                tracing::warn!("{problem}; the loaded models are still served");
             }
-            told = trouble;
+            last_problem = problem;
         }
     }
 
-    /// Looks at every file once, and loads what is new.
-    async fn look(&self, known: &mut BTreeMap<String, Known>, look: Look) -> Result<(), LoadError> {
-        let mut found = {
-            let source = self.config.source.clone();
-            blocking(move || find(source)).await?
+    /// Waits until the files are to be checked again.
+    async fn next_scan(&self, reload: &Notify) -> ScanReason {
+        let Some(interval) = self.config.watch_interval else {
+            reload.notified().await;
+            return ScanReason::Requested;
         };
+        match tokio::time::timeout(interval, reload.notified()).await {
+            Ok(()) => ScanReason::Requested,
+            Err(_) => ScanReason::Interval,
+        }
+    }
+
+    /// Checks every file once, and loads new models and new versions.
+    async fn scan(
+        &self,
+        known: &mut BTreeMap<String, Known>,
+        reason: ScanReason,
+    ) -> Result<(), LoadError> {
+        let source = self.config.source.clone();
+        let mut found = blocking(move || find(source)).await?;
         if found.len() > MAX_MODELS {
-            if look != Look::Watching {
+            if reason != ScanReason::Interval {
                 tracing::warn!(
                     "there are {} models; the first {MAX_MODELS} by name are served",
                     found.len()
@@ -197,113 +208,103 @@ impl Loader {
             }
             found.truncate(MAX_MODELS);
         }
-        if look == Look::First {
-            // In their order, so that the first is the default.
-            found
-                .iter()
-                .for_each(|(model, _)| drop(self.registry.announce(&model.name)));
+
+        if reason == ScanReason::Start {
+            // In their order, so that the first becomes the default.
+            for (model, _) in &found {
+                self.registry.announce(&model.name);
+            }
             if let (true, ModelSource::Folder(path)) = (found.is_empty(), &self.config.source) {
                 tracing::warn!(
-                    "there is no *.onnx in {} yet; not ready until one comes",
+                    "there is no *.onnx in {} yet; the server is not ready until there is",
                     path.display()
                 );
             }
         }
-        known.retain(|name, known| {
-            known.missing = if found.iter().any(|(model, _)| model.name == *name) {
-                0
-            } else {
-                known.missing + 1
-            };
-            // A file that is replaced by hand may be gone for a moment.
-            let gone = known.missing > 1 || known.missing == 1 && look == Look::Asked;
-            if gone {
-                tracing::info!(model = name, "its file is gone: no longer served");
-                self.registry.remove(name);
-            }
-            !gone
-        });
+
+        self.remove_missing(known, &found, reason);
         for (model, stamp) in found {
-            let before = known.get(&model.name);
-            // While somebody still writes it, a file changes from one look to the next.
-            let due = match before {
-                _ if look == Look::Asked => {
-                    before.is_none_or(|known| known.tried != stamp || known.failed)
-                }
-                _ if look == Look::First => true,
-                None => false,
-                Some(known) => known.tried != stamp && known.seen == stamp,
-            };
-            let failed = match due {
-                true => self.load(&model, look == Look::First).await?,
-                false => before.is_some_and(|known| known.failed),
-            };
-            let tried = match due {
-                true => stamp.clone(),
-                false => before.map(|known| known.tried.clone()).unwrap_or_default(),
-            };
-            known.insert(
-                model.name.clone(),
-                Known {
-                    seen: stamp,
-                    tried,
-                    failed,
-                    missing: 0,
-                },
-            );
+            self.load_if_due(known, model, stamp, reason).await?;
         }
         Ok(())
     }
 
-    /// Loads one model beside the running ones and puts it in its place. Whether that failed;
-    /// failing for good is an error.
+    /// Stops serving models whose files have been removed.
+    fn remove_missing(
+        &self,
+        known: &mut BTreeMap<String, Known>,
+        found: &[(ListedModel, Stamp)],
+        reason: ScanReason,
+    ) {
+        known.retain(|name, known| {
+            if found.iter().any(|(model, _)| model.name == *name) {
+                known.missing = 0;
+            } else {
+                known.missing += 1;
+            }
+            // A file that is being replaced by hand may be missing for a moment.
+            let removed =
+                known.missing > 1 || known.missing == 1 && reason == ScanReason::Requested;
+            if removed {
+                tracing::info!(model = name, "its file was removed: no longer served");
+                self.registry.remove(name);
+            }
+            !removed
+        });
+    }
+
+    /// Loads a model whose file is new or has changed, and is no longer being written.
+    async fn load_if_due(
+        &self,
+        known: &mut BTreeMap<String, Known>,
+        model: ListedModel,
+        stamp: Stamp,
+        reason: ScanReason,
+    ) -> Result<(), LoadError> {
+        let before = known.get(&model.name);
+        let due = match (reason, before) {
+            (ScanReason::Start, _) => true,
+            (ScanReason::Requested, None) => true,
+            (ScanReason::Requested, Some(known)) => known.tried != stamp || known.failed,
+            (ScanReason::Interval, None) => false,
+            // A file that is still being written differs from one scan to the next.
+            (ScanReason::Interval, Some(known)) => known.tried != stamp && known.seen == stamp,
+        };
+
+        let now = if due {
+            let failed = self.load(&model, reason == ScanReason::Start).await?;
+            Known {
+                tried: stamp.clone(),
+                seen: stamp,
+                failed,
+                missing: 0,
+            }
+        } else {
+            Known {
+                tried: before.map(|known| known.tried.clone()).unwrap_or_default(),
+                seen: stamp,
+                failed: before.is_some_and(|known| known.failed),
+                missing: 0,
+            }
+        };
+        known.insert(model.name, now);
+        Ok(())
+    }
+
+    /// Loads one model beside the version that is served, and publishes it. Returns whether that
+    /// failed; an error ends the server.
     async fn load(&self, model: &ListedModel, first: bool) -> Result<bool, LoadError> {
         let metrics = self.registry.announce(&model.name);
-        let loaded = {
-            let (loader, model, metrics) = (self.clone(), model.clone(), Arc::clone(&metrics));
-            blocking(move || -> Result<(), LoadError> {
-                let started = Instant::now();
-                let mut model = model.read()?;
-                if let Some(quantization) = &loader.config.quantization {
-                    model = quantization.apply(model)?;
-                }
-                let lanes = (loader.start)(&loader.config.engine, &model)?;
-                let engine = lanes.info.clone();
-                let loaded = LoadedModel {
-                    lanes,
-                    geometry: model.geometry,
-                    classes: model.graph.classes,
-                    metrics: Arc::clone(&metrics),
-                };
-                let labels = EngineLabels {
-                    engine: engine.kind.to_string(),
-                    precision: engine.precision.to_string(),
-                    device: engine.device.clone(),
-                    version: engine.version.clone(),
-                };
-                metrics.loaded(labels, started.elapsed());
-                let queue = loader.scheduler.add(loaded)?;
-                tracing::info!(
-                    model = model.name,
-                    version = model.version,
-                    classes = model.graph.classes,
-                    engine = %engine.kind,
-                    precision = %engine.precision,
-                    "serving, loaded in {:.0?}",
-                    started.elapsed(),
-                );
-                loader
-                    .registry
-                    .publish(Served::new(&model, engine, queue, metrics));
-                loader.state.set(State::Ready);
-                Ok(())
-            })
-            .await
+        let loader = self.clone();
+        let listed = model.clone();
+        let loading = Arc::clone(&metrics);
+        let Err(error) = blocking(move || loader.load_and_publish(&listed, loading)).await else {
+            return Ok(false);
         };
-        let Err(error) = loaded else { return Ok(false) };
-        if self.is_gone(model).await {
+        if self.was_removed(model).await {
             return Ok(false);
         }
+
         metrics.load_failed();
         self.registry.report(&model.name, &error.for_callers());
         let fatal = first
@@ -312,60 +313,100 @@ impl Loader {
         if fatal {
             return Err(error);
         }
-        let still = match self.registry.find(&model.name) {
-            Ok(entry) if entry.served.is_some() => "the version before is served on",
+        let consequence = match self.registry.find(&model.name) {
+            Ok(entry) if entry.served.is_some() => "the previous version is still served",
             _ => "it is not served",
         };
-        tracing::error!(model = model.name, "{error}; {still}");
+        tracing::error!(model = model.name, "{error}; {consequence}");
         Ok(true)
     }
 
-    /// Whether the model's file was taken out of the folder while it was being loaded, which is no
-    /// fault of the file's.
-    async fn is_gone(&self, model: &ListedModel) -> bool {
+    /// Blocks until the model has been read, started, checked and warmed up.
+    fn load_and_publish(
+        &self,
+        listed: &ListedModel,
+        metrics: Arc<ModelMetrics>,
+    ) -> Result<(), LoadError> {
+        let started = Instant::now();
+        let mut model = listed.read()?;
+        if let Some(quantization) = &self.config.quantization {
+            model = quantization.apply(model)?;
+        }
+        let lanes = (self.start)(&self.config.engine, &model)?;
+
+        let engine = lanes.info.clone();
+        let labels = EngineLabels {
+            engine: engine.kind.to_string(),
+            precision: engine.precision.to_string(),
+            device: engine.device.clone(),
+            version: engine.version.clone(),
+        };
+        metrics.loaded(labels, started.elapsed());
+        let queue = self.scheduler.add(LoadedModel {
+            lanes,
+            geometry: model.geometry,
+            classes: model.graph.classes,
+            metrics: Arc::clone(&metrics),
+        })?;
+        tracing::info!(
+            model = model.name,
+            version = model.version,
+            classes = model.graph.classes,
+            engine = %engine.kind,
+            precision = %engine.precision,
+            "serving, loaded in {:.0?}",
+            started.elapsed(),
+        );
+
+        self.registry
+            .publish(Served::new(&model, engine, queue, metrics));
+        self.state.set(State::Ready);
+        Ok(())
+    }
+
+    /// Whether the model's file was removed from the folder while it was being loaded, which is not
+    /// the file's fault.
+    async fn was_removed(&self, model: &ListedModel) -> bool {
         let (ModelSource::Folder(_), Some(path)) = (&self.config.source, &model.path) else {
             return false;
         };
-        let gone = tokio::fs::try_exists(path)
-            .await
-            .is_ok_and(|exists| !exists);
-        // A version that is served stays until the next look, for the case that the file is being
-        // replaced.
-        if gone
-            && self
-                .registry
-                .find(&model.name)
-                .is_ok_and(|entry| entry.served.is_none())
+        let exists = tokio::fs::try_exists(path).await;
+        let removed = exists.is_ok_and(|exists| !exists);
+
+        // A version that is served stays until the next scan: the file may just be being replaced.
+        if removed
+            && let Ok(entry) = self.registry.find(&model.name)
+            && entry.served.is_none()
         {
             self.registry.remove(&model.name);
         }
-        gone
+        removed
     }
 }
 
-/// Why the files are looked at.
+/// Why the files are scanned.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Look {
+enum ScanReason {
     /// The server starts.
-    First,
-    /// The time has come.
-    Watching,
-    /// Somebody asked for it: without waiting for files to settle, and what failed is tried again.
-    Asked,
+    Start,
+    /// The watch interval has passed.
+    Interval,
+    /// A reload was requested: files need not have settled, and failed ones are tried again.
+    Requested,
 }
 
-/// What is known of a model's files.
+/// What is known of a model's files from earlier scans.
 struct Known {
-    /// As they were at the last look.
+    /// The files as they were at the last scan.
     seen: Stamp,
-    /// As they were when they were loaded, well or badly.
+    /// The files as they were when loading them was last tried.
     tried: Stamp,
     failed: bool,
-    /// Looks since they were there.
+    /// How many scans in a row did not find them.
     missing: u32,
 }
 
-/// The models that there are, with their files' stamps.
+/// The models to serve now, with the fingerprints of their files.
 fn find(source: ModelSource) -> Result<Vec<(ListedModel, Stamp)>, LoadError> {
     let models = match source {
         ModelSource::Listed(models) => models,
@@ -374,27 +415,26 @@ fn find(source: ModelSource) -> Result<Vec<(ListedModel, Stamp)>, LoadError> {
             source,
         })?,
     };
-    Ok(models
-        .into_iter()
-        .map(|model| (model.stamp(), model))
-        .map(|(stamp, model)| (model, stamp))
-        .collect())
+    let with_stamp = |model: ListedModel| {
+        let stamp = model.stamp();
+        (model, stamp)
+    };
+    Ok(models.into_iter().map(with_stamp).collect())
 }
 
-/// Every `*.onnx` of the folder, in the order of their names.
+/// Every `*.onnx` in a folder, in the order of their names. Hidden files are ignored.
 fn models_in(folder: &Path) -> io::Result<Vec<ListedModel>> {
     let mut models = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let name = path
-            .file_stem()
-            .and_then(|stem| stem.to_str())
-            .filter(|stem| !stem.starts_with('.'));
-        if let (Some(name), true, true) = (
-            name,
-            path.extension().is_some_and(|e| e == "onnx"),
-            path.is_file(),
-        ) {
+        let is_onnx = path
+            .extension()
+            .is_some_and(|extension| extension == "onnx");
+        if !is_onnx || !path.is_file() {
+            continue;
+        }
+        let name = path.file_stem().and_then(|stem| stem.to_str());
+        if let Some(name) = name.filter(|name| !name.starts_with('.')) {
             models.push(ListedModel {
                 name: name.into(),
                 path: Some(path),

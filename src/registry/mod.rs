@@ -1,8 +1,8 @@
-//! The models that can be asked for at this moment, by name.
+//! The models that are served at this moment, by name.
 
 pub mod loader;
 
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::watch;
 
@@ -14,29 +14,26 @@ use crate::{
     scheduler::Queue,
 };
 
-/// One version of a model, loaded and ready. Whoever holds it can finish on it, also after a newer
-/// one has come.
+/// One version of a model, loaded and ready. A call that holds it can finish on it even after a newer
+/// version was published.
 pub struct Served {
-    /// What callers call it.
     pub name: String,
-    /// Names the model's exact content.
+    /// A hash of the model's content.
     pub version: String,
-    /// In the order of the logits.
+    /// The classes' names, in the order of the logits.
     pub labels: Arc<[String]>,
-    /// What the network wants to see.
+    /// The network's input.
     pub geometry: Geometry,
-    /// How callers may have normalised what they send, if they may.
+    /// How tensors of the Open Inference Protocol are normalized, if the model accepts those.
     pub normalization: Option<Normalization>,
-    /// What runs it.
     pub engine: EngineInfo,
-    /// Where its jobs go.
     pub queue: Queue,
-    /// The model's metrics, the same for all its versions.
+    /// The same for all versions of the model.
     pub metrics: Arc<ModelMetrics>,
 }
 
 impl Served {
-    /// A model whose engine runs behind `queue`.
+    /// A model whose engines run behind `queue`.
     pub fn new(
         model: &Model,
         engine: EngineInfo,
@@ -61,20 +58,18 @@ impl Served {
     }
 }
 
-/// What is known under a name.
+/// A model's entry in the registry.
 #[derive(Clone)]
 pub struct Entry {
-    /// What callers call it.
     pub name: String,
-    /// The model's metrics.
     pub metrics: Arc<ModelMetrics>,
-    /// The version that answers; none while the first one is being loaded, or after it failed.
+    /// The version that answers; `None` while the first one is being loaded, or after it failed.
     pub served: Option<Arc<Served>>,
-    /// Why the newest file is not served, if it isn't.
+    /// Why the newest file is not served, if it is not.
     pub problem: Option<Arc<str>>,
 }
 
-/// There is no such model.
+/// No model has that name.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no model \"{name}\"; this server has: {}", known.join(", "))]
 pub struct UnknownModel {
@@ -82,7 +77,7 @@ pub struct UnknownModel {
     known: Vec<String>,
 }
 
-/// The models by name, and which of them answers when none is named.
+/// The models by name, and the default among them.
 pub struct Registry {
     models: RwLock<Models>,
     changed: watch::Sender<()>,
@@ -95,8 +90,8 @@ struct Models {
 }
 
 impl Registry {
-    /// An empty registry. `default` is the model that answers where none is named; `None` = the
-    /// first one that comes.
+    /// An empty registry. `default` is the model that answers when a call names none; `None` means
+    /// the first one announced.
     pub fn new(default: Option<String>) -> Self {
         Self {
             models: RwLock::new(Models {
@@ -107,10 +102,10 @@ impl Registry {
         }
     }
 
-    /// The model of that name; an empty name means the default.
+    /// The model with that name; an empty name means the default.
     ///
     /// # Errors
-    /// [`UnknownModel`], which lists the models there are.
+    /// [`UnknownModel`], which lists the known models.
     pub fn find(&self, name: &str) -> Result<Entry, UnknownModel> {
         let models = self.read();
         let name = if name.is_empty() {
@@ -134,7 +129,7 @@ impl Registry {
             })
     }
 
-    /// The model that answers every call, where there is only one.
+    /// The model that answers every call, if there is only one.
     pub fn only(&self) -> Option<Arc<Served>> {
         match self.read().entries.as_slice() {
             [only] => only.served.clone(),
@@ -150,7 +145,7 @@ impl Registry {
         entries
     }
 
-    /// A model of this name is about to be loaded. Returns its metrics.
+    /// Adds an entry for a model that is about to be loaded, and returns its metrics.
     pub fn announce(&self, name: &str) -> Arc<ModelMetrics> {
         let mut models = self.write();
         if let Some(entry) = models.entry(name) {
@@ -170,7 +165,8 @@ impl Registry {
         metrics
     }
 
-    /// From now on `served` answers in its name. What the version before it has begun, it finishes.
+    /// Makes `served` the version that answers from now on. Calls on the previous version finish on
+    /// it.
     pub fn publish(&self, served: Served) {
         let mut models = self.write();
         let Some(entry) = models.entry(&served.name) else {
@@ -179,12 +175,12 @@ impl Registry {
         let old = entry.served.replace(Arc::new(served));
         entry.problem = None;
         drop(models);
-        // Perhaps the last holder; its engine goes when nobody waits for the lock.
+        // This may be the last holder: drop its engines after the lock has been released.
         drop(old);
         self.changed.send_replace(());
     }
 
-    /// The newest file of the model can't be served; what was served before still is.
+    /// Reports why the model's newest file can't be served. The previous version still is.
     pub fn report(&self, name: &str, problem: &str) {
         if let Some(entry) = self.write().entry(name) {
             entry.problem = Some(problem.into());
@@ -192,33 +188,31 @@ impl Registry {
         self.changed.send_replace(());
     }
 
-    /// The model is gone.
+    /// Stops serving a model.
     pub fn remove(&self, name: &str) {
         let mut models = self.write();
-        let gone: Vec<Entry> = models
+        let removed: Vec<Entry> = models
             .entries
             .extract_if(.., |entry| entry.name == name)
             .collect();
         drop(models);
-        gone.iter().for_each(|entry| entry.metrics.removed());
+        for entry in removed {
+            entry.metrics.removed();
+        }
         self.changed.send_replace(());
     }
 
-    /// Sees every change.
+    /// A receiver that is notified of every change.
     pub fn watch(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Models> {
-        self.models
-            .read()
-            .expect("nothing panics while it holds the registry")
+        self.models.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Models> {
-        self.models
-            .write()
-            .expect("nothing panics while it holds the registry")
+        self.models.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

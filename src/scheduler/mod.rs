@@ -64,6 +64,7 @@ pub enum Capacity {
     /// As many as are answered within this time at the measured pace; while other models are busy,
     /// this model's share of that.
     Within(Duration),
+    /// This many.
     Exactly(NonZeroUsize),
 }
 

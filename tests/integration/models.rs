@@ -215,7 +215,7 @@ async fn the_served_models_follow_the_files_of_a_folder() {
     assert_eq!(
         label(&server, "birds").await.unwrap(),
         "new cat",
-        "the version before is served on"
+        "the previous version is still served"
     );
     assert_eq!(
         server.metric("classifier_model_loads_total", &["\"birds\"", "\"failed\""]),
@@ -226,7 +226,9 @@ async fn the_served_models_follow_the_files_of_a_folder() {
         2.0
     );
     assert!(
-        server.log().contains("the version before is served on"),
+        server
+            .log()
+            .contains("the previous version is still served"),
         "{}",
         server.log()
     );

@@ -1,4 +1,4 @@
-//! Bearer tokens: who may call, by a file of named tokens.
+//! Bearer tokens: a file of named tokens decides who may call.
 
 use std::{collections::HashSet, fs, path::PathBuf};
 
@@ -11,25 +11,25 @@ use crate::{
 };
 
 /// A shorter token could be guessed.
-const SHORTEST: usize = 16;
-/// A longer one would not fit into the headers.
-const LONGEST: usize = 4096;
+const MIN_TOKEN: usize = 16;
+/// A longer token would not fit into the headers.
+const MAX_TOKEN: usize = 4096;
 
 /// Which callers need a token.
 #[derive(Clone, Debug)]
 pub struct TokenConfig {
-    /// One `NAME TOKEN` a line; empty lines and those that begin with `#` don't count.
+    /// One `NAME TOKEN` on each line; empty lines and those that begin with `#` are ignored.
     pub file: PathBuf,
-    /// Services that answer without one.
+    /// Services that answer without a token.
     pub open: Vec<OpenService>,
 }
 
 /// A service that may be open to callers without a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum OpenService {
-    /// `grpc.health.v1.Health`, which load balancers ask.
+    /// `grpc.health.v1.Health`, for load balancers.
     Health,
-    /// `grpc.reflection`, which shows the contract.
+    /// `grpc.reflection`, which describes the contract.
     Reflection,
 }
 
@@ -58,7 +58,7 @@ impl Tokens {
     /// Reads the file.
     ///
     /// # Errors
-    /// What is wrong with it, without a word of any token.
+    /// What is wrong with the file; the message never contains a token.
     pub fn read(config: TokenConfig) -> Result<Self, String> {
         let TokenConfig { file, open } = config;
         let known = Watched::new("the tokens", vec![file.clone()], move || {
@@ -69,7 +69,7 @@ impl Tokens {
         Ok(Self { known, open })
     }
 
-    /// Who calls; `None` for a service that is open.
+    /// The caller's name; `None` for an open service.
     ///
     /// # Errors
     /// [`CallError::NoToken`] or [`CallError::WrongToken`].
@@ -85,7 +85,7 @@ impl Tokens {
         };
         let given: [u8; 32] = Sha256::digest(token).into();
         let known = self.known.get();
-        // Every hash is compared to its end, so that the time tells nothing.
+        // Every hash is compared in full, so that the time taken reveals nothing.
         let found = known.iter().fold(None, |found, token| {
             if same(&token.sha256, &given) {
                 Some(token)
@@ -132,16 +132,17 @@ fn parse(text: &str) -> Result<Vec<Token>, String> {
             .split_once(char::is_whitespace)
             .ok_or_else(|| wrong("expected NAME TOKEN"))?;
         let token = token.trim();
-        if !(SHORTEST..=LONGEST).contains(&token.len())
+        if !(MIN_TOKEN..=MAX_TOKEN).contains(&token.len())
             || !token.bytes().all(|byte| byte.is_ascii_graphic())
         {
             return Err(wrong(&format!(
-                "a token is {SHORTEST} to {LONGEST} letters, digits and signs; `openssl rand -hex 32` makes one"
+                "a token is {MIN_TOKEN} to {MAX_TOKEN} letters, digits and signs; \
+                 `openssl rand -hex 32` makes one"
             )));
         }
         let sha256: [u8; 32] = Sha256::digest(token).into();
         if !names.insert(name.to_owned()) || !hashes.insert(sha256) {
-            return Err(wrong("this name or token has been on a line before"));
+            return Err(wrong("this name or token is on an earlier line too"));
         }
         tokens.push(Token {
             name: name.to_owned(),
@@ -149,7 +150,7 @@ fn parse(text: &str) -> Result<Vec<Token>, String> {
         });
     }
     if tokens.is_empty() {
-        return Err("there is no token in it; write one NAME TOKEN a line".into());
+        return Err("it has no token; write one NAME TOKEN on each line".into());
     }
     Ok(tokens)
 }

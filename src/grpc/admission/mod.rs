@@ -4,6 +4,7 @@
 //! queue would reject it later. Its record begins here, its message must arrive in time, and it is
 //! answered when its deadline passes.
 
+pub(in crate::grpc) mod access;
 pub(in crate::grpc) mod auth;
 
 use std::{

@@ -1,5 +1,5 @@
-//! Connections: a limited number of them, over TCP, TLS or a UNIX socket, and none that stays
-//! silent.
+//! Accepting connections over TCP, TLS or a Unix socket: a limited number of them, and none that
+//! never sends anything.
 
 use std::{
     fmt,
@@ -32,19 +32,19 @@ use crate::{
 const SILENCE: Duration = Duration::from_secs(10);
 /// The preface and the head of the SETTINGS frame behind it, in bytes (RFC 9113, 3.4).
 const PREFACE: usize = 24 + 9;
-/// A TLS handshake that takes longer is given up.
+/// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// A connection that has said its last is read for so long yet. Closed with something unread it
-/// would be reset, and the caller, who is still sending, might never read the last answers.
+/// How long input is drained after the server has shut its side of a connection down. Closing with
+/// unread data sends RST, and a caller that is still sending could lose the final status.
 const LINGER: Duration = Duration::from_millis(500);
-/// After an error, such as too many open files, accepting pauses instead of spinning.
+/// The pause after an error such as too many open files, instead of spinning.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Where gRPC is served.
+/// A listening socket for gRPC.
 pub enum Listener {
-    /// On an address.
+    /// A TCP address.
     Tcp(TcpListener),
-    /// On a socket in the file system.
+    /// A socket in the file system.
     #[cfg(unix)]
     Unix(tokio::net::UnixListener),
 }
@@ -73,7 +73,7 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                // Answers are small and must not wait for more data.
+                // Answers are small and must not wait for more data (Nagle's algorithm).
                 let _ = stream.set_nodelay(true);
                 Ok((Accepted::Tcp(stream), address.to_string()))
             }
@@ -91,8 +91,8 @@ enum Accepted {
     Local(Box<dyn Duplex>),
 }
 
-/// The connections that `listener` accepts; while `max` are open, further ones wait in the system's
-/// backlog. With `certificates` those over TCP begin with a TLS handshake, each beside the others.
+/// The connections that `listener` accepts. While `max` are open, further ones wait in the system's
+/// backlog. With `certificates`, those over TCP begin with a TLS handshake, concurrently.
 pub(in crate::grpc) fn connections(
     listener: Listener,
     max: usize,
@@ -110,7 +110,7 @@ pub(in crate::grpc) fn connections(
         };
         tokio::select! {
             () = acceptor.run(&accepted) => {}
-            // The server takes no more.
+            // The server accepts no more connections.
             () = accepted.closed() => {}
         }
     });
@@ -140,43 +140,44 @@ impl Acceptor {
                 .acquire_owned()
                 .await
                 .expect("the semaphore is never closed");
-            let (stream, address) = loop {
-                match self.listener.accept().await {
-                    Ok(accepted) => break accepted,
-                    Err(error) => {
-                        tracing::warn!("a connection can't be accepted: {error}");
-                        self.metrics.refused(Refusal::Accept);
-                        sleep(PAUSE).await;
-                    }
-                }
-            };
+            let (stream, address) = self.accept().await;
             let peer = Peer::next(address);
             let counted = self.metrics.opened();
-            match (stream, &self.certificates) {
-                (Accepted::Tcp(stream), Some(certificates)) => {
-                    let acceptor = TlsAcceptor::from(Arc::clone(&*certificates.get()));
-                    let connections = connections.clone();
-                    tokio::spawn(async move {
-                        match handshake(acceptor, stream, &peer).await {
-                            // The server may have stopped meanwhile.
-                            Some(stream) => {
-                                let _ = connections
-                                    .send(Ok(Connection::new(stream, peer, permit, counted)))
-                                    .await;
-                            }
-                            None => counted.refused(Refusal::Tls),
-                        }
-                    });
+
+            let (stream, certificates): (Box<dyn Duplex>, _) = match stream {
+                Accepted::Tcp(stream) => (Box::new(stream), self.certificates.as_ref()),
+                Accepted::Local(stream) => (stream, None),
+            };
+            let Some(certificates) = certificates else {
+                // The server may have stopped meanwhile.
+                let connection = Connection::new(stream, peer, permit, counted);
+                let _ = connections.send(Ok(connection)).await;
+                continue;
+            };
+
+            let acceptor = TlsAcceptor::from(Arc::clone(&*certificates.get()));
+            let connections = connections.clone();
+            tokio::spawn(async move {
+                match handshake(acceptor, stream, &peer).await {
+                    Some(stream) => {
+                        let connection = Connection::new(stream, peer, permit, counted);
+                        let _ = connections.send(Ok(connection)).await;
+                    }
+                    None => counted.refused(Refusal::Tls),
                 }
-                (Accepted::Tcp(stream), None) => {
-                    let _ = connections
-                        .send(Ok(Connection::new(Box::new(stream), peer, permit, counted)))
-                        .await;
-                }
-                (Accepted::Local(stream), _) => {
-                    let _ = connections
-                        .send(Ok(Connection::new(stream, peer, permit, counted)))
-                        .await;
+            });
+        }
+    }
+
+    /// Waits for the next connection, through errors.
+    async fn accept(&self) -> (Accepted, String) {
+        loop {
+            match self.listener.accept().await {
+                Ok(accepted) => return accepted,
+                Err(error) => {
+                    tracing::warn!("a connection can't be accepted: {error}");
+                    self.metrics.refused(Refusal::Accept);
+                    sleep(PAUSE).await;
                 }
             }
         }
@@ -185,7 +186,7 @@ impl Acceptor {
 
 async fn handshake(
     acceptor: TlsAcceptor,
-    stream: TcpStream,
+    stream: Box<dyn Duplex>,
     peer: &Peer,
 ) -> Option<Box<dyn Duplex>> {
     let refused =
@@ -193,7 +194,9 @@ async fn handshake(
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => return Some(Box::new(stream)),
         Ok(Err(error)) => match error.kind() {
-            io::ErrorKind::UnexpectedEof => refused(&"the caller hung up during the handshake"),
+            io::ErrorKind::UnexpectedEof => {
+                refused(&"the caller closed the connection in the handshake")
+            }
             _ if error.to_string().contains("InvalidContentType") => {
                 refused(&"the caller speaks plain text, not TLS")
             }
@@ -206,7 +209,7 @@ async fn handshake(
     None
 }
 
-/// What bytes come from and go to.
+/// A byte stream in both directions.
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
@@ -217,9 +220,9 @@ pub(in crate::grpc) struct Connection {
     peer: Peer,
     /// Runs until the preface has arrived.
     silence: Option<Pin<Box<Sleep>>>,
-    /// Bytes of the preface that are still to come.
+    /// How many bytes of the preface have not arrived yet.
     preface: usize,
-    /// Runs since the last was said.
+    /// Runs since the server has shut its side down.
     linger: Option<Pin<Box<Sleep>>>,
     _permit: OwnedSemaphorePermit,
     counted: ConnectionGuard,
@@ -308,11 +311,11 @@ impl AsyncWrite for Connection {
         }
         let Self { stream, linger, .. } = &mut *self;
         let linger = linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-        let mut unwanted = [0; 4096];
+        let mut discarded = [0; 4096];
         loop {
-            let mut unwanted = ReadBuf::new(&mut unwanted);
-            match Pin::new(&mut *stream).poll_read(cx, &mut unwanted) {
-                Poll::Ready(Ok(())) if !unwanted.filled().is_empty() => {}
+            let mut discarded = ReadBuf::new(&mut discarded);
+            match Pin::new(&mut *stream).poll_read(cx, &mut discarded) {
+                Poll::Ready(Ok(())) if !discarded.filled().is_empty() => {}
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
                 Poll::Pending => return linger.as_mut().poll(cx).map(Ok),
             }

@@ -1,4 +1,4 @@
-//! How long a message may take to arrive: a call's body that gives up on senders that are too slow.
+//! The time limit on receiving a message: a request body that ends the call of a slow sender.
 
 use std::{
     future::Future,
@@ -14,20 +14,21 @@ use tonic::{Status, body::Body};
 
 use crate::grpc::call::status::CallError;
 
-/// A body whose messages arrive within a time limit or end the call.
+/// A body whose messages must arrive within a time limit.
 ///
-/// Without it a caller who sends a byte now and then would keep a place among the calls for ever.
+/// Without it a caller that sends a byte now and then would count against the limit of calls for
+/// ever.
 pub(in crate::grpc) struct Receiving {
     body: Body,
     limit: Duration,
     /// Runs while the rest of a message is waited for.
     timer: Option<Pin<Box<Sleep>>>,
-    /// Where in its messages a stream is; `None` where all of the body is one message.
+    /// The position of a stream within its messages; `None` if the whole body is one message.
     stream: Option<Framing>,
 }
 
 impl Receiving {
-    /// The body of a call with one message, which may take `limit` from its headers to its end.
+    /// The body of a call with one message, which must arrive within `limit` of the headers.
     pub fn message(body: Body, limit: Duration) -> Body {
         Body::new(Self {
             body,
@@ -37,8 +38,8 @@ impl Receiving {
         })
     }
 
-    /// The body of a stream: each message may be waited for that long, from its first byte on.
-    /// Nothing limits the time between messages.
+    /// The body of a stream, each of whose messages must arrive within `limit` of its first byte. The
+    /// time between messages is not limited.
     pub fn stream(body: Body, limit: Duration) -> Body {
         Body::new(Self {
             body,
@@ -48,8 +49,8 @@ impl Receiving {
         })
     }
 
-    /// Starts and stops the timer after a look at the body.
-    fn note(&mut self, polled: &Poll<Option<Result<Frame<Bytes>, Status>>>) {
+    /// Starts and stops the timer after the body has been polled.
+    fn update_timer(&mut self, polled: &Poll<Option<Result<Frame<Bytes>, Status>>>) {
         let Some(framing) = &mut self.stream else {
             return;
         };
@@ -59,8 +60,7 @@ impl Receiving {
             {
                 self.timer = None;
             }
-            // Only now is it the sender who is waited for: a server that is behind looks less
-            // often.
+            // Only now is the sender being waited for: a server that is behind polls less often.
             Poll::Pending if framing.within_message() => {
                 self.timer
                     .get_or_insert_with(|| Box::pin(sleep(self.limit)));
@@ -79,7 +79,7 @@ impl http_body::Body for Receiving {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        self.note(&polled);
+        self.update_timer(&polled);
         if let Some(timer) = &mut self.timer
             && !matches!(polled, Poll::Ready(None))
             && timer.as_mut().poll(cx).is_ready()

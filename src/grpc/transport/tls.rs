@@ -11,24 +11,25 @@ use tokio_rustls::rustls::{
 
 use crate::watch::Watched;
 
-/// Where the certificates lie, as PEM.
+/// The files of the certificates, as PEM.
 #[derive(Clone, Debug)]
 pub struct TlsConfig {
-    /// The server's certificate, followed by those that lead to its authority's.
+    /// The server's certificate, followed by any intermediate ones.
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
-    /// The authorities whose certificates clients must show; `None` = clients need none.
+    /// The authorities of the certificates that clients must present; `None` means that clients need
+    /// none.
     pub client_authorities: Option<PathBuf>,
 }
 
-/// The present certificates, as rustls wants them.
+/// The current certificates, as rustls expects them.
 pub(in crate::grpc) type Certificates = Watched<Arc<ServerConfig>>;
 
 /// Reads the certificates.
 ///
 /// # Errors
-/// Which file is missing or wrong, and how.
+/// The file that is missing or wrong, and how.
 pub(in crate::grpc) fn certificates(config: TlsConfig) -> Result<Certificates, String> {
     let files = [&config.certificate, &config.key]
         .into_iter()
