@@ -1,21 +1,27 @@
-//! A server's address, as people write it.
+//! A server's address, parsed from the forms that people write.
 
 use std::{fmt, str::FromStr};
 
 use http::Uri;
+use thiserror::Error;
 use tonic::transport::Endpoint;
 
 /// Where a server listens: `http://host:port` or `https://host:port`, `host:port` for short, or
 /// `unix:path`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerAddress {
-    /// As tonic takes it.
+    /// The form that tonic parses.
     text: String,
     tls: bool,
 }
 
+/// A text that isn't a [`ServerAddress`], with a description of what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct AddressError(String);
+
 impl ServerAddress {
-    /// What a connection to the server begins with.
+    /// A tonic endpoint for this address, without TLS settings.
     pub fn endpoint(&self) -> Endpoint {
         Endpoint::from_shared(self.text.clone())
             .expect("the address was checked when it was parsed")
@@ -28,48 +34,64 @@ impl ServerAddress {
 }
 
 impl FromStr for ServerAddress {
-    type Err = String;
+    type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.trim();
         if let Some(path) = text.strip_prefix("unix:") {
-            let path = path.strip_prefix("//").unwrap_or(path);
-            return match path.is_empty() {
-                true => Err("say the path too, as in unix:/run/resnet18.sock".into()),
-                false => Ok(Self {
-                    text: format!("unix:{path}"),
-                    tls: false,
-                }),
-            };
+            return unix_address(path.strip_prefix("//").unwrap_or(path));
         }
+
         let text = text.trim_end_matches('/');
         let (scheme, authority) = text.split_once("://").unwrap_or(("http", text));
         if !matches!(scheme, "http" | "https") {
-            return Err(format!(
-                "`{scheme}://` isn't supported; use http://HOST:PORT, https://HOST:PORT or unix:PATH"
-            ));
+            return Err(AddressError(format!(
+                "`{scheme}://` isn't supported; \
+                 use http://HOST:PORT, https://HOST:PORT or unix:PATH"
+            )));
         }
-        let malformed =
-            || format!("`{text}` isn't an address; write for example http://127.0.0.1:8001");
+
+        let malformed = || {
+            AddressError(format!(
+                "`{text}` isn't an address; write for example http://127.0.0.1:8001"
+            ))
+        };
         let uri: Uri = format!("{scheme}://{authority}/")
             .parse()
             .map_err(|_| malformed())?;
-        // A colon after the brackets of an IPv6 address, if any, begins the port.
+        // A colon after the brackets of an IPv6 address, if there are any, begins the port.
         let after_brackets = authority.rsplit(']').next().unwrap_or(authority);
         if after_brackets.contains(':') && uri.port_u16().is_none() {
             return Err(malformed());
         }
         if uri.path_and_query().is_some_and(|path| path != "/") {
-            return Err("an address has no path; write for example http://127.0.0.1:8001".into());
+            return Err(AddressError(
+                "an address has no path; write for example http://127.0.0.1:8001".into(),
+            ));
         }
         if !text.contains("://") && uri.port_u16().is_none() {
-            return Err(format!("say the port too, as in {authority}:8001"));
+            return Err(AddressError(format!(
+                "the port is missing; write for example {authority}:8001"
+            )));
         }
+
         Ok(Self {
             text: format!("{scheme}://{authority}"),
             tls: scheme == "https",
         })
     }
+}
+
+fn unix_address(path: &str) -> Result<ServerAddress, AddressError> {
+    if path.is_empty() {
+        return Err(AddressError(
+            "the path is missing; write for example unix:/run/resnet18.sock".into(),
+        ));
+    }
+    Ok(ServerAddress {
+        text: format!("unix:{path}"),
+        tls: false,
+    })
 }
 
 impl fmt::Display for ServerAddress {
@@ -131,7 +153,7 @@ mod tests {
             ("", "isn't an address"),
             ("host:port", "isn't an address"),
         ] {
-            let error = text.parse::<ServerAddress>().unwrap_err();
+            let error = text.parse::<ServerAddress>().unwrap_err().to_string();
             assert!(error.contains(advice), "{text}: {error}");
         }
     }

@@ -9,6 +9,15 @@ tonic::include_proto!("resnet18.v1");
 /// The contract as a serialised `google.protobuf.FileDescriptorSet`, for reflection.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/classifier.bin"));
 
+impl Image {
+    /// An image file (JPEG, PNG, WebP and others), as it is.
+    pub fn encoded(file: impl Into<prost::bytes::Bytes>) -> Self {
+        Self {
+            source: Some(image::Source::Encoded(file.into())),
+        }
+    }
+}
+
 /// A code's name as the gRPC documentation writes it, such as `NOT_FOUND`.
 pub fn code_name(code: Code) -> &'static str {
     match code {

@@ -143,10 +143,10 @@ async fn classify_file(mut client: Client, path: &Path, args: &Args) -> Result<A
         min_probability: args.min_probability,
     };
     let deadline = Instant::now() + args.timeout;
-    let (response, sent) = client::classify_with_retries(&mut client, request, deadline).await?;
+    let answer = client::classify_with_retries(&mut client, request, deadline).await?;
     Ok(Answer {
-        response,
-        round_trip: sent.elapsed(),
+        round_trip: answer.sent_at.elapsed(),
+        response: answer.response,
     })
 }
 

@@ -23,10 +23,10 @@ use crate::{
     answer, client,
     model::Model,
     offline::{
-        Offline, OfflineConfig, Photo, Skipped, SortedOut,
+        OfflineConfig, OfflineModel, Photo, SkippedPhoto, UsableOutputs,
         dataset::{Folder, Labelled, quoted},
         evaluation::{Agreement, Case, Difference, Evaluation},
-        sort_out,
+        separate_unusable,
     },
     proto::{ClassifyRequest, Image, image::Source},
 };
@@ -117,7 +117,7 @@ struct EvaluationReport {
     images_per_second: f64,
     #[serde(flatten)]
     evaluation: Evaluation,
-    skipped: Vec<Skipped>,
+    skipped: Vec<SkippedPhoto>,
     compared: Option<Comparison>,
     /// The names of all classes of the model, in order.
     #[serde(skip)]
@@ -141,7 +141,7 @@ struct Run {
     /// The engine and its precision, for display.
     engine: String,
     cases: Vec<Case>,
-    skipped: Vec<Skipped>,
+    skipped: Vec<SkippedPhoto>,
     took: Duration,
 }
 
@@ -275,11 +275,10 @@ async fn evaluate_on_server(
                 min_probability: 0.0,
             };
             let deadline = tokio::time::Instant::now() + args.timeout;
-            let (response, _) =
-                client::classify_with_retries(&mut client, request, deadline).await?;
+            let answer = client::classify_with_retries(&mut client, request, deadline).await?;
 
             let mut probabilities = vec![0.0; classes];
-            for class in response.classifications {
+            for class in answer.response.classifications {
                 if let Some(probability) = probabilities.get_mut(class.class_id as usize) {
                     *probability = class.probability;
                 }
@@ -363,7 +362,7 @@ impl<'a> LabelledPhotos<'a> {
     /// Classifies all photos with `model` in this process.
     async fn run(&self, config: &OfflineConfig, model: &Model) -> Result<Run, CliError> {
         let (config, model) = (config.clone(), model.clone());
-        let offline = blocking(move || Offline::start(&config, &model))
+        let offline = blocking(move || OfflineModel::start(&config, &model))
             .await
             .map_err(CliError::failed)?;
 
@@ -403,8 +402,8 @@ impl<'a> LabelledPhotos<'a> {
         took: Duration,
         probabilities: Vec<Result<Vec<f32>, E>>,
     ) -> Result<Run, CliError> {
-        let SortedOut { usable, skipped } =
-            sort_out(&self.photos, probabilities).map_err(CliError::failed)?;
+        let UsableOutputs { usable, skipped } =
+            separate_unusable(&self.photos, probabilities).map_err(CliError::failed)?;
         let cases = usable
             .into_iter()
             .map(|(index, probabilities)| Case {

@@ -2,14 +2,18 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Write},
     path::Path,
 };
 
 use bytes::Bytes;
+use tokio::task::spawn_blocking;
 use tonic::{Code, Status};
 
-use crate::client::MAX_MESSAGE_BYTES;
+use crate::{
+    client::MAX_MESSAGE_BYTES,
+    files::{ReadFailure, read_limited_async, read_to_end},
+};
 
 /// Whether the path is `-`, which stands for standard input.
 pub fn is_stdin(path: &Path) -> bool {
@@ -21,76 +25,30 @@ pub fn is_stdin(path: &Path) -> bool {
 /// A failure has the status code that a server would return; its message does not name the file.
 pub async fn read(path: &Path) -> Result<Bytes, Status> {
     let limit = MAX_MESSAGE_BYTES as u64;
-    let too_large = || {
-        Status::invalid_argument(format!(
-            "larger than {} MiB, the most a message may hold",
-            limit >> 20
-        ))
-    };
-
-    let data = if is_stdin(path) {
-        tokio::task::spawn_blocking(move || {
-            let mut data = Vec::new();
-            io::stdin()
-                .lock()
-                .take(limit + 1)
-                .read_to_end(&mut data)
-                .map(|_| data)
-        })
-        .await
-        .unwrap_or_else(|error| Err(io::Error::other(error)))
+    let content = if is_stdin(path) {
+        spawn_blocking(move || read_to_end(io::stdin().lock(), 0, limit))
+            .await
+            .unwrap_or_else(|error| Err(ReadFailure::Io(io::Error::other(error))))
     } else {
-        match tokio::fs::metadata(path).await {
-            Ok(metadata) if metadata.is_dir() => {
-                return Err(Status::invalid_argument(
-                    "is a directory; name the image files in it",
-                ));
-            }
-            Ok(metadata) if metadata.len() > limit => return Err(too_large()),
-            Ok(_) => tokio::fs::read(path).await,
-            Err(error) => Err(error),
-        }
+        read_limited_async(path, limit)
+            .await
+            .map_err(|error| error.reason)
     };
 
-    let data = data.map_err(|error| unreadable(&error))?;
-    if data.is_empty() {
-        return Err(Status::invalid_argument("is empty"));
+    match content {
+        Ok(content) if content.is_empty() => Err(Status::invalid_argument("is empty")),
+        Ok(content) => Ok(content.into()),
+        Err(reason) => Err(Status::new(code(&reason), reason.to_string())),
     }
-    if data.len() as u64 > limit {
-        return Err(too_large());
-    }
-    Ok(data.into())
 }
 
-/// Reads a file of at most `limit` bytes. The error's message does not name the file.
-pub fn read_at_most(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
-    let reason = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => "no such file".to_owned(),
-        io::ErrorKind::PermissionDenied => "no permission to read the file".to_owned(),
-        _ => format!("can't be read: {error}"),
-    };
-
-    let file = File::open(path).map_err(reason)?;
-    let metadata = file.metadata().map_err(reason)?;
-    if metadata.is_dir() {
-        return Err("is a directory; name the file in it".into());
+fn code(reason: &ReadFailure) -> Code {
+    match reason.kind() {
+        io::ErrorKind::NotFound => Code::NotFound,
+        io::ErrorKind::PermissionDenied => Code::PermissionDenied,
+        io::ErrorKind::IsADirectory | io::ErrorKind::FileTooLarge => Code::InvalidArgument,
+        _ => Code::Unknown,
     }
-
-    // Only regular files have a size; one byte more than the limit shows that a file exceeds it.
-    // The memory is reserved at once, so that the vector need not grow.
-    let mut content = Vec::new();
-    let expected = metadata.len().min(limit) as usize + 1;
-    content
-        .try_reserve_exact(expected)
-        .map_err(|error| format!("can't be read: {error}"))?;
-    file.take(limit + 1)
-        .read_to_end(&mut content)
-        .map_err(reason)?;
-
-    if content.len() as u64 > limit {
-        return Err(format!("larger than the limit of {} GiB", limit >> 30));
-    }
-    Ok(content)
 }
 
 /// Checks that a file can be written at `path`, before the work that produces its content.
@@ -142,18 +100,6 @@ fn folder(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
-fn unreadable(error: &io::Error) -> Status {
-    let (code, message) = match error.kind() {
-        io::ErrorKind::NotFound => (Code::NotFound, "no such file".to_owned()),
-        io::ErrorKind::PermissionDenied => (
-            Code::PermissionDenied,
-            "no permission to read the file".to_owned(),
-        ),
-        _ => (Code::Unknown, format!("can't be read: {error}")),
-    };
-    Status::new(code, message)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,24 +116,6 @@ mod tests {
         fs::create_dir(&taken).unwrap();
         assert!(write_atomically(&taken, b"new").is_err());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
-    }
-
-    #[test]
-    fn files_beyond_the_limit_are_refused() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), "four").unwrap();
-        assert_eq!(read_at_most(file.path(), 4).unwrap(), b"four");
-        assert!(
-            read_at_most(file.path(), 3)
-                .unwrap_err()
-                .contains("larger than")
-        );
-        // A device has no size and no end.
-        assert!(
-            read_at_most(Path::new("/dev/zero"), 1 << 20)
-                .unwrap_err()
-                .contains("larger than")
-        );
     }
 
     #[test]

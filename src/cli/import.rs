@@ -18,6 +18,7 @@ use super::{CliError, blocking, files, flags::ManifestFlags, output};
 use crate::{
     answer,
     engine::{self, EngineConfig, EngineError, EngineKind},
+    files::{LARGEST_MODEL, read_limited},
     image::{PreprocessConfig, Preprocessor, Source},
     model::{
         self, Model, Overrides,
@@ -25,9 +26,6 @@ use crate::{
         onnx::ModelProto,
     },
 };
-
-/// The largest checkpoint, in bytes: more than twice a ResNet200 with its optimizer's state.
-const MAX_FILE_BYTES: u64 = 4 << 30;
 
 /// A photo of a cat, which the finished model classifies as a check.
 const PHOTO: &[u8] = include_bytes!("../../tests/data/cat_lossy.webp");
@@ -180,7 +178,9 @@ fn import(args: &Args) -> Result<ImportReport, CliError> {
 
 /// Reads a checkpoint or an ONNX file as a model. The error describes what is wrong with the file.
 fn read(path: &Path) -> Result<(ModelProto, Option<NetworkJson>), String> {
-    let content: Bytes = files::read_at_most(path, MAX_FILE_BYTES)?.into();
+    let content: Bytes = read_limited(path, LARGEST_MODEL)
+        .map_err(|error| error.reason.to_string())?
+        .into();
     if !Checkpoint::is_checkpoint(&content)
         && let Ok(onnx) = model::decode(&content)
     {

@@ -9,6 +9,7 @@ use std::{fmt::Display, io, panic::resume_unwind, process::ExitCode};
 use clap::{Parser, Subcommand};
 use thiserror::Error;
 use tokio::{runtime, task::spawn_blocking};
+use tonic::Code;
 
 use crate::client::{ClientError, video::VideoError};
 
@@ -71,7 +72,7 @@ enum CliError {
     #[error("{0}")]
     Usage(String),
     /// The server cannot be reached or refuses the request.
-    #[error(transparent)]
+    #[error("{}{}", .0, advice(.0))]
     Client(Box<ClientError>),
     /// A video cannot be read.
     #[error(transparent)]
@@ -82,6 +83,31 @@ enum CliError {
     /// Any other failure, described for the user.
     #[error("{0}")]
     Failed(String),
+}
+
+/// What to do about a server that cannot be used, in terms of the command line.
+fn advice(error: &ClientError) -> &'static str {
+    match error {
+        ClientError::Unreachable { .. } => {
+            "; start one with `resnet18 serve`, or name another with --server"
+        }
+        ClientError::Tls { reason, .. } if reason.contains("certificate") => {
+            "; give the authority's certificate with --ca"
+        }
+        ClientError::Refused { status, .. } => match status.code() {
+            // A port that expects TLS answers with bytes that are not HTTP/2.
+            Code::Internal | Code::Unknown if status.message().starts_with("h2 protocol error") => {
+                "; does it want https://?"
+            }
+            Code::Unavailable => "; it is starting or shutting down, try again in a moment",
+            Code::ResourceExhausted => "; it is overloaded, try again in a moment",
+            Code::DeadlineExceeded => "; give it more time with --timeout",
+            Code::Unauthenticated => "; give the token with --token or RESNET18_TOKEN",
+            Code::Unimplemented => "; is this a resnet18 server?",
+            _ => "",
+        },
+        _ => "",
+    }
 }
 
 impl From<ClientError> for CliError {

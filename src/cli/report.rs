@@ -6,7 +6,7 @@ use console::{Alignment, measure_text_width, pad_str, style};
 
 use super::output;
 use crate::offline::{
-    Skipped,
+    SkippedPhoto,
     dataset::Labelled,
     evaluation::{Evaluation, Mistake},
 };
@@ -46,8 +46,8 @@ pub fn tables(evaluation: &Evaluation, labels: &[String]) -> String {
 }
 
 /// Prints a note for each photo that was skipped, up to a limit.
-pub fn print_skipped(skipped: &[Skipped]) {
-    for Skipped { file, reason } in skipped.iter().take(SHOWN_SKIPPED) {
+pub fn print_skipped(skipped: &[SkippedPhoto]) {
+    for SkippedPhoto { file, reason } in skipped.iter().take(SHOWN_SKIPPED) {
         output::print_note(&format_args!("skipped {file}: {reason}"));
     }
     if skipped.len() > SHOWN_SKIPPED {

@@ -25,13 +25,13 @@ use crate::{
     engine::EngineInfo,
     model::{Base, Description, LinearLayer, Model, Overrides},
     offline::{
-        Offline, OfflineConfig, Skipped,
+        OfflineConfig, OfflineModel, SkippedPhoto,
         dataset::Dataset,
         evaluation::{Case, Evaluation},
         training::{
-            Examples, Plan,
-            search::{self, Found},
-            softmax_layer::{self, Example, Settings, SoftmaxLayer},
+            Examples, TrainingPlan,
+            search::{self, SearchResult},
+            softmax_layer::{self, Example, SoftmaxLayer, TrainingSettings},
         },
     },
 };
@@ -149,8 +149,8 @@ enum ClassWeights {
 }
 
 impl TrainingFlags {
-    fn settings(&self) -> Settings {
-        Settings {
+    fn settings(&self) -> TrainingSettings {
+        TrainingSettings {
             learning_rate: self.learning_rate,
             momentum: self.momentum,
             weight_decay: self.weight_decay,
@@ -170,7 +170,7 @@ struct TrainReport {
     labels: Vec<String>,
     train_photos: usize,
     val_photos: usize,
-    skipped: Vec<Skipped>,
+    skipped: Vec<SkippedPhoto>,
     engine: EngineJson,
     features_s: f64,
     images_per_second: f64,
@@ -206,7 +206,8 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     files::check_output(&args.output).map_err(CliError::Failed)?;
 
     let dataset = Dataset::read(&args.dataset).map_err(CliError::failed)?;
-    let plan = Plan::new(dataset, args.training.seed, &args.dataset).map_err(CliError::failed)?;
+    let plan =
+        TrainingPlan::new(dataset, args.training.seed, &args.dataset).map_err(CliError::failed)?;
     print_unless_json(&args, || {
         named_line(
             "Photos",
@@ -254,13 +255,13 @@ fn start_backbone(
     path: Option<PathBuf>,
     overrides: &Overrides,
     config: &OfflineConfig,
-) -> Result<(Base, Offline), CliError> {
+) -> Result<(Base, OfflineModel), CliError> {
     let base = match path {
         Some(path) => Base::from_file(&path, overrides),
         None => Base::bundled(overrides),
     };
     let base = base.map_err(CliError::failed)?;
-    let backbone = Offline::start(config, &base.backbone).map_err(CliError::failed)?;
+    let backbone = OfflineModel::start(config, &base.backbone).map_err(CliError::failed)?;
     Ok((base, backbone))
 }
 
@@ -275,8 +276,8 @@ fn print_unless_json(args: &Args, text: impl FnOnce() -> String) -> Result<(), C
 /// Runs the backbone on all photos; also returns how long that took.
 async fn extract_features(
     args: &Args,
-    plan: &Plan,
-    backbone: &Offline,
+    plan: &TrainingPlan,
+    backbone: &OfflineModel,
 ) -> Result<(Examples, Duration), CliError> {
     let images = plan.images(args.training.flip);
     let bar = output::progress(images, "Features");
@@ -314,7 +315,7 @@ async fn extract_features(
 /// The part of the work that follows the extraction of features. It blocks its thread.
 struct TrainingJob {
     args: Args,
-    plan: Plan,
+    plan: TrainingPlan,
     base: Base,
     engine: EngineInfo,
     threads: NonZeroUsize,
@@ -326,7 +327,7 @@ struct TrainingJob {
 
 /// The trained layer and how it was trained.
 struct TrainedLayer {
-    settings: Settings,
+    settings: TrainingSettings,
     layer: LinearLayer,
     epochs: Vec<EpochJson>,
 }
@@ -433,7 +434,7 @@ impl TrainingJob {
     }
 
     /// Finds the best settings by cross-validation, for --auto.
-    fn search_settings(&self, train: &[&Example]) -> Result<Settings, CliError> {
+    fn search_settings(&self, train: &[&Example]) -> Result<TrainingSettings, CliError> {
         let bar = output::progress_in_percent("Settings");
         let found = search::search(
             train,
@@ -443,7 +444,7 @@ impl TrainingJob {
             |done| bar.set_position((done * 100.0) as u64),
         );
         bar.finish_and_clear();
-        let Some(Found {
+        let Some(SearchResult {
             settings,
             score,
             tried,
@@ -500,7 +501,7 @@ impl TrainingJob {
         })
     }
 
-    fn settings_json(&self, settings: &Settings) -> serde_json::Value {
+    fn settings_json(&self, settings: &TrainingSettings) -> serde_json::Value {
         // The digits of the float32, not those of the nearest float64.
         let number = |value: f32| value.to_string().parse::<f64>().unwrap_or(value.into());
         json!({

@@ -1,4 +1,4 @@
-//! How a client shows who it is, and by what it knows the server.
+//! How a client authenticates itself, and which servers it trusts.
 
 use std::fmt;
 
@@ -9,40 +9,47 @@ use tonic::{
     transport::{Certificate, ClientTlsConfig, Identity},
 };
 
-/// Certificates and a token; none of them is needed for a server that anyone may call.
+/// Certificates and a token. The default has none, for a server that anyone may call.
 #[derive(Clone, Default)]
 pub struct Credentials {
-    /// The authority of the server's certificate, PEM; `None` = those that the system trusts.
+    /// The certificate authority that must have signed the server's certificate, as PEM. `None`
+    /// means the authorities that the system trusts.
     pub authority: Option<Vec<u8>>,
-    /// The client's own certificate and its private key, PEM.
+    /// The client's own certificate and its private key, each as PEM, for mutual TLS.
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
-    /// Sent with every call.
+    /// The bearer token to send with every call.
     pub token: Option<Token>,
 }
 
-/// A bearer token.
+/// A bearer token (RFC 6750), sent in the `authorization` header.
 #[derive(Clone)]
 pub struct Token(MetadataValue<Ascii>);
 
 impl Token {
-    /// A token of visible ASCII characters.
+    /// Makes a token of one or more visible ASCII characters.
     ///
     /// # Errors
-    /// Other characters.
+    /// A description of the allowed characters, when the token is empty or has others.
     pub fn new(token: &str) -> Result<Self, String> {
-        let wrong = || "a token is made of letters, digits and signs, without spaces".to_owned();
+        let invalid = || {
+            "a token must consist of visible ASCII characters: letters, digits and signs, without \
+             spaces"
+                .to_owned()
+        };
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(wrong());
+            return Err(invalid());
         }
+
         let mut value: MetadataValue<Ascii> =
-            format!("Bearer {token}").parse().map_err(|_| wrong())?;
+            format!("Bearer {token}").parse().map_err(|_| invalid())?;
+        // Keeps the value out of debug output and of HPACK's shared table.
         value.set_sensitive(true);
         Ok(Self(value))
     }
 }
 
 impl fmt::Debug for Credentials {
-    /// Without the secrets.
+    /// Shows which credentials there are, without the secrets.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.debug_struct("Credentials")
             .field("authority", &self.authority.is_some())
@@ -53,6 +60,7 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
+    /// The TLS settings of a connection with these credentials.
     pub(super) fn tls(&self) -> ClientTlsConfig {
         let config = match &self.authority {
             Some(pem) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)),
@@ -65,7 +73,7 @@ impl Credentials {
     }
 }
 
-/// Puts the token into every call.
+/// The interceptor that adds the token, if there is one, to every call.
 #[derive(Clone)]
 pub struct SendToken(pub(super) Option<Token>);
 

@@ -1,4 +1,7 @@
-//! When a refused request may be sent again.
+//! Whether a refused request may be sent again, and when.
+//!
+//! The rules follow gRPC's convention: UNAVAILABLE is temporary, and a status may carry the delay
+//! to wait in a `google.rpc.RetryInfo`.
 
 use std::time::Duration;
 
@@ -6,30 +9,32 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-/// How often one request is sent at most.
+/// The most often that one request is sent, the first attempt included.
 pub const MAX_ATTEMPTS: u32 = 8;
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 
-/// The delay that the server asked for in its `google.rpc.RetryInfo`.
+/// The delay that the server asked for in the status's `google.rpc.RetryInfo`, if it has one.
 pub fn requested_delay(status: &Status) -> Option<Duration> {
     status.get_error_details().retry_info()?.retry_delay
 }
 
-/// An exponential backoff: 50 ms after the first attempt, doubled after each further one, at most 2
-/// s.
+/// The exponential backoff after attempt number `attempt` (from 0): 50 ms, doubled after each
+/// further attempt, up to 2 s.
 pub fn backoff(attempt: u32) -> Duration {
     FIRST_BACKOFF
         .saturating_mul(1 << attempt.min(10))
         .min(LONGEST_BACKOFF)
 }
 
-/// How long to wait before a request is sent again, or `None` if it shouldn't be: the error isn't
-/// temporary, attempt number `attempt` (from 0) was the last one, or the deadline would pass first.
+/// How long to wait before a request is sent again after attempt number `attempt` (from 0) failed
+/// with `status`: the longer of [`backoff`] and [`requested_delay`].
 ///
-/// RESOURCE_EXHAUSTED is temporary only if the server says so with a delay; without one it may as
-/// well mean a message that is too large.
+/// `None` means that it should not be sent again: the error isn't temporary, that attempt was the
+/// last of [`MAX_ATTEMPTS`], or the deadline would pass first. RESOURCE_EXHAUSTED is temporary only
+/// if the server says so by asking for a delay; without one it may as well mean a message that is
+/// too large.
 pub fn delay_before(status: &Status, attempt: u32, deadline: Instant) -> Option<Duration> {
     let requested = requested_delay(status);
     let temporary = match status.code() {
@@ -41,7 +46,11 @@ pub fn delay_before(status: &Status, attempt: u32, deadline: Instant) -> Option<
         return None;
     }
     let delay = backoff(attempt).max(requested.unwrap_or_default());
-    (Instant::now() + delay < deadline).then_some(delay)
+    if Instant::now() + delay < deadline {
+        Some(delay)
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Class names: files of labels, and the names of ImageNet-1k.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use super::ModelError;
+use crate::files;
 
 /// The names of ImageNet-1k's 1000 classes, in the order of the published models' logits.
 pub fn imagenet() -> Vec<String> {
@@ -23,8 +24,8 @@ pub fn read_labels(path: &Path) -> Result<Vec<String>, ModelError> {
         path: path.to_owned(),
         reason,
     };
-    let content =
-        fs::read(path).map_err(|error| wrong(format!("the labels cannot be read: {error}")))?;
+    let content = files::read_limited(path, files::LARGEST_TEXT)
+        .map_err(|error| wrong(format!("the labels cannot be read: {}", error.reason)))?;
     let text = str::from_utf8(&content).map_err(|error| {
         let line = content[..error.valid_up_to()]
             .iter()
@@ -53,6 +54,8 @@ pub fn read_labels(path: &Path) -> Result<Vec<String>, ModelError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn read(content: &[u8]) -> Result<Vec<String>, String> {

@@ -19,7 +19,6 @@ pub(crate) mod testing;
 mod tests;
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -39,7 +38,7 @@ pub use self::{
     labels::{imagenet, read_labels},
     manifest::{InputSize, Manifest},
 };
-use crate::image::Geometry;
+use crate::{files, image::Geometry};
 
 /// The messages of `proto/onnx/onnx.proto`.
 #[allow(missing_docs, clippy::all)]
@@ -184,7 +183,8 @@ fn in_file<T>(
     path: &Path,
     work: impl FnOnce(Bytes) -> Result<T, ModelError>,
 ) -> Result<T, ModelError> {
-    let content = fs::read(path).map_err(ModelError::Read);
+    let content = files::read_limited(path, files::LARGEST_MODEL)
+        .map_err(|error| ModelError::Read(error.reason.into()));
     content
         .and_then(|onnx| work(onnx.into()))
         .map_err(|error| ModelError::File {

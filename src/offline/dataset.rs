@@ -1,4 +1,4 @@
-//! Photos in folders that bear the names of their classes.
+//! Datasets: folders of photos, one folder for each class and named after it.
 
 use std::{
     fs, io,
@@ -7,103 +7,71 @@ use std::{
 
 use thiserror::Error;
 
-/// The photos of some classes.
+/// One part of a dataset, for training or for validation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Folder {
-    /// The classes' names, in alphabetical order.
+    /// The classes' names, sorted.
     pub classes: Vec<String>,
-    /// Every file in the classes' folders, by class and name.
+    /// All files in the classes' folders, sorted by class and name.
     pub photos: Vec<Labelled>,
 }
 
-/// A photo and what it shows.
+/// A photo and its class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Labelled {
-    /// Where it is.
     pub path: PathBuf,
-    /// Its class's index.
+    /// The index of its class in [`Folder::classes`].
     pub class: usize,
 }
 
-/// Why a folder is no dataset.
+/// Why a folder can't be used as a dataset.
 #[derive(Debug, Error)]
 pub enum DatasetError {
-    /// The system can't read it.
     #[error("{}: cannot be read: {source}", path.display())]
-    Read {
-        /// Which folder.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// There is no class in it.
-    #[error("{}: has no class folders; photos belong in one folder for each class: {}", path.display(), layout(path))]
-    NoClasses {
-        /// Which folder.
-        path: PathBuf,
-    },
-    /// There is nothing to tell apart.
-    #[error("{}: has one class, \"{class}\"; a classifier needs at least two, each in a folder of its own", path.display())]
-    OneClass {
-        /// Which folder.
-        path: PathBuf,
-        /// The class.
-        class: String,
-    },
-    /// A class without photos.
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}: has no class folders; put the photos of each class into a folder of its name: {}", path.display(), layout(path))]
+    NoClasses { path: PathBuf },
+    #[error("{}: has one class, \"{class}\"; a classifier needs at least two, each in its own folder", path.display())]
+    OneClass { path: PathBuf, class: String },
+    /// Classes without photos.
     #[error("{}: there are no photos in {}; add some, or remove the folder", path.display(), quoted(classes))]
-    Empty {
-        /// Which folder.
-        path: PathBuf,
-        /// The empty classes.
-        classes: Vec<String>,
-    },
-    /// A class with one photo can't be split.
+    Empty { path: PathBuf, classes: Vec<String> },
+    /// Classes with one photo, which can't be split into training and validation.
     #[error(
         "{}: {} has only one photo, so none can be kept for validation; add photos, or a folder `val` beside `train`",
         path.display(), quoted(classes)
     )]
-    TooFew {
-        /// Which folder.
-        path: PathBuf,
-        /// The classes.
-        classes: Vec<String>,
-    },
-    /// Training and validation show different things.
+    TooFew { path: PathBuf, classes: Vec<String> },
+    /// Training and validation have different classes.
     #[error("{}: `train` and `val` must have the same classes: {}", path.display(), differences(only_train, only_val))]
     Different {
-        /// Which folder.
         path: PathBuf,
-        /// Classes without photos for validation.
+        /// Classes that are missing in `val`.
         only_train: Vec<String>,
-        /// Classes without photos for training.
+        /// Classes that are missing in `train`.
         only_val: Vec<String>,
     },
-    /// There are photos for validation only.
-    #[error("{}: has a folder `val` but none called `train`; photos to learn from belong in `train/CLASS/`", path.display())]
-    NoTraining {
-        /// Which folder.
-        path: PathBuf,
-    },
+    /// There are only photos for validation.
+    #[error("{}: has a folder `val` but none called `train`; put the photos to train with into `train/CLASS/`", path.display())]
+    NoTraining { path: PathBuf },
 }
 
-/// What lies in `train` and in `val`.
+/// A dataset, divided into training and validation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dataset {
-    /// What to learn from.
+    /// The photos to train with.
     pub train: Folder,
-    /// What to check it with, of the same classes; `None` = a part of the other has to be kept for
-    /// that.
+    /// The photos to validate with, of the same classes. `None` if the dataset isn't divided, so that
+    /// a part of `train` must be kept for validation.
     pub val: Option<Folder>,
 }
 
 impl Dataset {
-    /// Reads the names of the photos in `root/train` and `root/val`, or, where there is neither, in
-    /// `root` itself.
+    /// Lists the photos in `root/train` and `root/val`, or, if there is neither, in `root` itself.
     ///
     /// # Errors
-    /// Folders that can't be read, fewer than two classes, classes without photos, other classes in
-    /// `val` than in `train`.
+    /// Folders that can't be read, fewer than two classes, classes without photos, or different
+    /// classes in `val` and `train`.
     pub fn read(root: &Path) -> Result<Self, DatasetError> {
         let [train, val] = ["train", "val"].map(|name| root.join(name));
         let train = match (train.is_dir(), val.is_dir()) {
@@ -115,6 +83,7 @@ impl Dataset {
             }
             (false, false) => Folder::read(root)?,
         };
+
         if let [class] = &train.classes[..] {
             return Err(DatasetError::OneClass {
                 path: root.to_owned(),
@@ -124,6 +93,7 @@ impl Dataset {
         if !val.is_dir() {
             return Ok(Self { train, val: None });
         }
+
         let val = Folder::read(&val)?;
         let missing = |from: &Folder, other: &Folder| -> Vec<String> {
             from.classes
@@ -132,7 +102,8 @@ impl Dataset {
                 .cloned()
                 .collect()
         };
-        let (only_train, only_val) = (missing(&train, &val), missing(&val, &train));
+        let only_train = missing(&train, &val);
+        let only_val = missing(&val, &train);
         if !only_train.is_empty() || !only_val.is_empty() {
             return Err(DatasetError::Different {
                 path: root.to_owned(),
@@ -140,6 +111,7 @@ impl Dataset {
                 only_val,
             });
         }
+
         Ok(Self {
             train,
             val: Some(val),
@@ -148,11 +120,11 @@ impl Dataset {
 }
 
 impl Folder {
-    /// Reads the names of the files in the folders in `root`. Hidden ones are left out, and so are
-    /// files beside the folders.
+    /// Lists the files in the folders in `root`. Hidden files and folders are ignored, and so are
+    /// files directly in `root`.
     ///
     /// # Errors
-    /// A folder that can't be read, no class at all, classes without a file.
+    /// A folder that can't be read, no classes, or classes without a file.
     pub fn read(root: &Path) -> Result<Self, DatasetError> {
         let mut folder = Self::default();
         let mut empty = Vec::new();
@@ -160,34 +132,36 @@ impl Folder {
             if !path.is_dir() {
                 continue;
             }
-            let before = folder.photos.len();
-            let files = visible(&path)?
-                .into_iter()
-                .map(|(_, path)| path)
-                .filter(|path| path.is_file());
+
             let index = folder.classes.len();
-            folder
-                .photos
-                .extend(files.map(|path| Labelled { path, class: index }));
+            let before = folder.photos.len();
+            for (_, path) in visible(&path)? {
+                if path.is_file() {
+                    folder.photos.push(Labelled { path, class: index });
+                }
+            }
             if folder.photos.len() == before {
                 empty.push(class.clone());
             }
             folder.classes.push(class);
         }
-        match () {
-            () if folder.classes.is_empty() => Err(DatasetError::NoClasses {
+
+        if folder.classes.is_empty() {
+            return Err(DatasetError::NoClasses {
                 path: root.to_owned(),
-            }),
-            () if !empty.is_empty() => Err(DatasetError::Empty {
+            });
+        }
+        if !empty.is_empty() {
+            return Err(DatasetError::Empty {
                 path: root.to_owned(),
                 classes: empty,
-            }),
-            () => Ok(folder),
+            });
         }
+        Ok(folder)
     }
 }
 
-/// What is in a folder, sorted by name, without hidden things.
+/// The entries of a folder that are not hidden, with their names, sorted by name.
 fn visible(folder: &Path) -> Result<Vec<(String, PathBuf)>, DatasetError> {
     let failed = |source| DatasetError::Read {
         path: folder.to_owned(),
@@ -212,7 +186,7 @@ fn layout(path: &Path) -> String {
     )
 }
 
-/// Names as a message shows them.
+/// Names in quotes and separated by commas, for a message; up to ten are listed.
 pub fn quoted(names: &[String]) -> String {
     const SHOWN: usize = 10;
     let shown: Vec<String> = names
@@ -300,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_dataset_is_refused_with_the_reason() {
+    fn unusable_folders_are_refused_with_the_reason() {
         for (files, reason) in [
             (&["README.md"][..], "no class folders"),
             (&["train/a/1"], "one class, \"a\""),

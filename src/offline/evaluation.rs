@@ -1,5 +1,5 @@
-//! How often a model is right: overall, class by class, what it takes for what, and whether two
-//! engines agree.
+//! Evaluation: accuracy, precision and recall by class, confusions, and the agreement of two
+//! engines.
 
 use std::collections::HashMap;
 
@@ -7,117 +7,118 @@ use serde::Serialize;
 
 use crate::answer;
 
-/// A photo, what it shows, and what a model says.
+/// A photo, its true class, and a model's prediction.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
-    /// The photo's file.
     pub file: String,
-    /// The right class's index.
+    /// The index of the true class.
     pub class: usize,
-    /// `float32 [classes]`.
+    /// The probability of each class, `[classes]`.
     pub probabilities: Vec<f32>,
 }
 
-/// How often a model is right.
+/// The accuracy of a model on a set of photos.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// How many photos were classified.
+    /// The number of photos that were classified.
     pub photos: usize,
-    /// The share whose most probable class is the right one, 0 to 1.
+    /// The share of the photos whose most probable class is the true one, 0 to 1.
     pub top1: f64,
-    /// The share whose right class is among the five most probable ones, 0 to 1.
+    /// The share of the photos whose true class is among the five most probable ones, 0 to 1.
     pub top5: f64,
-    /// The classes of which there are photos, in the order of the labels.
+    /// The classes that have photos, in the order of the labels.
     pub classes: Vec<ClassResult>,
-    /// What was taken for something else, the most frequent first.
+    /// Pairs of classes that were confused, the most frequent first.
     pub confusions: Vec<Confusion>,
-    /// The wrong answers, those that the model was surest of first.
+    /// The wrong predictions, the most confident first.
     pub mistakes: Vec<Mistake>,
 }
 
-/// How often a model is right about one class.
+/// The accuracy of a model on one class.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClassResult {
-    /// The class's name.
     pub label: String,
-    /// How many photos show it.
+    /// The number of photos of the class.
     pub photos: usize,
-    /// How many of them are recognised.
+    /// How many of them were classified correctly.
     pub right: usize,
     /// `right / photos`.
     pub recall: f64,
-    /// Of all photos that are taken for this class, the share that shows it; absent where there is
-    /// none.
+    /// The share of the photos classified as this class that are of it; `None` if there are none.
     pub precision: Option<f64>,
 }
 
-/// Photos of one class that were taken for another.
+/// How many photos of one class were classified as another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Confusion {
-    /// What they show.
+    /// The true class.
     pub label: String,
-    /// What they were taken for.
+    /// The predicted class.
     pub predicted: String,
-    /// How many.
+    /// The number of photos.
     pub photos: usize,
 }
 
-/// A wrong answer.
+/// A wrong prediction.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Mistake {
-    /// The photo's file.
     pub file: String,
-    /// What it shows.
+    /// The true class.
     pub label: String,
-    /// What it was taken for.
+    /// The predicted class.
     pub predicted: String,
-    /// How sure the model was of that, 0 to 1.
+    /// The probability of the predicted class, 0 to 1.
     pub probability: f32,
 }
 
-/// How far two sets of answers to the same photos agree.
+/// The agreement of two sets of predictions for the same photos.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Agreement {
-    /// Photos that both answered.
+    /// The number of photos that both sets have.
     pub photos: usize,
-    /// The share that has the same most probable class, 0 to 1.
+    /// The share of the photos with the same most probable class, 0 to 1.
     pub same_top1: f64,
-    /// The largest difference of any probability.
+    /// The largest absolute difference of a probability.
     pub largest_change: f32,
-    /// The photo with that.
+    /// The photo with that difference.
     pub changed_most: Option<String>,
-    /// The photos with another most probable class, the surest answers first.
+    /// The photos with different most probable classes, the most confident predictions first.
     pub different: Vec<Difference>,
 }
 
-/// A photo to which two answers differ.
+/// A photo for which two predictions differ.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Difference {
-    /// Which photo.
     pub file: String,
-    /// What it shows.
+    /// The true class.
     pub label: String,
-    /// What each takes it for, and how probable that is.
+    /// The two predicted classes and their probabilities.
     pub answers: [(String, f32); 2],
 }
 
 impl Evaluation {
-    /// Counts. `labels` are the classes' names; classes of the same name count as one.
+    /// Evaluates predictions. `labels` are the classes' names; classes with the same name count as
+    /// one.
     pub fn new(labels: &[String], cases: &[Case]) -> Self {
         let mut first = HashMap::new();
-        let same: Vec<usize> = labels
+        // For each class the first one with the same name.
+        let canonical: Vec<usize> = labels
             .iter()
             .enumerate()
             .map(|(i, label)| *first.entry(label).or_insert(i))
             .collect();
-        let (mut top1, mut top5, mut mistakes) = (0, 0, Vec::new());
+
+        let mut top1 = 0;
+        let mut top5 = 0;
+        let mut mistakes = Vec::new();
+        // The number of photos by true and predicted class.
         let mut counts: HashMap<(usize, usize), usize> = HashMap::new();
         for case in cases {
-            let class = same[case.class];
+            let class = canonical[case.class];
             let best = answer::top_k(&case.probabilities, 5, 0.0);
-            top5 += usize::from(best.iter().any(|best| same[best.class_id] == class));
+            top5 += usize::from(best.iter().any(|best| canonical[best.class_id] == class));
             let Some(best) = best.first() else { continue };
-            let predicted = same[best.class_id];
+            let predicted = canonical[best.class_id];
             *counts.entry((class, predicted)).or_default() += 1;
             if predicted == class {
                 top1 += 1;
@@ -130,6 +131,7 @@ impl Evaluation {
                 });
             }
         }
+
         mistakes.sort_by(|a, b| {
             b.probability
                 .total_cmp(&a.probability)
@@ -155,6 +157,7 @@ impl Evaluation {
                 precision: (taken > 0).then(|| share(right, taken)),
             })
         });
+
         let mut confusions: Vec<Confusion> = counts
             .iter()
             .filter(|((class, predicted), _)| class != predicted)
@@ -169,6 +172,7 @@ impl Evaluation {
                 .cmp(&a.photos)
                 .then_with(|| (&a.label, &a.predicted).cmp(&(&b.label, &b.predicted)))
         });
+
         Self {
             photos: cases.len(),
             top1: share(top1, cases.len()),
@@ -179,8 +183,7 @@ impl Evaluation {
         }
     }
 
-    /// The confusion matrix over `labels`: a row for each class, with how many of its photos were
-    /// taken for which class.
+    /// The confusion matrix over `labels`, `[true class][predicted class]`, in photos.
     pub fn matrix(&self, labels: &[String]) -> Vec<Vec<usize>> {
         let index = |label: &String| labels.iter().position(|other| other == label);
         let mut matrix = vec![vec![0; labels.len()]; labels.len()];
@@ -201,7 +204,8 @@ impl Evaluation {
 }
 
 impl Agreement {
-    /// Compares answers to the same photos, found by their files. `labels` are the classes' names.
+    /// Compares predictions for the same photos, which are matched by their files. `labels` are the
+    /// classes' names.
     pub fn new(labels: &[String], one: &[Case], other: &[Case]) -> Self {
         let others: HashMap<&str, &Case> = other
             .iter()
@@ -211,6 +215,7 @@ impl Agreement {
             .iter()
             .filter_map(|case| Some((case, *others.get(case.file.as_str())?)))
             .collect();
+
         let best = |case: &Case| answer::top_k(&case.probabilities, 1, 0.0).first().copied();
         let mut different: Vec<Difference> = pairs
             .iter()
@@ -222,12 +227,14 @@ impl Agreement {
                 answers: [a, b].map(|class| (labels[class.class_id].clone(), class.probability)),
             })
             .collect();
-        let surest = |difference: &Difference| difference.answers[0].1.max(difference.answers[1].1);
+        let confidence =
+            |difference: &Difference| difference.answers[0].1.max(difference.answers[1].1);
         different.sort_by(|a, b| {
-            surest(b)
-                .total_cmp(&surest(a))
+            confidence(b)
+                .total_cmp(&confidence(a))
                 .then_with(|| a.file.cmp(&b.file))
         });
+
         let change = |(a, b): &(&Case, &Case)| {
             a.probabilities
                 .iter()
@@ -239,6 +246,7 @@ impl Agreement {
             .iter()
             .map(|pair| (change(pair), pair.0))
             .max_by(|a, b| a.0.total_cmp(&b.0));
+
         Self {
             photos: pairs.len(),
             same_top1: share(pairs.len() - different.len(), pairs.len()),
@@ -295,7 +303,7 @@ mod tests {
         assert_eq!(
             classes,
             [("cat", 3, 1), ("dog", 1, 1)],
-            "no photo shows an owl"
+            "there is no photo of an owl"
         );
         assert_eq!(evaluation.classes[0].precision, Some(1.0));
         assert_eq!(evaluation.classes[1].precision, Some(1.0 / 3.0));
@@ -308,7 +316,7 @@ mod tests {
             .iter()
             .map(|mistake| mistake.file.as_str())
             .collect();
-        assert_eq!(files, ["4", "2"], "the surest mistake comes first");
+        assert_eq!(files, ["4", "2"], "the most confident mistake comes first");
     }
 
     #[test]

@@ -1,8 +1,12 @@
-//! Work on folders of photos, without clients: datasets, evaluation and training.
+//! Work on folders of photos without a server: datasets, running a model on files, evaluation and
+//! training.
 
 pub mod dataset;
 pub mod evaluation;
 mod run;
 pub mod training;
 
-pub use self::run::*;
+pub use self::run::{
+    OfflineConfig, OfflineError, OfflineModel, Photo, PhotoError, SkippedPhoto, TooManyUnreadable,
+    UsableOutputs, separate_unusable,
+};

@@ -1,21 +1,18 @@
-//! Many image files through a model in this process, at full speed: what `train` and `evaluate` run
-//! on.
+//! Runs a model in this process on many image files, at full speed, for `train` and `evaluate`.
 
 use std::{
-    fs::File,
-    io::{self, Read},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::{
     engine::{self, EngineConfig, EngineError, EngineInfo},
+    files::{self, ReadFailure},
     image::{ImageError, PreprocessConfig, Source},
     metrics::ModelMetrics,
     model::Model,
@@ -26,79 +23,66 @@ use crate::{
     },
 };
 
-/// Larger files are not read, in bytes.
-const LARGEST_FILE: u64 = 256 << 20;
-
 /// How to run a model.
 #[derive(Clone, Debug)]
 pub struct OfflineConfig {
-    /// What runs it.
     pub engine: EngineConfig,
-    /// How images are decoded.
     pub preprocess: PreprocessConfig,
 }
 
-/// A model that has been loaded, for files instead of clients.
-pub struct Offline {
-    /// What runs it.
+/// A loaded model that classifies files instead of clients' requests.
+pub struct OfflineModel {
     pub engine: EngineInfo,
     queue: Queue,
-    /// Its threads serve the queue.
+    /// Its worker threads serve the queue for as long as it lives.
     _scheduler: Scheduler,
 }
 
-/// An image file, as it is or mirrored left to right.
+/// An image file, and whether to use its mirror image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Photo {
-    /// Where it is.
     pub path: PathBuf,
-    /// Whether its crop is mirrored.
+    /// Whether the crop is mirrored left to right.
     pub mirrored: bool,
 }
 
-/// Why one file has no answer; the others may have.
+/// Why one file has no output; the other files are not affected.
 #[derive(Debug, Error)]
 pub enum PhotoError {
-    /// The system can't read it.
-    #[error("cannot be read: {0}")]
-    Read(#[from] io::Error),
-    /// It is larger than any photo.
-    #[error("is larger than {} MiB, the most that is read", LARGEST_FILE >> 20)]
-    TooLarge,
-    /// It is no image that can be decoded.
+    #[error(transparent)]
+    Read(#[from] ReadFailure),
+    /// It isn't an image that can be decoded.
     #[error(transparent)]
     Image(#[from] ImageError),
 }
 
-/// Why no file has an answer.
+/// Why no file has an output.
 #[derive(Debug, Error)]
 pub enum OfflineError {
-    /// The engine can't start.
     #[error(transparent)]
     Start(#[from] EngineError),
-    /// A worker thread can't be started.
     #[error(transparent)]
     Thread(#[from] SpawnError),
-    /// The engine failed on the way.
+    /// The engine failed while it was running.
     #[error(transparent)]
     Engine(#[from] Arc<EngineError>),
-    /// A worker thread ended early.
     #[error("the worker threads stopped: {0}")]
     Stopped(String),
 }
 
-impl Offline {
-    /// Loads `model`; it blocks for as long as that takes.
+impl OfflineModel {
+    /// Loads `model`. This blocks the thread, for seconds with a large model.
     ///
     /// # Errors
-    /// An engine that can't start.
+    /// [`OfflineError::Start`] when the engine can't start.
     pub fn start(config: &OfflineConfig, model: &Model) -> Result<Self, OfflineError> {
         let mut lanes = engine::start(&config.engine, model)?;
-        // It rounds a little differently: when it is used depends on timing, and the same run must
-        // give the same numbers.
+        // The engine for wide batches rounds slightly differently. When it is used depends on timing,
+        // but equal runs must give equal numbers.
         lanes.wide = None;
         let engine = lanes.info.clone();
         let metrics = Arc::new(ModelMetrics::new(&model.name));
+
         let loaded = LoadedModel {
             lanes,
             geometry: model.geometry,
@@ -107,11 +91,12 @@ impl Offline {
         };
         let scheduler = Scheduler::new(SchedulerConfig {
             threads: config.engine.threads,
-            // What is submitted here does not count against it.
+            // Jobs with `counted: false` are not limited by it.
             queue_capacity: Capacity::default(),
             max_queue_delay: Duration::ZERO,
             preprocess: config.preprocess,
         })?;
+
         Ok(Self {
             engine,
             queue: scheduler.add(loaded)?,
@@ -119,16 +104,17 @@ impl Offline {
         })
     }
 
-    /// The network's output for each photo, in their order; `progress` hears how many are done.
+    /// Runs the model on each photo and returns the outputs, `[classes]` or `[features]` each, in the
+    /// order of the photos. `progress` is called with the number of photos done.
     ///
     /// # Errors
-    /// An engine that fails. A file that can't be used is an error in its place.
+    /// An engine that fails. A file that can't be used is an error in its place in the result.
     pub async fn run(
         &self,
         photos: &[Photo],
         mut progress: impl FnMut(usize),
     ) -> Result<Vec<Result<Vec<f32>, PhotoError>>, OfflineError> {
-        // Enough to keep every worker busy while the oldest one is waited for.
+        // Enough to keep every worker busy while the oldest photo is awaited.
         let in_flight = 4 * (self.queue.parallelism() + self.engine.max_batch);
         let mut answers = stream::iter(photos)
             .map(|photo| self.one(photo))
@@ -142,12 +128,11 @@ impl Offline {
     }
 
     async fn one(&self, photo: &Photo) -> Result<Result<Vec<f32>, PhotoError>, OfflineError> {
-        let path = photo.path.clone();
-        let read = tokio::task::spawn_blocking(move || read(&path)).await;
-        let source = match read.map_err(|error| OfflineError::Stopped(error.to_string()))? {
-            Ok(content) => Source::Encoded(content),
-            Err(error) => return Ok(Err(error)),
+        let source = match files::read_limited_async(&photo.path, files::LARGEST_PHOTO).await {
+            Ok(content) => Source::Encoded(content.into()),
+            Err(error) => return Ok(Err(error.reason.into())),
         };
+
         let image = InputImage {
             source,
             arrived: Instant::now(),
@@ -161,6 +146,7 @@ impl Offline {
             fetch: Box::new(move || Some(image)),
             span: None,
         };
+
         let stopped = |error: &dyn std::fmt::Display| OfflineError::Stopped(error.to_string());
         let outcome = self.queue.submit(job).map_err(|error| stopped(&error))?;
         match outcome.await.map_err(|error| stopped(&error))? {
@@ -172,48 +158,37 @@ impl Offline {
     }
 }
 
-fn read(path: &Path) -> Result<Bytes, PhotoError> {
-    let mut content = Vec::new();
-    File::open(path)?
-        .take(LARGEST_FILE + 1)
-        .read_to_end(&mut content)?;
-    if content.len() as u64 > LARGEST_FILE {
-        Err(PhotoError::TooLarge)
-    } else {
-        Ok(content.into())
-    }
-}
-
 /// A file that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Skipped {
-    /// Which file.
+pub struct SkippedPhoto {
     pub file: String,
-    /// What is wrong with it.
     pub reason: String,
 }
 
-/// More files than a few can't be used, so something is wrong with all.
+/// So many files can't be used that something must be wrong with the dataset.
 #[derive(Debug, Error)]
 #[error(
-    "{} of {photos} photos can't be used, more than {} %:{}\nremove or replace them", skipped.len(), TOLERATED * 100.0, list(skipped)
+    "{} of {photos} photos can't be used, more than {} %:{}\nremove or replace them",
+    skipped.len(),
+    TOLERATED * 100.0,
+    list(skipped)
 )]
 pub struct TooManyUnreadable {
-    skipped: Vec<Skipped>,
+    skipped: Vec<SkippedPhoto>,
     photos: usize,
 }
 
-/// The share of files that may be unusable, 0 to 1.
+/// The largest share of the files that may be unusable, 0 to 1.
 const TOLERATED: f64 = 0.05;
 
-/// Files that a message names.
+/// How many unusable files an error names.
 const NAMED: usize = 10;
 
-fn list(skipped: &[Skipped]) -> String {
+fn list(skipped: &[SkippedPhoto]) -> String {
     let mut text: String = skipped
         .iter()
         .take(NAMED)
-        .map(|Skipped { file, reason }| format!("\n  {file}: {reason}"))
+        .map(|SkippedPhoto { file, reason }| format!("\n  {file}: {reason}"))
         .collect();
     if skipped.len() > NAMED {
         text += &format!("\n  and {} more", skipped.len() - NAMED);
@@ -221,48 +196,49 @@ fn list(skipped: &[Skipped]) -> String {
     text
 }
 
-/// Photos by whether they have an output.
+/// The outputs of a set of photos, apart from the photos that have none.
 #[derive(Clone, Debug, Default)]
-pub struct SortedOut {
-    /// The indices of those that have one, and what it is.
+pub struct UsableOutputs {
+    /// The index of each photo that has an output, and the output.
     pub usable: Vec<(usize, Vec<f32>)>,
-    /// The others.
-    pub skipped: Vec<Skipped>,
+    /// The photos without an output.
+    pub skipped: Vec<SkippedPhoto>,
 }
 
 /// Separates the photos that have an output from those that can't be used.
 ///
 /// # Errors
 /// More than 5 % that can't be used.
-pub fn sort_out<E: std::fmt::Display>(
+pub fn separate_unusable<E: std::fmt::Display>(
     photos: &[Labelled],
     outputs: Vec<Result<Vec<f32>, E>>,
-) -> Result<SortedOut, TooManyUnreadable> {
-    let mut sorted = SortedOut::default();
+) -> Result<UsableOutputs, TooManyUnreadable> {
+    let mut separated = UsableOutputs::default();
     for ((index, photo), output) in photos.iter().enumerate().zip(outputs) {
         match output {
-            Ok(output) => sorted.usable.push((index, output)),
+            Ok(output) => separated.usable.push((index, output)),
             Err(error) => {
                 let file = photo.path.display().to_string();
-                sorted.skipped.push(Skipped {
+                separated.skipped.push(SkippedPhoto {
                     file,
                     reason: error.to_string(),
                 });
             }
         }
     }
-    match sorted.skipped.len() as f64 > photos.len() as f64 * TOLERATED {
-        true => Err(TooManyUnreadable {
-            skipped: sorted.skipped,
+
+    if separated.skipped.len() as f64 > photos.len() as f64 * TOLERATED {
+        return Err(TooManyUnreadable {
+            skipped: separated.skipped,
             photos: photos.len(),
-        }),
-        false => Ok(sorted),
+        });
     }
+    Ok(separated)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroUsize;
+    use std::{num::NonZeroUsize, path::Path};
 
     use super::*;
     use crate::{
@@ -274,7 +250,7 @@ mod tests {
         },
     };
 
-    fn start(batch: i64) -> Offline {
+    fn start(batch: i64) -> OfflineModel {
         let mut network = tiny();
         let graph = testing::graph(&mut network);
         graph.input = vec![testing::value("pixels", DataType::Float, &[batch, 3, 4, 6])];
@@ -296,7 +272,7 @@ mod tests {
             kind: Some(EngineKind::Embedded),
             ..EngineConfig::new(NonZeroUsize::new(2).unwrap())
         };
-        Offline::start(
+        OfflineModel::start(
             &OfflineConfig {
                 engine,
                 preprocess: PreprocessConfig::default(),
@@ -384,9 +360,11 @@ mod tests {
                 })
                 .collect()
         };
-        let SortedOut { usable, skipped } = sort_out(&photos, outputs(2)).unwrap();
+        let UsableOutputs { usable, skipped } = separate_unusable(&photos, outputs(2)).unwrap();
         assert_eq!((usable.len(), usable[0].0, skipped.len()), (38, 2, 2));
-        let error = sort_out(&photos, outputs(3)).unwrap_err().to_string();
+        let error = separate_unusable(&photos, outputs(3))
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("3 of 40") && error.contains("1.jpg: torn"),
             "{error}"

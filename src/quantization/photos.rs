@@ -2,8 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    fs::{self, File},
-    io::{self, Read},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -12,12 +11,11 @@ use sha2::{Digest, Sha256};
 
 use super::QuantizationError;
 use crate::{
+    files::{LARGEST_PHOTO, read_limited},
     image::{PreprocessConfig, Preprocessor, Source},
     model::Model,
 };
 
-/// Size of the largest file that is read, in bytes.
-const MAX_FILE_SIZE: u64 = 64 << 20;
 /// Most files of a folder that are considered.
 const MAX_FILES: usize = 1_000_000;
 /// Most memory for crops, in bytes.
@@ -74,7 +72,8 @@ impl Photos {
                 break;
             }
             let mut crop = vec![0; model.geometry.bytes()];
-            let read = read(&path).ok().filter(|content| {
+            let content = read_limited(&path, LARGEST_PHOTO).ok();
+            let read = content.map(Bytes::from).filter(|content| {
                 preprocessor
                     .crop(
                         &Source::Encoded(content.clone()),
@@ -117,19 +116,6 @@ impl Photos {
             skipped,
             digest: hash.finalize().into(),
         })
-    }
-}
-
-/// Reads a file of at most [`MAX_FILE_SIZE`].
-fn read(path: &Path) -> io::Result<Bytes> {
-    let mut content = Vec::new();
-    File::open(path)?
-        .take(MAX_FILE_SIZE + 1)
-        .read_to_end(&mut content)?;
-    if content.len() as u64 > MAX_FILE_SIZE {
-        Err(io::ErrorKind::FileTooLarge.into())
-    } else {
-        Ok(content.into())
     }
 }
 

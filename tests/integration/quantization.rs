@@ -7,7 +7,7 @@ use resnet18_server::{
     engine::{EngineConfig, EngineKind, Precision},
     image::PreprocessConfig,
     model::{Model, Overrides},
-    offline::{Offline, OfflineConfig, Photo},
+    offline::{OfflineConfig, OfflineModel, Photo},
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -353,7 +353,7 @@ async fn int8_is_as_accurate_as_fp32_on_photos() {
             engine: config,
             preprocess: PreprocessConfig::default(),
         };
-        let offline = Offline::start(&config, model).unwrap();
+        let offline = OfflineModel::start(&config, model).unwrap();
         println!("{} {}", offline.engine.kind, offline.engine.precision);
         let logits = offline.run(&files, |_| {}).await.unwrap();
         let best = |logits: Vec<f32>| {

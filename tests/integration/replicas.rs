@@ -105,12 +105,12 @@ impl Load {
                 let request = request(image(data("cat.jpg")));
                 while !stop.load(Relaxed) {
                     let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
-                    let (answer, _) = classify_with_retries(&mut client, request.clone(), deadline)
+                    let answer = classify_with_retries(&mut client, request.clone(), deadline)
                         .await
                         .unwrap_or_else(|status| {
                             panic!("a call failed in spite of retries: {status}")
                         });
-                    assert_eq!(answer.classifications[0].label, "cat");
+                    assert_eq!(answer.response.classifications[0].label, "cat");
                     answered.fetch_add(1, Relaxed);
                 }
             });

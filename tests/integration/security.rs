@@ -357,7 +357,7 @@ fn wrong_security_flags_end_the_program_before_it_binds() {
     for (flags, reason) in [
         (
             vec!["--tokens", "/nowhere/tokens"],
-            "/nowhere/tokens can't be read",
+            "/nowhere/tokens: no such file",
         ),
         (vec!["--tokens", &short], "line 1: a token is 16"),
         (

@@ -158,13 +158,13 @@ fn a_server_that_cannot_be_read_is_named_beside_one_that_can() {
     assert_eq!(output.status.code(), Some(1));
     assert!(
         table.contains("ready")
-            && table.contains(&format!("http://{closed}  nobody listens there")),
+            && table.contains(&format!("http://{closed}  nothing listens there")),
         "{table}"
     );
 
     let output = top(&["--json", "--interval", "100ms", &closed, &server.grpc]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(report["servers"][0]["error"], "nobody listens there");
+    assert_eq!(report["servers"][0]["error"], "nothing listens there");
     let grpc = report["servers"][1]["error"].as_str().unwrap();
     assert!(
         grpc.contains("--http"),
@@ -270,7 +270,7 @@ fn ctrl_c_restores_the_terminal_too() {
     let Some(mut terminal) = Terminal::top(&closed_port()) else {
         return;
     };
-    terminal.wait_for("nobody listens there");
+    terminal.wait_for("nothing listens there");
     terminal.press("\x03");
     terminal.wait_for(LEAVES_OTHER_SCREEN);
     assert!(terminal.child.wait().unwrap().success());

@@ -13,12 +13,14 @@ use resnet18_server::{
     engine::EngineConfig,
     image::PreprocessConfig,
     model::{Base, Overrides},
-    offline::dataset::Dataset,
-    offline::training::{
-        Plan, search,
-        softmax_layer::{self, Example, Settings, SoftmaxLayer},
+    offline::{
+        OfflineConfig, OfflineModel,
+        dataset::Dataset,
+        training::{
+            TrainingPlan, search,
+            softmax_layer::{self, Example, SoftmaxLayer, TrainingSettings},
+        },
     },
-    offline::{Offline, OfflineConfig},
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -283,8 +285,8 @@ async fn accuracy_is_pytorchs() {
         engine,
         preprocess: PreprocessConfig::default(),
     };
-    let backbone = Offline::start(&config, &base.backbone).unwrap();
-    let plan = Plan::new(Dataset::read(&root).unwrap(), 0, &root).unwrap();
+    let backbone = OfflineModel::start(&config, &base.backbone).unwrap();
+    let plan = TrainingPlan::new(Dataset::read(&root).unwrap(), 0, &root).unwrap();
     let examples = plan.examples(&backbone, false, |_| {}).await.unwrap();
     assert_eq!(
         (
@@ -298,7 +300,7 @@ async fn accuracy_is_pytorchs() {
     let train: Vec<&Example> = examples.train.iter().collect();
     let val: Vec<&Example> = examples.val.iter().collect();
     let classes = plan.classes.len();
-    let learn = |settings: Settings| {
+    let learn = |settings: TrainingSettings| {
         let mut layer = SoftmaxLayer::new(&train, classes, settings);
         (0..settings.epochs).for_each(|_| assert!(layer.epoch(&train).is_finite()));
         f64::from(softmax_layer::score(layer.layer(), &val).accuracy)
@@ -306,9 +308,9 @@ async fn accuracy_is_pytorchs() {
     // Five seeds differ by chance from five others by more than is to be shown here.
     let seeds: Vec<f64> = (0..20)
         .map(|seed| {
-            learn(Settings {
+            learn(TrainingSettings {
                 seed,
-                ..Settings::ARTICLE
+                ..TrainingSettings::DEFAULT
             })
         })
         .collect();
@@ -319,7 +321,8 @@ async fn accuracy_is_pytorchs() {
         "{mean} by {seeds:?}, PyTorch {reference}"
     );
 
-    let found = search::search(&train, classes, Settings::ARTICLE, threads, |_| {}).unwrap();
+    let found =
+        search::search(&train, classes, TrainingSettings::DEFAULT, threads, |_| {}).unwrap();
     let auto = learn(found.settings);
     println!("--auto {auto:.4} with {found:?}");
     assert!(auto >= 0.51, "{auto} with {found:?}");

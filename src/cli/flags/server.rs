@@ -8,6 +8,7 @@ use crate::{
     address::ServerAddress,
     cli::CliError,
     client::{Credentials, Server, Token},
+    files,
 };
 
 /// The server and the model to use; every client subcommand has these flags.
@@ -113,6 +114,6 @@ impl CredentialFlags {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CliError> {
-    std::fs::read(path)
-        .map_err(|error| CliError::Usage(format!("{} cannot be read: {error}", path.display())))
+    files::read_limited(path, files::LARGEST_TEXT)
+        .map_err(|error| CliError::Usage(error.to_string()))
 }

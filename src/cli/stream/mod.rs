@@ -174,16 +174,16 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     } else {
         output::print_line(&display::describe(&result.summary))?;
     }
-    if let Some(error) = &result.video_error {
-        output::print_error(error);
-    }
-    if let Some(error) = &result.server_error {
-        output::print_error(error);
-    }
-
     let succeeded = result.video_error.is_none()
         && result.server_error.is_none()
         && result.summary.answered > 0;
+    if let Some(error) = &result.video_error {
+        output::print_error(error);
+    }
+    if let Some(error) = result.server_error {
+        output::print_error(&CliError::from(error));
+    }
+
     Ok(if succeeded {
         ExitCode::SUCCESS
     } else {

@@ -1,8 +1,31 @@
-//! A load generator: many requests to one server, in a closed loop or at a fixed rate.
+//! A load generator: sends many requests to one server and reports throughput and latency.
+//!
+//! In a closed loop ([`LoadMode::Closed`]) a fixed number of clients each wait for an answer before
+//! they send the next request, so a slow server is asked less. At a fixed rate ([`LoadMode::Open`])
+//! requests are sent on schedule, and latency counts from the time a request was due, which avoids
+//! coordinated omission: requests that a stalled server held up still count.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use resnet18_server::client::load::{LoadConfig, LoadMode, run_load};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let images = vec![std::fs::read("cat.jpg")?.into()];
+//! let config = LoadConfig {
+//!     mode: LoadMode::Closed { clients: 8 },
+//!     duration: Duration::from_secs(5),
+//!     ..LoadConfig::new("http://127.0.0.1:8001".parse()?, images)
+//! };
+//! let report = run_load(config).await?;
+//! println!("{:.1} images/s", report.goodput);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -18,17 +41,24 @@ use tokio::{
 use tonic::{Code, Status};
 
 use super::{Client, ClientError, Server, classify, connect, find_model, retry::requested_delay};
-use crate::proto::{ClassifyRequest, Image, image::Source};
+use crate::{
+    proto::{ClassifyRequest, Image, image::Source},
+    sync,
+};
 
 mod report;
 
-pub use super::latency::LatencySummary;
-pub use report::{LoadReport, ServerMeans};
-use report::{Recorder, Window};
+use self::report::{LoadRecorder, MeasurementWindow};
+pub use self::report::{LoadReport, ServerMeans};
+pub use super::LatencySummary;
 
-/// Connections at a fixed rate; more requests in flight share them.
+/// The most connections at a fixed rate; the requests in flight share them.
 const OPEN_LOOP_CONNECTIONS: usize = 16;
+
+/// The pause after RESOURCE_EXHAUSTED from a server that does not ask for a delay.
 const OVERLOADED_PAUSE: Duration = Duration::from_millis(10);
+
+/// The pause after UNAVAILABLE from a server that does not ask for a delay.
 const UNAVAILABLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// What to send, and for how long.
@@ -36,26 +66,27 @@ const UNAVAILABLE_PAUSE: Duration = Duration::from_millis(100);
 pub struct LoadConfig {
     /// The server to measure.
     pub server: Server,
-    /// The model's name; empty = the server's default model.
+    /// The model's name; empty for the server's default model.
     pub model: String,
-    /// Encoded images, sent in turn.
+    /// The image files to send, in turn.
     pub images: Vec<Bytes>,
     /// When requests are sent.
     pub mode: LoadMode,
-    /// Connections; `None` = one for every client of a closed loop, at most 16 for a fixed rate.
+    /// How many connections to open; `None` means one for each client of a closed loop, and up to
+    /// 16 for a fixed rate.
     pub connections: Option<usize>,
-    /// How long requests are counted.
+    /// How long requests are measured, after the warm-up.
     pub duration: Duration,
-    /// How long requests are sent before counting begins.
+    /// How long requests are sent before the measurement begins.
     pub warmup: Duration,
-    /// The deadline of a request, its retries included.
+    /// How long a request may take, including its retries.
     pub timeout: Duration,
-    /// What a client does when the server refuses a request because it is full.
+    /// What a client does when the server rejects a request because its queue is full.
     pub on_rejection: OnRejection,
 }
 
 impl LoadConfig {
-    /// 16 clients in a closed loop for 10 s after 1 s of warm-up.
+    /// 16 clients in a closed loop for 10 s after 1 s of warm-up, with a timeout of 10 s.
     pub fn new(server: Server, images: Vec<Bytes>) -> Self {
         Self {
             server,
@@ -74,46 +105,48 @@ impl LoadConfig {
 /// When requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum LoadMode {
-    /// Every client sends its next request when the last one is answered.
+    /// Each client sends its next request when the last one has been answered.
     Closed {
-        /// How many clients there are.
+        /// The number of concurrent clients.
         clients: usize,
     },
-    /// Requests are sent at fixed times, whatever the answers do. Latency counts from the time a
-    /// request was due, so a server that stalls can't hide the requests that it held up.
+    /// Requests are sent on a fixed schedule, however long answers take. Latency counts from the
+    /// time a request was due, so a stalled server can't hide the requests that it held up.
     Open {
-        /// Requests a second.
+        /// Requests per second.
         rate: f64,
-        /// Requests that may wait for an answer; one that is due beyond that isn't sent and counts
-        /// as missed.
+        /// How many requests may be awaiting an answer. A request that is due while this many are
+        /// in flight is not sent and counts as missed.
         max_in_flight: usize,
     },
 }
 
-/// What a client does when a request is refused with RESOURCE_EXHAUSTED.
+/// What a client does when a request is rejected with RESOURCE_EXHAUSTED.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnRejection {
     /// Wait as long as the server asks, then go on with the next request.
     #[default]
     Wait,
-    /// Wait as long as the server asks, then send the same request again until its timeout.
+    /// Wait as long as the server asks, then send the same request again, until its timeout.
     Retry,
-    /// Go on with the next request at once.
+    /// Go on with the next request immediately.
     Hammer,
 }
 
-/// Why no load could be made.
+/// Why a load run could not start.
 #[derive(Debug, Error)]
 pub enum LoadError {
-    /// There is nothing to send.
+    /// The configuration has no images.
     #[error("no images to send")]
     NoImages,
-    /// The server could not be used to begin with.
+    /// The server can't be reached, or does not have the model.
     #[error(transparent)]
     Client(#[from] ClientError),
 }
 
-/// A run that is going on: what has happened so far, and a way to end it early.
+/// The progress of a run, shared with whoever displays it, and a way to end the run early.
+///
+/// Unlike the report, it counts the requests of the warm-up too.
 #[derive(Debug, Default)]
 pub struct LoadProgress {
     ok: AtomicU64,
@@ -123,33 +156,39 @@ pub struct LoadProgress {
 }
 
 impl LoadProgress {
-    /// Requests that were answered.
+    /// How many requests were answered with OK so far.
     pub fn ok(&self) -> u64 {
         self.ok.load(Ordering::Relaxed)
     }
 
-    /// Requests that were refused with RESOURCE_EXHAUSTED.
+    /// How many attempts were rejected with RESOURCE_EXHAUSTED so far.
     pub fn rejected(&self) -> u64 {
         self.rejected.load(Ordering::Relaxed)
     }
 
-    /// Requests that failed otherwise.
+    /// How many attempts failed for another reason so far.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Ends the run early; what was measured is reported.
+    /// Ends the run early; the report covers the time until then.
     pub fn stop(&self) {
         self.stop.send_replace(true);
     }
 }
 
-/// Measures a server.
+/// Runs a load test.
+///
+/// # Errors
+/// [`LoadError`] when it can't start. Errors during the run are counted in the report.
 pub async fn run_load(config: LoadConfig) -> Result<LoadReport, LoadError> {
     run_load_observed(config, Arc::default()).await
 }
 
-/// Measures a server while others look at the progress.
+/// Runs a load test like [`run_load`], with its progress visible to others through `progress`.
+///
+/// # Errors
+/// [`LoadError`] when it can't start.
 pub async fn run_load_observed(
     config: LoadConfig,
     progress: Arc<LoadProgress>,
@@ -159,21 +198,23 @@ pub async fn run_load_observed(
     }
     let clients = connect_all(&config).await?;
     let connections = clients.len();
+
     let begin = Instant::now();
-    let window = Window {
+    let window = MeasurementWindow {
         start: begin + config.warmup,
         end: begin + config.warmup + config.duration,
     };
-    let run = Arc::new(Run {
+    let run = Arc::new(LoadRun {
         requests: requests(&config),
         next_request: AtomicUsize::new(0),
         timeout: config.timeout,
         on_rejection: config.on_rejection,
         end: window.end,
-        recorder: Mutex::new(Recorder::new(window)),
+        recorder: Mutex::new(LoadRecorder::new(window)),
         stop: progress.stop.subscribe(),
         progress,
     });
+
     match config.mode {
         LoadMode::Closed { clients: count } => run.clone().closed_loop(&clients, count).await,
         LoadMode::Open {
@@ -185,7 +226,9 @@ pub async fn run_load_observed(
                 .await
         }
     }
-    Ok(run.recorder().report(&config, connections))
+
+    let report = run.recorder().report(&config, connections);
+    Ok(report)
 }
 
 async fn connect_all(config: &LoadConfig) -> Result<Vec<Client>, ClientError> {
@@ -193,6 +236,7 @@ async fn connect_all(config: &LoadConfig) -> Result<Vec<Client>, ClientError> {
         LoadMode::Closed { clients } => clients,
         LoadMode::Open { max_in_flight, .. } => max_in_flight.min(OPEN_LOOP_CONNECTIONS),
     });
+
     let mut first = connect(&config.server).await?;
     find_model(
         &mut first,
@@ -201,6 +245,7 @@ async fn connect_all(config: &LoadConfig) -> Result<Vec<Client>, ClientError> {
         config.timeout,
     )
     .await?;
+
     let mut clients = vec![first];
     while clients.len() < count {
         clients.push(connect(&config.server).await?);
@@ -211,39 +256,38 @@ async fn connect_all(config: &LoadConfig) -> Result<Vec<Client>, ClientError> {
 fn requests(config: &LoadConfig) -> Vec<ClassifyRequest> {
     let request = |image: &Bytes| ClassifyRequest {
         model: config.model.clone(),
-        image: Some(Image {
-            source: Some(Source::Encoded(image.clone())),
-        }),
+        image: Some(Image::encoded(image.clone())),
         ..ClassifyRequest::default()
     };
     config.images.iter().map(request).collect()
 }
 
-/// What the clients of one run share.
-struct Run {
+/// The state that the clients of one run share.
+struct LoadRun {
     requests: Vec<ClassifyRequest>,
     next_request: AtomicUsize,
     timeout: Duration,
     on_rejection: OnRejection,
     end: Instant,
-    recorder: Mutex<Recorder>,
+    recorder: Mutex<LoadRecorder>,
     progress: Arc<LoadProgress>,
     stop: watch::Receiver<bool>,
 }
 
-impl Run {
+impl LoadRun {
     async fn closed_loop(self: Arc<Self>, clients: &[Client], count: usize) {
         let mut tasks = JoinSet::new();
         for mut client in clients.iter().cycle().take(count).cloned() {
             let run = self.clone();
             tasks.spawn(async move {
-                while run.goes_on() {
+                while run.should_continue() {
                     if let Some(pause) = run.send(&mut client, Instant::now()).await {
                         run.sleep_until(Instant::now() + pause).await;
                     }
                 }
             });
         }
+
         self.sleep_until(self.end).await;
         self.recorder().close(Instant::now());
         tasks.join_all().await;
@@ -263,13 +307,16 @@ impl Run {
             if due >= self.end {
                 break;
             }
-            // Timers tick every millisecond: whatever became due in between is sent at once.
+            // Tokio's timer has a resolution of 1 ms: requests that became due in between are sent
+            // without a pause.
             if due > Instant::now() {
                 self.sleep_until(due).await;
             }
-            if !self.goes_on() {
+            if !self.should_continue() {
                 break;
             }
+
+            // Frees the memory of the tasks that have ended.
             while tasks.try_join_next().is_some() {}
             match in_flight.clone().try_acquire_owned() {
                 Ok(permit) => {
@@ -282,18 +329,20 @@ impl Run {
                 Err(_) => self.recorder().missed(due),
             }
         }
+
         self.sleep_until(self.end).await;
         self.recorder().close(Instant::now());
         tasks.join_all().await;
     }
 
-    /// Sends the next request, which is due now or was already, and says for how long the client
-    /// should pause.
+    /// Sends the next request, which was due at `due`, and returns how long the client should pause
+    /// before the one after it; `None` means no pause.
     async fn send(&self, client: &mut Client, due: Instant) -> Option<Duration> {
         let number = self.next_request.fetch_add(1, Ordering::Relaxed);
         let request = &self.requests[number % self.requests.len()];
         let deadline = due + self.timeout;
         let mut began = due;
+
         loop {
             let outcome = classify(client, request.clone(), deadline).await;
             let finished = Instant::now();
@@ -307,14 +356,15 @@ impl Run {
                 }
                 Err(status) => status,
             };
-            let rejected = status.code() == Code::ResourceExhausted;
-            let counter = if rejected {
+
+            let counter = if status.code() == Code::ResourceExhausted {
                 &self.progress.rejected
             } else {
                 &self.progress.failed
             };
             counter.fetch_add(1, Ordering::Relaxed);
             self.recorder().refused(due, began, finished, &status);
+
             let pause = self.pause_after(&status)?;
             if self.on_rejection != OnRejection::Retry {
                 return Some(pause);
@@ -328,6 +378,7 @@ impl Run {
         }
     }
 
+    /// How long to wait after an answer other than OK; `None` means not at all.
     fn pause_after(&self, status: &Status) -> Option<Duration> {
         match status.code() {
             Code::ResourceExhausted if self.on_rejection == OnRejection::Hammer => None,
@@ -337,11 +388,11 @@ impl Run {
         }
     }
 
-    fn goes_on(&self) -> bool {
+    fn should_continue(&self) -> bool {
         Instant::now() < self.end && !*self.stop.borrow()
     }
 
-    /// Sleeps, but not beyond the end of the run.
+    /// Sleeps until `time`, or until the run ends if that is earlier.
     async fn sleep_until(&self, time: Instant) {
         let mut stop = self.stop.clone();
         tokio::select! {
@@ -350,8 +401,8 @@ impl Run {
         }
     }
 
-    fn recorder(&self) -> MutexGuard<'_, Recorder> {
-        self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
+    fn recorder(&self) -> MutexGuard<'_, LoadRecorder> {
+        sync::lock(&self.recorder)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a load run measured, while it goes on and at its end.
+//! The measurements of a load run, and the report made of them.
 
 use std::collections::BTreeMap;
 
@@ -8,96 +8,97 @@ use tonic::{Code, Status};
 
 use super::{LoadConfig, LoadMode, OnRejection};
 use crate::{
-    client::{LatencySummary, latency::Latencies, milliseconds},
+    client::{LatencySummary, latency::LatencyRecorder, milliseconds},
     proto::{Timing, code_name},
 };
 
-/// The result of a load run. Requests that were due between the warm-up and the end are counted,
+/// The result of a load run. It counts the requests that were due between the warm-up and the end,
 /// however late their answers came.
 #[derive(Clone, Debug, Serialize)]
 pub struct LoadReport {
     /// `closed` or `open`.
     pub mode: &'static str,
-    /// Clients of a closed loop, or requests that could be in flight at a fixed rate.
+    /// The number of clients of a closed loop, or the most requests in flight at a fixed rate.
     pub concurrency: usize,
-    /// Requests a second that were due, at a fixed rate.
+    /// The fixed rate in requests per second; `None` in a closed loop.
     pub rate: Option<f64>,
-    /// Connections to the server.
+    /// The number of connections to the server.
     pub connections: usize,
-    /// How long requests were counted, in seconds.
+    /// How long the measurement lasted, in seconds.
     pub duration_s: f64,
-    /// Answers with status OK a second, by the time they arrived.
+    /// Answers with status OK per second, by the time they arrived.
     pub goodput: f64,
-    /// Image bytes a second of the requests that `goodput` counts.
+    /// Bytes of images per second in the requests that `goodput` counts.
     pub bytes_per_second: f64,
-    /// Answers by the name of their gRPC status; every attempt counts.
+    /// The number of answers by the name of their gRPC status, such as `OK`; each attempt counts.
     pub statuses: BTreeMap<&'static str, u64>,
-    /// What the server, or the connection to it, first complained of other than a full queue.
+    /// The first error other than RESOURCE_EXHAUSTED, as `CODE: message`.
     pub first_error: Option<String>,
-    /// Requests that were due but not sent, because too many were in flight.
+    /// Requests that were due but not sent, because too many others were in flight.
     pub missed: u64,
-    /// Requests that were still refused when their timeout came; with retries only.
+    /// Requests that were still rejected at their timeout; only with [`OnRejection::Retry`].
     pub gave_up: u64,
-    /// Latency of OK answers, from when the accepted attempt was due.
+    /// The latency of OK answers, from the time the accepted attempt was due, in milliseconds.
     pub latency_ms: Option<LatencySummary>,
-    /// The same from when the first attempt was due, waits included; with retries only.
+    /// The latency of OK answers, from the time the first attempt was due, so including the waits
+    /// between attempts; only with [`OnRejection::Retry`].
     pub latency_with_waits_ms: Option<LatencySummary>,
-    /// How long RESOURCE_EXHAUSTED took to arrive.
+    /// The latency of answers with RESOURCE_EXHAUSTED.
     pub rejection_latency_ms: Option<LatencySummary>,
-    /// Where the server says that the time of OK answers went.
+    /// The means of the timings that the server reported with OK answers.
     pub server_mean_ms: Option<ServerMeans>,
 }
 
 impl LoadReport {
-    /// Answers with that status.
+    /// The number of answers with this status.
     pub fn count(&self, code: Code) -> u64 {
         self.statuses.get(code_name(code)).copied().unwrap_or(0)
     }
 }
 
-/// Means of the server's own timings, in milliseconds.
+/// Means of the timings that the server reported, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct ServerMeans {
-    /// Decoding, resizing and cropping.
+    /// The time for decoding, resizing and cropping.
     pub decode: f64,
-    /// Waiting.
+    /// The time that the request waited in queues.
     pub queue: f64,
-    /// The network.
+    /// The time that the neural network took.
     pub inference: f64,
-    /// From a request's arrival to its answer.
+    /// The time from the request's arrival to its answer.
     pub total: f64,
 }
 
-/// When requests count.
+/// The time between the warm-up and the end; only requests that are due within it count.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Window {
+pub(super) struct MeasurementWindow {
     pub start: Instant,
     pub end: Instant,
 }
 
-impl Window {
+impl MeasurementWindow {
     fn contains(&self, time: Instant) -> bool {
         (self.start..self.end).contains(&time)
     }
 }
 
-/// Gathers the outcomes of a run.
-pub(super) struct Recorder {
-    window: Window,
+/// Records the outcomes of a run.
+pub(super) struct LoadRecorder {
+    window: MeasurementWindow,
     answered_in_window: u64,
     bytes_in_window: u64,
     statuses: BTreeMap<&'static str, u64>,
     first_error: Option<String>,
     missed: u64,
     gave_up: u64,
-    latency: Latencies,
-    latency_with_waits: Latencies,
-    rejection_latency: Latencies,
+    latency: LatencyRecorder,
+    latency_with_waits: LatencyRecorder,
+    rejection_latency: LatencyRecorder,
     server_sums: ServerMeans,
 }
 
-impl Recorder {
-    pub fn new(window: Window) -> Self {
+impl LoadRecorder {
+    pub fn new(window: MeasurementWindow) -> Self {
         Self {
             window,
             answered_in_window: 0,
@@ -106,9 +107,9 @@ impl Recorder {
             first_error: None,
             missed: 0,
             gave_up: 0,
-            latency: Latencies::default(),
-            latency_with_waits: Latencies::default(),
-            rejection_latency: Latencies::default(),
+            latency: LatencyRecorder::default(),
+            latency_with_waits: LatencyRecorder::default(),
+            rejection_latency: LatencyRecorder::default(),
             server_sums: ServerMeans {
                 decode: 0.0,
                 queue: 0.0,
@@ -118,7 +119,7 @@ impl Recorder {
         }
     }
 
-    /// Notes an OK answer to a request that was first due at `due` and whose accepted attempt began
+    /// Records an OK answer to a request that was first due at `due` and whose accepted attempt began
     /// at `began`.
     pub fn answered(
         &mut self,
@@ -144,7 +145,7 @@ impl Recorder {
         self.server_sums.total += milliseconds(timing.total.as_ref());
     }
 
-    /// Notes an answer other than OK.
+    /// Records an answer other than OK.
     pub fn refused(&mut self, due: Instant, began: Instant, finished: Instant, status: &Status) {
         if !self.window.contains(due) {
             return;
@@ -161,30 +162,31 @@ impl Recorder {
         }
     }
 
-    /// Notes a request that could not be sent.
+    /// Records a request that was not sent because too many others were in flight.
     pub fn missed(&mut self, due: Instant) {
         self.missed += u64::from(self.window.contains(due));
     }
 
-    /// Notes a request that isn't tried any more.
+    /// Records a request that is not retried because its timeout is near.
     pub fn gave_up(&mut self, due: Instant) {
         self.gave_up += u64::from(self.window.contains(due));
     }
 
-    /// Ends the time in which requests count, if it hasn't ended yet.
+    /// Ends the measurement now, if it hasn't ended yet.
     pub fn close(&mut self, now: Instant) {
         self.window.end = self.window.end.min(now).max(self.window.start);
     }
 
     pub fn report(&self, config: &LoadConfig, connections: usize) -> LoadReport {
         let seconds = (self.window.end - self.window.start).as_secs_f64();
-        let a_second = |count: u64| {
+        let per_second = |count: u64| {
             if seconds > 0.0 {
                 count as f64 / seconds
             } else {
                 0.0
             }
         };
+
         let (mode, concurrency, rate) = match config.mode {
             LoadMode::Closed { clients } => ("closed", clients, None),
             LoadMode::Open {
@@ -192,17 +194,19 @@ impl Recorder {
                 max_in_flight,
             } => ("open", max_in_flight, Some(rate)),
         };
+
         let answered = self.latency.count();
         let mean = |sum: f64| (sum / answered as f64 * 1e3).round() / 1e3;
         let with_waits = config.on_rejection == OnRejection::Retry;
+
         LoadReport {
             mode,
             concurrency,
             rate,
             connections,
             duration_s: seconds,
-            goodput: a_second(self.answered_in_window),
-            bytes_per_second: a_second(self.bytes_in_window),
+            goodput: per_second(self.answered_in_window),
+            bytes_per_second: per_second(self.bytes_in_window),
             statuses: self.statuses.clone(),
             first_error: self.first_error.clone(),
             missed: self.missed,
@@ -226,10 +230,10 @@ mod tests {
 
     use super::*;
 
-    fn recorder() -> (Recorder, Instant) {
+    fn recorder() -> (LoadRecorder, Instant) {
         let start = Instant::now();
         (
-            Recorder::new(Window {
+            LoadRecorder::new(MeasurementWindow {
                 start,
                 end: start + Duration::from_secs(10),
             }),
@@ -237,7 +241,7 @@ mod tests {
         )
     }
 
-    fn report(recorder: &Recorder, on_rejection: OnRejection) -> LoadReport {
+    fn report(recorder: &LoadRecorder, on_rejection: OnRejection) -> LoadReport {
         let config = LoadConfig {
             on_rejection,
             ..LoadConfig::new("localhost:1".parse().unwrap(), vec![])

@@ -1,57 +1,66 @@
-//! What happened between two scrapes: rates of counters and quantiles of histograms.
+//! The change between two scrapes: rates of counters and quantiles of histograms.
 
 use super::{exposition::Series, scrape::Scrape};
 
-/// Two scrapes of one server, the older one first.
+/// The change between two scrapes of one server.
 pub struct Change<'a> {
-    /// `None`: the server has started anew since, and all its counters with it.
+    /// `None` if the server was restarted since, which resets all its counters.
     before: Option<&'a Scrape>,
     after: &'a Scrape,
     seconds: f64,
 }
 
 impl<'a> Change<'a> {
-    /// Lays two scrapes side by side.
+    /// Compares an earlier scrape with a later one.
     pub fn between(before: &'a Scrape, after: &'a Scrape) -> Self {
         let seconds = after.at.saturating_duration_since(before.at).as_secs_f64();
-        let same = !restarted(before, after);
+        let before = if restarted(before, after) {
+            None
+        } else {
+            Some(before)
+        };
         Self {
-            before: same.then_some(before),
+            before,
             after,
             seconds,
         }
     }
 
-    /// Whether the server is the same process as before.
+    /// Whether the server has not been restarted between the scrapes.
     pub fn same_process(&self) -> bool {
         self.before.is_some()
     }
 
-    /// The time between them, in seconds.
+    /// The time between the scrapes, in seconds.
     pub fn seconds(&self) -> f64 {
         self.seconds
     }
 
-    /// How much the counters with these labels grew a second; `None` when there is none.
+    /// The growth per second of the counters with these labels, summed. `None` if there are no such
+    /// counters, or no time passed between the scrapes.
     pub fn rate(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let series = self
+        let growth = self
             .after
             .series(name)
             .iter()
-            .filter(|series| series.has(labels));
-        let growth = series
+            .filter(|series| series.has(labels))
             .map(|series| self.growth(name, series))
             .reduce(|a, b| a + b)?;
-        (self.seconds > 0.0).then(|| growth / self.seconds)
+        if self.seconds > 0.0 {
+            Some(growth / self.seconds)
+        } else {
+            None
+        }
     }
 
-    /// What the histograms with these labels took in.
+    /// The values that the histograms with these labels recorded between the scrapes, merged.
     pub fn histogram(&self, name: &str, labels: &[(&str, &str)]) -> Histogram {
         let mut histogram = Histogram {
             sum: self.growth_of(&format!("{name}_sum"), labels),
             count: self.growth_of(&format!("{name}_count"), labels),
             buckets: Vec::new(),
         };
+
         let name = format!("{name}_bucket");
         for series in self
             .after
@@ -75,7 +84,7 @@ impl<'a> Change<'a> {
             .sum()
     }
 
-    /// A series that is new was 0 before.
+    /// The growth of one counter. A series that appeared between the scrapes was 0 before.
     fn growth(&self, name: &str, series: &Series) -> f64 {
         let before = self
             .before
@@ -98,7 +107,7 @@ fn value_of(scrape: &Scrape, name: &str, series: &Series) -> Option<f64> {
         .map(|other| other.value)
 }
 
-/// Whether another process answered, or the same one after its counters began anew.
+/// Whether the server was restarted: its start time changed, or a counter fell.
 fn restarted(before: &Scrape, after: &Scrape) -> bool {
     let start = |scrape: &Scrape| scrape.value("process_start_time_seconds", &[]);
     let fell = |name: &str| {
@@ -112,17 +121,17 @@ fn restarted(before: &Scrape, after: &Scrape) -> bool {
         || fell("classifier_batch_size_count")
 }
 
-/// What a histogram took in, by its buckets.
+/// The values that a histogram recorded, by bucket.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
-    /// Upper bounds, ascending, with how many values were no larger.
+    /// The upper bounds, ascending, each with the number of values up to it.
     buckets: Vec<(f64, f64)>,
     sum: f64,
     count: f64,
 }
 
 impl Histogram {
-    /// Takes in a bucket; those of the same bound are added up.
+    /// Adds a bucket; the counts of buckets with the same bound are summed.
     fn add(&mut self, bound: f64, count: f64) {
         match self
             .buckets
@@ -133,35 +142,39 @@ impl Histogram {
         }
     }
 
-    /// Adds what another one of the same buckets took in.
+    /// Adds the values of another histogram with the same buckets.
     pub fn merge(&mut self, other: &Self) {
-        other
-            .buckets
-            .iter()
-            .for_each(|(bound, count)| self.add(*bound, *count));
+        for (bound, count) in &other.buckets {
+            self.add(*bound, *count);
+        }
         self.sum += other.sum;
         self.count += other.count;
     }
 
-    /// How many values.
+    /// The number of values.
     pub fn count(&self) -> f64 {
         self.count
     }
 
-    /// Their mean, if there are any.
+    /// The mean of the values; `None` without values.
     pub fn mean(&self) -> Option<f64> {
-        (self.count > 0.0).then(|| self.sum / self.count)
+        if self.count > 0.0 {
+            Some(self.sum / self.count)
+        } else {
+            None
+        }
     }
 
-    /// The value that a share of all is not larger than, as Prometheus' `histogram_quantile`
-    /// estimates it: values are taken to be spread evenly over their bucket, and those above the
-    /// last finite bound to lie on it. `None` when there are none.
-    pub fn quantile(&self, share: f64) -> Option<f64> {
-        let &(_, all) = self.buckets.last()?;
-        if all <= 0.0 {
+    /// The quantile `q`, 0 to 1, as Prometheus' `histogram_quantile` estimates it: the values are
+    /// assumed to be spread evenly within their bucket, and those above the last finite bound to lie
+    /// on it. `None` without values.
+    pub fn quantile(&self, q: f64) -> Option<f64> {
+        let &(_, total) = self.buckets.last()?;
+        if total <= 0.0 {
             return None;
         }
-        let rank = share.clamp(0.0, 1.0) * all;
+
+        let rank = q.clamp(0.0, 1.0) * total;
         let at = self
             .buckets
             .partition_point(|(_, count)| *count < rank)
@@ -172,10 +185,13 @@ impl Histogram {
             self.buckets[at - 1]
         };
         let (upper, count) = self.buckets[at];
-        match () {
-            () if upper.is_infinite() => Some(lower),
-            () if count <= below => Some(upper),
-            () => Some(lower + (upper - lower) * (rank - below) / (count - below)),
+
+        if upper.is_infinite() {
+            Some(lower)
+        } else if count <= below {
+            Some(upper)
+        } else {
+            Some(lower + (upper - lower) * (rank - below) / (count - below))
         }
     }
 }
@@ -200,7 +216,8 @@ mod tests {
     fn rates_are_growth_by_time_summed_over_series() {
         let (before, after) = scrapes(
             "requests{code=\"OK\",model=\"a\"} 100\nrequests{code=\"OK\",model=\"b\"} 7\n",
-            "requests{code=\"OK\",model=\"a\"} 130\nrequests{code=\"OK\",model=\"b\"} 7\nrequests{code=\"X\",model=\"a\"} 5\n",
+            "requests{code=\"OK\",model=\"a\"} 130\nrequests{code=\"OK\",model=\"b\"} 7\n\
+             requests{code=\"X\",model=\"a\"} 5\n",
             5,
         );
         let change = Change::between(&before, &after);
@@ -247,11 +264,13 @@ mod tests {
         assert_eq!(Change::between(&before, &after).rate("m", &[]), Some(0.0));
     }
 
-    const BEFORE: &str = "h_bucket{le=\"0.1\"} 10\nh_bucket{le=\"0.2\"} 10\nh_bucket{le=\"+Inf\"} 10\nh_sum 0.5\nh_count 10\n";
-    const AFTER: &str = "h_bucket{le=\"0.1\"} 60\nh_bucket{le=\"0.2\"} 100\nh_bucket{le=\"+Inf\"} 110\nh_sum 30.5\nh_count 110\n";
+    const BEFORE: &str = "h_bucket{le=\"0.1\"} 10\nh_bucket{le=\"0.2\"} 10\n\
+         h_bucket{le=\"+Inf\"} 10\nh_sum 0.5\nh_count 10\n";
+    const AFTER: &str = "h_bucket{le=\"0.1\"} 60\nh_bucket{le=\"0.2\"} 100\n\
+         h_bucket{le=\"+Inf\"} 110\nh_sum 30.5\nh_count 110\n";
 
     #[test]
-    fn quantiles_are_of_what_came_in_between() {
+    fn quantiles_cover_the_values_between_the_scrapes() {
         let (before, after) = scrapes(BEFORE, AFTER, 1);
         let histogram = Change::between(&before, &after).histogram("h", &[]);
         assert_eq!((histogram.count(), histogram.mean()), (100.0, Some(0.3)));

@@ -1,28 +1,30 @@
-//! A strict parser of Prometheus' text format, version 0.0.4: one scrape → its series.
+//! A strict parser of Prometheus' text format, version 0.0.4.
 //!
-//! The format: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+//! The format is defined at <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 
 use std::collections::HashMap;
 
 use thiserror::Error;
 
-/// The longest text that is parsed, in bytes.
+/// The longest text that is parsed, 8 MiB, in bytes.
 pub const MAX_BYTES: usize = 8 << 20;
 /// The most series in one text.
 const MAX_SERIES: usize = 100_000;
+/// The most labels of one series.
 const MAX_LABELS: usize = 64;
 
-/// One value with its labels.
+/// One time series at the moment of the scrape: labels and a value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
-    /// Names and values, in the order of the text.
+    /// The labels' names and values, in the order of the text.
     pub labels: Labels,
     /// The value; NaN and the infinities are allowed.
     pub value: f64,
 }
 
 impl Series {
-    /// The value of a label, empty when there is none of that name.
+    /// The value of the label `name`, or an empty string if there is no such label, which means the
+    /// same in Prometheus.
     pub fn label(&self, name: &str) -> &str {
         self.labels
             .iter()
@@ -30,7 +32,7 @@ impl Series {
             .map_or("", |(_, value)| value)
     }
 
-    /// Whether it has all these labels.
+    /// Whether it has all of these labels with these values.
     pub fn has(&self, labels: &[(&str, &str)]) -> bool {
         labels
             .iter()
@@ -38,73 +40,74 @@ impl Series {
     }
 }
 
-/// Names and values of labels.
+/// The names and values of a series' labels.
 pub type Labels = Vec<(String, String)>;
 
-/// All series by the name of their metric.
+/// All series of a scrape, by the name of their metric.
 pub type Families = HashMap<String, Vec<Series>>;
 
-/// Why a text is not in the format.
+/// Why a text could not be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ExpositionError {
-    /// More than is parsed.
+    /// The text is longer than [`MAX_BYTES`].
     #[error("it is longer than {MAX_BYTES} bytes")]
     TooLong,
-    /// More than is kept.
+    /// There are more than 100,000 series.
     #[error("it has more than {MAX_SERIES} series")]
     TooManySeries,
-    /// The end is missing.
+    /// The last line does not end with a line feed.
     #[error("it ends in the middle of a line")]
     CutOff,
-    /// One line is wrong.
-    #[error("line {line}: {problem}")]
+    /// A line is malformed.
+    #[error("line {line}: {error}")]
     Line {
-        /// Its number, from 1.
+        /// The line's number, from 1.
         line: usize,
-        /// What is wrong.
-        problem: Problem,
+        /// What is wrong with it.
+        error: LineError,
     },
 }
 
-/// What is wrong with a line.
+/// Why a line is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum Problem {
-    /// Names begin with a letter or `_`, then come digits too; a metric's may have colons.
+pub enum LineError {
+    /// A name is missing. It begins with a letter or `_` and may continue with digits; the name of a
+    /// metric may contain colons.
     #[error("expected a name")]
     Name,
-    /// `NAME="VALUE"`.
+    /// A label is not of the form `NAME="VALUE"`.
     #[error("expected = and a value in quotes after a label's name")]
     LabelValue,
-    /// A value that does not end.
+    /// A label's value has no closing quote.
     #[error("a label's value has no closing quote")]
     Quote,
-    /// Only `\\`, `\"` and `\n` are known.
+    /// An escape other than `\\`, `\"` and `\n`.
     #[error("an unknown escape in a label's value")]
     Escape,
-    /// After a label.
+    /// Something other than `,` or `}` follows a label.
     #[error("expected , or }} after a label")]
     LabelEnd,
-    /// The same label twice.
-    #[error("a label is there twice")]
+    /// A label occurs twice.
+    #[error("a label occurs twice")]
     DuplicateLabel,
-    /// More labels than a series may have.
+    /// There are more than 64 labels.
     #[error("more than {MAX_LABELS} labels")]
     TooManyLabels,
-    /// No number.
+    /// The value is not a number.
     #[error("expected a number")]
     Number,
-    /// A timestamp is whole milliseconds.
+    /// Something other than a timestamp, in whole milliseconds, follows the value.
     #[error("expected a timestamp in milliseconds, or nothing, after the value")]
     Timestamp,
-    /// A kind that does not exist.
+    /// An unknown type of metric.
     #[error("expected counter, gauge, histogram, summary or untyped after # TYPE and a name")]
-    Kind,
+    MetricType,
 }
 
-/// Parses a whole scrape.
+/// Parses the whole text of a scrape.
 ///
 /// # Errors
-/// Text that is too long, cut off, or not in the format; the number of the line is told.
+/// A text that is too long, cut off, or malformed; the error has the line's number.
 pub fn parse(text: &str) -> Result<Families, ExpositionError> {
     if text.len() > MAX_BYTES {
         return Err(ExpositionError::TooLong);
@@ -115,11 +118,11 @@ pub fn parse(text: &str) -> Result<Families, ExpositionError> {
     let mut families = Families::new();
     let mut count = 0;
     for (number, line) in text.lines().enumerate() {
-        let at = |problem| ExpositionError::Line {
+        let at = |error| ExpositionError::Line {
             line: number + 1,
-            problem,
+            error,
         };
-        let line = blank(line).trim_end();
+        let line = skip_blanks(line).trim_end();
         if let Some(comment) = line.strip_prefix('#') {
             check_comment(comment).map_err(at)?;
         } else if !line.is_empty() {
@@ -139,8 +142,8 @@ pub fn parse(text: &str) -> Result<Families, ExpositionError> {
     Ok(families)
 }
 
-/// `# TYPE` and `# HELP` have to be well formed; any other comment is free.
-fn check_comment(comment: &str) -> Result<(), Problem> {
+/// Checks a comment: `# TYPE` and `# HELP` must be well formed, any other text is allowed.
+fn check_comment(comment: &str) -> Result<(), LineError> {
     let mut words = comment.split_ascii_whitespace();
     let keyword = words.next();
     if !matches!(keyword, Some("TYPE" | "HELP")) {
@@ -148,27 +151,22 @@ fn check_comment(comment: &str) -> Result<(), Problem> {
     }
     let (_, rest) = name(words.next().unwrap_or_default(), true)?;
     if !rest.is_empty() {
-        return Err(Problem::Name);
+        return Err(LineError::Name);
     }
     if keyword == Some("TYPE") {
-        let kind = (words.next(), words.next());
-        if !matches!(
-            kind,
-            (
-                Some("counter" | "gauge" | "histogram" | "summary" | "untyped"),
-                None
-            )
-        ) {
-            return Err(Problem::Kind);
+        let types = ["counter", "gauge", "histogram", "summary", "untyped"];
+        let known = words.next().is_some_and(|word| types.contains(&word));
+        if !known || words.next().is_some() {
+            return Err(LineError::MetricType);
         }
     }
     Ok(())
 }
 
-/// `NAME{LABEL="VALUE",…} NUMBER [TIMESTAMP]`
-fn sample(line: &str) -> Result<(&str, Series), Problem> {
+/// Parses a line `NAME{LABEL="VALUE",…} NUMBER [TIMESTAMP]`.
+fn sample(line: &str) -> Result<(&str, Series), LineError> {
     let (name, rest) = name(line, true)?;
-    let (labels, rest) = match blank(rest).strip_prefix('{') {
+    let (labels, rest) = match skip_blanks(rest).strip_prefix('{') {
         Some(rest) => labels(rest)?,
         None => (Vec::new(), rest),
     };
@@ -179,84 +177,85 @@ fn sample(line: &str) -> Result<(&str, Series), Problem> {
         .is_some_and(|timestamp| timestamp.parse::<i64>().is_err())
         || words.next().is_some()
     {
-        return Err(Problem::Timestamp);
+        return Err(LineError::Timestamp);
     }
     Ok((name, Series { labels, value }))
 }
 
-/// What follows `{`, up to `}`; also returns what comes after that.
-fn labels(mut rest: &str) -> Result<(Labels, &str), Problem> {
+/// Parses the labels that follow a `{`, up to the `}`, and returns the rest of the line too.
+fn labels(mut rest: &str) -> Result<(Labels, &str), LineError> {
     let mut labels = Labels::new();
     loop {
-        rest = blank(rest);
+        rest = skip_blanks(rest);
         if let Some(rest) = rest.strip_prefix('}') {
             return Ok((labels, rest));
         }
         let (label, after) = name(rest, false)?;
-        let value = blank(after)
+        let value = skip_blanks(after)
             .strip_prefix('=')
-            .and_then(|after| blank(after).strip_prefix('"'));
-        let (value, after) = quoted(value.ok_or(Problem::LabelValue)?)?;
+            .and_then(|after| skip_blanks(after).strip_prefix('"'));
+        let (value, after) = quoted(value.ok_or(LineError::LabelValue)?)?;
         if labels.iter().any(|(other, _)| other == label) {
-            return Err(Problem::DuplicateLabel);
+            return Err(LineError::DuplicateLabel);
         }
         if labels.len() == MAX_LABELS {
-            return Err(Problem::TooManyLabels);
+            return Err(LineError::TooManyLabels);
         }
         labels.push((label.to_owned(), value));
-        rest = blank(after);
+        rest = skip_blanks(after);
         match rest.strip_prefix(',') {
             Some(after) => rest = after,
             None if rest.starts_with('}') => {}
-            None => return Err(Problem::LabelEnd),
+            None => return Err(LineError::LabelEnd),
         }
     }
 }
 
-/// What follows a quote, without its escapes, up to the closing quote; also returns what comes
-/// after that.
-fn quoted(text: &str) -> Result<(String, &str), Problem> {
+/// Parses the text that follows an opening quote, up to the closing one, and resolves its escapes.
+/// Returns the rest of the line too.
+fn quoted(text: &str) -> Result<(String, &str), LineError> {
     let mut value = String::new();
     let mut characters = text.char_indices();
     while let Some((at, character)) = characters.next() {
         match character {
             '"' => return Ok((value, &text[at + 1..])),
-            '\\' => value.push(match characters.next().ok_or(Problem::Quote)?.1 {
+            '\\' => value.push(match characters.next().ok_or(LineError::Quote)?.1 {
                 '\\' => '\\',
                 '"' => '"',
                 'n' => '\n',
-                _ => return Err(Problem::Escape),
+                _ => return Err(LineError::Escape),
             }),
             other => value.push(other),
         }
     }
-    Err(Problem::Quote)
+    Err(LineError::Quote)
 }
 
-/// The name that the text begins with, and the rest.
-fn name(text: &str, colons: bool) -> Result<(&str, &str), Problem> {
+/// Splits off the name that the text begins with.
+fn name(text: &str, colons: bool) -> Result<(&str, &str), LineError> {
     let part = |c: char| c.is_ascii_alphanumeric() || c == '_' || (colons && c == ':');
     let (name, rest) = text.split_at(text.find(|c| !part(c)).unwrap_or(text.len()));
-    match name.starts_with(|c: char| !c.is_ascii_digit()) {
-        true => Ok((name, rest)),
-        false => Err(Problem::Name),
+    if name.starts_with(|c: char| !c.is_ascii_digit()) {
+        Ok((name, rest))
+    } else {
+        Err(LineError::Name)
     }
 }
 
-fn number(text: &str) -> Result<f64, Problem> {
+fn number(text: &str) -> Result<f64, LineError> {
     match text {
         "NaN" => Ok(f64::NAN),
         "+Inf" | "Inf" => Ok(f64::INFINITY),
         "-Inf" => Ok(f64::NEG_INFINITY),
-        // Rust would also take `infinity` and other spellings.
+        // Rust's parser also accepts `infinity` and other spellings.
         _ if text.contains(|c: char| c.is_ascii_alphabetic() && !matches!(c, 'e' | 'E')) => {
-            Err(Problem::Number)
+            Err(LineError::Number)
         }
-        _ => text.parse().map_err(|_| Problem::Number),
+        _ => text.parse().map_err(|_| LineError::Number),
     }
 }
 
-fn blank(text: &str) -> &str {
+fn skip_blanks(text: &str) -> &str {
     text.trim_start_matches([' ', '\t'])
 }
 
@@ -315,38 +314,43 @@ mod tests {
 
     #[test]
     fn comments_and_empty_lines_are_no_series() {
-        let text = "# HELP m \"anything\" goes {\n# TYPE m counter\n\n# a remark\n#\nm 1\nm{a=\"b\"} 2\n# EOF\n";
+        let text = "# HELP m \"anything\" goes {\n# TYPE m counter\n\n# a remark\n#\n\
+                    m 1\nm{a=\"b\"} 2\n# EOF\n";
         assert_eq!(parse(text).unwrap()["m"].len(), 2);
         assert!(parse("").unwrap().is_empty());
     }
 
     #[test]
-    fn what_is_not_in_the_format_is_refused_with_its_line() {
-        for (line, problem) in [
-            ("1m 1", Problem::Name),
-            ("{a=\"b\"} 1", Problem::Name),
-            ("<html>", Problem::Name),
-            ("m", Problem::Number),
-            ("m one", Problem::Number),
-            ("m infinity", Problem::Number),
-            ("m 0x10", Problem::Number),
-            ("m 1 2.5", Problem::Timestamp),
-            ("m 1 2 3", Problem::Timestamp),
-            ("m{a} 1", Problem::LabelValue),
-            ("m{a=b} 1", Problem::LabelValue),
-            ("m{a:b=\"c\"} 1", Problem::LabelValue),
-            ("m{,} 1", Problem::Name),
-            ("m{a=\"b} 1", Problem::Quote),
-            ("m{a=\"b\\", Problem::Quote),
-            (r#"m{a="\t"} 1"#, Problem::Escape),
-            (r#"m{a="b" c="d"} 1"#, Problem::LabelEnd),
-            (r#"m{a="b",a="c"} 1"#, Problem::DuplicateLabel),
-            ("# TYPE m number", Problem::Kind),
-            ("# TYPE m-n gauge", Problem::Name),
-            ("# HELP", Problem::Name),
+    fn malformed_lines_are_refused_with_their_number() {
+        for (line, expected) in [
+            ("1m 1", LineError::Name),
+            ("{a=\"b\"} 1", LineError::Name),
+            ("<html>", LineError::Name),
+            ("m", LineError::Number),
+            ("m one", LineError::Number),
+            ("m infinity", LineError::Number),
+            ("m 0x10", LineError::Number),
+            ("m 1 2.5", LineError::Timestamp),
+            ("m 1 2 3", LineError::Timestamp),
+            ("m{a} 1", LineError::LabelValue),
+            ("m{a=b} 1", LineError::LabelValue),
+            ("m{a:b=\"c\"} 1", LineError::LabelValue),
+            ("m{,} 1", LineError::Name),
+            ("m{a=\"b} 1", LineError::Quote),
+            ("m{a=\"b\\", LineError::Quote),
+            (r#"m{a="\t"} 1"#, LineError::Escape),
+            (r#"m{a="b" c="d"} 1"#, LineError::LabelEnd),
+            (r#"m{a="b",a="c"} 1"#, LineError::DuplicateLabel),
+            ("# TYPE m number", LineError::MetricType),
+            ("# TYPE m-n gauge", LineError::Name),
+            ("# HELP", LineError::Name),
         ] {
             let error = parse(&format!("ok 1\n{line}\n")).unwrap_err();
-            assert_eq!(error, ExpositionError::Line { line: 2, problem }, "{line}");
+            let expected = ExpositionError::Line {
+                line: 2,
+                error: expected,
+            };
+            assert_eq!(error, expected, "{line}");
         }
     }
 
@@ -390,7 +394,11 @@ mod tests {
             values in vec(any::<String>(), 0..8),
             value in any::<f64>(),
         ) {
-            let labels = values.into_iter().enumerate().map(|(i, value)| (format!("l{i}"), value)).collect();
+            let labels = values
+                .into_iter()
+                .enumerate()
+                .map(|(i, value)| (format!("l{i}"), value))
+                .collect();
             let series = Series { labels, value };
             let families = parse(&render(&metric, &series)).unwrap();
             prop_assert_eq!(&families[&metric][0].labels, &series.labels);

@@ -1,4 +1,4 @@
-//! One look at a server: `/metrics` and `/readyz` of its HTTP port.
+//! One scrape of a server: `/metrics` and `/readyz` of its HTTP port.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -15,17 +15,22 @@ use tokio::{
 
 use super::exposition::{self, ExpositionError, Families, Series};
 
-/// How long one answer may take.
+/// How long one HTTP exchange may take.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// The longest text of `/readyz` that is shown, in bytes.
+/// The longest text of `/readyz` that is accepted, in bytes.
 const MAX_REASON_BYTES: usize = 4096;
 
-/// Where a server shows its metrics: `http://HOST:PORT`, or `HOST:PORT` for short.
+/// The address of a server's HTTP port: `http://HOST:PORT`, or `HOST:PORT` for short.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetricsAddress(Uri);
 
+/// A text that isn't a [`MetricsAddress`], with a description of what to write instead.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct MetricsAddressError(String);
+
 impl MetricsAddress {
-    /// `HOST:PORT`.
+    /// The address as `HOST:PORT`.
     pub fn authority(&self) -> &str {
         self.0
             .authority()
@@ -48,17 +53,21 @@ impl fmt::Display for MetricsAddress {
 }
 
 impl FromStr for MetricsAddress {
-    type Err = String;
+    type Err = MetricsAddressError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let malformed =
-            || format!("`{text}` isn't an address; write for example http://127.0.0.1:8002");
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         if scheme != "http" {
-            return Err(format!(
+            return Err(MetricsAddressError(format!(
                 "`{scheme}://` isn't supported: the HTTP port has no TLS; use http://HOST:PORT"
-            ));
+            )));
         }
+
+        let malformed = || {
+            MetricsAddressError(format!(
+                "`{text}` isn't an address; write for example http://127.0.0.1:8002"
+            ))
+        };
         let authority = rest
             .strip_suffix("/metrics")
             .unwrap_or(rest)
@@ -71,61 +80,61 @@ impl FromStr for MetricsAddress {
         }
         match uri.port_u16() {
             Some(_) => Ok(Self(uri)),
-            None => Err(format!(
-                "say the port of --http too, as in http://{authority}:8002"
-            )),
+            None => Err(MetricsAddressError(format!(
+                "the port of --http is missing; write for example http://{authority}:8002"
+            ))),
         }
     }
 }
 
-/// Why a server could not be looked at.
+/// Why a server could not be scraped.
 #[derive(Debug, Error)]
 pub enum ScrapeError {
-    /// Nobody listens there.
+    /// The connection failed.
     #[error("{}", connect_reason(.0))]
     Connect(std::io::Error),
-    /// It took too long.
+    /// There was no answer within 3 s.
     #[error("no answer within {} s", TIMEOUT.as_secs())]
     Timeout,
-    /// The connection broke, or what came is no HTTP.
+    /// The connection broke, or the answer isn't HTTP.
     #[error("it does not speak HTTP, or hung up ({0}); is this the address of --http?")]
     Http(#[from] hyper::Error),
-    /// More than is read.
+    /// The body is cut off, or longer than is read.
     #[error("/metrics can't be read: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
-    /// Something else answers there.
+    /// The HTTP status isn't 200.
     #[error("/metrics answered {0}; is this the address of --http?")]
     Status(StatusCode),
-    /// It is no text in Prometheus' format.
+    /// The text isn't in Prometheus' format.
     #[error("/metrics is not in Prometheus' format: {0}")]
     Format(#[from] ExpositionError),
-    /// Metrics, but of another program.
+    /// The metrics are those of another program.
     #[error("its metrics are not those of a resnet18 server")]
     NotOurs,
 }
 
 fn connect_reason(error: &std::io::Error) -> String {
     match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => "nobody listens there".into(),
+        std::io::ErrorKind::ConnectionRefused => "nothing listens there".into(),
         _ => error.to_string(),
     }
 }
 
-/// What a server showed at one moment.
+/// A server's metrics and readiness at one moment.
 #[derive(Clone, Debug)]
 pub struct Scrape {
-    /// When it came.
+    /// When the metrics arrived.
     pub at: Instant,
-    /// Why the server takes no requests, in its own words; `None` = it is ready.
+    /// Why the server accepts no requests, as it says itself; `None` if it is ready.
     pub not_ready: Option<String>,
     families: Families,
 }
 
 impl Scrape {
-    /// Asks the server.
+    /// Scrapes a server, on two connections of their own.
     ///
     /// # Errors
-    /// When it does not answer in time, or not with the metrics of a server of ours.
+    /// When it does not answer within 3 s, or not with the metrics of a resnet18 server.
     pub async fn take(address: &MetricsAddress) -> Result<Self, ScrapeError> {
         let (status, text) = get(address, "/metrics", exposition::MAX_BYTES).await?;
         if status != StatusCode::OK {
@@ -136,6 +145,7 @@ impl Scrape {
             return Err(ScrapeError::NotOurs);
         }
         let at = Instant::now();
+
         let (status, text) = get(address, "/readyz", MAX_REASON_BYTES).await?;
         let reason = text.trim().trim_start_matches("not ready: ").to_owned();
         Ok(Self {
@@ -145,25 +155,23 @@ impl Scrape {
         })
     }
 
-    /// The series of a metric.
+    /// The series of the metric `name`; empty if there are none.
     pub fn series(&self, name: &str) -> &[Series] {
         self.families.get(name).map_or(&[], Vec::as_slice)
     }
 
-    /// The sum of the finite values of a metric's series with these labels; `None` when there is
+    /// The sum of the finite values of the metric's series with these labels; `None` if there are
     /// none.
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
-        let values = self
-            .series(name)
+        self.series(name)
             .iter()
             .filter(|series| series.has(labels))
-            .map(|series| series.value);
-        values
+            .map(|series| series.value)
             .filter(|value| value.is_finite())
             .reduce(|a, b| a + b)
     }
 
-    /// A scrape that came at `at`, of a server that is ready.
+    /// A scrape at the time `at` of a server that is ready.
     #[cfg(test)]
     pub fn of(text: &str, at: Instant) -> Self {
         Self {
@@ -174,7 +182,8 @@ impl Scrape {
     }
 }
 
-/// One HTTP/1.1 GET on a connection of its own: a server that was replaced is noticed at once.
+/// Sends one HTTP/1.1 GET on a new connection, so that a server that was replaced is noticed
+/// immediately.
 async fn get(
     address: &MetricsAddress,
     path: &str,
@@ -189,6 +198,7 @@ async fn get(
             .header(HOST, address.authority())
             .body(Empty::<Bytes>::new());
         let answer = sender.send_request(request.expect("the path and the host are valid"));
+
         let read = async {
             let answer = answer.await?;
             let status = answer.status();
@@ -204,7 +214,7 @@ async fn get(
         let mut read = std::pin::pin!(read);
         tokio::select! {
             result = &mut read => result,
-            // A connection that has ended may have brought all of the answer.
+            // The connection may end after it has delivered the whole answer.
             ended = connection => match ended {
                 Ok(()) => read.await,
                 Err(error) => Err(error.into()),
@@ -253,12 +263,12 @@ mod tests {
             ("", "isn't an address"),
             ("me@host:1", "isn't an address"),
         ] {
-            let error = text.parse::<MetricsAddress>().unwrap_err();
+            let error = text.parse::<MetricsAddress>().unwrap_err().to_string();
             assert!(error.contains(advice), "{text}: {error}");
         }
     }
 
-    /// What a scrape makes of a server that says this to everyone.
+    /// Scrapes a server that sends `answer` on each connection.
     async fn scrape_of(answer: String) -> Result<Scrape, ScrapeError> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string().parse().unwrap();
@@ -266,7 +276,7 @@ mod tests {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let _ = stream.read(&mut [0; 1024]).await;
-                // A client that has seen enough hangs up.
+                // It fails when the client has already closed the connection.
                 let _ = stream.write_all(answer.as_bytes()).await;
             }
         });
@@ -323,13 +333,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closed_port_is_named() {
+    async fn a_closed_port_is_reported() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string().parse().unwrap();
         drop(listener);
         assert_eq!(
             Scrape::take(&address).await.unwrap_err().to_string(),
-            "nobody listens there"
+            "nothing listens there"
         );
     }
 }

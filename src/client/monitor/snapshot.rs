@@ -1,11 +1,15 @@
-//! What a server does, as numbers for people and programs: two scrapes → a [`Snapshot`].
+//! The state of a server, derived from two scrapes: a [`Snapshot`].
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde::Serialize;
 
 use super::{
     change::{Change, Histogram},
+    exposition::Series,
     scrape::Scrape,
 };
 
@@ -17,107 +21,110 @@ const FRAMES: &str = "classifier_frames_total";
 const REJECTED: &str = "classifier_rejected_total";
 const BUSY: &str = "classifier_busy_seconds_total";
 
-/// A counter of whole seconds says nothing about less, in seconds.
+/// The shortest interval for which CPU use is reported, in seconds: its counter has whole seconds.
 const SHORTEST_FOR_CPU: f64 = 4.5;
 
-/// The methods that answer one request with one image or batch; a stream's duration says nothing
-/// about speed.
+/// The methods with one answer to each request. The duration of a stream is no latency.
 const SINGLE_METHODS: [&str; 2] = ["Classify", "ModelInfer"];
 
-/// A server. Rates are a second, over `interval_s`. What a server does not tell is `null`.
+/// The state of a server. Rates are per second, averaged over `interval_s`. A value that the server
+/// does not report is `None` (`null` in JSON).
 #[derive(Clone, Debug, Serialize)]
 pub struct Snapshot {
-    /// `ready`, or why it takes no requests.
+    /// `ready`, or why the server accepts no requests.
     pub state: String,
-    /// Whether it takes requests.
+    /// Whether the server accepts requests.
     pub ready: bool,
-    /// The version of the program.
+    /// The program's version.
     pub version: Option<String>,
-    /// How long it has been running, in seconds.
+    /// How long the server has been running, in seconds.
     pub uptime_s: Option<f64>,
     /// The time between the two scrapes, in seconds.
     pub interval_s: f64,
-    /// The part of its threads' time that was spent on work, from 0 to 1.
+    /// The share of the worker threads' time that was spent working, 0 to 1.
     pub saturation: Option<f64>,
-    /// Threads that decode and infer.
+    /// The number of worker threads, which decode and infer.
     pub workers: Option<f64>,
-    /// Cores that the process used, on average; `null` over less than 5 s, since servers count
-    /// whole seconds.
+    /// How many CPU cores the process used on average; `None` over less than 5 s, because servers
+    /// count whole seconds.
     pub cpu_cores: Option<f64>,
-    /// Memory of the process.
+    /// The resident memory of the process, in bytes.
     pub resident_bytes: Option<f64>,
-    /// Calls in progress.
+    /// The number of calls in progress.
     pub calls_active: Option<f64>,
-    /// Open connections.
+    /// The number of open connections.
     pub connections_active: Option<f64>,
-    /// Its models, by name.
+    /// The server's models, by name.
     pub models: Vec<ModelSnapshot>,
-    /// Its GPUs, by number.
+    /// The server's GPUs, by number.
     pub gpus: Vec<GpuSnapshot>,
 }
 
-/// A model of a server.
+/// The state of one model.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ModelSnapshot {
-    /// Its name.
+    /// The model's name.
     pub name: String,
-    /// Whether it answers.
+    /// Whether the model answers requests.
     pub ready: bool,
-    /// What runs it.
+    /// The engine that runs it.
     pub engine: Option<EngineSnapshot>,
-    /// Images classified a second, over the server's last 5 s.
+    /// Images classified per second, over the server's last 5 s.
     pub images_per_second: f64,
-    /// Requests a second by gRPC code; a stream counts when it ends.
+    /// Requests per second by gRPC status code; a stream counts when it ends.
     pub requests_per_second: BTreeMap<String, f64>,
-    /// Where the time of requests and images went.
-    pub latency_ms: Latencies,
-    /// Images that wait.
+    /// Latencies by stage, in milliseconds.
+    pub latency_ms: StageLatencies,
+    /// The number of images that wait in the queue.
     pub queue_depth: Option<f64>,
-    /// Single requests among them.
+    /// The number of single requests among them.
     pub queue_requests: Option<f64>,
-    /// Single requests that may wait.
+    /// The most single requests that may wait.
     pub queue_capacity: Option<f64>,
-    /// Images in a call of the engine, on average.
+    /// The mean number of images in one call of the engine.
     pub batch_size: Option<f64>,
-    /// Open streams.
+    /// The number of open streams.
     pub streams: f64,
-    /// Frames of streams a second by outcome.
+    /// Frames of streams per second by outcome.
     pub frames_per_second: BTreeMap<String, f64>,
-    /// Work that was not done, a second, by reason.
+    /// Rejected requests and frames per second by reason.
     pub rejected_per_second: BTreeMap<String, f64>,
-    /// Bytes of images a second.
+    /// Bytes of images received per second.
     pub received_bytes_per_second: Option<f64>,
-    /// The part of the time in which the lanes of its GPUs were in use, from 0 to 1.
+    /// The share of the time in which the model's lanes on its GPUs were busy, 0 to 1.
     pub device_saturation: Option<f64>,
 }
 
-/// What runs a model.
+/// The engine that runs a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct EngineSnapshot {
+    /// `openvino`, `embedded` or `tensorrt`.
     pub engine: String,
+    /// The numbers it computes with, such as `fp32`.
     pub precision: String,
+    /// The device, as the engine describes it.
     pub device: String,
+    /// The engine's version.
     pub version: String,
 }
 
-/// Latencies in milliseconds, by stage; `null` where nothing happened.
+/// Latencies in milliseconds, by stage; `None` (`null` in JSON) for a stage that nothing passed.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Latencies {
+pub struct StageLatencies {
     /// From the arrival of a single request to its answer.
     pub request: Option<Quantiles>,
     /// From the arrival of a stream's frame to its answer.
     pub frame: Option<Quantiles>,
     /// Decoding, resizing and cropping.
     pub decode: Option<Quantiles>,
-    /// Waiting.
+    /// Waiting in queues.
     pub queue: Option<Quantiles>,
-    /// The network.
+    /// The neural network.
     pub inference: Option<Quantiles>,
 }
 
-impl Latencies {
-    /// The stages by name, in the order in which an image passes them.
+impl StageLatencies {
+    /// The stages in the order in which an image passes them, with their names.
     pub fn stages(&self) -> [(&'static str, Option<Quantiles>); 3] {
         [
             ("decode", self.decode),
@@ -127,13 +134,16 @@ impl Latencies {
     }
 }
 
-/// In milliseconds, estimated from a histogram's buckets.
+/// Mean and quantiles in milliseconds. The quantiles are estimated from a histogram's buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[allow(missing_docs)]
 pub struct Quantiles {
+    /// The arithmetic mean.
     pub mean: f64,
+    /// The median.
     pub p50: f64,
+    /// The 95th percentile.
     pub p95: f64,
+    /// The 99th percentile.
     pub p99: f64,
 }
 
@@ -150,21 +160,27 @@ impl Quantiles {
     }
 }
 
-/// A GPU; what its driver does not tell is `null`.
+/// The state of one GPU. A value that its driver does not report is `None` (`null` in JSON).
 #[derive(Clone, Debug, Serialize)]
-#[allow(missing_docs)]
 pub struct GpuSnapshot {
+    /// The GPU's number.
     pub gpu: String,
+    /// The product's name.
     pub name: String,
+    /// The share of the time in which the GPU computed, 0 to 1.
     pub utilization: Option<f64>,
+    /// Memory in use, by any process, in bytes.
     pub memory_used_bytes: Option<f64>,
+    /// All of the GPU's memory, in bytes.
     pub memory_bytes: Option<f64>,
+    /// Power draw in watts.
     pub power_watts: Option<f64>,
+    /// Temperature in degrees Celsius.
     pub temperature_celsius: Option<f64>,
 }
 
 impl Snapshot {
-    /// What happened between two scrapes, and how things stand at the later one.
+    /// Rates and latencies between two scrapes, and gauges as of the later one.
     pub fn between(before: &Scrape, after: &Scrape) -> Self {
         let change = Change::between(before, after);
         let workers = after.value("classifier_workers", &[]);
@@ -175,7 +191,9 @@ impl Snapshot {
                 .series("classifier_build_info")
                 .first()
                 .map(|info| info.label("version").to_owned()),
-            uptime_s: after.value("process_start_time_seconds", &[]).map(since),
+            uptime_s: after
+                .value("process_start_time_seconds", &[])
+                .map(seconds_since),
             interval_s: change.seconds(),
             saturation: share(change.rate(BUSY, &[]), workers),
             workers,
@@ -193,13 +211,13 @@ impl Snapshot {
     }
 }
 
-/// All models that were ever served, by name.
+/// The names of all models that were served since the server started, sorted.
 fn model_names(scrape: &Scrape) -> impl Iterator<Item = &str> {
     let names = scrape
         .series("classifier_model_ready")
         .iter()
         .map(|series| series.label("model"));
-    names.collect::<std::collections::BTreeSet<_>>().into_iter()
+    names.collect::<BTreeSet<_>>().into_iter()
 }
 
 impl ModelSnapshot {
@@ -209,10 +227,11 @@ impl ModelSnapshot {
             |metric, label, value| change.histogram(metric, &[("model", name), (label, value)]);
         let stage = |stage| Quantiles::of(&latency(STAGE_DURATION, "stage", stage));
         let mut requests = Histogram::default();
-        SINGLE_METHODS
-            .iter()
-            .for_each(|method| requests.merge(&latency(REQUEST_DURATION, "method", method)));
-        let engine = |info: &&super::exposition::Series| info.has(&model) && info.value == 1.0;
+        for method in SINGLE_METHODS {
+            requests.merge(&latency(REQUEST_DURATION, "method", method));
+        }
+
+        let engine = |info: &&Series| info.has(&model) && info.value == 1.0;
         Self {
             name: name.to_owned(),
             ready: now.value("classifier_model_ready", &model) == Some(1.0),
@@ -228,7 +247,7 @@ impl ModelSnapshot {
                 }),
             images_per_second: now.value("classifier_fps", &model).unwrap_or(0.0),
             requests_per_second: rates(change, now, REQUESTS, name, "code"),
-            latency_ms: Latencies {
+            latency_ms: StageLatencies {
                 request: Quantiles::of(&requests),
                 frame: Quantiles::of(&change.histogram(FRAME_DURATION, &model)),
                 decode: stage("decode"),
@@ -252,27 +271,27 @@ impl ModelSnapshot {
         }
     }
 
-    /// All requests a second, whatever became of them.
+    /// All requests per second, whatever their status.
     pub fn requests(&self) -> f64 {
         self.requests_per_second
             .values()
             .fold(0.0, |sum, rate| sum + rate)
     }
 
-    /// All work a second that was not done.
+    /// All rejected requests and frames per second.
     pub fn rejected(&self) -> f64 {
         self.rejected_per_second
             .values()
             .fold(0.0, |sum, rate| sum + rate)
     }
 
-    /// Which part of the places for single requests is taken, from 0 to 1.
+    /// The share of the queue's capacity for single requests that is taken, 0 to 1.
     pub fn queue_fill(&self) -> Option<f64> {
         share(self.queue_requests, self.queue_capacity)
     }
 }
 
-/// A model's counters of one metric, a second, by one label.
+/// The rates of a model's counters of one metric, by the values of one label.
 fn rates(
     change: &Change,
     now: &Scrape,
@@ -294,6 +313,7 @@ fn rates(
     rates
 }
 
+/// `part / whole`; `None` if either is unknown or `whole` is 0.
 fn share(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
     Some(part? / whole.filter(|whole| *whole > 0.0)?)
 }
@@ -317,10 +337,10 @@ fn gpus(scrape: &Scrape) -> Vec<GpuSnapshot> {
     gpus
 }
 
-/// Seconds since a moment of the Unix clock.
-fn since(start: f64) -> f64 {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
+/// Seconds since `start`, which is in seconds of the Unix clock.
+fn seconds_since(start: f64) -> f64 {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     (now.as_secs_f64() - start).max(0.0)
 }
@@ -332,7 +352,7 @@ mod tests {
     use super::{super::testing::busy, *};
 
     #[test]
-    fn a_snapshot_tells_what_the_server_does() {
+    fn a_snapshot_has_the_rates_and_gauges_of_the_server() {
         let (before, after) = busy();
         let snapshot = Snapshot::between(&before, &after);
         assert_eq!((snapshot.state.as_str(), snapshot.ready), ("ready", true));
@@ -361,7 +381,7 @@ mod tests {
         assert_eq!(
             model.engine.as_ref().unwrap().engine,
             "openvino",
-            "what served before is not shown"
+            "the engine that served before is not shown"
         );
         assert_eq!((model.images_per_second, model.requests()), (129.8, 110.0));
         assert_eq!(model.requests_per_second["RESOURCE_EXHAUSTED"], 10.0);
@@ -400,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_nobody_uses_has_no_latencies() {
+    fn an_idle_model_has_no_latencies() {
         let (before, after) = busy();
         let snapshot = Snapshot::between(&before, &after);
         let idle = &snapshot.models[0];
@@ -420,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn gpus_are_shown_by_what_they_tell() {
+    fn gpus_have_the_values_that_their_driver_reports() {
         let text = "classifier_gpu_memory_bytes{gpu=\"0\",name=\"H100\"} 8e10\n\
                     classifier_gpu_utilization_ratio{gpu=\"0\",name=\"H100\"} 0.5\n";
         let scrape = Scrape::of(text, Instant::now());

@@ -1,11 +1,56 @@
-//! Sends the frames of a video to a server and matches the answers to them.
+//! Video streams: sends the frames of a video to a server and matches the answers to them.
+//!
+//! [`run_stream`] sends frames as fast as the connection accepts them and reports each answer.
+//! When frames arrive faster than they are classified, [`FramePolicy::Latest`] drops the older
+//! ones, so that answers stay current, and [`FramePolicy::Every`] slows down the reading.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use resnet18_server::{
+//!     client::{
+//!         self, Server,
+//!         stream::{FrameOutcome, StreamEvent, StreamOptions, run_stream},
+//!         video::{VideoOptions, VideoReader, VideoSource},
+//!     },
+//!     proto::FramePolicy,
+//! };
+//! use tokio::sync::watch;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let server: Server = "http://127.0.0.1:8001".parse()?;
+//! let client = client::connect(&server).await?;
+//! let source = VideoSource::File("birds.mp4".into());
+//! let video = VideoReader::open(&VideoOptions::new(source)).await?;
+//!
+//! let options = StreamOptions {
+//!     policy: FramePolicy::Every,
+//!     smoothing: Duration::from_millis(500),
+//!     ..StreamOptions::new(server)
+//! };
+//! // Sending `true` would end the stream early.
+//! let (_stop, stopped) = watch::channel(false);
+//! let result = run_stream(&options, client, video, stopped, |event| {
+//!     if let StreamEvent::Answer(answer) = event
+//!         && let FrameOutcome::Classes(classes) = answer.outcome
+//!     {
+//!         println!("frame {}: {}", answer.frame_id, classes[0].label);
+//!     }
+//! })
+//! .await;
+//! println!("{:.1} frames/s", result.summary.mean_fps);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::{
     collections::VecDeque,
     error::Error,
     future,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, SystemTime},
 };
 
@@ -21,69 +66,98 @@ use super::{
     retry::backoff,
     video::{VideoError, VideoFrame, VideoReader},
 };
-use crate::proto::{
-    Classification, Frame, FramePolicy, StreamClassifyRequest, StreamClassifyResponse,
-    StreamConfig, Timing, stream_classify_request::Message, stream_classify_response::Outcome,
+use crate::{
+    proto::{
+        Classification, Frame, FramePolicy, StreamClassifyRequest, StreamClassifyResponse,
+        StreamConfig, Timing, stream_classify_request::Message, stream_classify_response::Outcome,
+    },
+    sync,
 };
 
 mod slot;
 mod summary;
 
-pub use slot::FrameSlot;
-use summary::Tally;
-pub use summary::{LabelShare, StreamSummary};
+use self::summary::Tally;
+pub use self::{
+    slot::FrameSlot,
+    summary::{LabelShare, StreamSummary},
+};
 
-/// Sent frames that are remembered until their answers come; of older ones the latency isn't known.
+/// How many sent frames are remembered until they are answered. An answer to an older frame has no
+/// latency.
 const REMEMBERED_FRAMES: usize = 4096;
-/// How long answers may still come once no more frames are sent on the user's request.
+
+/// How long answers are still awaited after the caller has stopped the stream.
 const DRAIN_TIME: Duration = Duration::from_secs(3);
-/// How often in a row a lost connection is made anew, over about 15 s.
+
+/// How often in a row a lost connection is re-established; with the backoff about 15 s in all.
 const RECONNECTS: u32 = 10;
+
+/// How long a server may be silent after the last frame was sent.
+const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 
 /// How a video is classified.
 #[derive(Clone, Debug)]
 pub struct StreamOptions {
-    /// The server.
+    /// The server; [`run_stream`] names its address in errors.
     pub server: Server,
-    /// The model's name; empty = the server's default model.
+    /// The model's name; empty for the server's default model.
     pub model: String,
-    /// Classes for each frame; 0 = 5.
+    /// How many classes to return for each frame; 0 for the server's default, 5.
     pub top_k: u32,
-    /// What happens to frames that come faster than they are classified.
+    /// What happens to frames that arrive faster than they are classified.
     pub policy: FramePolicy,
-    /// Half-life of the mean over the frames; zero = none.
+    /// The half-life of the exponential moving average over the frames' probabilities; zero for no
+    /// smoothing.
     pub smoothing: Duration,
-    /// Go on when the connection is lost, without the frames that were on their way.
+    /// Whether to reconnect after the connection was lost. The frames that were sent but not yet
+    /// answered are not sent again.
     pub reconnect: bool,
 }
 
-/// What happens on a stream.
+impl StreamOptions {
+    /// The default model and number of classes, the newest frame first, without smoothing and
+    /// without reconnecting.
+    pub fn new(server: Server) -> Self {
+        Self {
+            server,
+            model: String::new(),
+            top_k: 0,
+            policy: FramePolicy::Latest,
+            smoothing: Duration::ZERO,
+            reconnect: false,
+        }
+    }
+}
+
+/// An event on a stream.
 #[derive(Debug)]
 pub enum StreamEvent {
-    /// A frame came back.
+    /// The server answered a frame.
     Answer(FrameAnswer),
-    /// The connection was lost and is made anew.
+    /// The connection was lost, for this reason, and is being re-established.
     Reconnecting(Status),
 }
 
-/// What the server says about a frame.
+/// The server's answer to a frame.
 #[derive(Clone, Debug)]
 pub struct FrameAnswer {
     /// The frame's number, from 0.
     pub frame_id: u64,
-    /// Its classes.
+    /// Its classes, or why it has none.
     pub outcome: FrameOutcome,
-    /// From reading the frame to its answer.
+    /// The time from reading the frame to its answer; `None` if the frame is no longer remembered,
+    /// because more than 4096 were sent after it.
     pub latency: Option<Duration>,
-    /// When the frame was taken.
+    /// When the frame was captured; `None` as for `latency`.
     pub captured_at: Option<SystemTime>,
-    /// Frames answered a second, lately.
+    /// The frame rate that the server currently measures on this stream, in frames per second.
     pub fps: f32,
-    /// Where the server's time went.
+    /// How long the server took for each stage.
     pub timing: Option<Timing>,
-    /// Frames that the server has dropped so far.
+    /// How many frames the server has dropped so far.
     pub dropped_by_server: u64,
-    /// Frames that were replaced before they could be sent, so far.
+    /// How many frames have been replaced by newer ones before they could be sent, so far.
     pub dropped_by_client: u64,
 }
 
@@ -94,25 +168,29 @@ pub enum FrameOutcome {
     Classes(Vec<Classification>),
     /// The frame could not be classified.
     Failed {
-        /// What kind of error it is.
+        /// The gRPC status code.
         code: Code,
         /// The server's explanation.
         message: String,
     },
 }
 
-/// How a stream ended: what became of the frames, and what went wrong.
+/// How a stream ended: the summary, and the errors that ended it, if any.
 #[derive(Debug)]
 pub struct StreamResult {
-    /// The frames, counted.
+    /// Frame counts, latencies and labels.
     pub summary: StreamSummary,
-    /// Why the video could not be read to its end.
+    /// Why the video could not be read to its end; `None` if it was, or if the stream ended first.
     pub video_error: Option<VideoError>,
-    /// Why the server ended the stream.
+    /// Why the server ended the stream, or why the connection could not be kept up.
     pub server_error: Option<ClientError>,
 }
 
 /// Classifies a video until it ends, the server ends the stream, or `stop` becomes true.
+///
+/// Each answer and each reconnection is passed to `on_event`, in order. After `stop` the answers to
+/// frames that were already sent are awaited for up to 3 s. Errors do not discard what was measured:
+/// they are part of the result.
 pub async fn run_stream(
     options: &StreamOptions,
     client: Client,
@@ -122,7 +200,7 @@ pub async fn run_stream(
 ) -> StreamResult {
     let slot = Arc::new(FrameSlot::new(options.policy));
     let reader = tokio::spawn(read_frames(video, slot.clone(), stop.clone()));
-    let mut session = Session {
+    let mut session = StreamSession {
         options,
         client,
         slot,
@@ -133,18 +211,21 @@ pub async fn run_stream(
     };
     let ended = tokio::select! {
         ended = session.run(&mut on_event) => ended,
-        () = give_up(stop) => Ok(()),
+        () = drained(stop) => Ok(()),
     };
+
     session.slot.close();
     if ended.is_err() {
-        // It may be waiting for a camera that has nothing to say.
+        // It may be waiting for a camera that delivers no frames.
         reader.abort();
     }
+
     let video_error = reader.await.unwrap_or(Ok(())).err();
     let server_error = ended.err().map(|status| ClientError::Refused {
         server: options.server.address.clone(),
         status: status.into(),
     });
+
     let dropped_by_server = session.dropped_before + session.dropped_now;
     let sent = session.sent().count;
     StreamResult {
@@ -156,15 +237,16 @@ pub async fn run_stream(
     }
 }
 
-/// Completes some time after the user wants to stop, when the last answers should be there.
-async fn give_up(mut stop: watch::Receiver<bool>) {
+/// Completes `DRAIN_TIME` after the stream was stopped, when the last answers should have arrived.
+/// Without a stop it never completes.
+async fn drained(mut stop: watch::Receiver<bool>) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         future::pending::<()>().await;
     }
     sleep(DRAIN_TIME).await;
 }
 
-/// Moves frames from the video to the slot.
+/// Moves frames from the video to the slot, until either ends or `stop` becomes true.
 async fn read_frames(
     mut video: VideoReader,
     slot: Arc<FrameSlot<VideoFrame>>,
@@ -186,10 +268,12 @@ async fn read_frames(
     result
 }
 
-/// The frames that were sent, oldest first.
+/// The frames that were sent but not yet answered.
 #[derive(Debug, Default)]
 struct SentFrames {
+    /// How many frames were sent in all; the next frame's number.
     count: u64,
+    /// Oldest first.
     waiting: VecDeque<SentFrame>,
 }
 
@@ -201,7 +285,7 @@ struct SentFrame {
 }
 
 impl SentFrames {
-    /// Notes that a frame is sent and gives it a number.
+    /// Records that a frame is being sent, and returns the number assigned to it.
     fn push(&mut self, frame: &VideoFrame) -> u64 {
         let id = self.count;
         self.count += 1;
@@ -216,8 +300,8 @@ impl SentFrames {
         id
     }
 
-    /// Finds the frame that an answer is for. Answers come in order: older frames won't be answered
-    /// any more.
+    /// Removes and returns the frame with this number. Answers arrive in order, so frames before it
+    /// will not be answered any more and are removed too.
     fn answered(&mut self, id: u64) -> Option<SentFrame> {
         while self.waiting.front()?.id < id {
             self.waiting.pop_front();
@@ -226,43 +310,52 @@ impl SentFrames {
     }
 }
 
-struct Session<'a> {
+/// One run of [`run_stream`], possibly over several connections.
+struct StreamSession<'a> {
     options: &'a StreamOptions,
     client: Client,
     slot: Arc<FrameSlot<VideoFrame>>,
     sent: Arc<Mutex<SentFrames>>,
     tally: Tally,
+    /// Frames that the server dropped on the connections before this one.
     dropped_before: u64,
+    /// Frames that the server has dropped on this connection.
     dropped_now: u64,
 }
 
-impl Session<'_> {
-    /// Runs one connection after the other until all frames are answered.
+impl StreamSession<'_> {
+    /// Runs one connection after another until all frames are answered.
     async fn run(&mut self, on_event: &mut impl FnMut(StreamEvent)) -> Result<(), Status> {
         let mut attempt = 0;
         loop {
             let mut answers = 0_u64;
-            let Err(status) = self.connection(&mut answers, on_event).await else {
+            let Err(status) = self.run_connection(&mut answers, on_event).await else {
                 return Ok(());
             };
             if answers > 0 {
                 attempt = 0;
             }
+
+            // A status with a source is tonic's report of a broken connection.
             let lost = status.code() == Code::Unavailable || status.source().is_some();
             if !self.options.reconnect || !lost || attempt == RECONNECTS || self.slot.is_finished()
             {
                 return Err(status);
             }
+
             on_event(StreamEvent::Reconnecting(status));
             sleep(backoff(attempt + 1)).await;
             attempt += 1;
+
             self.dropped_before += self.dropped_now;
             self.dropped_now = 0;
             self.sent().waiting.clear();
         }
     }
 
-    async fn connection(
+    /// Runs one call until all frames are answered, and counts its answers in `answers` even if it
+    /// fails.
+    async fn run_connection(
         &mut self,
         answers: &mut u64,
         on_event: &mut impl FnMut(StreamEvent),
@@ -308,32 +401,33 @@ impl Session<'_> {
     }
 
     fn sent(&self) -> MutexGuard<'_, SentFrames> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.sent)
     }
 }
 
-/// The next answer. A server that neither answers nor ends the stream after the last frame isn't
-/// waited for forever.
+/// Waits for the next answer. Once the last frame was sent, a server that neither answers nor ends
+/// the stream for `LONGEST_SILENCE` is an error.
 async fn next_response(
     responses: &mut Streaming<StreamClassifyResponse>,
     slot: &FrameSlot<VideoFrame>,
 ) -> Result<Option<StreamClassifyResponse>, Status> {
-    const SILENCE: Duration = Duration::from_secs(30);
     let mut next = pin!(responses.message());
     loop {
-        match timeout(SILENCE, &mut next).await {
+        match timeout(LONGEST_SILENCE, &mut next).await {
             Ok(result) => return result,
             Err(_) if slot.is_finished() => {
                 return Err(Status::deadline_exceeded(
                     "the last frames were not answered",
                 ));
             }
+            // A live source may deliver frames as rarely as it likes.
             Err(_) => {}
         }
     }
 }
 
-/// The messages of a stream: the configuration, then each frame as soon as the connection takes it.
+/// The request messages of a call: the configuration, then each frame as soon as the connection
+/// accepts it.
 fn requests(
     options: &StreamOptions,
     slot: Arc<FrameSlot<VideoFrame>>,
@@ -350,10 +444,7 @@ fn requests(
     };
     let frames = stream::unfold((slot, sent), |(slot, sent)| async move {
         let frame = slot.take().await?;
-        let id = sent
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(&frame);
+        let id = sync::lock(&sent).push(&frame);
         let message = Message::Frame(Frame {
             id,
             captured_at: Some(frame.captured_at.into()),
@@ -395,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_frames_are_remembered() {
+    fn the_oldest_frames_are_forgotten() {
         let mut sent = SentFrames::default();
         for _ in 0..REMEMBERED_FRAMES + 10 {
             sent.push(&frame());

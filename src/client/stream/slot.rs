@@ -1,35 +1,35 @@
-//! The one place where a frame waits to be sent.
+//! A slot between the task that reads frames and the one that sends them: at most one frame waits.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
-use crate::proto::FramePolicy;
+use crate::{proto::FramePolicy, sync};
 
-/// Holds at most one item between one producer and one consumer.
+/// A slot for at most one item, between one producer and one consumer.
 ///
-/// With [`FramePolicy::Latest`] a newer item replaces the one that waits; otherwise the producer
-/// waits until the slot is empty.
+/// With [`FramePolicy::Latest`] a newer item replaces the waiting one, so the consumer always gets
+/// the newest. Otherwise the producer waits until the slot is empty.
 #[derive(Debug)]
 pub struct FrameSlot<T> {
-    state: Mutex<State<T>>,
+    state: Mutex<SlotState<T>>,
     filled: Notify,
     emptied: Notify,
     replace: bool,
 }
 
 #[derive(Debug)]
-struct State<T> {
+struct SlotState<T> {
     item: Option<T>,
     replaced: u64,
     closed: bool,
 }
 
 impl<T> FrameSlot<T> {
-    /// An empty slot.
+    /// Creates an empty slot.
     pub fn new(policy: FramePolicy) -> Self {
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(SlotState {
                 item: None,
                 replaced: 0,
                 closed: false,
@@ -40,7 +40,7 @@ impl<T> FrameSlot<T> {
         }
     }
 
-    /// Puts an item in; false if the slot is closed.
+    /// Puts an item in. Returns false, and drops the item, if the slot is closed.
     pub async fn put(&self, item: T) -> bool {
         loop {
             {
@@ -59,7 +59,7 @@ impl<T> FrameSlot<T> {
         }
     }
 
-    /// Waits for an item; `None` once the slot is closed and empty.
+    /// Waits for an item and takes it out. Returns `None` once the slot is closed and empty.
     pub async fn take(&self) -> Option<T> {
         loop {
             {
@@ -76,26 +76,26 @@ impl<T> FrameSlot<T> {
         }
     }
 
-    /// Lets no more items in; one that waits can still be taken.
+    /// Closes the slot for new items; a waiting one can still be taken.
     pub fn close(&self) {
         self.state().closed = true;
         self.filled.notify_one();
         self.emptied.notify_one();
     }
 
-    /// Whether no more items will come.
+    /// Whether the slot is closed and empty, so that [`take`](Self::take) returns `None`.
     pub fn is_finished(&self) -> bool {
         let state = self.state();
         state.closed && state.item.is_none()
     }
 
-    /// How many items were replaced by newer ones.
+    /// How many items have been replaced by newer ones so far.
     pub fn replaced(&self) -> u64 {
         self.state().replaced
     }
 
-    fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, SlotState<T>> {
+        sync::lock(&self.state)
     }
 }
 
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_holds_the_producer_back() {
+    async fn every_makes_the_producer_wait() {
         let slot = Arc::new(FrameSlot::new(FramePolicy::Every));
         assert!(slot.put(0).await);
         assert!(timeout(SHORT, slot.put(1)).await.is_err());

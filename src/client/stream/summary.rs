@@ -1,4 +1,4 @@
-//! What became of the frames of a stream.
+//! The summary of a stream: frames by outcome, latencies, and the labels that were on top.
 
 use std::{
     collections::HashMap,
@@ -9,17 +9,21 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{FrameAnswer, FrameOutcome};
-use crate::client::{LatencySummary, latency::Latencies};
+use crate::client::{LatencySummary, latency::LatencyRecorder};
 
+/// How many labels the summary lists.
 const TOP_LABELS: usize = 5;
-/// A label isn't credited with gaps beyond this, such as a lost connection.
+
+/// The longest time between two frames that counts for a label; a longer gap, such as a lost
+/// connection, counts as this.
 const LONGEST_GAP: Duration = Duration::from_secs(2);
 
-/// The frames of a stream, counted. Frames that were sent were answered, failed, were dropped by
-/// the server or went unanswered.
+/// Frame counts and latencies of a stream.
+///
+/// `sent = answered + failed + dropped_by_server + unanswered`.
 #[derive(Clone, Debug, Serialize)]
 pub struct StreamSummary {
-    /// Frames that went to the server.
+    /// Frames that were sent to the server.
     pub sent: u64,
     /// Frames that were classified.
     pub answered: u64,
@@ -29,35 +33,37 @@ pub struct StreamSummary {
     pub dropped_by_server: u64,
     /// Frames that were replaced by newer ones before they could be sent.
     pub dropped_by_client: u64,
-    /// Frames without an answer when the stream or its connection ended.
+    /// Frames that had no answer when the stream or its connection ended.
     pub unanswered: u64,
     /// From the start to the last answer, in seconds.
     pub duration_s: f64,
-    /// Answers a second over that time.
+    /// Answers per second, on average over `duration_s`.
     pub mean_fps: f64,
-    /// From reading a frame to its answer.
+    /// The time from reading a frame to its answer, in milliseconds; `None` without answers.
     pub latency_ms: Option<LatencySummary>,
-    /// The most probable labels, by the share of the time for which each was on top.
+    /// The five labels that were the most probable one for the largest shares of the time, the
+    /// largest first.
     pub labels: Vec<LabelShare>,
 }
 
-/// For how much of the time a label was on top.
+/// The share of the time for which a label was the most probable one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LabelShare {
     /// The class's name.
     pub label: String,
-    /// 0 to 1.
+    /// The share of the video's time, 0 to 1.
     pub share: f64,
 }
 
-/// Counts while the stream goes on.
+/// Accumulates the summary while the stream runs.
 pub(super) struct Tally {
     begin: Instant,
     last_answer: Instant,
     answered: u64,
     failed: u64,
-    latencies: Latencies,
+    latencies: LatencyRecorder,
     seconds_on_top: HashMap<String, f64>,
+    /// The most probable label of the last frame, and when that frame was captured.
     on_top: Option<(String, SystemTime)>,
 }
 
@@ -69,7 +75,7 @@ impl Tally {
             last_answer: now,
             answered: 0,
             failed: 0,
-            latencies: Latencies::default(),
+            latencies: LatencyRecorder::default(),
             seconds_on_top: HashMap::new(),
             on_top: None,
         }
@@ -80,6 +86,7 @@ impl Tally {
         if let Some(latency) = answer.latency {
             self.latencies.record(latency);
         }
+
         let classes = match &answer.outcome {
             FrameOutcome::Classes(classes) => classes,
             FrameOutcome::Failed { .. } => {
@@ -88,6 +95,7 @@ impl Tally {
             }
         };
         self.answered += 1;
+
         let (Some(class), Some(captured_at)) = (classes.first(), answer.captured_at) else {
             return;
         };
@@ -127,8 +135,8 @@ impl Tally {
         }
     }
 
-    /// The shares of the labels; nobody knows for how long the last frame was shown: as long as the
-    /// others on average.
+    /// The shares of the labels. How long the last frame was shown is unknown; it counts as the
+    /// mean of the others.
     fn labels(&self) -> Vec<LabelShare> {
         let mut seconds = self.seconds_on_top.clone();
         if let Some((label, _)) = &self.on_top {
@@ -140,6 +148,7 @@ impl Tally {
             };
             *seconds.entry(label.clone()).or_default() += last;
         }
+
         let total: f64 = seconds.values().sum();
         let share = |(label, seconds): (String, f64)| LabelShare {
             label,

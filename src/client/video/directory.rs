@@ -1,4 +1,4 @@
-//! A folder of images as a video.
+//! A folder of images, read as a video.
 
 use std::{
     fs,
@@ -9,22 +9,26 @@ use std::{
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{DEFAULT_FPS, VideoError, VideoOptions};
-use crate::proto::{Image, image::Source};
+use crate::{
+    client::MAX_MESSAGE_BYTES,
+    files::{self, ReadError},
+    proto::Image,
+};
 
 const EXTENSIONS: [&str; 11] = [
     "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "pnm", "ppm", "pgm",
 ];
 
-/// Images in the order of their names, sent as they are.
-pub struct Directory {
+/// The images of a folder in the order of their names; the files are sent as they are.
+pub struct DirectoryFrames {
     paths: Vec<PathBuf>,
     next: usize,
     repeat: bool,
     pace: Option<Interval>,
 }
 
-impl Directory {
-    /// Lists the images of a folder.
+impl DirectoryFrames {
+    /// Lists the images of a folder, by their extensions.
     pub fn open(folder: &Path, options: &VideoOptions) -> Result<Self, VideoError> {
         let read_error = |error| VideoError::Read {
             path: folder.into(),
@@ -41,10 +45,10 @@ impl Directory {
             return Err(VideoError::NoImages(folder.into()));
         }
         paths.sort();
+
         let pace = options.real_time.then(|| {
-            let mut pace = interval(Duration::from_secs_f64(
-                1.0 / options.fps.unwrap_or(DEFAULT_FPS),
-            ));
+            let fps = options.fps.unwrap_or(DEFAULT_FPS);
+            let mut pace = interval(Duration::from_secs_f64(1.0 / fps));
             pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
             pace
         });
@@ -56,7 +60,7 @@ impl Directory {
         })
     }
 
-    /// The next image; `None` at the end.
+    /// Reads the next image; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Image>, VideoError> {
         if self.next == self.paths.len() && self.repeat {
             self.next = 0;
@@ -67,16 +71,15 @@ impl Directory {
         if let Some(pace) = &mut self.pace {
             pace.tick().await;
         }
-        let data = tokio::fs::read(path)
+
+        let content = files::read_limited_async(path, MAX_MESSAGE_BYTES as u64)
             .await
-            .map_err(|error| VideoError::Read {
-                path: path.clone(),
-                error,
+            .map_err(|ReadError { path, reason }| VideoError::Read {
+                path,
+                error: reason.into(),
             })?;
         self.next += 1;
-        Ok(Some(Image {
-            source: Some(Source::Encoded(data.into())),
-        }))
+        Ok(Some(Image::encoded(content)))
     }
 }
 
@@ -94,12 +97,8 @@ mod tests {
 
     fn options(folder: &Path, repeat: bool) -> VideoOptions {
         VideoOptions {
-            source: VideoSource::Directory(folder.into()),
-            fps: None,
-            real_time: false,
             repeat,
-            shorter_side: 256,
-            ffmpeg: "ffmpeg".into(),
+            ..VideoOptions::new(VideoSource::Directory(folder.into()))
         }
     }
 
@@ -112,10 +111,10 @@ mod tests {
         fs::create_dir(folder.path().join("d.jpg")).unwrap();
         for repeat in [false, true] {
             let mut directory =
-                Directory::open(folder.path(), &options(folder.path(), repeat)).unwrap();
+                DirectoryFrames::open(folder.path(), &options(folder.path(), repeat)).unwrap();
             for expected in ["a.jpg", "b.PNG", "c.webp"] {
                 let image = directory.next().await.unwrap().unwrap();
-                assert_eq!(image.source, Some(Source::Encoded(expected.into())));
+                assert_eq!(image, Image::encoded(expected));
             }
             assert_eq!(directory.next().await.unwrap().is_some(), repeat);
         }
@@ -124,7 +123,7 @@ mod tests {
     #[test]
     fn a_folder_without_images_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
-        let result = Directory::open(folder.path(), &options(folder.path(), false));
+        let result = DirectoryFrames::open(folder.path(), &options(folder.path(), false));
         assert!(matches!(result, Err(VideoError::NoImages(_))));
     }
 }

@@ -1,4 +1,4 @@
-//! Video through the `ffmpeg` program: any format, file or camera in, scaled I420 frames out.
+//! Runs the `ffmpeg` program, which decodes any video and delivers scaled I420 frames.
 
 use std::{
     collections::VecDeque,
@@ -15,11 +15,11 @@ use tokio::{
 
 use super::{
     VideoError, VideoOptions, VideoSource,
-    y4m::{self, Header, Y4mError},
+    y4m::{self, Y4mError, Y4mHeader},
 };
 use crate::proto::{Image, PixelFormat, RawFrame, image::Source};
 
-/// How to get the program.
+/// Advice on how to install the program.
 pub const INSTALL: &str = if cfg!(target_os = "macos") {
     "get it with `brew install ffmpeg`"
 } else if cfg!(windows) {
@@ -28,6 +28,7 @@ pub const INSTALL: &str = if cfg!(target_os = "macos") {
     "get it with `apt install ffmpeg`, `dnf install ffmpeg` or your system's package manager"
 };
 
+/// How many of the last lines of its error output an error shows.
 const STDERR_LINES: usize = 12;
 
 /// A running `ffmpeg`; dropping it ends the process.
@@ -35,57 +36,52 @@ pub struct Ffmpeg {
     child: Child,
     stdout: BufReader<ChildStdout>,
     stderr: Option<JoinHandle<String>>,
-    header: Header,
+    header: Y4mHeader,
     source_name: String,
 }
 
 impl Ffmpeg {
-    /// Starts the program and waits until it knows how large the frames are.
+    /// Starts the program and waits until it has written the size of the frames.
     pub async fn start(options: &VideoOptions) -> Result<Self, VideoError> {
-        match &options.source {
-            VideoSource::File(path) if !path.exists() => {
-                return Err(VideoError::NotFound(path.clone()));
-            }
-            #[cfg(target_os = "linux")]
-            VideoSource::Camera(path) if !std::path::Path::new(path).exists() => {
-                return Err(VideoError::NotFound(path.into()));
-            }
-            VideoSource::Stdin if io::stdin().is_terminal() => return Err(VideoError::Keyboard),
-            _ => {}
-        }
+        check_source(&options.source)?;
         let passthrough = passthrough_flag(&version(options).await?);
+
+        let stdin = if options.source == VideoSource::Stdin {
+            Stdio::inherit()
+        } else {
+            Stdio::null()
+        };
         let mut command = Command::new(&options.ffmpeg);
         command
             .args(arguments(options, passthrough))
-            .stdin(if options.source == VideoSource::Stdin {
-                Stdio::inherit()
-            } else {
-                Stdio::null()
-            })
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        // Ctrl-C is for this program, which then ends ffmpeg; both at once would look like a
-        // failure of ffmpeg.
+        // Ctrl-C must reach only this program, which then ends ffmpeg. If it reached ffmpeg too,
+        // that would look like a failure of ffmpeg.
         #[cfg(unix)]
         command.process_group(0);
+
         let mut child = command
             .spawn()
             .map_err(|error| start_error(options, error))?;
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(VideoError::FfmpegIo(io::ErrorKind::BrokenPipe.into()));
         };
+
         let mut ffmpeg = Self {
             child,
             stdout: BufReader::new(stdout),
             stderr: Some(tokio::spawn(last_lines(stderr))),
-            header: Header {
+            header: Y4mHeader {
                 width: 0,
                 height: 0,
                 fps: None,
             },
             source_name: options.source.to_string(),
         };
+
         match y4m::read_header(&mut ffmpeg.stdout).await {
             Ok(Some(header)) => ffmpeg.header = header,
             Ok(None) => return Err(ffmpeg.failure("it holds no video".into()).await),
@@ -94,12 +90,12 @@ impl Ffmpeg {
         Ok(ffmpeg)
     }
 
-    /// Frames a second, if known.
+    /// The frame rate in frames per second, if known.
     pub fn fps(&self) -> Option<f64> {
         self.header.fps
     }
 
-    /// The next frame; `None` at the end.
+    /// Reads the next frame; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Image>, VideoError> {
         let data = match y4m::read_frame(&mut self.stdout, &self.header).await {
             Ok(Some(data)) => data,
@@ -113,6 +109,7 @@ impl Ffmpeg {
             }
             Err(error) => return Err(error.into()),
         };
+
         let frame = RawFrame {
             format: PixelFormat::I420.into(),
             width: self.header.width,
@@ -125,7 +122,7 @@ impl Ffmpeg {
         }))
     }
 
-    /// An error of what the program printed, or of `otherwise` if it printed nothing.
+    /// An error with the messages that the program printed, or with `otherwise` if there are none.
     async fn failure(&mut self, otherwise: String) -> VideoError {
         let printed = match self.stderr.take() {
             Some(stderr) => stderr.await.unwrap_or_default(),
@@ -143,6 +140,19 @@ impl Ffmpeg {
     }
 }
 
+/// Refuses a source that can't work, with a clearer error than ffmpeg's.
+fn check_source(source: &VideoSource) -> Result<(), VideoError> {
+    match source {
+        VideoSource::File(path) if !path.exists() => Err(VideoError::NotFound(path.clone())),
+        #[cfg(target_os = "linux")]
+        VideoSource::Camera(path) if !std::path::Path::new(path).exists() => {
+            Err(VideoError::NotFound(path.into()))
+        }
+        VideoSource::Stdin if io::stdin().is_terminal() => Err(VideoError::Keyboard),
+        _ => Ok(()),
+    }
+}
+
 fn start_error(options: &VideoOptions, error: io::Error) -> VideoError {
     match error.kind() {
         io::ErrorKind::NotFound => VideoError::FfmpegMissing {
@@ -152,6 +162,7 @@ fn start_error(options: &VideoOptions, error: io::Error) -> VideoError {
     }
 }
 
+/// What the program prints about its version.
 async fn version(options: &VideoOptions) -> Result<String, VideoError> {
     let output = Command::new(&options.ffmpeg)
         .arg("-version")
@@ -163,8 +174,8 @@ async fn version(options: &VideoOptions) -> Result<String, VideoError> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The flag that keeps frames from being doubled or dropped to reach a constant rate: renamed in
-/// version 5.1.
+/// The flag that keeps ffmpeg from duplicating or dropping frames to reach a constant rate. It was
+/// renamed in version 5.1.
 fn passthrough_flag(version: &str) -> &'static str {
     let number = version
         .strip_prefix("ffmpeg version ")
@@ -179,13 +190,13 @@ fn passthrough_flag(version: &str) -> &'static str {
     }
 }
 
-/// The whole command line but the program's name.
+/// The command line, without the program's name.
 fn arguments(options: &VideoOptions, passthrough: &str) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = Vec::new();
     let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
     push(&["-hide_banner", "-loglevel", "error", "-nostdin"]);
-    // No `-fflags nobuffer` for live sources: with it ffmpeg throws away what it read to recognise
-    // the format.
+    // Live sources don't get `-fflags nobuffer`: with it ffmpeg discards the frames that it read to
+    // recognise the format.
     if !options.source.is_live() {
         if options.real_time {
             push(&["-re"]);
@@ -194,9 +205,10 @@ fn arguments(options: &VideoOptions, passthrough: &str) -> Vec<OsString> {
             push(&["-stream_loop", "-1"]);
         }
     }
+
     let input: OsString = match &options.source {
         VideoSource::File(path) | VideoSource::Directory(path) => {
-            // The prefix keeps a colon in a name from being taken for a protocol.
+            // Without the prefix, the part of a name before a colon would be taken for a protocol.
             let mut input = OsString::from("file:");
             input.push(path);
             input
@@ -222,6 +234,7 @@ fn arguments(options: &VideoOptions, passthrough: &str) -> Vec<OsString> {
         VideoSource::Stdin => "pipe:0".into(),
     };
     arguments.extend(["-i".into(), input]);
+
     let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
     push(&[
         "-map",
@@ -231,13 +244,13 @@ fn arguments(options: &VideoOptions, passthrough: &str) -> Vec<OsString> {
         passthrough,
         "passthrough",
     ]);
-    // Without flushing, the end of each frame would wait in a buffer for the next one.
+    // Without flushing, the end of each frame would stay in a buffer until the next one.
     push(&["-flush_packets", "1", "-f", "yuv4mpegpipe", "pipe:1"]);
     arguments
 }
 
-/// Scales down to the size that the model wants, with square pixels, even sides and the colours of
-/// the contract.
+/// The filter that scales down to the requested size, with square pixels, even sides and the
+/// colour space of the gRPC contract: BT.601 in limited range.
 fn filter(options: &VideoOptions) -> String {
     let rate = options
         .fps
@@ -251,7 +264,7 @@ fn filter(options: &VideoOptions) -> String {
     )
 }
 
-/// Reads to the end and keeps the last lines, so that the program never blocks on a full pipe.
+/// Reads to the end, so that the program never blocks on a full pipe, and returns the last lines.
 async fn last_lines(stderr: impl AsyncRead + Unpin) -> String {
     let mut reader = BufReader::new(stderr);
     let mut lines = VecDeque::new();
@@ -316,12 +329,8 @@ mod tests {
         }
         for (shorter_side, width, height) in [(256, 454, 256), (255, 454, 256), (2000, 1280, 720)] {
             let options = VideoOptions {
-                source: VideoSource::File(video.clone()),
-                fps: None,
-                real_time: false,
-                repeat: false,
                 shorter_side,
-                ffmpeg: "ffmpeg".into(),
+                ..VideoOptions::new(VideoSource::File(video.clone()))
             };
             let mut ffmpeg = Ffmpeg::start(&options).await.unwrap();
             let mut frames = 0;

@@ -1,25 +1,35 @@
-//! What a user may call a video.
+//! The source of a video, parsed from what a user writes.
 
 use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
 
 /// Where a video comes from.
+///
+/// It parses from `-` (standard input), `camera:NAME`, a URL, or the path of a file or folder:
+///
+/// ```
+/// use resnet18_server::client::video::VideoSource;
+///
+/// let source: VideoSource = "rtsp://camera.lan/live".parse()?;
+/// assert!(source.is_live());
+/// # Ok::<(), std::convert::Infallible>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VideoSource {
     /// A video file.
     File(PathBuf),
     /// A folder of images.
     Directory(PathBuf),
-    /// A camera, by what the platform calls it: `/dev/video0` on Linux, an index on macOS, a name
-    /// on Windows.
+    /// A camera, by the platform's name for it: `/dev/video0` on Linux, an index on macOS, a name on
+    /// Windows.
     Camera(String),
-    /// A network stream.
+    /// A network stream that `ffmpeg` can open, such as `rtsp://` or `https://`.
     Url(String),
-    /// Standard input.
+    /// Standard input, in any format that `ffmpeg` recognises.
     Stdin,
 }
 
 impl VideoSource {
-    /// Whether frames come when they come, so that what isn't read in time is lost or stale.
+    /// Whether the source sets the pace, so that frames that are not read in time are lost or stale.
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Camera(_) | Self::Url(_) | Self::Stdin)
     }

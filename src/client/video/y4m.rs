@@ -1,43 +1,52 @@
-//! YUV4MPEG2, a container for uncompressed video that says how large its frames are.
+//! A reader for YUV4MPEG2, the container for uncompressed video that `ffmpeg` writes.
+//!
+//! A stream is one header line with the size of the frames, then each frame as a line that starts
+//! with `FRAME` and the planes. The format is described at <https://wiki.multimedia.cx/index.php/YUV4MPEG2>.
 
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 use tokio::io::{self, AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 
+/// The longest header line, in bytes.
 const LONGEST_LINE: u64 = 1024;
+/// The largest width and height, in pixels.
 const LARGEST_SIDE: u32 = 1 << 15;
 
-/// The frames of a video: packed I420, 8 bits a sample.
+/// A stream's header. Its frames are packed I420, 8 bits a sample.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Header {
-    /// In pixels.
+pub struct Y4mHeader {
     pub width: u32,
-    /// In pixels.
     pub height: u32,
-    /// Frames a second, if the header knows.
+    /// Frames per second, if the header has them.
     pub fps: Option<f64>,
 }
 
-/// Why a stream isn't what was expected.
+/// Why a stream isn't valid YUV4MPEG2, or isn't the expected kind of it.
 #[derive(Debug, Error)]
-#[allow(missing_docs)]
 pub enum Y4mError {
+    /// The stream doesn't begin with the format's name.
     #[error("not a YUV4MPEG2 stream")]
     NoMagic,
+    /// The header has no width or height, or one that is out of range.
     #[error("the header has no valid frame size")]
     NoSize,
+    /// The frames have another pixel format than I420.
     #[error("the pixel format `{0}` isn't 8-bit 4:2:0")]
     PixelFormat(String),
+    /// Something other than a frame follows the header or a frame.
     #[error("a frame doesn't begin with FRAME")]
     NoFrame,
+    /// The stream ends within a frame.
     #[error("the stream ends within a frame")]
     Truncated,
+    /// The stream can't be read.
     #[error("cannot read: {0}")]
     Io(#[from] io::Error),
 }
 
-impl Header {
-    /// Bytes of a frame: the luma plane and two chroma planes of half the size, rounded up.
+impl Y4mHeader {
+    /// The size of a frame in bytes: the luma plane and two chroma planes of half its width and
+    /// height, rounded up.
     pub fn frame_bytes(&self) -> usize {
         let (width, height) = (self.width as usize, self.height as usize);
         width * height + 2 * width.div_ceil(2) * height.div_ceil(2)
@@ -55,7 +64,7 @@ impl Header {
                 "W" => width = value.parse().ok(),
                 "H" => height = value.parse().ok(),
                 "F" => fps = ratio(value),
-                // The suffixes of 8-bit formats say where the chroma samples lie.
+                // The suffixes of the 8-bit formats tell where the chroma samples are located.
                 "C" if !matches!(value, "420" | "420jpeg" | "420mpeg2" | "420paldv") => {
                     return Err(Y4mError::PixelFormat(value.into()));
                 }
@@ -80,23 +89,24 @@ fn ratio(text: &str) -> Option<f64> {
 /// Reads the header; `None` if the stream is empty.
 pub async fn read_header(
     reader: &mut (impl AsyncBufRead + Unpin),
-) -> Result<Option<Header>, Y4mError> {
+) -> Result<Option<Y4mHeader>, Y4mError> {
     match read_line(reader).await? {
         None => Ok(None),
-        Some(line) => Header::parse(&line).map(Some),
+        Some(line) => Y4mHeader::parse(&line).map(Some),
     }
 }
 
 /// Reads a frame; `None` at the end of the stream.
 pub async fn read_frame(
     reader: &mut (impl AsyncBufRead + Unpin),
-    header: &Header,
+    header: &Y4mHeader,
 ) -> Result<Option<Bytes>, Y4mError> {
     match read_line(reader).await? {
         None => return Ok(None),
         Some(line) if line.split_ascii_whitespace().next() == Some("FRAME") => {}
         Some(_) => return Err(Y4mError::NoFrame),
     }
+
     let length = header.frame_bytes();
     let mut data = BytesMut::with_capacity(length);
     let mut rest = reader.take(length as u64);
@@ -108,7 +118,7 @@ pub async fn read_frame(
     Ok(Some(data.freeze()))
 }
 
-/// Reads a line of limited length, without its end; `None` at the end of the stream.
+/// Reads a line of limited length, without its line feed; `None` at the end of the stream.
 async fn read_line(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Option<String>, Y4mError> {
     let mut line = Vec::new();
     match reader
@@ -130,12 +140,12 @@ async fn read_line(reader: &mut (impl AsyncBufRead + Unpin)) -> Result<Option<St
 mod tests {
     use super::*;
 
-    async fn header(mut text: &[u8]) -> Result<Option<Header>, Y4mError> {
+    async fn header(mut text: &[u8]) -> Result<Option<Y4mHeader>, Y4mError> {
         read_header(&mut text).await
     }
 
     #[tokio::test]
-    async fn headers_say_the_size() {
+    async fn headers_have_the_size() {
         let text = b"YUV4MPEG2 W456 H256 F30000:1001 Ip A1:1 C420jpeg XYSCSS=420JPEG XCOLORRANGE=LIMITED\n";
         let parsed = header(text).await.unwrap().unwrap();
         assert_eq!((parsed.width, parsed.height), (456, 256));
@@ -173,7 +183,7 @@ mod tests {
 
     #[tokio::test]
     async fn frames_are_read_exactly() {
-        let header = Header {
+        let header = Y4mHeader {
             width: 2,
             height: 2,
             fps: None,

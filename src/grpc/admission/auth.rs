@@ -1,11 +1,12 @@
 //! Bearer tokens: a file of named tokens decides who may call.
 
-use std::{collections::HashSet, fs, path::PathBuf};
+use std::{collections::HashSet, path::PathBuf};
 
 use http::HeaderMap;
 use sha2::{Digest, Sha256};
 
 use crate::{
+    files,
     grpc::call::{caller::Caller, status::CallError},
     watch::Watched,
 };
@@ -62,9 +63,12 @@ impl Tokens {
     pub fn read(config: TokenConfig) -> Result<Self, String> {
         let TokenConfig { file, open } = config;
         let known = Watched::new("the tokens", vec![file.clone()], move || {
-            let text = fs::read_to_string(&file)
-                .map_err(|error| format!("{} can't be read: {error}", file.display()))?;
-            parse(&text).map_err(|error| format!("{}: {error}", file.display()))
+            let content = files::read_limited(&file, files::LARGEST_TEXT)
+                .map_err(|error| error.to_string())?;
+            str::from_utf8(&content)
+                .map_err(|_| "is not UTF-8 text".to_owned())
+                .and_then(parse)
+                .map_err(|error| format!("{}: {error}", file.display()))
         })?;
         Ok(Self { known, open })
     }
@@ -157,6 +161,8 @@ fn parse(text: &str) -> Result<Vec<Token>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const FILE: &str = "# callers\n\nshop  0123456789abcdef\ncamera\tfedcba9876543210\n";

@@ -1,6 +1,6 @@
 //! TLS and mutual TLS: certificates from files, which are read again when they change.
 
-use std::{fs, path::Path, path::PathBuf, sync::Arc};
+use std::{path::Path, path::PathBuf, sync::Arc};
 
 use tokio_rustls::rustls::{
     RootCertStore, ServerConfig,
@@ -9,7 +9,7 @@ use tokio_rustls::rustls::{
     server::WebPkiClientVerifier,
 };
 
-use crate::watch::Watched;
+use crate::{files, watch::Watched};
 
 /// The files of the certificates, as PEM.
 #[derive(Clone, Debug)]
@@ -92,5 +92,5 @@ fn certificates_in(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> 
 }
 
 fn bytes_of(path: &Path) -> Result<Vec<u8>, String> {
-    fs::read(path).map_err(|error| format!("{} can't be read: {error}", path.display()))
+    files::read_limited(path, files::LARGEST_TEXT).map_err(|error| error.to_string())
 }

@@ -1,5 +1,12 @@
-//! A new last layer for a model, learned from folders of photos: the frozen network's features
-//! once, then a softmax layer.
+//! Transfer learning: trains a new last layer for a model on folders of photos.
+//!
+//! The backbone, which is the network without its last layer, stays frozen and runs once on each
+//! photo. On its outputs, the features, a softmax regression (multinomial logistic regression) is
+//! trained by stochastic gradient descent with momentum; see [`softmax_layer`]. Training only the
+//! last layer needs no GPU and few photos, and features of networks trained on ImageNet are known to
+//! suit it: Donahue et al., "DeCAF: A Deep Convolutional Activation Feature for Generic Visual
+//! Recognition", ICML 2014; Kornblith, Shlens and Le, "Do Better ImageNet Models Transfer Better?",
+//! CVPR 2019. [`search`] chooses the hyperparameters by k-fold cross-validation.
 
 pub mod random;
 pub mod search;
@@ -13,58 +20,53 @@ use self::{
     softmax_layer::Example,
 };
 use crate::offline::{
-    Offline, OfflineError, Photo, Skipped, SortedOut, TooManyUnreadable,
+    OfflineError, OfflineModel, Photo, SkippedPhoto, TooManyUnreadable, UsableOutputs,
     dataset::{Dataset, DatasetError, Labelled, quoted},
-    sort_out,
+    separate_unusable,
 };
 
-/// Where `val` is missing, one photo in so many is kept for validation.
-const KEPT: usize = 5;
+/// Without a folder `val`, one photo in this many is kept for validation.
+const VALIDATION_SPLIT: usize = 5;
 
-/// Which photos to learn from and which ones to check with.
+/// Which photos to train with and which ones to validate with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct TrainingPlan {
     /// The classes' names.
     pub classes: Vec<String>,
-    /// What to learn from.
     pub train: Vec<Labelled>,
-    /// What to check with; never learned from.
+    /// None of these is in `train`.
     pub val: Vec<Labelled>,
 }
 
-/// What the backbone makes of the photos of a [`Plan`].
+/// The features of the photos of a [`TrainingPlan`].
 #[derive(Clone, Debug, Default)]
 pub struct Examples {
-    /// What to learn from.
     pub train: Vec<Example>,
-    /// What to check with.
     pub val: Vec<Example>,
     /// The photos of `val`, in its order.
     pub val_photos: Vec<Labelled>,
     /// Photos that can't be used.
-    pub skipped: Vec<Skipped>,
+    pub skipped: Vec<SkippedPhoto>,
 }
 
-/// Why there is nothing to learn from.
+/// Why there are no examples to train with.
 #[derive(Debug, Error)]
 pub enum TrainingError {
-    /// The backbone can't run.
     #[error(transparent)]
-    Offline(#[from] OfflineError),
-    /// Too many photos can't be used.
+    OfflineModel(#[from] OfflineError),
     #[error(transparent)]
     Unreadable(#[from] TooManyUnreadable),
-    /// None of the photos of a class can be used.
+    /// Classes without a usable photo for training or for validation.
     #[error("no photo of {} can be used; replace the files that can't be read", quoted(.0))]
     Lost(Vec<String>),
 }
 
-impl Plan {
-    /// Takes the photos as they are divided, or keeps every fifth of each class for validation, by
-    /// chance.
+impl TrainingPlan {
+    /// Uses the dataset's division, or, if it has none, keeps a random fifth of each class for
+    /// validation. `root` is the dataset's folder, for errors.
     ///
     /// # Errors
-    /// A class with one photo, of which none can be kept.
+    /// [`DatasetError::TooFew`] for a class with one photo, which can't be divided.
     pub fn new(dataset: Dataset, seed: u64, root: &std::path::Path) -> Result<Self, DatasetError> {
         let Dataset { train, val } = dataset;
         if let Some(val) = val {
@@ -74,6 +76,7 @@ impl Plan {
                 val: val.photos,
             });
         }
+
         let classes: Vec<usize> = train.photos.iter().map(|photo| photo.class).collect();
         let single = |class: &usize| classes.iter().filter(|of| *of == class).count() == 1;
         let too_few: Vec<String> = (0..train.classes.len())
@@ -86,7 +89,12 @@ impl Plan {
                 classes: too_few,
             });
         }
-        let parts = split::parts(&classes, KEPT, &mut Random::new(seed, Purpose::Split));
+
+        let parts = split::stratified(
+            &classes,
+            VALIDATION_SPLIT,
+            &mut Random::new(seed, Purpose::Split),
+        );
         let (val, rest): (Vec<_>, Vec<_>) = train
             .photos
             .into_iter()
@@ -101,19 +109,20 @@ impl Plan {
         })
     }
 
-    /// How many times the backbone has to run.
+    /// How many times the backbone has to run; `mirrored` as for [`examples`](Self::examples).
     pub fn images(&self, mirrored: bool) -> usize {
-        self.train.len() * if mirrored { 2 } else { 1 } + self.val.len()
+        let mirror_images = if mirrored { self.train.len() } else { 0 };
+        self.train.len() + mirror_images + self.val.len()
     }
 
-    /// Runs the backbone on every photo, and with `mirrored` on the mirror images of those that are
-    /// learned from. `progress` hears how many images are done.
+    /// Runs the backbone on every photo, and if `mirrored` is set also on the mirror images of the
+    /// photos in `train`. `progress` is called with the number of images done.
     ///
     /// # Errors
-    /// A backbone that fails; too many photos that can't be used, or all of a class.
+    /// A backbone that fails; more than 5 % of the photos that can't be used, or all of a class.
     pub async fn examples(
         &self,
-        backbone: &Offline,
+        backbone: &OfflineModel,
         mirrored: bool,
         progress: impl FnMut(usize),
     ) -> Result<Examples, TrainingError> {
@@ -131,10 +140,11 @@ impl Plan {
                 mirrored: true,
             }));
         }
+
         let mut outputs = backbone.run(&images, progress).await?;
-        // Whatever makes a photo unusable was already said of it as it is.
+        // A photo whose mirror image failed has failed itself too, which is reported.
         let mut mirrored = outputs.split_off(all.len()).into_iter().map(Result::ok);
-        let SortedOut { usable, skipped } = sort_out(&all, outputs)?;
+        let UsableOutputs { usable, skipped } = separate_unusable(&all, outputs)?;
 
         let mirrors: Vec<Option<Vec<f32>>> = (0..self.train.len())
             .map(|_| mirrored.next().flatten())
@@ -160,10 +170,11 @@ impl Plan {
                 examples.val_photos.push(all[index].clone());
             }
         }
+
         let has = |part: &[Example], class| part.iter().any(|example| example.class == class);
-        let whole = |class: &usize| has(&examples.train, *class) && has(&examples.val, *class);
+        let usable = |class: &usize| has(&examples.train, *class) && has(&examples.val, *class);
         let lost: Vec<String> = (0..self.classes.len())
-            .filter(|class| !whole(class))
+            .filter(|class| !usable(class))
             .map(|class| self.classes[class].clone())
             .collect();
         if lost.is_empty() {
@@ -199,7 +210,7 @@ mod tests {
     #[test]
     fn a_fifth_of_each_class_is_kept_for_validation() {
         let plan = |seed| {
-            Plan::new(
+            TrainingPlan::new(
                 Dataset {
                     train: folder(&[10, 20]),
                     val: None,
@@ -229,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_class_of_one_photo_cannot_be_split() {
-        let error = Plan::new(
+        let error = TrainingPlan::new(
             Dataset {
                 train: folder(&[3, 1]),
                 val: None,

@@ -1,8 +1,10 @@
-//! Finding the learning rate, the weight decay and the number of epochs that suit the photos, by
-//! cross-validation.
+//! Hyperparameter search: the learning rate, the weight decay and the number of epochs, by a grid
+//! search with stratified k-fold cross-validation.
 //!
-//! Only what is learned from is looked at: the accuracy on the photos kept for validation stays an
-//! honest one.
+//! Each fold in turn is left out and predicted by a layer trained on the others; the setting with
+//! the lowest mean loss wins. See Kohavi, "A Study of Cross-Validation and Bootstrap for Accuracy
+//! Estimation and Model Selection", IJCAI 1995. Only photos to train with are used, so the accuracy
+//! on the photos kept for validation stays unbiased.
 
 use std::{
     num::NonZeroUsize,
@@ -11,60 +13,70 @@ use std::{
 
 use super::{
     random::{Purpose, Random},
-    softmax_layer::{Example, Score, Settings, SoftmaxLayer, score},
+    softmax_layer::{Example, Score, SoftmaxLayer, TrainingSettings, score},
     split,
 };
 
-/// Learning rates and weight decays that are tried, for features whose squares sum to 1; larger
-/// features need smaller steps and as much more decay.
+/// The learning rates to try, for features whose squares sum to 1. For larger features they are
+/// divided by that sum.
 const LEARNING_RATES: [f32; 3] = [0.3, 1.0, 3.0];
+
+/// The weight decays to try, for features whose squares sum to 1. For larger features they are
+/// multiplied by that sum.
 const WEIGHT_DECAYS: [f32; 3] = [0.0, 5e-5, 5e-4];
 
-/// Each part in turn is left out and predicted from the others; of many photos, a few parts tell
-/// enough.
-const PARTS: usize = 4;
+/// The number of folds.
+const FOLDS: usize = 4;
+
+/// Predicting this many photos is enough: with more photos, fewer folds are left out in turn.
 const PHOTOS_TO_PREDICT: usize = 10_000;
 
-/// The most epochs, and how many photos may be seen in all of them: many photos need fewer epochs.
+/// The fewest and the most epochs to train.
 const EPOCHS: std::ops::RangeInclusive<usize> = 8..=30;
+
+/// How many photos all epochs together should see: with more photos, fewer epochs are needed.
 const PHOTOS_TO_SEE: usize = 30_000;
 
-/// What a search has found.
+/// The result of a search.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Found {
-    /// What to train with.
-    pub settings: Settings,
-    /// How they did on photos left out.
+pub struct SearchResult {
+    /// The best settings.
+    pub settings: TrainingSettings,
+    /// Their mean score on the folds that were left out.
     pub score: Score,
-    /// How many learning rates and weight decays were compared.
+    /// How many pairs of a learning rate and a weight decay were compared.
     pub tried: usize,
 }
 
-/// Tries settings on `threads` threads; what is not searched for is as in `settings`. `progress`
-/// hears from these threads how much of the work is done, 0 to 1. `None` = no class has two photos,
-/// so nothing can be left out.
+/// Searches on `threads` threads; the settings that are not searched for are those of `settings`.
+/// `progress` is called on these threads with the share of the work done, 0 to 1. Returns `None` if
+/// no class has two photos, so that none can be left out.
 pub fn search(
     train: &[&Example],
     classes: usize,
-    settings: Settings,
+    settings: TrainingSettings,
     threads: NonZeroUsize,
     progress: impl Fn(f32) + Sync,
-) -> Option<Found> {
-    let of: Vec<usize> = train.iter().map(|example| example.class).collect();
+) -> Option<SearchResult> {
+    let photo_classes: Vec<usize> = train.iter().map(|example| example.class).collect();
     let largest = (0..classes)
-        .map(|class| of.iter().filter(|of| **of == class).count())
+        .map(|class| photo_classes.iter().filter(|of| **of == class).count())
         .max()
         .unwrap_or(0);
     if largest < 2 {
         return None;
     }
-    let count = largest.min(PARTS);
-    let assigned = split::parts(&of, count, &mut Random::new(settings.seed, Purpose::Folds));
-    let used = (PHOTOS_TO_PREDICT / train.len()).clamp(1, count);
+
+    let folds = largest.min(FOLDS);
+    let mut random = Random::new(settings.seed, Purpose::Folds);
+    let assigned = split::stratified(&photo_classes, folds, &mut random);
+    let used = (PHOTOS_TO_PREDICT / train.len()).clamp(1, folds);
     let trials = candidates(train, settings);
 
+    // A task is one trial with one fold left out.
     let tasks = trials.len() * used;
-    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let next = AtomicUsize::new(0);
+    let done = AtomicUsize::new(0);
     let work = || {
         let mut results = Vec::new();
         loop {
@@ -72,21 +84,20 @@ pub fn search(
             if task >= tasks {
                 return results;
             }
-            let (trial, part) = (task / used, task % used);
+            let (trial, fold) = (task / used, task % used);
             let side = |left_out: bool| -> Vec<&Example> {
                 let photos = train
                     .iter()
                     .zip(&assigned)
-                    .filter(|(_, assigned)| (**assigned == part) == left_out);
+                    .filter(|(_, assigned)| (**assigned == fold) == left_out);
                 photos.map(|(example, _)| *example).collect()
             };
-            results.push((
-                task,
-                curve(&side(false), &side(true), classes, trials[trial]),
-            ));
+            let scores = learning_curve(&side(false), &side(true), classes, trials[trial]);
+            results.push((task, scores));
             progress((done.fetch_add(1, Ordering::Relaxed) + 1) as f32 / tasks as f32);
         }
     };
+
     let mut curves: Vec<Vec<Score>> = vec![Vec::new(); tasks];
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads.get().min(tasks))
@@ -94,29 +105,29 @@ pub fn search(
             .collect();
         for worker in workers {
             let results = worker.join().expect("arithmetic does not panic");
-            results
-                .into_iter()
-                .for_each(|(task, curve)| curves[task] = curve);
+            for (task, curve) in results {
+                curves[task] = curve;
+            }
         }
     });
 
-    let mut best: Option<Found> = None;
-    for (settings, parts) in trials.iter().zip(curves.chunks(used)) {
+    let mut best: Option<SearchResult> = None;
+    for (settings, folds) in trials.iter().zip(curves.chunks(used)) {
         for epoch in 0..settings.epochs {
             let mean = |of: fn(&Score) -> f32| {
-                parts.iter().map(|part| of(&part[epoch])).sum::<f32>() / used as f32
+                folds.iter().map(|fold| of(&fold[epoch])).sum::<f32>() / used as f32
             };
             let score = Score {
                 accuracy: mean(|score| score.accuracy),
                 loss: mean(|score| score.loss),
             };
-            // The loss tells settings apart that are right equally often.
+            // The loss distinguishes settings with equal accuracy.
             if score.loss.is_finite() && best.is_none_or(|best| score.loss < best.score.loss) {
-                let settings = Settings {
+                let settings = TrainingSettings {
                     epochs: epoch + 1,
                     ..*settings
                 };
-                best = Some(Found {
+                best = Some(SearchResult {
                     settings,
                     score,
                     tried: trials.len(),
@@ -127,15 +138,17 @@ pub fn search(
     best
 }
 
-fn candidates(train: &[&Example], settings: Settings) -> Vec<Settings> {
-    let squares = |example: &&Example| {
+/// The settings to compare: all pairs of a learning rate and a weight decay, scaled to the features.
+fn candidates(train: &[&Example], settings: TrainingSettings) -> Vec<TrainingSettings> {
+    let squared_length = |example: &&Example| {
         example
             .features
             .iter()
             .map(|x| f64::from(x * x))
             .sum::<f64>()
     };
-    let size = (train.iter().map(squares).sum::<f64>() / train.len() as f64).max(1e-12) as f32;
+    let size =
+        (train.iter().map(squared_length).sum::<f64>() / train.len() as f64).max(1e-12) as f32;
     let epochs = (PHOTOS_TO_SEE / train.len()).clamp(*EPOCHS.start(), *EPOCHS.end());
     let pairs = LEARNING_RATES.iter().flat_map(|rate| {
         WEIGHT_DECAYS
@@ -143,7 +156,7 @@ fn candidates(train: &[&Example], settings: Settings) -> Vec<Settings> {
             .map(move |decay| (rate / size, decay * size))
     });
     pairs
-        .map(|(rate, decay)| Settings {
+        .map(|(rate, decay)| TrainingSettings {
             learning_rate: two_digits(rate),
             weight_decay: two_digits(decay),
             epochs,
@@ -152,18 +165,18 @@ fn candidates(train: &[&Example], settings: Settings) -> Vec<Settings> {
         .collect()
 }
 
-/// The number with two significant digits: what is shown can be given again as a flag, and does the
-/// same.
+/// Rounds to two significant digits, so that the printed settings, given as flags, repeat the run
+/// exactly.
 fn two_digits(number: f32) -> f32 {
     format!("{number:.1e}").parse().unwrap_or(number)
 }
 
-/// How a layer that learns from `train` does on what was left out, after each epoch.
-fn curve(
+/// Trains a layer on `train` and returns its score on the photos left out, after each epoch.
+fn learning_curve(
     train: &[&Example],
     left_out: &[&Example],
     classes: usize,
-    settings: Settings,
+    settings: TrainingSettings,
 ) -> Vec<Score> {
     let mut layer = SoftmaxLayer::new(train, classes, settings);
     (0..settings.epochs)
@@ -194,13 +207,13 @@ mod tests {
         (0..60).map(example).collect()
     }
 
-    fn found(scale: f32, threads: usize) -> Found {
+    fn found(scale: f32, threads: usize) -> SearchResult {
         let examples = examples(scale);
         let train: Vec<&Example> = examples.iter().collect();
         search(
             &train,
             2,
-            Settings::ARTICLE,
+            TrainingSettings::DEFAULT,
             NonZeroUsize::new(threads).unwrap(),
             |_| {},
         )
@@ -213,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_tells_the_classes_apart_is_found() {
+    fn settings_that_separate_the_classes_are_found() {
         let found = found(1.0, 2);
         assert!(found.score.accuracy > 0.7, "{found:?}");
         assert_eq!(found.tried, LEARNING_RATES.len() * WEIGHT_DECAYS.len());
@@ -223,7 +236,10 @@ mod tests {
     fn larger_features_get_smaller_steps_and_more_decay() {
         let [small, large] = [1.0, 10.0].map(|scale| {
             let examples = examples(scale);
-            candidates(&examples.iter().collect::<Vec<_>>(), Settings::ARTICLE)
+            candidates(
+                &examples.iter().collect::<Vec<_>>(),
+                TrainingSettings::DEFAULT,
+            )
         });
         for (small, large) in small.iter().zip(&large) {
             assert!((small.learning_rate / large.learning_rate - 100.0).abs() < 10.0);
@@ -238,7 +254,13 @@ mod tests {
         let examples = examples(1.0);
         let train: Vec<&Example> = examples.iter().take(2).collect();
         assert_eq!(
-            search(&train, 2, Settings::ARTICLE, NonZeroUsize::MIN, |_| {}),
+            search(
+                &train,
+                2,
+                TrainingSettings::DEFAULT,
+                NonZeroUsize::MIN,
+                |_| {}
+            ),
             None
         );
     }

@@ -1,46 +1,54 @@
-//! A linear layer with softmax, trained by stochastic gradient descent with momentum.
+//! Softmax regression: a linear layer with softmax, trained by mini-batch stochastic gradient
+//! descent (SGD) with momentum.
 //!
-//! As `torch.nn.Linear`, `CrossEntropyLoss` and `torch.optim.SGD` define it. Sums are taken in an
-//! order that does not depend on anything but the data, so the same run gives the same weights.
+//! The definitions are those of PyTorch's `torch.nn.Linear`, `torch.nn.CrossEntropyLoss` and
+//! `torch.optim.SGD`, whose form of momentum, `v = momentum·v + gradient` and
+//! `weight -= learning_rate·v`, goes back to Polyak, "Some methods of speeding up the convergence of
+//! iteration methods" (1964), and is discussed in Sutskever et al., "On the importance of
+//! initialization and momentum in deep learning", ICML 2013. Weight decay adds
+//! `weight_decay·weight` to the gradient (L2 regularisation).
+//!
+//! The order of summation depends on nothing but the data, so equal runs give equal weights.
 
 use super::random::{Purpose, Random};
 use crate::{answer, model::LinearLayer};
 
-/// A photo as the layer sees it, and what it shows.
+/// The features of a photo, and its class.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
-    /// Its class's index.
+    /// The index of its class.
     pub class: usize,
-    /// What the backbone makes of it.
+    /// The backbone's output for the photo, `[features]`.
     pub features: Vec<f32>,
-    /// What it makes of its mirror image, where that is learned from too: one of the two is seen,
-    /// at random.
+    /// The backbone's output for the mirror image, if that is used too: each epoch then uses one of
+    /// the two, chosen at random.
     pub mirrored: Option<Vec<f32>>,
 }
 
-/// How to train.
+/// The hyperparameters of a training.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
-    /// How far a step follows the gradient.
+pub struct TrainingSettings {
+    /// The factor by which a step follows the velocity.
     pub learning_rate: f32,
-    /// How much of the last step is in the next, 0 to 1.
+    /// The share of the velocity that a step keeps from the step before, 0 to 1.
     pub momentum: f32,
-    /// How much of each weight is added to its gradient.
+    /// The share of each weight that is added to its gradient.
     pub weight_decay: f32,
-    /// Photos in a step.
+    /// The number of photos in a step.
     pub batch: usize,
-    /// How often every photo is seen.
+    /// How often every photo is used.
     pub epochs: usize,
-    /// Whether photos of rare classes count more, so that all classes count alike.
+    /// Whether each photo is weighted by the inverse of its class's frequency, so that all classes
+    /// have the same weight in the loss.
     pub balance: bool,
-    /// Where the random numbers begin.
+    /// The seed of the random numbers.
     pub seed: u64,
 }
 
-impl Settings {
-    /// Those of the article that the server's users come from: learning rate 0.001, momentum 0.9,
-    /// 10 epochs of batches of 32.
-    pub const ARTICLE: Self = Self {
+impl TrainingSettings {
+    /// The settings that tutorials on transfer learning commonly use: learning rate 0.001,
+    /// momentum 0.9, 10 epochs of batches of 32.
+    pub const DEFAULT: Self = Self {
         learning_rate: 0.001,
         momentum: 0.9,
         weight_decay: 0.0,
@@ -54,24 +62,30 @@ impl Settings {
 /// A layer that is being trained.
 #[derive(Clone, Debug)]
 pub struct SoftmaxLayer {
-    settings: Settings,
-    /// Features of a photo.
+    settings: TrainingSettings,
+    /// The number of features of a photo.
     width: usize,
     layer: LinearLayer,
     velocity: LinearLayer,
-    /// How much a photo counts, by class.
+    /// The weight of a photo in the loss, by class.
     class_weights: Vec<f32>,
     random: Random,
+    /// The order in which the last epoch used the photos.
     order: Vec<usize>,
 }
 
 impl SoftmaxLayer {
-    /// A layer with random weights for so many classes and what the examples, of which there is at
-    /// least one, look like.
-    pub fn new(train: &[&Example], classes: usize, settings: Settings) -> Self {
+    /// A layer with random weights for this many classes. The number of features is that of the
+    /// examples, of which there must be at least one.
+    ///
+    /// The weights are uniform in ±1/√features, as those of `torch.nn.Linear`.
+    pub fn new(train: &[&Example], classes: usize, settings: TrainingSettings) -> Self {
         let width = train[0].features.len();
         let mut counts = vec![0_usize; classes];
-        train.iter().for_each(|example| counts[example.class] += 1);
+        for example in train {
+            counts[example.class] += 1;
+        }
+
         let mut random = Random::new(settings.seed, Purpose::Weights);
         let bound = 1.0 / (width as f32).sqrt();
         let mut weights =
@@ -80,6 +94,7 @@ impl SoftmaxLayer {
             weight: weights(classes * width),
             bias: weights(classes),
         };
+
         let mean = train.len() as f32 / classes as f32;
         let weight = |count: usize| {
             if settings.balance && count > 0 {
@@ -88,6 +103,7 @@ impl SoftmaxLayer {
                 1.0
             }
         };
+
         Self {
             settings,
             width,
@@ -102,12 +118,14 @@ impl SoftmaxLayer {
         }
     }
 
-    /// Learns from every example once, in a random order; they must be those it was made for.
-    /// Returns the mean loss.
+    /// Trains on every example once, in a random order, and returns the mean loss. The examples must
+    /// be those that the layer was created for.
     pub fn epoch(&mut self, train: &[&Example]) -> f32 {
         let mut order = std::mem::take(&mut self.order);
         self.random.shuffle(&mut order);
-        let (mut loss, mut weight) = (0.0, 0.0);
+
+        let mut loss = 0.0;
+        let mut weight = 0.0;
         for batch in order.chunks(self.settings.batch) {
             let photos: Vec<(&[f32], usize)> = batch
                 .iter()
@@ -128,16 +146,18 @@ impl SoftmaxLayer {
         (loss / weight) as f32
     }
 
-    /// One step along the gradient of the batch's mean loss. Returns the sum of the losses and of
-    /// the photos' weights.
+    /// Takes one step along the gradient of the batch's weighted mean loss. The batch is the features
+    /// and the class of each photo. Returns the sums of the weighted losses and of the weights.
     fn step(&mut self, batch: &[(&[f32], usize)]) -> (f32, f32) {
-        let (classes, width) = (self.layer.bias.len(), self.width);
+        let classes = self.layer.bias.len();
+        let width = self.width;
         let total: f32 = batch
             .iter()
             .map(|&(_, class)| self.class_weights[class])
             .sum();
+
         let mut loss = 0.0;
-        // What each photo's scores should change by, `[photo, class]`.
+        // The gradient of the mean loss with respect to the logits, `[photo, class]`.
         let mut errors = Vec::with_capacity(batch.len() * classes);
         for &(features, class) in batch {
             let mut probabilities = answer::softmax(&logits(&self.layer, features));
@@ -150,7 +170,8 @@ impl SoftmaxLayer {
                     .map(|error| error * weight / total),
             );
         }
-        let Settings {
+
+        let TrainingSettings {
             learning_rate,
             momentum,
             weight_decay,
@@ -171,21 +192,24 @@ impl SoftmaxLayer {
                 *velocity = momentum * *velocity + gradient + weight_decay * *weight;
                 *weight -= learning_rate * *velocity;
             }
+
             let gradient: f32 = errors.iter().skip(class).step_by(classes).sum();
-            let (bias, velocity) = (&mut self.layer.bias[class], &mut self.velocity.bias[class]);
+            let bias = &mut self.layer.bias[class];
+            let velocity = &mut self.velocity.bias[class];
             *velocity = momentum * *velocity + gradient + weight_decay * *bias;
             *bias -= learning_rate * *velocity;
         }
         (loss, total)
     }
 
-    /// What has been learned so far.
+    /// The layer as trained so far.
     pub fn layer(&self) -> &LinearLayer {
         &self.layer
     }
 }
 
-/// A probability that has a logarithm; one that is no number stays so, and is noticed in the loss.
+/// Raises a probability to the smallest positive number, so that it has a finite logarithm. NaN stays
+/// NaN, which makes the loss NaN.
 fn positive(probability: f32) -> f32 {
     if probability < f32::MIN_POSITIVE {
         f32::MIN_POSITIVE
@@ -194,7 +218,7 @@ fn positive(probability: f32) -> f32 {
     }
 }
 
-/// The scores of a photo.
+/// The logits of a photo, `[classes]`.
 pub fn logits(layer: &LinearLayer, features: &[f32]) -> Vec<f32> {
     let rows = layer.weight.chunks_exact(features.len());
     rows.zip(&layer.bias)
@@ -202,18 +226,19 @@ pub fn logits(layer: &LinearLayer, features: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// How well a layer does.
+/// The accuracy and the loss of a layer on some examples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
-    /// The share of examples whose class has the highest score, 0 to 1.
+    /// The share of the examples whose class is the most probable one, 0 to 1.
     pub accuracy: f32,
-    /// The mean of `-ln(probability of the right class)`.
+    /// The mean cross-entropy: `-ln` of the true class's probability.
     pub loss: f32,
 }
 
-/// How well a layer does on these examples.
+/// Evaluates a layer on examples, without their mirror images.
 pub fn score(layer: &LinearLayer, examples: &[&Example]) -> Score {
-    let (mut right, mut loss) = (0, 0.0);
+    let mut right = 0;
+    let mut loss = 0.0;
     for example in examples {
         let probabilities = answer::softmax(&logits(layer, &example.features));
         let best = answer::top_k(&probabilities, 1, 0.0);
@@ -230,9 +255,10 @@ pub fn score(layer: &LinearLayer, examples: &[&Example]) -> Score {
     }
 }
 
+/// How many partial sums a dot product has.
 const LANES: usize = 16;
 
-/// Σ a·b, in several sums side by side, which the processor computes at once.
+/// The dot product, as several partial sums, which the compiler turns into SIMD instructions.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0_f32; LANES];
     let (a, a_rest) = a.as_chunks::<LANES>();
@@ -246,7 +272,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// `sum += factor · values`.
+/// Adds `factor · values` to `sum`.
 fn add_scaled(sum: &mut [f32], factor: f32, values: &[f32]) {
     for (sum, value) in sum.iter_mut().zip(values) {
         *sum += factor * value;
@@ -272,12 +298,12 @@ mod tests {
             example(&[3.0, -1.0], 1),
             example(&[0.0, 1.0], 1),
         ];
-        let settings = Settings {
+        let settings = TrainingSettings {
             learning_rate: 0.1,
             momentum: 0.5,
             weight_decay: 0.01,
             balance: false,
-            ..Settings::ARTICLE
+            ..TrainingSettings::DEFAULT
         };
         let mut layer = SoftmaxLayer::new(&train.each_ref(), 2, settings);
         layer.layer = LinearLayer {
@@ -318,9 +344,9 @@ mod tests {
     #[test]
     fn weights_that_grow_without_bounds_show_in_the_loss() {
         let train: Vec<Example> = (0..40).map(|i| example(&[i as f32, 1.0], i % 2)).collect();
-        let settings = Settings {
+        let settings = TrainingSettings {
             learning_rate: 1e38,
-            ..Settings::ARTICLE
+            ..TrainingSettings::DEFAULT
         };
         let mut layer = SoftmaxLayer::new(&train.iter().collect::<Vec<_>>(), 2, settings);
         let train: Vec<&Example> = train.iter().collect();
@@ -328,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_told_apart_is_learned() {
+    fn separable_classes_are_learned() {
         let train: Vec<Example> = (0..60)
             .map(|i| {
                 let mut features = vec![0.1 * (i % 7) as f32; 20];
@@ -340,9 +366,9 @@ mod tests {
         let mut layer = SoftmaxLayer::new(
             &train,
             3,
-            Settings {
+            TrainingSettings {
                 learning_rate: 0.1,
-                ..Settings::ARTICLE
+                ..TrainingSettings::DEFAULT
             },
         );
         let losses: Vec<f32> = (0..40).map(|_| layer.epoch(&train)).collect();
@@ -355,18 +381,18 @@ mod tests {
     }
 
     #[test]
-    fn classes_of_any_size_count_alike() {
-        // Nothing tells the classes apart but their frequency: balanced, both are equally likely.
+    fn balanced_classes_have_equal_weight() {
+        // The classes differ only in their frequency: balanced, both are equally likely.
         let train: Vec<Example> = (0..40)
             .map(|i| example(&[0.0], usize::from(i % 4 == 0)))
             .collect();
         let train: Vec<&Example> = train.iter().collect();
         let learn = |balance| {
-            let settings = Settings {
+            let settings = TrainingSettings {
                 learning_rate: 0.01,
                 batch: 40,
                 balance,
-                ..Settings::ARTICLE
+                ..TrainingSettings::DEFAULT
             };
             let mut layer = SoftmaxLayer::new(&train, 2, settings);
             (0..400).for_each(|_| assert!(layer.epoch(&train).is_finite()));
@@ -377,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn mirror_images_are_learned_from_too() {
+    fn mirror_images_are_trained_on_too() {
         let both = Example {
             class: 1,
             features: vec![1.0, 0.0],
@@ -388,10 +414,10 @@ mod tests {
         let mut layer = SoftmaxLayer::new(
             &train,
             2,
-            Settings {
+            TrainingSettings {
                 learning_rate: 0.1,
                 batch: 2,
-                ..Settings::ARTICLE
+                ..TrainingSettings::DEFAULT
             },
         );
         (0..100).for_each(|_| assert!(layer.epoch(&train).is_finite()));
@@ -413,9 +439,9 @@ mod tests {
             let mut layer = SoftmaxLayer::new(
                 &train,
                 4,
-                Settings {
+                TrainingSettings {
                     seed,
-                    ..Settings::ARTICLE
+                    ..TrainingSettings::DEFAULT
                 },
             );
             (0..3).for_each(|_| assert!(layer.epoch(&train).is_finite()));
@@ -426,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dot_product_takes_every_number() {
+    fn a_dot_product_uses_every_number() {
         let a: Vec<f32> = (0..37).map(|i| i as f32).collect();
         assert_eq!(dot(&a, &a), (0..37).map(|i| (i * i) as f32).sum::<f32>());
     }

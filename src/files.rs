@@ -1,0 +1,192 @@
+//! Reads whole files, each with a limit on its size.
+//!
+//! Every file that the program reads into memory comes through here, so a wrong path, such as
+//! `/dev/zero` or a backup of many gigabytes, is an error instead of exhausted memory.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use thiserror::Error;
+
+/// Limit for a photo, in bytes.
+#[cfg(feature = "server")]
+pub const LARGEST_PHOTO: u64 = 256 << 20;
+
+/// Limit for a small text file: labels, tokens, certificates and keys, in bytes.
+#[cfg(feature = "server")]
+pub const LARGEST_TEXT: u64 = 16 << 20;
+
+/// Limit for a model or a checkpoint, in bytes: more than twice a ResNet-200 with the state of its
+/// optimiser.
+#[cfg(feature = "server")]
+pub const LARGEST_MODEL: u64 = 4 << 30;
+
+/// A file that could not be read.
+#[derive(Debug, Error)]
+#[error("{}: {reason}", path.display())]
+pub struct ReadError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why it could not be read; its text does not name the file.
+    pub reason: ReadFailure,
+}
+
+/// Why a file could not be read.
+#[derive(Debug, Error)]
+pub enum ReadFailure {
+    #[error("is a directory; name a file in it")]
+    Directory,
+    #[error("larger than {}, the most that is read", size(*.limit))]
+    TooLarge {
+        /// In bytes.
+        limit: u64,
+    },
+    #[error("{}", describe(.0))]
+    Io(#[source] io::Error),
+}
+
+impl ReadFailure {
+    /// The kind of the operating system's error, or the one that it has for the same situation.
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Directory => io::ErrorKind::IsADirectory,
+            Self::TooLarge { .. } => io::ErrorKind::FileTooLarge,
+            Self::Io(error) => error.kind(),
+        }
+    }
+}
+
+impl From<ReadFailure> for io::Error {
+    fn from(failure: ReadFailure) -> Self {
+        match failure {
+            ReadFailure::Io(error) => error,
+            other => Self::new(other.kind(), other),
+        }
+    }
+}
+
+/// Reads a whole file of at most `limit` bytes.
+///
+/// # Errors
+/// A directory, a file that is larger, or one that the operating system can't read.
+pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
+    read(path, limit).map_err(|reason| ReadError {
+        path: path.to_owned(),
+        reason,
+    })
+}
+
+/// [`read_limited`] on a thread for blocking work, for callers in asynchronous code.
+///
+/// # Errors
+/// As those of [`read_limited`].
+pub async fn read_limited_async(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
+    let path = path.to_owned();
+    let reading = {
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || read_limited(&path, limit))
+    };
+    reading.await.unwrap_or_else(|error| {
+        Err(ReadError {
+            path,
+            reason: ReadFailure::Io(io::Error::other(error)),
+        })
+    })
+}
+
+/// Reads at most `limit` bytes to the end of `reader`, which is expected to hold `expected` bytes.
+///
+/// # Errors
+/// More than `limit` bytes, or what the reader reports.
+pub fn read_to_end(reader: impl Read, expected: u64, limit: u64) -> Result<Vec<u8>, ReadFailure> {
+    let mut content = Vec::new();
+    // Reserving it at once saves the vector from growing. The byte more is for the attempt to read
+    // beyond the end, which notices a file that is larger than its metadata say.
+    let capacity = usize::try_from(expected.min(limit)).unwrap_or(usize::MAX);
+    content
+        .try_reserve_exact(capacity.saturating_add(1))
+        .map_err(|error| ReadFailure::Io(io::Error::other(error)))?;
+
+    reader
+        .take(limit + 1)
+        .read_to_end(&mut content)
+        .map_err(ReadFailure::Io)?;
+    if content.len() as u64 > limit {
+        return Err(ReadFailure::TooLarge { limit });
+    }
+    Ok(content)
+}
+
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ReadFailure> {
+    let file = File::open(path).map_err(ReadFailure::Io)?;
+    // The size is only known for plain files; devices and pipes have 0.
+    let metadata = file.metadata().map_err(ReadFailure::Io)?;
+    if metadata.is_dir() {
+        return Err(ReadFailure::Directory);
+    }
+    if metadata.len() > limit {
+        return Err(ReadFailure::TooLarge { limit });
+    }
+    read_to_end(file, metadata.len(), limit)
+}
+
+fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "no such file".into(),
+        io::ErrorKind::PermissionDenied => "no permission to read the file".into(),
+        _ => format!("cannot be read: {error}"),
+    }
+}
+
+/// A number of bytes in the largest unit that divides it.
+fn size(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    for (shift, unit) in units {
+        if bytes > 0 && bytes.trailing_zeros() >= shift {
+            return format!("{} {unit}", bytes >> shift);
+        }
+    }
+    format!("{bytes} bytes")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn files_beyond_the_limit_are_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "four").unwrap();
+        assert_eq!(read_limited(file.path(), 4).unwrap(), b"four");
+
+        let error = read_limited(file.path(), 3).unwrap_err();
+        assert!(matches!(error.reason, ReadFailure::TooLarge { limit: 3 }));
+        let text = error.to_string();
+        assert!(text.contains("larger than 3 bytes"), "{text}");
+        assert!(text.starts_with(&*file.path().to_string_lossy()), "{text}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_device_without_an_end_is_refused() {
+        let error = read_limited(Path::new("/dev/zero"), 1 << 20).unwrap_err();
+        assert!(error.to_string().contains("larger than 1 MiB"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn missing_files_and_directories_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("none");
+        let error = read_limited_async(&missing, 1).await.unwrap_err();
+        assert_eq!(error.reason.kind(), io::ErrorKind::NotFound);
+        assert!(error.to_string().ends_with("none: no such file"), "{error}");
+
+        let error = read_limited(folder.path(), 1).unwrap_err();
+        assert!(matches!(error.reason, ReadFailure::Directory), "{error}");
+    }
+}
