@@ -1,6 +1,6 @@
 //! Tests of whole models: labels, settings, and logits against reference values.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use prost::Message;
 use serde_json::Value;
