@@ -306,6 +306,7 @@ mod tests {
             info,
             wide: None,
             narrow: vec![Box::new(Failing(0))],
+            plans: Vec::new(),
         })
     }
 

@@ -14,7 +14,7 @@ use crate::{
     cache::Origin,
     engine::{
         EngineConfig, EngineKind,
-        tensorrt::{self, Built, ComputeCapability},
+        tensorrt::{self, BuiltPlan, ComputeCapability},
     },
 };
 
@@ -93,7 +93,7 @@ fn progress_bar(target: ComputeCapability) -> ProgressBar {
     bar
 }
 
-fn print(built: &Built, json: bool) -> Result<(), CliError> {
+fn print(built: &BuiltPlan, json: bool) -> Result<(), CliError> {
     let miss = match &built.origin {
         Origin::Hit => None,
         Origin::Miss(miss) => Some(miss.to_string()),

@@ -1,4 +1,4 @@
-//! The engine that is always there: `rten`, pure Rust, fp32, compiled into the program.
+//! The engine that is always available: `rten`, pure Rust, in fp32, compiled into the program.
 
 use std::{num::NonZeroUsize, sync::Arc};
 
@@ -12,6 +12,10 @@ use crate::model::{Batch, BodyPrecision, IMAGES, LOGITS, Model, ServingGraph};
 
 const KIND: EngineKind = EngineKind::Embedded;
 
+/// Loads `model`, without running it.
+///
+/// # Errors
+/// If another precision than fp32 is requested, or `rten` does not support the model.
 pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
     if let Some(precision) = config.precision
         && precision != Precision::Fp32
@@ -22,6 +26,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             advice: "use --precision fp32 or auto".into(),
         });
     }
+
     let (batch, max_batch) = match model.graph.batch {
         // Larger batches make this engine slower.
         Batch::Any => (None, config.max_batch.map_or(1, NonZeroUsize::get)),
@@ -31,7 +36,8 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
         .graph
         .to_onnx(batch, BodyPrecision::Fp32)
         .map_err(|error| KIND.unsupported(error))?;
-    let network = Arc::new(Network::load(onnx, model)?);
+    let network = Arc::new(RtenNetwork::load(onnx, model)?);
+
     let threads = config.threads.get();
     let lane = |threads| -> Box<dyn Engine> {
         Box::new(Embedded {
@@ -39,6 +45,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             pool: Arc::new(ThreadPool::with_num_threads(threads)),
         })
     };
+
     Ok(Lanes {
         info: EngineInfo {
             kind: KIND,
@@ -51,29 +58,27 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
         },
         wide: (threads > 1).then(|| lane(threads)),
         narrow: (0..threads).map(|_| lane(1)).collect(),
+        plans: Vec::new(),
     })
 }
 
-struct Network {
+/// A network that all lanes share.
+struct RtenNetwork {
     model: rten::Model,
     input: NodeId,
     output: NodeId,
-    /// height, width, channels.
-    image: [usize; 3],
+    /// Height, width, channels.
+    image_shape: [usize; 3],
 }
 
-impl Network {
+impl RtenNetwork {
     fn load(onnx: Vec<u8>, model: &Model) -> Result<Self, EngineError> {
         let network = rten::Model::load(onnx).map_err(|error| KIND.unsupported(error))?;
         Ok(Self {
-            input: network
-                .node_id("images")
-                .map_err(|error| KIND.unsupported(error))?,
-            output: network
-                .node_id("logits")
-                .map_err(|error| KIND.unsupported(error))?,
+            input: node_id(&network, IMAGES)?,
+            output: node_id(&network, LOGITS)?,
             model: network,
-            image: [
+            image_shape: [
                 model.geometry.height as usize,
                 model.geometry.width as usize,
                 3,
@@ -82,24 +87,31 @@ impl Network {
     }
 }
 
+fn node_id(model: &rten::Model, name: &str) -> Result<NodeId, EngineError> {
+    model.node_id(name).map_err(|error| KIND.unsupported(error))
+}
+
+/// One lane: the network on its own threads.
 struct Embedded {
-    network: Arc<Network>,
+    network: Arc<RtenNetwork>,
     pool: Arc<ThreadPool>,
 }
 
 impl Engine for Embedded {
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
-        let Network {
-            model,
-            input,
-            output,
-            image: [height, width, channels],
-        } = &*self.network;
-        let images = ValueView::from_shape([n, *height, *width, *channels], images)
+        let network = &*self.network;
+        let [height, width, channels] = network.image_shape;
+        let images = ValueView::from_shape([n, height, width, channels], images)
             .map_err(|error| KIND.failed(error))?;
         let options = RunOptions::default().with_thread_pool(Some(Arc::clone(&self.pool)));
-        let [values] = model
-            .run_n(vec![(*input, images.into())], [*output], Some(options))
+
+        let [values] = network
+            .model
+            .run_n(
+                vec![(network.input, images.into())],
+                [network.output],
+                Some(options),
+            )
             .map_err(|error| KIND.failed(error))?;
         let ([_, _], values) = values
             .into_shape_vec::<f32, 2>()
@@ -116,20 +128,28 @@ impl Engine for Embedded {
     }
 }
 
-/// The network on one thread, with some of its tensors to be read: what a calibration sees.
+/// The values of one tensor for one image.
+pub struct TensorValues {
+    /// The first dimension is 1.
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+/// A network whose inner tensors can be read, for calibration.
 pub struct Probe {
     model: rten::Model,
     input: NodeId,
-    tensors: Vec<NodeId>,
-    /// batch, height, width, channels.
-    shape: [usize; 4],
+    /// The logits and then the requested tensors.
+    outputs: Vec<NodeId>,
+    /// Batch, height, width, channels.
+    input_shape: [usize; 4],
 }
 
 impl Probe {
-    /// Loads the network of `graph`; `tensors` are names in it, of float32.
+    /// Loads the network of `graph`. `tensors` are names of float32 tensors in it.
     ///
     /// # Errors
-    /// A network that this engine can't run.
+    /// If `rten` does not support the network.
     pub fn load(graph: &ServingGraph, tensors: &[String]) -> Result<Self, EngineError> {
         let (batch, n) = match graph.batch {
             Batch::Any => (None, 1),
@@ -139,50 +159,62 @@ impl Probe {
             .tapped(batch, tensors)
             .map_err(|error| KIND.unsupported(error))?;
         let model = rten::Model::load(onnx).map_err(|error| KIND.unsupported(error))?;
-        let node = |name: &str| model.node_id(name).map_err(|error| KIND.unsupported(error));
+
+        let mut outputs = vec![node_id(&model, LOGITS)?];
+        for tensor in tensors {
+            outputs.push(node_id(&model, tensor)?);
+        }
         Ok(Self {
-            input: node(IMAGES)?,
-            tensors: std::iter::once(LOGITS)
-                .chain(tensors.iter().map(String::as_str))
-                .map(node)
-                .collect::<Result<_, _>>()?,
+            input: node_id(&model, IMAGES)?,
+            outputs,
             model,
-            shape: [n, graph.height as usize, graph.width as usize, 3],
+            input_shape: [n, graph.height as usize, graph.width as usize, 3],
         })
     }
 
-    /// The logits and then the tensors for the image `crop`, `uint8 [height, width, 3]`, each with
-    /// its shape; the first dimension is 1.
+    /// Runs the network on the image `crop`, `uint8 [height, width, 3]`. Returns the logits and
+    /// then the requested tensors.
     ///
     /// # Errors
-    /// [`EngineError::Inference`] when the engine fails.
-    pub fn run(&self, crop: &[u8], pool: &Arc<ThreadPool>) -> Result<Vec<Values>, EngineError> {
-        let images = crop.repeat(self.shape[0]);
-        let images =
-            ValueView::from_shape(self.shape, &images[..]).map_err(|error| KIND.failed(error))?;
-        let options = RunOptions::default().with_thread_pool(Some(Arc::clone(pool)));
-        let input = vec![(self.input, images.into())];
-        let values = self
-            .model
-            .run(input, &self.tensors, Some(options))
+    /// [`EngineError::Inference`] if the engine fails.
+    pub fn run(
+        &self,
+        crop: &[u8],
+        pool: &Arc<ThreadPool>,
+    ) -> Result<Vec<TensorValues>, EngineError> {
+        // A network with a fixed batch gets the same image in every place.
+        let batch = self.input_shape[0];
+        let images = crop.repeat(batch);
+        let images = ValueView::from_shape(self.input_shape, &images[..])
             .map_err(|error| KIND.failed(error))?;
-        let first = |value: rten::Value| {
-            let tensor: Tensor<f32> = value
-                .try_into()
-                .map_err(|error| KIND.failed(format!("{error:?}")))?;
-            let mut shape = tensor.shape().to_vec();
-            let mut values = tensor.into_data();
-            // Of a batch all images are the same.
-            values.truncate(values.len() / self.shape[0]);
-            shape[0] /= self.shape[0];
-            Ok((shape, values))
-        };
-        values.into_iter().map(first).collect()
+        let options = RunOptions::default().with_thread_pool(Some(Arc::clone(pool)));
+        let outputs = self
+            .model
+            .run(
+                vec![(self.input, images.into())],
+                &self.outputs,
+                Some(options),
+            )
+            .map_err(|error| KIND.failed(error))?;
+
+        outputs
+            .into_iter()
+            .map(|output| first_of_batch(output, batch))
+            .collect()
     }
 }
 
-/// A tensor's shape and values.
-pub type Values = (Vec<usize>, Vec<f32>);
+/// The part of a tensor that belongs to the first image of the batch.
+fn first_of_batch(output: rten::Value, batch: usize) -> Result<TensorValues, EngineError> {
+    let tensor: Tensor<f32> = output
+        .try_into()
+        .map_err(|error| KIND.failed(format!("{error:?}")))?;
+    let mut shape = tensor.shape().to_vec();
+    let mut values = tensor.into_data();
+    shape[0] /= batch;
+    values.truncate(values.len() / batch);
+    Ok(TensorValues { shape, values })
+}
 
 /// A pool of one thread, for a [`Probe`].
 pub fn one_thread() -> Arc<ThreadPool> {

@@ -1,62 +1,61 @@
-//! Before an engine may serve, its answers are compared with the embedded fp32 engine's.
+//! Compares an engine's answers with those of the embedded fp32 engine, before it may serve.
 
 use std::num::NonZeroUsize;
 
 use bytes::Bytes;
 
-use super::{Engine, EngineConfig, EngineError, Lanes, Precision, embedded};
+use super::{Engine, EngineConfig, EngineError, EngineInfo, Lanes, Precision, embedded};
 use crate::{
     answer,
     image::{PreprocessConfig, Preprocessor, Source},
     model::Model,
 };
 
-/// How far a probability may be from the embedded fp32 engine's.
-pub const TOLERANCE: f32 = 0.05;
+/// Largest accepted difference of a probability from the embedded fp32 engine's.
+const TOLERANCE: f32 = 0.05;
 
-/// The same for a quantised model, which the embedded engine computes in fp32, rounded where the
-/// file says. Engines that fuse layers round less often, so steps of 8 bits lie between the
-/// answers.
-pub const INT8_TOLERANCE: f32 = 0.1;
+/// The tolerance for a quantised model. The embedded engine computes it in fp32 and rounds where
+/// the file says; engines that fuse layers round less often, so answers differ by steps of 8 bits.
+const INT8_TOLERANCE: f32 = 0.1;
 
-/// How far the logits may be off as a part of their spread.
+/// Largest accepted relative error of the logits or features (see [`relative_error`]).
 const LOGITS_TOLERANCE: f32 = 0.2;
 
-/// Small photos (see `tests/data/README.md`): two that most models are sure of, and the moon, which
-/// few are; where a model is torn between classes, low precision shows first.
+/// Small photos (see `tests/data/README.md`): two that most models are sure of, and the moon, of
+/// which few are. Low precision shows first where a model is torn between classes.
 const PHOTOS: [&[u8]; 3] = [
     include_bytes!("../../tests/data/cat_lossy.webp"),
     include_bytes!("../../tests/data/sunflower_q30.jpg"),
     include_bytes!("../../tests/data/moon_16bit.png"),
 ];
 
-/// Loads an engine while the reference answers are computed, then compares.
+/// Loads an engine while the reference answers are computed, then compares all its lanes.
 ///
 /// # Errors
-/// What `load` returns, or [`EngineError::SelfCheck`] with the figures.
+/// Those of `load`, or [`EngineError::SelfCheck`] with the figures.
 pub(super) fn load_checked(
     load: impl FnOnce() -> Result<Lanes, EngineError> + Send,
     model: &Model,
 ) -> Result<Lanes, EngineError> {
     let crops = crops(model);
     let (reference, lanes) = std::thread::scope(|scope| {
-        let reference = scope.spawn(|| reference(model, &crops));
+        let reference = scope.spawn(|| reference_logits(model, &crops));
         let lanes = load();
-        (
-            reference
-                .join()
-                .expect("the embedded engine reports errors instead of panicking"),
-            lanes,
-        )
+        let reference = reference
+            .join()
+            .expect("the embedded engine reports errors instead of panicking");
+        (reference, lanes)
     });
+
     let mut lanes = lanes?;
     match reference {
         Ok(reference) => compare(&mut lanes, model, &crops, &reference)?,
-        Err(error) => tracing::warn!("{error}; going on without the self-check against it"),
+        Err(error) => tracing::warn!("{error}; continuing without the self-check against it"),
     }
     Ok(lanes)
 }
 
+/// The photos as the model's input.
 fn crops(model: &Model) -> Vec<Vec<u8>> {
     let mut preprocessor = Preprocessor::new(PreprocessConfig::default());
     let crop = |photo: &'static [u8]| {
@@ -74,13 +73,16 @@ fn crops(model: &Model) -> Vec<Vec<u8>> {
 }
 
 /// The embedded engine's logits for each crop.
-fn reference(model: &Model, crops: &[Vec<u8>]) -> Result<Vec<Vec<f32>>, EngineError> {
+fn reference_logits(model: &Model, crops: &[Vec<u8>]) -> Result<Vec<Vec<f32>>, EngineError> {
     let config = EngineConfig::new(NonZeroUsize::MIN);
     let mut lanes = embedded::load(&config, model)?;
     let batch = lanes.info.max_batch;
     crops
         .iter()
-        .map(|crop| Ok(infer(&mut *lanes.narrow[0], model, &vec![crop; batch])?.remove(0)))
+        .map(|crop| {
+            let mut logits = infer(&mut *lanes.narrow[0], model, &vec![crop; batch])?;
+            Ok(logits.swap_remove(0))
+        })
         .collect()
 }
 
@@ -97,7 +99,7 @@ fn infer(
     Ok(logits.chunks_exact(classes).map(<[f32]>::to_vec).collect())
 }
 
-/// Compares every lane on every photo, alone and in a full batch of different ones.
+/// Compares every lane on every photo, alone and in a full batch of different photos.
 fn compare(
     lanes: &mut Lanes,
     model: &Model,
@@ -110,30 +112,24 @@ fn compare(
     } else {
         TOLERANCE
     };
-    let smallest = if info.fixed_batch { info.max_batch } else { 1 };
-    let rows =
-        |first, n| -> Vec<usize> { (first..first + n).map(|row| row % crops.len()).collect() };
-    let mut batches: Vec<_> = (0..crops.len())
-        .map(|first| rows(first, smallest))
-        .collect();
-    if info.max_batch > smallest {
-        batches.push(rows(0, info.max_batch));
-    }
+
+    let batches = photo_batches(&info, crops.len());
     let mut worst = 0_f32;
     for lane in lanes.wide.iter_mut().chain(&mut lanes.narrow) {
         for photos in &batches {
-            let rows: Vec<_> = photos.iter().map(|photo| &crops[*photo]).collect();
-            for (logits, photo) in infer(&mut **lane, model, &rows)?.iter().zip(photos) {
-                let difference = match model.graph.features {
-                    true => features_difference(logits, &reference[*photo]),
-                    false => difference(logits, &reference[*photo], tolerance),
+            let batch: Vec<_> = photos.iter().map(|&photo| &crops[photo]).collect();
+            let answers = infer(&mut **lane, model, &batch)?;
+            for (answer, &photo) in answers.iter().zip(photos) {
+                let difference = if model.graph.features {
+                    features_difference(answer, &reference[photo])
+                } else {
+                    probabilities_difference(answer, &reference[photo], tolerance)
                 };
-                let wrong = |reason| EngineError::SelfCheck {
+                let difference = difference.map_err(|reason| EngineError::SelfCheck {
                     kind: info.kind,
                     precision: info.precision,
                     reason,
-                };
-                let difference = difference.map_err(wrong)?;
+                })?;
                 worst = worst.max(difference);
             }
         }
@@ -142,12 +138,35 @@ fn compare(
     Ok(())
 }
 
-/// The largest difference of the probabilities of two answers, or why they don't agree.
-fn difference(logits: &[f32], reference: &[f32], tolerance: f32) -> Result<f32, String> {
+/// Batches of indices of photos: one batch of the smallest size that starts with each photo, then
+/// one of the largest size.
+fn photo_batches(info: &EngineInfo, photos: usize) -> Vec<Vec<usize>> {
+    let batch = |first: usize, n: usize| -> Vec<usize> {
+        (first..first + n).map(|index| index % photos).collect()
+    };
+    let smallest = if info.fixed_batch { info.max_batch } else { 1 };
+    let mut batches: Vec<_> = (0..photos).map(|first| batch(first, smallest)).collect();
+    if info.max_batch > smallest {
+        batches.push(batch(0, info.max_batch));
+    }
+    batches
+}
+
+/// The largest difference of the probabilities of two answers.
+///
+/// # Errors
+/// If the answers don't agree: the figures.
+fn probabilities_difference(
+    logits: &[f32],
+    reference: &[f32],
+    tolerance: f32,
+) -> Result<f32, String> {
     if logits.iter().any(|logit| !logit.is_finite()) {
         return Err("its logits are not finite numbers".into());
     }
-    let [actual, expected] = [logits, reference].map(answer::softmax);
+
+    let actual = answer::softmax(logits);
+    let expected = answer::softmax(reference);
     let worst = actual
         .iter()
         .zip(&expected)
@@ -158,6 +177,7 @@ fn difference(logits: &[f32], reference: &[f32], tolerance: f32) -> Result<f32, 
             "probabilities are off by up to {worst:.3} (allowed: {tolerance})"
         ));
     }
+
     // Where a model is sure of nothing, small probabilities agree whatever the logits are.
     let off = relative_error(logits, reference);
     if off > LOGITS_TOLERANCE {
@@ -165,12 +185,14 @@ fn difference(logits: &[f32], reference: &[f32], tolerance: f32) -> Result<f32, 
             "logits are off by {off:.2} of their spread (allowed: {LOGITS_TOLERANCE})"
         ));
     }
-    // Where the first two are this close, rounding alone may swap them.
-    let [top_actual, top_expected] = [&actual, &expected].map(|p| answer::top_k(p, 2, 0.0));
-    let close = top_expected
+
+    // Rounding alone may swap the first two classes if they are this close.
+    let top_actual = answer::top_k(&actual, 1, 0.0);
+    let top_expected = answer::top_k(&expected, 2, 0.0);
+    let is_tie = top_expected
         .get(1)
         .is_some_and(|second| top_expected[0].probability - second.probability < tolerance);
-    if top_actual[0].class_id != top_expected[0].class_id && !close {
+    if top_actual[0].class_id != top_expected[0].class_id && !is_tie {
         return Err(format!(
             "the most probable class is {} instead of {}",
             top_actual[0].class_id, top_expected[0].class_id
@@ -179,8 +201,10 @@ fn difference(logits: &[f32], reference: &[f32], tolerance: f32) -> Result<f32, 
     Ok(worst)
 }
 
-/// How far features, of which no probabilities can be made, are off as a part of their spread, or
-/// why they don't agree.
+/// The relative error of features, of which no probabilities can be made.
+///
+/// # Errors
+/// If the features don't agree: the figures.
 fn features_difference(features: &[f32], reference: &[f32]) -> Result<f32, String> {
     if features.iter().any(|feature| !feature.is_finite()) {
         return Err("its features are not finite numbers".into());
@@ -194,25 +218,27 @@ fn features_difference(features: &[f32], reference: &[f32]) -> Result<f32, Strin
     Ok(off)
 }
 
-/// ‖a − b‖ / ‖b − mean(b)‖, after taking out what all logits have in common, which softmax does not
-/// see.
+/// ‖a − b‖ / ‖b‖, where `a` and `b` are the logits and the reference, each less its mean: softmax
+/// does not see what all logits have in common.
 fn relative_error(logits: &[f32], reference: &[f32]) -> f32 {
     let centred = |logits: &[f32]| -> Vec<f32> {
         let mean = logits.iter().sum::<f32>() / logits.len() as f32;
         logits.iter().map(|logit| logit - mean).collect()
     };
     let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
-    let (a, b) = (centred(logits), centred(reference));
+
+    let a = centred(logits);
+    let b = centred(reference);
     let spread = norm(&mut b.iter().copied());
     norm(&mut a.iter().zip(&b).map(|(a, b)| a - b)) / spread.max(f32::MIN_POSITIVE)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{TOLERANCE, features_difference};
+    use super::{TOLERANCE, features_difference, probabilities_difference};
 
     fn difference(logits: &[f32], reference: &[f32]) -> Result<f32, String> {
-        super::difference(logits, reference, TOLERANCE)
+        probabilities_difference(logits, reference, TOLERANCE)
     }
 
     /// Logits with these probabilities.

@@ -6,13 +6,13 @@ mod exporter;
 mod gpu;
 mod labels;
 mod model;
+mod plan;
 mod rate;
 mod request;
 pub mod statistics;
 mod table;
 
-#[cfg(feature = "tensorrt")]
-pub(crate) use self::gpu::{engine_built, engine_cache};
+pub(crate) use self::plan::engine_plan;
 pub use self::{
     connections::{ConnectionGuard, ConnectionMetrics},
     exporter::{Exporter, workers},

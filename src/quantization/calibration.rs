@@ -68,16 +68,20 @@ impl Calibration {
             |statistics: &mut Vec<TensorStatistics>, _, photo, pool| {
                 statistics.resize_with(names.len(), TensorStatistics::default);
                 let tensors = probe.run(&photo.crop, pool)?;
-                for ((name, statistics), (shape, values)) in names
+                for ((name, statistics), tensor) in names
                     .iter()
                     .zip(statistics)
                     .zip(tensors.into_iter().skip(1))
                 {
                     if ranged.contains(name) {
-                        statistics.values.add(&values);
+                        statistics.values.add(&tensor.values);
                     }
                     if let Some(layer) = inputs.get(name) {
-                        statistics.add_channels(&shape, &values, layer.channels_second);
+                        statistics.add_channels(
+                            &tensor.shape,
+                            &tensor.values,
+                            layer.channels_second,
+                        );
                     }
                 }
                 Ok(())

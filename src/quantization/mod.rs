@@ -471,7 +471,8 @@ mod tests {
                 [index as u8 * 20, 255 - index as u8 * 20, index as u8 * 7],
             )
         });
-        let cache = crate::cache::PlanCache::open(&folder.path().join("cache"), 1 << 30).unwrap();
+        let cache =
+            crate::cache::ArtifactCache::open(&folder.path().join("cache"), 1 << 30).unwrap();
         let kept = || {
             std::fs::read_dir(cache.folder())
                 .unwrap()

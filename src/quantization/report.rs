@@ -86,7 +86,7 @@ pub(super) fn logits(
         threads,
         progress,
         |answers: &mut Vec<(usize, Vec<f32>)>, index, photo, pool| {
-            answers.push((index, probe.run(&photo.crop, pool)?.swap_remove(0).1));
+            answers.push((index, probe.run(&photo.crop, pool)?.swap_remove(0).values));
             Ok(())
         },
     )?;

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Photos, QuantizationConfig, QuantizationError, QuantizationStage, manifest, quantize};
 use crate::{
-    cache::{Key, Origin, PlanCache, hex},
+    cache::{ArtifactCache, CacheKey, Origin, hex},
     image::PreprocessConfig,
     model::{Model, Overrides},
 };
@@ -21,7 +21,7 @@ pub struct StartupQuantization {
     pub preprocess: PreprocessConfig,
     pub config: QuantizationConfig,
     /// Cache for the results; `None` means that they are not cached.
-    pub cache: Option<PlanCache>,
+    pub cache: Option<ArtifactCache>,
 }
 
 impl StartupQuantization {
@@ -95,7 +95,7 @@ impl StartupQuantization {
     }
 
     /// The cache key: everything that the result depends on.
-    fn key(&self, model: &Model, photos: &Photos) -> Result<Key, QuantizationError> {
+    fn key(&self, model: &Model, photos: &Photos) -> Result<CacheKey, QuantizationError> {
         let QuantizationConfig {
             range,
             keep_float,
@@ -114,7 +114,7 @@ impl StartupQuantization {
             false,
             &Default::default(),
         ))?;
-        Ok(Key::new([
+        Ok(CacheKey::new([
             ("kind", "int8 model".into()),
             ("version", env!("CARGO_PKG_VERSION").into()),
             ("range", range.to_string()),

@@ -11,8 +11,9 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
+    cache::Origin,
     engine::{EngineConfig, EngineError, Lanes},
-    metrics::{EngineLabels, ModelMetrics},
+    metrics::{EngineLabels, ModelMetrics, engine_plan},
     model::{Model, ModelError, Overrides},
     quantization::{QuantizationError, StartupQuantization},
     registry::{Registry, Served},
@@ -333,6 +334,9 @@ impl Loader {
             model = quantization.apply(model)?;
         }
         let lanes = (self.start)(&self.config.engine, &model)?;
+        for plan in &lanes.plans {
+            engine_plan(plan.origin == Origin::Hit, plan.build_time);
+        }
 
         let engine = lanes.info.clone();
         let labels = EngineLabels {

@@ -149,7 +149,9 @@ impl Scheduler {
     /// # Errors
     /// When the system refuses to start a thread for a lane of a device.
     pub fn add(&self, loaded: LoadedModel) -> Result<Queue, SpawnError> {
-        let Lanes { info, wide, narrow } = loaded.lanes;
+        let Lanes {
+            info, wide, narrow, ..
+        } = loaded.lanes;
         let offloaded = info.offloaded;
         let cores = self.shared.config.threads.get();
         let parallelism = if offloaded {

@@ -377,6 +377,7 @@ impl Machine {
             info: info(self.max_batch, self.offloaded),
             wide: self.wide.then(engine),
             narrow: (0..self.lanes).map(|_| engine()).collect(),
+            plans: Vec::new(),
         };
         let queue = scheduler
             .add(LoadedModel {

@@ -157,6 +157,7 @@ impl Setup {
             },
             wide: self.wide.then(|| lane("wide")),
             narrow: (0..self.narrow).map(|_| lane(name)).collect(),
+            plans: Vec::new(),
         };
         let metrics = Arc::new(ModelMetrics::new("test"));
         let queue = scheduler

@@ -10,7 +10,7 @@ use crate::{
         CliError,
         values::{OrNone, at_most, or_none},
     },
-    engine::{EngineConfig, EngineKind, Precision},
+    engine::{EngineConfig, EngineKind, OpenVinoConfig, Precision},
 };
 
 #[derive(Debug, Args)]
@@ -90,11 +90,13 @@ impl EngineFlags {
         Ok(EngineConfig {
             kind: self.engine,
             precision: self.precision,
-            openvino_lib: self.openvino_lib.clone(),
             threads,
             max_batch: self.max_batch,
+            openvino: OpenVinoConfig {
+                library: self.openvino_lib.clone(),
+                ..OpenVinoConfig::default()
+            },
             tensorrt: self.tensorrt.config(self.device.0.clone()),
-            ..EngineConfig::new(threads)
         })
     }
 }

@@ -20,7 +20,7 @@ use super::{
     output, values,
 };
 use crate::{
-    cache::PlanCache,
+    cache::ArtifactCache,
     engine::{self, EngineConfig, Precision},
     http::Web,
     model::Model,
@@ -193,10 +193,8 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
 }
 
 fn config(args: &Args) -> Result<ServerConfig, CliError> {
-    let engine = EngineConfig {
-        openvino_batch: OPENVINO_BATCH,
-        ..args.engine.config()?
-    };
+    let mut engine = args.engine.config()?;
+    engine.openvino.batch = OPENVINO_BATCH;
     let web = args.network.web(&args.security)?;
     let queue_capacity = match (args.queue.queue_capacity, args.queue.latency_target) {
         (Some(images), _) => Capacity::Exactly(images),
@@ -252,9 +250,9 @@ fn quantization_at_start(
     };
     let cache_folder = engine.tensorrt.cache.clone();
     let cache = cache_folder
-        .or_else(PlanCache::default_folder)
+        .or_else(ArtifactCache::default_folder)
         .and_then(|folder| {
-            PlanCache::open(&folder, engine.tensorrt.cache_limit)
+            ArtifactCache::open(&folder, engine.tensorrt.cache_limit)
                 .inspect_err(|error| tracing::warn!("{error}; quantized models are not cached"))
                 .ok()
         });

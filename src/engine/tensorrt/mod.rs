@@ -1,60 +1,45 @@
-//! TensorRT on NVIDIA GPUs: finds the library and the GPUs, gets the plan from the cache or builds
-//! it, and makes the lanes.
+//! TensorRT on NVIDIA GPUs, if the program is built with the feature `tensorrt`.
 //!
-//! The library and CUDA are loaded at run time, so that one program runs with and without a GPU.
-//! Everything `unsafe` is in `device` and `version`; what surrounds it (splitting, halving,
-//! failing) is in `pipeline`, behind a trait that tests script.
+//! `enabled` is the engine, `disabled` stands in for it in other programs; both have the same
+//! interface. The types here are common to both.
 
+#[cfg(not(feature = "tensorrt"))]
+mod disabled;
 #[cfg(feature = "tensorrt")]
-mod build;
-#[cfg(feature = "tensorrt")]
-mod compatibility;
-#[cfg(feature = "tensorrt")]
-mod device;
-#[cfg(feature = "tensorrt")]
-mod engine;
-#[cfg(feature = "tensorrt")]
-mod library;
-#[cfg(feature = "tensorrt")]
-mod pipeline;
-#[cfg(feature = "tensorrt")]
-mod version;
+mod enabled;
 
 use std::{fmt, num::NonZeroUsize, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
+#[cfg(not(feature = "tensorrt"))]
+use self::disabled as implementation;
 #[cfg(feature = "tensorrt")]
-pub(super) use self::engine::prepare;
+use self::enabled as implementation;
+
 #[cfg(feature = "tensorrt")]
-pub use self::engine::{DeviceTimes, build_ahead, measure};
+pub use self::enabled::{DeviceTimes, measure};
+pub use self::implementation::build_ahead;
+pub(super) use self::implementation::{COMPILED_IN, prepare};
+
 use super::EngineKind;
-#[cfg(not(feature = "tensorrt"))]
-use super::{EngineConfig, EngineError, Lanes};
 use crate::cache::Origin;
-#[cfg(not(feature = "tensorrt"))]
-use crate::model::Model;
 
 const KIND: EngineKind = EngineKind::TensorRt;
 
-/// The most images in one call, unless something else is asked for.
-pub const DEFAULT_MAX_BATCH: NonZeroUsize = NonZeroUsize::new(32).unwrap();
-/// The batch that a plan is made fastest for, unless something else is asked for.
-#[cfg(feature = "tensorrt")]
-const DEFAULT_USUAL_BATCH: usize = 8;
-
-/// How TensorRT builds and runs.
+/// Settings of the TensorRT engine.
 #[derive(Clone, Debug)]
 pub struct TensorRtConfig {
-    /// The TensorRT library, or the folder that holds it; `None` = look for it.
+    /// The TensorRT library, or its folder; `None` looks for a fetched or an installed one.
     pub library: Option<PathBuf>,
-    /// Where plans are kept; `None` = the user's cache folder.
+    /// Folder that plans are kept in; `None` means the user's cache folder.
     pub cache: Option<PathBuf>,
-    /// How large that folder may grow, in bytes.
+    /// Largest size of that folder, in bytes.
     pub cache_limit: u64,
-    /// The GPUs to use, by their numbers; `None` = all.
+    /// Indices of the GPUs to use; `None` means all.
     pub devices: Option<Vec<usize>>,
-    /// The batch that the plan is made fastest for; `None` = 8, or the largest where that is less.
+    /// Batch size that the plan is optimised for; `None` means 8, or the largest batch if that is
+    /// smaller.
     pub usual_batch: Option<NonZeroUsize>,
-    /// The most memory that a layer may use as scratch, in bytes.
+    /// Most scratch memory that a layer may use, in bytes.
     pub workspace: u64,
     /// How hard the builder searches for fast kernels, 0 to 5.
     pub optimization_level: u8,
@@ -74,17 +59,15 @@ impl Default for TensorRtConfig {
     }
 }
 
-/// What hardware a GPU is, as its maker counts: 8.6 is written `86` where kernels are meant.
+/// NVIDIA's number for a generation of GPUs, such as 8.6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ComputeCapability {
-    /// The generation.
     pub major: u32,
-    /// The variant.
     pub minor: u32,
 }
 
 impl ComputeCapability {
-    /// As one number: 86 for 8.6.
+    /// The number without its dot, as in the names of kernels: 86 for 8.6.
     pub fn sm(self) -> u32 {
         self.major * 10 + self.minor
     }
@@ -100,12 +83,12 @@ impl FromStr for ComputeCapability {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let sm = text
+        let sm: u32 = text
             .trim()
             .parse()
             .ok()
-            .filter(|sm| (50..1000).contains(sm));
-        let sm: u32 = sm.ok_or("expected a compute capability without its dot, such as 86")?;
+            .filter(|sm| (50..1000).contains(sm))
+            .ok_or("expected a compute capability without its dot, such as 86")?;
         Ok(Self {
             major: sm / 10,
             minor: sm % 10,
@@ -113,63 +96,31 @@ impl FromStr for ComputeCapability {
     }
 }
 
-/// Told while a plan is built: the phase and how much of it is done, 0 to 1.
+/// Called while a plan is built, with the name of the phase and the part of it that is done, 0 to 1.
 pub type Progress = Arc<dyn Fn(&str, f32) + Send + Sync>;
+
+/// How the plan for one GPU was obtained.
+#[derive(Clone, Debug)]
+pub struct PlanOutcome {
+    /// Whether the cache held it.
+    pub origin: Origin,
+    /// How long building took; `None` if it was not built.
+    pub build_time: Option<Duration>,
+}
 
 /// A plan that was built ahead of time.
 #[derive(Clone, Debug)]
-pub struct Built {
+pub struct BuiltPlan {
     /// The GPUs that it is for.
     pub target: ComputeCapability,
     /// Its file in the cache.
     pub file: PathBuf,
     /// Its size.
     pub bytes: usize,
-    /// Whether it was there already, or why not.
+    /// Whether the cache held it, or why not.
     pub origin: Origin,
-    /// How long it took.
+    /// How long it took to find or build it.
     pub took: Duration,
-}
-
-/// Stands for the engine in a program that was built without it.
-#[cfg(not(feature = "tensorrt"))]
-pub(super) struct Prepared(std::convert::Infallible);
-
-#[cfg(not(feature = "tensorrt"))]
-impl Prepared {
-    pub(super) fn load(self, _: &EngineConfig, _: &Model) -> Result<Lanes, EngineError> {
-        match self.0 {}
-    }
-}
-
-#[cfg(not(feature = "tensorrt"))]
-pub(super) fn prepare(_: &EngineConfig) -> Result<Prepared, EngineError> {
-    Err(absent())
-}
-
-/// Builds plans for GPUs that need not be here.
-///
-/// # Errors
-/// Always: this program was built without the feature `tensorrt`.
-#[cfg(not(feature = "tensorrt"))]
-pub fn build_ahead(
-    _: &EngineConfig,
-    _: &Model,
-    _: ComputeCapability,
-    _: Progress,
-) -> Result<Built, EngineError> {
-    Err(absent())
-}
-
-#[cfg(not(feature = "tensorrt"))]
-fn absent() -> EngineError {
-    EngineError::Unavailable {
-        kind: KIND,
-        reason: "this program was built without it".into(),
-        advice: "build it with `cargo build --release --features tensorrt` (GeForce and RTX cards) or `tensorrt-enterprise` \
-                 (A100, H100, T4 and other servers)"
-            .into(),
-    }
 }
 
 #[cfg(test)]

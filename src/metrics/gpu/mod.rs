@@ -1,17 +1,12 @@
-//! The series of GPUs and of TensorRT engines.
+//! The series of GPUs.
 
 mod nvml;
 
-use std::time::Duration;
-
-use metrics::{counter, gauge};
+use metrics::gauge;
 
 use self::nvml::GpuReading;
 pub(super) use self::nvml::Gpus;
-use super::table::{
-    ENGINE_BUILD, ENGINE_CACHE, GPU_MEMORY, GPU_MEMORY_USED, GPU_POWER, GPU_TEMPERATURE,
-    GPU_UTILIZATION,
-};
+use super::table::{GPU_MEMORY, GPU_MEMORY_USED, GPU_POWER, GPU_TEMPERATURE, GPU_UTILIZATION};
 
 /// Sets the gauges of every GPU. Asks the driver, which can take milliseconds.
 pub(super) fn refresh(gpus: &Gpus) {
@@ -38,16 +33,6 @@ fn record(reading: &GpuReading) {
                 .set(value);
         }
     }
-}
-
-/// Records how long a TensorRT engine took to build.
-pub(crate) fn engine_built(took: Duration) {
-    gauge!(ENGINE_BUILD).set(took.as_secs_f64());
-}
-
-/// Counts a look-up in the cache of TensorRT engines.
-pub(crate) fn engine_cache(hit: bool) {
-    counter!(ENGINE_CACHE, "result" => if hit { "hit" } else { "miss" }).increment(1);
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Which TensorRT a file holds, and for which this program was compiled.
+//! Versions of TensorRT: that of a library file, and that of the headers this program uses.
 
 #![allow(unsafe_code)]
 
@@ -6,8 +6,10 @@ use std::path::Path;
 
 use trtx::trtx_sys;
 
-/// The version of the library in a file: major, minor, patch, build; or why it can't be loaded, in
-/// the system's words.
+/// The version of a TensorRT library: major, minor, patch, build.
+///
+/// # Errors
+/// The operating system's message if the file can't be loaded.
 pub(super) fn library_version(path: &Path) -> Result<[i32; 4], String> {
     let names = [
         "getInferLibMajorVersion",
@@ -15,9 +17,9 @@ pub(super) fn library_version(path: &Path) -> Result<[i32; 4], String> {
         "getInferLibPatchVersion",
         "getInferLibBuildVersion",
     ];
-    // SAFETY: loading runs the file's initialisers; it is the file that the user or the system
-    // calls TensorRT, which may be loaded at any time. The four functions are declared `int32_t
-    // name()` in TensorRT's headers of every version.
+    // SAFETY: loading runs the file's initialisers; the user or the system says that this file is
+    // TensorRT, which may be loaded at any time. The four functions are declared `int32_t name()`
+    // in TensorRT's headers of every version.
     let version = unsafe {
         let library = libloading::Library::new(path).map_err(reason)?;
         let mut version = [0; 4];
@@ -26,8 +28,7 @@ pub(super) fn library_version(path: &Path) -> Result<[i32; 4], String> {
                 .get::<extern "C" fn() -> i32>(name.as_bytes())
                 .map_err(reason)?();
         }
-        // Unloading such a library again is slow and not always survived; it is about to be used
-        // anyway.
+        // Unloading such a library is slow and can crash; it is about to be used anyway.
         std::mem::forget(library);
         version
     };
@@ -40,7 +41,7 @@ fn reason(error: libloading::Error) -> String {
 
 /// The version of the headers that this program was compiled with: major, minor, patch, build.
 pub(super) fn header_version() -> [i32; 4] {
-    // SAFETY: they return constants of the headers, and are compiled into this program.
+    // SAFETY: these functions return constants of the headers, and are compiled into this program.
     let version = unsafe {
         [
             trtx_sys::get_tensorrt_major_version(),
@@ -54,14 +55,16 @@ pub(super) fn header_version() -> [i32; 4] {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{compatibility::Flavour, flavour::FLAVOUR},
+        *,
+    };
 
     #[test]
     fn the_headers_are_those_of_this_flavour() {
-        let major = if cfg!(feature = "tensorrt-enterprise") {
-            11
-        } else {
-            1
+        let major = match FLAVOUR {
+            Flavour::Rtx => 1,
+            Flavour::Enterprise => 11,
         };
         assert_eq!(header_version()[0], major);
     }

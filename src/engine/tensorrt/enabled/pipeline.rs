@@ -1,6 +1,7 @@
-//! A lane on a GPU: splits batches to what fits, halves that when memory runs out, records CUDA
-//! graphs, and gives up for good when the GPU is lost. What really happens on the device is behind
-//! [`Device`].
+//! A lane on a GPU: splits batches into parts that fit, halves these when memory runs out, and gives
+//! up for good when the GPU is lost.
+//!
+//! What happens on the GPU itself is behind the trait [`Device`], so that tests need no GPU.
 
 use std::sync::{
     Arc,
@@ -14,56 +15,65 @@ use crate::engine::{Engine, EngineError};
 ///
 /// `upload`, `run` and `download` only queue their work, in this order; `synchronise` waits for it.
 pub(super) trait Device: Send {
-    /// Makes room for batches of up to `n` images.
+    /// Allocates memory for batches of up to `n` images.
     fn reserve(&mut self, n: usize) -> Result<(), DeviceError>;
-    /// Queues the copy of `n` images to the device. `images` may be used again when this returns.
+
+    /// Queues the copy of `n` images to the device. `images` may be reused when this returns.
     fn upload(&mut self, images: &[u8], n: usize) -> Result<(), DeviceError>;
-    /// Queues the network, by its graph where one was captured for `n`.
+
+    /// Queues the network, as a CUDA graph if one was captured for `n`.
     fn run(&mut self, n: usize) -> Result<(), DeviceError>;
+
     /// Queues the copy of `n` images' logits from the device.
     fn download(&mut self, n: usize) -> Result<(), DeviceError>;
-    /// Waits for all that was queued. Every later call fails too when this says
-    /// [`DeviceError::Lost`].
+
+    /// Waits for everything that was queued. After [`DeviceError::Lost`] every later call fails
+    /// too.
     fn synchronise(&mut self) -> Result<(), DeviceError>;
-    /// The logits that were downloaded last, of `n` images.
+
+    /// The logits of `n` images that were downloaded last.
     fn logits(&self, n: usize) -> Result<&[f32], DeviceError>;
-    /// Records the network for `n` images as a graph. Returns whether there is one now.
+
+    /// Records the network for `n` images as a CUDA graph. Returns whether there is one now.
     fn capture(&mut self, n: usize) -> Result<bool, DeviceError>;
-    /// Every batch size has run once.
-    fn warmed(&mut self);
+
+    /// Called when every batch size has run once.
+    fn warmed_up(&mut self);
 }
 
-/// What a device reports.
+/// Why an operation on a device failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum DeviceError {
-    /// There is no room for a batch of this size.
+    /// There is no memory for a batch of this size.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
-    /// This and everything that follows fails: the CUDA context is corrupted or the GPU is gone.
+
+    /// This and all later calls fail: the CUDA context is corrupted or the GPU is gone.
     #[error("{0}")]
     Lost(String),
+
     /// This call failed.
     #[error("{0}")]
     Failed(String),
 }
 
-/// What the lanes of one GPU know in common.
+/// State that the lanes of one GPU share.
 #[derive(Debug)]
-pub(super) struct Shared {
-    /// The most images that have been found to fit.
+pub(super) struct GpuState {
+    /// Largest batch that fits, as far as is known.
     limit: AtomicUsize,
-    /// A network for exactly one batch size can't be split.
-    fixed: bool,
+    /// The network has one batch size, so batches can't be split.
+    fixed_batch: bool,
     lost: AtomicBool,
-    /// For messages.
+    /// Name of the GPU, for messages.
     gpu: String,
 }
 
-impl Shared {
-    pub(super) fn new(max_batch: usize, fixed: bool, gpu: String) -> Arc<Self> {
+impl GpuState {
+    pub(super) fn new(max_batch: usize, fixed_batch: bool, gpu: String) -> Arc<Self> {
         Arc::new(Self {
             limit: AtomicUsize::new(max_batch),
-            fixed,
+            fixed_batch,
             lost: AtomicBool::new(false),
             gpu,
         })
@@ -73,21 +83,23 @@ impl Shared {
         self.limit.load(Ordering::Relaxed)
     }
 
-    /// Batches of `n` don't fit. Returns what may.
+    /// Lowers the limit because batches of `n` don't fit. Returns the new limit.
     fn halve(&self, n: usize, reason: &str) -> Result<usize, EngineError> {
-        if n == 1 || self.fixed {
+        if n == 1 || self.fixed_batch {
             return Err(KIND.failed(format!(
-                "{} has too little memory for {n} image(s) at once ({reason}); end what else uses it, or choose another \
-                 GPU with --device",
+                "{} has too little memory for {n} image(s) at once ({reason}); end what else uses \
+                 it, or choose another GPU with --device",
                 self.gpu
             )));
         }
+
         let half = n / 2;
-        // Another lane may have found out before.
-        if self.limit.fetch_min(half, Ordering::Relaxed) > half {
+        let previous = self.limit.fetch_min(half, Ordering::Relaxed);
+        // Another lane may have lowered it before.
+        if previous > half {
             tracing::warn!(
-                "{} has too little memory for batches of {n} ({reason}); going on with batches of up to {half}: \
-                 set --max-batch {half}, or end what else uses the GPU",
+                "{} has too little memory for batches of {n} ({reason}); continuing with batches \
+                 of up to {half}: set --max-batch {half}, or end what else uses the GPU",
                 self.gpu
             );
         }
@@ -95,78 +107,86 @@ impl Shared {
     }
 }
 
-/// A lane.
+/// The engine for one lane.
 pub(super) struct Pipeline<D> {
     device: D,
-    shared: Arc<Shared>,
-    /// Bytes of an image.
-    image: usize,
+    state: Arc<GpuState>,
+    /// Bytes of one image.
+    image_len: usize,
     classes: usize,
-    /// Whether a batch of n + 1 images has run and its capture was tried.
+    /// At index `n - 1`: whether a batch of `n` images has run and capturing it was tried.
     warm: Vec<bool>,
 }
 
 impl<D: Device> Pipeline<D> {
-    /// Makes room for the largest batch that fits.
+    /// Allocates memory for the largest batch that fits.
     pub(super) fn new(
         mut device: D,
-        shared: Arc<Shared>,
-        image: usize,
+        state: Arc<GpuState>,
+        image_len: usize,
         classes: usize,
     ) -> Result<Self, EngineError> {
-        let mut n = shared.limit();
+        let mut n = state.limit();
         loop {
             match device.reserve(n) {
                 Ok(()) => break,
-                Err(DeviceError::OutOfMemory(reason)) => n = shared.halve(n, &reason)?,
+                Err(DeviceError::OutOfMemory(reason)) => n = state.halve(n, &reason)?,
                 Err(DeviceError::Lost(reason)) => return Err(lost(reason)),
                 Err(DeviceError::Failed(reason)) => return Err(KIND.failed(reason)),
             }
         }
         Ok(Self {
             device,
-            warm: vec![false; n],
-            shared,
-            image,
+            state,
+            image_len,
             classes,
+            warm: vec![false; n],
         })
     }
 
+    /// Runs a batch that fits.
     fn run(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), DeviceError> {
-        let queued = (|| {
-            self.device.upload(images, n)?;
-            self.device.run(n)?;
-            self.device.download(n)
-        })();
-        // What was queued before an error still uses the buffers.
+        let queued = self.queue(images, n);
+        // Waits also after an error: work that was queued before it still uses the buffers.
         let finished = self.device.synchronise();
-        match (queued, finished) {
-            (_, Err(error @ DeviceError::Lost(_))) | (Err(error), _) | (Ok(()), Err(error)) => {
-                return Err(error);
-            }
-            (Ok(()), Ok(())) => {}
+        if let Err(error @ DeviceError::Lost(_)) = finished {
+            return Err(error);
         }
+        queued.and(finished)?;
         logits.copy_from_slice(self.device.logits(n)?);
         Ok(())
     }
 
-    /// After the first batch of a size, so that what is initialised lazily is not in the graph.
-    fn warm(&mut self, n: usize) -> Result<(), DeviceError> {
+    fn queue(&mut self, images: &[u8], n: usize) -> Result<(), DeviceError> {
+        self.device.upload(images, n)?;
+        self.device.run(n)?;
+        self.device.download(n)
+    }
+
+    /// Captures the CUDA graph for `n` images, unless that was tried before. The first batch of
+    /// that size must have run, so that lazy initialisation is not recorded.
+    fn warm_up(&mut self, n: usize) -> Result<(), DeviceError> {
         match self.warm.get_mut(n - 1) {
             Some(warm) if !*warm => *warm = true,
             _ => return Ok(()),
         }
         match self.device.capture(n) {
-            Ok(captured) => tracing::trace!(batch = n, captured, "batch size warmed"),
+            Ok(captured) => tracing::trace!(batch = n, captured, "batch size warmed up"),
             Err(error @ DeviceError::Lost(_)) => return Err(error),
-            // It runs as well without, a little slower.
+            // It works without a graph, only a little slower.
             Err(error) => tracing::debug!(batch = n, "no CUDA graph: {error}"),
         }
-        let sizes = self.shared.limit().min(self.warm.len());
+
+        let sizes = self.part_limit();
         if self.warm[..sizes].iter().all(|warm| *warm) {
-            self.device.warmed();
+            self.device.warmed_up();
         }
         Ok(())
+    }
+
+    /// Largest batch that this lane runs as a whole.
+    fn part_limit(&self) -> usize {
+        self.state.limit().min(self.warm.len())
     }
 
     /// The device itself, to measure it.
@@ -179,25 +199,27 @@ impl<D: Device> Engine for Pipeline<D> {
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
         let mut done = 0;
         while done < n {
-            if self.shared.lost.load(Ordering::Relaxed) {
-                return Err(lost(format!("{} failed before", self.shared.gpu)));
+            if self.state.lost.load(Ordering::Relaxed) {
+                return Err(lost(format!("{} failed before", self.state.gpu)));
             }
-            let part = self.shared.limit().min(self.warm.len()).min(n - done);
-            let range = done..done + part;
+
+            let part = self.part_limit().min(n - done);
+            let end = done + part;
             let result = self
                 .run(
-                    &images[range.start * self.image..range.end * self.image],
+                    &images[done * self.image_len..end * self.image_len],
                     part,
-                    &mut logits[range.start * self.classes..range.end * self.classes],
+                    &mut logits[done * self.classes..end * self.classes],
                 )
-                .and_then(|()| self.warm(part));
+                .and_then(|()| self.warm_up(part));
             match result {
-                Ok(()) => done += part,
+                Ok(()) => done = end,
+                // The same images are tried again in smaller parts.
                 Err(DeviceError::OutOfMemory(reason)) => {
-                    self.shared.halve(part, &reason)?;
+                    self.state.halve(part, &reason)?;
                 }
                 Err(DeviceError::Lost(reason)) => {
-                    self.shared.lost.store(true, Ordering::Relaxed);
+                    self.state.lost.store(true, Ordering::Relaxed);
                     return Err(lost(reason));
                 }
                 Err(DeviceError::Failed(reason)) => return Err(KIND.failed(reason)),
@@ -223,18 +245,18 @@ mod tests {
     const IMAGE: usize = 2;
     const CLASSES: usize = 3;
 
-    /// What a scripted device was told, in order.
+    /// The calls that a scripted device received, in order.
     type Calls = Arc<Mutex<Vec<String>>>;
 
     /// Answers with the first byte of each image, and fails as its script says.
     #[derive(Default)]
     struct Scripted {
         calls: Calls,
-        /// Batches above this are out of memory when they run; 0 = none is.
+        /// Larger batches run out of memory in `run`; 0 means no limit.
         fits: usize,
-        /// As `fits`, when room is made.
+        /// Larger batches run out of memory in `reserve`; 0 means no limit.
         room: usize,
-        /// One for each `run`, first to last; none left = it works.
+        /// Results of the first calls of `run`; later ones succeed.
         runs: VecDeque<Option<DeviceError>>,
         captures: Option<DeviceError>,
         sticky: Option<DeviceError>,
@@ -301,19 +323,19 @@ mod tests {
             self.captures.clone().map_or(Ok(true), Err)
         }
 
-        fn warmed(&mut self) {
-            self.note("warmed".into());
+        fn warmed_up(&mut self) {
+            self.note("warmed_up".into());
         }
     }
 
-    fn shared(max_batch: usize) -> Arc<Shared> {
-        Shared::new(max_batch, false, "GPU 0".into())
+    fn state(max_batch: usize) -> Arc<GpuState> {
+        GpuState::new(max_batch, false, "GPU 0".into())
     }
 
-    fn pipeline(device: Scripted, shared: &Arc<Shared>) -> (Pipeline<Scripted>, Calls) {
+    fn pipeline(device: Scripted, state: &Arc<GpuState>) -> (Pipeline<Scripted>, Calls) {
         let calls = Arc::clone(&device.calls);
         (
-            Pipeline::new(device, Arc::clone(shared), IMAGE, CLASSES).unwrap(),
+            Pipeline::new(device, Arc::clone(state), IMAGE, CLASSES).unwrap(),
             calls,
         )
     }
@@ -330,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_queued_as_a_whole_and_captured_after_its_first_run() {
-        let (mut pipeline, calls) = pipeline(Scripted::default(), &shared(4));
+        let (mut pipeline, calls) = pipeline(Scripted::default(), &state(4));
         infer(&mut pipeline, 3).unwrap();
         infer(&mut pipeline, 3).unwrap();
         let run = ["upload 3", "run 3", "download 3", "synchronise"];
@@ -340,13 +362,13 @@ mod tests {
 
     #[test]
     fn it_is_warm_when_every_size_has_run() {
-        let (mut pipeline, calls) = pipeline(Scripted::default(), &shared(2));
+        let (mut pipeline, calls) = pipeline(Scripted::default(), &state(2));
         let warmed = |calls: &Calls| {
             calls
                 .lock()
                 .unwrap()
                 .iter()
-                .filter(|call| *call == "warmed")
+                .filter(|call| *call == "warmed_up")
                 .count()
         };
         infer(&mut pipeline, 1).unwrap();
@@ -364,7 +386,7 @@ mod tests {
                 captures,
                 ..Scripted::default()
             },
-            &shared(2),
+            &state(2),
         );
         infer(&mut pipeline, 1).unwrap();
         infer(&mut pipeline, 1).unwrap();
@@ -381,13 +403,13 @@ mod tests {
 
     #[test]
     fn without_room_for_the_largest_batch_half_of_it_is_taken() {
-        let shared = shared(16);
+        let state = state(16);
         let (mut pipeline, calls) = pipeline(
             Scripted {
                 room: 5,
                 ..Scripted::default()
             },
-            &shared,
+            &state,
         );
         assert_eq!(
             calls.lock().unwrap()[..],
@@ -406,15 +428,15 @@ mod tests {
 
     #[test]
     fn out_of_memory_halves_the_batch_for_all_lanes_and_loses_no_image() {
-        let shared = shared(16);
+        let state = state(16);
         let (mut first, calls) = pipeline(
             Scripted {
                 fits: 6,
                 ..Scripted::default()
             },
-            &shared,
+            &state,
         );
-        let (mut second, others) = pipeline(Scripted::default(), &shared);
+        let (mut second, others) = pipeline(Scripted::default(), &state);
         infer(&mut first, 16).unwrap();
         let runs = |calls: &Calls| -> Vec<String> {
             calls
@@ -442,7 +464,7 @@ mod tests {
                 runs,
                 ..Scripted::default()
             },
-            &shared(4),
+            &state(4),
         );
         let error = infer(&mut pipeline, 4).unwrap_err().to_string();
         assert!(
@@ -453,12 +475,12 @@ mod tests {
 
     #[test]
     fn a_fixed_batch_is_never_split() {
-        let shared = Shared::new(4, true, "GPU 0".into());
+        let state = GpuState::new(4, true, "GPU 0".into());
         let device = Scripted {
             room: 2,
             ..Scripted::default()
         };
-        let Err(error) = Pipeline::new(device, shared, IMAGE, CLASSES) else {
+        let Err(error) = Pipeline::new(device, state, IMAGE, CLASSES) else {
             panic!("there is no room for it")
         };
         assert!(error.to_string().contains("for 4 image"), "{error}");
@@ -472,7 +494,7 @@ mod tests {
                 runs,
                 ..Scripted::default()
             },
-            &shared(4),
+            &state(4),
         );
         assert!(matches!(
             infer(&mut pipeline, 2),
@@ -485,14 +507,14 @@ mod tests {
 
     #[test]
     fn a_lost_gpu_ends_every_lane_at_once() {
-        let shared = shared(4);
+        let state = state(4);
         let lost = DeviceError::Lost("an illegal memory access".into());
         let device = Scripted {
             sticky: Some(lost),
             ..Scripted::default()
         };
-        let (mut first, _) = pipeline(device, &shared);
-        let (mut second, calls) = pipeline(Scripted::default(), &shared);
+        let (mut first, _) = pipeline(device, &state);
+        let (mut second, calls) = pipeline(Scripted::default(), &state);
         let error = infer(&mut first, 2).unwrap_err();
         assert!(matches!(&error, EngineError::Lost { .. }), "{error}");
         assert!(

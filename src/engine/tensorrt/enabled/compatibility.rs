@@ -1,5 +1,5 @@
-//! Whether this driver, this GPU and this flavour of TensorRT go together, from facts that tests
-//! can make up.
+//! Whether a driver, a GPU and a flavour of TensorRT are compatible; from plain data, so that tests
+//! need no GPU.
 
 use std::fmt;
 
@@ -15,16 +15,13 @@ pub(super) enum Flavour {
     Enterprise,
 }
 
-/// The flavour that this program was built for.
-pub(super) const FLAVOUR: Flavour = if cfg!(feature = "tensorrt-enterprise") {
-    Flavour::Enterprise
-} else {
-    Flavour::Rtx
-};
+/// How to free memory on a GPU that has too little.
+pub(super) const MAKE_ROOM: &str = "end what else uses it (`nvidia-smi` lists that), choose \
+                                    another GPU with --device, or lower --max-batch";
 
 impl Flavour {
     /// The CUDA that its libraries are built with.
-    pub(super) fn cuda(self) -> CudaVersion {
+    fn cuda(self) -> CudaVersion {
         match self {
             Self::Rtx => CudaVersion {
                 major: 12,
@@ -37,15 +34,15 @@ impl Flavour {
         }
     }
 
-    /// The oldest driver that is documented to do, by the CUDA that it supports. Minor versions of
-    /// CUDA are compatible.
+    /// The oldest driver that is documented to work, as the CUDA that it supports. Minor versions
+    /// of CUDA are compatible.
     fn oldest_driver(self) -> CudaVersion {
         match self {
             Self::Rtx => CudaVersion {
                 major: 12,
                 minor: 0,
             },
-            // With the libraries for CUDA 12; those for CUDA 13 need its driver.
+            // For the libraries that are built for CUDA 12; those for CUDA 13 need its driver.
             Self::Enterprise => CudaVersion {
                 major: 12,
                 minor: 2,
@@ -54,7 +51,7 @@ impl Flavour {
     }
 
     /// Whether it has kernels for this hardware.
-    pub(super) fn supports(self, capability: ComputeCapability) -> bool {
+    fn supports(self, capability: ComputeCapability) -> bool {
         match self {
             Self::Rtx => [75, 80, 86, 89, 120, 121].contains(&capability.sm()),
             Self::Enterprise => capability.sm() >= 75,
@@ -69,7 +66,7 @@ impl Flavour {
         }
     }
 
-    fn other(self) -> Self {
+    pub(super) fn other(self) -> Self {
         match self {
             Self::Rtx => Self::Enterprise,
             Self::Enterprise => Self::Rtx,
@@ -94,7 +91,7 @@ pub(super) struct CudaVersion {
 }
 
 impl CudaVersion {
-    /// From CUDA's own number, such as 12090.
+    /// Parses CUDA's own number, such as 12090 for 12.9.
     pub(super) fn from_number(number: i32) -> Self {
         let number = number.unsigned_abs();
         Self {
@@ -110,28 +107,36 @@ impl fmt::Display for CudaVersion {
     }
 }
 
-/// What is known of a GPU before anything runs on it.
+/// What the driver tells about a GPU before anything runs on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Gpu {
-    /// Its number, as for `--device`.
+pub(super) struct GpuInfo {
+    /// CUDA's index, as in `--device`.
     pub(super) index: usize,
     pub(super) name: String,
     pub(super) capability: ComputeCapability,
-    /// The newest CUDA that its driver supports.
+    /// The newest CUDA that the driver supports.
     pub(super) driver: CudaVersion,
-    /// Memory that nobody uses, in bytes.
-    pub(super) free: u64,
-    /// All of its memory, in bytes.
-    pub(super) memory: u64,
+    /// In bytes, when the engine was started.
+    pub(super) free_memory: u64,
+    /// In bytes.
+    pub(super) total_memory: u64,
 }
 
-/// Refuses what can't work, before anything is loaded.
-pub(super) fn check(flavour: Flavour, gpu: &Gpu) -> Result<(), EngineError> {
+/// For messages, such as `GPU 0 (NVIDIA L4)`.
+impl fmt::Display for GpuInfo {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "GPU {} ({})", self.index, self.name)
+    }
+}
+
+/// Refuses a driver or a GPU that can't work, before any library is loaded.
+pub(super) fn check_support(flavour: Flavour, gpu: &GpuInfo) -> Result<(), EngineError> {
     if gpu.driver < flavour.oldest_driver() {
         return Err(EngineError::Unavailable {
             kind: KIND,
             reason: format!(
-                "the NVIDIA driver is too old: it supports CUDA {}, and {flavour} is built with CUDA {}",
+                "the NVIDIA driver is too old: it supports CUDA {}, and {flavour} is built with \
+                 CUDA {}",
                 gpu.driver,
                 flavour.cuda()
             ),
@@ -141,12 +146,17 @@ pub(super) fn check(flavour: Flavour, gpu: &Gpu) -> Result<(), EngineError> {
             ),
         });
     }
+
     if !flavour.supports(gpu.capability) {
-        let advice = match flavour.other() {
-            other if other.supports(gpu.capability) => {
-                format!("build the program for {other}: `cargo build --release --features {}`", other.feature())
-            }
-            _ => "use --engine openvino; TensorRT needs a GPU of the Turing generation (7.5) or newer".into(),
+        let other = flavour.other();
+        let advice = if other.supports(gpu.capability) {
+            format!(
+                "build the program for {other}: `cargo build --release --features {}`",
+                other.feature()
+            )
+        } else {
+            "use --engine openvino; TensorRT needs a GPU of the Turing generation (7.5) or newer"
+                .into()
         };
         return Err(EngineError::Unavailable {
             kind: KIND,
@@ -160,25 +170,23 @@ pub(super) fn check(flavour: Flavour, gpu: &Gpu) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// Refuses a GPU on which `needed` bytes have no place.
-pub(super) fn check_memory(gpu: &Gpu, needed: u64) -> Result<(), EngineError> {
-    if needed <= gpu.free {
+/// Refuses a GPU that has less than `needed` bytes free.
+pub(super) fn check_memory(gpu: &GpuInfo, needed: u64) -> Result<(), EngineError> {
+    if needed <= gpu.free_memory {
         return Ok(());
     }
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     Err(EngineError::Unavailable {
         kind: KIND,
         reason: format!(
-            "GPU {}, {}, has too little memory: {} MiB are needed at least, {} of {} MiB are free",
+            "GPU {}, {}, has too little memory: at least {} MiB are needed, {} of {} MiB are free",
             gpu.index,
             gpu.name,
             mib(needed),
-            gpu.free >> 20,
-            mib(gpu.memory)
+            gpu.free_memory >> 20,
+            mib(gpu.total_memory)
         ),
-        advice:
-            "end what else uses it (`nvidia-smi` lists that), choose another GPU with --device, or lower --max-batch"
-                .into(),
+        advice: MAKE_ROOM.into(),
     })
 }
 
@@ -186,8 +194,8 @@ pub(super) fn check_memory(gpu: &Gpu, needed: u64) -> Result<(), EngineError> {
 mod tests {
     use super::*;
 
-    fn gpu(name: &str, sm: u32, driver: i32) -> Gpu {
-        Gpu {
+    fn gpu(name: &str, sm: u32, driver: i32) -> GpuInfo {
+        GpuInfo {
             index: 0,
             name: name.into(),
             capability: ComputeCapability {
@@ -195,8 +203,8 @@ mod tests {
                 minor: sm % 10,
             },
             driver: CudaVersion::from_number(driver),
-            free: 500 << 20,
-            memory: 8 << 30,
+            free_memory: 500 << 20,
+            total_memory: 8 << 30,
         }
     }
 
@@ -204,13 +212,13 @@ mod tests {
     fn what_the_vendor_documents_passes() {
         for sm in [75, 86, 89, 120] {
             assert!(
-                check(Flavour::Rtx, &gpu("an RTX card", sm, 12090)).is_ok(),
+                check_support(Flavour::Rtx, &gpu("an RTX card", sm, 12090)).is_ok(),
                 "{sm}"
             );
         }
         for (name, sm) in [("Tesla T4", 75), ("A100", 80), ("H100", 90)] {
             assert!(
-                check(Flavour::Enterprise, &gpu(name, sm, 13000)).is_ok(),
+                check_support(Flavour::Enterprise, &gpu(name, sm, 13000)).is_ok(),
                 "{name}"
             );
         }
@@ -218,7 +226,7 @@ mod tests {
 
     #[test]
     fn an_old_driver_is_refused_with_both_versions() {
-        let error = check(Flavour::Rtx, &gpu("RTX 3090", 86, 11080))
+        let error = check_support(Flavour::Rtx, &gpu("RTX 3090", 86, 11080))
             .unwrap_err()
             .to_string();
         assert!(
@@ -229,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_data_centre_gpu_is_sent_to_the_other_flavour_and_an_old_one_to_none() {
-        let error = check(Flavour::Rtx, &gpu("NVIDIA H100", 90, 12090))
+        let error = check_support(Flavour::Rtx, &gpu("NVIDIA H100", 90, 12090))
             .unwrap_err()
             .to_string();
         assert!(
@@ -238,7 +246,7 @@ mod tests {
                 && error.contains("tensorrt-enterprise"),
             "{error}"
         );
-        let error = check(Flavour::Enterprise, &gpu("GTX 1080", 61, 13000))
+        let error = check_support(Flavour::Enterprise, &gpu("GTX 1080", 61, 13000))
             .unwrap_err()
             .to_string();
         assert!(

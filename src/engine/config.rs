@@ -1,0 +1,118 @@
+//! Which engine runs a model, in which arithmetic, and with which settings.
+
+use std::{fmt, num::NonZeroUsize};
+
+use super::{EngineError, OpenVinoConfig, tensorrt::TensorRtConfig};
+use crate::model::Model;
+
+/// Which engine to start and how.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// `None` tries TensorRT if it is compiled in, then OpenVINO, then the embedded engine.
+    pub kind: Option<EngineKind>,
+    /// `None` means int8 for a quantised model, else the fastest float type that the processor
+    /// computes natively.
+    pub precision: Option<Precision>,
+    /// CPU threads in total.
+    pub threads: NonZeroUsize,
+    /// Largest batch of one call; `None` leaves it to the engine.
+    pub max_batch: Option<NonZeroUsize>,
+    pub openvino: OpenVinoConfig,
+    pub tensorrt: TensorRtConfig,
+}
+
+impl EngineConfig {
+    /// The best engine that starts, with its own choice of precision and batch size.
+    pub fn new(threads: NonZeroUsize) -> Self {
+        Self {
+            kind: None,
+            precision: None,
+            threads,
+            max_batch: None,
+            openvino: OpenVinoConfig::default(),
+            tensorrt: TensorRtConfig::default(),
+        }
+    }
+}
+
+/// The implementations of [`Engine`](super::Engine).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "lower")]
+pub enum EngineKind {
+    /// TensorRT on NVIDIA GPUs, from a shared library.
+    TensorRt,
+    /// OpenVINO on the CPU, from a shared library.
+    OpenVino,
+    /// `rten` on the CPU: pure Rust, compiled into the program.
+    Embedded,
+}
+
+impl EngineKind {
+    pub(super) fn unsupported(self, reason: impl ToString) -> EngineError {
+        EngineError::UnsupportedModel {
+            kind: self,
+            reason: reason.to_string(),
+        }
+    }
+
+    pub(crate) fn failed(self, reason: impl ToString) -> EngineError {
+        EngineError::Inference {
+            kind: self,
+            reason: reason.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::TensorRt => "tensorrt",
+            Self::OpenVino => "openvino",
+            Self::Embedded => "embedded",
+        })
+    }
+}
+
+/// Arithmetic of a network's body. Input (uint8) and logits (float32) are the same for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Precision {
+    Fp32,
+    Fp16,
+    Bf16,
+    Int8,
+}
+
+impl Precision {
+    /// The precision for `model` on an engine of this `kind`: the `requested` one, else
+    /// `fastest_float`. A quantised model runs in int8 on every engine.
+    ///
+    /// # Errors
+    /// If a quantised model is requested in float, or a float model in int8.
+    pub(super) fn choose(
+        model: &Model,
+        requested: Option<Self>,
+        fastest_float: Self,
+        kind: EngineKind,
+    ) -> Result<Self, EngineError> {
+        match (model.graph.quantized, requested) {
+            (true, None | Some(Self::Int8)) => Ok(Self::Int8),
+            (true, Some(other)) => Err(kind.unsupported(format!(
+                "it is quantised to int8 and can't run in {other}; leave --precision out, or give \
+                 the float model that it was made from"
+            ))),
+            (false, Some(Self::Int8)) => Err(EngineError::NotQuantized),
+            (false, requested) => Ok(requested.unwrap_or(fastest_float)),
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        })
+    }
+}

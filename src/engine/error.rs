@@ -1,0 +1,48 @@
+//! Why an engine can't start, or failed.
+
+use super::{EngineKind, Precision};
+
+/// Why an engine can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A library, driver, processor feature or device that the engine needs is missing.
+    #[error("the {kind} engine can't start: {reason}; {advice}")]
+    Unavailable {
+        kind: EngineKind,
+        /// What is missing.
+        reason: String,
+        /// How the user can fix it.
+        advice: String,
+    },
+
+    /// The engine does not support this network. `reason` is the engine's own message.
+    #[error("the {kind} engine can't run this model: {reason}")]
+    UnsupportedModel { kind: EngineKind, reason: String },
+
+    /// int8 was requested for a float model.
+    #[error(
+        "--precision int8 needs a quantised model, and this one is in float: make one with \
+         `resnet18 quantize`, or let `resnet18 serve` do it with --calibration DIR, a folder of \
+         photos"
+    )]
+    NotQuantized,
+
+    /// The engine's answers differ from the embedded fp32 engine's. `reason` has the figures.
+    #[error(
+        "the {kind} engine in {precision} failed its self-check: {reason}; --precision fp32 or \
+         another --engine may pass it"
+    )]
+    SelfCheck {
+        kind: EngineKind,
+        precision: Precision,
+        reason: String,
+    },
+
+    /// This call failed; later ones may succeed.
+    #[error("the {kind} engine failed: {reason}")]
+    Inference { kind: EngineKind, reason: String },
+
+    /// This call failed, and so will all later ones in this process.
+    #[error("the {kind} engine is lost: {reason}; the server has to be restarted")]
+    Lost { kind: EngineKind, reason: String },
+}

@@ -1,0 +1,295 @@
+//! OpenVINO on the CPU, from a shared library that is found at run time.
+
+mod library;
+#[cfg(test)]
+mod tests;
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use openvino::{
+    CompiledModel, Core, DeviceType, ElementType, InferRequest, PropertyKey, RwPropertyKey, Shape,
+    Tensor,
+};
+
+use super::{Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision};
+use crate::model::{Batch, BodyPrecision, Model};
+
+const KIND: EngineKind = EngineKind::OpenVino;
+
+/// Up to this many narrow lanes get their own copy of the weights. They run on the threads that
+/// call them, without handing each image to a thread of OpenVINO's: about 2 % faster on two cores.
+/// More copies would cost more memory and cache than that gains.
+const LANES_WITH_OWN_WEIGHTS: usize = 2;
+
+/// Settings of the OpenVINO engine.
+#[derive(Clone, Debug)]
+pub struct OpenVinoConfig {
+    /// The OpenVINO C library, or its folder; `None` looks for a fetched or an installed one.
+    pub library: Option<PathBuf>,
+    /// Largest batch unless [`EngineConfig::max_batch`] sets one: 2 for the highest throughput when
+    /// many images wait, 1 if rounding must not depend on which images arrive together.
+    pub batch: NonZeroUsize,
+}
+
+impl Default for OpenVinoConfig {
+    fn default() -> Self {
+        Self {
+            library: None,
+            batch: NonZeroUsize::MIN,
+        }
+    }
+}
+
+/// Loads the library and compiles `model`, without running it.
+///
+/// # Errors
+/// If there is no usable library, or OpenVINO does not support the model or the precision.
+pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
+    let library = library::load(config.openvino.library.as_deref())?;
+    let mut core = Core::new().map_err(|error| library::unusable(&library, error))?;
+    let precision = choose_precision(&core, config.precision, model)?;
+    let device = core
+        .get_property(&DeviceType::CPU, &PropertyKey::DeviceFullName)
+        .map_err(|error| KIND.failed(error))?;
+
+    let max_batch = match model.graph.batch {
+        Batch::Fixed(n) => n,
+        Batch::Any => config.max_batch.unwrap_or(config.openvino.batch).get(),
+    };
+    // A static shape runs faster than a symbolic one.
+    let is_static = max_batch == 1 || matches!(model.graph.batch, Batch::Fixed(_));
+    let static_batch = is_static.then_some(max_batch);
+    let network = read_network(&mut core, model, static_batch, precision)?;
+
+    let mut compiler = Compiler {
+        core,
+        network,
+        precision,
+        image_shape: [model.geometry.height.into(), model.geometry.width.into(), 3],
+    };
+    let threads = config.threads.get();
+    Ok(Lanes {
+        info: EngineInfo {
+            kind: KIND,
+            version: library_version(),
+            precision,
+            device,
+            max_batch,
+            fixed_batch: matches!(model.graph.batch, Batch::Fixed(_)),
+            offloaded: false,
+        },
+        narrow: compiler.narrow_lanes(threads)?,
+        wide: compiler.wide_lane(threads)?,
+        plans: Vec::new(),
+    })
+}
+
+/// The build number without its suffixes, such as `2026.4.1`.
+fn library_version() -> String {
+    let build_number = openvino::version().build_number;
+    match build_number.split_once('-') {
+        Some((version, _)) => version.to_owned(),
+        None => build_number,
+    }
+}
+
+/// Reads the model with a body in `precision`; `batch` is `None` for a symbolic batch dimension.
+fn read_network(
+    core: &mut Core,
+    model: &Model,
+    batch: Option<usize>,
+    precision: Precision,
+) -> Result<openvino::Model, EngineError> {
+    let body = match precision {
+        Precision::Fp32 | Precision::Int8 => BodyPrecision::Fp32,
+        Precision::Fp16 => BodyPrecision::Fp16,
+        Precision::Bf16 => BodyPrecision::Bf16,
+    };
+    let mut read = |body: BodyPrecision| -> Result<openvino::Model, EngineError> {
+        let onnx = model
+            .graph
+            .to_onnx(batch, body)
+            .map_err(|error| KIND.unsupported(error))?;
+        core.read_model_from_buffer(&onnx, None)
+            .map_err(|error| KIND.unsupported(error))
+    };
+
+    // Typing the body halves the memory that OpenVINO keeps for the weights. A network that can't
+    // be typed still runs in the same arithmetic, because of the precision hint.
+    match read(body) {
+        Err(error) if body != BodyPrecision::Fp32 => {
+            tracing::debug!("{error}; leaving the choice of types to OpenVINO");
+            read(BodyPrecision::Fp32)
+        }
+        result => result,
+    }
+}
+
+fn choose_precision(
+    core: &Core,
+    requested: Option<Precision>,
+    model: &Model,
+) -> Result<Precision, EngineError> {
+    let capabilities = core
+        .get_property(&DeviceType::CPU, &PropertyKey::DeviceCapabilities)
+        .map_err(|error| KIND.failed(error))?;
+    let has = |name: &str| capabilities.split_whitespace().any(|word| word == name);
+
+    let fastest = if has("BF16") {
+        Precision::Bf16
+    } else if has("FP16") {
+        Precision::Fp16
+    } else {
+        Precision::Fp32
+    };
+    let precision = Precision::choose(model, requested, fastest, KIND)?;
+    let is_native = match precision {
+        Precision::Bf16 => has("BF16"),
+        Precision::Fp16 => has("FP16"),
+        Precision::Fp32 | Precision::Int8 => true,
+    };
+    if !is_native {
+        return Err(EngineError::Unavailable {
+            kind: KIND,
+            reason: format!(
+                "this processor does not compute in {precision} (it has {capabilities})"
+            ),
+            advice: format!("use --precision {fastest} or auto"),
+        });
+    }
+    Ok(precision)
+}
+
+/// Compiles one network for different numbers of threads.
+struct Compiler {
+    core: Core,
+    network: openvino::Model,
+    precision: Precision,
+    /// Height, width, channels.
+    image_shape: [i64; 3],
+}
+
+impl Compiler {
+    /// One lane for each thread.
+    fn narrow_lanes(&mut self, threads: usize) -> Result<Vec<Box<dyn Engine>>, EngineError> {
+        if threads <= LANES_WITH_OWN_WEIGHTS {
+            return (0..threads)
+                .map(|_| {
+                    let mut compiled = self.compile(0, 1)?;
+                    self.lane(&mut compiled)
+                })
+                .collect();
+        }
+        let mut shared = self.compile(threads, threads)?;
+        (0..threads).map(|_| self.lane(&mut shared)).collect()
+    }
+
+    /// One lane that uses all threads; `None` if there is only one.
+    fn wide_lane(&mut self, threads: usize) -> Result<Option<Box<dyn Engine>>, EngineError> {
+        if threads == 1 {
+            return Ok(None);
+        }
+        let mut compiled = self.compile(1, threads)?;
+        self.lane(&mut compiled).map(Some)
+    }
+
+    /// Without streams, the compiled model serves one request at a time, on the calling thread.
+    fn compile(&mut self, streams: usize, threads: usize) -> Result<CompiledModel, EngineError> {
+        let precision_hint = match self.precision {
+            // A quantised network has little float arithmetic left between its integer layers, and
+            // conversions cost more than bf16 gains there.
+            Precision::Fp32 | Precision::Int8 => "f32",
+            Precision::Fp16 => "f16",
+            Precision::Bf16 => "bf16",
+        };
+        let settings = [
+            ("NUM_STREAMS", streams.to_string()),
+            ("INFERENCE_NUM_THREADS", threads.to_string()),
+            ("INFERENCE_PRECISION_HINT", precision_hint.into()),
+            // With pinning, two streams can end up on one core.
+            ("ENABLE_CPU_PINNING", "NO".into()),
+        ];
+        for (key, value) in settings {
+            self.core
+                .set_property(&DeviceType::CPU, &RwPropertyKey::Other(key.into()), &value)
+                .map_err(|error| KIND.failed(error))?;
+        }
+        self.core
+            .compile_model(&self.network, DeviceType::CPU)
+            .map_err(|error| KIND.unsupported(error))
+    }
+
+    fn lane(&self, compiled: &mut CompiledModel) -> Result<Box<dyn Engine>, EngineError> {
+        let request = compiled
+            .create_infer_request()
+            .map_err(|error| KIND.failed(error))?;
+        Ok(Box::new(OpenVino::new(request, self.image_shape)))
+    }
+}
+
+struct OpenVino {
+    request: InferRequest,
+    /// Height, width, channels.
+    image_shape: [i64; 3],
+    /// Batch size of the request's input tensor; `None` before the first call.
+    batch: Option<usize>,
+}
+
+impl OpenVino {
+    fn new(request: InferRequest, image_shape: [i64; 3]) -> Self {
+        Self {
+            request,
+            image_shape,
+            batch: None,
+        }
+    }
+
+    /// Gives the request an input tensor for `n` images, unless it has one already.
+    fn set_batch(&mut self, n: usize) -> Result<(), EngineError> {
+        if self.batch == Some(n) {
+            return Ok(());
+        }
+        let [height, width, channels] = self.image_shape;
+        let shape =
+            Shape::new(&[n as i64, height, width, channels]).map_err(|error| KIND.failed(error))?;
+        let tensor = Tensor::new(ElementType::U8, &shape).map_err(|error| KIND.failed(error))?;
+        self.request
+            .set_input_tensor(&tensor)
+            .map_err(|error| KIND.failed(error))?;
+        self.batch = Some(n);
+        Ok(())
+    }
+}
+
+impl Engine for OpenVino {
+    fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
+        self.set_batch(n)?;
+        let mut input = self
+            .request
+            .get_input_tensor()
+            .map_err(|error| KIND.failed(error))?;
+        input
+            .get_raw_data_mut()
+            .map_err(|error| KIND.failed(error))?
+            .copy_from_slice(images);
+
+        self.request.infer().map_err(|error| KIND.failed(error))?;
+
+        let output = self
+            .request
+            .get_output_tensor()
+            .map_err(|error| KIND.failed(error))?;
+        let values = output
+            .get_data::<f32>()
+            .map_err(|error| KIND.failed(error))?;
+        if values.len() != logits.len() {
+            return Err(KIND.failed(format!(
+                "{} logits instead of {}",
+                values.len(),
+                logits.len()
+            )));
+        }
+        logits.copy_from_slice(values);
+        Ok(())
+    }
+}
