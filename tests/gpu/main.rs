@@ -1,6 +1,6 @@
-//! A real NVIDIA GPU, with `make test-gpu`: the cache, memory that runs out, and what the server
-//! adds to the GPU's own time. `make test-gpu` also runs `tests/integration/golden.rs` on it. Without a GPU
-//! every test here says that it is skipped.
+//! Tests on a real NVIDIA GPU, run by `make test-gpu`: the cache, memory that runs out, and the time
+//! that the server adds to the GPU's own. `make test-gpu` also runs `tests/integration/golden.rs` on
+//! it. Without a GPU every test here says that it is skipped.
 #![cfg(feature = "tensorrt")]
 
 #[path = "../common/mod.rs"]
@@ -32,8 +32,8 @@ fn config(cache: &std::path::Path) -> EngineConfig {
     }
 }
 
-/// Whether TensorRT runs here; a visible word if not.
-fn card() -> bool {
+/// Whether TensorRT runs here, with a visible message if it does not.
+fn has_gpu() -> bool {
     let folder = tempfile::tempdir().unwrap();
     let model = Model::bundled(&Overrides::default()).unwrap();
     match measure(&config(folder.path()), &model, &[]) {
@@ -59,7 +59,7 @@ async fn assert_answers(server: &Server) {
 
 #[tokio::test]
 async fn the_second_start_finds_the_engine() {
-    if !card() {
+    if !has_gpu() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -89,8 +89,8 @@ async fn the_second_start_finds_the_engine() {
     }
 }
 
-/// Takes all of the GPU's memory but so many MiB.
-fn hog(leave: usize) -> Result<(std::sync::Arc<CudaContext>, impl Sized), DriverError> {
+/// Allocates all of the GPU's memory except for `leave` MiB.
+fn fill_memory(leave: usize) -> Result<(std::sync::Arc<CudaContext>, impl Sized), DriverError> {
     let context = CudaContext::new(0)?;
     let (free, _) = context.mem_get_info()?;
     let taken = context
@@ -102,7 +102,7 @@ fn hog(leave: usize) -> Result<(std::sync::Arc<CudaContext>, impl Sized), Driver
 
 #[tokio::test]
 async fn with_too_little_memory_it_takes_smaller_batches_or_says_so() {
-    if !card() {
+    if !has_gpu() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -118,7 +118,7 @@ async fn with_too_little_memory_it_takes_smaller_batches_or_says_so() {
     drop(Server::start(&flags));
     let mut tight = false;
     for leave in [1200, 900, 700, 600, 500, 400, 300, 200] {
-        let (_context, _taken) = hog(leave).unwrap();
+        let (_context, _taken) = fill_memory(leave).unwrap();
         let mut server = Server::spawn(&flags);
         while server
             .try_get("/readyz")
@@ -148,12 +148,12 @@ async fn with_too_little_memory_it_takes_smaller_batches_or_says_so() {
         );
         tight |= ended.is_some() || halved;
     }
-    assert!(tight, "the memory was never short");
+    assert!(tight, "memory never ran out");
 }
 
 #[test]
-fn what_the_server_adds_to_the_gpus_own_time() {
-    if !card() {
+fn the_time_that_the_server_adds_to_the_gpus_own() {
+    if !has_gpu() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -7,6 +7,7 @@
 mod common;
 
 mod architecture;
+mod binary;
 mod cli;
 mod client;
 mod deploy;

@@ -1,5 +1,5 @@
-//! The real TensorRT-RTX, as far as it goes without a GPU: parsing, typing, building, the cache,
-//! and every error.
+//! The real TensorRT-RTX, as far as it works without a GPU: parsing, typing, building, the cache, and
+//! every error.
 
 use std::{
     fs,
@@ -8,15 +8,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{Checkpoint, Server, checkpoint, data, python, resnet18, shared, skipped};
 use prost::Message;
-use resnet18_server::model::onnx::ModelProto;
+use resnet18_server::model::onnx::{ModelProto, TensorProto};
 use serde_json::Value;
 
+use crate::common::{
+    Checkpoint, Server, checkpoint, data, python, resnet18, shared, skipped, text,
+};
+
+/// One compute capability of each generation: Turing, Ampere, Ada and Blackwell.
 const ALL: &str = "75,86,89,120";
 const BUNDLED: &str = "models/resnet18-demo.onnx";
 
-/// Where `make tensorrt` puts the library; `None`, with a visible word, where it is missing.
+/// Where `make tensorrt` puts the library; `None`, with a visible message, if it is missing.
 fn library() -> Option<PathBuf> {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join(".runtime/tensorrt-rtx/tensorrt_rtx_libs");
@@ -27,6 +31,7 @@ fn library() -> Option<PathBuf> {
     Some(path)
 }
 
+/// Whether there is a GPU, with a visible message: most errors occur only without one.
 fn gpu() -> bool {
     let found = Path::new("/dev/nvidiactl").exists() || Path::new("/dev/dxg").exists();
     if found {
@@ -35,6 +40,7 @@ fn gpu() -> bool {
     found
 }
 
+/// `resnet18 build` in the project's folder.
 fn command(cache: &Path, arguments: &[&str]) -> Command {
     let mut command = resnet18();
     command
@@ -45,14 +51,11 @@ fn command(cache: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+/// The JSON lines that a successful command printed.
 fn lines(output: &Output) -> Vec<Value> {
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.lines()
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+        .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
 }
@@ -62,7 +65,7 @@ fn build(cache: &Path, arguments: &[&str]) -> Vec<Value> {
     lines(&command(cache, arguments).output().unwrap())
 }
 
-/// The one line of a build for one kind of GPU: why it was built, or `None` if it was there.
+/// Builds for one kind of GPU. Returns why it was built, or `None` if the cache held it.
 fn built_because(cache: &Path, arguments: &[&str]) -> Option<String> {
     let [line] = &build(cache, &[&["--sm", "86"], arguments].concat())[..] else {
         panic!("one line")
@@ -74,7 +77,7 @@ fn built_because(cache: &Path, arguments: &[&str]) -> Option<String> {
     line["built_because"].as_str().map(str::to_owned)
 }
 
-/// What a build that must fail says.
+/// The message of a build that must fail.
 fn failure(arguments: &[&str]) -> String {
     let cache = tempfile::tempdir().unwrap();
     let output = command(cache.path(), &[&["--sm", "86"], arguments].concat())
@@ -82,12 +85,12 @@ fn failure(arguments: &[&str]) -> String {
         .unwrap();
     assert_eq!(output.status.code(), Some(1), "{arguments:?}");
     assert!(output.stdout.is_empty());
-    String::from_utf8_lossy(&output.stderr).into_owned()
+    text(&output.stderr)
 }
 
-fn assert_has(text: &str, words: &[&str]) {
-    for word in words {
-        assert!(text.contains(word), "no `{word}` in: {text}");
+fn assert_contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "no `{part}` in: {text}");
     }
 }
 
@@ -122,14 +125,10 @@ fn every_model_is_built_for_every_gpu_and_found_again() {
             ])
             .output();
         let output = output.unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{}", text(&output.stderr));
         models.push(vec![onnx.display().to_string()]);
     }
-    // More models, as a list of paths: RESNET18_TEST_ONNX=/a.onnx:/b.onnx
+    // More models can be given as a list of paths: RESNET18_TEST_ONNX=/a.onnx:/b.onnx
     if let Some(more) = std::env::var_os("RESNET18_TEST_ONNX") {
         models.extend(std::env::split_paths(&more).map(|path| vec![path.display().to_string()]));
     }
@@ -196,11 +195,7 @@ fn a_quantised_model_is_built_with_weights_of_8_bits() {
         .arg(&model)
         .output()
         .unwrap();
-    assert!(
-        quantized.status.success(),
-        "{}",
-        String::from_utf8_lossy(&quantized.stderr)
-    );
+    assert!(quantized.status.success(), "{}", text(&quantized.stderr));
     let bytes = |model: &str| -> Vec<u64> {
         let built = build(folder.path(), &[model, "--sm", "86,89"]);
         built
@@ -215,39 +210,39 @@ fn a_quantised_model_is_built_with_weights_of_8_bits() {
         assert!(int8 * 10 < fp16 * 7, "{int8} bytes in int8, {fp16} in fp16");
     }
     let refused = failure(&[model.to_str().unwrap(), "--precision", "fp16"]);
-    assert_has(&refused, &["quantised to int8"]);
+    assert_contains(&refused, &["quantised to int8"]);
 }
 
 #[test]
-fn whatever_a_plan_depends_on_misses_when_it_changes() {
+fn a_change_of_anything_that_a_plan_depends_on_misses_the_cache() {
     if library().is_none() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path();
-    assert_has(&built_because(cache, &[]).unwrap(), &["nothing is kept"]);
+    assert_contains(&built_because(cache, &[]).unwrap(), &["nothing is kept"]);
     assert_eq!(built_because(cache, &[]), None);
-    assert_has(
+    assert_contains(
         &built_because(cache, &["--max-batch", "16"]).unwrap(),
         &["batches 1 to 16", "instead of 1 to 32"],
     );
-    assert_has(
+    assert_contains(
         &built_because(cache, &["--usual-batch", "4"]).unwrap(),
         &["usually 4 instead of", "usually 8"],
     );
-    assert_has(
+    assert_contains(
         &built_because(cache, &["--mean", "0.5,0.5,0.5"]).unwrap(),
         &["model "],
     );
-    assert_has(
+    assert_contains(
         &built_because(cache, &["--precision", "fp32"]).unwrap(),
         &["precision fp32 instead of fp16"],
     );
-    assert_has(
+    assert_contains(
         &built_because(cache, &["--workspace-mib", "64"]).unwrap(),
         &["workspace"],
     );
-    assert_has(
+    assert_contains(
         &built_because(cache, &["--builder-level", "2"]).unwrap(),
         &["optimization level 2 instead of 3"],
     );
@@ -271,14 +266,15 @@ fn a_damaged_or_foreign_plan_is_built_again() {
     let mut flipped = whole.clone();
     flipped[whole.len() / 2] ^= 1;
     fs::write(&ampere, flipped).unwrap();
-    assert_has(
+    assert_contains(
         &built_because(cache, &[]).unwrap(),
         &["damaged", "checksum"],
     );
     assert_eq!(built_because(cache, &[]), None);
-    // A plan for another GPU under this one's name, as when a cache is copied by hand.
+
+    // A plan for another GPU that was renamed to this one's file, as when a cache is copied by hand.
     fs::copy(&turing, &ampere).unwrap();
-    assert_has(
+    assert_contains(
         &built_because(cache, &[]).unwrap(),
         &["made for something else"],
     );
@@ -286,7 +282,7 @@ fn a_damaged_or_foreign_plan_is_built_again() {
 }
 
 #[test]
-fn two_that_start_together_build_once() {
+fn concurrent_builds_of_the_same_plan_build_once() {
     if library().is_none() {
         return;
     }
@@ -298,8 +294,8 @@ fn two_that_start_together_build_once() {
             .spawn()
             .unwrap()
     };
-    let both = [start(), start(), start()];
-    let cached = both.map(|child| {
+    let builds = [start(), start(), start()];
+    let cached = builds.map(|child| {
         lines(&child.wait_with_output().unwrap())[0]["cached"]
             .as_bool()
             .unwrap()
@@ -354,8 +350,8 @@ fn serving_without_a_gpu_ends_at_once_and_says_so() {
         "{:?}",
         started.elapsed()
     );
-    assert_has(
-        &String::from_utf8_lossy(&output.stderr),
+    assert_contains(
+        &text(&output.stderr),
         &["no NVIDIA driver", "--gpus all", "--engine openvino"],
     );
 }
@@ -366,7 +362,7 @@ fn auto_serves_on_the_cpu_and_says_why() {
         return;
     }
     let server = Server::start(&[]);
-    assert_has(
+    assert_contains(
         &server.log(),
         &[
             "the tensorrt engine can't start",
@@ -386,36 +382,36 @@ fn auto_serves_on_the_cpu_and_says_why() {
 
 #[test]
 fn a_missing_library_says_what_to_install_and_where_it_was_looked_for() {
-    assert_has(
+    assert_contains(
         &failure(&["--tensorrt-lib", "/nowhere"]),
         &["/nowhere", "make tensorrt", "tensorrt-rtx-cu12-libs"],
     );
 }
 
 #[test]
-fn what_is_no_tensorrt_is_refused() {
+fn files_that_are_not_tensorrt_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_str().unwrap();
     let put = |name: &str, content: &str| fs::write(folder.path().join(name), content).unwrap();
     put("libnvinfer.so.11", "");
     put("libnvonnxparser.so.11", "");
-    assert_has(
+    assert_contains(
         &failure(&["--tensorrt-lib", path]),
         &["libnvinfer.so", "another feature"],
     );
     put("libtensorrt_rtx.so.1", "not a library");
-    assert_has(
+    assert_contains(
         &failure(&["--tensorrt-lib", path]),
         &["incomplete", "libtensorrt_onnxparser_rtx.so"],
     );
     put("libtensorrt_onnxparser_rtx.so.1", "");
-    assert_has(
+    assert_contains(
         &failure(&["--tensorrt-lib", path]),
         &["can't be loaded", "libtensorrt_rtx.so.1"],
     );
 }
 
-/// Compiles C into a shared library; `None`, with a visible word, where there is no compiler.
+/// Compiles C into a shared library; `None`, with a visible message, if there is no compiler.
 fn compile(code: &str, library: &Path) -> Option<()> {
     let source = library.with_extension("c");
     fs::write(&source, code).unwrap();
@@ -431,8 +427,8 @@ fn compile(code: &str, library: &Path) -> Option<()> {
     Some(())
 }
 
-/// A library that says that it is this version of TensorRT, and nothing else.
-fn pretender(folder: &Path, version: [u32; 4]) -> Option<()> {
+/// Compiles a library that reports this version of TensorRT and can do nothing else.
+fn fake_library(folder: &Path, version: [u32; 4]) -> Option<()> {
     let functions = ["Major", "Minor", "Patch", "Build"].iter().zip(version);
     let code: String = functions
         .map(|(name, n)| format!("int getInferLib{name}Version(void) {{ return {n}; }}\n"))
@@ -445,14 +441,14 @@ fn pretender(folder: &Path, version: [u32; 4]) -> Option<()> {
 fn another_major_version_is_refused_and_so_is_an_older_minor_one() {
     for version in [[2, 0, 3, 7], [1, 2, 0, 5]] {
         let folder = tempfile::tempdir().unwrap();
-        if pretender(folder.path(), version).is_none() {
+        if fake_library(folder.path(), version).is_none() {
             return;
         }
-        let said = failure(&["--tensorrt-lib", folder.path().to_str().unwrap()]);
+        let message = failure(&["--tensorrt-lib", folder.path().to_str().unwrap()]);
         let [major, minor, patch, _] = version;
         let found = format!("is TensorRT-RTX {major}.{minor}.{patch}");
-        assert_has(
-            &said,
+        assert_contains(
+            &message,
             &[
                 &found,
                 "built for 1.7 or a newer 1.x",
@@ -469,13 +465,13 @@ fn a_gpu_that_this_flavour_does_not_know_is_sent_to_the_other() {
     }
     let cache = tempfile::tempdir().unwrap();
     let output = command(cache.path(), &["--sm", "90"]).output().unwrap();
-    assert_has(
-        &String::from_utf8_lossy(&output.stderr),
+    assert_contains(
+        &text(&output.stderr),
         &["compute capability 9.0", "tensorrt-enterprise"],
     );
 }
 
-/// The bundled model, changed, as a file.
+/// Writes a changed copy of the bundled model. Returns its path.
 fn changed(folder: &Path, change: impl FnOnce(&mut ModelProto)) -> String {
     let onnx = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(BUNDLED)).unwrap();
     let mut model = ModelProto::decode(onnx.as_slice()).unwrap();
@@ -500,7 +496,7 @@ fn an_operator_that_tensorrt_lacks_is_named_with_its_node() {
         relu.op_type = Some("Bernoulli".into());
         relu.name = Some("the_random_one".into());
     });
-    assert_has(
+    assert_contains(
         &failure(&[&model]),
         &["can't run this model", "Bernoulli", "the_random_one"],
     );
@@ -521,7 +517,7 @@ fn a_value_outside_of_fp16_is_named_with_its_tensor() {
             .unwrap();
         name = bias.name().to_owned();
         let values: Vec<u8> = (0..106).flat_map(|_| 1e6_f32.to_le_bytes()).collect();
-        *bias = resnet18_server::model::onnx::TensorProto {
+        *bias = TensorProto {
             name: bias.name.clone(),
             data_type: Some(1),
             dims: vec![106],
@@ -529,7 +525,7 @@ fn a_value_outside_of_fp16_is_named_with_its_tensor() {
             ..Default::default()
         };
     });
-    assert_has(
+    assert_contains(
         &failure(&[&model]),
         &[&name, "1000000", "float16", "--precision fp32"],
     );
@@ -540,21 +536,21 @@ fn a_value_outside_of_fp16_is_named_with_its_tensor() {
     );
 }
 
-/// A driver with one GPU that answers questions about it and can do nothing else.
+/// A driver with one GPU that reports the GPU's properties and can do nothing else.
 #[derive(Clone, Copy)]
 struct FakeDriver {
-    /// What `cuInit` returns.
+    /// Result of `cuInit`.
     init: u32,
-    /// The CUDA that it supports, as CUDA numbers versions.
+    /// The CUDA version that it supports, in CUDA's encoding: 12090 is 12.9.
     cuda: u32,
     name: &'static str,
-    /// Its compute capability.
+    /// The GPU's compute capability.
     capability: [u32; 2],
     free_mib: u32,
 }
 
 impl FakeDriver {
-    /// One that everything suits.
+    /// A GPU and a driver that TensorRT-RTX supports.
     const RTX_3090: Self = Self {
         init: 0,
         cuda: 12090,
@@ -563,7 +559,7 @@ impl FakeDriver {
         free_mib: 20000,
     };
 
-    /// `serve` under this driver, until it ends, which it must. What it said.
+    /// Runs `serve` with this driver until it fails, which it must. Returns its messages.
     fn serve(&self, flags: &[&str]) -> Option<String> {
         let Self {
             init,
@@ -613,23 +609,18 @@ impl FakeDriver {
             .env("LD_LIBRARY_PATH", folder.path())
             .output()
             .unwrap();
-        assert_eq!(
-            output.status.code(),
-            Some(1),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Some(String::from_utf8_lossy(&output.stderr).into_owned())
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+        Some(text(&output.stderr))
     }
 }
 
 #[test]
-fn what_is_wrong_with_driver_and_gpu_is_said_before_anything_is_loaded() {
+fn an_unsuitable_driver_or_gpu_is_refused_with_the_reason() {
     if library().is_none() || gpu() {
         return;
     }
     let good = FakeDriver::RTX_3090;
-    for (driver, flags, words) in [
+    for (driver, flags, parts) in [
         (
             FakeDriver { init: 100, ..good },
             &[][..],
@@ -672,10 +663,10 @@ fn what_is_wrong_with_driver_and_gpu_is_said_before_anything_is_loaded() {
             &["no GPU 1", "below 1"],
         ),
     ] {
-        let Some(said) = driver.serve(flags) else {
+        let Some(message) = driver.serve(flags) else {
             return;
         };
-        assert_has(&said, words);
+        assert_contains(&message, parts);
     }
 }
 
@@ -690,17 +681,17 @@ fn serve_finds_the_engine_that_was_built_ahead() {
         .as_str()
         .unwrap()
         .to_owned();
-    // It gets as far as a GPU is needed for.
+    // It fails where it needs a real GPU.
     let flags = ["--engine-cache", cache, "--max-batch", "16"];
-    let Some(said) = (FakeDriver {
+    let Some(message) = (FakeDriver {
         free_mib: 10,
         ..FakeDriver::RTX_3090
     })
     .serve(&flags) else {
         return;
     };
-    assert_has(
-        &said,
+    assert_contains(
+        &message,
         &[
             "engine cache hit",
             &file,
@@ -715,7 +706,7 @@ fn serve_finds_the_engine_that_was_built_ahead() {
         free_mib: 10,
         ..FakeDriver::RTX_3090
     };
-    assert_has(
+    assert_contains(
         &ada.serve(&flags).unwrap(),
         &["engine cache miss", "compute capability 8.9 instead of 8.6"],
     );
