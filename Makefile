@@ -5,7 +5,7 @@ TENSORRT_RTX := 1.7.1.116
 PYTHON := python3
 VENV := .venv
 
-.PHONY: run build openvino tensorrt test test-features test-gpu test-env lint lint-features deny chaos fuzz bench screenshots help
+.PHONY: run build openvino tensorrt test test-features test-gpu test-env lint lint-features deny shuttle chaos fuzz bench screenshots help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -91,6 +91,10 @@ deny: ## check licences, sources and advisories of all dependencies (cargo-deny)
 	else \
 	    echo "SKIPPED: the check for security advisories: their database can't be fetched"; \
 	fi
+
+# Unsetting the variable afterwards rebuilds this crate once more, but no dependency.
+shuttle: ## explore the orders of the scheduler's threads: no job is lost, no thread waits for ever
+	RESNET18_SHUTTLE=1 cargo test --release --lib scheduler::interleavings
 
 chaos: openvino ## run a server under random clients for SECONDS=60, then DRAINS=10 shutdowns under full load
 	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_DRAINS=$(or $(DRAINS),10) cargo test --release --test chaos -- --nocapture --test-threads 1

@@ -1,4 +1,4 @@
-//! What holds of the queues and the batches whatever comes in which order.
+//! Properties of the queues and batches that hold for every order of events.
 
 use std::{
     collections::{BTreeMap, VecDeque},

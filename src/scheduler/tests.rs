@@ -1,4 +1,4 @@
-//! The scheduler on engines that do as they are told.
+//! The scheduler on scripted engines.
 
 use std::sync::{
     atomic::{AtomicUsize, Ordering::SeqCst},
@@ -22,15 +22,15 @@ const GEOMETRY: Geometry = Geometry {
     resize_shorter_side: 2,
 };
 
-/// One call of an engine: on which lane, with the first byte of each image.
+/// One call of an engine: its lane, and the first byte of each image.
 #[derive(Debug, PartialEq)]
 struct Call {
     lane: &'static str,
     images: Vec<u8>,
 }
 
-/// Reports each call and answers it when told to; the logits are the image's first byte, and an
-/// image of 255 fails.
+/// Reports each call and answers it when the test allows it. The logits are the image's first byte;
+/// an image of 255 fails.
 struct Scripted {
     lane: &'static str,
     calls: mpsc::Sender<Call>,
@@ -74,8 +74,8 @@ impl Engine for Scripted {
     }
 }
 
-/// Dropped from top to bottom: when a test fails, engines that wait to be told fail too instead of
-/// waiting for ever.
+/// Fields are dropped from top to bottom: when a test fails, waiting engines fail too instead of
+/// blocking for ever.
 struct Bench {
     go: mpsc::Sender<()>,
     queue: Queue,
@@ -112,7 +112,7 @@ impl Default for Setup {
 }
 
 impl Setup {
-    /// As many cores as lanes, unless the lanes are on a device.
+    /// Starts as many cores as lanes, unless the lanes are on a device.
     fn start(self) -> Bench {
         let threads = if self.offloaded { 1 } else { self.narrow };
         let config = SchedulerConfig {
@@ -129,7 +129,7 @@ impl Setup {
         }
     }
 
-    /// One more model on the same scheduler.
+    /// Adds another model to the same scheduler.
     fn add(
         self,
         name: &'static str,
@@ -997,7 +997,7 @@ fn a_retired_device_that_finds_only_abandoned_images_ends() {
     calls
         .recv_timeout(Duration::from_secs(5))
         .expect("the device is called");
-    // A thread that doesn't end would keep a test that fails from ending too.
+    // A thread that does not end would keep a failing test from ending.
     let scheduler = std::mem::ManuallyDrop::new(scheduler);
     let abandoned = queue.submit(job(1)).unwrap();
     std::thread::sleep(Duration::from_millis(50));

@@ -1,11 +1,8 @@
-//! Logits → the tensors that a caller wants to see.
+//! Output tensors: from logits to the scores or classes that a caller requested.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{
-    parameters::{self},
-    tensors::TensorError,
-};
+use super::{parameters, tensors::TensorError};
 use crate::{
     answer::{Class, softmax, top_k},
     grpc::call::status::CallError,
@@ -16,7 +13,7 @@ use crate::{
     scheduler::Reply,
 };
 
-/// The outputs that a model gives.
+/// The outputs of every model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scores {
     Logits,
@@ -41,32 +38,32 @@ impl Scores {
     }
 }
 
-/// One output as it is wanted.
+/// One requested output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Wanted {
+struct RequestedOutput {
     scores: Scores,
-    /// So many of the best classes as text instead of all the numbers.
+    /// How many of the best classes to return, as text instead of all the numbers.
     classes: Option<usize>,
 }
 
-/// The outputs that a caller wants.
+/// The outputs that a caller requested.
 #[derive(Debug)]
-pub(super) struct Outputs(Vec<Wanted>);
+pub(super) struct Outputs(Vec<RequestedOutput>);
 
 impl Outputs {
-    /// Those that were requested; all, if none was.
+    /// The requested outputs; all of them if none was requested.
     pub fn requested(outputs: &[InferRequestedOutputTensor]) -> Result<Self, CallError> {
         if outputs.is_empty() {
             return Ok(Self(
                 Scores::ALL
-                    .map(|scores| Wanted {
+                    .map(|scores| RequestedOutput {
                         scores,
                         classes: None,
                     })
                     .into(),
             ));
         }
-        let mut wanted: Vec<Wanted> = Vec::new();
+        let mut wanted: Vec<RequestedOutput> = Vec::new();
         for InferRequestedOutputTensor { name, parameters } in outputs {
             let scores = Scores::ALL.into_iter().find(|scores| scores.name() == name);
             let scores = scores.ok_or_else(|| TensorError::UnknownOutput(name.clone()))?;
@@ -77,7 +74,7 @@ impl Outputs {
                 return Err(TensorError::SameOutput(scores.name()).into());
             }
             let classes = parameters::integer(parameters, "classification", 1)?;
-            wanted.push(Wanted {
+            wanted.push(RequestedOutput {
                 scores,
                 classes: classes.map(|classes| usize::try_from(classes).unwrap_or(usize::MAX)),
             });
@@ -85,7 +82,7 @@ impl Outputs {
         Ok(Self(wanted))
     }
 
-    /// The tensors and their contents.
+    /// The tensors, FP32 or BYTES `[N, columns]`, and their contents.
     pub fn tensors(
         &self,
         replies: &[Reply],
@@ -98,33 +95,33 @@ impl Outputs {
     }
 }
 
-impl Wanted {
+impl RequestedOutput {
     fn tensor(&self, replies: &[Reply], labels: &[String]) -> (InferOutputTensor, Bytes) {
         let mut content = BytesMut::new();
         let columns = self.classes.unwrap_or(labels.len()).min(labels.len());
         for reply in replies {
             let scores = self.scores.of(&reply.logits);
-            match self.classes {
-                None => scores
-                    .into_iter()
-                    .for_each(|score| content.put_f32_le(score)),
-                Some(_) => top_k(&scores, columns, f32::NEG_INFINITY)
-                    .into_iter()
-                    .for_each(|class| {
-                        let text = classified(class, labels);
-                        content.put_u32_le(text.len() as u32);
-                        content.put_slice(text.as_bytes());
-                    }),
+            if self.classes.is_none() {
+                for score in scores {
+                    content.put_f32_le(score);
+                }
+                continue;
+            }
+            for class in top_k(&scores, columns, f32::NEG_INFINITY) {
+                let text = class_text(class, labels);
+                content.put_u32_le(text.len() as u32);
+                content.put_slice(text.as_bytes());
             }
         }
+
+        let datatype = if self.classes.is_some() {
+            "BYTES"
+        } else {
+            "FP32"
+        };
         let tensor = InferOutputTensor {
             name: self.scores.name().into(),
-            datatype: if self.classes.is_some() {
-                "BYTES"
-            } else {
-                "FP32"
-            }
-            .into(),
+            datatype: datatype.into(),
             shape: vec![replies.len() as i64, columns as i64],
             ..Default::default()
         };
@@ -132,14 +129,13 @@ impl Wanted {
     }
 }
 
-/// `value:index:label`; the value has as many digits as tell it from every other.
-fn classified(
-    Class {
+/// `value:index:label`, as Triton's classification extension writes it. The value has as many digits
+/// as distinguish it from every other.
+fn class_text(class: Class, labels: &[String]) -> String {
+    let Class {
         class_id,
         probability: value,
-    }: Class,
-    labels: &[String],
-) -> String {
+    } = class;
     format!("{value}:{class_id}:{}", labels[class_id])
 }
 
@@ -194,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_wish_all_outputs_come() {
+    fn without_requested_outputs_all_are_returned() {
         let (tensors, contents) = Outputs::requested(&[])
             .unwrap()
             .tensors(&replies(), &labels());
@@ -219,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_come_best_first_with_their_labels() {
+    fn classes_are_returned_best_first_with_their_labels() {
         for (classes, columns) in [(2, 2), (3, 3), (1000, 3), (i64::MAX, 3)] {
             let outputs = Outputs::requested(&[requested("logits", Some(classes))]).unwrap();
             let (tensors, contents) = outputs.tensors(&replies(), &labels());
@@ -237,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn wishes_that_cannot_be_met_are_refused() {
+    fn outputs_that_do_not_exist_are_rejected() {
         let error = |outputs: &[_]| Outputs::requested(outputs).unwrap_err().to_string();
         assert!(error(&[requested("softmax", None)]).contains("`logits` and `probabilities`"));
         assert!(

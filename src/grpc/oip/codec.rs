@@ -1,5 +1,5 @@
-//! Messages of a bounded number of fields. Two bytes on the wire can become a tensor of some
-//! hundred in memory, so they are counted before any of it is allocated.
+//! A codec that bounds the number of fields in a message. Two bytes on the wire can become a tensor of
+//! hundreds of bytes in memory, so fields are counted before anything is allocated.
 
 use std::marker::PhantomData;
 
@@ -15,30 +15,29 @@ use tonic_prost::{ProstCodec, ProstDecoder};
 
 use crate::inference::ModelInferRequest;
 
-/// Enough for every image of the largest request to be an element of its own, with room for
-/// parameters.
-const MOST_FIELDS: usize = 1000;
-/// A shape's dimensions where they are packed, in bytes.
-const LONGEST_SHAPE: u64 = 100;
+/// Enough for every image of the largest request to be its own element, with room for parameters.
+const MAX_FIELDS: usize = 1000;
+/// The longest shape whose dimensions are packed, in bytes.
+const MAX_SHAPE_BYTES: u64 = 100;
 
-/// A message that no request needs to be like.
+/// A message that no valid request looks like.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
-    /// Tensors, parameters and elements.
-    #[error("the message has more than {MOST_FIELDS} tensors, parameters and elements in all")]
+    /// Too many tensors, parameters and elements.
+    #[error("the message has more than {MAX_FIELDS} tensors, parameters and elements in all")]
     Fields,
-    /// Of a shape.
+    /// A shape with too many dimensions.
     #[error("a tensor's shape has more dimensions than any image needs")]
     Dimensions,
-    /// What is in them can't be counted.
-    #[error("the message has groups, which this protocol has not")]
+    /// Groups, whose content can't be counted.
+    #[error("the message has groups, which this protocol does not use")]
     Group,
 }
 
 /// Reads a request as the service does.
 ///
 /// # Errors
-/// Bytes that are no request, or one of too many fields.
+/// When the bytes are not a request, or it has too many fields.
 pub fn read_request(message: Bytes) -> Result<ModelInferRequest, Status> {
     check(&message)?;
     ModelInferRequest::decode(message).map_err(|error| Status::invalid_argument(error.to_string()))
@@ -50,18 +49,18 @@ impl From<MessageError> for Status {
     }
 }
 
-/// Which message's fields are looked at. Messages other than requests for inference have none in
-/// these places.
+/// The message whose fields are being counted. Messages other than inference requests have none of
+/// these fields.
 #[derive(Clone, Copy)]
-enum Kind {
+enum MessageKind {
     Request,
     Input,
     Output,
     Contents,
 }
 
-impl Kind {
-    /// The message that a field holds, where its fields are to be counted too.
+impl MessageKind {
+    /// The message that a field holds, if its fields are to be counted too.
     fn nested(self, field: u32) -> Option<Self> {
         match (self, field) {
             (Self::Request, 5) => Some(Self::Input),
@@ -72,32 +71,33 @@ impl Kind {
     }
 }
 
-/// Counts the fields of a message. What is no message at all is left to its decoder.
+/// Counts the fields of a message. Bytes that are not a message are left to the decoder.
 fn check(message: &[u8]) -> Result<(), MessageError> {
-    let mut left = MOST_FIELDS;
-    match count(message, Kind::Request, &mut left) {
-        Ok(()) | Err(Stop::NoMessage) => Ok(()),
-        Err(Stop::Refused(error)) => Err(error),
+    let mut left = MAX_FIELDS;
+    match count(message, MessageKind::Request, &mut left) {
+        Ok(()) | Err(Stop::NotAMessage) => Ok(()),
+        Err(Stop::Rejected(error)) => Err(error),
     }
 }
 
+/// Why counting ended early.
 enum Stop {
-    Refused(MessageError),
-    NoMessage,
+    Rejected(MessageError),
+    NotAMessage,
 }
 
 impl From<DecodeError> for Stop {
     fn from(_: DecodeError) -> Self {
-        Self::NoMessage
+        Self::NotAMessage
     }
 }
 
-fn count(mut message: &[u8], kind: Kind, left: &mut usize) -> Result<(), Stop> {
+fn count(mut message: &[u8], kind: MessageKind, left: &mut usize) -> Result<(), Stop> {
     while message.has_remaining() {
         let (field, wire_type) = decode_key(&mut message)?;
         *left = left
             .checked_sub(1)
-            .ok_or(Stop::Refused(MessageError::Fields))?;
+            .ok_or(Stop::Rejected(MessageError::Fields))?;
         let length = match wire_type {
             WireType::Varint => {
                 decode_varint(&mut message)?;
@@ -107,15 +107,15 @@ fn count(mut message: &[u8], kind: Kind, left: &mut usize) -> Result<(), Stop> {
             WireType::SixtyFourBit => 8,
             WireType::LengthDelimited => decode_varint(&mut message)?,
             WireType::StartGroup | WireType::EndGroup => {
-                return Err(Stop::Refused(MessageError::Group));
+                return Err(Stop::Rejected(MessageError::Group));
             }
         };
-        let length = usize::try_from(length).map_err(|_| Stop::NoMessage)?;
-        let (content, rest) = message.split_at_checked(length).ok_or(Stop::NoMessage)?;
-        if let (Kind::Input, 3) = (kind, field)
-            && length as u64 > LONGEST_SHAPE
+        let length = usize::try_from(length).map_err(|_| Stop::NotAMessage)?;
+        let (content, rest) = message.split_at_checked(length).ok_or(Stop::NotAMessage)?;
+        if let (MessageKind::Input, 3) = (kind, field)
+            && length as u64 > MAX_SHAPE_BYTES
         {
-            return Err(Stop::Refused(MessageError::Dimensions));
+            return Err(Stop::Rejected(MessageError::Dimensions));
         }
         if let Some(nested) = kind.nested(field) {
             count(content, nested, left)?;
@@ -125,7 +125,7 @@ fn count(mut message: &[u8], kind: Kind, left: &mut usize) -> Result<(), Stop> {
     Ok(())
 }
 
-/// prost's codec, with the number of a message's fields bounded.
+/// prost's codec with a bound on the number of fields in a message.
 pub(crate) struct BoundedCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for BoundedCodec<T, U> {
@@ -153,7 +153,7 @@ where
     }
 }
 
-/// Decodes what has few enough fields.
+/// Decodes messages that are within the bound.
 pub(crate) struct BoundedDecoder<U>(ProstDecoder<U>);
 
 impl<U: Message + Default> Decoder for BoundedDecoder<U> {
@@ -161,7 +161,7 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        // tonic keeps a whole message in one piece.
+        // tonic buffers a whole message in one piece.
         check(buf.chunk())?;
         self.0.decode(buf)
     }

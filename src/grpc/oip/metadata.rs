@@ -1,4 +1,4 @@
-//! What the protocol tells of the server and its models.
+//! Metadata of the server and its models: names, shapes, types, configuration.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ use crate::{
     state::State,
 };
 
-/// The extensions of the protocol that this server knows.
+/// The extensions of the protocol that this server supports.
 const EXTENSIONS: [&str; 5] = [
     "classification",
     "model_configuration",
@@ -92,8 +92,7 @@ pub(super) fn config(served: &Served, form: Form) -> ModelConfig {
     }
 }
 
-/// An input's type, by its number and by its name, how its dimensions lie, and what they are
-/// without the batch.
+/// An input's type by number and by name, its layout, and its dimensions without the batch.
 fn input(served: &Served, form: Form) -> (DataType, &'static str, model_input::Format, Vec<i64>) {
     let [height, width] = [served.geometry.height, served.geometry.width].map(i64::from);
     match form {
@@ -144,7 +143,7 @@ fn parameters(served: &Served, form: Form) -> HashMap<String, ModelParameter> {
     parameters.into_iter().map(parameter).collect()
 }
 
-/// Every model under both its names; with `ready` only those that answer.
+/// Every model under both of its names; with `ready` only those that are served.
 pub(super) fn index(registry: &Registry, state: &State, ready: bool) -> RepositoryIndexResponse {
     let models = names::list(registry).into_iter().map(|(name, _, entry)| {
         let Entry {

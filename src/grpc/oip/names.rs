@@ -1,4 +1,4 @@
-//! Every model has two names: one takes files of images, the other tensors of pixels.
+//! The two names of every model: one takes encoded images, the other tensors of pixels.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use crate::{
 
 /// The service's full name.
 pub(in crate::grpc) const SERVICE: &str = "inference.GRPCInferenceService";
-/// What follows the model's name in the one that takes tensors.
+/// The suffix of the name that takes tensors.
 const TENSOR: &str = "_tensor";
 
-/// What callers send to a model.
+/// What callers send to a model under one of its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// Files of images, under the model's own name.
+    /// Encoded images, under the model's own name.
     Encoded,
-    /// Cropped pixels, under its name and `_tensor`.
+    /// Cropped pixels, under its name with the suffix `_tensor`.
     Tensor,
 }
 
@@ -38,7 +38,7 @@ impl Form {
     }
 }
 
-/// The metrics of the model that is meant, if there is one.
+/// The metrics of the model with that name, if there is one.
 pub(super) fn metrics(registry: &Registry, name: &str) -> Option<Arc<ModelMetrics>> {
     registry
         .find(resolve(registry, name).0)
@@ -46,8 +46,8 @@ pub(super) fn metrics(registry: &Registry, name: &str) -> Option<Arc<ModelMetric
         .map(|entry| entry.metrics)
 }
 
-/// The name in the registry of the model that is meant. A model that is itself called `…_tensor` is
-/// meant first.
+/// The model's name in the registry, and what it takes under this name. A model that is itself called
+/// `..._tensor` has precedence.
 pub(super) fn resolve<'a>(registry: &Registry, name: &'a str) -> (&'a str, Form) {
     let known = |name: &str| !name.is_empty() && registry.find(name).is_ok();
     match name.strip_suffix(TENSOR) {
@@ -72,7 +72,7 @@ pub(super) fn list(registry: &Registry) -> Vec<(String, Form, Entry)> {
         .collect()
 }
 
-/// The model that answers to a name, if it and the server are ready and it has this version.
+/// The model with that name, if it and the server are ready and it has this version.
 pub(super) fn find(
     context: &Context,
     name: &str,

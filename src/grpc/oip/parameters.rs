@@ -1,10 +1,10 @@
-//! The parameters of requests and outputs.
+//! Reading the parameters of requests and outputs.
 
 use std::collections::HashMap;
 
 use crate::inference::{InferParameter, infer_parameter::ParameterChoice};
 
-/// A parameter has a value that it can't have.
+/// A parameter's value is not valid.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the parameter `{name}` is {got}; it must be a whole number, {least} or more")]
 pub struct WrongParameter {

@@ -1,4 +1,4 @@
-//! The models' sums in the protocol's words.
+//! `ModelStatistics`: the models' sums in the protocol's form.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -13,7 +13,7 @@ use crate::{
     registry::Served,
 };
 
-/// Of one model, or of all that answer.
+/// The statistics of one model, or of all models that are served.
 pub(super) fn read(
     context: &Context,
     request: &ModelStatisticsRequest,

@@ -1,5 +1,5 @@
-//! A request's tensor → its images. Everything here is somebody else's word: names, types, shapes
-//! and sizes.
+//! Input tensors: from a request to its images. All fields are untrusted: names, types, shapes and
+//! sizes.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -12,23 +12,20 @@ use crate::{
 
 /// The most images in one request.
 pub const MAX_IMAGES: usize = 64;
-/// A parameter that says that the data is elsewhere.
+/// The parameter of inputs whose data is in shared memory.
 const SHARED_MEMORY: &str = "shared_memory_region";
 
-/// What a model takes under one of its names.
+/// The input of a model under one of its names.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected {
-    /// Which of its names.
     pub form: Form,
-    /// Its input size.
     pub geometry: Geometry,
-    /// What normalised values were made by; `None` = it takes none.
+    /// How FP32 tensors are normalized; `None` if the model accepts none.
     pub normalization: Option<Normalization>,
 }
 
 /// Why a tensor can't be used. Every message says what was wrong and what would be right.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum TensorError {
     #[error("the request has {0} inputs; this model takes one, `{IMAGES}`")]
     Inputs(usize),
@@ -39,19 +36,22 @@ pub enum TensorError {
     #[error("the output `{0}` is requested twice")]
     SameOutput(&'static str),
     #[error(
-        "this server has no shared memory with its callers; send the data in the request and take it from the answer"
+        "this server shares no memory with its callers; send the data in the request, and read it from \
+         the answer"
     )]
     SharedMemory,
     #[error("`{IMAGES}` is {got}; this model takes {expected}")]
     Datatype { got: String, expected: String },
     #[error(
-        "the shape of `{IMAGES}` is {got:?}; this model takes {expected}, where N is 1 to {MAX_IMAGES}"
+        "the shape of `{IMAGES}` is {got:?}; this model takes {expected}, where N is 1 to \
+         {MAX_IMAGES}"
     )]
     Shape { got: Vec<i64>, expected: String },
     #[error("the request has no data; send it in raw_input_contents, or in the input's contents")]
     NoData,
     #[error(
-        "the request has data in raw_input_contents and in the input's contents; send one of the two"
+        "the request has data both in raw_input_contents and in the input's contents; send one of the \
+         two"
     )]
     TwiceData,
     #[error("the request has {0} raw_input_contents for one input; send one for each input")]
@@ -64,19 +64,21 @@ pub enum TensorError {
         expected: usize,
         got: usize,
     },
-    #[error("the contents hold the value {0}, which is no UINT8")]
+    #[error("the contents hold the value {0}, which is not a UINT8")]
     NoByte(u32),
     #[error(
-        "the raw BYTES end within image {image} of {of}; each is its length in 4 bytes, little-endian, followed by the file"
+        "the raw BYTES end within image {image} of {of}; each image is its length in 4 bytes, \
+         little-endian, followed by the file"
     )]
     Truncated { image: usize, of: usize },
     #[error(
-        "{0} bytes of the raw BYTES are left behind the last image; check the shape and the images' lengths"
+        "{0} bytes of the raw BYTES are left after the last image; check the shape and the images' \
+         lengths"
     )]
     Left(usize),
 }
 
-/// The element types that are taken.
+/// The accepted element types.
 #[derive(Clone, Copy, PartialEq)]
 enum Datatype {
     Bytes,
@@ -105,7 +107,7 @@ impl Expected {
         }
     }
 
-    /// An image's dimensions.
+    /// The dimensions of one image.
     fn dimensions(&self, datatype: Datatype) -> Vec<i64> {
         let [height, width] = [self.geometry.height, self.geometry.width].map(i64::from);
         match datatype {
@@ -128,7 +130,7 @@ impl Expected {
 /// The images of a request, in their order.
 ///
 /// # Errors
-/// What is wrong with the tensor, before anything is allocated for it.
+/// When the tensor is wrong; nothing has been allocated for it then.
 pub fn images(request: ModelInferRequest, expected: &Expected) -> Result<Vec<Source>, TensorError> {
     let ModelInferRequest {
         inputs,
@@ -176,7 +178,7 @@ pub fn images(request: ModelInferRequest, expected: &Expected) -> Result<Vec<Sou
     }
 }
 
-/// The number of images that a shape says.
+/// The number of images in a tensor of this shape.
 fn count(shape: &[i64], datatype: Datatype, expected: &Expected) -> Result<usize, TensorError> {
     let fits = |rest: &[i64]| {
         rest == expected.dimensions(datatype) || (datatype == Datatype::Bytes && rest == [1])
@@ -197,10 +199,8 @@ enum Data {
 
 /// Either the raw or the typed contents.
 fn data(mut raw: Vec<Bytes>, contents: Option<InferTensorContents>) -> Result<Data, TensorError> {
-    match (
-        raw.len(),
-        contents.filter(|contents| *contents != InferTensorContents::default()),
-    ) {
+    let contents = contents.filter(|contents| *contents != InferTensorContents::default());
+    match (raw.len(), contents) {
         (0, None) => Err(TensorError::NoData),
         (0, Some(contents)) => Ok(Data::Typed(contents)),
         (_, Some(_)) => Err(TensorError::TwiceData),
@@ -217,20 +217,26 @@ struct Tensor {
 }
 
 impl Tensor {
-    fn size(&self, unit: &'static str, expected: usize, got: usize) -> Result<(), TensorError> {
-        match got == expected {
-            true => Ok(()),
-            false => Err(TensorError::Size {
-                datatype: self.datatype.name(),
-                shape: self.shape.clone(),
-                unit,
-                expected,
-                got,
-            }),
+    /// Checks the number of bytes or elements.
+    fn check_size(
+        &self,
+        unit: &'static str,
+        expected: usize,
+        got: usize,
+    ) -> Result<(), TensorError> {
+        if got == expected {
+            return Ok(());
         }
+        Err(TensorError::Size {
+            datatype: self.datatype.name(),
+            shape: self.shape.clone(),
+            unit,
+            expected,
+            got,
+        })
     }
 
-    /// Files that follow each other, each behind its length.
+    /// Files one after the other, each after its length.
     fn files(&self, mut raw: Bytes) -> Result<Vec<Source>, TensorError> {
         let mut files = Vec::with_capacity(self.n);
         for image in 1..=self.n {
@@ -255,11 +261,11 @@ impl Tensor {
 
     fn typed_files(&self, contents: InferTensorContents) -> Result<Vec<Source>, TensorError> {
         let files = contents.bytes_contents;
-        self.size("bytes_contents", self.n, files.len())?;
+        self.check_size("bytes_contents", self.n, files.len())?;
         Ok(files.into_iter().map(Source::Encoded).collect())
     }
 
-    /// Crops that follow each other.
+    /// Crops one after the other.
     fn crops(&self, mut raw: Bytes, expected: &Expected) -> Result<Vec<Source>, TensorError> {
         let values = expected.geometry.bytes();
         let bytes = if self.datatype == Datatype::Fp32 {
@@ -267,7 +273,7 @@ impl Tensor {
         } else {
             values
         };
-        self.size("bytes", self.n * bytes, raw.len())?;
+        self.check_size("bytes", self.n * bytes, raw.len())?;
         let crop = |data| match (self.datatype, expected.normalization) {
             (Datatype::Fp32, Some(Normalization { mean, std })) => Crop::Normalized {
                 values: data,
@@ -281,7 +287,7 @@ impl Tensor {
             .collect())
     }
 
-    /// Typed elements as they would be sent raw.
+    /// Typed elements in the form in which they would be sent raw.
     fn to_raw(
         &self,
         contents: InferTensorContents,
@@ -289,15 +295,14 @@ impl Tensor {
     ) -> Result<Bytes, TensorError> {
         let elements = self.n * expected.geometry.bytes();
         if self.datatype == Datatype::Fp32 {
-            self.size("fp32_contents", elements, contents.fp32_contents.len())?;
+            self.check_size("fp32_contents", elements, contents.fp32_contents.len())?;
             let mut raw = BytesMut::with_capacity(elements * size_of::<f32>());
-            contents
-                .fp32_contents
-                .iter()
-                .for_each(|value| raw.put_f32_le(*value));
+            for value in &contents.fp32_contents {
+                raw.put_f32_le(*value);
+            }
             return Ok(raw.freeze());
         }
-        self.size("uint_contents", elements, contents.uint_contents.len())?;
+        self.check_size("uint_contents", elements, contents.uint_contents.len())?;
         let byte = |value: u32| u8::try_from(value).map_err(|_| TensorError::NoByte(value));
         contents
             .uint_contents
