@@ -42,7 +42,7 @@ impl Token {
 
         let mut value: MetadataValue<Ascii> =
             format!("Bearer {token}").parse().map_err(|_| invalid())?;
-        // Keeps the value out of debug output and of HPACK's shared table.
+        // Keeps the value out of debug output and of HPACK's dynamic table.
         value.set_sensitive(true);
         Ok(Self(value))
     }

@@ -29,21 +29,38 @@ pub struct Labelled {
 pub enum DatasetError {
     #[error("{}: cannot be read: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("{}: has no class folders; put the photos of each class into a folder of its name: {}", path.display(), layout(path))]
+    #[error(
+        "{}: has no class folders; put the photos of each class into a folder of its name: {}",
+        path.display(),
+        layout(path)
+    )]
     NoClasses { path: PathBuf },
-    #[error("{}: has one class, \"{class}\"; a classifier needs at least two, each in its own folder", path.display())]
+    #[error(
+        "{}: has one class, \"{class}\"; a classifier needs at least two, each in its own folder",
+        path.display()
+    )]
     OneClass { path: PathBuf, class: String },
     /// Classes without photos.
-    #[error("{}: there are no photos in {}; add some, or remove the folder", path.display(), quoted(classes))]
+    #[error(
+        "{}: there are no photos in {}; add some, or remove the folder",
+        path.display(),
+        quoted(classes)
+    )]
     Empty { path: PathBuf, classes: Vec<String> },
     /// Classes with one photo, which can't be split into training and validation.
     #[error(
-        "{}: {} has only one photo, so none can be kept for validation; add photos, or a folder `val` beside `train`",
-        path.display(), quoted(classes)
+        "{}: {} has only one photo, so none can be kept for validation; add photos, or a folder \
+         `val` beside `train`",
+        path.display(),
+        quoted(classes)
     )]
     TooFew { path: PathBuf, classes: Vec<String> },
     /// Training and validation have different classes.
-    #[error("{}: `train` and `val` must have the same classes: {}", path.display(), differences(only_train, only_val))]
+    #[error(
+        "{}: `train` and `val` must have the same classes: {}",
+        path.display(),
+        differences(only_train, only_val)
+    )]
     Different {
         path: PathBuf,
         /// Classes that are missing in `val`.
@@ -52,7 +69,11 @@ pub enum DatasetError {
         only_val: Vec<String>,
     },
     /// There are only photos for validation.
-    #[error("{}: has a folder `val` but none called `train`; put the photos to train with into `train/CLASS/`", path.display())]
+    #[error(
+        "{}: has a folder `val` but none called `train`; put the photos to train with into \
+         `train/CLASS/`",
+        path.display()
+    )]
     NoTraining { path: PathBuf },
 }
 
@@ -61,8 +82,8 @@ pub enum DatasetError {
 pub struct Dataset {
     /// The photos to train with.
     pub train: Folder,
-    /// The photos to validate with, of the same classes. `None` if the dataset isn't divided, so that
-    /// a part of `train` must be kept for validation.
+    /// The photos to validate with, of the same classes. `None` if the dataset isn't divided, so
+    /// that a part of `train` must be kept for validation.
     pub val: Option<Folder>,
 }
 

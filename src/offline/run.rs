@@ -77,8 +77,8 @@ impl OfflineModel {
     /// [`OfflineError::Start`] when the engine can't start.
     pub fn start(config: &OfflineConfig, model: &Model) -> Result<Self, OfflineError> {
         let mut lanes = engine::start(&config.engine, model)?;
-        // The engine for wide batches rounds slightly differently. When it is used depends on timing,
-        // but equal runs must give equal numbers.
+        // The engine for wide batches rounds slightly differently. When it is used depends on
+        // timing, but equal runs must give equal numbers.
         lanes.wide = None;
         let engine = lanes.info.clone();
         let metrics = Arc::new(ModelMetrics::new(&model.name));
@@ -104,8 +104,8 @@ impl OfflineModel {
         })
     }
 
-    /// Runs the model on each photo and returns the outputs, `[classes]` or `[features]` each, in the
-    /// order of the photos. `progress` is called with the number of photos done.
+    /// Runs the model on each photo and returns the outputs, `[classes]` or `[features]` each, in
+    /// the order of the photos. `progress` is called with the number of photos done.
     ///
     /// # Errors
     /// An engine that fails. A file that can't be used is an error in its place in the result.

@@ -1,5 +1,4 @@
-//! A folder of photos becomes a model, and the model is measured: through the program, and against
-//! PyTorch's figures.
+//! Training and evaluation, through the program and against the accuracy that PyTorch reaches.
 
 use std::{
     fs,
@@ -35,7 +34,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The JSON that the program prints when it succeeds.
+/// Runs the program with `--json`, expects success, and returns what it printed.
 fn result(arguments: &[&str]) -> Value {
     let output = run(&[arguments, &["--json"]].concat());
     assert!(
@@ -46,7 +45,7 @@ fn result(arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// What the program says when it fails.
+/// Runs the program, expects failure, and returns its error message.
 fn refusal(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert_eq!(
@@ -62,7 +61,7 @@ fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Stripes and checks in many colours and widths: a task that any network with eyes can do.
+/// A dataset of stripes and checks in many colours and widths, which is easy to learn.
 fn patterns(parts: &[(&str, u32)]) -> TempDir {
     let root = tempfile::tempdir().unwrap();
     for &(part, count) in parts {
@@ -268,8 +267,8 @@ fn another_exporters_network_can_be_a_base() {
     );
 }
 
-/// The settings of the article, over several seeds, and those that `--auto` finds, on features that
-/// are computed once.
+/// The default settings with several seeds, and those that `--auto` finds, on features that are
+/// computed once.
 #[tokio::test]
 async fn accuracy_is_pytorchs() {
     let Some(root) = shared("dataset") else {
@@ -302,7 +301,9 @@ async fn accuracy_is_pytorchs() {
     let classes = plan.classes.len();
     let learn = |settings: TrainingSettings| {
         let mut layer = SoftmaxLayer::new(&train, classes, settings);
-        (0..settings.epochs).for_each(|_| assert!(layer.epoch(&train).is_finite()));
+        for _ in 0..settings.epochs {
+            assert!(layer.epoch(&train).is_finite());
+        }
         f64::from(softmax_layer::score(layer.layer(), &val).accuracy)
     };
     // Five seeds differ by chance from five others by more than is to be shown here.

@@ -144,7 +144,7 @@ pub enum LoadError {
     Client(#[from] ClientError),
 }
 
-/// The progress of a run, shared with whoever displays it, and a way to end the run early.
+/// The progress of a run, shared with the code that displays it, and a way to end the run early.
 ///
 /// Unlike the report, it counts the requests of the warm-up too.
 #[derive(Debug, Default)]

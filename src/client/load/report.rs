@@ -119,8 +119,8 @@ impl LoadRecorder {
         }
     }
 
-    /// Records an OK answer to a request that was first due at `due` and whose accepted attempt began
-    /// at `began`.
+    /// Records an OK answer to a request that was first due at `due` and whose accepted attempt
+    /// began at `began`.
     pub fn answered(
         &mut self,
         due: Instant,

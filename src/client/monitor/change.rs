@@ -166,8 +166,8 @@ impl Histogram {
     }
 
     /// The quantile `q`, 0 to 1, as Prometheus' `histogram_quantile` estimates it: the values are
-    /// assumed to be spread evenly within their bucket, and those above the last finite bound to lie
-    /// on it. `None` without values.
+    /// assumed to be spread evenly within their bucket, and those above the last finite bound to
+    /// lie on it. `None` without values.
     pub fn quantile(&self, q: f64) -> Option<f64> {
         let &(_, total) = self.buckets.last()?;
         if total <= 0.0 {

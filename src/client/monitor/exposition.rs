@@ -71,8 +71,8 @@ pub enum ExpositionError {
 /// Why a line is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum LineError {
-    /// A name is missing. It begins with a letter or `_` and may continue with digits; the name of a
-    /// metric may contain colons.
+    /// A name is missing. It begins with a letter or `_` and may continue with digits; the name of
+    /// a metric may contain colons.
     #[error("expected a name")]
     Name,
     /// A label is not of the form `NAME="VALUE"`.

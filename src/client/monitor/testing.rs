@@ -26,7 +26,7 @@ classifier_build_info{{version="0.1.0"}} 1
 classifier_model_ready{{model="pets"}} 1
 classifier_model_ready{{model="resnet18-demo"}} 1
 classifier_engine_info{{model="resnet18-demo",engine="embedded",precision="fp32",device="CPU",version="0.27"}} 0
-classifier_engine_info{{model="resnet18-demo",engine="openvino",precision="bf16",device="{device_name}",version="2026.4.1"}} 1
+classifier_engine_info{{model="resnet18-demo",engine="openvino",precision="bf16",device="CPU (Zen 4, 2 threads)",version="2026.4.1"}} 1
 classifier_fps{{model="resnet18-demo"}} 129.8
 classifier_requests_total{{model="resnet18-demo",method="Classify",code="OK"}} {requests}
 classifier_requests_total{{model="resnet18-demo",method="Classify",code="RESOURCE_EXHAUSTED"}} {rejected}
@@ -57,7 +57,6 @@ process_start_time_seconds 1700000000
         dropped = requests / 50,
         decode = f64::from(busy) / 100.0,
         device = f64::from(busy) / 2.0,
-        device_name = "CPU (Zen 4, 2 threads)",
     );
     for (name, label, scale) in [
         ("request", ",method=\"Classify\"", 100.0),

@@ -189,8 +189,8 @@ pub struct StreamResult {
 /// Classifies a video until it ends, the server ends the stream, or `stop` becomes true.
 ///
 /// Each answer and each reconnection is passed to `on_event`, in order. After `stop` the answers to
-/// frames that were already sent are awaited for up to 3 s. Errors do not discard what was measured:
-/// they are part of the result.
+/// frames that were already sent are awaited for up to 3 s. Errors do not discard what was
+/// measured: they are part of the result.
 pub async fn run_stream(
     options: &StreamOptions,
     client: Client,

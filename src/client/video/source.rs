@@ -19,8 +19,8 @@ pub enum VideoSource {
     File(PathBuf),
     /// A folder of images.
     Directory(PathBuf),
-    /// A camera, by the platform's name for it: `/dev/video0` on Linux, an index on macOS, a name on
-    /// Windows.
+    /// A camera, by the platform's name for it: `/dev/video0` on Linux, an index on macOS, a name
+    /// on Windows.
     Camera(String),
     /// A network stream that `ffmpeg` can open, such as `rtsp://` or `https://`.
     Url(String),
@@ -29,7 +29,8 @@ pub enum VideoSource {
 }
 
 impl VideoSource {
-    /// Whether the source sets the pace, so that frames that are not read in time are lost or stale.
+    /// Whether the source sets the pace, so that frames that are not read in time are lost or
+    /// stale.
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Camera(_) | Self::Url(_) | Self::Stdin)
     }

@@ -1,7 +1,8 @@
 //! A reader for YUV4MPEG2, the container for uncompressed video that `ffmpeg` writes.
 //!
 //! A stream is one header line with the size of the frames, then each frame as a line that starts
-//! with `FRAME` and the planes. The format is described at <https://wiki.multimedia.cx/index.php/YUV4MPEG2>.
+//! with `FRAME` and the planes. The format is described at
+//! <https://wiki.multimedia.cx/index.php/YUV4MPEG2>.
 
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
@@ -146,7 +147,8 @@ mod tests {
 
     #[tokio::test]
     async fn headers_have_the_size() {
-        let text = b"YUV4MPEG2 W456 H256 F30000:1001 Ip A1:1 C420jpeg XYSCSS=420JPEG XCOLORRANGE=LIMITED\n";
+        let text = b"YUV4MPEG2 W456 H256 F30000:1001 Ip A1:1 C420jpeg XYSCSS=420JPEG \
+                     XCOLORRANGE=LIMITED\n";
         let parsed = header(text).await.unwrap().unwrap();
         assert_eq!((parsed.width, parsed.height), (456, 256));
         assert!((parsed.fps.unwrap() - 29.97).abs() < 0.001);

@@ -3,8 +3,8 @@
 //! The backbone, which is the network without its last layer, stays frozen and runs once on each
 //! photo. On its outputs, the features, a softmax regression (multinomial logistic regression) is
 //! trained by stochastic gradient descent with momentum; see [`softmax_layer`]. Training only the
-//! last layer needs no GPU and few photos, and features of networks trained on ImageNet are known to
-//! suit it: Donahue et al., "DeCAF: A Deep Convolutional Activation Feature for Generic Visual
+//! last layer needs no GPU and few photos, and features of networks trained on ImageNet are known
+//! to suit it: Donahue et al., "DeCAF: A Deep Convolutional Activation Feature for Generic Visual
 //! Recognition", ICML 2014; Kornblith, Shlens and Le, "Do Better ImageNet Models Transfer Better?",
 //! CVPR 2019. [`search`] chooses the hyperparameters by k-fold cross-validation.
 

@@ -138,7 +138,8 @@ pub fn search(
     best
 }
 
-/// The settings to compare: all pairs of a learning rate and a weight decay, scaled to the features.
+/// The settings to compare: all pairs of a learning rate and a weight decay, scaled to the
+/// features.
 fn candidates(train: &[&Example], settings: TrainingSettings) -> Vec<TrainingSettings> {
     let squared_length = |example: &&Example| {
         example

@@ -3,8 +3,8 @@
 //!
 //! The definitions are those of PyTorch's `torch.nn.Linear`, `torch.nn.CrossEntropyLoss` and
 //! `torch.optim.SGD`, whose form of momentum, `v = momentum·v + gradient` and
-//! `weight -= learning_rate·v`, goes back to Polyak, "Some methods of speeding up the convergence of
-//! iteration methods" (1964), and is discussed in Sutskever et al., "On the importance of
+//! `weight -= learning_rate·v`, goes back to Polyak, "Some methods of speeding up the convergence
+//! of iteration methods" (1964), and is discussed in Sutskever et al., "On the importance of
 //! initialization and momentum in deep learning", ICML 2013. Weight decay adds
 //! `weight_decay·weight` to the gradient (L2 regularisation).
 //!
@@ -118,8 +118,8 @@ impl SoftmaxLayer {
         }
     }
 
-    /// Trains on every example once, in a random order, and returns the mean loss. The examples must
-    /// be those that the layer was created for.
+    /// Trains on every example once, in a random order, and returns the mean loss. The examples
+    /// must be those that the layer was created for.
     pub fn epoch(&mut self, train: &[&Example]) -> f32 {
         let mut order = std::mem::take(&mut self.order);
         self.random.shuffle(&mut order);
@@ -146,8 +146,9 @@ impl SoftmaxLayer {
         (loss / weight) as f32
     }
 
-    /// Takes one step along the gradient of the batch's weighted mean loss. The batch is the features
-    /// and the class of each photo. Returns the sums of the weighted losses and of the weights.
+    /// Takes one step along the gradient of the batch's weighted mean loss. The batch is the
+    /// features and the class of each photo. Returns the sums of the weighted losses and of the
+    /// weights.
     fn step(&mut self, batch: &[(&[f32], usize)]) -> (f32, f32) {
         let classes = self.layer.bias.len();
         let width = self.width;
@@ -208,8 +209,8 @@ impl SoftmaxLayer {
     }
 }
 
-/// Raises a probability to the smallest positive number, so that it has a finite logarithm. NaN stays
-/// NaN, which makes the loss NaN.
+/// Raises a probability to the smallest positive number, so that it has a finite logarithm. NaN
+/// stays NaN, which makes the loss NaN.
 fn positive(probability: f32) -> f32 {
     if probability < f32::MIN_POSITIVE {
         f32::MIN_POSITIVE
@@ -395,7 +396,9 @@ mod tests {
                 ..TrainingSettings::DEFAULT
             };
             let mut layer = SoftmaxLayer::new(&train, 2, settings);
-            (0..400).for_each(|_| assert!(layer.epoch(&train).is_finite()));
+            for _ in 0..400 {
+                assert!(layer.epoch(&train).is_finite());
+            }
             answer::softmax(&logits(layer.layer(), &[0.0]))[1]
         };
         assert!((learn(true) - 0.5).abs() < 0.01, "{}", learn(true));
@@ -420,7 +423,9 @@ mod tests {
                 ..TrainingSettings::DEFAULT
             },
         );
-        (0..100).for_each(|_| assert!(layer.epoch(&train).is_finite()));
+        for _ in 0..100 {
+            assert!(layer.epoch(&train).is_finite());
+        }
         for features in [[1.0, 0.0], [0.0, 1.0]] {
             assert!(answer::softmax(&logits(layer.layer(), &features))[1] > 0.8);
         }
@@ -444,7 +449,9 @@ mod tests {
                     ..TrainingSettings::DEFAULT
                 },
             );
-            (0..3).for_each(|_| assert!(layer.epoch(&train).is_finite()));
+            for _ in 0..3 {
+                assert!(layer.epoch(&train).is_finite());
+            }
             layer.layer().clone()
         };
         assert_eq!(learn(5), learn(5));

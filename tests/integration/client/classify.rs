@@ -1,4 +1,4 @@
-//! `resnet18 classify` as a user runs it.
+//! Runs `resnet18 classify` against a scripted server.
 
 use std::{fs, net::SocketAddr, process::Output, sync::atomic::Ordering, time::Duration};
 
@@ -19,7 +19,7 @@ pub async fn resnet18(server: SocketAddr, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// The JSON objects on standard output, one a line.
+/// The JSON objects on standard output, one per line.
 pub fn json_lines(output: &Output) -> Vec<Value> {
     String::from_utf8_lossy(&output.stdout)
         .lines()

@@ -1,5 +1,4 @@
-//! A server that answers by script: it stands in for the real one where a test needs a certain
-//! refusal.
+//! A scripted server, for tests that need certain answers or errors.
 
 use std::{
     net::SocketAddr,
@@ -25,22 +24,22 @@ use tokio::net::TcpListener;
 use tonic::{Code, Request, Response, Status, Streaming, transport::server::TcpIncoming};
 use tonic_types::{ErrorDetails, StatusExt};
 
-/// What the server does.
+/// The server's behaviour, and its counters.
 #[derive(Debug, Default)]
 pub struct Script {
     /// How long an answer takes.
     pub delay: Duration,
-    /// Requests that are refused because the queue is full, before any is accepted.
+    /// How many requests are rejected with a full queue before any is accepted.
     pub rejections: AtomicU64,
-    /// The delay that a refusal asks for.
+    /// The retry delay in a rejection.
     pub retry_delay: Duration,
-    /// The stream is cut off after this many answers, once; 0 = never.
+    /// After how many answers a stream is cut off, once; 0 for never.
     pub cut_after: AtomicU64,
-    /// Requests that came.
+    /// How many requests and frames have arrived.
     pub requests: AtomicU64,
 }
 
-/// The content of an image that can't be decoded.
+/// The content of an image file that the server can't decode.
 pub const BROKEN: &[u8] = b"broken";
 
 /// Starts the server on a free port.
@@ -56,7 +55,7 @@ pub async fn start(script: Script) -> (SocketAddr, Arc<Script>) {
 
 struct Fake(Arc<Script>);
 
-/// Takes one off a counter that isn't zero.
+/// Decrements a counter; false if it is zero.
 fn take_one(counter: &AtomicU64) -> bool {
     counter
         .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
@@ -85,7 +84,7 @@ fn timing(inference: Duration) -> Timing {
     }
 }
 
-/// Frames must be I420 of the size that the model wants, or images.
+/// Accepts image files, and I420 frames of at most the size that the model needs.
 fn check(image: Option<Image>) -> Result<(), String> {
     match image.and_then(|image| image.source) {
         Some(Source::Encoded(data)) if data != BROKEN => Ok(()),

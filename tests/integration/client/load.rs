@@ -1,4 +1,4 @@
-//! The load generator.
+//! The load generator against a scripted server.
 
 use std::{fs, net::SocketAddr, sync::atomic::Ordering, time::Duration};
 

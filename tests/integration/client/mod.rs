@@ -1,4 +1,4 @@
-//! The client subcommands against a server on the loopback whose answers are known.
+//! The client subcommands against a scripted server on the loopback interface.
 
 mod classify;
 mod fake_server;

@@ -1,7 +1,6 @@
-//! Videos through ffmpeg to a server and back.
+//! Runs `resnet18 stream` with videos and folders against a scripted server.
 
-use std::io::Write as _;
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, io::Write as _, path::Path, process::Command, time::Duration};
 
 use serde_json::Value;
 
@@ -10,7 +9,7 @@ use super::{
     fake_server::{self, BROKEN, Script},
 };
 
-/// Makes a video of moving test bars; false, visibly, where ffmpeg is missing.
+/// Makes a video of moving test bars. Returns false, and prints a note, if ffmpeg is missing.
 fn make_video(path: &Path, size: &str, frames: u32) -> bool {
     let source = format!("testsrc=size={size}:rate=25");
     let status = Command::new("ffmpeg")
@@ -34,7 +33,7 @@ fn make_video(path: &Path, size: &str, frames: u32) -> bool {
             true
         }
         Err(error) => {
-            // Past the test harness, which keeps what a passing test prints to itself.
+            // Written directly, because the test harness hides what passing tests print.
             let _ = writeln!(std::io::stderr(), "SKIPPED: ffmpeg can't be run: {error}");
             false
         }
