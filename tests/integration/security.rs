@@ -159,14 +159,31 @@ async fn tls_serves_clients_that_trust_the_authority_and_refuses_plain_text() {
             .is_err(),
         "plain text to a TLS port"
     );
+    let other_authority = Authority::new();
     let other = Credentials {
-        authority: Some(Authority::new().pem("ca.pem")),
+        authority: Some(other_authority.pem("ca.pem")),
         ..Credentials::default()
     };
     let unknown = classify(https(&server), other).await.unwrap_err();
+    assert!(unknown.contains("UnknownIssuer"), "{unknown}");
+
+    // The program also says what to do about it.
+    let output = resnet18()
+        .args([
+            "classify",
+            "--server",
+            &https(&server),
+            "--ca",
+            &other_authority.path("ca.pem"),
+        ])
+        .arg(data("cat.jpg"))
+        .output()
+        .unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
     assert!(
-        unknown.contains("UnknownIssuer") && unknown.contains("--ca"),
-        "{unknown}"
+        message.contains("UnknownIssuer")
+            && message.contains("give the authority's certificate with --ca"),
+        "{message}"
     );
     assert!(
         server
@@ -313,7 +330,7 @@ async fn callers_need_a_known_token_and_tokens_are_never_logged() {
         .unwrap_err();
     assert!(nothing.contains("authorization: Bearer"), "{nothing}");
     let wrong = classify(server.url(), token(CAMERA)).await.unwrap_err();
-    assert!(wrong.contains("none that this server knows"), "{wrong}");
+    assert!(wrong.contains("not one that this server knows"), "{wrong}");
 
     // Without a token, health checks are allowed, so that load balancers work; reflection is not.
     let channel = server.channel().await;
