@@ -216,14 +216,16 @@ pub async fn run_load_observed(
     });
 
     match config.mode {
-        LoadMode::Closed { clients: count } => run.clone().closed_loop(&clients, count).await,
+        LoadMode::Closed { clients: count } => {
+            run.clone().closed_loop(&clients, count).await;
+        }
         LoadMode::Open {
             rate,
             max_in_flight,
         } => {
             run.clone()
                 .open_loop(&clients, begin, rate, max_in_flight)
-                .await
+                .await;
         }
     }
 

@@ -328,7 +328,7 @@ mod tests {
             ),
         ] {
             let error = scrape_of(answer.clone()).await.unwrap_err().to_string();
-            assert!(error.contains(reason), "{:.40}: {error}", answer);
+            assert!(error.contains(reason), "{answer:.40}: {error}");
         }
     }
 
