@@ -320,7 +320,6 @@ async fn evaluate_on_server(
 }
 
 /// Whether the failure concerns this photo alone, so that it is skipped.
-
 fn is_about_the_photo(status: &tonic::Status) -> bool {
     use tonic::Code::{InvalidArgument, NotFound, OutOfRange, PermissionDenied, Unknown};
     matches!(

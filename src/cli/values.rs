@@ -9,7 +9,7 @@ use std::{
 
 use clap::{
     ValueEnum,
-    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+    builder::{PossibleValue, PossibleValuesParser, Resettable, TypedValueParser},
 };
 
 /// Parses a duration such as `300ms`, `10s`, `1.5m` or `2h`; `0` needs no unit.
@@ -119,6 +119,17 @@ pub fn at_most<const MAX: usize>(text: &str) -> Result<NonZeroUsize, String> {
     }
 }
 
+/// A parser for flags that take the values of `T`.
+///
+/// Unlike clap's own, it does not show the documentation of each value: that would turn the compact
+/// help of a subcommand into its long form.
+pub fn one_of<T>() -> impl TypedValueParser<Value = T>
+where
+    T: ValueEnum + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names::<T>()).map(|name| named(&name))
+}
+
 /// The value of a flag that takes either the values of `T` or a word that stands for none of them.
 ///
 /// It has a name of its own because clap would take a plain `Option` to mean that the flag may be
@@ -130,21 +141,32 @@ pub fn or_none<T>(none: &'static str) -> impl TypedValueParser<Value = OrNone<T>
 where
     T: ValueEnum + Clone + Send + Sync + 'static,
 {
-    let known = T::value_variants().iter().filter_map(T::to_possible_value);
-    let parser = PossibleValuesParser::new(iter::once(PossibleValue::new(none)).chain(known));
-    parser.map(move |name| {
+    let names = iter::once(PossibleValue::new(none)).chain(names::<T>());
+    PossibleValuesParser::new(names).map(move |name| {
         if name == none {
             None
         } else {
-            Some(T::from_str(&name, false).expect("the parser only accepts names of the type"))
+            Some(named(&name))
         }
     })
+}
+
+/// The names of the values of `T`, without their documentation.
+fn names<T: ValueEnum + 'static>() -> impl Iterator<Item = PossibleValue> {
+    T::value_variants()
+        .iter()
+        .filter_map(|value| Some(value.to_possible_value()?.help(Resettable::Reset)))
+}
+
+/// The value with this name, which the parser has accepted.
+fn named<T: ValueEnum>(name: &str) -> T {
+    T::from_str(name, false).expect("the parser only accepts names of the type")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Precision;
+    use crate::engine::{EngineKind, Precision};
 
     #[test]
     fn durations_have_units() {
@@ -236,5 +258,6 @@ mod tests {
         assert_eq!(parse("fp16").unwrap(), Some(Precision::Fp16));
         let error = parse("fp8").unwrap_err().to_string();
         assert!(error.contains("auto, fp32, fp16, bf16, int8"), "{error}");
+        assert!(names::<EngineKind>().all(|value| value.get_help().is_none()));
     }
 }

@@ -2,13 +2,16 @@
 
 use clap::Args;
 
-use crate::image::{Exif, JpegScaling, PreprocessConfig};
+use crate::{
+    cli::values::one_of,
+    image::{Exif, JpegScaling, PreprocessConfig},
+};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Images")]
 pub struct ImageFlags {
     /// Whether to rotate photos according to their EXIF orientation, or leave them as stored.
-    #[arg(long, env = "RESNET18_EXIF", value_enum, default_value = "apply")]
+    #[arg(long, env = "RESNET18_EXIF", default_value = "apply", value_parser = one_of::<Exif>())]
     exif: Exif,
     /// Maximum size of an image, in millions of pixels.
     #[arg(long, env = "RESNET18_MAX_MEGAPIXELS", value_name = "MP", default_value = "64",
@@ -16,7 +19,8 @@ pub struct ImageFlags {
     max_megapixels: u64,
     /// Whether to decode JPEGs that are much larger than needed at a half, a quarter or an eighth
     /// of their size. This is faster, and changes the probabilities slightly.
-    #[arg(long, env = "RESNET18_JPEG_SCALING", value_enum, default_value = "off")]
+    #[arg(long, env = "RESNET18_JPEG_SCALING", default_value = "off",
+          value_parser = one_of::<JpegScaling>())]
     jpeg_scaling: JpegScaling,
 }
 

@@ -18,8 +18,10 @@ pub struct QuantizationFlags {
     #[arg(long, env = "RESNET18_CALIBRATION_PHOTOS", value_name = "N", default_value = "100",
           value_parser = clap::value_parser!(u16).range(8..=500))]
     calibration_photos: u16,
-    /// How the range of values of a layer is chosen.
-    #[arg(long, env = "RESNET18_RANGE", value_enum, default_value = "min-max")]
+    /// How the range of a layer's values is chosen: all values that were seen, 99.99 % of them, or
+    /// the range with the smallest mean squared error.
+    #[arg(long, env = "RESNET18_RANGE", default_value = "min-max",
+          value_parser = values::one_of::<Estimator>())]
     range: Estimator,
     /// A layer to keep in floating point; may be repeated.
     #[arg(long, env = "RESNET18_KEEP_FLOAT", value_name = "LAYER", value_delimiter = ',',

@@ -33,8 +33,9 @@ pub struct TelemetryFlags {
         default_value = "info"
     )]
     log: LogFilter,
-    /// The format of the log.
-    #[arg(long, env = "RESNET18_LOG_FORMAT", value_enum, default_value = "text")]
+    /// The format of the log: text for people, or JSON for programs.
+    #[arg(long, env = "RESNET18_LOG_FORMAT", default_value = "text",
+          value_parser = values::one_of::<LogFormat>())]
     log_format: LogFormat,
     /// The collector to send traces to, as OTLP over gRPC, such as http://127.0.0.1:4317 (needs the
     /// feature otlp) [default: OTEL_EXPORTER_OTLP_ENDPOINT, else none].
