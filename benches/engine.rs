@@ -38,7 +38,7 @@ fn engines(c: &mut Criterion) {
                 group.bench_function(id, |b| {
                     b.iter(|| {
                         lane.infer(&images, max_batch, &mut logits)
-                            .expect("the engine works")
+                            .expect("the engine works");
                     });
                 });
             }

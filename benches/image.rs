@@ -49,7 +49,7 @@ fn files(c: &mut Criterion) {
             .throughput(Throughput::Bytes(bytes.len() as u64));
 
         group.bench_function("decode", |b| {
-            b.iter(|| decode(&bytes, &config).expect("the image is valid"))
+            b.iter(|| decode(&bytes, &config).expect("the image is valid"));
         });
 
         let pixels = decode(&bytes, &config).expect("the image is valid");
@@ -58,7 +58,7 @@ fn files(c: &mut Criterion) {
             b.iter(|| {
                 resizer
                     .crop(&pixels, &GEOMETRY, &mut crop)
-                    .expect("the image is valid")
+                    .expect("the image is valid");
             });
         });
 
@@ -68,7 +68,7 @@ fn files(c: &mut Criterion) {
             b.iter(|| {
                 preprocessor
                     .crop(&source, &GEOMETRY, &mut crop)
-                    .expect("the image is valid")
+                    .expect("the image is valid");
             });
         });
 
@@ -82,7 +82,7 @@ fn files(c: &mut Criterion) {
                 b.iter(|| {
                     preprocessor
                         .crop(&source, &GEOMETRY, &mut crop)
-                        .expect("the image is valid")
+                        .expect("the image is valid");
                 });
             });
         }
@@ -113,7 +113,7 @@ fn raw_frames(c: &mut Criterion) {
             b.iter(|| {
                 preprocessor
                     .crop(&frame, &GEOMETRY, &mut crop)
-                    .expect("the frame is valid")
+                    .expect("the frame is valid");
             });
         });
     }

@@ -1,4 +1,4 @@
-"""Compares the file of `resnet18 quantize` with the one of ONNX Runtime's static quantiser, both run by OpenVINO.
+"""Compares the file of `resnet18 quantize` with the one of ONNX Runtime's static quantizer, both run by OpenVINO.
 
     python3 -m venv /tmp/int8 && /tmp/int8/bin/pip install openvino onnxruntime onnx numpy pillow
     /tmp/int8/bin/python benches/int8.py --calibration DIR --photos DIR
@@ -46,7 +46,7 @@ def images(folder):
 
 
 def widened(model):
-    """The model without the casts of stored halves, which ONNX Runtime's quantiser does not look through."""
+    """The model without the casts of stored halves, which ONNX Runtime's quantizer does not look through."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in stored]:
         half = stored[node.input[0]]
@@ -113,7 +113,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibration", required=True, help="a folder of photos to calibrate with")
     parser.add_argument("--photos", required=True, help="a folder of labelled photos to measure with")
-    parser.add_argument("--program", default=ROOT / "target/release/resnet18", help="the program that quantises")
+    parser.add_argument("--program", default=ROOT / "target/release/resnet18", help="the program that quantizes")
     parser.add_argument("--count", type=int, default=100, help="how many photos calibrate")
     parser.add_argument("--seconds", type=float, default=20, help="how long each network is timed")
     arguments = parser.parse_args()

@@ -20,7 +20,7 @@ pub const LARGEST_PHOTO: u64 = 256 << 20;
 pub const LARGEST_TEXT: u64 = 16 << 20;
 
 /// Limit for a model or a checkpoint, in bytes: more than twice a ResNet-200 with the state of its
-/// optimiser.
+/// optimizer.
 #[cfg(feature = "server")]
 pub const LARGEST_MODEL: u64 = 4 << 30;
 

@@ -6,5 +6,5 @@ tonic::include_proto!("inference");
 #[cfg(feature = "server")]
 include!(concat!(env!("OUT_DIR"), "/server/inference.rs"));
 
-/// The protocol as a serialised `google.protobuf.FileDescriptorSet`, for reflection.
+/// The protocol as a serialized `google.protobuf.FileDescriptorSet`, for reflection.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inference.bin"));

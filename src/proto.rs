@@ -6,7 +6,7 @@ use tonic::Code;
 
 tonic::include_proto!("resnet18.v1");
 
-/// The contract as a serialised `google.protobuf.FileDescriptorSet`, for reflection.
+/// The contract as a serialized `google.protobuf.FileDescriptorSet`, for reflection.
 pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/classifier.bin"));
 
 impl Image {

@@ -284,7 +284,7 @@ async fn extract_features(
     let started = Instant::now();
     let examples = plan
         .examples(backbone, args.training.flip, |done| {
-            bar.set_position(done as u64)
+            bar.set_position(done as u64);
         })
         .await;
     bar.finish_and_clear();

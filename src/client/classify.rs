@@ -66,7 +66,7 @@ async fn list_models(client: &mut Client, deadline: Instant) -> Result<Vec<Model
 
         let status = match client.list_models(request).await {
             Ok(response) => return Ok(response.into_inner().models),
-            Err(status) => normalise_timeout(status),
+            Err(status) => normalize_timeout(status),
         };
         match retry::delay_before(&status, attempt, deadline) {
             Some(delay) => sleep(delay).await,
@@ -117,7 +117,7 @@ pub async fn classify(
         .classify(request)
         .await
         .map(Response::into_inner)
-        .map_err(normalise_timeout)
+        .map_err(normalize_timeout)
 }
 
 /// Sends one request, and sends it again when the server refuses it only temporarily: after the
@@ -146,7 +146,7 @@ pub async fn classify_with_retries(
 }
 
 /// tonic reports a deadline that it noticed itself as CANCELLED.
-fn normalise_timeout(status: Status) -> Status {
+fn normalize_timeout(status: Status) -> Status {
     if status.code() == Code::Cancelled && status.message() == TimeoutExpired(()).to_string() {
         return Status::deadline_exceeded("no answer within the timeout");
     }

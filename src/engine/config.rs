@@ -10,7 +10,7 @@ use crate::model::Model;
 pub struct EngineConfig {
     /// `None` tries TensorRT if it is compiled in, then OpenVINO, then the embedded engine.
     pub kind: Option<EngineKind>,
-    /// `None` means int8 for a quantised model, else the fastest float type that the processor
+    /// `None` means int8 for a quantized model, else the fastest float type that the processor
     /// computes natively.
     pub precision: Option<Precision>,
     /// CPU threads in total.
@@ -84,10 +84,10 @@ pub enum Precision {
 
 impl Precision {
     /// The precision for `model` on an engine of this `kind`: the `requested` one, else
-    /// `fastest_float`. A quantised model runs in int8 on every engine.
+    /// `fastest_float`. A quantized model runs in int8 on every engine.
     ///
     /// # Errors
-    /// If a quantised model is requested in float, or a float model in int8.
+    /// If a quantized model is requested in float, or a float model in int8.
     pub(super) fn choose(
         model: &Model,
         requested: Option<Self>,
@@ -97,7 +97,7 @@ impl Precision {
         match (model.graph.quantized, requested) {
             (true, None | Some(Self::Int8)) => Ok(Self::Int8),
             (true, Some(other)) => Err(kind.unsupported(format!(
-                "it is quantised to int8 and can't run in {other}; leave --precision out, or give \
+                "it is quantized to int8 and can't run in {other}; leave --precision out, or give \
                  the float model that it was made from"
             ))),
             (false, Some(Self::Int8)) => Err(EngineError::NotQuantized),

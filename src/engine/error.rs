@@ -21,7 +21,7 @@ pub enum EngineError {
 
     /// int8 was requested for a float model.
     #[error(
-        "--precision int8 needs a quantised model, and this one is in float: make one with \
+        "--precision int8 needs a quantized model, and this one is in float: make one with \
          `resnet18 quantize`, or let `resnet18 serve` do it with --calibration DIR, a folder of \
          photos"
     )]

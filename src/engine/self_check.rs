@@ -14,7 +14,7 @@ use crate::{
 /// Largest accepted difference of a probability from the embedded fp32 engine's.
 const TOLERANCE: f32 = 0.05;
 
-/// The tolerance for a quantised model. The embedded engine computes it in fp32 and rounds where
+/// The tolerance for a quantized model. The embedded engine computes it in fp32 and rounds where
 /// the file says; engines that fuse layers round less often, so answers differ by steps of 8 bits.
 const INT8_TOLERANCE: f32 = 0.1;
 

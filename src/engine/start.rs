@@ -102,7 +102,7 @@ fn load_openvino(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineEr
     self_check::load_checked(|| openvino::load(&config, model), model)
 }
 
-/// Runs every batch size once on every lane, so that no request pays for lazy initialisation.
+/// Runs every batch size once on every lane, so that no request pays for lazy initialization.
 fn warm_up(lanes: &mut Lanes, model: &Model) -> Result<(), EngineError> {
     let max_batch = lanes.info.max_batch;
     let sizes = if lanes.info.fixed_batch {

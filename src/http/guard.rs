@@ -1,8 +1,8 @@
 //! Protects the page and its calls against other web sites.
 //!
 //! A browser sends requests on behalf of any site that its user visits. Calls that other sites make
-//! (CSRF) are recognised by the headers that browsers add (`Origin`, `Sec-Fetch-Site`; W3C Fetch
-//! Metadata). A site whose name is made to resolve to this machine (DNS rebinding) is recognised by
+//! (CSRF) are recognized by the headers that browsers add (`Origin`, `Sec-Fetch-Site`; W3C Fetch
+//! Metadata). A site whose name is made to resolve to this machine (DNS rebinding) is recognized by
 //! its name in `Host`.
 
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
 //! Crops that callers prepare themselves: already upright and of the model's input size, either as
-//! pixels or as normalised values.
+//! pixels or as normalized values.
 
 use bytes::Bytes;
 
@@ -10,7 +10,7 @@ use super::{Geometry, ImageError};
 pub enum Crop {
     /// RGB pixels: `uint8 [height, width, 3]`.
     Pixels(Bytes),
-    /// Pixels normalised by `(pixel / 255 - mean) / std`.
+    /// Pixels normalized by `(pixel / 255 - mean) / std`.
     Normalized {
         /// `float32 [3, height, width]` in the order red, green, blue, little-endian.
         values: Bytes,
@@ -23,7 +23,7 @@ pub enum Crop {
 
 /// Writes `source` as RGB8 into `crop`, which has [`Geometry::bytes`] bytes.
 ///
-/// Normalised values are rounded to the nearest pixel value, so a value changes by at most
+/// Normalized values are rounded to the nearest pixel value, so a value changes by at most
 /// `1 / (510 · std)`, and values computed from whole pixels are recovered exactly.
 pub(super) fn write(source: &Crop, geometry: &Geometry, crop: &mut [u8]) -> Result<(), ImageError> {
     match source {
@@ -49,7 +49,7 @@ fn check_length(got: usize, expected: usize) -> Result<(), ImageError> {
     Ok(())
 }
 
-/// Converts planes of normalised values to interleaved pixels.
+/// Converts planes of normalized values to interleaved pixels.
 fn denormalize(
     values: &[u8],
     mean: [f32; 3],
@@ -78,7 +78,7 @@ fn denormalize(
     Ok(())
 }
 
-/// The pixel value nearest to a normalised value; `None` for values outside black to white.
+/// The pixel value nearest to a normalized value; `None` for values outside black to white.
 fn nearest_pixel(value: f32, mean: f32, std: f32) -> Option<u8> {
     let nearest = ((value * std + mean) * 255.0).round();
     // A NaN is in no range, so it gives `None` too.
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn every_pixel_survives_normalisation_exactly() {
+    fn every_pixel_survives_normalization_exactly() {
         let crop = written(&normalized(|channel, i| {
             (i as f32 / 255.0 - MEAN[channel]) / STD[channel]
         }))

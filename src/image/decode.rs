@@ -53,7 +53,7 @@ impl Pixels {
             return Err(ImageError::Empty);
         }
         let Some(format) = ImageFormat::of(encoded) else {
-            return Err(ImageError::Unrecognised {
+            return Err(ImageError::Unrecognized {
                 looks_like: looks_like(encoded),
             });
         };

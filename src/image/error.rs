@@ -15,7 +15,7 @@ pub enum ImageError {
         describe(*.looks_like),
         ImageFormat::ACCEPTED
     )]
-    Unrecognised {
+    Unrecognized {
         /// What the data looks like instead, where that is known.
         looks_like: Option<&'static str>,
     },
@@ -125,7 +125,7 @@ pub enum ImageError {
     #[error("the crop is {got} bytes long, but the model's input size takes exactly {expected}")]
     ReadyCropLength { expected: u64, got: u64 },
 
-    /// A normalised value is below that of black or above that of white, or not a number.
+    /// A normalized value is below that of black or above that of white, or not a number.
     #[error(
         "the value {value} of {channel} at x {x}, y {y} is out of range: \
          black is {black} and white is {white}; \
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn messages_say_what_was_wrong_and_what_is_accepted() {
         assert_eq!(
-            ImageError::Unrecognised {
+            ImageError::Unrecognized {
                 looks_like: Some("HEIC")
             }
             .to_string(),

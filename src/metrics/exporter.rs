@@ -91,7 +91,7 @@ fn describe() {
         match metric.kind {
             MetricKind::Counter => describe_counter!(metric.name, metric.help),
             MetricKind::FractionalCounter | MetricKind::Gauge => {
-                describe_gauge!(metric.name, metric.help)
+                describe_gauge!(metric.name, metric.help);
             }
             MetricKind::Histogram(_) => describe_histogram!(metric.name, metric.help),
         }

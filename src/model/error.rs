@@ -91,7 +91,7 @@ pub enum ModelError {
         classes: usize,
     },
     /// The mean or the standard deviation cannot be used.
-    #[error("normalisation: {0}")]
+    #[error("normalization: {0}")]
     Normalization(String),
     /// Scaled images would be smaller than the network's input.
     #[error(
@@ -124,7 +124,7 @@ pub enum ModelError {
          with stored weights, directly before the scores, is needed"
     )]
     Head(String),
-    /// The layers cannot be quantised to 8 bits.
+    /// The layers cannot be quantized to 8 bits.
     #[error("{0}")]
     Quantization(String),
     /// The network cannot be converted to another element type.

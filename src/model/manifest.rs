@@ -81,7 +81,7 @@ impl Manifest {
 
     /// The manifest as JSON on a single line.
     pub fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("strings, numbers and JSON values always serialise")
+        serde_json::to_string(self).expect("strings, numbers and JSON values always serialize")
     }
 }
 

@@ -76,7 +76,7 @@ pub struct Model {
     pub labels: Arc<[String]>,
     /// How images are scaled and cropped before inference.
     pub geometry: Geometry,
-    /// The normalisation that callers are expected to have applied to tensors that they send;
+    /// The normalization that callers are expected to have applied to tensors that they send;
     /// `None` for a network that takes integers and whose manifest gives no mean and deviation.
     pub normalization: Option<Normalization>,
     /// The network, from `uint8` pixels to logits.
@@ -236,7 +236,7 @@ pub fn complete(
     )?;
 
     let manifest = served.manifest;
-    // A network that normalises by itself uses neither mean nor deviation.
+    // A network that normalizes by itself uses neither mean nor deviation.
     let normalization = served
         .graph
         .normalizes

@@ -1,4 +1,4 @@
-//! Recognises common file formats by their first bytes, for error messages about wrong files.
+//! Recognizes common file formats by their first bytes, for error messages about wrong files.
 
 /// A sentence about what `content`, which is not an ONNX model, looks like.
 pub(super) fn looks_like(content: &[u8]) -> &'static str {
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn usual_mistakes_are_recognised() {
+    fn usual_mistakes_are_recognized() {
         for (content, kind) in [
             (&b""[..], "empty"),
             (b"PK\x03\x04....", "zip"),

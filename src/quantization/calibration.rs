@@ -100,7 +100,7 @@ impl Calibration {
         })
     }
 
-    /// The estimated range of every tensor that is to be quantised.
+    /// The estimated range of every tensor that is to be quantized.
     pub(super) fn ranges(&self, estimator: Estimator) -> HashMap<String, ActivationRange> {
         self.tensors
             .iter()

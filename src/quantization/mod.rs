@@ -1,4 +1,4 @@
-//! Post-training quantisation: turns a float model and a folder of photos into an INT8 model.
+//! Post-training quantization: turns a float model and a folder of photos into an INT8 model.
 //!
 //! `photos` samples the folder, `calibration` records the activations of the float network on those
 //! photos, `ranges` chooses the range that 8 bits cover, and `report` compares the answers of the
@@ -31,7 +31,7 @@ const BIAS_CORRECTION_PHOTOS: usize = 16;
 /// Number of layers that the report names.
 const WORST_LAYERS: usize = 5;
 
-/// The settings of a quantisation.
+/// The settings of a quantization.
 #[derive(Clone, Debug)]
 pub struct QuantizationConfig {
     /// Number of photos to calibrate with.
@@ -40,7 +40,7 @@ pub struct QuantizationConfig {
     pub range: Estimator,
     /// Names of layers that stay float32.
     pub keep_float: Vec<String>,
-    /// Number of further layers that stay float32: those with the most quantisation noise.
+    /// Number of further layers that stay float32: those with the most quantization noise.
     pub auto_keep: usize,
     /// Whether to measure each layer alone, so that the report names the worst. This takes a while.
     pub judge_layers: bool,
@@ -65,14 +65,14 @@ impl Default for QuantizationConfig {
     }
 }
 
-/// A quantised model.
+/// A quantized model.
 pub struct Quantized {
     /// The model as an ONNX file, which contains its labels and every setting to serve it with.
     pub onnx: Vec<u8>,
     pub report: QuantizationReport,
 }
 
-/// Why a model could not be quantised.
+/// Why a model could not be quantized.
 #[derive(Debug, thiserror::Error)]
 pub enum QuantizationError {
     #[error("the photos in {} cannot be read: {source}", path.display())]
@@ -99,15 +99,15 @@ pub enum QuantizationError {
         /// The layers of the model.
         layers: Vec<String>,
     },
-    /// The model cannot be quantised.
+    /// The model cannot be quantized.
     #[error("the model {0}")]
     Model(#[from] ModelError),
     /// The embedded engine, which runs the calibration, cannot run the model.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The answers of the quantised model differ too much.
+    /// The answers of the quantized model differ too much.
     #[error(
-        "apart from ties, the quantised model agrees with the float model on only {:.1} % of {} \
+        "apart from ties, the quantized model agrees with the float model on only {:.1} % of {} \
          photos (at least {:.1} % are required), so it was discarded; leave the worst layers in \
          float (--auto-keep 3, or --keep-float LAYER), give more photos, or serve the float model",
         report.comparison.agreement_but_ties * 100.0,
@@ -121,12 +121,12 @@ pub enum QuantizationError {
     },
 }
 
-/// The stages of a quantisation, for reporting progress.
+/// The stages of a quantization, for reporting progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuantizationStage {
     /// The float network runs on the photos.
     Calibrating,
-    /// The quantisation noise of single layers is measured.
+    /// The quantization noise of single layers is measured.
     Judging,
     /// The answers of the two networks are compared.
     Comparing,
@@ -135,10 +135,10 @@ pub enum QuantizationStage {
 /// Called with the current stage, the number of its steps that are done, and their total.
 pub type QuantizationProgress<'a> = &'a (dyn Fn(QuantizationStage, usize, usize) + Sync);
 
-/// Quantises `model` and compares the result with it.
+/// Quantizes `model` and compares the result with it.
 ///
 /// # Errors
-/// A model that cannot be quantised or calibrated, or whose answers change too much.
+/// A model that cannot be quantized or calibrated, or whose answers change too much.
 pub fn quantize(
     model: &Model,
     photos: &Photos,
@@ -160,7 +160,7 @@ pub fn quantize(
             QuantizationStage::Calibrating,
             done,
             photos.calibration.len(),
-        )
+        );
     };
     let calibration = Calibration::run(&float, &photos.calibration, config.threads, &calibrating)?;
     let mut parameters = Quantization {
@@ -192,7 +192,7 @@ pub fn quantize(
     let expected = report::logits(&float, &photos.check, config.threads, &comparing)?;
     let loaded = Model::from_bytes(onnx.clone().into(), &Default::default())?;
     let actual = report::logits(&loaded.graph, &photos.check, config.threads, &|done| {
-        comparing(photos.check.len() + done)
+        comparing(photos.check.len() + done);
     })?;
 
     let mut kept_float: Vec<String> = parameters.keep_float.into_iter().collect();
@@ -216,9 +216,9 @@ pub fn quantize(
     Ok(Quantized { onnx, report })
 }
 
-/// The noise of each layer that is to be quantised, the worst first.
+/// The noise of each layer that is to be quantized, the worst first.
 ///
-/// Each layer is quantised alone, so that its noise is not hidden by that of the layers before it.
+/// Each layer is quantized alone, so that its noise is not hidden by that of the layers before it.
 fn layer_noises(
     float: &ServingGraph,
     layers: &[String],
@@ -255,7 +255,7 @@ fn layer_noises(
     Ok(noises)
 }
 
-/// The quantised network with or without bias correction, whichever is closer to the float network,
+/// The quantized network with or without bias correction, whichever is closer to the float network,
 /// and whether its biases are corrected.
 fn choose_bias_correction(
     float: &ServingGraph,
@@ -288,7 +288,7 @@ fn choose_bias_correction(
     }
 }
 
-/// The manifest of the quantised model: every setting to serve it with, and how it was made.
+/// The manifest of the quantized model: every setting to serve it with, and how it was made.
 fn manifest(
     model: &Model,
     config: &QuantizationConfig,
@@ -310,7 +310,7 @@ fn manifest(
             other: other_input_keys,
         }),
         resize_shorter_side: Some(model.geometry.resize_shorter_side),
-        // The quantised file takes pixels and normalises in the graph.
+        // The quantized file takes pixels and normalizes in the graph.
         mean: None,
         std: None,
         other: model.manifest.other.clone(),
@@ -469,7 +469,7 @@ mod tests {
             write(
                 index,
                 [index as u8 * 20, 255 - index as u8 * 20, index as u8 * 7],
-            )
+            );
         });
         let cache =
             crate::cache::ArtifactCache::open(&folder.path().join("cache"), 1 << 30).unwrap();
@@ -502,7 +502,7 @@ mod tests {
         assert_eq!(
             startup.apply(quantized).unwrap().version,
             version,
-            "a quantised model stays as it is"
+            "a quantized model stays as it is"
         );
         assert_eq!((apply(&startup, first).version, kept()), (version, 1));
         let mut second = first;

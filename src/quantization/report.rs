@@ -1,4 +1,4 @@
-//! Measures how close the answers of a quantised network are to those of the float network.
+//! Measures how close the answers of a quantized network are to those of the float network.
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use crate::{
 /// probable class.
 const TIE: f32 = 0.75;
 
-/// How a model was quantised, and how close its answers are to the float model's.
+/// How a model was quantized, and how close its answers are to the float model's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct QuantizationReport {
     /// How the ranges of activations were estimated.
@@ -34,15 +34,15 @@ pub struct QuantizationReport {
     pub comparison: Comparison,
 }
 
-/// The noise that quantising a single layer adds.
+/// The noise that quantizing a single layer adds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerNoise {
     pub layer: String,
-    /// The signal-to-noise ratio of the logits when only this layer is quantised, in decibels.
+    /// The signal-to-noise ratio of the logits when only this layer is quantized, in decibels.
     pub snr_db: f64,
 }
 
-/// The quantised network's answers compared with the float network's, on photos that were not used
+/// The quantized network's answers compared with the float network's, on photos that were not used
 /// for calibration.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
@@ -69,7 +69,7 @@ pub struct Accuracy {
     pub photos: usize,
     /// Of the float32 network.
     pub fp32: f64,
-    /// Of the quantised network.
+    /// Of the quantized network.
     pub int8: f64,
 }
 

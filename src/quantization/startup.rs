@@ -1,4 +1,4 @@
-//! Quantises models when a server starts. Results are cached beside the TensorRT plans, with a key
+//! Quantizes models when a server starts. Results are cached beside the TensorRT plans, with a key
 //! of everything that they depend on.
 
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::{
     model::{Model, Overrides},
 };
 
-/// Quantises float models before they are served.
+/// Quantizes float models before they are served.
 #[derive(Clone, Debug)]
 pub struct StartupQuantization {
     /// The folder of photos.
@@ -25,8 +25,8 @@ pub struct StartupQuantization {
 }
 
 impl StartupQuantization {
-    /// The quantised model; one that is already quantised is returned unchanged. This blocks the
-    /// thread until the quantisation is done.
+    /// The quantized model; one that is already quantized is returned unchanged. This blocks the
+    /// thread until the quantization is done.
     ///
     /// # Errors
     /// As for [`quantize`].
@@ -47,7 +47,7 @@ impl StartupQuantization {
             tracing::info!(
                 model = model.name,
                 photos = photos.calibration.len(),
-                "quantising to int8, which takes a minute; the result is kept"
+                "quantizing to int8, which takes a minute; the result is kept"
             );
             let progress = |stage: QuantizationStage, done: usize, total: usize| {
                 tracing::debug!("{stage:?}: {done} of {total}");
@@ -60,7 +60,7 @@ impl StartupQuantization {
                 agreement = report.comparison.agreement,
                 agreement_but_ties = report.comparison.agreement_but_ties,
                 photos = report.comparison.photos,
-                "quantised: logits {:.1} dB, probabilities change by {:.3} at most",
+                "quantized: logits {:.1} dB, probabilities change by {:.3} at most",
                 report.logits_snr_db,
                 report.comparison.max_probability_change
             );
@@ -78,7 +78,7 @@ impl StartupQuantization {
                 if origin == Origin::Hit {
                     tracing::info!(
                         model = model.name,
-                        "the quantised model is {}",
+                        "the quantized model is {}",
                         cache.folder().join(key.file_name()).display()
                     );
                 }

@@ -164,7 +164,7 @@ impl Client {
             _ => {
                 bytes = (0..self.random.below(3000))
                     .map(|_| self.random.below(256) as u8)
-                    .collect()
+                    .collect();
             }
         }
         let damaged = Image {

@@ -125,7 +125,7 @@ impl Wire {
                 Ok((kind::GOAWAY, payload)) => {
                     reason = payload
                         .get(4..8)
-                        .map(|code| u32::from_be_bytes(code.try_into().unwrap()))
+                        .map(|code| u32::from_be_bytes(code.try_into().unwrap()));
                 }
                 Ok(_) => {}
             }

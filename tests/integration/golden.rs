@@ -179,7 +179,7 @@ async fn bad_images_are_refused_quickly_and_the_next_request_is_served() {
 }
 
 /// Compares the probabilities of EfficientNet-Lite0, whose file does not state its
-/// normalisation, with those in the reference data.
+/// normalization, with those in the reference data.
 async fn check_efficientnet(flags: &[&str], tolerance: f64) {
     let (Some(models), Some(golden)) = (shared("models"), shared("golden")) else {
         return;

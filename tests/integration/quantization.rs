@@ -1,4 +1,4 @@
-//! Post-training quantisation to int8 with a folder of photos: the program's reports and files, and
+//! Post-training quantization to int8 with a folder of photos: the program's reports and files, and
 //! the accuracy afterwards.
 
 use std::{fs, num::NonZeroUsize, path::Path, process::Output};
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::common::{Server, data, resnet18, shared, shared_turn, skipped, text};
 
 fn run(arguments: &[&str]) -> Output {
-    // Quantising keeps the processor busy.
+    // Quantizing keeps the processor busy.
     let _turn = shared_turn();
     resnet18().args(arguments).output().unwrap()
 }
@@ -48,7 +48,7 @@ fn photos() -> TempDir {
     folder
 }
 
-/// Quantises the bundled model; returns the JSON report.
+/// Quantizes the bundled model; returns the JSON report.
 fn quantize(photos: &Path, output: &Path, flags: &[&str]) -> Value {
     let fixed = [
         "quantize",
@@ -78,7 +78,7 @@ fn has_openvino() -> bool {
 }
 
 #[test]
-fn a_quantised_file_records_its_origin_and_is_served_in_int8() {
+fn a_quantized_file_records_its_origin_and_is_served_in_int8() {
     let (photos, folder) = (photos(), tempfile::tempdir().unwrap());
     let output = folder.path().join("small.onnx");
 
@@ -110,7 +110,7 @@ fn a_quantised_file_records_its_origin_and_is_served_in_int8() {
         bundled.version.as_str()
     );
 
-    // A quantised model can't be quantised again.
+    // A quantized model can't be quantized again.
     let again = run(&[
         "quantize",
         path(&output),
@@ -121,7 +121,7 @@ fn a_quantised_file_records_its_origin_and_is_served_in_int8() {
     ]);
     assert_eq!(again.status.code(), Some(1));
     assert!(
-        text(&again.stderr).contains("quantised already"),
+        text(&again.stderr).contains("quantized already"),
         "{}",
         text(&again.stderr)
     );
@@ -173,7 +173,7 @@ fn a_quantised_file_records_its_origin_and_is_served_in_int8() {
             "127.0.0.1:0",
         ]);
         assert!(
-            text(&refused.stderr).contains("quantised to int8"),
+            text(&refused.stderr).contains("quantized to int8"),
             "{}",
             text(&refused.stderr)
         );
@@ -195,7 +195,7 @@ fn a_quantised_file_records_its_origin_and_is_served_in_int8() {
 }
 
 #[test]
-fn a_server_quantises_at_startup_and_caches_the_result() {
+fn a_server_quantizes_at_startup_and_caches_the_result() {
     if !has_openvino() {
         return;
     }
@@ -228,11 +228,11 @@ fn a_server_quantises_at_startup_and_caches_the_result() {
     };
 
     let first = start();
-    assert!(first.contains("quantising to int8"), "{first}");
+    assert!(first.contains("quantizing to int8"), "{first}");
 
     let second = start();
     assert!(
-        !second.contains("quantising to int8") && second.contains("the quantised model is"),
+        !second.contains("quantizing to int8") && second.contains("the quantized model is"),
         "{second}"
     );
 
@@ -243,13 +243,13 @@ fn a_server_quantises_at_startup_and_caches_the_result() {
     fs::write(&file, content).unwrap();
     let third = start();
     assert!(
-        third.contains("damaged") && third.contains("quantising to int8"),
+        third.contains("damaged") && third.contains("quantizing to int8"),
         "{third}"
     );
 }
 
 #[test]
-fn int8_needs_a_quantised_model_or_a_calibration_with_enough_photos() {
+fn int8_needs_a_quantized_model_or_a_calibration_with_enough_photos() {
     let ports = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"];
     let serve = |flags: &[&str]| run(&[&["serve"], &ports[..], flags].concat());
     let float = serve(&["--precision", "int8"]);

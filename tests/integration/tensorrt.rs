@@ -175,7 +175,7 @@ fn half_the_weights_size_shows_that_the_plan_is_fp16() {
 }
 
 #[test]
-fn a_quantised_model_is_built_with_weights_of_8_bits() {
+fn a_quantized_model_is_built_with_weights_of_8_bits() {
     if library().is_none() {
         return;
     }
@@ -210,7 +210,7 @@ fn a_quantised_model_is_built_with_weights_of_8_bits() {
         assert!(int8 * 10 < fp16 * 7, "{int8} bytes in int8, {fp16} in fp16");
     }
     let refused = failure(&[model.to_str().unwrap(), "--precision", "fp16"]);
-    assert_contains(&refused, &["quantised to int8"]);
+    assert_contains(&refused, &["quantized to int8"]);
 }
 
 #[test]

@@ -77,8 +77,8 @@ def crops(n):
     return np.random.default_rng(7).integers(0, 256, (n, 224, 224, 3), dtype=np.uint8)
 
 
-def normalised(pixels):
-    """Pixels as the network's own input: normalised, channels first."""
+def normalized(pixels):
+    """Pixels as the network's own input: normalized, channels first."""
     return ((pixels.astype(np.float32) / 255 - MEAN) / STD).transpose(0, 3, 1, 2).copy()
 
 
@@ -163,7 +163,7 @@ def test_outputs():
 def test_tensors():
     pixels = crops(3)
     answers = [client.infer(TENSOR, inputs).as_numpy("logits")
-               for inputs in (tensor(pixels, "UINT8"), tensor(normalised(pixels), "FP32"))]
+               for inputs in (tensor(pixels, "UINT8"), tensor(normalized(pixels), "FP32"))]
     assert answers[0].shape == (3, 106)
     assert np.allclose(*answers, atol=0.05), np.abs(answers[0] - answers[1]).max()
     request = service_pb2.ModelInferRequest(model_name=TENSOR)

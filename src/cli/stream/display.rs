@@ -65,7 +65,7 @@ impl StreamDisplay {
         match event {
             StreamEvent::Reconnecting(status) => {
                 self.suspend(|| {
-                    output::print_note(&format_args!("{}; reconnecting", status.message()))
+                    output::print_note(&format_args!("{}; reconnecting", status.message()));
                 });
                 Ok(())
             }

@@ -380,7 +380,7 @@ mod tests {
         }
         match series.value {
             value if value.is_infinite() => {
-                writeln!(line, "}} {}Inf", if value > 0.0 { "+" } else { "-" }).unwrap()
+                writeln!(line, "}} {}Inf", if value > 0.0 { "+" } else { "-" }).unwrap();
             }
             value => writeln!(line, "}} {value}").unwrap(),
         }

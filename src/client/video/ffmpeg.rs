@@ -196,7 +196,7 @@ fn arguments(options: &VideoOptions, passthrough: &str) -> Vec<OsString> {
     let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
     push(&["-hide_banner", "-loglevel", "error", "-nostdin"]);
     // Live sources don't get `-fflags nobuffer`: with it ffmpeg discards the frames that it read to
-    // recognise the format.
+    // recognize the format.
     if !options.source.is_live() {
         if options.real_time {
             push(&["-re"]);

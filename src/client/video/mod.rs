@@ -146,7 +146,7 @@ enum FrameSource {
 }
 
 impl VideoReader {
-    /// Opens a video. When this returns, `ffmpeg` has recognised the format and the first frame is
+    /// Opens a video. When this returns, `ffmpeg` has recognized the format and the first frame is
     /// about to follow.
     ///
     /// # Errors

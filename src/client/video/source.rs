@@ -24,7 +24,7 @@ pub enum VideoSource {
     Camera(String),
     /// A network stream that `ffmpeg` can open, such as `rtsp://` or `https://`.
     Url(String),
-    /// Standard input, in any format that `ffmpeg` recognises.
+    /// Standard input, in any format that `ffmpeg` recognizes.
     Stdin,
 }
 
@@ -82,7 +82,7 @@ mod tests {
     use super::VideoSource::{self, *};
 
     #[test]
-    fn sources_are_recognised_by_their_form() {
+    fn sources_are_recognized_by_their_form() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().to_str().unwrap();
         for (text, expected) in [

@@ -196,7 +196,7 @@ impl Compiler {
     /// Without streams, the compiled model serves one request at a time, on the calling thread.
     fn compile(&mut self, streams: usize, threads: usize) -> Result<CompiledModel, EngineError> {
         let precision_hint = match self.precision {
-            // A quantised network has little float arithmetic left between its integer layers, and
+            // A quantized network has little float arithmetic left between its integer layers, and
             // conversions cost more than bf16 gains there.
             Precision::Fp32 | Precision::Int8 => "f32",
             Precision::Fp16 => "f16",

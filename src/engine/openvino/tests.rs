@@ -1,4 +1,4 @@
-//! OpenVINO itself: half-precision answers, and integer kernels for quantised layers.
+//! OpenVINO itself: half-precision answers, and integer kernels for quantized layers.
 
 use std::{ffi::CStr, fs, ptr::null_mut};
 
@@ -194,7 +194,7 @@ fn executed(onnx: &[u8], image: &[u8], shape: [i64; 4]) -> Vec<ExecutedNode> {
 
 /// Not only the file is in 8 bits: so are the kernels that OpenVINO chooses for its layers.
 #[test]
-fn quantised_layers_are_executed_in_integers() {
+fn quantized_layers_are_executed_in_integers() {
     if loaded().is_none() {
         return;
     }

@@ -36,7 +36,7 @@ pub struct TensorRtConfig {
     pub cache_limit: u64,
     /// Indices of the GPUs to use; `None` means all.
     pub devices: Option<Vec<usize>>,
-    /// Batch size that the plan is optimised for; `None` means 8, or the largest batch if that is
+    /// Batch size that the plan is optimized for; `None` means 8, or the largest batch if that is
     /// smaller.
     pub usual_batch: Option<NonZeroUsize>,
     /// Most scratch memory that a layer may use, in bytes.

@@ -195,10 +195,10 @@ async fn handshake(
         Ok(Ok(stream)) => return Some(Box::new(stream)),
         Ok(Err(error)) => match error.kind() {
             io::ErrorKind::UnexpectedEof => {
-                refused(&"the caller closed the connection in the handshake")
+                refused(&"the caller closed the connection in the handshake");
             }
             _ if error.to_string().contains("InvalidContentType") => {
-                refused(&"the caller speaks plain text, not TLS")
+                refused(&"the caller speaks plain text, not TLS");
             }
             _ => refused(&error),
         },

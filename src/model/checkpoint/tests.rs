@@ -597,7 +597,7 @@ fn wrappers_and_other_names_make_the_same_network() {
 }
 
 #[test]
-fn batch_normalisation_is_folded_into_the_convolution() {
+fn batch_normalization_is_folded_into_the_convolution() {
     let mut checkpoint = Weights::resnet18().checkpoint();
     let mut put = |name: &str, first: f32, others: f32| {
         let values: Vec<f32> = (0..64)

@@ -2,7 +2,7 @@
 //!
 //! A serving graph takes `uint8` RGB pixels and returns float32 logits. [`ServingGraph::new`]
 //! widens 16-bit floats (`fold`), finds the image input (`inspect`) and the scores (`scores`), puts
-//! cast, transpose and normalisation in front, and removes a final Softmax. Further rewrites change
+//! cast, transpose and normalization in front, and removes a final Softmax. Further rewrites change
 //! the element type (`typing`), the precision of the layers (`quantize`, `batch_norm`) or the last
 //! layer (`head`); `encode` writes the result.
 
@@ -53,7 +53,7 @@ const OLDEST_OPSET: i64 = 13;
 /// The symbolic name of a batch dimension of any size.
 const ANY_BATCH: &str = "N";
 
-/// The normalisation of pixels that the network was trained with: `(value / 255 - mean) / std`, for
+/// The normalization of pixels that the network was trained with: `(value / 255 - mean) / std`, for
 /// red, green and blue.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalization {
@@ -100,7 +100,7 @@ pub enum Batch {
     Fixed(usize),
 }
 
-/// The element type of the network between the normalisation and the logits.
+/// The element type of the network between the normalization and the logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BodyPrecision {
     /// float32.
@@ -111,9 +111,9 @@ pub enum BodyPrecision {
     Fp16,
 }
 
-/// A classifier with the input [`IMAGES`] and the output [`LOGITS`] that normalises in the graph.
+/// A classifier with the input [`IMAGES`] and the output [`LOGITS`] that normalizes in the graph.
 ///
-/// Networks that take integers normalise by themselves: they get the pixels from 0 to 255 as they
+/// Networks that take integers normalize by themselves: they get the pixels from 0 to 255 as they
 /// are, and a mean and a standard deviation in their manifest are not used.
 #[derive(Clone)]
 pub struct ServingGraph {
@@ -127,7 +127,7 @@ pub struct ServingGraph {
     pub batch: Batch,
     /// Whether a final Softmax or LogSoftmax was removed.
     pub softmax: bool,
-    /// Whether the serving graph normalises. It does not if the network takes integers.
+    /// Whether the serving graph normalizes. It does not if the network takes integers.
     pub normalizes: bool,
     /// Whether the outputs are not logits but the input features of a last layer (see
     /// [`Base`](super::Base)).
@@ -502,7 +502,7 @@ impl PrologueStep {
     }
 }
 
-/// Puts cast, transpose and normalisation in front of the network. Returns the number of nodes that
+/// Puts cast, transpose and normalization in front of the network. Returns the number of nodes that
 /// were added.
 fn add_prologue(
     graph: &mut GraphProto,

@@ -48,7 +48,7 @@ async fn the_policy_every_answers_all_frames_in_order_bad_ones_with_an_error() {
         assert_eq!(answer.dropped_frames, 0);
         match (id % 10, answer.outcome.unwrap()) {
             (3 | 7, Outcome::Error(error)) => {
-                assert_eq!(error.code, Code::InvalidArgument as i32, "{error:?}")
+                assert_eq!(error.code, Code::InvalidArgument as i32, "{error:?}");
             }
             (_, Outcome::Result(result)) => {
                 let expected = if id % 2 == 0 { "cat" } else { "sunflower" };

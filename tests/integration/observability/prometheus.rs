@@ -224,13 +224,16 @@ impl Prometheus {
         };
         let kind = answer["resultType"].as_str().unwrap();
         assert_eq!(kind, if instant { "vector" } else { "matrix" }, "{expr}");
-        let value = |series: &Value| match instant {
-            true => series["value"][1].as_str().unwrap().parse().unwrap(),
-            false => series["values"].as_array().unwrap().last().unwrap()[1]
-                .as_str()
-                .unwrap()
-                .parse()
-                .unwrap(),
+        let value = |series: &Value| {
+            if instant {
+                series["value"][1].as_str().unwrap().parse().unwrap()
+            } else {
+                series["values"].as_array().unwrap().last().unwrap()[1]
+                    .as_str()
+                    .unwrap()
+                    .parse()
+                    .unwrap()
+            }
         };
         let series = answer["result"].as_array().unwrap().iter();
         series

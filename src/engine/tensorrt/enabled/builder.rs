@@ -26,7 +26,7 @@ pub(super) struct BuildRequest<'a> {
     pub(super) progress: Progress,
 }
 
-/// Batches from 1 to `max` images; the plan is optimised for `usual`.
+/// Batches from 1 to `max` images; the plan is optimized for `usual`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BatchRange {
     pub(super) usual: usize,

@@ -122,7 +122,7 @@ impl GpuLane {
         let scratch = self.stream.alloc_zeros::<u8>(scratch.max(1))?;
 
         let context = &self.plan.gpu.context;
-        // SAFETY: the memory is uninitialised only until the next lines write all of it.
+        // SAFETY: the memory is uninitialized only until the next lines write all of it.
         let (mut host_images, mut host_logits) = unsafe {
             (
                 context.alloc_pinned_with_flags::<u8>(image_bytes, 0)?,

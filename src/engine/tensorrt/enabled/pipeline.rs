@@ -164,7 +164,7 @@ impl<D: Device> Pipeline<D> {
     }
 
     /// Captures the CUDA graph for `n` images, unless that was tried before. The first batch of
-    /// that size must have run, so that lazy initialisation is not recorded.
+    /// that size must have run, so that lazy initialization is not recorded.
     fn warm_up(&mut self, n: usize) -> Result<(), DeviceError> {
         match self.warm.get_mut(n - 1) {
             Some(warm) if !*warm => *warm = true,

@@ -29,7 +29,7 @@ use crate::{
 /// Largest batch, unless the configuration sets one.
 const DEFAULT_MAX_BATCH: NonZeroUsize = NonZeroUsize::new(32).unwrap();
 
-/// Batch size that a plan is optimised for, unless the configuration sets one.
+/// Batch size that a plan is optimized for, unless the configuration sets one.
 const DEFAULT_USUAL_BATCH: usize = 8;
 
 /// How often a long build logs its progress.
@@ -220,7 +220,7 @@ fn typed_graph(
     precision: Precision,
 ) -> Result<Vec<u8>, EngineError> {
     let body = match precision {
-        // A quantised graph has little float arithmetic left, and states its types itself.
+        // A quantized graph has little float arithmetic left, and states its types itself.
         Precision::Fp32 | Precision::Int8 => BodyPrecision::Fp32,
         Precision::Fp16 => BodyPrecision::Fp16,
         Precision::Bf16 => BodyPrecision::Bf16,

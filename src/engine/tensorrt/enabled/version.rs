@@ -17,7 +17,7 @@ pub(super) fn library_version(path: &Path) -> Result<[i32; 4], String> {
         "getInferLibPatchVersion",
         "getInferLibBuildVersion",
     ];
-    // SAFETY: loading runs the file's initialisers; the user or the system says that this file is
+    // SAFETY: loading runs the file's initializers; the user or the system says that this file is
     // TensorRT, which may be loaded at any time. The four functions are declared `int32_t name()`
     // in TensorRT's headers of every version.
     let version = unsafe {

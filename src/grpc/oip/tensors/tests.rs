@@ -110,7 +110,7 @@ fn pixels_come_raw_or_typed() {
 }
 
 #[test]
-fn normalised_values_come_raw_or_typed() {
+fn normalized_values_come_raw_or_typed() {
     let fp32_contents: Vec<f32> = (0..18_u8).map(f32::from).collect();
     let data: Vec<u8> = fp32_contents
         .iter()

@@ -1,9 +1,9 @@
-//! Quantises layers with weights to 8-bit integers, by pairs of QuantizeLinear and DequantizeLinear
+//! Quantizes layers with weights to 8-bit integers, by pairs of QuantizeLinear and DequantizeLinear
 //! ("Q/DQ") around them that engines fuse with the layers into integer arithmetic.
 //!
 //! Weights are `int8` with one scale for each output channel. Activations have one scale for the
 //! whole tensor: `uint8` where they are never negative, as after a Relu, otherwise `int8`. The
-//! quantisation is symmetric: 0 is always stored as 0. Biases stay float32.
+//! quantization is symmetric: 0 is always stored as 0. Biases stay float32.
 
 #[cfg(test)]
 mod tests;
@@ -24,7 +24,7 @@ use super::{
     widened_format,
 };
 
-/// A layer that can be quantised: a Conv, Gemm or MatMul with stored weights.
+/// A layer that can be quantized: a Conv, Gemm or MatMul with stored weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {
     /// The node's name in the file; if it has none, the name of its output.
@@ -44,7 +44,7 @@ pub struct ActivationRange {
     pub signed: bool,
 }
 
-/// The parameters of quantising a graph.
+/// The parameters of quantizing a graph.
 #[derive(Clone, Debug, Default)]
 pub struct Quantization {
     /// The range of each of the [`ServingGraph::ranged_tensors`].
@@ -65,7 +65,7 @@ impl ActivationRange {
         }
     }
 
-    /// The difference between two neighbouring quantised values.
+    /// The difference between two neighbouring quantized values.
     pub fn scale(self) -> f32 {
         let steps = if self.signed { 127.0 } else { 255.0 };
         // A tensor that is always 0 has no range; 0 is stored as 0 with any scale.
@@ -90,7 +90,7 @@ impl ServingGraph {
         Ok(folded)
     }
 
-    /// The layers that can be quantised, in the order of the computation.
+    /// The layers that can be quantized, in the order of the computation.
     pub fn layers(&self) -> Vec<Layer> {
         let Some(graph) = &self.model.graph else {
             return Vec::new();
@@ -141,13 +141,13 @@ impl ServingGraph {
     /// The network with 8-bit layers.
     ///
     /// # Errors
-    /// No layer that can be quantised; a tensor without a range; a graph that is already quantised.
+    /// No layer that can be quantized; a tensor without a range; a graph that is already quantized.
     pub fn quantized(&self, parameters: &Quantization) -> Result<Self, ModelError> {
         let mut quantized = self.clone();
         let graph = quantized.model.graph.get_or_insert_default();
         if self.quantized {
             return Err(ModelError::Quantization(
-                "is quantised already; give the model that it was made of".into(),
+                "is quantized already; give the model that it was made of".into(),
             ));
         }
         if self.network_elem == DataType::Double {
@@ -161,7 +161,7 @@ impl ServingGraph {
             .collect();
         if layers.is_empty() {
             return Err(ModelError::Quantization(
-                "has no layer to quantise: it has no Conv, Gemm or MatMul with stored weights \
+                "has no layer to quantize: it has no Conv, Gemm or MatMul with stored weights \
                  besides those that stay float"
                     .into(),
             ));
@@ -211,7 +211,7 @@ impl ServingGraph {
     }
 }
 
-/// The nodes that are layers that can be quantised, with their indices.
+/// The nodes that are layers that can be quantized, with their indices.
 fn layers(graph: &GraphProto) -> Vec<(usize, Layer)> {
     let stored: HashSet<&str> = initializer_names(graph).collect();
     let layer = |(index, node): (usize, &NodeProto)| {
@@ -246,14 +246,14 @@ fn layers(graph: &GraphProto) -> Vec<(usize, Layer)> {
     graph.node.iter().enumerate().filter_map(layer).collect()
 }
 
-/// A tensor of activations that is quantised.
+/// A tensor of activations that is quantized.
 struct QuantizationPoint {
     tensor: String,
-    /// The inputs that then read the quantised tensor, as the index of the node and of its input.
+    /// The inputs that then read the quantized tensor, as the index of the node and of its input.
     readers: Vec<(usize, usize)>,
 }
 
-/// All quantised tensors of activations.
+/// All quantized tensors of activations.
 struct QuantizationPoints(Vec<QuantizationPoint>);
 
 impl QuantizationPoints {
@@ -273,7 +273,7 @@ impl QuantizationPoints {
         let stored: HashSet<&str> = initializer_names(graph).collect();
         for (index, node) in graph.node.iter().enumerate() {
             // Engines fuse a residual addition with the convolution before it, if the other summand
-            // is quantised too.
+            // is quantized too.
             let [a, b] = &node.input[..] else { continue };
             let both_computed = !stored.contains(a.as_str()) && !stored.contains(b.as_str());
             if is(node, "Add")
@@ -288,7 +288,7 @@ impl QuantizationPoints {
             }
         }
 
-        // Operators that only select values of a quantised tensor can work on 8 bits.
+        // Operators that only select values of a quantized tensor can work on 8 bits.
         let mut next = 0;
         while let Some(point) = points.0.get(next) {
             let producer = graph
@@ -479,7 +479,7 @@ struct QuantizedWeights {
     values: Vec<u8>,
     /// Scale of each output channel.
     scales: Vec<f32>,
-    /// Rounding error of each value: the quantised value less the original one.
+    /// Rounding error of each value: the quantized value less the original one.
     errors: Vec<f32>,
 }
 

@@ -1,4 +1,4 @@
-//! Tests on a small residual network that is quantised, run, and compared with its float32 form.
+//! Tests on a small residual network that is quantized, run, and compared with its float32 form.
 
 use std::collections::{HashMap, HashSet};
 
@@ -256,7 +256,7 @@ fn a_file_with_integers_is_served_as_it_is() {
     assert_close(&logits(&loaded), &logits(&quantized), 1e-6);
     let refused = loaded.quantized(&how(&float)).unwrap_err();
     assert!(
-        matches!(refused, ModelError::Quantization(reason) if reason.contains("quantised already"))
+        matches!(refused, ModelError::Quantization(reason) if reason.contains("quantized already"))
     );
 }
 
@@ -280,7 +280,7 @@ fn layers_can_stay_in_float() {
             .quantized(&how)
             .unwrap_err()
             .to_string()
-            .contains("no layer to quantise")
+            .contains("no layer to quantize")
     );
 }
 
