@@ -362,7 +362,7 @@ async fn callers_need_a_known_token_and_tokens_are_never_logged() {
     assert!(output.status.success(), "{output:?}");
 
     let log = server.log();
-    assert!(log.contains("refused") && log.contains("peer"), "{log}");
+    assert!(log.contains("rejected") && log.contains("peer"), "{log}");
     assert!(!log.contains("0123456789abcdef"), "{log}");
 }
 
