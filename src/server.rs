@@ -48,7 +48,8 @@ pub use crate::{
     scheduler::{Capacity, SchedulerConfig, SpawnError},
 };
 
-/// How long the last answers may take to be sent where callers keep their connections open.
+/// How long the last answers may take to be sent, at shutdown and after an engine was lost, where
+/// callers keep their connections open.
 const FLUSH: Duration = Duration::from_secs(1);
 /// How often the exporter's histograms are brought up to date.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
@@ -121,7 +122,7 @@ impl Listeners {
     }
 }
 
-/// Why a server ended before it was told to.
+/// Why a server stopped without a shutdown request.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// A model can't be served.

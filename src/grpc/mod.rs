@@ -40,16 +40,16 @@ const MAX_FRAME: u32 = 256 << 10;
 /// The largest headers of a call, in bytes as RFC 9113, 6.5.2, counts them. Tokens and trace
 /// contexts need far less.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
-/// A connection is closed when this many of its calls are reset before they have begun (the "rapid
-/// reset" attack)...
+/// A connection is closed when this many of its calls are reset before they have begun: the "rapid
+/// reset" attack.
 const MAX_PENDING_RESETS: usize = 20;
-/// ...or when the server has reset this many calls for protocol errors.
+/// A connection is closed when the server has reset this many of its calls for protocol errors.
 const MAX_ERROR_RESETS: usize = 1024;
 /// The largest message to health and reflection, in bytes.
 const MAX_SMALL_MESSAGE: usize = 64 << 10;
-/// The interval of HTTP/2 keep-alive pings on a silent connection...
+/// The interval of HTTP/2 keep-alive pings on a silent connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-/// ...which is closed when a ping is not answered within this time.
+/// A connection is closed when a keep-alive ping is not answered within this time.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The limits of the gRPC side, and who may call.

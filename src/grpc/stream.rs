@@ -57,7 +57,7 @@ pub(super) async fn supervise<T>(
     if let Err(CallError::Panicked) = ended {
         tracing::error!(
             trace_id = %record.trace().context().trace,
-            "a stream was ended by a panic, which standard error has the details of"
+            "a stream panicked; details are on standard error"
         );
     }
     match ended {

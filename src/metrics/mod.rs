@@ -17,8 +17,7 @@ pub use self::{
     connections::{ConnectionGuard, ConnectionMetrics},
     exporter::{Exporter, workers},
     labels::{FrameOutcome, Method, Refusal, Rejection},
-    model::{EngineLabels, ModelMetrics, StreamGuard},
+    model::{EngineLabels, ModelMetrics, StreamGuard, request_ended},
     rate::RateMeter,
-    request::request_ended,
     table::{Label, METRICS, Metric, MetricKind, Presence, markdown},
 };

@@ -6,9 +6,10 @@ use std::{
 };
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use tonic::Code;
 
 use super::{
-    labels::{FrameOutcome, Rejection},
+    labels::{FrameOutcome, Method, Rejection},
     rate::RateMeter,
     request::RequestMetrics,
     statistics::Statistics,
@@ -236,5 +237,21 @@ pub struct StreamGuard(Arc<ModelMetrics>);
 impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.0.streams.decrement(1.0);
+    }
+}
+
+/// Counts and times a request that has been answered, or whose caller has gone. `model` is `None`
+/// for a request that names no known model.
+pub fn request_ended(method: Method, model: Option<&ModelMetrics>, code: Code, duration: Duration) {
+    let unknown = RequestMetrics::default();
+    let metrics = model.map_or(&unknown, |model| &model.requests);
+    metrics.finished(method, code).increment(1);
+
+    // Requests that are rejected at once would make an overloaded server look fast.
+    if !matches!(
+        code,
+        Code::ResourceExhausted | Code::Unavailable | Code::Unauthenticated
+    ) {
+        metrics.duration(method).record(duration);
     }
 }

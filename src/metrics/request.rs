@@ -1,16 +1,12 @@
 //! The series of requests: counts by method and status code, and durations by method.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::sync::{Arc, OnceLock};
 
 use metrics::{Counter, Histogram, counter, histogram};
 use tonic::Code;
 
 use super::{
     labels::Method,
-    model::ModelMetrics,
     table::{REQUEST_DURATION, REQUESTS},
 };
 use crate::proto::code_name;
@@ -29,22 +25,6 @@ const USUAL_CODES: [Code; 7] = [
     Code::Unavailable,
     Code::Internal,
 ];
-
-/// Counts and times a request that has been answered, or whose caller has gone. `model` is `None`
-/// for a request that names no known model.
-pub fn request_ended(method: Method, model: Option<&ModelMetrics>, code: Code, duration: Duration) {
-    let unknown = RequestMetrics::default();
-    let metrics = model.map_or(&unknown, |model| &model.requests);
-    metrics.finished(method, code).increment(1);
-
-    // Requests that are rejected at once would make an overloaded server look fast.
-    if !matches!(
-        code,
-        Code::ResourceExhausted | Code::Unavailable | Code::Unauthenticated
-    ) {
-        metrics.duration(method).record(duration);
-    }
-}
 
 /// The series of the requests for one model. Each is registered when it is first needed.
 #[derive(Default)]

@@ -368,8 +368,8 @@ impl Loader {
         Ok(())
     }
 
-    /// Whether the model's file was removed from the folder while it was being loaded, which is not
-    /// the file's fault.
+    /// Whether the model's file was removed from the folder while it was being loaded, which is not a
+    /// load error.
     async fn was_removed(&self, model: &ListedModel) -> bool {
         let (ModelSource::Folder(_), Some(path)) = (&self.config.source, &model.path) else {
             return false;
@@ -450,8 +450,8 @@ fn models_in(folder: &Path) -> io::Result<Vec<ListedModel>> {
     Ok(models)
 }
 
-/// Runs work that keeps a thread busy. Engines are other people's code, and the files anybody's: a
-/// panic is an error.
+/// Runs work that blocks its thread. Engine libraries and model files are untrusted, so a panic is
+/// reported as an error.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
 ) -> Result<T, LoadError> {

@@ -65,7 +65,7 @@ pub struct Entry {
     pub metrics: Arc<ModelMetrics>,
     /// The version that answers; `None` while the first one is being loaded, or after it failed.
     pub served: Option<Arc<Served>>,
-    /// Why the newest file is not served, if it is not.
+    /// The error of loading the newest file, if that failed.
     pub problem: Option<Arc<str>>,
 }
 

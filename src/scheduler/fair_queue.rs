@@ -5,8 +5,8 @@ use std::collections::{HashMap, VecDeque};
 
 use super::{ClientId, Priority};
 
-/// Anti-starvation: how many items of higher priorities may be served in a row before one of a lower
-/// priority is, plus one for each priority between them.
+/// Anti-starvation: how many items of the next higher priority may be served in a row before one of
+/// a lower priority is. Each further priority in between allows one more.
 const MAX_PASSED: usize = 4;
 
 /// Items by priority. Within a priority the clients take turns, and each client's items keep their
@@ -104,9 +104,11 @@ impl<T> FairQueue<T> {
         self.counted
     }
 
-    /// Adds an item. With a `capacity` the item counts against it: it is accepted only while fewer
-    /// than that many counted items wait, another client has at least two more of them than this
-    /// one, or this client has a less urgent one.
+    /// Adds an item. With a `capacity` the item counts against it, and is accepted if one of these
+    /// holds:
+    /// - fewer counted items wait than the capacity;
+    /// - another client has at least two more counted items than this one, and gives one up;
+    /// - this client has a less urgent counted item, which it gives up.
     pub fn push(
         &mut self,
         (client, priority): Turn,

@@ -1,4 +1,4 @@
-//! Budgets, fair queuing, deadlines, batching, and the threads that decode and infer.
+//! Queue capacity, fair queuing, deadlines, batching, and the threads that decode and infer.
 //!
 //! Each CPU core has one worker thread, which takes the most advanced work there is: a decoded
 //! image to infer, else a waiting one to decode. So the machine never runs more compute threads
@@ -64,7 +64,7 @@ pub enum Capacity {
     /// As many as are answered within this time at the measured pace; while other models are busy,
     /// this model's share of that.
     Within(Duration),
-    /// This many.
+    /// A fixed number of requests.
     Exactly(NonZeroUsize),
 }
 
@@ -72,16 +72,16 @@ impl Capacity {
     const USUAL_TIME: Duration = Duration::from_millis(200);
     const USUAL_MINIMUM: usize = 16;
 
-    /// The capacity in images of a model that works at `pace` with its `share` of the machine, and
-    /// that has `ahead` images in work.
-    fn images(self, pace: &Pace, share: f64, ahead: usize) -> usize {
-        let images = match self {
-            Self::Exactly(images) => return images.get(),
+    /// How many requests may wait for a model that works at `pace` with its `share` of the machine,
+    /// and that has `ahead` images in progress.
+    fn requests(self, pace: &Pace, share: f64, ahead: usize) -> usize {
+        let requests = match self {
+            Self::Exactly(requests) => return requests.get(),
             Self::Usual => pace.images_in(Self::USUAL_TIME).max(Self::USUAL_MINIMUM),
-            // The images in work are answered before those that wait.
+            // The images in progress are answered before those that wait.
             Self::Within(target) => pace.images_in(target).saturating_sub(ahead),
         };
-        ((images as f64 * share) as usize).max(1)
+        ((requests as f64 * share) as usize).max(1)
     }
 }
 
@@ -113,7 +113,7 @@ pub struct Scheduler {
 struct Shared {
     state: Mutex<SchedulerState>,
     /// Signalled whenever a core's worker may find something to do.
-    work: Condvar,
+    work_available: Condvar,
     config: SchedulerConfig,
     /// The error of the first engine that will never answer again.
     lost: watch::Sender<Option<Arc<EngineError>>>,
@@ -128,11 +128,11 @@ impl Scheduler {
         metrics::workers(config.threads);
         let shared = Arc::new(Shared {
             state: Mutex::new(SchedulerState::default()),
-            work: Condvar::new(),
+            work_available: Condvar::new(),
             config,
             lost: watch::Sender::new(None),
         });
-        // Dropping the scheduler ends the threads that were started before one that was not.
+        // If a thread fails to start, dropping `scheduler` stops those that are already running.
         let scheduler = Self {
             shared: Arc::clone(&shared),
             threads: Mutex::new(Vec::new()),
@@ -169,7 +169,7 @@ impl Scheduler {
         let mut queue = ModelQueue::new(Arc::clone(&model), narrow.len());
         let capacity = self.shared.capacity(&queue, 1.0);
         model.metrics.queue_capacity(capacity);
-        let arrived = Arc::clone(&queue.arrived);
+        let image_ready = Arc::clone(&queue.image_ready);
         let mut device_lanes = Vec::new();
         if offloaded {
             model.metrics.device_lanes(narrow.len());
@@ -195,7 +195,7 @@ impl Scheduler {
             let worker = DeviceWorker {
                 shared: Arc::clone(&self.shared),
                 id,
-                arrived: Arc::clone(&arrived),
+                image_ready: Arc::clone(&image_ready),
                 lane,
             };
             self.spawn(format!("device-{i}"), move || worker.run())?;
@@ -232,7 +232,7 @@ impl Drop for Scheduler {
         state.stopping = true;
         state.notify_devices();
         drop(state);
-        self.shared.work.notify_all();
+        self.shared.work_available.notify_all();
 
         let threads = std::mem::take(&mut *sync::lock(&self.threads));
         for thread in threads {
@@ -250,7 +250,7 @@ impl Shared {
     /// How many single requests may wait in a queue that has this share of the machine.
     fn capacity(&self, queue: &ModelQueue, share: f64) -> usize {
         let capacity = self.config.queue_capacity;
-        capacity.images(&queue.pace, share, queue.ahead())
+        capacity.requests(&queue.pace, share, queue.ahead())
     }
 }
 

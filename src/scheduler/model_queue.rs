@@ -1,4 +1,5 @@
-//! What waits for one model, and the model's idle engines.
+//! The state of one model's queue: waiting images, decoded images and idle engines, and how batches
+//! form.
 
 use std::{
     collections::VecDeque,
@@ -41,14 +42,15 @@ pub(super) struct ModelQueue {
     /// belong to its threads.
     pub narrow: Vec<Box<dyn Engine>>,
     /// Signalled when a decoded image is ready for the device.
-    pub arrived: Arc<Condvar>,
+    pub image_ready: Arc<Condvar>,
     /// Buffers of crops that have been inferred. Reusing them saves a page fault for every 4 KiB.
     spare: Vec<Vec<u8>>,
     /// How many images are being decoded or inferred.
-    pub in_work: usize,
+    pub in_progress: usize,
     pub pace: Pace,
-    /// Seconds of the whole machine that this queue has been charged, by which the queues take
-    /// turns. An idle queue is moved up to the others', so that it saves up no credit.
+    /// Seconds of the whole machine that this queue has been charged. The queue with the least is
+    /// served next; an idle queue is raised to the current value, so that idleness earns no
+    /// priority.
     pub virtual_time: f64,
     /// The handle was dropped: no more jobs will come.
     pub retired: bool,
@@ -63,9 +65,9 @@ impl ModelQueue {
             ready: VecDeque::new(),
             wide: None,
             narrow: Vec::new(),
-            arrived: Arc::new(Condvar::new()),
+            image_ready: Arc::new(Condvar::new()),
             spare: Vec::new(),
-            in_work: 0,
+            in_progress: 0,
             pace: Pace::default(),
             virtual_time: 0.0,
             retired: false,
@@ -74,7 +76,7 @@ impl ModelQueue {
 
     /// Whether nothing waits and nothing is being worked on.
     pub fn is_idle(&self) -> bool {
-        self.is_empty() && self.in_work == 0
+        self.is_empty() && self.in_progress == 0
     }
 
     /// Whether nothing waits to be decoded or inferred.
@@ -84,11 +86,12 @@ impl ModelQueue {
 
     /// How many images are answered before those that still wait to be decoded.
     pub fn ahead(&self) -> usize {
-        self.ready.len() + self.in_work
+        self.ready.len() + self.in_progress
     }
 
-    /// The rejection of a job now, with the delay after which to retry.
-    pub fn full(&mut self, share: f64) -> QueueFull {
+    /// The rejection of a job, with the delay after which its client should retry. The next client's
+    /// delay will be longer.
+    pub fn rejection(&mut self, share: f64) -> QueueFull {
         let waiting = self.waiting.counted();
         QueueFull {
             waiting,
@@ -122,8 +125,8 @@ impl ModelQueue {
 
     /// How many images make a batch that waits for no others.
     ///
-    /// Cores share out what there is, so that none is idle while another has it all. A device takes
-    /// what it gets, and a configured delay asks for full batches.
+    /// On CPUs the images are divided among the lanes, so that none is idle. A device takes up to
+    /// `max_batch`. With a configured delay batches are filled.
     fn full_batch(&self, delay: Duration) -> usize {
         let engine = &self.model.engine;
         if engine.offloaded || engine.fixed_batch || !delay.is_zero() {
@@ -138,7 +141,7 @@ impl ModelQueue {
         if self.waiting.is_empty() {
             return if self.retired { Duration::ZERO } else { delay };
         }
-        // A free device has nothing better to do than to start; a core can decode meanwhile.
+        // An idle device starts at once; a core can decode in the meantime.
         if self.model.engine.offloaded {
             delay
         } else {
@@ -207,7 +210,7 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Why the job is no longer worth doing, if it is not.
+    /// The reason to drop the job; `None` if it is still wanted.
     pub fn expired(&self, now: Instant) -> Option<Rejection> {
         expired(self.job.deadline, &self.reply, now)
     }
@@ -230,7 +233,7 @@ pub(super) struct Ready {
     pub span: Option<SpanContext>,
 }
 
-/// Why work is no longer worth doing, if it is not.
+/// The reason to drop work; `None` if it is still wanted.
 fn expired(
     deadline: Option<Instant>,
     reply: &oneshot::Sender<Outcome>,

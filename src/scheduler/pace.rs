@@ -40,12 +40,12 @@ impl Pace {
     }
 
     /// The cost of decoding an image, in seconds of the whole machine.
-    pub fn decode(&self) -> f64 {
+    pub fn decode_cost(&self) -> f64 {
         self.decode
     }
 
     /// The cost of inferring `images` images, in seconds of the whole machine.
-    pub fn inference(&self, images: usize) -> f64 {
+    pub fn inference_cost(&self, images: usize) -> f64 {
         self.inference * images as f64
     }
 
@@ -57,9 +57,8 @@ impl Pace {
     /// When the next client that is rejected should retry, while `waiting` images wait for their
     /// `share` (0 to 1] of the machine.
     ///
-    /// That is not before the queue has been worked off, and for each client one image later than
-    /// for the one before, so that they return at the rate at which they can be served instead of
-    /// all at once.
+    /// At the earliest when the queue is empty. Successive clients are spaced one image apart, so that
+    /// they return at the rate at which they can be served instead of all at once.
     pub fn retry_delay(&mut self, waiting: usize, share: f64) -> Duration {
         self.retry_delay_at(waiting, share, Instant::now())
     }

@@ -12,7 +12,6 @@ pub enum Priority {
 }
 
 impl Priority {
-    /// How many priorities there are.
     pub const LEVELS: usize = 3;
 
     /// By the number that clients send: 1 is the highest, larger ones are lower, 0 is the default.

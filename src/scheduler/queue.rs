@@ -25,8 +25,9 @@ impl Queue {
     /// job.
     ///
     /// # Errors
-    /// [`QueueFull`], at once, when the queue is at its capacity. A job of the client with the most
-    /// jobs in the queue gives way to one of a client with fewer.
+    /// [`QueueFull`], at once, when the queue is at its capacity, unless another job gives way: one
+    /// of the client with the most jobs to one of a client with fewer, or a less urgent job of the
+    /// same client.
     pub fn submit(&self, job: Job) -> Result<oneshot::Receiver<Outcome>, QueueFull> {
         let counted = job.counted;
         self.push(job, counted)
@@ -79,7 +80,7 @@ impl Queue {
         let pushed = queue.waiting.push(turn, limit, Waiting { job, reply });
         let full = match pushed {
             Pushed::Queued => None,
-            Pushed::Displaced(_) | Pushed::Full(_) => Some(queue.full(share)),
+            Pushed::Displaced(_) | Pushed::Full(_) => Some(queue.rejection(share)),
         };
 
         let metrics = &queue.model.metrics;
@@ -101,12 +102,11 @@ impl Queue {
         match (pushed, full) {
             (Pushed::Full(_), Some(full)) => return Err(full),
             (Pushed::Displaced(other), Some(full)) => {
-                // The caller of the displaced job may have gone.
                 let _ = other.reply.send(Err(full.into()));
             }
             _ => {}
         }
-        self.shared.work.notify_one();
+        self.shared.work_available.notify_one();
         Ok(outcome)
     }
 
@@ -124,7 +124,7 @@ impl Queue {
             return None;
         }
         queue.model.metrics.rejected(Rejection::QueueFull);
-        Some(queue.full(share))
+        Some(queue.rejection(share))
     }
 
     /// How many images can be worked on at once.
@@ -139,10 +139,10 @@ impl Drop for Queue {
         if let Some(queue) = state.queues.get_mut(&self.id) {
             queue.retired = true;
             // No more images will join an incomplete batch.
-            queue.arrived.notify_all();
+            queue.image_ready.notify_all();
         }
-        state.bury(self.id);
+        state.remove_if_finished(self.id);
         drop(state);
-        self.shared.work.notify_all();
+        self.shared.work_available.notify_all();
     }
 }

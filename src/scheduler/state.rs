@@ -14,8 +14,8 @@ pub(super) struct QueueId(pub u64);
 pub(super) struct SchedulerState {
     pub queues: BTreeMap<QueueId, ModelQueue>,
     pub next_id: u64,
-    /// The virtual time of the queue that was served last, before it was: where a queue starts
-    /// that has been idle.
+    /// The virtual time of the queue that was served last, before it was charged. An idle queue
+    /// resumes from this value.
     pub virtual_time: f64,
     /// A wide engine runs; no core may do anything else meanwhile.
     pub exclusive: bool,
@@ -56,7 +56,7 @@ impl Work {
 }
 
 impl SchedulerState {
-    /// The part of the machine that a queue gets while the others go on as they do, 0 to 1.
+    /// A queue's share of the machine, 0 to 1, given the other queues that are busy.
     pub fn share(&self, id: QueueId) -> f64 {
         let others = self
             .queues
@@ -105,12 +105,12 @@ impl SchedulerState {
                 }
             };
             let Some(work) = work else {
-                queue.arrived.notify_one();
-                self.bury(id);
+                queue.image_ready.notify_one();
+                self.remove_if_finished(id);
                 continue;
             };
 
-            queue.in_work += work.images();
+            queue.in_progress += work.images();
             let model = Arc::clone(&queue.model);
             self.active += 1;
             self.virtual_time = self.virtual_time.max(virtual_time);
@@ -135,7 +135,7 @@ impl SchedulerState {
             }
         };
         let alone = self.active == 1 && self.queues.values().all(leaves_cores_idle);
-        let queue = self.in_work(id);
+        let queue = self.busy_queue(id);
         match queue.wide.take_if(|_| alone) {
             None => Work::Infer {
                 batch,
@@ -154,26 +154,26 @@ impl SchedulerState {
         }
     }
 
-    /// The queue of work in progress.
-    pub fn in_work(&mut self, id: QueueId) -> &mut ModelQueue {
+    /// The queue that work in progress belongs to.
+    pub fn busy_queue(&mut self, id: QueueId) -> &mut ModelQueue {
         self.queues
             .get_mut(&id)
             .expect("a queue with work in progress is not removed")
     }
 
     /// Work of the queue with this many images has ended.
-    pub fn done(&mut self, id: QueueId, images: usize) {
-        self.in_work(id).in_work -= images;
-        self.bury(id);
+    pub fn finish(&mut self, id: QueueId, images: usize) {
+        self.busy_queue(id).in_progress -= images;
+        self.remove_if_finished(id);
     }
 
     /// Removes a queue that is retired and has nothing left to do.
-    pub fn bury(&mut self, id: QueueId) {
+    pub fn remove_if_finished(&mut self, id: QueueId) {
         let over = |queue: &ModelQueue| queue.retired && queue.is_idle();
         if self.queues.get(&id).is_some_and(over)
             && let Some(queue) = self.queues.remove(&id)
         {
-            queue.arrived.notify_all();
+            queue.image_ready.notify_all();
             self.finished.push(queue);
         }
     }
@@ -181,7 +181,7 @@ impl SchedulerState {
     /// Wakes the threads of all devices.
     pub fn notify_devices(&self) {
         for queue in self.queues.values() {
-            queue.arrived.notify_all();
+            queue.image_ready.notify_all();
         }
     }
 }
@@ -194,7 +194,7 @@ impl ModelQueue {
         }
         let batch = self.take_batch(delay)?;
         let lane = self.narrow.pop().expect("it was just seen not to be empty");
-        self.virtual_time += self.pace.inference(batch.len());
+        self.virtual_time += self.pace.inference_cost(batch.len());
         Ok(Work::Infer {
             batch,
             lane,
@@ -205,7 +205,7 @@ impl ModelQueue {
     /// The next image to decode, unless enough are decoded already.
     fn take_decode(&mut self) -> Option<Work> {
         let waiting = self.take_waiting()?;
-        self.virtual_time += self.pace.decode();
+        self.virtual_time += self.pace.decode_cost();
         let crop = self.crop_buffer();
         Some(Work::Decode { waiting, crop })
     }

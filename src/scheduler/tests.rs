@@ -821,7 +821,7 @@ fn the_capacity_follows_the_pace_and_the_share() {
     let mut pace = Pace::default();
     (0..300).for_each(|_| pace.record_inference(1, Duration::from_millis(18), 0.5));
     // 1 ms of decoding and 9 of inference an image.
-    let capacity = |capacity: Capacity, share| capacity.images(&pace, share, 2);
+    let capacity = |capacity: Capacity, share| capacity.requests(&pace, share, 2);
     assert_eq!(
         (
             capacity(Capacity::Usual, 1.0),

@@ -73,7 +73,7 @@ impl CoreWorker {
 
         let mut state = self.shared.lock();
         state.active -= 1;
-        let queue = state.in_work(id);
+        let queue = state.busy_queue(id);
         if !matches!(decoded, Err(JobError::Abandoned)) {
             model.metrics.decoded(took);
             queue.pace.record_decode(took, self.share);
@@ -93,7 +93,7 @@ impl CoreWorker {
                     span: job.span,
                 });
                 if model.engine.offloaded {
-                    queue.arrived.notify_one();
+                    queue.image_ready.notify_one();
                 }
                 None
             }
@@ -102,7 +102,7 @@ impl CoreWorker {
                 Some((reply, error))
             }
         };
-        state.done(id, 1);
+        state.finish(id, 1);
         drop(state);
 
         if let Some((reply, error)) = failed {
@@ -140,11 +140,11 @@ impl CoreWorker {
 
         let mut state = self.shared.lock();
         state.active -= 1;
-        let queue = state.in_work(id);
+        let queue = state.busy_queue(id);
         if wide {
             queue.wide = Some(lane);
             state.exclusive = false;
-            self.shared.work.notify_all();
+            self.shared.work_available.notify_all();
         } else {
             queue.narrow.push(lane);
         }
@@ -166,7 +166,7 @@ pub(super) struct DeviceWorker {
     pub shared: Arc<Shared>,
     pub id: QueueId,
     /// Signalled when there is something to infer.
-    pub arrived: Arc<Condvar>,
+    pub image_ready: Arc<Condvar>,
     pub lane: Box<dyn Engine>,
 }
 
@@ -175,7 +175,7 @@ impl DeviceWorker {
         let mut buffers = Buffers::default();
         while let Some((model, batch, lanes)) = self.next_batch() {
             // There is room to decode ahead again.
-            self.shared.work.notify_one();
+            self.shared.work_available.notify_one();
 
             let started = Instant::now();
             let result = buffers.run(&mut *self.lane, &model, &batch);
@@ -204,9 +204,9 @@ impl DeviceWorker {
             let ready = queue.ready.len();
             let until = match queue.take_batch(delay) {
                 Ok(batch) => {
-                    queue.in_work += batch.len();
+                    queue.in_progress += batch.len();
                     if !queue.ready.is_empty() {
-                        self.arrived.notify_one();
+                        self.image_ready.notify_one();
                     }
                     return Some((Arc::clone(&queue.model), batch, queue.lanes));
                 }
@@ -216,14 +216,14 @@ impl DeviceWorker {
             if queue.ready.len() < ready {
                 // Expired images were discarded: there is room to decode ahead again, or nothing is
                 // left to do for a retired model.
-                state.bury(self.id);
-                self.shared.work.notify_one();
+                state.remove_if_finished(self.id);
+                self.shared.work_available.notify_one();
                 continue;
             }
             if stopping && queue.is_idle() {
                 return None;
             }
-            state = sync::wait(&self.shared.state, state, &self.arrived, until);
+            state = sync::wait(&self.shared.state, state, &self.image_ready, until);
         }
     }
 }
@@ -272,7 +272,7 @@ impl Buffers {
     }
 }
 
-/// A call of an engine that has ended.
+/// A completed call of an engine.
 struct EngineCall<'a> {
     id: QueueId,
     model: &'a ModelInfo,
@@ -293,19 +293,19 @@ impl Shared {
         logits: &[f32],
     ) {
         let n = call.batch.len();
-        let queue = state.in_work(call.id);
+        let queue = state.busy_queue(call.id);
         queue.pace.record_inference(n, call.took, call.share);
         for ready in &mut call.batch {
             queue.recycle(std::mem::take(&mut ready.crop));
         }
-        state.done(call.id, n);
+        state.finish(call.id, n);
         drop(state);
 
         let metrics = &call.model.metrics;
         metrics.inferred(n, call.took);
         if call.model.engine.offloaded {
             // There may be a retired model whose engines are to be dropped.
-            self.work.notify_one();
+            self.work_available.notify_one();
             metrics.device_busy(call.took);
         } else {
             let threads = call.share * self.config.threads.get() as f64;
@@ -394,7 +394,7 @@ impl Shared {
                     Ok(task) => {
                         // Wake another worker to watch the rest, including batch timeouts.
                         if state.queues.values().any(|queue| !queue.is_empty()) {
-                            self.work.notify_one();
+                            self.work_available.notify_one();
                         }
                         return Some(Next::Task(task));
                     }
@@ -406,10 +406,10 @@ impl Shared {
             }
             if state.stopping && state.queues.values().all(ModelQueue::is_idle) {
                 state.notify_devices();
-                self.work.notify_all();
+                self.work_available.notify_all();
                 return None;
             }
-            state = sync::wait(&self.state, state, &self.work, until);
+            state = sync::wait(&self.state, state, &self.work_available, until);
         }
     }
 

@@ -11,6 +11,7 @@ pub mod context;
 pub mod log;
 #[cfg_attr(not(feature = "otlp"), path = "otlp_disabled.rs")]
 mod otlp;
+mod period;
 pub mod trace;
 
 use std::{sync::OnceLock, time::Duration};

@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use super::{
     context::{SpanContext, SpanId},
-    trace::Period,
+    period::Period,
 };
 use crate::address::ServerAddress;
 

@@ -1,18 +1,15 @@
 //! The spans of calls, built from recorded times once a call has ended.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use http::HeaderMap;
 
-pub use super::otlp::Span;
 use super::{
     TRACER,
     context::{self, Remote, SpanContext, SpanId, TraceId},
     export,
 };
+pub use super::{otlp::Span, period::Period};
 
 /// The place of a call in its trace.
 #[derive(Clone, Debug)]
@@ -100,23 +97,6 @@ fn is_trace_sampled(TraceId(id): TraceId, sampling: f64) -> bool {
 fn unit_interval(number: u64) -> f64 {
     // A double holds 53 bits exactly.
     (number >> 11) as f64 / (1_u64 << 53) as f64
-}
-
-/// When a piece of work began and ended.
-#[derive(Clone, Copy, Debug)]
-pub struct Period {
-    pub start: Instant,
-    pub end: Instant,
-}
-
-impl Period {
-    /// A period that begins at `start` and lasts for `time`.
-    pub fn lasting(start: Instant, time: Duration) -> Self {
-        Self {
-            start,
-            end: start + time,
-        }
-    }
 }
 
 /// Passes finished spans to the exporter, if there is one. Never blocks: spans that the collector

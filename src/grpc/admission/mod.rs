@@ -29,7 +29,7 @@ use crate::{
     grpc::{
         call::{
             caller::{Caller, Peer, client_id},
-            methods::{MAX_PATH, is_classifying, is_probe, is_stream, single_request},
+            methods::{MAX_PATH, image_method, is_classifying, is_probe, is_stream},
             record::CallRecord,
             status::CallError,
             timing::{CallTiming, Deadlines, grpc_timeout, priority},
@@ -72,11 +72,11 @@ pub(in crate::grpc) struct Admission {
 struct Admitted {
     caller: Option<Caller>,
     /// `None` for a call that does not count against the limit.
-    _place: Option<Place>,
+    _slot: Option<CallSlot>,
 }
 
-/// A place among the calls in progress.
-struct Place {
+/// One of the calls in progress.
+struct CallSlot {
     _permit: OwnedSemaphorePermit,
     /// A draining server waits for the message of a call whose headers have arrived.
     _in_progress: CallInProgress,
@@ -136,13 +136,13 @@ impl Admission {
             record.caller(caller);
         }
         priority?;
-        let place = self.place(request.uri().path())?;
+        let slot = self.slot(request.uri().path())?;
         if let Some(record) = record {
             self.reject_early(request, caller.as_ref(), record)?;
         }
         Ok(Admitted {
             caller,
-            _place: place,
+            _slot: slot,
         })
     }
 
@@ -171,13 +171,13 @@ impl Admission {
         }
     }
 
-    /// A place among the calls in progress, if calls of this path need one.
-    fn place(&self, path: &str) -> Result<Option<Place>, CallError> {
+    /// Counts the call as one in progress, if calls of this path count.
+    fn slot(&self, path: &str) -> Result<Option<CallSlot>, CallError> {
         if !is_classifying(path) || is_probe(path) {
             return Ok(None);
         }
         match Arc::clone(&self.permits).try_acquire_owned() {
-            Ok(permit) => Ok(Some(Place {
+            Ok(permit) => Ok(Some(CallSlot {
                 _permit: permit,
                 _in_progress: self.config.state.call(),
             })),
@@ -198,7 +198,7 @@ impl Admission {
         caller: Option<&Caller>,
         record: &CallRecord,
     ) -> Result<(), CallError> {
-        let Some(method) = single_request(request.uri().path()) else {
+        let Some(method) = image_method(request.uri().path()) else {
             return Ok(());
         };
         if self.config.state.get().admits().is_err() {
@@ -292,8 +292,8 @@ where
                     .unwrap_or_else(|_| Ok(Status::from(CallError::Deadline).into_http())),
             };
 
-            // A message that never reached the service, being too large for example, has a status
-            // too.
+            // Also record calls that ended before the service ran, with an oversized message for
+            // example.
             if let (Some(record), Ok(response)) = (record, &response)
                 && let Some(status) = Status::from_header_map(response.headers())
             {

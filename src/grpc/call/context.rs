@@ -36,7 +36,7 @@ impl Context {
         let entry = match self.registry.find(name) {
             Ok(entry) => entry,
             Err(unknown) => {
-                // Until the models' files have been looked at, no name is unknown.
+                // Before the first scan of the models, report "starting" rather than "unknown".
                 self.state.get().admits()?;
                 return Err(unknown.into());
             }

@@ -43,7 +43,7 @@ pub(in crate::grpc) fn is_probe(path: &str) -> bool {
 }
 
 /// The method of a path, if each of its calls brings images in one message.
-pub(in crate::grpc) fn single_request(path: &str) -> Option<Method> {
+pub(in crate::grpc) fn image_method(path: &str) -> Option<Method> {
     method(path).filter(|method| matches!(method, Method::Classify | Method::ModelInfer))
 }
 

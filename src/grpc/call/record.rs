@@ -1,5 +1,5 @@
-//! The record of a call: what becomes known of it on its way, and what metrics, log and traces are
-//! told when it ends.
+//! The record of a call: what is known of it, and what is reported to metrics, log and traces when it
+//! ends.
 
 use std::{
     sync::{Arc, Mutex},
@@ -44,14 +44,14 @@ struct Notes {
     model: Option<(String, Arc<ModelMetrics>)>,
     bytes: usize,
     frames: usize,
-    work: Option<Work>,
+    work: Option<ImageTiming>,
     /// The code of the answer, and when it was ready.
     ended: Option<(Code, Instant)>,
 }
 
 /// When an image was worked on.
 #[derive(Clone, Copy)]
-struct Work {
+struct ImageTiming {
     arrived: Instant,
     stages: Stages,
     timeline: Timeline,
@@ -87,21 +87,21 @@ impl CallRecord {
         lock(&self.notes).caller = Some(name.clone());
     }
 
-    /// The served model that the call is for; of several the first counts.
+    /// The served model that the call is for. Only the first call of this has an effect.
     pub fn model(&self, name: &str, metrics: &Arc<ModelMetrics>) {
         lock(&self.notes)
             .model
             .get_or_insert_with(|| (name.to_owned(), Arc::clone(metrics)));
     }
 
-    /// Images of this size in all have been received.
+    /// Adds `bytes` to the size of the images received.
     pub fn received(&self, bytes: usize) {
         lock(&self.notes).bytes += bytes;
     }
 
     /// The call's image has been classified.
     pub fn classified(&self, reply: &Reply) {
-        lock(&self.notes).work = Some(Work::new(self.timing.arrived, reply));
+        lock(&self.notes).work = Some(ImageTiming::new(self.timing.arrived, reply));
     }
 
     /// A frame of the call has been answered.
@@ -114,7 +114,7 @@ impl CallRecord {
         } = frame;
         lock(&self.notes).frames += 1;
         let code = code_name(answer.err().unwrap_or(Code::Ok));
-        let work = answer.ok().map(|reply| Work::new(arrived, reply));
+        let work = answer.ok().map(|reply| ImageTiming::new(arrived, reply));
         let time = Period {
             start: arrived,
             end: Instant::now(),
@@ -235,7 +235,7 @@ impl Drop for CallRecord {
     }
 }
 
-impl Work {
+impl ImageTiming {
     fn new(arrived: Instant, reply: &Reply) -> Self {
         Self {
             arrived,
@@ -247,8 +247,8 @@ impl Work {
 
 /// The span and those of its stages: waiting to be decoded, decoding, waiting for a batch, and
 /// inference.
-fn with_stages(whole: Span, work: Option<Work>) -> Vec<Span> {
-    let Some(Work {
+fn with_stages(whole: Span, work: Option<ImageTiming>) -> Vec<Span> {
+    let Some(ImageTiming {
         arrived,
         stages,
         timeline:

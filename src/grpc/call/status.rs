@@ -1,5 +1,5 @@
-//! Why a call or a frame has no answer, and the [`Status`] that its caller gets. Status codes and
-//! messages are decided here and nowhere else.
+//! Why a call or a frame has no answer, and the [`Status`] that its caller gets. All status codes and
+//! messages are decided here, except tonic's own.
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use crate::{
     state::NotReady,
 };
 
-/// Tells clients with gRPC retries enabled when to retry (gRFC A6, "Pushback").
+/// The metadata key of the delay after which clients with gRPC retries enabled retry (gRFC A6,
+/// "Pushback").
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// The longest message, in characters. A status travels in headers, whose size is limited.
@@ -44,7 +45,7 @@ pub(in crate::grpc) enum CallError {
     #[error("{0}")]
     Invalid(String),
     #[error("image {image} of {of}: {error}")]
-    OneOf {
+    ImageInRequest {
         image: usize,
         of: usize,
         error: ImageError,
@@ -83,11 +84,13 @@ impl CallError {
             | Self::Job(JobError::Displaced(_))
             | Self::TooManyStreams { .. }
             | Self::TooManyCalls { .. } => Code::ResourceExhausted,
-            Self::Job(JobError::Image(error)) | Self::OneOf { error, .. } if is_internal(error) => {
+            Self::Job(JobError::Image(error)) | Self::ImageInRequest { error, .. }
+                if is_internal(error) =>
+            {
                 Code::Internal
             }
             Self::NoToken | Self::WrongToken => Code::Unauthenticated,
-            Self::Invalid(_) | Self::Job(JobError::Image(_)) | Self::OneOf { .. } => {
+            Self::Invalid(_) | Self::Job(JobError::Image(_)) | Self::ImageInRequest { .. } => {
                 Code::InvalidArgument
             }
             Self::Job(JobError::DeadlineExceeded)

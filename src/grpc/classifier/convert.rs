@@ -13,14 +13,14 @@ use crate::{
 
 /// Which classes a caller asks for.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::grpc) struct Wanted {
+pub(in crate::grpc) struct ClassFilter {
     top_k: usize,
     min_probability: f32,
 }
 
 const DEFAULT_TOP_K: usize = 5;
 
-impl Wanted {
+impl ClassFilter {
     /// From the fields of a request, where 0 means the default.
     pub fn new(top_k: u32, min_probability: f32) -> Result<Self, CallError> {
         // Written so that NaN fails.

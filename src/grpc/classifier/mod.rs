@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use self::convert::Wanted;
+use self::convert::ClassFilter;
 use super::{
     call::{Call, context::Context, status::CallError},
     stream::open,
@@ -64,7 +64,7 @@ async fn classify(
     call: &Call,
 ) -> Result<ClassifyResponse, CallError> {
     let served = context.model(&request.model, &call.record)?;
-    let wanted = Wanted::new(request.top_k, request.min_probability)?;
+    let wanted = ClassFilter::new(request.top_k, request.min_probability)?;
     let source = convert::source(request.image)?;
     served.metrics.received(source.bytes());
     call.record.received(source.bytes());

@@ -12,7 +12,7 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{
-    convert::{self, Wanted},
+    convert::{self, ClassFilter},
     slot::Slot,
 };
 use crate::{
@@ -46,7 +46,6 @@ const CONFIG_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many frames of a stream under `FRAME_POLICY_EVERY` may be in flight.
 const MAX_FRAMES_IN_FLIGHT: usize = 4;
 
-/// Runs a stream to its end.
 pub(super) async fn run(
     context: Arc<Context>,
     inbound: Streaming<StreamClassifyRequest>,
@@ -238,7 +237,7 @@ struct FrameStamp {
 }
 
 impl FrameStamp {
-    /// By the sender's clock, or by the server's where the sender's did not advance.
+    /// By the capture times if they increase, else by the times of arrival.
     fn seconds_since(self, earlier: Self) -> f64 {
         let captured = self.captured_at.unwrap_or(0.0) - earlier.captured_at.unwrap_or(0.0);
         if captured > 0.0 {
@@ -272,7 +271,7 @@ async fn answer_every(
     submitter: Submitter<'_>,
     parallelism: usize,
 ) -> Result<(), CallError> {
-    // Enough that no engine waits for the network, few enough that many streams stay small.
+    // Enough that no engine waits for the network, few enough to bound memory.
     let in_flight = parallelism.min(MAX_FRAMES_IN_FLIGHT);
     let (pending, mut in_order) = mpsc::channel(in_flight);
     let read = async move {
@@ -377,7 +376,7 @@ async fn answer_latest(
 /// Turns outcomes into the stream's answers.
 struct Answerer {
     served: Arc<Served>,
-    wanted: Wanted,
+    wanted: ClassFilter,
     half_life: f64,
     smoothing: Smoothing,
     last: Option<FrameStamp>,
@@ -396,7 +395,7 @@ impl Answerer {
         let half_life = convert::half_life(config.smoothing)?;
         Ok(Self {
             served,
-            wanted: Wanted::new(config.top_k, config.min_probability)?,
+            wanted: ClassFilter::new(config.top_k, config.min_probability)?,
             half_life,
             smoothing: Smoothing::new(half_life),
             last: None,

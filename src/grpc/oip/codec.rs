@@ -13,14 +13,14 @@ use tonic::{
 };
 use tonic_prost::{ProstCodec, ProstDecoder};
 
-use crate::inference::ModelInferRequest;
+use crate::{grpc::call::status::CallError, inference::ModelInferRequest};
 
 /// Enough for every image of the largest request to be its own element, with room for parameters.
 const MAX_FIELDS: usize = 1000;
 /// The longest shape whose dimensions are packed, in bytes.
 const MAX_SHAPE_BYTES: u64 = 100;
 
-/// A message that no valid request looks like.
+/// A message that exceeds the codec's limits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
     /// Too many tensors, parameters and elements.
@@ -39,13 +39,14 @@ pub enum MessageError {
 /// # Errors
 /// When the bytes are not a request, or it has too many fields.
 pub fn read_request(message: Bytes) -> Result<ModelInferRequest, Status> {
-    check(&message)?;
-    ModelInferRequest::decode(message).map_err(|error| Status::invalid_argument(error.to_string()))
+    check(&message).map_err(CallError::from)?;
+    let request = ModelInferRequest::decode(message);
+    Ok(request.map_err(|error| CallError::Invalid(error.to_string()))?)
 }
 
-impl From<MessageError> for Status {
+impl From<MessageError> for CallError {
     fn from(error: MessageError) -> Self {
-        Self::invalid_argument(error.to_string())
+        Self::Invalid(error.to_string())
     }
 }
 
@@ -75,29 +76,29 @@ impl MessageKind {
 fn check(message: &[u8]) -> Result<(), MessageError> {
     let mut left = MAX_FIELDS;
     match count(message, MessageKind::Request, &mut left) {
-        Ok(()) | Err(Stop::NotAMessage) => Ok(()),
-        Err(Stop::Rejected(error)) => Err(error),
+        Ok(()) | Err(CountError::NotAMessage) => Ok(()),
+        Err(CountError::Rejected(error)) => Err(error),
     }
 }
 
 /// Why counting ended early.
-enum Stop {
+enum CountError {
     Rejected(MessageError),
     NotAMessage,
 }
 
-impl From<DecodeError> for Stop {
+impl From<DecodeError> for CountError {
     fn from(_: DecodeError) -> Self {
         Self::NotAMessage
     }
 }
 
-fn count(mut message: &[u8], kind: MessageKind, left: &mut usize) -> Result<(), Stop> {
+fn count(mut message: &[u8], kind: MessageKind, left: &mut usize) -> Result<(), CountError> {
     while message.has_remaining() {
         let (field, wire_type) = decode_key(&mut message)?;
         *left = left
             .checked_sub(1)
-            .ok_or(Stop::Rejected(MessageError::Fields))?;
+            .ok_or(CountError::Rejected(MessageError::Fields))?;
         let length = match wire_type {
             WireType::Varint => {
                 decode_varint(&mut message)?;
@@ -107,15 +108,17 @@ fn count(mut message: &[u8], kind: MessageKind, left: &mut usize) -> Result<(), 
             WireType::SixtyFourBit => 8,
             WireType::LengthDelimited => decode_varint(&mut message)?,
             WireType::StartGroup | WireType::EndGroup => {
-                return Err(Stop::Rejected(MessageError::Group));
+                return Err(CountError::Rejected(MessageError::Group));
             }
         };
-        let length = usize::try_from(length).map_err(|_| Stop::NotAMessage)?;
-        let (content, rest) = message.split_at_checked(length).ok_or(Stop::NotAMessage)?;
+        let length = usize::try_from(length).map_err(|_| CountError::NotAMessage)?;
+        let (content, rest) = message
+            .split_at_checked(length)
+            .ok_or(CountError::NotAMessage)?;
         if let (MessageKind::Input, 3) = (kind, field)
             && length as u64 > MAX_SHAPE_BYTES
         {
-            return Err(Stop::Rejected(MessageError::Dimensions));
+            return Err(CountError::Rejected(MessageError::Dimensions));
         }
         if let Some(nested) = kind.nested(field) {
             count(content, nested, left)?;
@@ -162,7 +165,7 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // tonic buffers a whole message in one piece.
-        check(buf.chunk())?;
+        check(buf.chunk()).map_err(CallError::from)?;
         self.0.decode(buf)
     }
 

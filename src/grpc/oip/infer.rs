@@ -24,7 +24,7 @@ use crate::{
 
 /// How a request's images enter the queue.
 #[derive(Clone, Copy)]
-pub(super) struct Admitted {
+pub(super) struct RequestContext {
     pub timing: CallTiming,
     /// The span that the images belong to.
     pub span: SpanContext,
@@ -51,7 +51,7 @@ pub(super) fn submit(
     context: &Context,
     request: ModelInferRequest,
     call: &Call,
-    how: Admitted,
+    how: RequestContext,
 ) -> Result<Submitted, CallError> {
     let (served, form) = names::find(
         context,
@@ -59,7 +59,7 @@ pub(super) fn submit(
         &request.model_version,
         &call.record,
     )?;
-    let Admitted { timing, span } = how;
+    let RequestContext { timing, span } = how;
     let measured = Measured {
         served: Arc::clone(&served),
         form,
@@ -160,7 +160,7 @@ async fn replies(images: Vec<oneshot::Receiver<Outcome>>) -> Result<Vec<Reply>, 
         match outcome.await.unwrap_or(Err(JobError::Abandoned)) {
             Ok(reply) => replies.push(reply),
             Err(JobError::Image(error)) if of > 1 => {
-                return Err(CallError::OneOf {
+                return Err(CallError::ImageInRequest {
                     image: i + 1,
                     of,
                     error,

@@ -6,7 +6,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    infer::{self, Admitted},
+    infer::{self, RequestContext},
     metadata,
     names::{self, has_version, resolve},
     statistics, stream,
@@ -109,7 +109,7 @@ impl GrpcInferenceService for InferenceService {
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
         let call = Call::of(&request);
-        let admitted = Admitted {
+        let admitted = RequestContext {
             timing: call.timing,
             span: call.record.trace().context(),
         };

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use super::{
-    infer::{self, Admitted, Answered, Submitted},
+    infer::{self, Answered, RequestContext, Submitted},
     names,
 };
 use crate::{
@@ -35,7 +35,6 @@ type Answers = mpsc::Sender<Result<ModelStreamInferResponse, Status>>;
 /// How many requests of a stream may be in flight; meanwhile no other is read.
 const MAX_IN_FLIGHT: usize = 4;
 
-/// Runs a stream to its end.
 pub(super) async fn run(
     context: Arc<Context>,
     inbound: Streaming<ModelInferRequest>,
@@ -56,13 +55,13 @@ async fn answer_all(
     let _permit = context.stream_permit()?;
     let (pending, mut in_order) = mpsc::channel(MAX_IN_FLIGHT);
 
-    // A stream has no model, but its requests have: it counts as a stream of the first one's.
+    // The stream counts as one of the model of its first valid request.
     let mut open = None;
     let first = &mut open;
     let record = Arc::clone(&call.record);
     let read = async move {
         while let Some(request) = next(&mut inbound, context).await? {
-            let admitted = Admitted {
+            let admitted = RequestContext {
                 timing: CallTiming {
                     arrived: Instant::now(),
                     ..call.timing
@@ -118,7 +117,7 @@ struct Pending {
     id: String,
     /// The metrics of its model, if that exists.
     metrics: Option<Arc<ModelMetrics>>,
-    admitted: Admitted,
+    admitted: RequestContext,
     submitted: Result<Submitted, CallError>,
 }
 
@@ -132,7 +131,7 @@ async fn answer_one(
     let Pending {
         id,
         metrics,
-        admitted: Admitted { timing, span },
+        admitted: RequestContext { timing, span },
         submitted,
     } = pending;
     let outcome = match submitted {
@@ -159,7 +158,7 @@ async fn answer_one(
     });
     let (error_message, mut response) = match outcome {
         Ok(Answered { response, .. }) => (String::new(), response),
-        // A server that shuts down says so once, by ending the stream.
+        // On shutdown, end the stream instead of failing each request.
         Err(
             error @ (CallError::Job(JobError::Abandoned) | CallError::NotReady(NotReady::Draining)),
         ) => {

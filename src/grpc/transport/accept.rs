@@ -1,5 +1,4 @@
-//! Accepting connections over TCP, TLS or a Unix socket: a limited number of them, and none that
-//! never sends anything.
+//! Accepts connections over TCP, TLS or a Unix socket, limits their number and closes silent ones.
 
 use std::{
     fmt,
@@ -169,7 +168,7 @@ impl Acceptor {
         }
     }
 
-    /// Waits for the next connection, through errors.
+    /// Waits for the next connection, retrying after errors.
     async fn accept(&self) -> (Accepted, String) {
         loop {
             match self.listener.accept().await {

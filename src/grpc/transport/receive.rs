@@ -60,7 +60,8 @@ impl Receiving {
             {
                 self.timer = None;
             }
-            // Only now is the sender being waited for: a server that is behind polls less often.
+            // The timer runs only while the body is pending, so that a slow server does not count
+            // against the sender.
             Poll::Pending if framing.within_message() => {
                 self.timer
                     .get_or_insert_with(|| Box::pin(sleep(self.limit)));
@@ -117,7 +118,7 @@ impl Framing {
         self.seen > 0
     }
 
-    /// Goes on by `data`; whether a message ended in it.
+    /// Consumes `data`, and returns whether a message ended within it.
     fn advance(&mut self, mut data: &[u8]) -> bool {
         let mut ended = false;
         while !data.is_empty() {

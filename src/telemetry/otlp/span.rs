@@ -14,7 +14,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanLinks};
 
 use crate::telemetry::{
     context::{SpanContext, SpanId, TraceId},
-    trace::Period,
+    period::Period,
 };
 
 /// A piece of work that is over.

@@ -53,7 +53,7 @@ pub enum TensorError {
         "the request has data both in raw_input_contents and in the input's contents; send one of the \
          two"
     )]
-    TwiceData,
+    DuplicateData,
     #[error("the request has {0} raw_input_contents for one input; send one for each input")]
     RawContents(usize),
     #[error("{datatype} {shape:?} takes {expected} {unit}, but there are {got}")]
@@ -65,7 +65,7 @@ pub enum TensorError {
         got: usize,
     },
     #[error("the contents hold the value {0}, which is not a UINT8")]
-    NoByte(u32),
+    ValueOutOfRange(u32),
     #[error(
         "the raw BYTES end within image {image} of {of}; each image is its length in 4 bytes, \
          little-endian, followed by the file"
@@ -75,7 +75,7 @@ pub enum TensorError {
         "{0} bytes of the raw BYTES are left after the last image; check the shape and the images' \
          lengths"
     )]
-    Left(usize),
+    TrailingBytes(usize),
 }
 
 /// The accepted element types.
@@ -203,7 +203,7 @@ fn data(mut raw: Vec<Bytes>, contents: Option<InferTensorContents>) -> Result<Da
     match (raw.len(), contents) {
         (0, None) => Err(TensorError::NoData),
         (0, Some(contents)) => Ok(Data::Typed(contents)),
-        (_, Some(_)) => Err(TensorError::TwiceData),
+        (_, Some(_)) => Err(TensorError::DuplicateData),
         (1, None) => Ok(Data::Raw(raw.remove(0))),
         (several, None) => Err(TensorError::RawContents(several)),
     }
@@ -255,7 +255,7 @@ impl Tensor {
         if raw.is_empty() {
             Ok(files)
         } else {
-            Err(TensorError::Left(raw.len()))
+            Err(TensorError::TrailingBytes(raw.len()))
         }
     }
 
@@ -303,7 +303,8 @@ impl Tensor {
             return Ok(raw.freeze());
         }
         self.check_size("uint_contents", elements, contents.uint_contents.len())?;
-        let byte = |value: u32| u8::try_from(value).map_err(|_| TensorError::NoByte(value));
+        let byte =
+            |value: u32| u8::try_from(value).map_err(|_| TensorError::ValueOutOfRange(value));
         contents
             .uint_contents
             .into_iter()

@@ -244,7 +244,10 @@ fn data_comes_one_way() {
         inputs: typed("BYTES", &[1], contents).inputs,
         ..one.clone()
     };
-    assert_eq!(images(twice, &FILES).unwrap_err(), TensorError::TwiceData);
+    assert_eq!(
+        images(twice, &FILES).unwrap_err(),
+        TensorError::DuplicateData
+    );
     let two = ModelInferRequest {
         raw_input_contents: vec![Bytes::new(); 2],
         ..one.clone()
