@@ -2,10 +2,10 @@
 //! compiled kernels and int8 models.
 //!
 //! Each artifact is one file, named after the hash of its [`CacheKey`]: all inputs that it depends
-//! on. The file has a header (magic, key, length and SHA-256 of the content) and the content. A file
-//! whose header or content does not match is never used; the artifact is made again. Content that
-//! can't be written is used all the same, so that a read-only folder that was shipped in a container
-//! image serves as well.
+//! on. The file has a header (magic, key, length and SHA-256 of the content) and the content. A
+//! file whose header or content does not match is never used; the artifact is made again. Content
+//! that can't be written is used all the same, so that a read-only folder that was shipped in a
+//! container image serves as well.
 
 use std::{
     fmt,

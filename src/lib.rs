@@ -1,7 +1,7 @@
 //! An image-classification server over gRPC, for photos and live video, and its client.
 //!
-//! The program `resnet18` is built from this crate. A Rust program can use the crate in two ways: as
-//! the [`client`] of a server, or to embed a [`server`].
+//! The program `resnet18` is built from this crate. A Rust program can use the crate in two ways:
+//! as the [`client`] of a server, or to embed a [`server`].
 //!
 //! ```no_run
 //! # #[cfg(feature = "client")]
@@ -28,7 +28,7 @@
 //! |---|---|---|
 //! | `server` | yes | [`server`] and the program `resnet18`; includes `client` |
 //! | `top` | yes | the live dashboard of `resnet18 top` |
-//! | `client` | with `server` | [`client`]; alone, the crate is the contract and the client, which compile in a fraction of the time |
+//! | `client` | with `server` | [`client`]; alone it compiles in a fraction of the time |
 //! | `otlp` | no | traces for an OpenTelemetry collector |
 //! | `tensorrt` | no | TensorRT on NVIDIA GPUs |
 //! | `tensorrt-enterprise` | no | the same with the data-centre TensorRT |
@@ -36,9 +36,9 @@
 //!
 //! # Layout
 //!
-//! An image travels `grpc → scheduler → image → engine`, its logits travel back through [`answer`] to
-//! `grpc`. Each module owns one step and does not know the others' insides; no module uses one that,
-//! through others, uses it. `docs/architecture.md` describes them.
+//! An image travels `grpc → scheduler → image → engine`, its logits travel back through [`answer`]
+//! to `grpc`. Each module owns one step and does not know the others' insides; no module uses one
+//! that, through others, uses it. `docs/architecture.md` describes them.
 
 // The public crate.
 #[cfg(feature = "client")]

@@ -74,8 +74,8 @@ pub struct ServerConfig {
     pub drain_timeout: Duration,
 }
 
-/// The bundled model on the fastest engine that starts, on all CPUs, with the limits that the program
-/// has by default and without the live page.
+/// The bundled model on the fastest engine that starts, on all CPUs, with the limits that the
+/// program has by default and without the live page.
 impl Default for ServerConfig {
     fn default() -> Self {
         let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -240,8 +240,8 @@ async fn run_with(
     Ok(())
 }
 
-/// Fails health and readiness checks for `delay` while requests are still served, then lets accepted
-/// calls finish for up to `timeout`.
+/// Fails health and readiness checks for `delay` while requests are still served, then lets
+/// accepted calls finish for up to `timeout`.
 async fn drain(state: &StateCell, delay: Duration, timeout: Duration) {
     if !delay.is_zero() {
         tracing::info!("no longer ready; still serving for {delay:?}");

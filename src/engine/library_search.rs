@@ -1,4 +1,5 @@
-//! Where shared libraries are looked for that `make` fetched, and which of several versions is used.
+//! Where shared libraries are looked for that `make` fetched, and which of several versions is
+//! used.
 
 use std::{
     env, fs,

@@ -26,8 +26,8 @@ pub use self::{
 };
 use crate::{inference, proto, registry::Registry, state::StateCell};
 
-/// How much a sender may send ahead on one call, in bytes. Large enough that a photo never waits for
-/// a round trip.
+/// How much a sender may send ahead on one call, in bytes. Large enough that a photo never waits
+/// for a round trip.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// How many calls one connection may have in progress.
 const MAX_CONCURRENT_CALLS: u32 = 128;

@@ -1,5 +1,5 @@
-//! The classifying services and their admission, made once for both ports: calls of the live page on
-//! the HTTP port count against the same limits as those on the gRPC port.
+//! The classifying services and their admission, made once for both ports: calls of the live page
+//! on the HTTP port count against the same limits as those on the gRPC port.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 

@@ -52,7 +52,8 @@ pub struct LoaderConfig {
     pub source: ModelSource,
     /// The engine that runs them.
     pub engine: EngineConfig,
-    /// How floating-point models are quantized first; `None` means that they are served as they are.
+    /// How floating-point models are quantized first; `None` means that they are served as they
+    /// are.
     pub quantization: Option<StartupQuantization>,
     /// How often the files are checked for changes; `None` means only on request.
     pub watch_interval: Option<Duration>,
@@ -156,8 +157,8 @@ impl Loader {
     /// once.
     ///
     /// # Errors
-    /// At the start only: when a listed model can't be served, or when the engine that was asked for
-    /// can't start.
+    /// At the start only: when a listed model can't be served, or when the engine that was asked
+    /// for can't start.
     pub async fn run(self, reload: Arc<Notify>) -> Result<std::convert::Infallible, LoadError> {
         let mut known = BTreeMap::new();
         let first = self.scan(&mut known, ScanReason::Start).await;
@@ -368,8 +369,8 @@ impl Loader {
         Ok(())
     }
 
-    /// Whether the model's file was removed from the folder while it was being loaded, which is not a
-    /// load error.
+    /// Whether the model's file was removed from the folder while it was being loaded, which is not
+    /// a load error.
     async fn was_removed(&self, model: &ListedModel) -> bool {
         let (ModelSource::Folder(_), Some(path)) = (&self.config.source, &model.path) else {
             return false;

@@ -14,8 +14,8 @@ use crate::{
     scheduler::Queue,
 };
 
-/// One version of a model, loaded and ready. A call that holds it can finish on it even after a newer
-/// version was published.
+/// One version of a model, loaded and ready. A call that holds it can finish on it even after a
+/// newer version was published.
 pub struct Served {
     pub name: String,
     /// A hash of the model's content.

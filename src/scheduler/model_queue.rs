@@ -89,8 +89,8 @@ impl ModelQueue {
         self.ready.len() + self.in_progress
     }
 
-    /// The rejection of a job, with the delay after which its client should retry. The next client's
-    /// delay will be longer.
+    /// The rejection of a job, with the delay after which its client should retry. The next
+    /// client's delay will be longer.
     pub fn rejection(&mut self, share: f64) -> QueueFull {
         let waiting = self.waiting.counted();
         QueueFull {

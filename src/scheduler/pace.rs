@@ -57,8 +57,8 @@ impl Pace {
     /// When the next client that is rejected should retry, while `waiting` images wait for their
     /// `share` (0 to 1] of the machine.
     ///
-    /// At the earliest when the queue is empty. Successive clients are spaced one image apart, so that
-    /// they return at the rate at which they can be served instead of all at once.
+    /// At the earliest when the queue is empty. Successive clients are spaced one image apart, so
+    /// that they return at the rate at which they can be served instead of all at once.
     pub fn retry_delay(&mut self, waiting: usize, share: f64) -> Duration {
         self.retry_delay_at(waiting, share, Instant::now())
     }

@@ -1,8 +1,8 @@
 //! What happens to a call before its message is read.
 //!
-//! Its token is checked, it is counted against the limit of calls, and it is rejected at once if its
-//! queue would reject it later. Its record begins here, its message must arrive in time, and it is
-//! answered when its deadline passes.
+//! Its token is checked, it is counted against the limit of calls, and it is rejected at once if
+//! its queue would reject it later. Its record begins here, its message must arrive in time, and it
+//! is answered when its deadline passes.
 
 pub(in crate::grpc) mod access;
 pub(in crate::grpc) mod auth;
@@ -223,8 +223,8 @@ impl Admission {
     }
 }
 
-/// The service around all others that admits calls and puts their [`CallRecord`] and [`Caller`] into
-/// the extensions of the requests.
+/// The service around all others that admits calls and puts their [`CallRecord`] and [`Caller`]
+/// into the extensions of the requests.
 ///
 /// tonic answers an expired call with CANCELLED; this answers first, with DEADLINE_EXCEEDED as gRPC
 /// prescribes.

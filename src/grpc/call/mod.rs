@@ -1,5 +1,5 @@
-//! What is known of one call: its method, caller, deadline and priority, its record for metrics, log
-//! and traces, and the status that it ends with.
+//! What is known of one call: its method, caller, deadline and priority, its record for metrics,
+//! log and traces, and the status that it ends with.
 
 pub(in crate::grpc) mod caller;
 pub(in crate::grpc) mod context;

@@ -1,5 +1,5 @@
-//! The record of a call: what is known of it, and what is reported to metrics, log and traces when it
-//! ends.
+//! The record of a call: what is known of it, and what is reported to metrics, log and traces when
+//! it ends.
 
 use std::{
     sync::{Arc, Mutex},

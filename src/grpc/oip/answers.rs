@@ -129,8 +129,8 @@ impl RequestedOutput {
     }
 }
 
-/// `value:index:label`, as Triton's classification extension writes it. The value has as many digits
-/// as distinguish it from every other.
+/// `value:index:label`, as Triton's classification extension writes it. The value has as many
+/// digits as distinguish it from every other.
 fn class_text(class: Class, labels: &[String]) -> String {
     let Class {
         class_id,

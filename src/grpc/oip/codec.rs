@@ -1,5 +1,5 @@
-//! A codec that bounds the number of fields in a message. Two bytes on the wire can become a tensor of
-//! hundreds of bytes in memory, so fields are counted before anything is allocated.
+//! A codec that bounds the number of fields in a message. Two bytes on the wire can become a tensor
+//! of hundreds of bytes in memory, so fields are counted before anything is allocated.
 
 use std::marker::PhantomData;
 

@@ -46,8 +46,8 @@ pub(super) fn metrics(registry: &Registry, name: &str) -> Option<Arc<ModelMetric
         .map(|entry| entry.metrics)
 }
 
-/// The model's name in the registry, and what it takes under this name. A model that is itself called
-/// `..._tensor` has precedence.
+/// The model's name in the registry, and what it takes under this name. A model that is itself
+/// called `..._tensor` has precedence.
 pub(super) fn resolve<'a>(registry: &Registry, name: &'a str) -> (&'a str, Form) {
     let known = |name: &str| !name.is_empty() && registry.find(name).is_ok();
     match name.strip_suffix(TENSOR) {

@@ -38,8 +38,8 @@ impl Receiving {
         })
     }
 
-    /// The body of a stream, each of whose messages must arrive within `limit` of its first byte. The
-    /// time between messages is not limited.
+    /// The body of a stream, each of whose messages must arrive within `limit` of its first byte.
+    /// The time between messages is not limited.
     pub fn stream(body: Body, limit: Duration) -> Body {
         Body::new(Self {
             body,

@@ -18,8 +18,8 @@ pub struct TlsConfig {
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
-    /// The authorities of the certificates that clients must present; `None` means that clients need
-    /// none.
+    /// The authorities of the certificates that clients must present; `None` means that clients
+    /// need none.
     pub client_authorities: Option<PathBuf>,
 }
 

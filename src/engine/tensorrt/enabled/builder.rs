@@ -1,4 +1,5 @@
-//! Builds a plan from a serving graph: parsing, the range of batch sizes, and the builder's settings.
+//! Builds a plan from a serving graph: parsing, the range of batch sizes, and the builder's
+//! settings.
 
 use std::{collections::HashMap, ops::ControlFlow, sync::Mutex};
 

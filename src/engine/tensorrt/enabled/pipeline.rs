@@ -1,5 +1,5 @@
-//! A lane on a GPU: splits batches into parts that fit, halves these when memory runs out, and gives
-//! up for good when the GPU is lost.
+//! A lane on a GPU: splits batches into parts that fit, halves these when memory runs out, and
+//! gives up for good when the GPU is lost.
 //!
 //! What happens on the GPU itself is behind the trait [`Device`], so that tests need no GPU.
 
