@@ -59,8 +59,8 @@ pub(in crate::grpc) fn priority(headers: &HeaderMap) -> Result<Priority, CallErr
     let number = value.to_str().ok().and_then(|text| text.parse().ok());
     number.map(Priority::from_number).ok_or_else(|| {
         CallError::Invalid(format!(
-            "the metadata `{PRIORITY}` is {value:?}; it must be 1 (before others), 2 (as others) or \
-             3 (after others)"
+            "the metadata `{PRIORITY}` is {value:?}; it must be 1 (before others), 2 (as others) \
+             or 3 (after others)"
         ))
     })
 }

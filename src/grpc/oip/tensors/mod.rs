@@ -36,8 +36,8 @@ pub enum TensorError {
     #[error("the output `{0}` is requested twice")]
     SameOutput(&'static str),
     #[error(
-        "this server shares no memory with its callers; send the data in the request, and read it from \
-         the answer"
+        "this server shares no memory with its callers; send the data in the request, and read it \
+         from the answer"
     )]
     SharedMemory,
     #[error("`{IMAGES}` is {got}; this model takes {expected}")]
@@ -50,8 +50,8 @@ pub enum TensorError {
     #[error("the request has no data; send it in raw_input_contents, or in the input's contents")]
     NoData,
     #[error(
-        "the request has data both in raw_input_contents and in the input's contents; send one of the \
-         two"
+        "the request has data both in raw_input_contents and in the input's contents; send one of \
+         the two"
     )]
     DuplicateData,
     #[error("the request has {0} raw_input_contents for one input; send one for each input")]
