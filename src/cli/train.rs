@@ -56,7 +56,8 @@ With --json, one line is printed:
    \"settings\": {\"learning_rate\", \"momentum\", \"weight_decay\", \"batch\", \"epochs\",
     \"seed\", …},
    \"epochs\": [{\"loss\", \"accuracy\"}], \"accuracy\",
-   \"evaluation\": {\"photos\", \"top1\", \"top5\", \"classes\", \"confusions\", \"mistakes\"},
+   \"evaluation\": {\"photos\", \"top1\", \"top5\", \"classes\",
+    \"confusions\", \"mistakes\"},
    \"confusion_matrix\"}
 
 Exit status: 0 = the model was written, 1 = it was not, 64 = wrong flags.";

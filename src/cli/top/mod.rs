@@ -26,7 +26,8 @@ With --json, the result is one object:
   {\"servers\": [{\"url\", \"error\", \"snapshot\"}]}
 where error is null or the reason why the server could not be measured, and snapshot is null or
   {\"state\", \"ready\", \"version\", \"uptime_s\", \"interval_s\", \"saturation\",
-   \"workers\", \"cpu_cores\", \"resident_bytes\", \"calls_active\", \"connections_active\",
+   \"workers\", \"cpu_cores\", \"resident_bytes\",
+   \"calls_active\", \"connections_active\",
    \"models\": [{\"name\", \"ready\",
     \"engine\": {\"engine\", \"precision\", \"device\", \"version\"},
     \"images_per_second\", \"requests_per_second\": {\"OK\": 98.0, ...},
