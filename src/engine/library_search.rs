@@ -1,5 +1,4 @@
-//! Where shared libraries are looked for that `make` fetched, and which of several versions is
-//! used.
+//! Finding shared libraries that `make` fetched, and the newest of several versions.
 
 use std::{
     env, fs,

@@ -87,10 +87,10 @@ fn load_openvino(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineEr
         Err(error) => error,
     };
 
-    let has_fallback = config.precision.is_none()
-        && !model.graph.quantized
-        && matches!(error, EngineError::SelfCheck { precision, .. } if precision != Precision::Fp32);
-    if !has_fallback {
+    let EngineError::SelfCheck { precision, .. } = error else {
+        return Err(error);
+    };
+    if config.precision.is_some() || model.graph.quantized || precision == Precision::Fp32 {
         return Err(error);
     }
 

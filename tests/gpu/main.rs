@@ -1,6 +1,6 @@
-//! Tests on a real NVIDIA GPU, run by `make test-gpu`: the cache, memory that runs out, and the time
-//! that the server adds to the GPU's own. `make test-gpu` also runs `tests/integration/golden.rs` on
-//! it. Without a GPU every test here says that it is skipped.
+//! Tests on a real NVIDIA GPU, run by `make test-gpu`: the cache, memory that runs out, and the
+//! time that the server adds to the GPU's own. `make test-gpu` also runs
+//! `tests/integration/golden.rs` on it. Without a GPU every test here says that it is skipped.
 #![cfg(feature = "tensorrt")]
 
 #[path = "../common/mod.rs"]
@@ -202,7 +202,8 @@ fn the_time_that_the_server_adds_to_the_gpus_own() {
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         let goodput = report["goodput"].as_f64().unwrap();
         eprintln!(
-            "server, {concurrency} clients: {goodput:.0} images/s, p50 {} ms, p99 {} ms, {:.2} of the GPU alone",
+            "server, {concurrency} clients: {goodput:.0} images/s, p50 {} ms, p99 {} ms, {:.2} of \
+             the GPU alone",
             report["latency_ms"]["p50"],
             report["latency_ms"]["p99"],
             goodput / best

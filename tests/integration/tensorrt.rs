@@ -1,5 +1,5 @@
-//! The real TensorRT-RTX, as far as it works without a GPU: parsing, typing, building, the cache, and
-//! every error.
+//! The real TensorRT-RTX, as far as it works without a GPU: parsing, typing, building, the cache,
+//! and every error.
 
 use std::{
     fs,
@@ -272,7 +272,7 @@ fn a_damaged_or_foreign_plan_is_built_again() {
     );
     assert_eq!(built_because(cache, &[]), None);
 
-    // A plan for another GPU that was renamed to this one's file, as when a cache is copied by hand.
+    // A plan for another GPU, renamed to this one's file, as when a cache is copied by hand.
     fs::copy(&turing, &ampere).unwrap();
     assert_contains(
         &built_because(cache, &[]).unwrap(),
@@ -589,9 +589,13 @@ impl FakeDriver {
             int cuDevicePrimaryCtxRelease_v2(int device) {{ return 0; }}
             int cuCtxGetCurrent(void **it) {{ *it = context; return 0; }}
             int cuCtxSetCurrent(void *it) {{ context = it; return 0; }}
-            int cuMemGetInfo_v2(size *free, size *total) {{ *free = {free_mib}ul << 20; *total = 24ul << 30; return 0; }}
+            int cuMemGetInfo_v2(size *free, size *total) {{
+                *free = {free_mib}ul << 20; *total = 24ul << 30; return 0;
+            }}
             int cuGetErrorName(int error, const char **name) {{ *name = "CUDA_ERROR"; return 0; }}
-            int cuGetErrorString(int error, const char **text) {{ *text = "an error of the driver"; return 0; }}
+            int cuGetErrorString(int error, const char **text) {{
+                *text = "an error of the driver"; return 0;
+            }}
             "#
         );
         compile(&code, &folder.path().join("libcuda.so"))?;

@@ -96,8 +96,7 @@ impl FromStr for ComputeCapability {
     }
 }
 
-/// Called while a plan is built, with the name of the phase and the part of it that is done, 0 to
-/// 1.
+/// Called while a plan is built, with the name of the phase and how much of it is done, 0 to 1.
 pub type Progress = Arc<dyn Fn(&str, f32) + Send + Sync>;
 
 /// How the plan for one GPU was obtained.

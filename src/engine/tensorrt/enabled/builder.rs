@@ -1,5 +1,4 @@
-//! Builds a plan from a serving graph: parsing, the range of batch sizes, and the builder's
-//! settings.
+//! Builds a plan from a serving graph: parsing, batch sizes, and the builder's settings.
 
 use std::{collections::HashMap, ops::ControlFlow, sync::Mutex};
 
