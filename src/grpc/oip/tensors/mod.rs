@@ -36,8 +36,7 @@ pub enum TensorError {
     #[error("the output `{0}` is requested twice")]
     SameOutput(&'static str),
     #[error(
-        "this server shares no memory with its callers; send the data in the request, and read it \
-         from the answer"
+        "shared memory is not supported; send the data in the request, and read it from the answer"
     )]
     SharedMemory,
     #[error("`{IMAGES}` is {got}; this model takes {expected}")]
