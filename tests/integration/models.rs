@@ -471,7 +471,7 @@ fn wrong_model_flags_end_the_program_before_it_binds() {
         ),
         (
             vec!["--model", &format!("x={a},y={b}"), "--labels", &labels],
-            "for one model",
+            "apply to one model",
         ),
     ] {
         let output = resnet18()

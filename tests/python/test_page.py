@@ -273,7 +273,7 @@ def test_the_page_asks_for_a_token_and_keeps_it_in_the_tab():
     until("the question", lambda: at("token").is_displayed())
     until("the models by their metrics", lambda: "openvino" in at("model-list").text or "embedded" in at("model-list").text)
     at("token").send_keys("0123456789abcdef-wrong", Keys.ENTER)
-    until("the refusal", lambda: at("token").is_displayed() and "none that this server knows" in at("trouble").text)
+    until("the refusal", lambda: at("token").is_displayed() and "not one that this server knows" in at("trouble").text)
     at("token").send_keys(TOKEN, Keys.ENTER)
     until("both models", lambda: at("model").is_displayed() and [o.text for o in at("model").find_elements(By.TAG_NAME, "option")] == ["one", "two"])
     choose(DATA / "photos/cat.jpg")

@@ -107,10 +107,13 @@ async fn each_request_is_one_line_that_names_its_trace_and_neither_token_nor_ima
     traces.sort_unstable();
     traces.dedup();
     assert_eq!(traces.len(), 5, "each call has a trace of its own");
-    let refusal = log.lines().find(|line| line.contains("refused: ")).unwrap();
+    let rejection = log
+        .lines()
+        .find(|line| line.contains("rejected: "))
+        .unwrap();
     assert!(
-        refusal.contains(calls[3]["trace_id"].as_str().unwrap()),
-        "{refusal}"
+        rejection.contains(calls[3]["trace_id"].as_str().unwrap()),
+        "{rejection}"
     );
 }
 
