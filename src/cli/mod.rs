@@ -1,7 +1,7 @@
 //! The command line, one file per subcommand.
 //!
 //! Each subcommand turns its flags and environment variables into a typed configuration and hands
-//! that to the rest of the crate. [`flags`] holds groups of flags that several subcommands share,
+//! that to the rest of the crate. `flags` holds groups of flags that several subcommands share,
 //! or that are too long for the file of their subcommand.
 
 use std::{fmt::Display, io, panic::resume_unwind, process::ExitCode};

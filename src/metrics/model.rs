@@ -48,11 +48,11 @@ pub struct ModelMetrics {
     loads_succeeded: Counter,
     loads_failed: Counter,
     ready: Gauge,
-    /// The series of [`ENGINE_INFO`] that is 1 at present.
+    /// The series of `ENGINE_INFO` that is 1 at present.
     engine: Mutex<Option<Gauge>>,
 }
 
-/// The labels of [`ENGINE_INFO`].
+/// The labels of `ENGINE_INFO`.
 pub struct EngineLabels {
     pub engine: String,
     pub precision: String,

@@ -8,7 +8,7 @@ use std::{
 /// The time that a rate is averaged over.
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// Events per second over the last [`WINDOW`], without locks or a background thread.
+/// Events per second over the last `WINDOW`, without locks or a background thread.
 ///
 /// Time is divided into slots, whose counters form a ring that is longer than the window.
 #[derive(Debug)]
