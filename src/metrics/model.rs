@@ -243,8 +243,14 @@ impl Drop for StreamGuard {
 /// Counts and times a request that has been answered, or whose caller has gone. `model` is `None`
 /// for a request that names no known model.
 pub fn request_ended(method: Method, model: Option<&ModelMetrics>, code: Code, duration: Duration) {
-    let unknown = RequestMetrics::default();
-    let metrics = model.map_or(&unknown, |model| &model.requests);
+    let unknown;
+    let metrics = match model {
+        Some(model) => &model.requests,
+        None => {
+            unknown = RequestMetrics::default();
+            &unknown
+        }
+    };
     metrics.finished(method, code).increment(1);
 
     // Requests that are rejected at once would make an overloaded server look fast.
