@@ -14,13 +14,13 @@ pub enum State {
     /// Requests are still served, but health and readiness checks fail, so that load balancers send
     /// no more.
     Leaving,
-    /// Accepted requests are finished; new ones are refused.
+    /// Accepted requests are finished; new ones are rejected.
     Draining,
     /// Nothing can be served any more; this is the reason.
     Failed(Arc<str>),
 }
 
-/// Why requests are refused.
+/// Why requests are rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotReady {
     /// Starting up.
@@ -54,7 +54,7 @@ impl State {
     /// Whether requests that arrive are accepted. A [`State::Leaving`] server still accepts them.
     ///
     /// # Errors
-    /// The reason if they are refused.
+    /// The reason if they are rejected.
     pub fn admits(&self) -> Result<(), NotReady> {
         match self {
             Self::Leaving => Ok(()),

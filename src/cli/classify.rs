@@ -14,7 +14,7 @@ use tonic::Status;
 
 use super::{
     CliError, files,
-    flags::ServerFlags,
+    flags::ConnectionFlags,
     output::{self, BAR_WIDTH, ClassJson, ErrorJson, TimingJson},
     values,
 };
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
-    server: ServerFlags,
+    server: ConnectionFlags,
     /// Number of classes to show for each image.
     #[arg(long, env = "RESNET18_CLASSIFY_TOP_K", value_name = "N", default_value = "5",
           value_parser = values::count)]

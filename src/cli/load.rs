@@ -9,7 +9,7 @@ use tonic::Code;
 
 use super::{
     CliError, files,
-    flags::ServerFlags,
+    flags::ConnectionFlags,
     output::{self, named_line, thousands, time},
     values,
 };
@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
-    server: ServerFlags,
+    server: ConnectionFlags,
     /// Number of concurrent clients; with --rate, maximum number of requests in flight [default:
     /// 16; with --rate 1024].
     #[arg(long, env = "RESNET18_LOAD_CONCURRENCY", value_name = "N", value_parser = values::count)]

@@ -120,7 +120,7 @@ pub async fn classify(
         .map_err(normalize_timeout)
 }
 
-/// Sends one request, and sends it again when the server refuses it only temporarily: after the
+/// Sends one request, and sends it again when the server rejects it only temporarily: after the
 /// delay that the server asks for, up to [`retry::MAX_ATTEMPTS`] times, until `deadline`.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Whether a refused request may be sent again, and when.
+//! Whether a rejected request may be sent again, and when.
 //!
 //! The rules follow gRPC's convention: UNAVAILABLE is temporary, and a status may carry the delay
 //! to wait in a `google.rpc.RetryInfo`.

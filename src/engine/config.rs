@@ -63,13 +63,20 @@ impl EngineKind {
     }
 }
 
-impl fmt::Display for EngineKind {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str(match self {
+impl EngineKind {
+    /// The name that flags, metrics and `ListModels` use.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::TensorRt => "tensorrt",
             Self::OpenVino => "openvino",
             Self::Embedded => "embedded",
-        })
+        }
+    }
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -147,7 +147,7 @@ async fn guarded(web: Web, request: Request, next: Next) -> Response {
     let mut response = match web.admits(request.method(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(refusal) => {
-            tracing::warn!("refused a browser's request: {}", refusal.1.trim_end());
+            tracing::warn!("rejected a browser's request: {}", refusal.1.trim_end());
             refusal.into_response()
         }
     };

@@ -137,7 +137,7 @@ pub const METRICS: [Metric; 34] = [
         kind: MetricKind::Histogram(&DURATIONS),
         unit: "seconds",
         labels: &[MODEL, METHOD],
-        help: "Time from a request's arrival to its answer, without requests that were refused \
+        help: "Time from a request's arrival to its answer, without requests that were rejected \
                at once. For a stream, its whole life.",
         when_high: "Look at the stages: `queue` calls for more cores or servers, `decode` for \
                     smaller images, `inference` for a faster engine.",
@@ -188,7 +188,7 @@ pub const METRICS: [Metric; 34] = [
         unit: "requests",
         labels: &[MODEL],
         help: "Waiting single requests; `queue_capacity` limits them.",
-        when_high: "Near `queue_capacity` requests are refused: more cores or servers, or fewer \
+        when_high: "Near `queue_capacity` requests are rejected: more cores or servers, or fewer \
                     requests.",
         presence: Presence::Always,
     },
@@ -253,7 +253,7 @@ pub const METRICS: [Metric; 34] = [
         unit: "streams",
         labels: &[MODEL],
         help: "Open streams.",
-        when_high: "Near `--max-streams` new streams are refused: raise it or add servers.",
+        when_high: "Near `--max-streams` new streams are rejected: raise it or add servers.",
         presence: Presence::Always,
     },
     Metric {

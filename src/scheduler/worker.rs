@@ -326,7 +326,7 @@ impl Shared {
         } = call;
         let n = batch.len();
         let span = Batch {
-            engine: model.engine.kind.to_string(),
+            engine: model.engine.kind.name(),
             time: Period::lasting(started, took),
             images: n,
             failed: result.is_err(),

@@ -109,7 +109,7 @@ pub fn end(spans: Vec<Span>) {
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// The engine's name, such as `openvino`.
-    pub engine: String,
+    pub engine: &'static str,
     pub time: Period,
     pub images: usize,
     pub failed: bool,

@@ -13,6 +13,21 @@ use crate::{
     engine::{EngineConfig, EngineKind, OpenVinoConfig, Precision},
 };
 
+/// The flags that an engine's plan depends on; `build` has only these.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub struct PlanFlags {
+    /// The precision of the arithmetic; auto = int8 for a quantized model, else the fastest
+    /// floating-point format of the device.
+    #[arg(long, env = "RESNET18_PRECISION", default_value = "auto",
+          value_parser = or_none::<Precision>("auto"))]
+    pub precision: OrNone<Precision>,
+    /// Maximum number of images per engine call [default: 32 on a GPU; on a CPU 2 when serving with
+    /// OpenVINO, else 1].
+    #[arg(long, env = "RESNET18_MAX_BATCH", value_name = "N", value_parser = at_most::<64>)]
+    pub max_batch: Option<NonZeroUsize>,
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineFlags {
@@ -20,11 +35,8 @@ pub struct EngineFlags {
     #[arg(long, env = "RESNET18_ENGINE", default_value = "auto",
           value_parser = or_none::<EngineKind>("auto"))]
     engine: OrNone<EngineKind>,
-    /// The precision of the arithmetic; auto = int8 for a quantized model, else the fastest
-    /// floating-point format of the processor.
-    #[arg(long, env = "RESNET18_PRECISION", default_value = "auto",
-          value_parser = or_none::<Precision>("auto"))]
-    precision: OrNone<Precision>,
+    #[command(flatten)]
+    plan: PlanFlags,
     /// The OpenVINO C library or its folder [default: the one that `make` fetched, else an
     /// installed one].
     #[arg(long, env = "RESNET18_OPENVINO_LIB", value_name = "PATH")]
@@ -33,10 +45,6 @@ pub struct EngineFlags {
     /// process].
     #[arg(long, env = "RESNET18_THREADS", value_name = "N", value_parser = at_most::<1024>)]
     threads: Option<NonZeroUsize>,
-    /// Maximum number of images per engine call [default: 32 on a GPU; on a CPU 2 when serving with
-    /// OpenVINO, else 1].
-    #[arg(long, env = "RESNET18_MAX_BATCH", value_name = "N", value_parser = at_most::<64>)]
-    max_batch: Option<NonZeroUsize>,
     /// The GPUs to use: their indices, or all. Each GPU runs its own engine; all take work from the
     /// same queue.
     #[arg(
@@ -89,9 +97,9 @@ impl EngineFlags {
         };
         Ok(EngineConfig {
             kind: self.engine,
-            precision: self.precision,
+            precision: self.plan.precision,
             threads,
-            max_batch: self.max_batch,
+            max_batch: self.plan.max_batch,
             openvino: OpenVinoConfig {
                 library: self.openvino_lib.clone(),
                 ..OpenVinoConfig::default()

@@ -1,6 +1,7 @@
 //! Groups of flags that several subcommands share, or that are too long for the file of their
 //! subcommand. Each group turns into a configuration of the code that does the work.
 
+mod connection;
 mod engine;
 mod engine_choice;
 mod image;
@@ -8,19 +9,18 @@ mod listen;
 mod manifest;
 mod quantization;
 mod security;
-mod server;
 mod telemetry;
 mod tensorrt;
 
 pub use self::{
-    engine::EngineFlags,
+    connection::{ConnectionFlags, CredentialFlags},
+    engine::{EngineFlags, PlanFlags},
     engine_choice::EngineChoice,
     image::ImageFlags,
     listen::NetworkFlags,
     manifest::{ManifestFlags, PixelFlags},
     quantization::QuantizationFlags,
     security::SecurityFlags,
-    server::{CredentialFlags, ServerFlags},
     telemetry::TelemetryFlags,
-    tensorrt::{PlanFlags, TensorRtFlags},
+    tensorrt::TensorRtFlags,
 };

@@ -4,10 +4,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::Args;
 
-use crate::{
-    cli::values::{OrNone, at_most, or_none},
-    engine::{Precision, tensorrt::TensorRtConfig},
-};
+use crate::{cli::values::at_most, engine::tensorrt::TensorRtConfig};
 
 /// Flags for building and caching TensorRT engines.
 #[derive(Debug, Args)]
@@ -52,17 +49,4 @@ impl TensorRtFlags {
             optimization_level: self.builder_level,
         }
     }
-}
-
-/// The two flags of [`super::EngineFlags`] that a TensorRT engine depends on, for `build`.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Engine")]
-pub struct PlanFlags {
-    /// The precision of the arithmetic; auto = int8 for a quantized model, else fp16.
-    #[arg(long, env = "RESNET18_PRECISION", default_value = "auto",
-          value_parser = or_none::<Precision>("auto"))]
-    pub precision: OrNone<Precision>,
-    /// Maximum number of images per engine call [default: 32].
-    #[arg(long, env = "RESNET18_MAX_BATCH", value_name = "N", value_parser = at_most::<64>)]
-    pub max_batch: Option<NonZeroUsize>,
 }

@@ -10,7 +10,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{CliError, flags::ServerFlags, output, values};
+use super::{CliError, flags::ConnectionFlags, output, values};
 use crate::{
     client::{
         self,
@@ -59,7 +59,7 @@ pub struct Args {
     #[arg(value_name = "VIDEO")]
     source: VideoSource,
     #[command(flatten)]
-    server: ServerFlags,
+    server: ConnectionFlags,
     /// Frames to send per second [default: the rate of the video; 25 for folders played in real
     /// time].
     #[arg(long, env = "RESNET18_STREAM_FPS", value_name = "N", value_parser = values::rate)]

@@ -80,7 +80,7 @@ async function poll() {
     showState(state.state, state.reason);
     limit(state.max_message_bytes);
     read(parse(metrics));
-    // While the token form is open, a call would only be refused again.
+    // While the token form is open, a call would only be rejected again.
     if (at("token-form").hidden && performance.now() - lastModels > MODELS_STEP) await updateModels();
   } catch {
     showState("gone");
@@ -154,10 +154,10 @@ function showLatency(latency) {
   });
 }
 
-function notes(metrics, workers, refused) {
+function notes(metrics, workers, rejected) {
   const capacity = sum(metrics, "classifier_queue_capacity");
   const places = capacity ? `of ${short(capacity)} places` : "";
-  const rejections = refused > 0 ? `${figure(refused)} per second refused` : "";
+  const rejections = rejected > 0 ? `${figure(rejected)} per second rejected` : "";
   at("queue").querySelector(".muted").textContent = [places, rejections].filter(Boolean).join(", ");
   at("saturation").hidden = workers === null;
   at("saturation").querySelector(".muted").textContent = workers ? `of ${short(workers)} core${workers > 1 ? "s" : ""}` : "";

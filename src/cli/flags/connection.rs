@@ -13,7 +13,7 @@ use crate::{
 
 /// The server and the model to use; every client subcommand has these flags.
 #[derive(Clone, Debug, Args)]
-pub struct ServerFlags {
+pub struct ConnectionFlags {
     /// The server's address: http://HOST:PORT, https://HOST:PORT, HOST:PORT or unix:PATH.
     #[arg(
         long,
@@ -35,7 +35,7 @@ pub struct ServerFlags {
     credentials: CredentialFlags,
 }
 
-impl ServerFlags {
+impl ConnectionFlags {
     /// The server, with the credentials for it.
     ///
     /// # Errors
