@@ -19,12 +19,20 @@ pub const BAR_WIDTH: usize = 24;
 
 /// Prints an error message to standard error.
 pub fn print_error(error: &dyn Display) {
-    eprintln!("{} {error}", style("error:").for_stderr().red().bold());
+    let prefix = style("error:").for_stderr().red().bold();
+    print_to_stderr(&format_args!("{prefix} {error}"));
 }
 
 /// Prints a message that is no error to standard error.
 pub fn print_note(note: &dyn Display) {
-    eprintln!("{} {note}", style("note:").for_stderr().yellow().bold());
+    let prefix = style("note:").for_stderr().yellow().bold();
+    print_to_stderr(&format_args!("{prefix} {note}"));
+}
+
+/// Writes one line to standard error. Unlike `eprintln!`, it does not panic where that is closed
+/// or full: then nobody could read the panic's message either.
+fn print_to_stderr(line: &dyn Display) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Writes one line to standard output. Unlike `println!`, it returns an error where the pipe is

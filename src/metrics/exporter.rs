@@ -4,15 +4,17 @@
 use std::sync::Arc;
 use std::{num::NonZeroUsize, sync::OnceLock};
 
-use metrics::{Gauge, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{
+    Counter, Gauge, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 
 use super::{
     model::ModelMetrics,
-    table::{BUILD_INFO, CALLS_ACTIVE, METRICS, MetricKind, READY, WORKERS},
+    table::{BUILD_INFO, CALLS_ACTIVE, LOG_LINES_DROPPED, METRICS, MetricKind, READY, WORKERS},
 };
-use crate::state::StateCell;
+use crate::{state::StateCell, telemetry::log};
 
 /// The process's Prometheus exporter.
 #[derive(Clone)]
@@ -21,6 +23,7 @@ pub struct Exporter {
     process: Collector,
     ready: Gauge,
     calls: Gauge,
+    dropped_log_lines: Counter,
     #[cfg(feature = "tensorrt")]
     gpus: Arc<super::gpu::Gpus>,
 }
@@ -55,6 +58,7 @@ impl Exporter {
             process,
             ready: gauge!(READY),
             calls: gauge!(CALLS_ACTIVE),
+            dropped_log_lines: counter!(LOG_LINES_DROPPED),
             #[cfg(feature = "tensorrt")]
             gpus: Arc::new(super::gpu::Gpus::find()),
         }
@@ -72,6 +76,7 @@ impl Exporter {
         let is_ready = state.get().ready().is_ok();
         self.ready.set(if is_ready { 1.0 } else { 0.0 });
         self.calls.set(state.calls() as f64);
+        self.dropped_log_lines.absolute(log::dropped_lines());
         self.process.collect();
         #[cfg(feature = "tensorrt")]
         super::gpu::refresh(&self.gpus);

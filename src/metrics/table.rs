@@ -81,6 +81,7 @@ pub(super) const DEVICE_LANES: &str = "classifier_device_lanes";
 pub(super) const CALLS_ACTIVE: &str = "classifier_calls_active";
 pub(super) const CONNECTIONS_ACTIVE: &str = "classifier_connections_active";
 pub(super) const CONNECTIONS_REFUSED: &str = "classifier_connections_refused_total";
+pub(super) const LOG_LINES_DROPPED: &str = "classifier_log_lines_dropped_total";
 pub(super) const READY: &str = "classifier_ready";
 pub(super) const MODEL_READY: &str = "classifier_model_ready";
 pub(super) const MODEL_LOADS: &str = "classifier_model_loads_total";
@@ -321,6 +322,15 @@ pub const METRICS: [Metric; 34] = [
         help: "Connections that were closed before their first call.",
         when_high: "The log names the peer. `tls`: a certificate, or plain text to a TLS port. \
                     `silent`: scanners or port checks. `accept`: too few file descriptors.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: LOG_LINES_DROPPED,
+        kind: MetricKind::Counter,
+        unit: "lines",
+        labels: &[],
+        help: "Log lines that standard error did not take in time.",
+        when_high: "Whatever reads the log is too slow or has stopped, or its disk is full.",
         presence: Presence::Always,
     },
     Metric {

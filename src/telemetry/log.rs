@@ -1,18 +1,36 @@
 //! Logging to standard error: the filter, and the two formats, text and JSON.
+//!
+//! Lines are written by a thread of their own, so that the server never waits for whoever reads
+//! them. When standard error is full, closed or not read, lines are dropped and counted.
 
-use std::{io, str::FromStr};
+use std::{
+    io,
+    str::FromStr,
+    sync::{Mutex, OnceLock},
+};
 
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     filter::{LevelFilter, Targets},
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
 
+use crate::sync::lock;
+
 /// The target of this crate's own log lines.
 const OWN_TARGET: &str = "resnet18_server";
 
 const EXPECTED: &str = "expected off, error, warn, info, debug or trace, \
                         and for libraries MODULE=LEVEL, as in info,h2=debug";
+
+/// How many lines may wait to be written; more are dropped.
+const MAX_WAITING_LINES: usize = 4096;
+
+/// Counts the lines that were dropped.
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+/// Writes the lines that still wait when it is dropped.
+static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
 /// How the log is written.
 #[derive(Clone, Debug)]
@@ -94,14 +112,20 @@ fn is_module(path: &str) -> bool {
 
 /// Starts logging. A logger that was installed before, as in tests, stays in place.
 pub fn start(config: &LogConfig) {
+    let (lines, writer) = NonBlockingBuilder::default()
+        .buffered_lines_limit(MAX_WAITING_LINES)
+        .lossy(true)
+        .thread_name("log")
+        .finish(io::stderr());
+    let dropped = lines.error_counter();
+
     let log = tracing_subscriber::fmt()
         .with_max_level(LevelFilter::TRACE)
-        .with_writer(io::stderr)
+        .with_writer(lines)
         .with_target(false);
     let LogFilter(filter) = config.filter.clone();
 
-    // An error means that another logger is installed already.
-    let _ = match config.format {
+    let started = match config.format {
         LogFormat::Text => log
             .with_ansi(console::colors_enabled_stderr())
             .finish()
@@ -114,6 +138,23 @@ pub fn start(config: &LogConfig) {
             .with(filter)
             .try_init(),
     };
+    // An error means that another logger is installed already.
+    if started.is_ok() {
+        let _ = DROPPED.set(dropped);
+        *lock(&WRITER) = Some(writer);
+    }
+}
+
+/// Writes the lines that still wait, for a second at most, and ends the log.
+pub fn flush() {
+    drop(lock(&WRITER).take());
+}
+
+/// How many lines have been dropped because standard error did not take them in time.
+pub fn dropped_lines() -> u64 {
+    DROPPED
+        .get()
+        .map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
 #[cfg(test)]

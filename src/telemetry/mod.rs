@@ -52,11 +52,12 @@ pub fn start_tracing(config: &TraceConfig) -> Result<(), String> {
     Ok(())
 }
 
-/// Sends the spans that still wait, for at most `limit`, and stops tracing.
+/// Sends the spans that still wait, for at most `limit`, writes the rest of the log, and ends both.
 pub async fn flush(limit: Duration) {
     if let Some(tracer) = TRACER.get() {
         tracer.exporter.flush(limit).await;
     }
+    log::flush();
 }
 
 /// Passes finished spans to the exporter. Never blocks.

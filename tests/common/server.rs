@@ -68,8 +68,20 @@ impl Server {
         Self::spawn_as(resnet18(), flags)
     }
 
+    /// Starts a server whose log is treated in this way once its ports are open, and waits until
+    /// it is ready.
+    pub fn start_with_log(reader: LogReader, flags: &[&str]) -> Self {
+        let server = Self::spawn_with(resnet18(), flags, reader);
+        server.wait_until_ready();
+        server
+    }
+
     /// Like [`spawn`](Self::spawn), but with a prepared command for the program.
-    pub fn spawn_as(mut program: Command, flags: &[&str]) -> Self {
+    pub fn spawn_as(program: Command, flags: &[&str]) -> Self {
+        Self::spawn_with(program, flags, LogReader::Reads)
+    }
+
+    fn spawn_with(mut program: Command, flags: &[&str], reader: LogReader) -> Self {
         let turn = shared_turn();
 
         program.args(["serve", "--http", "127.0.0.1:0"]);
@@ -84,7 +96,7 @@ impl Server {
 
         let log = Arc::new(Mutex::new(String::new()));
         let stderr = child.stderr.take().expect("stderr is piped");
-        let addresses = collect_log(stderr, Arc::clone(&log));
+        let addresses = collect_log(stderr, reader, Arc::clone(&log));
 
         match addresses.recv_timeout(Duration::from_secs(30)) {
             Ok((grpc, http)) => Self {
@@ -266,21 +278,42 @@ pub struct Usage {
     pub peak_mib: u64,
 }
 
+/// What happens to the server's standard error once it has named its addresses.
+#[derive(Clone, Copy, Debug)]
+pub enum LogReader {
+    /// Everything is read.
+    Reads,
+    /// The pipe stays open, but nothing more is read.
+    Stops,
+    /// The reader closes the pipe.
+    Closes,
+}
+
 /// Appends the server's log to `log`, on a separate thread; the gRPC and HTTP addresses are
 /// sent once the log names them.
 fn collect_log(
     stderr: ChildStderr,
+    reader: LogReader,
     log: Arc<Mutex<String>>,
 ) -> mpsc::Receiver<(String, SocketAddr)> {
     let (sender, addresses) = mpsc::channel();
     std::thread::spawn(move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            if let Some(found) = addresses_in(&line) {
+        let mut stderr = BufReader::new(stderr);
+        let mut line = String::new();
+        while stderr.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+            log.lock().unwrap().push_str(&line);
+            let found = addresses_in(&line);
+            line.clear();
+
+            if let Some(found) = found {
                 let _ = sender.send(found);
+                match reader {
+                    LogReader::Reads => {}
+                    LogReader::Closes => return,
+                    // Keeps the pipe open for as long as the test program runs.
+                    LogReader::Stops => return std::mem::forget(stderr),
+                }
             }
-            let mut log = log.lock().unwrap();
-            log.push_str(&line);
-            log.push('\n');
         }
     });
     addresses

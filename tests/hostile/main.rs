@@ -9,6 +9,7 @@ mod bombs;
 mod clients;
 mod connections;
 mod input;
+mod log;
 
 use std::time::{Duration, Instant};
 

@@ -28,7 +28,7 @@ use crate::{
     registry::loader::{ListedModel, LoaderConfig, ModelSource},
     scheduler::{Capacity, SchedulerConfig},
     server::{self, Control, ServerConfig, ServerError},
-    telemetry,
+    telemetry::{self, log},
 };
 
 /// How long exporting the last traces may take at shutdown.
@@ -157,9 +157,25 @@ impl FromStr for ModelFile {
 /// # Errors
 /// If a model cannot be served, an address cannot be bound, or an engine cannot start.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let started = Instant::now();
     args.telemetry.start()?;
-    let config = config(&args)?;
+    let ended = serve(&args).await;
+    telemetry::flush(TRACE_FLUSH_TIMEOUT).await;
+
+    match ended? {
+        Ok(()) => engine::exit_at_once(0),
+        Err(ServerError::Engine(error)) => {
+            output::print_error(&error);
+            // The destructors of the engine's libraries could hang in a driver that has failed.
+            engine::exit_at_once(1)
+        }
+        Err(error) => Err(CliError::failed(error)),
+    }
+}
+
+/// How the server ended; the outer error is one of the flags or addresses, before it started.
+async fn serve(args: &Args) -> Result<Result<(), ServerError>, CliError> {
+    let started = Instant::now();
+    let config = config(args)?;
     let listeners = args.network.listen().await?;
 
     // The system chooses the port if that of the flag is 0.
@@ -179,17 +195,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         shutdown: shutdown_signal(),
         reload: reload_on_hangup(),
     };
-    let ended = server::run(listeners, config, control).await;
-    telemetry::flush(TRACE_FLUSH_TIMEOUT).await;
-    match ended {
-        Ok(()) => engine::exit_at_once(0),
-        Err(ServerError::Engine(error)) => {
-            output::print_error(&error);
-            // The destructors of the engine's libraries could hang in a driver that has failed.
-            engine::exit_at_once(1)
-        }
-        Err(error) => Err(CliError::failed(error)),
-    }
+    Ok(server::run(listeners, config, control).await)
 }
 
 fn config(args: &Args) -> Result<ServerConfig, CliError> {
@@ -367,7 +373,8 @@ async fn shutdown_signal() {
     terminate_or_interrupt().await;
     tokio::spawn(async {
         terminate_or_interrupt().await;
-        eprintln!("second signal: ending at once");
+        tracing::warn!("second signal: ending at once");
+        log::flush();
         engine::exit_at_once(130);
     });
 }
