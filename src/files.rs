@@ -24,6 +24,33 @@ pub const LARGEST_TEXT: u64 = 16 << 20;
 #[cfg(feature = "server")]
 pub const LARGEST_MODEL: u64 = 4 << 30;
 
+/// The extensions of the images that the server reads, in lower case. They include those that
+/// torchvision's `ImageFolder` takes.
+const IMAGE_EXTENSIONS: [&str; 16] = [
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "pnm", "ppm",
+    "pgm", "pbm", "pam",
+];
+
+/// Whether a file in a folder is an image by its name: it has the extension of one and is not
+/// hidden.
+///
+/// Folders of photos hold other files as well, such as annotations, `Thumbs.db` or the hidden
+/// `._photo.jpg` that macOS leaves on foreign disks; those are no damaged photos.
+pub fn has_image_name(path: &Path) -> bool {
+    let hidden = path
+        .file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    !hidden && has_image_extension(path)
+}
+
+/// Whether a file has the extension of an image.
+pub fn has_image_extension(path: &Path) -> bool {
+    let extension = path
+        .extension()
+        .map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+    extension.is_some_and(|extension| IMAGE_EXTENSIONS.contains(&extension.as_str()))
+}
+
 /// A file that could not be read.
 #[derive(Debug, Error)]
 #[error("{}: {reason}", path.display())]
@@ -169,6 +196,24 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains("larger than 3 bytes"), "{text}");
         assert!(text.starts_with(&*file.path().to_string_lossy()), "{text}");
+    }
+
+    #[test]
+    fn images_are_told_by_their_names() {
+        for image in ["a.jpg", "b.JPEG", "c.d.Tiff", "e.pam"] {
+            assert!(has_image_name(Path::new(image)), "{image}");
+        }
+        for other in [
+            "Thumbs.db",
+            "desktop.ini",
+            ".DS_Store",
+            "._a.jpg",
+            "a.jpg.xml",
+            "jpg",
+            "",
+        ] {
+            assert!(!has_image_name(Path::new(other)), "{other}");
+        }
     }
 
     #[cfg(unix)]

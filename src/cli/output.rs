@@ -1,7 +1,9 @@
 //! Output of results: text with bars and colours for people, JSON for programs.
 
 use std::{
-    fmt::Display,
+    borrow::Cow,
+    ffi::OsStr,
+    fmt::{Display, Write as _},
     io::{self, IsTerminal, Write},
 };
 
@@ -19,20 +21,73 @@ pub const BAR_WIDTH: usize = 24;
 
 /// Prints an error message to standard error.
 pub fn print_error(error: &dyn Display) {
-    let prefix = style("error:").for_stderr().red().bold();
-    print_to_stderr(&format_args!("{prefix} {error}"));
+    let name = style("error:").for_stderr().red().bold();
+    print_message(&format_args!(
+        "{name} {}",
+        escaped_lines(&error.to_string())
+    ));
 }
 
 /// Prints a message that is no error to standard error.
 pub fn print_note(note: &dyn Display) {
-    let prefix = style("note:").for_stderr().yellow().bold();
-    print_to_stderr(&format_args!("{prefix} {note}"));
+    let name = style("note:").for_stderr().yellow().bold();
+    print_message(&format_args!("{name} {}", escaped_lines(&note.to_string())));
 }
 
-/// Writes one line to standard error. Unlike `eprintln!`, it does not panic where that is closed
-/// or full: then nobody could read the panic's message either.
-fn print_to_stderr(line: &dyn Display) {
-    let _ = writeln!(io::stderr(), "{line}");
+/// Writes a line to standard error. Unlike `eprintln!`, it doesn't panic where the pipe is closed:
+/// there is nowhere left to report that.
+pub fn print_message(message: &dyn Display) {
+    let _ = writeln!(io::stderr(), "{message}");
+}
+
+/// The text with its control characters written as escapes, such as `\n` or `\u{1b}`.
+///
+/// Names of files, labels and messages of servers come from others. Unescaped, they could move the
+/// cursor of a terminal, or pass for lines of the program itself.
+pub fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_unprintable) {
+        return text.into();
+    }
+    let mut printable = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if is_unprintable(c) {
+            printable.extend(c.escape_default());
+        } else {
+            printable.push(c);
+        }
+    }
+    printable.into()
+}
+
+/// The same for a message of several lines, which stay lines.
+fn escaped_lines(text: &str) -> String {
+    let lines: Vec<_> = text.split('\n').map(escaped).collect();
+    lines.join("\n")
+}
+
+/// Whether a terminal acts on the character instead of showing it: control characters, and those
+/// that reverse the direction of the text after them.
+fn is_unprintable(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// The bytes of a name that is not UTF-8, percent-encoded as in a URL; `None` if it is UTF-8.
+///
+/// In JSON, which has no bytes, the name itself only shows a replacement character for them.
+pub fn percent_encoded(name: &OsStr) -> Option<String> {
+    if name.to_str().is_some() {
+        return None;
+    }
+    let mut encoded = String::new();
+    for &byte in name.as_encoded_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte) {
+            encoded.push(byte.into());
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    Some(encoded)
 }
 
 /// Writes one line to standard output. Unlike `println!`, it returns an error where the pipe is
@@ -111,6 +166,18 @@ pub fn quoted(path: &str) -> String {
     let needs_no_quotes = |c: char| c.is_alphanumeric() || "/._-+@%:,".contains(c);
     if path.chars().all(needs_no_quotes) {
         path.to_owned()
+    } else if path.contains(is_unprintable) {
+        // The quotes of bash, zsh and POSIX since 2024 that know escapes.
+        let quotable = path.replace('\\', r"\\").replace('\'', r"\'");
+        let escape = |c: char| match c {
+            c if !is_unprintable(c) => c.to_string(),
+            c => c
+                .to_string()
+                .bytes()
+                .map(|byte| format!("\\x{byte:02x}"))
+                .collect(),
+        };
+        format!("$'{}'", quotable.chars().map(escape).collect::<String>())
     } else {
         format!("'{}'", path.replace('\'', r"'\''"))
     }
@@ -147,12 +214,12 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
-/// The label of a class, or its number where the model has no labels.
+/// The label of a class, or its number where the model has no labels, for people.
 pub fn label(class: &Classification) -> String {
     if class.label.is_empty() {
         format!("class {}", class.class_id)
     } else {
-        class.label.clone()
+        escaped(&class.label).into_owned()
     }
 }
 
@@ -222,6 +289,26 @@ mod tests {
         assert_eq!(bar(0.5 + 1.0 / 64.0, 8), "████▏");
         assert_eq!(bar(f32::NAN, 8), "");
         assert_eq!(bar(7.0, 2), "██");
+    }
+
+    #[test]
+    fn control_characters_are_shown_and_not_obeyed() {
+        assert_eq!(escaped("Pfütze 猫 ½"), "Pfütze 猫 ½");
+        assert_eq!(escaped("a\n\u{1b}[2Jb"), r"a\n\u{1b}[2Jb");
+        assert_eq!(escaped("gpj.\u{202e}exe"), r"gpj.\u{202e}exe");
+        assert_eq!(escaped_lines("one\ntwo\r"), "one\ntwo\\r");
+        assert_eq!(quoted("a\u{1b}'b"), r"$'a\x1b\'b'");
+        assert_eq!(quoted("a b"), "'a b'");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_not_utf8_stay_unambiguous() {
+        use std::os::unix::ffi::OsStrExt;
+
+        assert_eq!(percent_encoded(OsStr::new("grün.jpg")), None);
+        let name = OsStr::from_bytes(b"gr\xfcn %1/a.jpg");
+        assert_eq!(percent_encoded(name).unwrap(), "gr%FCn%20%251/a.jpg");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use console::{Alignment, measure_text_width, pad_str, style};
 
-use super::output;
+use super::output::{self, escaped};
 use crate::offline::{
     SkippedPhoto,
     dataset::Labelled,
@@ -45,10 +45,27 @@ pub fn tables(evaluation: &Evaluation, labels: &[String]) -> String {
     text + &mistakes(&evaluation.mistakes)
 }
 
+/// Prints how many files are no images by their names, if there are any, unless the report is for
+/// programs.
+pub fn print_ignored(files: usize, json: bool) {
+    match files {
+        _ if json => {}
+        0 => {}
+        1 => output::print_note(&"left 1 file alone, which is no image by its name"),
+        files => output::print_note(&format_args!(
+            "left {files} files alone, which are no images by their names"
+        )),
+    }
+}
+
 /// Prints a note for each photo that was skipped, up to a limit.
 pub fn print_skipped(skipped: &[SkippedPhoto]) {
     for SkippedPhoto { file, reason } in skipped.iter().take(SHOWN_SKIPPED) {
-        output::print_note(&format_args!("skipped {file}: {reason}"));
+        output::print_note(&format_args!(
+            "skipped {}: {}",
+            escaped(file),
+            escaped(reason)
+        ));
     }
     if skipped.len() > SHOWN_SKIPPED {
         output::print_note(&format_args!(
@@ -121,7 +138,9 @@ fn confusions(evaluation: &Evaluation) -> String {
     for confusion in evaluation.confusions.iter().take(SHOWN_CONFUSIONS) {
         text += &format!(
             "{:>6}  {} predicted as {}\n",
-            confusion.photos, confusion.label, confusion.predicted
+            confusion.photos,
+            escaped(&confusion.label),
+            escaped(&confusion.predicted)
         );
     }
     text
@@ -144,8 +163,10 @@ fn mistakes(mistakes: &[Mistake]) -> String {
     {
         let confidence = percent((*probability).into());
         text += &format!(
-            "  {}  {label} predicted as {predicted} ({confidence})\n",
-            left(file, width)
+            "  {}  {} predicted as {} ({confidence})\n",
+            left(file, width),
+            escaped(label),
+            escaped(predicted)
         );
     }
     text
@@ -153,9 +174,12 @@ fn mistakes(mistakes: &[Mistake]) -> String {
 
 /// The text, padded at its right to `width` columns.
 fn left(text: &str, width: usize) -> String {
-    pad_str(text, width, Alignment::Left, None).into_owned()
+    pad_str(&escaped(text), width, Alignment::Left, None).into_owned()
 }
 
 fn widest<'a>(texts: impl Iterator<Item = &'a str>) -> usize {
-    texts.map(measure_text_width).max().unwrap_or(0)
+    texts
+        .map(|text| measure_text_width(&escaped(text)))
+        .max()
+        .unwrap_or(0)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Request, Response, Status, TimeoutExpired};
 
-use super::{Client, ClientError, retry};
+use super::{Client, ClientError, error::explain_size, retry};
 use crate::{
     address::ServerAddress,
     proto::{ClassifyRequest, ClassifyResponse, ListModelsRequest, Model},
@@ -34,13 +34,7 @@ pub async fn find_model(
     name: &str,
     timeout: Duration,
 ) -> Result<Model, ClientError> {
-    let deadline = Instant::now() + timeout;
-    let models = list_models(client, deadline)
-        .await
-        .map_err(|status| ClientError::Refused {
-            server: server.clone(),
-            status: status.into(),
-        })?;
+    let models = list_models(client, server, timeout).await?;
 
     let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
     let known = if names.is_empty() {
@@ -58,7 +52,28 @@ pub async fn find_model(
         })
 }
 
-async fn list_models(client: &mut Client, deadline: Instant) -> Result<Vec<Model>, Status> {
+/// Returns the server's models, the default one first.
+///
+/// `server` is the address that `client` is connected to; it appears in errors. While the server is
+/// still starting, the call is repeated until `timeout` has passed.
+///
+/// # Errors
+/// [`ClientError::Refused`] when the call fails.
+pub async fn list_models(
+    client: &mut Client,
+    server: &ServerAddress,
+    timeout: Duration,
+) -> Result<Vec<Model>, ClientError> {
+    let deadline = Instant::now() + timeout;
+    list_until(client, deadline)
+        .await
+        .map_err(|status| ClientError::Refused {
+            server: server.clone(),
+            status: status.into(),
+        })
+}
+
+async fn list_until(client: &mut Client, deadline: Instant) -> Result<Vec<Model>, Status> {
     let mut attempt = 0;
     loop {
         let mut request = Request::new(ListModelsRequest {});
@@ -117,7 +132,7 @@ pub async fn classify(
         .classify(request)
         .await
         .map(Response::into_inner)
-        .map_err(normalize_timeout)
+        .map_err(|status| explain_size(normalize_timeout(status)))
 }
 
 /// Sends one request, and sends it again when the server rejects it only temporarily: after the

@@ -1,8 +1,9 @@
 //! Why a server could not be used.
 
 use thiserror::Error;
-use tonic::Status;
+use tonic::{Code, Status};
 
+use super::MAX_MESSAGE_BYTES;
 use crate::{address::ServerAddress, proto::code_name};
 
 /// Why a server could not be used.
@@ -43,4 +44,74 @@ pub enum ClientError {
         /// Its answer.
         status: Box<Status>,
     },
+}
+
+/// Explains the status for a message that is too large, which tonic words in terms of its codec, to
+/// the sender of an image. Any other status is returned unchanged.
+pub(super) fn explain_size(status: Status) -> Status {
+    if !matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted) {
+        return status;
+    }
+    let Some((size, limit)) = sizes(status.message()) else {
+        return status;
+    };
+    let text = format!(
+        "the image takes {:.1} MiB in a message, more than the {:.0} MiB that ",
+        mebibytes(size),
+        mebibytes(limit)
+    );
+    let advice = if limit == MAX_MESSAGE_BYTES as u64 {
+        "a client sends; make it smaller".to_owned()
+    } else {
+        format!(
+            "the server accepts; make it smaller, or start the server with --max-message-mib {}",
+            size.div_ceil(1 << 20)
+        )
+    };
+    Status::new(status.code(), text + &advice)
+}
+
+/// The size of the message and the limit for it, in bytes, from tonic's description.
+fn sizes(message: &str) -> Option<(u64, u64)> {
+    let (_, found) = message.split_once("message length too large: found ")?;
+    let (size, rest) = found.split_once(" bytes, the limit is: ")?;
+    let (limit, _) = rest.split_once(" bytes")?;
+    Some((size.parse().ok()?, limit.parse().ok()?))
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / (1 << 20) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn explained(limit: usize) -> Status {
+        explain_size(Status::out_of_range(format!(
+            "Error, decoded message length too large: found 53477400 bytes, the limit is: {limit} \
+             bytes"
+        )))
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_is_explained_with_its_size_and_the_limit() {
+        let status = explained(16 << 20);
+        assert_eq!(status.code(), Code::OutOfRange);
+        for part in ["51.0 MiB", "the 16 MiB", "--max-message-mib 52"] {
+            assert!(status.message().contains(part), "{}", status.message());
+        }
+        assert!(!explained(MAX_MESSAGE_BYTES).message().contains("--max"));
+    }
+
+    #[test]
+    fn other_statuses_stay_as_they_are() {
+        for status in [
+            Status::out_of_range("the top is out of range"),
+            Status::internal("message length too large: found 1 bytes, the limit is: 0 bytes"),
+        ] {
+            let explained = explain_size(status.clone());
+            assert_eq!(explained.message(), status.message());
+        }
+    }
 }

@@ -55,7 +55,9 @@ pub mod stream;
 pub mod video;
 
 pub use self::{
-    classify::{ClassifyAnswer, classify, classify_with_retries, find_model, milliseconds},
+    classify::{
+        ClassifyAnswer, classify, classify_with_retries, find_model, list_models, milliseconds,
+    },
     connect::{Client, MAX_MESSAGE_BYTES, Server, connect},
     credentials::{Credentials, SendToken, Token},
     error::ClientError,

@@ -11,7 +11,10 @@ use tonic::Code;
 
 use crate::{
     cli::output::{self, ClassJson, ErrorJson, TimingJson, thousands, time},
-    client::stream::{FrameAnswer, FrameOutcome, StreamEvent, StreamSummary},
+    client::{
+        stream::{FrameAnswer, FrameOutcome, StreamEvent, StreamSummary},
+        video::SourceLost,
+    },
     proto::code_name,
 };
 
@@ -66,6 +69,15 @@ impl StreamDisplay {
             StreamEvent::Reconnecting(status) => {
                 self.suspend(|| {
                     output::print_note(&format_args!("{}; reconnecting", status.message()));
+                });
+                Ok(())
+            }
+            StreamEvent::SourceLost(SourceLost { error, retry_in }) => {
+                self.suspend(|| {
+                    output::print_note(&format_args!(
+                        "{error}; opening it again in {:.0} s",
+                        retry_in.as_secs_f64()
+                    ));
                 });
                 Ok(())
             }
@@ -194,6 +206,10 @@ pub fn describe(summary: &StreamSummary) -> String {
             frames += &format!(", {} {what}", thousands(count));
         }
     }
+    if summary.source_reconnects > 0 {
+        let times = thousands(summary.source_reconnects);
+        frames += &format!(", source lost {times} times");
+    }
     line("Frames", &frames);
 
     line(
@@ -219,12 +235,13 @@ pub fn describe(summary: &StreamSummary) -> String {
     let width = summary
         .labels
         .iter()
-        .map(|shown| measure_text_width(&shown.label))
+        .map(|shown| measure_text_width(&output::escaped(&shown.label)))
         .max()
         .unwrap_or(0);
     for (rank, shown) in summary.labels.iter().enumerate() {
         let name = if rank == 0 { "Top label" } else { "" };
-        let label = pad_str(&shown.label, width, Alignment::Left, None);
+        let label = output::escaped(&shown.label);
+        let label = pad_str(&label, width, Alignment::Left, None);
         line(
             name,
             &format_args!("{label}  {:5.1} % of the time", shown.share * 100.0),

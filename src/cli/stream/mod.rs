@@ -4,37 +4,37 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::ValueEnum;
 use serde_json::json;
-use tokio::{
-    signal::ctrl_c,
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::sync::watch;
 
-use super::{CliError, flags::ConnectionFlags, output, values};
+use super::{CliError, flags::ConnectionFlags, output, report, values};
 use crate::{
     client::{
         self,
-        stream::{StreamOptions, run_stream},
-        video::{VideoOptions, VideoReader, VideoSource},
+        stream::{StreamEvent, StreamOptions, run_stream},
+        video::{VideoError, VideoOptions, VideoReader, VideoSource},
     },
     proto::FramePolicy,
 };
 
 mod display;
+mod stop;
 
-use self::display::StreamDisplay;
+use self::{display::StreamDisplay, stop::stop_on_interrupt};
 
 /// Default half-life of the moving average over frames, except for folders of images.
 const VIDEO_SMOOTHING: Duration = Duration::from_millis(300);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// A second Ctrl-C within this time of the first is ignored, because a held key repeats.
-const KEY_REPEAT: Duration = Duration::from_millis(200);
 
 const LONG_HELP: &str = "\
 Files play in real time with --policy latest or with --fps, otherwise as fast as the server \
 classifies them. Cameras, URLs and standard input are live: they determine the rate of frames \
-themselves. Frames are scaled down to the size that the model needs before they are sent. Ctrl-C \
-ends the stream and prints the summary.
+themselves. Frames are scaled down to the size that the model needs before they are sent. An image \
+file is a video of one frame, which --loop repeats. Ctrl-C and SIGTERM end the stream and print the \
+summary.
+
+A camera or URL that sends no frame for --source-timeout ends the stream with an error. With \
+--reconnect it is opened again, and so is one that ends or fails: after 1 s, then after pauses that \
+double up to 30 s. Each time is reported on standard error and counted in the summary.
 
 With --json, each response is one line on standard output:
   {\"frame_id\", \"classifications\": [{\"class_id\", \"label\", \"probability\"}],
@@ -43,7 +43,8 @@ With --json, each response is one line on standard output:
 For a frame that failed, \"error\": {\"code\", \"message\"} replaces the classifications. The last \
 line is
   {\"summary\": {\"sent\", \"answered\", \"failed\", \"dropped_by_server\",
-    \"dropped_by_client\", \"unanswered\", \"duration_s\", \"mean_fps\",
+    \"dropped_by_client\", \"unanswered\", \"source_reconnects\", \"duration_s\",
+    \"mean_fps\",
     \"latency_ms\": {\"count\", \"mean\", \"p50\", ...},
     \"labels\": [{\"label\", \"share\"}]}}.
 
@@ -54,7 +55,7 @@ Exit status: 0 = the stream ended normally, 1 = it was interrupted or no frame w
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub struct Args {
-    /// A video file, a folder of images, a camera (/dev/video0, camera:0), a URL (rtsp://...), or -
+    /// A video file, an image or a folder of images, a camera (/dev/video0, camera:0), a URL (rtsp://...), or -
     /// for standard input.
     #[arg(value_name = "VIDEO")]
     source: VideoSource,
@@ -88,7 +89,14 @@ pub struct Args {
     /// Start over at the end of a file or folder.
     #[arg(long = "loop", env = "RESNET18_STREAM_LOOP")]
     repeat: bool,
-    /// The ffmpeg program, which reads all sources except folders.
+    /// How long a camera or URL may send no frame; 0 = without limit.
+    #[arg(long, env = "RESNET18_STREAM_SOURCE_TIMEOUT", value_name = "DURATION",
+          default_value = "15s", value_parser = values::duration)]
+    source_timeout: Duration,
+    /// Open a camera or URL again when it ends, fails or sends no frame.
+    #[arg(long, env = "RESNET18_STREAM_RECONNECT")]
+    reconnect: bool,
+    /// The ffmpeg program, which reads all sources except images.
     #[arg(
         long,
         env = "RESNET18_STREAM_FFMPEG",
@@ -118,6 +126,12 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
             args.source
         )));
     }
+    if args.reconnect && !args.source.is_remote() {
+        return Err(CliError::Usage(format!(
+            "{} cannot be lost, only a camera or a URL: remove --reconnect",
+            args.source
+        )));
+    }
 
     let server = args.server.server()?;
     let mut client = client::connect(&server).await?;
@@ -129,6 +143,8 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     )
     .await?;
 
+    let source = args.source.clone();
+    let is_images = matches!(source, VideoSource::Directory(_)) || source.image().is_some();
     let real_time = args.policy == PolicyArg::Latest || args.fps.is_some();
     let options = StreamOptions {
         server,
@@ -138,67 +154,109 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
             PolicyArg::Latest => FramePolicy::Latest,
             PolicyArg::Every => FramePolicy::Every,
         },
-        smoothing: args.smoothing.unwrap_or(match args.source {
-            VideoSource::Directory(_) => Duration::ZERO,
-            _ => VIDEO_SMOOTHING,
+        smoothing: args.smoothing.unwrap_or(if is_images {
+            Duration::ZERO
+        } else {
+            VIDEO_SMOOTHING
         }),
-        reconnect: args.source.is_live() || real_time,
+        reconnect: source.is_live() || real_time,
     };
-    let video = VideoReader::open(&VideoOptions {
+    let video_options = VideoOptions {
         source: args.source,
         fps: args.fps,
         real_time,
         repeat: args.repeat,
         shorter_side: model.resize_shorter_side,
+        longest_silence: Some(args.source_timeout).filter(|limit| !limit.is_zero()),
+        reconnect: args.reconnect,
         ffmpeg: args.ffmpeg,
-    })
-    .await?;
+    };
 
-    let (stop, stopped) = watch::channel(false);
-    let stopper = tokio::spawn(stop_on_interrupt(args.duration, stop));
-
+    let (stop, mut stopped) = watch::channel(false);
+    let stopper = tokio::spawn(stop_on_interrupt(args.duration, stop.clone()));
     let mut display = StreamDisplay::new(args.json);
+
+    // Opening waits for the first frame, and --duration and Ctrl-C are kept meanwhile.
+    let opened = tokio::select! {
+        opened = open(&video_options, &mut display) => Some(opened),
+        _ = stopped.wait_for(|stop| *stop) => None,
+    };
+    let video = match opened {
+        Some(Ok(video)) => video,
+        Some(Err(error)) => {
+            display.finish();
+            return Err(video_failure(error));
+        }
+        None => {
+            display.finish();
+            return Err(CliError::Failed(format!(
+                "{source} sent no frame before the stream was stopped"
+            )));
+        }
+    };
+    report::print_ignored(video.ignored_files(), args.json);
+
     let mut written = Ok(());
     let result = run_stream(&options, client, video, stopped, |event| {
         if written.is_ok() {
             written = display.show(event);
+            if written.is_err() {
+                // Whoever read the output has gone, as `head` does.
+                stop.send_replace(true);
+            }
         }
     })
     .await;
+    let interrupted = *stop.borrow();
     stopper.abort();
-    written?;
     display.finish();
+    written?;
 
     if args.json {
         output::print_json(&json!({ "summary": &result.summary }))?;
     } else {
         output::print_line(&display::describe(&result.summary))?;
     }
-    let succeeded = result.video_error.is_none()
-        && result.server_error.is_none()
-        && result.summary.answered > 0;
-    if let Some(error) = &result.video_error {
-        output::print_error(error);
+    let failed = result.video_error.is_some() || result.server_error.is_some();
+    if let Some(error) = result.video_error {
+        output::print_error(&video_failure(error));
     }
     if let Some(error) = result.server_error {
         output::print_error(&CliError::from(error));
     }
+    if result.summary.sent == 0 && !failed && !interrupted {
+        output::print_error(&format_args!("{source} holds no frame"));
+    }
 
-    Ok(if succeeded {
+    Ok(if !failed && result.summary.answered > 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-/// Stops the stream on Ctrl-C or after `duration`; the responses that are outstanding are still
-/// shown. A further Ctrl-C ends the process at once.
-async fn stop_on_interrupt(duration: Option<Duration>, stop: watch::Sender<bool>) {
-    // Whether this is the signal or the timeout makes no difference.
-    let _ = timeout(duration.unwrap_or(Duration::MAX), ctrl_c()).await;
-    stop.send_replace(true);
+/// Opens the video, with --reconnect for as often as it takes.
+async fn open(
+    options: &VideoOptions,
+    display: &mut StreamDisplay,
+) -> Result<VideoReader, VideoError> {
+    if !options.reconnect {
+        return VideoReader::open(options).await;
+    }
+    VideoReader::open_persistently(options, |loss| {
+        // It goes to standard error, whose loss is not reported.
+        let _ = display.show(StreamEvent::SourceLost(loss));
+    })
+    .await
+}
 
-    sleep(KEY_REPEAT).await;
-    let _ = ctrl_c().await;
-    std::process::exit(130);
+/// The error for people, with what to do about it in terms of the command line.
+fn video_failure(error: VideoError) -> CliError {
+    match error {
+        VideoError::Silent { .. } => CliError::Failed(format!(
+            "{error}; is it there? --source-timeout gives it more time, and --reconnect opens it \
+             again"
+        )),
+        error => error.into(),
+    }
 }

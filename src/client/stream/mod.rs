@@ -56,15 +56,16 @@ use std::{
 
 use futures_util::{Stream, StreamExt, stream};
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     time::{Instant, sleep, timeout},
 };
 use tonic::{Code, Status, Streaming};
 
 use super::{
     Client, ClientError, Server,
+    error::explain_size,
     retry::backoff,
-    video::{VideoError, VideoFrame, VideoReader},
+    video::{SourceLost, VideoError, VideoFrame, VideoReader},
 };
 use crate::{
     proto::{
@@ -137,6 +138,8 @@ pub enum StreamEvent {
     Answer(FrameAnswer),
     /// The connection was lost, for this reason, and is being re-established.
     Reconnecting(Status),
+    /// The camera or URL was lost and will be opened again.
+    SourceLost(SourceLost),
 }
 
 /// The server's answer to a frame.
@@ -188,7 +191,7 @@ pub struct StreamResult {
 
 /// Classifies a video until it ends, the server ends the stream, or `stop` becomes true.
 ///
-/// Each answer and each reconnection is passed to `on_event`, in order. After `stop` the answers to
+/// Each answer, each reconnection and each loss of the source is passed to `on_event`. After `stop` the answers to
 /// frames that were already sent are awaited for up to 3 s. Errors do not discard what was
 /// measured: they are part of the result.
 pub async fn run_stream(
@@ -196,10 +199,15 @@ pub async fn run_stream(
     client: Client,
     video: VideoReader,
     stop: watch::Receiver<bool>,
-    mut on_event: impl FnMut(StreamEvent),
+    on_event: impl FnMut(StreamEvent),
 ) -> StreamResult {
     let slot = Arc::new(FrameSlot::new(options.policy));
-    let reader = tokio::spawn(read_frames(video, slot.clone(), stop.clone()));
+    let (lost, mut losses) = mpsc::unbounded_channel();
+    let reader = tokio::spawn(read_frames(video, slot.clone(), stop.clone(), lost));
+    let on_event = Mutex::new(on_event);
+    let emit = |event| (*sync::lock(&on_event))(event);
+    let mut on_answer = &emit;
+    let mut source_reconnects = 0;
     let mut session = StreamSession {
         options,
         client,
@@ -210,8 +218,15 @@ pub async fn run_stream(
         dropped_now: 0,
     };
     let ended = tokio::select! {
-        ended = session.run(&mut on_event) => ended,
+        ended = session.run(&mut on_answer) => ended,
         () = drained(stop) => Ok(()),
+        () = async {
+            while let Some(loss) = losses.recv().await {
+                source_reconnects += 1;
+                emit(StreamEvent::SourceLost(loss));
+            }
+            future::pending::<()>().await;
+        } => Ok(()),
     };
 
     session.slot.close();
@@ -228,10 +243,14 @@ pub async fn run_stream(
 
     let dropped_by_server = session.dropped_before + session.dropped_now;
     let sent = session.sent().count;
+    let summary = session
+        .tally
+        .summary(sent, dropped_by_server, session.slot.replaced());
     StreamResult {
-        summary: session
-            .tally
-            .summary(sent, dropped_by_server, session.slot.replaced()),
+        summary: StreamSummary {
+            source_reconnects,
+            ..summary
+        },
         video_error,
         server_error,
     }
@@ -251,9 +270,14 @@ async fn read_frames(
     mut video: VideoReader,
     slot: Arc<FrameSlot<VideoFrame>>,
     mut stop: watch::Receiver<bool>,
+    lost: mpsc::UnboundedSender<SourceLost>,
 ) -> Result<(), VideoError> {
+    let on_lost = |loss| {
+        // The stream may have ended; then nobody wants to know.
+        let _ = lost.send(loss);
+    };
     let read = async {
-        while let Some(frame) = video.next().await? {
+        while let Some(frame) = video.next_persistently(on_lost).await? {
             if !slot.put(frame).await {
                 break;
             }
@@ -329,8 +353,9 @@ impl StreamSession<'_> {
         let mut attempt = 0;
         loop {
             let mut answers = 0_u64;
-            let Err(status) = self.run_connection(&mut answers, on_event).await else {
-                return Ok(());
+            let status = match self.run_connection(&mut answers, on_event).await {
+                Ok(()) => return Ok(()),
+                Err(status) => explain_size(status),
             };
             if answers > 0 {
                 attempt = 0;

@@ -35,6 +35,8 @@ pub struct StreamSummary {
     pub dropped_by_client: u64,
     /// Frames that had no answer when the stream or its connection ended.
     pub unanswered: u64,
+    /// How often the camera or URL was lost and opened again.
+    pub source_reconnects: u64,
     /// From the start to the last answer, in seconds.
     pub duration_s: f64,
     /// Answers per second, on average over `duration_s`.
@@ -124,6 +126,7 @@ impl Tally {
             dropped_by_server,
             dropped_by_client,
             unanswered: sent.saturating_sub(answers + dropped_by_server),
+            source_reconnects: 0,
             duration_s,
             mean_fps: if duration_s > 0.0 {
                 answers as f64 / duration_s

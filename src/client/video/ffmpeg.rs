@@ -34,6 +34,8 @@ const STDERR_LINES: usize = 12;
 /// A running `ffmpeg`; dropping it ends the process.
 pub struct Ffmpeg {
     child: Child,
+    /// Ends the process if this one is killed. Dropped after `child`.
+    _watchdog: Option<Watchdog>,
     stdout: BufReader<ChildStdout>,
     stderr: Option<JoinHandle<String>>,
     header: Y4mHeader,
@@ -66,12 +68,14 @@ impl Ffmpeg {
         let mut child = command
             .spawn()
             .map_err(|error| start_error(options, error))?;
+        let watchdog = Watchdog::start(&child);
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(VideoError::FfmpegIo(io::ErrorKind::BrokenPipe.into()));
         };
 
         let mut ffmpeg = Self {
             child,
+            _watchdog: watchdog,
             stdout: BufReader::new(stdout),
             stderr: Some(tokio::spawn(last_lines(stderr))),
             header: Y4mHeader {
@@ -137,6 +141,41 @@ impl Ffmpeg {
             source_name: self.source_name.clone(),
             messages,
         }
+    }
+}
+
+/// A small process that ends `ffmpeg` when this process is gone, however it ended.
+///
+/// It waits on a pipe that nobody writes to and that the system closes with this process. An
+/// `ffmpeg` that waits for a silent camera would not notice that its output is closed.
+struct Watchdog(Child);
+
+impl Watchdog {
+    #[cfg(unix)]
+    fn start(ffmpeg: &Child) -> Option<Self> {
+        // The process is the leader of its own group, so this number is also the group's.
+        let group = format!("-{}", ffmpeg.id()?);
+        let child = Command::new("sh")
+            .args(["-c", "read -r _ || kill -s KILL -- \"$1\"", "sh", &group])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn();
+        child.ok().map(Self)
+    }
+
+    #[cfg(not(unix))]
+    fn start(_: &Child) -> Option<Self> {
+        None
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        // Before the pipe is closed, so that it doesn't end a group whose number may have been
+        // given to another one. A failure means that it has ended already.
+        let _ = self.0.start_kill();
     }
 }
 
@@ -254,7 +293,9 @@ fn arguments(options: &VideoOptions, passthrough: &str) -> Vec<OsString> {
 fn filter(options: &VideoOptions) -> String {
     let rate = options
         .fps
-        .map(|fps| format!("fps={fps},"))
+        // The last frame is passed on even if it ends before the next one would be due; otherwise
+        // a short video would have none.
+        .map(|fps| format!("fps={fps}:eof_action=pass,"))
         .unwrap_or_default();
     let side = options.shorter_side.max(2).next_multiple_of(2);
     let scale = format!("min(1,{side}/min(iw*sar,ih))");

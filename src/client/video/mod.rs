@@ -25,7 +25,7 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::proto::Image;
 
@@ -36,6 +36,10 @@ mod y4m;
 
 use self::{directory::DirectoryFrames, ffmpeg::Ffmpeg};
 pub use self::{source::VideoSource, y4m::Y4mError};
+
+/// The pause before a source is opened again for the first time; it doubles after each failure.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// The frame rate of a source that doesn't say its own, in frames per second.
 const DEFAULT_FPS: f64 = 25.0;
@@ -55,13 +59,22 @@ pub struct VideoOptions {
     /// The length of the frames' shorter side in pixels. Larger frames are scaled down to it,
     /// smaller ones stay as they are. A model's `resize_shorter_side` is the best choice.
     pub shorter_side: u32,
+    /// How long a camera or a URL may take for its first frame, and for each further one, before
+    /// reading fails with [`VideoError::Silent`]; `None` means without limit.
+    pub longest_silence: Option<Duration>,
+    /// Whether a camera or a URL that ends, fails or falls silent is opened again. [`run_stream`]
+    /// does so, with growing pauses of up to half a minute.
+    ///
+    /// [`run_stream`]: crate::client::stream::run_stream
+    pub reconnect: bool,
     /// The `ffmpeg` program, as a path or a name to look up in `PATH`.
     pub ffmpeg: PathBuf,
 }
 
 impl VideoOptions {
     /// All frames of `source` once, as fast as they can be read, with 256 pixels on the shorter
-    /// side: the size that ImageNet's ResNets are evaluated with.
+    /// side: the size that ImageNet's ResNets are evaluated with. A camera or a URL may be silent
+    /// for 15 s, and is not opened again.
     pub fn new(source: VideoSource) -> Self {
         Self {
             source,
@@ -69,8 +82,21 @@ impl VideoOptions {
             real_time: false,
             repeat: false,
             shorter_side: 256,
+            longest_silence: Some(Duration::from_secs(15)),
+            reconnect: false,
             ffmpeg: "ffmpeg".into(),
         }
+    }
+
+    /// The time limit for one frame; `None` means without limit. At a low rate, frames are far
+    /// apart even if the source is not silent.
+    fn frame_limit(&self) -> Option<Duration> {
+        let limit = self.longest_silence.filter(|_| self.source.is_remote())?;
+        let apart = match self.fps {
+            Some(fps) => Duration::try_from_secs_f64(1.0 / fps).ok()?,
+            None => Duration::ZERO,
+        };
+        limit.checked_add(apart)
     }
 }
 
@@ -107,6 +133,20 @@ pub enum VideoError {
         /// [`MAX_MESSAGE_BYTES`](crate::client::MAX_MESSAGE_BYTES).
         error: io::Error,
     },
+    /// A camera or a URL delivered no frame for too long.
+    #[error("{source_name} has sent no frame for {:.0} s", limit.as_secs_f64().ceil())]
+    Silent {
+        /// The source.
+        source_name: String,
+        /// How long a frame was awaited.
+        limit: Duration,
+    },
+    /// A camera or a URL that is to be read for ever has ended.
+    #[error("{source_name} has ended")]
+    Ended {
+        /// The source.
+        source_name: String,
+    },
     /// `ffmpeg` isn't installed.
     #[error(
         "video needs the program `{program}`, which isn't installed; {}",
@@ -132,17 +172,78 @@ pub enum VideoError {
     Y4m(#[from] y4m::Y4mError),
 }
 
+impl VideoError {
+    /// Whether opening the source again can't help.
+    fn is_permanent(&self) -> bool {
+        matches!(self, Self::FfmpegMissing { .. } | Self::Keyboard)
+    }
+}
+
+/// A source that was lost and is opened again after a pause.
+#[derive(Debug)]
+pub struct SourceLost {
+    /// Why it was lost, or could not be opened.
+    pub error: VideoError,
+    /// The pause.
+    pub retry_in: Duration,
+}
+
 /// Reads the frames of a video one after another.
 ///
 /// Dropping it ends the `ffmpeg` process.
 pub struct VideoReader {
+    options: VideoOptions,
     frames: FrameSource,
     clock: FrameClock,
+    /// How often in a row the source was lost without a frame in between.
+    losses: u32,
 }
 
 enum FrameSource {
     Ffmpeg(Box<Ffmpeg>),
     Directory(DirectoryFrames),
+    /// It was lost.
+    Lost,
+}
+
+impl FrameSource {
+    async fn open(options: &VideoOptions) -> Result<Self, VideoError> {
+        if let Some(image) = options.source.image() {
+            return DirectoryFrames::single(image, options).map(Self::Directory);
+        }
+        match &options.source {
+            VideoSource::Directory(path) => {
+                DirectoryFrames::open(path, options).map(Self::Directory)
+            }
+            _ => {
+                let ffmpeg = within_limit(options, Ffmpeg::start(options)).await?;
+                Ok(Self::Ffmpeg(ffmpeg.into()))
+            }
+        }
+    }
+}
+
+/// Fails if the source takes longer than its limit allows.
+async fn within_limit<T>(
+    options: &VideoOptions,
+    work: impl Future<Output = Result<T, VideoError>>,
+) -> Result<T, VideoError> {
+    let Some(limit) = options.frame_limit() else {
+        return work.await;
+    };
+    timeout(limit, work).await.unwrap_or_else(|_| {
+        Err(VideoError::Silent {
+            source_name: options.source.to_string(),
+            limit,
+        })
+    })
+}
+
+/// The pause after a source was lost for the `losses`-th time in a row, from 1.
+fn pause_after(losses: u32) -> Duration {
+    FIRST_PAUSE
+        .saturating_mul(1 << losses.saturating_sub(1).min(10))
+        .min(LONGEST_PAUSE)
 }
 
 impl VideoReader {
@@ -150,47 +251,139 @@ impl VideoReader {
     /// about to follow.
     ///
     /// # Errors
-    /// A source that does not exist or is not a video, or an `ffmpeg` that can't be run.
+    /// A source that does not exist, is not a video or is silent for too long, or an `ffmpeg` that
+    /// can't be run.
     pub async fn open(options: &VideoOptions) -> Result<Self, VideoError> {
-        let mut fps = options.fps.unwrap_or(DEFAULT_FPS);
-        let frames = match &options.source {
-            VideoSource::Directory(path) => {
-                FrameSource::Directory(DirectoryFrames::open(path, options)?)
-            }
-            _ => {
-                let ffmpeg = Ffmpeg::start(options).await?;
-                fps = ffmpeg.fps().unwrap_or(fps);
-                FrameSource::Ffmpeg(ffmpeg.into())
-            }
-        };
+        let frames = FrameSource::open(options).await?;
+        Ok(Self::new(options, frames))
+    }
 
-        let real_time = options.real_time || options.source.is_live();
-        Ok(Self {
+    /// Opens a video; a camera or a URL is tried until it can be opened. `on_lost` is called before
+    /// each pause.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), except for failures that another attempt may mend.
+    pub async fn open_persistently(
+        options: &VideoOptions,
+        mut on_lost: impl FnMut(SourceLost),
+    ) -> Result<Self, VideoError> {
+        let mut losses = 0;
+        loop {
+            let error = match FrameSource::open(options).await {
+                Ok(frames) => return Ok(Self::new(options, frames)),
+                Err(error) if error.is_permanent() || !options.source.is_remote() => {
+                    return Err(error);
+                }
+                Err(error) => error,
+            };
+            losses += 1;
+            let retry_in = pause_after(losses);
+            on_lost(SourceLost { error, retry_in });
+            sleep(retry_in).await;
+        }
+    }
+
+    fn new(options: &VideoOptions, frames: FrameSource) -> Self {
+        let fps = match &frames {
+            FrameSource::Ffmpeg(ffmpeg) => ffmpeg.fps(),
+            _ => None,
+        };
+        Self {
             frames,
             clock: FrameClock {
                 begin: SystemTime::now(),
-                fps,
+                fps: fps.or(options.fps).unwrap_or(DEFAULT_FPS),
                 number: 0,
-                real_time,
+                real_time: options.real_time || options.source.is_live(),
             },
-        })
+            options: options.clone(),
+            losses: 0,
+        }
+    }
+
+    /// The number of files in a folder that are no images by their names.
+    pub fn ignored_files(&self) -> usize {
+        match &self.frames {
+            FrameSource::Directory(directory) => directory.ignored,
+            _ => 0,
+        }
     }
 
     /// Waits for the next frame; `None` at the end.
     ///
     /// # Errors
-    /// A video that breaks off, or an image file that can't be read.
+    /// A video that breaks off or is silent for too long, or an image file that can't be read.
+    /// There are no frames after an error.
     pub async fn next(&mut self) -> Result<Option<VideoFrame>, VideoError> {
         let image = match &mut self.frames {
-            FrameSource::Ffmpeg(ffmpeg) => ffmpeg.next().await?,
-            FrameSource::Directory(directory) => directory.next().await?,
+            FrameSource::Ffmpeg(ffmpeg) => within_limit(&self.options, ffmpeg.next()).await,
+            FrameSource::Directory(directory) => directory.next().await,
+            FrameSource::Lost => Ok(None),
         };
+        let image = match image {
+            Ok(image) => image,
+            Err(error) => {
+                self.frames = FrameSource::Lost;
+                return Err(error);
+            }
+        };
+        if image.is_some() {
+            self.losses = 0;
+        }
         let captured_at = self.clock.tick();
         Ok(image.map(|image| VideoFrame {
             image,
             captured_at,
             read_at: Instant::now(),
         }))
+    }
+}
+
+impl VideoReader {
+    /// Waits for the next frame like [`next`](Self::next). With [`VideoOptions::reconnect`], a
+    /// camera or a URL that is lost is opened again until there is one.
+    pub(super) async fn next_persistently(
+        &mut self,
+        mut on_lost: impl FnMut(SourceLost),
+    ) -> Result<Option<VideoFrame>, VideoError> {
+        loop {
+            let next = self.next().await;
+            if !self.options.reconnect || !self.options.source.is_remote() {
+                return next;
+            }
+            let error = match next {
+                Ok(Some(frame)) => return Ok(Some(frame)),
+                Ok(None) => VideoError::Ended {
+                    source_name: self.options.source.to_string(),
+                },
+                Err(error) => error,
+            };
+
+            self.frames = FrameSource::Lost;
+            self.reopen(error, &mut on_lost).await?;
+        }
+    }
+
+    /// Opens a lost source again, for as often as it takes.
+    async fn reopen(
+        &mut self,
+        mut error: VideoError,
+        on_lost: &mut impl FnMut(SourceLost),
+    ) -> Result<(), VideoError> {
+        loop {
+            self.losses += 1;
+            let retry_in = pause_after(self.losses);
+            on_lost(SourceLost { error, retry_in });
+            sleep(retry_in).await;
+            match FrameSource::open(&self.options).await {
+                Ok(frames) => {
+                    self.frames = frames;
+                    return Ok(());
+                }
+                Err(failed) if failed.is_permanent() => return Err(failed),
+                Err(failed) => error = failed,
+            }
+        }
     }
 }
 

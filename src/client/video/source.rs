@@ -1,6 +1,13 @@
 //! The source of a video, parsed from what a user writes.
 
-use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
+use std::{
+    convert::Infallible,
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use crate::files::has_image_extension;
 
 /// Where a video comes from.
 ///
@@ -15,7 +22,7 @@ use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VideoSource {
-    /// A video file.
+    /// A video file, or an image, which is a video of one frame.
     File(PathBuf),
     /// A folder of images.
     Directory(PathBuf),
@@ -33,6 +40,23 @@ impl VideoSource {
     /// stale.
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Camera(_) | Self::Url(_) | Self::Stdin)
+    }
+
+    /// Whether the source is a camera or a URL, which may fall silent, fail and come back.
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Self::Camera(_) | Self::Url(_))
+    }
+
+    /// The file of a source that is a single image, by its name. A GIF may be animated, so it
+    /// counts as a video.
+    pub fn image(&self) -> Option<&Path> {
+        let Self::File(path) = self else {
+            return None;
+        };
+        let animated = path
+            .extension()
+            .is_some_and(|extension| extension.eq_ignore_ascii_case("gif"));
+        (has_image_extension(path) && !animated).then_some(path)
     }
 }
 
@@ -80,6 +104,20 @@ impl fmt::Display for VideoSource {
 #[cfg(test)]
 mod tests {
     use super::VideoSource::{self, *};
+
+    #[test]
+    fn images_are_told_from_videos() {
+        for (path, image) in [
+            ("a.JPG", true),
+            ("b.png", true),
+            (".c.png", true),
+            ("c.gif", false),
+            ("d.mp4", false),
+            ("e", false),
+        ] {
+            assert_eq!(File(path.into()).image().is_some(), image, "{path}");
+        }
+    }
 
     #[test]
     fn sources_are_recognized_by_their_form() {

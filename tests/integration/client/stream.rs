@@ -1,8 +1,15 @@
 //! Runs `resnet18 stream` with videos and folders against a scripted server.
 
-use std::{fs, io::Write as _, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::{
     classify::{json_lines, resnet18},
@@ -177,6 +184,80 @@ async fn the_time_limit_ends_an_endless_stream() {
     let lines = json_lines(&output);
     let answered = summary(&lines)["answered"].as_u64().unwrap();
     assert!((5..=40).contains(&answered), "{answered}");
+}
+
+#[tokio::test]
+async fn an_image_is_a_stream_of_one_frame_which_loop_repeats() {
+    let (server, _) = fake_server::start(Script::default()).await;
+    let image = tempfile::NamedTempFile::with_suffix(".jpg").unwrap();
+    fs::write(image.path(), "an image").unwrap();
+    let image = image.path().to_string_lossy();
+
+    // It is sent as it is, without ffmpeg.
+    let once = ["stream", &image, "--fps", "2", "--json", "--ffmpeg", "none"];
+    let output = resnet18(server, &once).await;
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(summary(&json_lines(&output))["answered"], 1);
+
+    let again = [
+        "stream",
+        &image,
+        "--loop",
+        "--fps",
+        "20",
+        "--duration",
+        "600ms",
+        "--json",
+    ];
+    let output = resnet18(server, &again).await;
+    assert_eq!(output.status.code(), Some(0));
+    let answered = summary(&json_lines(&output))["answered"].as_u64().unwrap();
+    assert!((3..=13).contains(&answered), "{answered}");
+}
+
+#[tokio::test]
+async fn a_video_shorter_than_the_time_between_frames_has_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let video = folder.path().join("short.mp4");
+    if !make_video(&video, "64x48", 5) {
+        return;
+    }
+    let (server, _) = fake_server::start(Script::default()).await;
+    let arguments = ["stream", &video.to_string_lossy(), "--fps", "2", "--json"];
+    let output = resnet18(server, &arguments).await;
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(summary(&json_lines(&output))["answered"], 1);
+}
+
+#[tokio::test]
+async fn a_stream_ends_quietly_when_its_reader_has_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("a.jpg"), "an image").unwrap();
+    let (server, _) = fake_server::start(Script::default()).await;
+    for arguments in [
+        &["stream", "--loop", "--fps", "50", "--json"][..],
+        &["stream", "--loop", "--policy", "every"],
+    ] {
+        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_resnet18"))
+            .args(arguments)
+            .arg(folder.path())
+            .env("RESNET18_SERVER", server.to_string())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.next_line().await.unwrap().is_some());
+        drop(lines);
+
+        let output = tokio::time::timeout(Duration::from_secs(20), child.wait_with_output())
+            .await
+            .expect("it ends")
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(output.stderr.is_empty(), "{arguments:?}");
+    }
 }
 
 #[tokio::test]

@@ -166,12 +166,10 @@ fn send_video(
         reconnect: false,
     };
     let video = VideoOptions {
-        source,
-        fps: None,
         real_time: true,
         repeat: true,
         shorter_side: 240,
-        ffmpeg: "ffmpeg".into(),
+        ..VideoOptions::new(source)
     };
     async move {
         let client = client::connect(&options.server).await.unwrap();
@@ -185,6 +183,7 @@ fn send_video(
                 });
             }
             StreamEvent::Reconnecting(status) => panic!("{status}"),
+            StreamEvent::SourceLost(loss) => panic!("{}", loss.error),
         });
         let result = result.await;
         assert!(
