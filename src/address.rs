@@ -27,6 +27,25 @@ impl ServerAddress {
             .expect("the address was checked when it was parsed")
     }
 
+    /// Where to connect over TCP; `None` for a socket in the file system.
+    pub fn host_and_port(&self) -> Option<(String, u16)> {
+        if self.text.starts_with("unix:") {
+            return None;
+        }
+        let uri: Uri = self.text.parse().ok()?;
+        let host = uri.host()?.trim_matches(['[', ']']).to_owned();
+        let usual = if self.tls { 443 } else { 80 };
+        Some((host, uri.port_u16().unwrap_or(usual)))
+    }
+
+    /// The same address with another port, as text.
+    pub fn with_port(&self, port: u16) -> String {
+        let (scheme, authority) = self.text.split_once("://").unwrap_or(("http", &self.text));
+        let uri = self.text.parse::<Uri>().ok();
+        let host = uri.as_ref().and_then(Uri::host).unwrap_or(authority);
+        format!("{scheme}://{host}:{port}")
+    }
+
     /// Whether connections are encrypted.
     pub fn uses_tls(&self) -> bool {
         self.tls
@@ -141,6 +160,37 @@ mod tests {
                 .to_string(),
             "http://models.lan"
         );
+    }
+
+    #[test]
+    fn an_address_has_a_host_and_a_port() {
+        for (text, host, port, other) in [
+            (
+                "http://127.0.0.1:8002",
+                "127.0.0.1",
+                8002,
+                "http://127.0.0.1:8001",
+            ),
+            ("https://[::1]:9", "::1", 9, "https://[::1]:8001"),
+            (
+                "http://models.lan",
+                "models.lan",
+                80,
+                "http://models.lan:8001",
+            ),
+            (
+                "https://models.lan",
+                "models.lan",
+                443,
+                "https://models.lan:8001",
+            ),
+        ] {
+            let address: ServerAddress = text.parse().unwrap();
+            assert_eq!(address.host_and_port(), Some((host.to_owned(), port)));
+            assert_eq!(address.with_port(8001), other);
+        }
+        let socket: ServerAddress = "unix:/run/a.sock".parse().unwrap();
+        assert_eq!(socket.host_and_port(), None);
     }
 
     #[test]

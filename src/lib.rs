@@ -81,6 +81,8 @@ pub mod state;
 mod address;
 #[cfg(feature = "server")]
 mod cache;
+#[cfg(feature = "server")]
+mod certificate;
 #[cfg(feature = "client")]
 mod files;
 #[cfg(feature = "server")]

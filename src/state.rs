@@ -11,6 +11,9 @@ pub enum State {
     Starting,
     /// Requests are served.
     Ready,
+    /// There is no model that could answer, for this reason. The server is ready again once one has
+    /// been loaded.
+    NoModel(Arc<str>),
     /// Requests are still served, but health and readiness checks fail, so that load balancers send
     /// no more.
     Leaving,
@@ -29,12 +32,12 @@ pub enum NotReady {
     /// Shutting down for good.
     #[error("the server is shutting down; connect to another one, or retry in a moment")]
     Draining,
+    /// No model is served, for this reason.
+    #[error("{0}")]
+    NoModel(Arc<str>),
     /// Failed for good; callers are not told the reason.
     #[error("the server has failed; see its log")]
     Failed,
-    /// One model failed to load; the server's other models may be served.
-    #[error("the model could not be loaded; ListModels gives the reason")]
-    ModelFailed,
 }
 
 impl State {
@@ -46,6 +49,7 @@ impl State {
         match self {
             Self::Ready => Ok(()),
             Self::Starting => Err(NotReady::Starting),
+            Self::NoModel(reason) => Err(NotReady::NoModel(Arc::clone(reason))),
             Self::Leaving | Self::Draining => Err(NotReady::Draining),
             Self::Failed(_) => Err(NotReady::Failed),
         }
@@ -101,8 +105,8 @@ impl StateCell {
         self.state.send_if_modified(|state| {
             let is_allowed = match state {
                 State::Draining | State::Failed(_) => false,
-                State::Leaving => next != State::Ready && next != State::Leaving,
-                State::Starting | State::Ready => *state != next,
+                State::Leaving => matches!(next, State::Draining | State::Failed(_)),
+                State::Starting | State::Ready | State::NoModel(_) => *state != next,
             };
             if is_allowed {
                 *state = next;
@@ -153,12 +157,23 @@ mod tests {
         assert_eq!(cell.get().ready(), Ok(()));
         cell.set(State::Leaving);
         cell.set(State::Ready);
+        cell.set(State::NoModel("the folder is empty".into()));
         assert_eq!(cell.get().ready(), Err(NotReady::Draining));
         assert_eq!(cell.get().admits(), Ok(()));
         cell.set(State::Draining);
         cell.set(State::Ready);
         assert_eq!(cell.get().admits(), Err(NotReady::Draining));
         assert_eq!(cell.get().ready(), Err(NotReady::Draining));
+    }
+
+    #[test]
+    fn a_server_without_models_becomes_ready_with_the_next_one() {
+        let cell = StateCell::default();
+        cell.set(State::NoModel("the folder is empty".into()));
+        let error = cell.get().admits().unwrap_err();
+        assert_eq!(error.to_string(), "the folder is empty");
+        cell.set(State::Ready);
+        assert_eq!(cell.get().ready(), Ok(()));
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use thiserror::Error;
 use tokio::{runtime, task::spawn_blocking};
 use tonic::Code;
 
-use crate::client::{ClientError, video::VideoError};
+use crate::client::{ClientError, retry::requested_delay, video::VideoError};
 
 mod build;
 mod classify;
@@ -95,22 +95,45 @@ fn advice(error: &ClientError) -> &'static str {
         ClientError::Unreachable { .. } => {
             "; start one with `resnet18 serve`, or name another with --server"
         }
-        ClientError::Tls { reason, .. } if reason.contains("certificate") => {
-            "; give the authority's certificate with --ca"
-        }
+        ClientError::Tls { reason, .. } => tls_advice(reason),
         ClientError::Refused { status, .. } => match status.code() {
             // A port that expects TLS answers with bytes that are not HTTP/2.
             Code::Internal | Code::Unknown if status.message().starts_with("h2 protocol error") => {
                 "; does it want https://?"
             }
-            Code::Unavailable => "; it is starting or shutting down, try again in a moment",
-            Code::ResourceExhausted => "; it is overloaded, try again in a moment",
+            // Most of the server's own messages say what to do.
+            Code::Unavailable
+                if !["retry", "no model"]
+                    .iter()
+                    .any(|word| status.message().contains(word)) =>
+            {
+                "; try again in a moment"
+            }
+            Code::ResourceExhausted if requested_delay(status).is_some() => {
+                "; it is overloaded, try again in a moment"
+            }
             Code::DeadlineExceeded => "; give it more time with --timeout",
             Code::Unauthenticated => "; give the token with --token or RESNET18_TOKEN",
             Code::Unimplemented => "; is this a resnet18 server?",
             _ => "",
         },
         _ => "",
+    }
+}
+
+/// What to do about a connection that can't be encrypted, by the TLS library's name for the reason.
+fn tls_advice(reason: &str) -> &'static str {
+    let is = |name: &str| reason.contains(name);
+    if is("CaUsedAsEndEntity") || is("UnsupportedCertVersion") {
+        "; docs/security.md has the commands that make one"
+    } else if is("client's certificate and its key") {
+        "; check --client-cert and --client-key"
+    } else if is("client's certificate") {
+        "; give one that the server accepts with --client-cert and --client-key"
+    } else if is("UnknownIssuer") {
+        "; give the authority's certificate with --ca"
+    } else {
+        ""
     }
 }
 

@@ -37,11 +37,7 @@ pub async fn find_model(
     let models = list_models(client, server, timeout).await?;
 
     let names: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
-    let known = if names.is_empty() {
-        "(it has none)".to_owned()
-    } else {
-        names.join(", ")
-    };
+    let known = names.join(", ");
     models
         .into_iter()
         .find(|model| name.is_empty() || model.name == name)

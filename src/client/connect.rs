@@ -1,12 +1,22 @@
 //! The connection to a server.
 
-use std::{error::Error, str::FromStr, time::Duration};
+use std::{error::Error as _, str::FromStr, time::Duration};
 
-use tonic::{service::interceptor::InterceptedService, transport::Channel};
+use http::uri::PathAndQuery;
+use tokio::time::timeout;
+use tonic::{
+    Request, Status,
+    client::Grpc,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::Channel,
+};
+use tonic_prost::ProstCodec;
 
 use super::{
     ClientError,
     credentials::{Credentials, SendToken},
+    diagnosis::{self, Phase, explain},
+    error::root_cause,
 };
 use crate::{
     address::{AddressError, ServerAddress},
@@ -17,6 +27,9 @@ use crate::{
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a server may take to answer the first call. A busy one takes longer than it takes the
+/// system to accept a connection for it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often an HTTP/2 PING checks that a connection with calls in progress is still alive.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -56,20 +69,18 @@ impl FromStr for Server {
     }
 }
 
-/// Connects to a server, within 5 s.
+/// Connects to a server within 5 s, and waits up to 10 s for it to answer a health check. Any
+/// answer will do: the server may still be starting, or not know that service.
 ///
 /// # Errors
 /// [`ClientError::Unreachable`] when nothing accepts the connection, [`ClientError::Tls`] when
-/// a certificate can't be used or is not trusted.
+/// a certificate can't be used or is not trusted, [`ClientError::Unusable`] when it is not a gRPC
+/// port, or does not answer.
 pub async fn connect(server: &Server) -> Result<Client, ClientError> {
     let Server {
         address,
         credentials,
     } = server;
-    let tls_error = |error: &dyn Error| ClientError::Tls {
-        server: address.clone(),
-        reason: root_cause(error),
-    };
 
     let mut endpoint = address
         .endpoint()
@@ -79,21 +90,26 @@ pub async fn connect(server: &Server) -> Result<Client, ClientError> {
     if address.uses_tls() {
         endpoint = endpoint
             .tls_config(credentials.tls())
-            .map_err(|error| tls_error(&error))?;
+            .map_err(|error| diagnosis::tls_error(address, &error))?;
     }
 
-    let channel = endpoint.connect().await.map_err(|error| {
-        let reason = root_cause(&error);
-        // Errors of the TLS library are reported as errors of the transport.
-        if address.uses_tls() && reason.contains("certificate") {
-            tls_error(&error)
-        } else {
-            ClientError::Unreachable {
-                server: address.clone(),
-                reason,
-            }
+    let channel = match endpoint.connect().await {
+        Ok(channel) => channel,
+        Err(error) => {
+            let reason = root_cause(&error);
+            return Err(explain(server, reason, Phase::Connect).await);
         }
-    })?;
+    };
+    // TLS and HTTP/2 may fail after the connection has been accepted: the certificate of a client
+    // is checked last.
+    match timeout(ANSWER_TIMEOUT, check(channel.clone(), credentials)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(status)) => {
+            let reason = root_cause(&status);
+            return Err(explain(server, reason, Phase::FirstCall).await);
+        }
+        Err(_) => return Err(diagnosis::silent(address)),
+    }
 
     let client = ClassifierClient::with_interceptor(channel, SendToken(credentials.token.clone()))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -101,11 +117,24 @@ pub async fn connect(server: &Server) -> Result<Client, ClientError> {
     Ok(client)
 }
 
-/// The innermost error: "Connection refused" rather than "transport error".
-fn root_cause(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
+/// Whether a call over the channel is answered, with whatever status.
+///
+/// # Errors
+/// The status that stands for an error of the connection.
+async fn check(channel: Channel, credentials: &Credentials) -> Result<(), Status> {
+    let mut grpc = Grpc::new(channel);
+    grpc.ready()
+        .await
+        .map_err(|error| Status::from_error(error.into()))?;
+
+    // The request for the health of the whole server is empty, and its answer does not matter.
+    let request = SendToken(credentials.token.clone()).call(Request::new(()))?;
+    let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
+    let answer = grpc
+        .unary::<(), (), _>(request, path, ProstCodec::default())
+        .await;
+    match answer {
+        Err(status) if status.source().is_some() => Err(status),
+        _ => Ok(()),
     }
-    cause.to_string()
 }

@@ -1,5 +1,7 @@
 //! Why a server could not be used.
 
+use std::error::Error as _;
+
 use thiserror::Error;
 use tonic::{Code, Status};
 
@@ -17,6 +19,15 @@ pub enum ClientError {
         /// The innermost error, usually the operating system's, such as "Connection refused".
         reason: String,
     },
+    /// Something listens there, but it is no gRPC port that this client can use: the HTTP port, one
+    /// that wants TLS or has none, or one that does not answer.
+    #[error("the server at {server} can't be used: {reason}")]
+    Unusable {
+        /// The address that was tried.
+        server: ServerAddress,
+        /// What listens there instead, and what would be right.
+        reason: String,
+    },
     /// The connection can't be encrypted: a certificate or key that can't be used, or one that the
     /// other side does not trust.
     #[error("the connection to {server} can't be encrypted: {reason}")]
@@ -27,17 +38,17 @@ pub enum ClientError {
         reason: String,
     },
     /// The server has no model of the requested name.
-    #[error("the server at {server} has no model `{model}`; choose one of: {known}")]
+    #[error("the server at {server} has {}", unknown_model(model, known))]
     UnknownModel {
         /// The server that was asked.
         server: ServerAddress,
         /// The requested name.
         model: String,
-        /// The names of the server's models, separated by commas.
+        /// The names of the server's models, separated by commas; empty if it has none.
         known: String,
     },
     /// The server answered with an error.
-    #[error("the server at {server} answered {}: {}", code_name(.status.code()), .status.message())]
+    #[error("the server at {server} answered {}: {}", code_name(.status.code()), message(.status))]
     Refused {
         /// The server that was asked.
         server: ServerAddress,
@@ -81,6 +92,31 @@ fn sizes(message: &str) -> Option<(u64, u64)> {
 
 fn mebibytes(bytes: u64) -> f64 {
     bytes as f64 / (1 << 20) as f64
+}
+
+fn unknown_model(model: &str, known: &str) -> String {
+    if known.is_empty() {
+        "no model at present".into()
+    } else {
+        format!("no model `{model}`; choose one of: {known}")
+    }
+}
+
+/// The status's message; with its innermost reason, where the connection failed.
+fn message(status: &Status) -> String {
+    match status.source() {
+        None => status.message().to_owned(),
+        Some(source) => format!("{}: {}", status.message(), root_cause(source)),
+    }
+}
+
+/// The innermost error: "Connection refused" rather than "transport error".
+pub(super) fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 #[cfg(test)]

@@ -46,6 +46,7 @@
 mod classify;
 mod connect;
 mod credentials;
+mod diagnosis;
 mod error;
 mod latency;
 pub mod load;

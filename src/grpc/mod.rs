@@ -37,9 +37,10 @@ const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_CONCURRENT_CALLS;
 /// The largest HTTP/2 frame that senders may use, in bytes. A photo arrives in one piece instead of
 /// seven, with fewer reads and wake-ups.
 const MAX_FRAME: u32 = 256 << 10;
-/// The largest headers of a call, in bytes as RFC 9113, 6.5.2, counts them. Tokens and trace
-/// contexts need far less.
-const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// The largest headers that are read, in bytes as RFC 9113, 6.5.2, counts them. Admission accepts
+/// less; between the two, a call is answered with a status that names the limit. Beyond it HTTP/2
+/// answers 431, and beyond four times as much it closes the connection.
+const MAX_HEADER_BYTES: u32 = 256 << 10;
 /// A connection is closed when this many of its calls are reset before they have begun: the "rapid
 /// reset" attack.
 const MAX_PENDING_RESETS: usize = 20;

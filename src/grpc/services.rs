@@ -46,6 +46,7 @@ impl Services {
             max_calls: config.max_calls,
             deadlines: config.deadlines,
             receive_timeout: config.receive_timeout,
+            max_message_bytes: config.max_message_bytes,
             tokens: config.access.tokens(),
             registry: Arc::clone(&registry),
             state: state.clone(),

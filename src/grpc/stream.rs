@@ -6,7 +6,7 @@ use std::{future::Future, panic::AssertUnwindSafe, pin::pin};
 use futures_util::FutureExt;
 use tokio::{sync::mpsc, time::timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 
 use super::call::{record::CallRecord, status::CallError};
 use crate::state::StateCell;
@@ -61,9 +61,9 @@ pub(super) async fn supervise<T>(
         );
     }
     match ended {
-        Ok(()) => record.finish(Code::Ok),
+        Ok(()) => record.succeeded(),
         Err(error) => {
-            record.finish(error.code());
+            record.failed(&error);
             // The caller may have gone at this very moment.
             let _ = answers.send(Err(error.into())).await;
         }

@@ -228,7 +228,32 @@ impl Loader {
         for (model, stamp) in found {
             self.load_if_due(known, model, stamp, reason).await?;
         }
+        self.report_whether_any_is_served();
         Ok(())
+    }
+
+    /// Makes the server unready while a folder has no model that can be served.
+    fn report_whether_any_is_served(&self) {
+        let ModelSource::Folder(path) = &self.config.source else {
+            return;
+        };
+        if self.registry.serving() > 0 {
+            return;
+        }
+        // Callers are not told where the folder is.
+        let folder = path.file_name().unwrap_or(".".as_ref()).to_string_lossy();
+        let reason = if self.registry.list().is_empty() {
+            format!("the folder \"{folder}\" holds no model (*.onnx)")
+        } else {
+            format!(
+                "no model in the folder \"{folder}\" could be loaded; ListModels gives the reasons"
+            )
+        };
+        let next = State::NoModel(reason.into());
+        if self.state.get() != next && self.state.get() == State::Ready {
+            tracing::warn!("no model is served any more; the server is not ready until one is");
+        }
+        self.state.set(next);
     }
 
     /// Stops serving models whose files have been removed.

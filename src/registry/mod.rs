@@ -69,12 +69,30 @@ pub struct Entry {
     pub problem: Option<Arc<str>>,
 }
 
-/// No model has that name.
+/// No model has that name, or the default model is gone.
 #[derive(Debug, thiserror::Error)]
-#[error("there is no model \"{name}\"; this server has: {}", known.join(", "))]
+#[error("{}{}", missing(name, *.is_default), alternatives(known))]
 pub struct UnknownModel {
     name: String,
+    /// Whether the call named no model.
+    is_default: bool,
     known: Vec<String>,
+}
+
+fn missing(name: &str, is_default: bool) -> String {
+    match (is_default, name) {
+        (true, "") => "there is no default model".into(),
+        (true, name) => format!("the default model \"{name}\" is not there any more"),
+        (false, name) => format!("there is no model \"{name}\""),
+    }
+}
+
+fn alternatives(known: &[String]) -> String {
+    if known.is_empty() {
+        "; this server has none at present".into()
+    } else {
+        format!("; this server has: {}", known.join(", "))
+    }
 }
 
 /// The models by name, and the default among them.
@@ -108,7 +126,8 @@ impl Registry {
     /// [`UnknownModel`], which lists the known models.
     pub fn find(&self, name: &str) -> Result<Entry, UnknownModel> {
         let models = self.read();
-        let name = if name.is_empty() {
+        let is_default = name.is_empty();
+        let name = if is_default {
             models.default.as_deref().unwrap_or_default()
         } else {
             name
@@ -121,12 +140,22 @@ impl Registry {
             .ok_or_else(|| UnknownModel {
                 // A name can be as long as a message; the answer must not be.
                 name: name.chars().take(100).collect(),
+                is_default,
                 known: models
                     .entries
                     .iter()
                     .map(|entry| entry.name.clone())
                     .collect(),
             })
+    }
+
+    /// How many models are served at this moment.
+    pub fn serving(&self) -> usize {
+        let entries = &self.read().entries;
+        entries
+            .iter()
+            .filter(|entry| entry.served.is_some())
+            .count()
     }
 
     /// The model that answers every call, if there is only one.
@@ -273,7 +302,16 @@ mod tests {
         registry.announce("birds");
         registry.remove("cats");
         let error = registry.find("").err().unwrap().to_string();
-        assert!(error.contains("cats") && error.contains("birds"), "{error}");
+        assert_eq!(
+            error,
+            "the default model \"cats\" is not there any more; this server has: birds"
+        );
+        registry.remove("birds");
+        let error = registry.find("birds").err().unwrap().to_string();
+        assert_eq!(
+            error,
+            "there is no model \"birds\"; this server has none at present"
+        );
     }
 
     #[test]

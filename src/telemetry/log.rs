@@ -4,14 +4,18 @@
 //! them. When standard error is full, closed or not read, lines are dropped and counted.
 
 use std::{
+    fmt::{self, Write},
     io,
     str::FromStr,
     sync::{Mutex, OnceLock},
 };
 
+use tracing::field::Field;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
+    field::MakeExt,
     filter::{LevelFilter, Targets},
+    fmt::format::{Writer, debug_fn},
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
@@ -128,6 +132,7 @@ pub fn start(config: &LogConfig) {
     let started = match config.format {
         LogFormat::Text => log
             .with_ansi(console::colors_enabled_stderr())
+            .fmt_fields(debug_fn(write_field).delimited(" "))
             .finish()
             .with(filter)
             .try_init(),
@@ -157,8 +162,42 @@ pub fn dropped_lines() -> u64 {
         .map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
+/// Writes one field of a line of text; the message has no name.
+///
+/// Names and errors come from callers and from files. A line break in them would begin a line that
+/// looks like the server's own, and an escape sequence would reach the terminal.
+fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    match field.name() {
+        "message" => {}
+        name if writer.has_ansi_escapes() => {
+            write!(writer, "\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m")?;
+        }
+        name => write!(writer, "{name}=")?,
+    }
+    write!(Escaping(writer), "{value:?}")
+}
+
+/// Writes control characters as Rust does in a literal: `\n`, `\u{1b}`.
+struct Escaping<W>(W);
+
+impl<W: Write> Write for Escaping<W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let mut rest = text;
+        while let Some(control) = rest.find(char::is_control) {
+            let (before, from) = rest.split_at(control);
+            let mut characters = from.chars();
+            let found = characters.next().expect("a character was found here");
+            write!(self.0, "{before}{}", found.escape_default())?;
+            rest = characters.as_str();
+        }
+        self.0.write_str(rest)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use tracing::Level;
 
     use super::*;
@@ -183,6 +222,43 @@ mod tests {
             !off.would_enable(OWN_TARGET, &Level::ERROR) && !off.would_enable("h2", &Level::ERROR)
         );
         assert!(filter("INFO, h2=debug").would_enable("h2", &Level::DEBUG));
+    }
+
+    #[test]
+    fn control_characters_of_callers_are_escaped_wherever_they_are() {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+
+        impl io::Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().extend(bytes);
+                Ok(bytes.len())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let log = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .without_time()
+            .with_target(false)
+            .with_ansi(false)
+            .fmt_fields(debug_fn(write_field).delimited(" "))
+            .finish();
+        let hostile = "a\nWARN forged \u{1b}[2Jé\u{85}";
+        tracing::subscriber::with_default(log, || {
+            tracing::warn!(name = hostile, shown = %hostile, number = 3, "refused: {hostile}");
+        });
+        let written = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let safe = r"a\nWARN forged \u{1b}[2Jé\u{85}";
+        assert_eq!(
+            written,
+            format!(" WARN refused: {safe} name=\"{safe}\" shown={safe} number=3\n")
+        );
     }
 
     #[test]

@@ -38,6 +38,20 @@ pub fn tritonclient() -> Option<PathBuf> {
     None
 }
 
+/// Whether openssl is installed.
+pub fn openssl() -> bool {
+    let found = Command::new("openssl")
+        .arg("version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok();
+    if !found {
+        skipped("openssl is not installed");
+    }
+    found
+}
+
 /// Whether ffmpeg is installed.
 pub fn ffmpeg() -> bool {
     let found = Command::new("ffmpeg")

@@ -18,6 +18,53 @@ use super::{
     frame_of, tiny,
 };
 
+/// The series of calls that the caller reset, and of those that count as the server's failure.
+fn cancelled_and_failed(server: &Server) -> (f64, f64) {
+    let count = |code: &str| {
+        let method = "method=\"Classify\"";
+        server.sum("classifier_requests_total", &[method, code])
+    };
+    (count("code=\"CANCELLED\""), count("code=\"INTERNAL\""))
+}
+
+#[tokio::test]
+async fn calls_that_are_reset_while_they_are_sent_count_as_cancelled() {
+    let server = Server::start(&["--engine", "embedded"]);
+    assert_serves(&server).await;
+    let message = framed(&cat());
+    for reason in [h2::Reason::CANCEL, h2::Reason::INTERNAL_ERROR] {
+        for _ in 0..4 {
+            let mut connection = http2::connect(&server.grpc).await;
+            let (response, mut sender) = connection
+                .send_request(http2::call(CLASSIFY).body(()).unwrap(), false)
+                .unwrap();
+            sender
+                .send_data(message[..message.len() / 2].to_vec().into(), false)
+                .unwrap();
+            // A call that is reset before the server has seen it is none.
+            until_active(&server, 1.0).await;
+            sender.send_reset(reason);
+            assert!(http2::status(response).await.is_err());
+            until_active(&server, 0.0).await;
+        }
+    }
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while cancelled_and_failed(&server) != (8.0, 0.0) {
+        let counted = cancelled_and_failed(&server);
+        assert!(Instant::now() < give_up, "{counted:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until this many calls are in progress.
+async fn until_active(server: &Server, calls: f64) {
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while server.metric("classifier_calls_active", &[]) != calls {
+        assert!(Instant::now() < give_up, "not within 10 s: {calls} calls");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// In which way a sender is slow.
 #[derive(Clone, Copy, Debug)]
 enum Slow {

@@ -177,22 +177,59 @@ async fn malformed_calls_are_refused_without_revealing_internals() {
             .await
             .unwrap_or_else(|error| panic!("{what}: {error}"));
         assert_ne!(status.code(), Code::Ok, "{what}");
+        if [
+            "no message",
+            "not protobuf",
+            "not gzip",
+            "not zstd",
+            "a cut message",
+        ]
+        .contains(&what)
+        {
+            assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status:?}");
+        }
         if !what.contains("encoding") {
             assert_discreet(what, &status);
         }
     }
 
-    // Headers beyond the size limit are refused by HTTP/2 or with HTTP's own status.
+    assert_serves(&server).await;
+}
+
+#[tokio::test]
+async fn large_metadata_is_refused_without_harm_to_the_calls_beside_it() {
+    let server = Server::start(&["--engine", "embedded"]);
     let mut connection = http2::connect(&server.grpc).await;
-    let gigantic = plain()
-        .header("x-gigantic", "x".repeat(40 << 10))
-        .body(())
-        .unwrap();
-    let (response, _) = connection.send_request(gigantic, true).unwrap();
-    let answer = response.await;
+    let message = framed(&cat());
+    let mut classify = |kib: usize| {
+        let call = http2::call(CLASSIFY).header("x-large", "x".repeat(kib << 10));
+        let (response, mut sender) = connection
+            .send_request(call.body(()).unwrap(), false)
+            .unwrap();
+        // A call that was refused meanwhile takes no message.
+        let _ = sender.send_data(message.clone().into(), true);
+        http2::status(response)
+    };
+    let beside = classify(1);
+    assert_eq!(classify(60).await.unwrap().code(), Code::Ok);
+    for kib in [65, 200] {
+        let status = classify(kib).await.unwrap();
+        assert_eq!(status.code(), Code::ResourceExhausted, "{kib}: {status:?}");
+        assert!(
+            status.message().contains("metadata") && status.message().contains("at most 65536"),
+            "{kib}: {status:?}"
+        );
+    }
+    // HTTP/2 itself answers a call that is larger still.
+    let status = classify(300).await;
     assert!(
-        answer.as_ref().is_err() || answer.as_ref().is_ok_and(|answer| answer.status() == 431),
-        "{answer:?}"
+        status
+            .as_ref()
+            .is_ok_and(|status| status.message().contains("431"))
+            || status.as_ref().is_err_and(h2::Error::is_reset),
+        "{status:?}"
     );
+    assert_eq!(beside.await.unwrap().code(), Code::Ok);
+    assert_eq!(classify(1).await.unwrap().code(), Code::Ok);
     assert_serves(&server).await;
 }

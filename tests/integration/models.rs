@@ -282,14 +282,72 @@ async fn a_folder_without_models_is_not_ready_until_one_is_added() {
         (server.get("/healthz").0, server.get("/readyz").0),
         (200, 503)
     );
-    assert_eq!(
-        label(&server, "broken").await.unwrap_err().code(),
-        Code::Unavailable
+    let broken = label(&server, "broken").await.unwrap_err();
+    assert_eq!(broken.code(), Code::FailedPrecondition, "{broken:?}");
+    assert!(
+        broken
+            .message()
+            .starts_with("the model \"broken\" could not be loaded: ")
+            && broken.message().contains("ONNX"),
+        "{broken:?}"
+    );
+    assert!(
+        !broken.message().contains(&flag(folder.path())),
+        "callers are not told where the folder is: {broken:?}"
+    );
+    let (_, reason) = server.get("/readyz");
+    assert!(
+        reason.contains("could be loaded") && reason.contains("ListModels"),
+        "{reason}"
     );
 
     write_model(&folder.path().join("cats.onnx"), "tom");
     server.wait_until_ready();
     assert_eq!(label(&server, "cats").await.unwrap(), "tomcat");
+}
+
+#[tokio::test]
+async fn a_folder_that_is_emptied_is_like_one_that_was_empty_at_the_start() {
+    let empty = folder(&[]);
+    let flags = |folder: &tempfile::TempDir| flag(folder.path());
+    let empty_at_start =
+        Server::spawn(&["--model-dir", &flags(&empty), "--watch-interval", "100ms"]);
+    let unready = async |server: &Server| {
+        let answer = until("it holds no model", server, async || {
+            let (status, text) = server.get("/readyz");
+            (status == 503 && text.contains("holds no model")).then_some(text)
+        })
+        .await;
+        let refused = label(server, "").await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        assert!(refused.message().contains("holds no model"), "{refused:?}");
+        assert_eq!(server.get("/healthz").0, 200);
+        answer
+    };
+    unready(&empty_at_start).await;
+
+    let filled = folder(&[("birds", "old "), ("cats", "tom")]);
+    let server = Server::start(&["--model-dir", &flags(&filled), "--watch-interval", "100ms"]);
+    until_label(&server, "cats", "tomcat").await;
+    let birds = filled.path().join("birds.onnx");
+    fs::remove_file(&birds).unwrap();
+    let gone = until("the default is gone", &server, async || {
+        label(&server, "").await.err()
+    })
+    .await;
+    assert_eq!(gone.code(), Code::NotFound, "{gone:?}");
+    assert_eq!(
+        gone.message(),
+        "the default model \"birds\" is not there any more; this server has: cats",
+        "another model does not take its place"
+    );
+    assert_eq!(server.get("/readyz").0, 200);
+
+    fs::remove_file(filled.path().join("cats.onnx")).unwrap();
+    unready(&server).await;
+    write_model(&birds, "new ");
+    server.wait_until_ready();
+    assert_eq!(label(&server, "").await.unwrap(), "new cat");
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ fn grpcio_classifies_streams_checks_health_and_reflects() {
     assert!(refused > 0.0, "no call was refused and had to be retried");
     assert_eq!(
         stdout.lines().filter(|line| line.ends_with(" ok")).count(),
-        7,
+        8,
         "{stdout}"
     );
 }

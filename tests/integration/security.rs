@@ -5,7 +5,8 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::Command,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -25,7 +26,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest,
 };
 
-use crate::common::{Server, data, image, request, resnet18};
+use crate::common::{Server, data, image, openssl, request, resnet18};
 
 const SHOP: &str = "0123456789abcdef-shop";
 const CAMERA: &str = "0123456789abcdef-camera";
@@ -563,4 +564,237 @@ fn connections_that_do_not_speak_http2_are_closed() {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     assert!(answer.len() < 200, "{} bytes", answer.len());
+}
+
+/// Runs a command line in this folder.
+fn shell(folder: &Path, line: &str) {
+    let output = Command::new("sh")
+        .args(["-c", line])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{line}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// The error of `resnet18 classify` with these flags.
+fn classify_error(flags: &[&str]) -> String {
+    let output = resnet18()
+        .arg("classify")
+        .arg(data("cat.jpg"))
+        .args(flags)
+        .output()
+        .unwrap();
+    assert!(!output.status.success(), "{flags:?}: {output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn assert_classifies(flags: &[&str]) {
+    let output = resnet18()
+        .arg("classify")
+        .arg(data("cat.jpg"))
+        .args(flags)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{flags:?}: {output:?}");
+}
+
+/// The files in this folder by their names, as the values of flags.
+fn files<const N: usize>(folder: &Path, names: [&str; N]) -> [String; N] {
+    names.map(|name| folder.join(name).display().to_string())
+}
+
+#[test]
+fn the_commands_of_the_documentation_make_certificates_that_work() {
+    if !openssl() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let page = include_str!("../../docs/security.md");
+    let commands = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("$ "))
+        .filter(|line| line.starts_with("openssl") || line.starts_with("echo"));
+    let ran = commands.map(|line| shell(folder.path(), line)).count();
+    assert_eq!(ran, 8, "the commands of docs/security.md");
+
+    let [ca, server, server_key, client, client_key] = files(
+        folder.path(),
+        [
+            "ca.pem",
+            "server.pem",
+            "server.key",
+            "client.pem",
+            "client.key",
+        ],
+    );
+    let mutual = Server::start(&[
+        "--engine",
+        "embedded",
+        "--tls-cert",
+        &server,
+        "--tls-key",
+        &server_key,
+        "--tls-client-ca",
+        &ca,
+    ]);
+    let url = format!(
+        "https://localhost:{}",
+        mutual.grpc.rsplit(':').next().unwrap()
+    );
+    let trusting = ["--server", &url, "--ca", &ca];
+    let identity = ["--client-cert", &client, "--client-key", &client_key];
+    assert_classifies(&[trusting, identity].concat());
+    assert!(!mutual.log().contains("CA:TRUE"), "{}", mutual.log());
+    let missing = classify_error(&trusting);
+    assert!(
+        missing.contains("require") && missing.contains("--client-cert"),
+        "{missing}"
+    );
+    drop(mutual);
+
+    let [certificate, key] = files(folder.path(), ["self.pem", "self.key"]);
+    let alone = Server::start(&[
+        "--engine",
+        "embedded",
+        "--tls-cert",
+        &certificate,
+        "--tls-key",
+        &key,
+    ]);
+    assert_classifies(&["--server", &https(&alone), "--ca", &certificate]);
+    assert!(!alone.log().contains("CA:TRUE"), "{}", alone.log());
+}
+
+#[test]
+fn an_authoritys_certificate_as_the_servers_is_warned_about_and_explained() {
+    if !openssl() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    shell(
+        folder.path(),
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout usual.key -out usual.pem -days 30 \
+         -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1",
+    );
+    let [certificate, key] = files(folder.path(), ["usual.pem", "usual.key"]);
+    let server = Server::start(&[
+        "--engine",
+        "embedded",
+        "--tls-cert",
+        &certificate,
+        "--tls-key",
+        &key,
+    ]);
+    let log = server.log();
+    let warning = log.lines().find(|line| line.contains("WARN")).unwrap();
+    assert!(
+        warning.contains(&certificate) && warning.contains("CA:TRUE"),
+        "{log}"
+    );
+    let error = classify_error(&["--server", &https(&server), "--ca", &certificate]);
+    for part in ["CaUsedAsEndEntity", "CA:FALSE", "docs/security.md"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn files_that_tls_cannot_use_are_named() {
+    if !openssl() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    shell(
+        folder.path(),
+        "openssl req -newkey rsa:2048 -nodes -keyout v1.key -out v1.csr -subj /CN=localhost \
+         && openssl x509 -req -in v1.csr -signkey v1.key -days 30 -out v1.pem",
+    );
+    let [certificate, key] = files(folder.path(), ["v1.pem", "v1.key"]);
+    let url = ["--server", "https://127.0.0.1:1"];
+
+    let output = resnet18()
+        .args(["serve", "--tls-cert", &certificate, "--tls-key", &key])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    let served = String::from_utf8_lossy(&output.stderr).into_owned();
+    let identity = ["--client-cert", &certificate, "--client-key", &key];
+    for error in [served, classify_error(&[&url[..], &identity].concat())] {
+        assert!(
+            error.contains("v1.pem: the certificate is of X.509 version 1")
+                && error.contains("docs/security.md"),
+            "{error}"
+        );
+    }
+    for (flags, reason) in [
+        (vec!["--ca", &*key], "v1.key: there is no certificate in it"),
+        (
+            vec!["--client-cert", &key, "--client-key", &key],
+            "v1.key: there is no certificate in it",
+        ),
+    ] {
+        let error = classify_error(&[&url[..], &flags].concat());
+        assert!(error.contains(reason), "{error}");
+    }
+}
+
+#[test]
+fn a_wrong_port_and_a_wrong_scheme_are_named_with_the_right_one() {
+    let authority = Authority::new();
+    authority.issue_server();
+    let encrypted = authority.serve(&[]);
+    let plain = Server::start(&["--engine", "embedded"]);
+    let ca = authority.path("ca.pem");
+    let http = plain.http.to_string();
+    for (url, reasons) in [
+        (
+            format!("http://{http}"),
+            ["this is the HTTP port", "by default http://127.0.0.1:8001"],
+        ),
+        (
+            format!("https://{http}"),
+            ["this is the HTTP port", "by default https://127.0.0.1:8001"],
+        ),
+        (
+            https(&plain),
+            ["it does not use TLS", &format!("write {}", plain.url())],
+        ),
+        (
+            encrypted.url(),
+            ["it expects TLS", &format!("write {}", https(&encrypted))],
+        ),
+    ] {
+        let mut flags = vec!["--server", &*url];
+        if url.starts_with("https") {
+            flags.extend(["--ca", &ca]);
+        }
+        let error = classify_error(&flags);
+        for reason in reasons {
+            assert!(error.contains(reason), "{url}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_server_at_its_limit_of_connections_says_so_once_and_clients_guess_it() {
+    let server = Server::start(&["--engine", "embedded", "--max-connections", "1"]);
+    // It is kept open by what looks like a client of HTTP/2.
+    let mut first = TcpStream::connect(&server.grpc).unwrap();
+    first
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .unwrap();
+    wait_for(&server, "1 connections are open; further ones wait");
+    let error = classify_error(&["--server", &server.url()]);
+    assert!(error.contains("--max-connections"), "{error}");
+
+    // Each of these takes the only place for a moment.
+    drop(first);
+    for _ in 0..5 {
+        assert_classifies(&["--server", &server.url()]);
+    }
+    let lines = server.log().matches("further ones wait").count();
+    assert_eq!(lines, 1, "{}", server.log());
 }

@@ -56,6 +56,18 @@ def test_errors():
     assert "resnet18-demo" in error.details(), error.details()
 
 
+def test_metadata():
+    request = pb.ClassifyRequest(image=photo("cat.jpg"))
+    classifier.Classify(request, timeout=60, metadata=[("x-proxy", "a" * 60_000)])
+    try:
+        classifier.Classify(request, timeout=60, metadata=[("x-proxy", "a" * 90_000)])
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error
+        assert "metadata" in error.details() and "at most 65536" in error.details(), error.details()
+    else:
+        raise AssertionError("metadata of 90 kB was accepted")
+
+
 def test_deadline():
     try:
         classifier.Classify(pb.ClassifyRequest(image=photo("cat.jpg")), timeout=0.001)

@@ -190,6 +190,7 @@ def test_errors():
     fails("is out of range", "mean", model=TENSOR, inputs=tensor(pixels_as_floats, "FP32"))
     not_numbers = np.full((1, 3, 224, 224), np.nan, np.float32)
     fails("NaN", model=TENSOR, inputs=tensor(not_numbers, "FP32"))
+    fails("16859", "at most 16777216", "--max-message-mib", model=TENSOR, inputs=tensor(normalized(crops(28)), "FP32"))
     shared = triton.InferRequestedOutput("logits")
     shared.set_shared_memory("region", 424)
     fails("shared memory", inputs=files(photo), outputs=[shared])

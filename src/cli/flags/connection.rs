@@ -1,14 +1,14 @@
 //! Flags of clients: the server to connect to, and the credentials for it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
 use crate::{
     address::ServerAddress,
+    certificate,
     cli::CliError,
     client::{Credentials, Server, Token},
-    files,
 };
 
 /// The server and the model to use; every client subcommand has these flags.
@@ -83,8 +83,8 @@ impl CredentialFlags {
     /// The server at `address`, with these credentials.
     ///
     /// # Errors
-    /// If a certificate cannot be read, `address` does not use TLS but certificates are given, or
-    /// the token is invalid.
+    /// If a certificate cannot be read or used, `address` does not use TLS but certificates are
+    /// given, or the token is invalid.
     pub fn server(&self, address: ServerAddress) -> Result<Server, CliError> {
         if !address.uses_tls() && (self.ca.is_some() || self.client_cert.is_some()) {
             return Err(CliError::Usage(format!(
@@ -93,11 +93,23 @@ impl CredentialFlags {
         }
 
         let identity = match (&self.client_cert, &self.client_key) {
-            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            (Some(certificate), Some(key)) => {
+                let (_, certificate) =
+                    certificate::read_identity(certificate).map_err(CliError::Usage)?;
+                let (_, key) = certificate::read_key(key).map_err(CliError::Usage)?;
+                Some((certificate, key))
+            }
             _ => None,
         };
+        let authority = self
+            .ca
+            .as_deref()
+            .map(certificate::read)
+            .transpose()
+            .map_err(CliError::Usage)?
+            .map(|(_, pem)| pem);
         let credentials = Credentials {
-            authority: self.ca.as_deref().map(read).transpose()?,
+            authority,
             identity,
             token: self
                 .token
@@ -111,9 +123,4 @@ impl CredentialFlags {
             credentials,
         })
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, CliError> {
-    files::read_limited(path, files::LARGEST_TEXT)
-        .map_err(|error| CliError::Usage(error.to_string()))
 }

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -31,10 +31,10 @@ use crate::{
             caller::{Caller, Peer, client_id},
             methods::{MAX_PATH, image_method, is_classifying, is_probe, is_stream},
             record::CallRecord,
-            status::CallError,
+            status::{CallError, received},
             timing::{CallTiming, Deadlines, grpc_timeout, priority},
         },
-        transport::receive::Receiving,
+        transport::receive::{ReceiveLimits, Receiving},
     },
     metrics::{Method, Rejection},
     registry::Registry,
@@ -48,12 +48,20 @@ use crate::{
 /// their messages are on the way.
 const DISCARD: Duration = Duration::from_millis(100);
 
+/// The largest metadata of a call, in bytes as RFC 9113, 6.5.2, counts headers: room for the tokens
+/// and the headers that proxies add.
+const MAX_METADATA_BYTES: usize = 64 << 10;
+/// What RFC 9113 counts for each header besides its name and its value, in bytes.
+const HEADER_OVERHEAD: usize = 32;
+
 /// The limits on calls, and who may call.
 #[derive(Clone)]
 pub(in crate::grpc) struct AdmissionConfig {
     pub max_calls: usize,
     pub deadlines: Deadlines,
     pub receive_timeout: Duration,
+    /// The largest message of a classifying service, in bytes.
+    pub max_message_bytes: usize,
     pub tokens: Option<Arc<Tokens>>,
     pub registry: Arc<Registry>,
     pub state: StateCell,
@@ -131,6 +139,7 @@ impl Admission {
         priority: Result<Priority, CallError>,
         record: Option<&CallRecord>,
     ) -> Result<Admitted, CallError> {
+        check_metadata(request.headers())?;
         let caller = self.authenticate(request, trace)?;
         if let (Some(record), Some(caller)) = (record, &caller) {
             record.caller(caller);
@@ -257,7 +266,9 @@ where
         let trace_id = trace.context().trace;
 
         // Health checks by load balancers are not worth a record.
-        let record = is_classifying(path).then(|| Arc::new(CallRecord::new(path, trace, timing)));
+        let peer = request.extensions().get::<Peer>();
+        let record =
+            is_classifying(path).then(|| Arc::new(CallRecord::new(path, trace, timing, peer)));
 
         let admitted = self
             .admission
@@ -273,12 +284,19 @@ where
         if let Some(record) = &record {
             request.extensions_mut().insert(Arc::clone(record));
         }
-        let limit = self.admission.config.receive_timeout;
+        let limits = ReceiveLimits {
+            time: self.admission.config.receive_timeout,
+            // The other services have their own, far smaller limit.
+            bytes: record
+                .as_ref()
+                .map(|_| self.admission.config.max_message_bytes),
+        };
+        let receiving = record.clone();
         let request = request.map(|body| {
             if is_stream {
-                Receiving::stream(body, limit)
+                Receiving::stream(body, limits, receiving)
             } else {
-                Receiving::message(body, limit)
+                Receiving::message(body, limits, receiving)
             }
         });
         let response = self.inner.call(request);
@@ -295,9 +313,16 @@ where
             // Also record calls that ended before the service ran, with an oversized message for
             // example.
             if let (Some(record), Ok(response)) = (record, &response)
+                && !record.has_ended()
                 && let Some(status) = Status::from_header_map(response.headers())
             {
-                record.finish(status.code());
+                let reworded = received(&status);
+                record.failed(&CallError::Transport(
+                    reworded.as_ref().unwrap_or(&status).clone(),
+                ));
+                if let Some(status) = reworded {
+                    return Ok(status.into_http());
+                }
             }
             response
         })
@@ -311,11 +336,26 @@ async fn reject<E>(
     error: CallError,
 ) -> Result<Response<Body>, E> {
     if let Some(record) = record {
-        record.finish(error.code());
+        record.failed(&error);
     }
     // Whether all of the body was discarded in time makes no difference.
     let _ = timeout(DISCARD, discard(body)).await;
     Ok(Status::from(error).into_http())
+}
+
+/// Whether a call's metadata is within the limit.
+fn check_metadata(headers: &HeaderMap) -> Result<(), CallError> {
+    let size = |(name, value): (&HeaderName, &HeaderValue)| {
+        name.as_str().len() + value.len() + HEADER_OVERHEAD
+    };
+    let bytes: usize = headers.iter().map(size).sum();
+    if bytes > MAX_METADATA_BYTES {
+        return Err(CallError::LargeMetadata {
+            bytes,
+            limit: MAX_METADATA_BYTES,
+        });
+    }
+    Ok(())
 }
 
 async fn discard(mut body: Body) {

@@ -43,11 +43,12 @@ impl Context {
         };
         record.model(&entry.name, &entry.metrics);
 
-        let ready = self.state.get().admits().and_then(|()| self.newest(&entry));
-        ready.map_err(|error| {
-            entry.metrics.rejected(Rejection::NotReady);
-            error.into()
-        })
+        let ready = match self.state.get().admits() {
+            // What is wrong with this model says more than that none is served.
+            Ok(()) | Err(NotReady::NoModel(_)) => self.newest(&entry),
+            Err(error) => Err(error.into()),
+        };
+        ready.inspect_err(|_| entry.metrics.rejected(Rejection::NotReady))
     }
 
     /// Counts one more open stream until the permit is dropped.
@@ -67,11 +68,14 @@ impl Context {
     ///
     /// # Errors
     /// When no version has been loaded yet, or loading it failed.
-    pub fn newest(&self, entry: &Entry) -> Result<Arc<Served>, NotReady> {
-        entry.served.clone().ok_or(if entry.problem.is_some() {
-            NotReady::ModelFailed
-        } else {
-            NotReady::Starting
-        })
+    pub fn newest(&self, entry: &Entry) -> Result<Arc<Served>, CallError> {
+        match (&entry.served, &entry.problem) {
+            (Some(served), _) => Ok(Arc::clone(served)),
+            (None, Some(problem)) => Err(CallError::ModelFailed {
+                name: entry.name.clone(),
+                reason: problem.to_string(),
+            }),
+            (None, None) => Err(NotReady::Starting.into()),
+        }
     }
 }

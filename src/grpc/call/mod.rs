@@ -10,7 +10,7 @@ pub(in crate::grpc) mod timing;
 
 use std::sync::Arc;
 
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use self::{caller::client_id, record::CallRecord, status::CallError, timing::CallTiming};
 use crate::scheduler::ClientId;
@@ -39,8 +39,10 @@ impl Call {
 
     /// Ends the call's measurement and makes its answer.
     pub fn answer<T>(&self, result: Result<T, CallError>) -> Result<Response<T>, Status> {
-        let code = result.as_ref().err().map_or(Code::Ok, CallError::code);
-        self.record.finish(code);
+        match &result {
+            Ok(_) => self.record.succeeded(),
+            Err(error) => self.record.failed(error),
+        }
         result.map(Response::new).map_err(Status::from)
     }
 }

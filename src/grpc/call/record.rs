@@ -9,8 +9,9 @@ use std::{
 use tonic::Code;
 
 use super::{
-    caller::Caller,
+    caller::{Caller, Peer},
     methods::{MAX_PATH, method},
+    status::CallError,
     timing::CallTiming,
 };
 use crate::{
@@ -32,6 +33,7 @@ pub(in crate::grpc) struct CallRecord {
     /// `SERVICE/METHOD`.
     path: String,
     method: Option<Method>,
+    peer: Option<Peer>,
     trace: Trace,
     pub timing: CallTiming,
     notes: Mutex<Notes>,
@@ -45,6 +47,8 @@ struct Notes {
     bytes: usize,
     frames: usize,
     work: Option<ImageTiming>,
+    /// Why the call failed, for the log.
+    error: Option<String>,
     /// The code of the answer, and when it was ready.
     ended: Option<(Code, Instant)>,
 }
@@ -63,16 +67,17 @@ pub(in crate::grpc) struct FrameRecord<'a> {
     pub arrived: Instant,
     pub span: SpanContext,
     /// What the frame was answered with.
-    pub answer: Result<&'a Reply, Code>,
+    pub answer: Result<&'a Reply, &'a CallError>,
 }
 
 impl CallRecord {
-    pub fn new(path: &str, trace: Trace, timing: CallTiming) -> Self {
+    pub fn new(path: &str, trace: Trace, timing: CallTiming, peer: Option<&Peer>) -> Self {
         let method = method(path);
         let path = path.trim_start_matches('/').chars().take(MAX_PATH);
         Self {
             path: path.collect(),
             method,
+            peer: peer.cloned(),
             trace,
             timing,
             notes: Mutex::default(),
@@ -113,7 +118,8 @@ impl CallRecord {
             answer,
         } = frame;
         lock(&self.notes).frames += 1;
-        let code = code_name(answer.err().unwrap_or(Code::Ok));
+        let code = code_name(answer.err().map_or(Code::Ok, CallError::code));
+        let error = answer.err().map(CallError::for_log);
         let work = answer.ok().map(|reply| ImageTiming::new(arrived, reply));
         let time = Period {
             start: arrived,
@@ -122,7 +128,9 @@ impl CallRecord {
         tracing::trace!(
             method = self.method_name(),
             frame = id,
+            peer = self.peer.as_ref().map(Peer::address),
             code,
+            error,
             decode_ms = work.map(|work| milliseconds(work.stages.decode)),
             queue_ms = work.map(|work| milliseconds(work.stages.queue)),
             inference_ms = work.map(|work| milliseconds(work.stages.inference)),
@@ -141,12 +149,36 @@ impl CallRecord {
         }
     }
 
-    /// The call is answered with `code`, unless it has been answered before.
-    pub fn finish(&self, code: Code) {
+    /// The call is answered well, unless it has been answered before.
+    pub fn succeeded(&self) {
+        self.finish(Code::Ok, None);
+    }
+
+    /// The call is answered with this error, unless it has been answered before.
+    pub fn failed(&self, error: &CallError) {
+        self.finish(error.code(), Some(error));
+    }
+
+    /// Nobody waits for the answer any more: the caller has gone, or the deadline has passed.
+    pub fn abandoned(&self) {
+        let code = match self.timing.deadline {
+            Some(deadline) if deadline <= Instant::now() => Code::DeadlineExceeded,
+            _ => Code::Cancelled,
+        };
+        self.finish(code, None);
+    }
+
+    /// Whether the call has been answered, or abandoned.
+    pub fn has_ended(&self) -> bool {
+        lock(&self.notes).ended.is_some()
+    }
+
+    fn finish(&self, code: Code, error: Option<&CallError>) {
         let mut notes = lock(&self.notes);
         if notes.ended.is_none() {
             let now = Instant::now();
             notes.ended = Some((code, now));
+            notes.error = error.map(CallError::for_log);
             self.count(&notes, code, now);
         }
     }
@@ -168,7 +200,9 @@ impl CallRecord {
             method = self.method_name(),
             model = notes.model.as_ref().map(|(name, _)| name),
             caller = notes.caller,
+            peer = self.peer.as_ref().map(Peer::address),
             code = code_name(code),
+            error = notes.error,
             bytes = notes.bytes,
             frames = (notes.frames > 0).then_some(notes.frames),
             decode_ms = work.map(|work| milliseconds(work.stages.decode)),
@@ -216,12 +250,7 @@ impl CallRecord {
 
 impl Drop for CallRecord {
     fn drop(&mut self) {
-        // A call that nobody answered was cancelled by its caller or by its deadline.
-        let abandoned = match self.timing.deadline {
-            Some(deadline) if deadline <= Instant::now() => Code::DeadlineExceeded,
-            _ => Code::Cancelled,
-        };
-        self.finish(abandoned);
+        self.abandoned();
 
         let notes = std::mem::take(&mut *lock(&self.notes));
         let Some((code, ended)) = notes.ended else {

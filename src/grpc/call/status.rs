@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    image::ImageError,
+    image::{ImageError, ImageFormat},
     registry::UnknownModel,
     scheduler::{JobError, QueueFull},
     state::NotReady,
@@ -64,15 +64,25 @@ pub(in crate::grpc) enum CallError {
     StreamDeadline,
     #[error("the message did not arrive within {limit:?}; send it faster, or a smaller image")]
     SlowMessage { limit: Duration },
+    #[error(
+        "the message has {bytes} bytes; this server accepts at most {limit} (its flag \
+         --max-message-mib)"
+    )]
+    LargeMessage { bytes: usize, limit: usize },
+    #[error("the call's metadata has {bytes} bytes; this server accepts at most {limit}")]
+    LargeMetadata { bytes: usize, limit: usize },
+    /// The newest file of the model can't be served, and there is no older version.
+    #[error("the model \"{name}\" could not be loaded: {reason}")]
+    ModelFailed { name: String, reason: String },
     #[error("this server requires a token: send the metadata `authorization: Bearer TOKEN`")]
     NoToken,
     #[error("the token is not one that this server knows")]
     WrongToken,
     #[error("the server failed on this stream; its log has the reason")]
     Panicked,
-    /// The transport's own error: a message over the limit, or a caller that reset the stream.
+    /// The transport's own error: a message that is damaged, late or over a limit.
     #[error("{}", .0.message())]
-    Transport(#[from] Status),
+    Transport(Status),
 }
 
 impl CallError {
@@ -83,7 +93,10 @@ impl CallError {
             Self::QueueFull(_)
             | Self::Job(JobError::Displaced(_))
             | Self::TooManyStreams { .. }
-            | Self::TooManyCalls { .. } => Code::ResourceExhausted,
+            | Self::TooManyCalls { .. }
+            | Self::LargeMetadata { .. } => Code::ResourceExhausted,
+            Self::LargeMessage { .. } => Code::OutOfRange,
+            Self::ModelFailed { .. } => Code::FailedPrecondition,
             Self::Job(JobError::Image(error)) | Self::ImageInRequest { error, .. }
                 if is_internal(error) =>
             {
@@ -114,12 +127,36 @@ impl CallError {
         }
     }
 
+    /// The reason for the server's own log, which holds no part of an image: the decoder of PNM, a
+    /// format of text, quotes what it stumbles on.
+    pub fn for_log(&self) -> String {
+        let image = match self {
+            Self::Job(JobError::Image(error)) | Self::ImageInRequest { error, .. } => Some(error),
+            _ => None,
+        };
+        match image {
+            Some(
+                ImageError::Damaged {
+                    format: format @ ImageFormat::Pnm,
+                    ..
+                }
+                | ImageError::UnsupportedVariant {
+                    format: format @ ImageFormat::Pnm,
+                    ..
+                },
+            ) => format!("damaged or unsupported {format}"),
+            _ => self.message(),
+        }
+    }
+
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull(full) | Self::Job(JobError::Displaced(full)) => Some(full.retry_after),
             Self::TooManyStreams { .. }
             | Self::TooManyCalls { .. }
-            | Self::NotReady(NotReady::Starting | NotReady::Draining) => Some(RETRY_DELAY),
+            | Self::NotReady(NotReady::Starting | NotReady::NoModel(_) | NotReady::Draining) => {
+                Some(RETRY_DELAY)
+            }
             _ => None,
         }
     }
@@ -141,6 +178,37 @@ pub(in crate::grpc) fn shorten(message: &str) -> String {
     }
 }
 
+/// The status of a message that tonic could not receive, in this server's words; `None` leaves it
+/// as it is.
+///
+/// tonic reports a caller's damaged message as INTERNAL, which counts as the server's own failure.
+/// The exception is a message whose framing breaks gRPC's protocol, for which that code is
+/// prescribed.
+pub(in crate::grpc) fn received(status: &Status) -> Option<Status> {
+    let message = status.message();
+    match status.code() {
+        Code::Internal if !message.starts_with("protocol error") => {
+            Some(Status::invalid_argument(shorten(message)))
+        }
+        Code::ResourceExhausted if message.starts_with("Error decompressing: size limit") => {
+            let limit = message.split(' ').find_map(|word| word.parse::<u64>().ok());
+            let limit = limit.map_or_else(String::new, |limit| format!(" {limit} bytes"));
+            Some(Status::resource_exhausted(format!(
+                "the message is larger than it may be when it is decompressed; this server \
+                 accepts at most{limit} (its flag --max-message-mib)"
+            )))
+        }
+        _ => None,
+    }
+}
+
+impl From<Status> for CallError {
+    /// The error of a message that could not be received.
+    fn from(status: Status) -> Self {
+        Self::Transport(received(&status).unwrap_or(status))
+    }
+}
+
 impl From<CallError> for Status {
     fn from(error: CallError) -> Self {
         let code = error.code();
@@ -157,5 +225,53 @@ impl From<CallError> for Status {
             status.metadata_mut().insert(PUSHBACK, milliseconds.into());
         }
         status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tonic_says_of_a_callers_message_is_said_in_this_servers_words() {
+        let reworded = |status: Status| received(&status).map(|status| status.code());
+        for message in [
+            "failed to decode Protobuf message: buffer underflow",
+            "Unexpected EOF decoding stream.",
+            "Missing request message.",
+        ] {
+            assert_eq!(
+                reworded(Status::internal(message)),
+                Some(Code::InvalidArgument)
+            );
+        }
+        let framing = "protocol error: received message with invalid compression flag: 7";
+        assert_eq!(reworded(Status::internal(framing)), None);
+        assert_eq!(reworded(Status::unimplemented("")), None);
+
+        let bomb = Status::resource_exhausted(
+            "Error decompressing: size limit, of 4096 bytes, exceeded while decompressing message",
+        );
+        let error = CallError::from(bomb);
+        assert_eq!(error.code(), Code::ResourceExhausted);
+        assert!(
+            error.message().contains("at most 4096 bytes") && error.message().contains("--max-"),
+            "{}",
+            error.message()
+        );
+    }
+
+    #[test]
+    fn the_log_holds_no_part_of_an_image() {
+        let damaged = |format| {
+            CallError::Job(JobError::Image(ImageError::Damaged {
+                format,
+                reason: "SECRET".into(),
+            }))
+        };
+        let text = damaged(ImageFormat::Pnm);
+        assert!(text.message().contains("SECRET") && !text.for_log().contains("SECRET"));
+        let binary = damaged(ImageFormat::Jpeg);
+        assert_eq!(binary.for_log(), binary.message());
     }
 }

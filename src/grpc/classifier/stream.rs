@@ -183,7 +183,7 @@ impl Submitter<'_> {
 
     fn newest(&self) -> Result<Arc<Served>, CallError> {
         let entry = self.context.registry.find(&self.model)?;
-        Ok(self.context.newest(&entry)?)
+        self.context.newest(&entry)
     }
 }
 
@@ -426,12 +426,11 @@ impl Answerer {
         if let Err(error @ CallError::Job(JobError::Abandoned)) = outcome {
             return Err(error);
         }
-        let answer = outcome.as_ref().map_err(CallError::code);
         self.record.frame(FrameRecord {
             id: stamp.id,
             arrived: stamp.arrived,
             span,
-            answer,
+            answer: outcome.as_ref(),
         });
         let (outcome, stages) = match outcome {
             Ok(reply) => {

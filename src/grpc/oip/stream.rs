@@ -146,10 +146,7 @@ async fn answer_one(
         });
         metrics.frame_answered(timing.arrived.elapsed());
     }
-    let answer = outcome
-        .as_ref()
-        .map(|answered| &answered.reply)
-        .map_err(CallError::code);
+    let answer = outcome.as_ref().map(|answered| &answered.reply);
     record.frame(FrameRecord {
         id: number,
         arrived: timing.arrived,

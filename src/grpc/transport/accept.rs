@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::Stream;
@@ -36,6 +36,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long input is drained after the server has shut its side of a connection down. Closing with
 /// unread data sends RST, and a caller that is still sending could lose the final status.
 const LINGER: Duration = Duration::from_millis(500);
+/// How often the log may say that all connections are in use.
+const LIMIT_LOGGED: Duration = Duration::from_secs(60);
 /// The pause after an error such as too many open files, instead of spinning.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -128,8 +130,12 @@ type Connections = mpsc::Sender<io::Result<Connection>>;
 
 impl Acceptor {
     async fn run(&self, connections: &Connections) {
+        let mut logged: Option<Instant> = None;
         loop {
-            if self.permits.available_permits() == 0 {
+            if self.permits.available_permits() == 0
+                && logged.is_none_or(|logged| logged.elapsed() >= LIMIT_LOGGED)
+            {
+                logged = Some(Instant::now());
                 tracing::warn!(
                     "{} connections are open; further ones wait (--max-connections)",
                     self.max
@@ -199,6 +205,9 @@ async fn handshake(
             _ if error.to_string().contains("InvalidContentType") => {
                 refused(&"the caller speaks plain text, not TLS");
             }
+            _ if is_alert_about_certificate(&error) => refused(&format_args!(
+                "the caller does not accept this server's certificate ({error})"
+            )),
             _ => refused(&error),
         },
         Err(_) => refused(&format_args!(
@@ -206,6 +215,15 @@ async fn handshake(
         )),
     }
     None
+}
+
+/// Whether the caller has said that it refuses this server's certificate.
+fn is_alert_about_certificate(error: &io::Error) -> bool {
+    let text = error.to_string();
+    text.contains("received fatal alert")
+        && ["UnknownCA", "Certificate"]
+            .iter()
+            .any(|name| text.contains(name))
 }
 
 /// A byte stream in both directions.

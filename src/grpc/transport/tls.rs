@@ -1,15 +1,14 @@
 //! TLS and mutual TLS: certificates from files, which are read again when they change.
 
-use std::{path::Path, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use tokio_rustls::rustls::{
     RootCertStore, ServerConfig,
     crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::WebPkiClientVerifier,
 };
 
-use crate::{files, watch::Watched};
+use crate::{certificate, watch::Watched};
 
 /// The files of the certificates, as PEM.
 #[derive(Clone, Debug)]
@@ -41,13 +40,17 @@ pub(in crate::grpc) fn certificates(config: TlsConfig) -> Result<Certificates, S
 
 fn read(config: &TlsConfig) -> Result<Arc<ServerConfig>, String> {
     let provider: Arc<CryptoProvider> = ring::default_provider().into();
-    let chain = certificates_in(&config.certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(&bytes_of(&config.key)?).map_err(|error| {
-        format!(
-            "{}: there is no private key in it ({error})",
-            config.key.display()
-        )
-    })?;
+    let (chain, _) = certificate::read_identity(&config.certificate)?;
+    let own = chain.first().and_then(|own| certificate::facts(own));
+    if own.is_some_and(|own| own.is_authority) {
+        tracing::warn!(
+            "{}: this is the certificate of an authority (CA:TRUE), as `openssl req -x509` makes it \
+             by default; many clients refuse it as a server's, `resnet18` among them \
+             (docs/security.md has the commands for a better one)",
+            config.certificate.display()
+        );
+    }
+    let (key, _) = certificate::read_key(&config.key)?;
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
@@ -55,7 +58,7 @@ fn read(config: &TlsConfig) -> Result<Arc<ServerConfig>, String> {
         None => builder.with_no_client_auth(),
         Some(path) => {
             let mut roots = RootCertStore::empty();
-            for certificate in certificates_in(path)? {
+            for certificate in certificate::read(path)?.0 {
                 roots
                     .add(certificate)
                     .map_err(|error| format!("{}: {error}", path.display()))?;
@@ -76,21 +79,4 @@ fn read(config: &TlsConfig) -> Result<Arc<ServerConfig>, String> {
     })?;
     server.alpn_protocols = vec![b"h2".to_vec()];
     Ok(Arc::new(server))
-}
-
-fn certificates_in(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates: Result<Vec<_>, _> =
-        CertificateDer::pem_slice_iter(&bytes_of(path)?).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(format!(
-            "{}: there is no certificate in it; PEM is expected",
-            path.display()
-        )),
-        Err(error) => Err(format!("{}: {error}", path.display())),
-    }
-}
-
-fn bytes_of(path: &Path) -> Result<Vec<u8>, String> {
-    files::read_limited(path, files::LARGEST_TEXT).map_err(|error| error.to_string())
 }

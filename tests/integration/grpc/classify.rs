@@ -134,7 +134,11 @@ async fn bad_requests_are_refused_with_advice_and_the_next_one_is_served() {
             Code::NotFound,
             "resnet18-demo",
         ),
-        (request(encoded(&vec![0; 2 << 20])), Code::OutOfRange, ""),
+        (
+            request(encoded(&vec![0; 2 << 20])),
+            Code::OutOfRange,
+            "at most 1048576 (its flag --max-message-mib)",
+        ),
     ];
 
     for (request, code, hint) in cases {

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use resnet18_server::proto::{FramePolicy, Image, ListModelsRequest, image::Source};
+use resnet18_server::proto::{
+    ClassifyRequest, FramePolicy, Image, ListModelsRequest, image::Source,
+};
 use serde_json::Value;
 use tonic::Code;
 
@@ -87,6 +89,12 @@ async fn each_request_is_one_line_that_names_its_trace_and_neither_token_nor_ima
         (&"resnet18-demo".into(), &"shop".into(), &1.into())
     );
     assert_eq!(first["bytes"], fs::metadata(data("cat.jpg")).unwrap().len());
+    assert!(calls.iter().all(|line| {
+        let peer = line["peer"].as_str().unwrap();
+        peer.starts_with("127.0.0.1:")
+    }));
+    assert_eq!(calls[2]["error"], "damaged or unsupported PNM");
+    assert!(first.get("error").is_none(), "{first}");
     let stages =
         ["decode_ms", "queue_ms", "inference_ms"].map(|stage| first[stage].as_f64().unwrap());
     let total = first["total_ms"].as_f64().unwrap();
@@ -126,6 +134,40 @@ async fn at_info_requests_are_not_logged_and_a_filter_for_a_library_leaves_the_s
     assert!(
         log.contains("INFO serving gRPC") && !log.contains("trace_id") && !log.contains('\u{1b}'),
         "{log}"
+    );
+}
+
+#[tokio::test]
+async fn names_that_callers_choose_cannot_forge_lines_or_reach_the_terminal() {
+    let mut server = Server::start(&["--engine", "embedded", "--log", "debug"]);
+    let mut client = server.client().await;
+    let unknown = ClassifyRequest {
+        model: "x\nERROR forged \u{1b}[2J".into(),
+        ..request(pixels())
+    };
+    let refused = client.classify(unknown).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+    let damaged = Image {
+        source: Some(Source::Encoded(b"\xff\xd8\xff\xe0 no".to_vec().into())),
+    };
+    client.classify(request(damaged)).await.unwrap_err();
+    drop(client);
+    stop(&mut server);
+
+    let log = server.log();
+    assert!(!log.contains('\u{1b}'), "{log}");
+    let forged = log.lines().find(|line| line.contains("forged")).unwrap();
+    assert!(
+        forged.contains(r"x\nERROR forged \u{1b}[2J") && forged.contains("code=\"NOT_FOUND\""),
+        "{log}"
+    );
+    let damaged = log
+        .lines()
+        .find(|line| line.contains("code=\"INVALID_ARGUMENT\""))
+        .unwrap();
+    assert!(
+        damaged.contains("JPEG; send") && damaged.contains("peer=\"127.0.0.1:"),
+        "{damaged}"
     );
 }
 
