@@ -131,7 +131,7 @@ impl Batch {
         };
         let mut span = Span::new("batch", context, Arc::default(), self.time)
             .linked(links)
-            .with("classifier.engine", &*self.engine)
+            .with("classifier.engine", self.engine)
             .with("classifier.batch_size", self.images as u64);
         if self.failed {
             span = span.failed("the engine failed");

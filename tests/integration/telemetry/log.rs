@@ -166,7 +166,7 @@ async fn names_that_callers_choose_cannot_forge_lines_or_reach_the_terminal() {
         .find(|line| line.contains("code=\"INVALID_ARGUMENT\""))
         .unwrap();
     assert!(
-        damaged.contains("JPEG; send") && damaged.contains("peer=\"127.0.0.1:"),
+        damaged.contains("error=\"truncated JPEG") && damaged.contains("peer=\"127.0.0.1:"),
         "{damaged}"
     );
 }
