@@ -179,6 +179,16 @@ impl ArtifactCache {
         &self.folder
     }
 
+    /// Checks, by creating a file, that artifacts can be kept at all.
+    ///
+    /// # Errors
+    /// Why they can't, such as a read-only folder.
+    pub fn check_writable(&self) -> io::Result<()> {
+        let probe = unfinished_path(&self.folder.join("probe"));
+        File::create(&probe)?;
+        fs::remove_file(probe)
+    }
+
     /// Returns the artifact for `key`, or has `make` make it and keeps it. If another process is
     /// making the same, waits for it and uses its result.
     ///

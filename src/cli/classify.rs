@@ -13,10 +13,11 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
-    CliError, files,
+    CliError,
+    files::{self, Images},
     flags::ConnectionFlags,
-    output::{self, BAR_WIDTH, ClassJson, ErrorJson, TimingJson},
-    values,
+    output::{self, BAR_WIDTH, ClassJson, ErrorJson, TimingJson, thousands},
+    report, values,
 };
 use crate::{
     client::{self, Client},
@@ -27,12 +28,16 @@ use crate::{
 const MAX_LABEL_WIDTH: usize = 40;
 
 const LONG_HELP: &str = "\
+A folder stands for the images in it, at any depth and in the order of their names; each is one \
+line then, and a summary follows.
+
 With --json, each image is one line on standard output, in the order of the arguments:
   {\"file\", \"model\", \"model_version\",
    \"classifications\": [{\"class_id\", \"label\", \"probability\"}],
    \"timing_ms\": {\"decode\", \"queue\", \"inference\", \"total\", \"round_trip\"}}
 The line of an image that failed is {\"file\", \"error\": {\"code\", \"message\"}}, where code is \
-a gRPC status such as NOT_FOUND.
+a gRPC status such as NOT_FOUND. For a name that is not UTF-8, \"file_percent_encoded\" has its \
+bytes as in a URL.
 
 Exit status: 0 = every image was classified, 1 = some were not, 64 = wrong flags.";
 
@@ -40,7 +45,8 @@ Exit status: 0 = every image was classified, 1 = some were not, 64 = wrong flags
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub struct Args {
-    /// The image files (JPEG, PNG, WebP, GIF, BMP, TIFF, PNM); - reads one from standard input.
+    /// The image files (JPEG, PNG, WebP, GIF, BMP, TIFF, PNM), or folders of them; - reads one from
+    /// standard input.
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
@@ -74,12 +80,8 @@ struct Answer {
 
 /// Classifies the images and prints the answers in the order of the arguments.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let from_stdin = args.images.iter().filter(|path| files::is_stdin(path));
-    if from_stdin.count() > 1 {
-        return Err(CliError::Usage(
-            "standard input (-) can only be read once".into(),
-        ));
-    }
+    let images = Images::find(&args.images)?;
+    report::print_ignored(images.ignored, args.json);
 
     let server = args.server.server()?;
     let mut client = client::connect(&server).await?;
@@ -91,7 +93,8 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     )
     .await?;
 
-    let mut answers = stream::iter(&args.images)
+    let started = Instant::now();
+    let mut answers = stream::iter(&images.files)
         .map(|path| {
             let (client, args) = (client.clone(), &args);
             async move { (path, classify_file(client, path, args).await) }
@@ -100,11 +103,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
 
     let mut failed = 0;
     while let Some((path, answer)) = answers.next().await {
-        let name = if files::is_stdin(path) {
-            "standard input".into()
-        } else {
-            path.to_string_lossy()
-        };
+        let name = files::name(path);
         if answer.is_err() {
             failed += 1;
         }
@@ -114,16 +113,19 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
             continue;
         }
         match answer {
+            Ok(answer) if images.has_folder => output::print_line(&line(&name, &answer))?,
             Ok(answer) => output::print_line(&table(&name, &answer, output::on_terminal()))?,
             Err(status) => output::print_error(&format_args!("{name}: {}", status.message())),
         }
     }
 
-    if failed > 0 && !args.json && args.images.len() > 1 {
-        eprintln!(
-            "{failed} of {} images could not be classified",
-            args.images.len()
-        );
+    let count = images.files.len();
+    if images.has_folder && !args.json {
+        output::print_line(&summary(count, failed, started.elapsed()))?;
+    } else if failed > 0 && !args.json && count > 1 {
+        output::print_message(&format_args!(
+            "{failed} of {count} images could not be classified"
+        ));
     }
     Ok(if failed == 0 {
         ExitCode::SUCCESS
@@ -148,6 +150,32 @@ async fn classify_file(mut client: Client, path: &Path, args: &Args) -> Result<A
         round_trip: answer.sent_at.elapsed(),
         response: answer.response,
     })
+}
+
+/// The answer as one line, for one of many images.
+fn line(name: &str, answer: &Answer) -> String {
+    match answer.response.classifications.first() {
+        Some(class) => format!(
+            "{name}  {}  {:.1} %",
+            style(output::label(class)).green(),
+            class.probability * 100.0
+        ),
+        None => format!("{name}  (no class has a probability that high)"),
+    }
+}
+
+/// The summary of a folder.
+fn summary(images: usize, failed: usize, took: Duration) -> String {
+    let classified = images - failed;
+    let failed = match failed {
+        0 => String::new(),
+        failed => format!(", {} failed", thousands(failed as u64)),
+    };
+    format!(
+        "{} images{failed}, {:.1} images/s",
+        thousands(images as u64),
+        classified as f64 / took.as_secs_f64()
+    )
 }
 
 /// The answer as lines of text: the image's name, a row per class, and the timing.
@@ -196,6 +224,8 @@ fn table(name: &str, answer: &Answer, bars: bool) -> String {
 #[derive(Serialize)]
 struct ImageJson {
     file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_percent_encoded: Option<String>,
     #[serde(flatten)]
     outcome: OutcomeJson,
 }
@@ -245,6 +275,7 @@ impl ImageJson {
         };
         Self {
             file: path.to_string_lossy().into_owned(),
+            file_percent_encoded: output::percent_encoded(path.as_os_str()),
             outcome,
         }
     }

@@ -41,7 +41,7 @@ With --json, one line is printed:
    \"classes\": [{\"label\", \"photos\", \"right\", \"recall\", \"precision\"}],
    \"confusions\": [{\"label\", \"predicted\", \"photos\"}],
    \"mistakes\": [{\"file\", \"label\", \"predicted\", \"probability\"}],
-   \"skipped\": [{\"file\", \"reason\"}],
+   \"ignored_files\", \"skipped\": [{\"file\", \"reason\"}],
    \"compared\": null or {\"engine\", \"top1\", \"top5\", \"seconds\", \"images_per_second\",
     \"same_top1\", \"largest_change\", \"changed_most\",
     \"different\": [{\"file\", \"label\",
@@ -117,6 +117,7 @@ struct EvaluationReport {
     images_per_second: f64,
     #[serde(flatten)]
     evaluation: Evaluation,
+    ignored_files: usize,
     skipped: Vec<SkippedPhoto>,
     compared: Option<Comparison>,
     /// The names of all classes of the model, in order.
@@ -171,11 +172,14 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     }
     let root = if val.is_dir() { &val } else { &args.dataset };
     let folder = Folder::read(root).map_err(CliError::failed)?;
+    let ignored_files = folder.ignored;
+    report::print_ignored(ignored_files, args.json);
 
-    let report = match &args.server {
+    let mut report = match &args.server {
         Some(server) => evaluate_on_server(&args, server, folder).await?,
         None => evaluate_in_process(&args, folder).await?,
     };
+    report.ignored_files = ignored_files;
 
     if args.json {
         output::print_json(&report)?;
@@ -495,6 +499,7 @@ impl EvaluationReport {
             images_per_second: run.images_per_second(),
             evaluation: Evaluation::new(&labels, &run.cases),
             engine: run.engine,
+            ignored_files: 0,
             skipped: run.skipped,
             compared,
             labels,

@@ -1,23 +1,121 @@
-//! Reading and writing the files that are named on the command line.
+//! Finding and reading the images that are named on the command line.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::Path,
+    fs, io,
+    path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
 use tonic::{Code, Status};
 
+use super::{CliError, output};
 use crate::{
     client::MAX_MESSAGE_BYTES,
-    files::{ReadFailure, read_limited_async, read_to_end},
+    files::{ReadFailure, has_image_name, read_limited_async, read_to_end},
 };
 
 /// Whether the path is `-`, which stands for standard input.
 pub fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
+}
+
+/// The images that the arguments of a subcommand name.
+#[derive(Debug, Default)]
+pub struct Images {
+    /// The files in the order of the arguments, those of a folder in the order of their paths.
+    pub files: Vec<PathBuf>,
+    /// Whether one of the arguments is a folder.
+    pub has_folder: bool,
+    /// The number of files in folders that are no images by their names.
+    pub ignored: usize,
+}
+
+impl Images {
+    /// Replaces each folder by the images in it, at any depth. Hidden files are left out.
+    ///
+    /// # Errors
+    /// A folder that can't be read or holds no images; standard input that is named twice.
+    pub fn find(arguments: &[PathBuf]) -> Result<Self, CliError> {
+        if arguments.iter().filter(|path| is_stdin(path)).count() > 1 {
+            return Err(CliError::Usage(
+                "standard input (-) can only be read once".into(),
+            ));
+        }
+
+        let mut images = Self::default();
+        for path in arguments {
+            if is_stdin(path) || !path.is_dir() {
+                images.files.push(path.clone());
+                continue;
+            }
+            images.has_folder = true;
+            let before = images.files.len();
+            images.add_folder(path)?;
+            if images.files.len() == before {
+                return Err(CliError::Failed(format!(
+                    "{} holds no images (jpg, png, webp, gif, bmp, tif, pnm)",
+                    path.display()
+                )));
+            }
+            images.files[before..].sort();
+        }
+        Ok(images)
+    }
+
+    fn add_folder(&mut self, root: &Path) -> Result<(), CliError> {
+        let mut folders = vec![root.to_owned()];
+        while let Some(folder) = folders.pop() {
+            let failed = |error: io::Error| {
+                CliError::Failed(format!("{}: cannot be read: {error}", folder.display()))
+            };
+            for entry in fs::read_dir(&folder).map_err(failed)? {
+                let entry = entry.map_err(failed)?;
+                let path = entry.path();
+                if entry.file_name().as_encoded_bytes().starts_with(b".") {
+                    continue;
+                }
+                // Links to folders are not followed, because they may form a cycle.
+                if entry.file_type().map_err(failed)?.is_dir() {
+                    folders.push(path);
+                } else if !path.is_file() {
+                    continue;
+                } else if has_image_name(&path) {
+                    self.files.push(path);
+                } else {
+                    self.ignored += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The name of an image for people.
+pub fn name(path: &Path) -> String {
+    if is_stdin(path) {
+        "standard input".into()
+    } else {
+        output::escaped(&path.to_string_lossy()).into_owned()
+    }
+}
+
+/// What is right instead, for a path that is a URL; `None` if it isn't one.
+fn url_advice(path: &Path) -> Option<String> {
+    let url = path.to_str()?;
+    let (scheme, rest) = url.split_once("://")?;
+    if scheme.is_empty() || !scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return None;
+    }
+    let quoted = output::quoted(url);
+    Some(match scheme {
+        "file" => format!("is a URL; write the path, {}", output::quoted(rest)),
+        "http" | "https" | "ftp" => format!(
+            "is a URL and no file; download it first, with `curl -O {quoted}`, or pipe it: `curl \
+             -sS {quoted} | resnet18 classify -`"
+        ),
+        _ => "is a URL and no file; download it first".into(),
+    })
 }
 
 /// Reads an image file, or standard input for `-`, up to the size that fits in a message.
@@ -38,7 +136,12 @@ pub async fn read(path: &Path) -> Result<Bytes, Status> {
     match content {
         Ok(content) if content.is_empty() => Err(Status::invalid_argument("is empty")),
         Ok(content) => Ok(content.into()),
-        Err(reason) => Err(Status::new(code(&reason), reason.to_string())),
+        Err(reason) => {
+            let code = code(&reason);
+            let advice = url_advice(path).filter(|_| code == Code::NotFound);
+            let message = advice.unwrap_or_else(|| reason.to_string());
+            Err(Status::new(code, message))
+        }
     }
 }
 
@@ -51,87 +154,51 @@ fn code(reason: &ReadFailure) -> Code {
     }
 }
 
-/// Checks that a file can be written at `path`, before the work that produces its content.
-pub fn check_output(path: &Path) -> Result<(), String> {
-    if path.is_dir() {
-        return Err(format!(
-            "{} is a directory; name the file to write",
-            path.display()
-        ));
-    }
-    let folder = folder(path);
-    if !folder.is_dir() {
-        return Err(format!(
-            "there is no folder {} to write {} into",
-            folder.display(),
-            path.display()
-        ));
-    }
-    Ok(())
-}
-
-/// Writes a file atomically: to a temporary file in the same folder, which is then renamed.
-pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
-    let name = path
-        .file_name()
-        .ok_or(io::ErrorKind::InvalidFilename)?
-        .to_string_lossy();
-    let temporary = folder(path).join(format!(".{name}.{}.tmp", std::process::id()));
-
-    let written = write_and_sync(&temporary, content).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-fn write_and_sync(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(content)?;
-    // Without this, a crash of the machine after the renaming could leave an empty file.
-    file.sync_all()
-}
-
-/// The folder that contains `path`.
-fn folder(path: &Path) -> &Path {
-    path.parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_replaced_whole_and_nothing_is_left_behind() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("model.onnx");
-        fs::write(&path, "old").unwrap();
-        write_atomically(&path, b"new").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"new");
+    fn folders_are_replaced_by_their_images() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::create_dir_all(at("b/c")).unwrap();
+        fs::create_dir_all(at("empty")).unwrap();
+        for name in ["b/2.jpg", "b/c/1.PNG", "a.jpg", "a.xml", ".hidden.jpg"] {
+            fs::write(at(name), "").unwrap();
+        }
 
-        let taken = folder.path().join("folder");
-        fs::create_dir(&taken).unwrap();
-        assert!(write_atomically(&taken, b"new").is_err());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        let images = Images::find(&["z.jpg".into(), root.path().into()]).unwrap();
+        assert_eq!(
+            images.files,
+            ["z.jpg".into(), at("a.jpg"), at("b/2.jpg"), at("b/c/1.PNG")]
+        );
+        assert_eq!((images.has_folder, images.ignored), (true, 1));
+
+        let error = Images::find(&[at("empty")]).unwrap_err().to_string();
+        assert!(error.contains("holds no images"), "{error}");
+        assert!(Images::find(&["-".into(), "-".into()]).is_err());
     }
 
     #[test]
-    fn outputs_that_cannot_be_written_are_known_beforehand() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(check_output(&folder.path().join("new.onnx")).is_ok());
-        assert!(check_output(Path::new("new.onnx")).is_ok());
-        assert!(
-            check_output(folder.path())
-                .unwrap_err()
-                .contains("is a directory")
-        );
-        assert!(
-            check_output(&folder.path().join("a/b.onnx"))
-                .unwrap_err()
-                .contains("there is no folder")
-        );
+    fn urls_are_told_from_paths() {
+        for (path, advice) in [
+            (
+                "https://host/a b.jpg",
+                Some("curl -O 'https://host/a b.jpg'"),
+            ),
+            (
+                "file:///photos/a.jpg",
+                Some("write the path, /photos/a.jpg"),
+            ),
+            ("s3://bucket/a.jpg", Some("download it first")),
+            ("photos/a.jpg", None),
+            ("://a.jpg", None),
+        ] {
+            let found = url_advice(Path::new(path));
+            assert_eq!(found.is_some(), advice.is_some(), "{path}");
+            let found = found.unwrap_or_default();
+            assert!(found.contains(advice.unwrap_or_default()), "{found}");
+        }
     }
 }

@@ -14,7 +14,12 @@ use console::style;
 use prost::Message;
 use serde::Serialize;
 
-use super::{CliError, blocking, files, flags::ManifestFlags, output};
+use super::{
+    CliError, blocking,
+    flags::ManifestFlags,
+    output::{self, escaped},
+    output_file::OutputFile,
+};
 use crate::{
     answer,
     engine::{self, EngineConfig, EngineError, EngineKind},
@@ -52,9 +57,12 @@ pub struct Args {
     /// The checkpoint (.pth, .pt, .safetensors), or an ONNX file to add labels to.
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: PathBuf,
-    /// The ONNX file to write; an existing file is replaced.
+    /// The ONNX file to write; an existing model of this program is replaced.
     #[arg(long, short, env = "RESNET18_IMPORT_OUTPUT", value_name = "FILE")]
     output: PathBuf,
+    /// Replace the output file whatever it is, even the checkpoint itself.
+    #[arg(long, env = "RESNET18_IMPORT_FORCE")]
+    force: bool,
     /// The model's name on a server [default: the name in the file, else that of the output file].
     #[arg(long, env = "RESNET18_IMPORT_NAME", value_name = "NAME",
           value_parser = NonEmptyStringValueParser::new())]
@@ -131,7 +139,9 @@ struct PredictionJson {
 }
 
 fn import(args: &Args) -> Result<ImportReport, CliError> {
-    files::check_output(&args.output).map_err(CliError::Failed)?;
+    let mut inputs = vec![args.checkpoint.as_path()];
+    inputs.extend(args.manifest.labels_file());
+    let output = OutputFile::check(&args.output, &inputs, args.force)?;
     let overrides = args
         .manifest
         .overrides(args.name.clone())
@@ -154,12 +164,7 @@ fn import(args: &Args) -> Result<ImportReport, CliError> {
         .map_err(|error| in_file(&error))?;
     let photo_of_a_cat = classify_photo(&model).map_err(|error| in_file(&error))?;
 
-    files::write_atomically(&args.output, &content).map_err(|error| {
-        CliError::Failed(format!(
-            "{}: cannot be written: {error}",
-            args.output.display()
-        ))
-    })?;
+    output.write(&content)?;
 
     Ok(ImportReport {
         output: args.output.to_string_lossy().into_owned(),
@@ -251,7 +256,7 @@ fn classify_photo(model: &Model) -> Result<Option<PredictionJson>, EngineError> 
 
 /// The report as text: the file, its properties, and the command to serve it.
 fn describe(report: &ImportReport) -> String {
-    let mut rows = vec![("name", report.name.clone())];
+    let mut rows = vec![("name", escaped(&report.name).into_owned())];
     if let Some(network) = &report.network {
         rows.push(("architecture", network.architecture.clone()));
         rows.push(("parameters", output::thousands(network.parameters as u64)));
@@ -271,13 +276,13 @@ fn describe(report: &ImportReport) -> String {
             "test",
             format!(
                 "a photo of a cat is classified as {} ({:.1} %)",
-                prediction.label,
+                escaped(&prediction.label),
                 prediction.probability * 100.0
             ),
         ));
     }
 
-    let mut text = format!("{}\n", style(&report.output).bold());
+    let mut text = format!("{}\n", style(escaped(&report.output)).bold());
     for (name, value) in rows {
         text += &format!("  {}{value}\n", style(format!("{name:<14}")).dim());
     }

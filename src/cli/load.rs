@@ -2,16 +2,18 @@
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use console::style;
 use indicatif::{HumanBytes, ProgressBar};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::Code;
 
 use super::{
-    CliError, files,
+    CliError,
+    files::{self, Images},
     flags::ConnectionFlags,
-    output::{self, named_line, thousands, time},
-    values,
+    output::{self, escaped, named_line, thousands, time},
+    report, values,
 };
 use crate::{
     client::{
@@ -28,6 +30,9 @@ use crate::{
 const DEFAULT_CLIENTS: usize = 16;
 /// Open loop: maximum number of requests in flight unless --concurrency is given.
 const DEFAULT_MAX_IN_FLIGHT: usize = 1024;
+
+/// The most bytes of images that are sent in rotation.
+const MOST_BYTES: usize = 1 << 30;
 
 const LONG_HELP: &str = "\
 Without --rate, each client waits for the response before it sends the next request (closed \
@@ -54,7 +59,7 @@ Exit status: 0 = some requests succeeded and none failed other than by rejection
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub struct Args {
-    /// The image files to send, in rotation; - reads one from standard input.
+    /// The image files to send, in rotation, or folders of them; - reads one from standard input.
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     #[command(flatten)]
@@ -103,13 +108,9 @@ impl From<LoadError> for CliError {
 
 /// Sends the images repeatedly and reports how the server performed.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let mut images = Vec::new();
-    for path in &args.images {
-        let image = files::read(path).await.map_err(|status| {
-            CliError::Failed(format!("{}: {}", path.display(), status.message()))
-        })?;
-        images.push(image);
-    }
+    let found = Images::find(&args.images)?;
+    report::print_ignored(found.ignored, args.json);
+    let images = read_all(&found.files).await?;
 
     let config = LoadConfig {
         server: args.server.server()?,
@@ -148,6 +149,26 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Reads the images into memory, from where they are sent.
+async fn read_all(paths: &[PathBuf]) -> Result<Vec<Bytes>, CliError> {
+    let mut images: Vec<Bytes> = Vec::new();
+    let mut total = 0;
+    for path in paths {
+        let image = files::read(path).await.map_err(|status| {
+            CliError::Failed(format!("{}: {}", files::name(path), status.message()))
+        })?;
+        total += image.len();
+        if total > MOST_BYTES {
+            return Err(CliError::Failed(format!(
+                "the images have more than {}, which would all be kept in memory; name fewer",
+                HumanBytes(MOST_BYTES as u64)
+            )));
+        }
+        images.push(image);
+    }
+    Ok(images)
 }
 
 /// Whether some requests succeeded and none failed unexpectedly. Rejections and missed deadlines
@@ -229,7 +250,7 @@ fn describe(report: &LoadReport) -> String {
 
     text += &named_line("Responses", statuses(report));
     if let Some(error) = &report.first_error {
-        text += &named_line("First error", style(error).red());
+        text += &named_line("First error", style(escaped(error)).red());
     }
     if report.missed > 0 {
         let missed = style(thousands(report.missed)).red();

@@ -20,8 +20,10 @@ mod files;
 mod flags;
 mod import;
 mod load;
+mod models;
 mod open_files;
 mod output;
+mod output_file;
 mod quantize;
 mod report;
 mod serve;
@@ -57,6 +59,8 @@ enum Command {
     Evaluate(evaluate::Args),
     /// Quantize a model to 8 bits, for about twice the speed on a CPU.
     Quantize(quantize::Args),
+    /// List the models that a server serves.
+    Models(models::Args),
     /// Measure a server's throughput, latency and errors under load.
     Load(load::Args),
     /// Watch servers live: throughput, latency, queue and load.
@@ -185,6 +189,7 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Train(args) => train::run(args).await,
         Command::Evaluate(args) => evaluate::run(args).await,
         Command::Quantize(args) => quantize::run(args).await,
+        Command::Models(args) => models::run(args).await,
         Command::Load(args) => load::run(args).await,
         Command::Top(args) => top::run(args).await,
         Command::Build(args) => build::run(args).await,

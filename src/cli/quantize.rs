@@ -1,7 +1,11 @@
 //! `resnet18 quantize`: quantizes a float model to 8 bits, calibrated on a folder of photos.
 
 use std::{
-    num::NonZeroUsize, path::PathBuf, process::ExitCode, sync::Mutex, thread::available_parallelism,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Mutex,
+    thread::available_parallelism,
 };
 
 use console::style;
@@ -9,25 +13,30 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::{
-    CliError, blocking, files,
+    CliError, blocking,
     flags::{ImageFlags, ManifestFlags, QuantizationFlags},
-    output,
+    output::{self, escaped},
+    output_file::OutputFile,
+    report,
 };
 use crate::{
+    offline::SkippedPhoto,
     quantization::{self, Photos, QuantizationError, QuantizationReport, QuantizationStage},
     sync::lock,
 };
 
 const LONG_HELP: &str = "\
 The photos need no labels, but should resemble those that the model will classify; 100 to 500 are \
-enough. They may be at any depth below DIR. If folders are named after classes of the model, the \
+enough. They may be at any depth below DIR; files that are no images by their names are left \
+alone. If folders are named after classes of the model, the \
 accuracy before and after is reported too.
 
 The model that is written takes pixels, uint8 [N, height, width, 3], and returns logits. All \
 engines run it: OpenVINO and TensorRT in 8 bits, the embedded one in fp32 with the same results.
 
 With --json, one line is printed:
-  {\"output\", \"bytes\", \"float_bytes\", \"skipped_files\", \"range\",
+  {\"output\", \"bytes\", \"float_bytes\", \"skipped_files\", \"ignored_files\",
+   \"skipped\": [{\"file\", \"reason\"}], \"range\",
    \"bias_correction\", \"calibration_photos\", \"layers\", \"kept_float\",
    \"worst_layers\": [{\"layer\", \"snr_db\"}], \"logits_snr_db\",
    \"comparison\": {\"photos\", \"agreement\", \"agreement_but_ties\",
@@ -45,9 +54,12 @@ pub struct Args {
     /// A folder of photos that resemble those the model will classify.
     #[arg(long, env = "RESNET18_QUANTIZE_CALIBRATION", value_name = "DIR")]
     calibration: PathBuf,
-    /// The ONNX file to write; an existing file is replaced.
+    /// The ONNX file to write; an existing model of this program is replaced.
     #[arg(long, short, env = "RESNET18_QUANTIZE_OUTPUT", value_name = "FILE")]
     output: PathBuf,
+    /// Replace the output file whatever it is, even the float model itself.
+    #[arg(long, env = "RESNET18_QUANTIZE_FORCE")]
+    force: bool,
     #[command(flatten)]
     quantization: QuantizationFlags,
     #[command(flatten)]
@@ -80,13 +92,22 @@ struct QuantizeReport<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes: Option<usize>,
     float_bytes: usize,
+    /// All files that were not used: `ignored_files` and `skipped` together.
     skipped_files: usize,
+    ignored_files: usize,
+    skipped: &'a [SkippedPhoto],
     #[serde(flatten)]
     report: &'a QuantizationReport,
 }
 
 fn quantize(args: &Args) -> Result<(), CliError> {
-    files::check_output(&args.output).map_err(CliError::Failed)?;
+    let inputs: Vec<&Path> = args
+        .model
+        .as_deref()
+        .into_iter()
+        .chain(args.manifest.labels_file())
+        .collect();
+    let output = OutputFile::check(&args.output, &inputs, args.force)?;
     let model = args.manifest.read_model(args.model.as_deref())?;
 
     let threads = args
@@ -119,17 +140,14 @@ fn quantize(args: &Args) -> Result<(), CliError> {
         output: None,
         bytes: None,
         float_bytes: model.graph.size(),
-        skipped_files: photos.skipped,
+        skipped_files: photos.ignored + photos.skipped.len(),
+        ignored_files: photos.ignored,
+        skipped: &photos.skipped,
         report,
     };
     match result {
         Ok(quantized) => {
-            files::write_atomically(&args.output, &quantized.onnx).map_err(|error| {
-                CliError::Failed(format!(
-                    "{}: cannot be written: {error}",
-                    args.output.display()
-                ))
-            })?;
+            output.write(&quantized.onnx)?;
             print(
                 args,
                 &QuantizeReport {
@@ -182,6 +200,8 @@ fn print(args: &Args, report: &QuantizeReport) -> Result<(), CliError> {
     if args.json {
         output::print_json(report)?;
     } else {
+        report::print_ignored(report.ignored_files, args.json);
+        report::print_skipped(report.skipped);
         output::print_line(&describe(report))?;
     }
     Ok(())
@@ -193,8 +213,8 @@ fn describe(report: &QuantizeReport) -> String {
         output,
         bytes,
         float_bytes,
-        skipped_files,
         report,
+        ..
     } = report;
     let megabytes = |bytes: usize| bytes as f64 / 1e6;
     let mut lines: Vec<(&str, String)> = Vec::new();
@@ -203,7 +223,8 @@ fn describe(report: &QuantizeReport) -> String {
         lines.push((
             "model",
             format!(
-                "{output}, {:.1} MB (float: {:.1} MB)",
+                "{}, {:.1} MB (float: {:.1} MB)",
+                escaped(output),
                 megabytes(*bytes),
                 megabytes(*float_bytes)
             ),
@@ -215,11 +236,6 @@ fn describe(report: &QuantizeReport) -> String {
     };
     lines.push(("8-bit layers", format!("{}{kept}", report.layers)));
 
-    let skipped = if *skipped_files > 0 {
-        format!(", {skipped_files} files are not photos")
-    } else {
-        String::new()
-    };
     let corrected = if report.bias_correction {
         ", biases corrected"
     } else {
@@ -228,7 +244,7 @@ fn describe(report: &QuantizeReport) -> String {
     lines.push((
         "calibration",
         format!(
-            "{} photos, ranges by {}{corrected}{skipped}",
+            "{} photos, ranges by {}{corrected}",
             report.calibration_photos, report.range
         ),
     ));

@@ -2,7 +2,7 @@
 
 use std::{
     num::NonZeroUsize,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -14,9 +14,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    CliError, blocking, files,
+    CliError, blocking,
     flags::{EngineFlags, ImageFlags, PixelFlags},
-    output::{self, named_line, thousands},
+    output::{self, escaped, named_line, thousands},
+    output_file::OutputFile,
     report::{self, percent},
     values,
 };
@@ -38,7 +39,8 @@ use crate::{
 
 const LONG_HELP: &str = "\
 The photos are in DATASET_DIR/train/CLASS/ and DATASET_DIR/val/CLASS/. Without val/, a random \
-fifth of each class is kept for validation. The base model's other layers stay as they are: they \
+fifth of each class is kept for validation. Files that are no images by their names, such as \
+annotations, are left alone. The base model's other layers stay as they are: they \
 turn each photo into features once, and a new last layer with softmax is trained on these.
 
 The default settings are the customary ones for transfer learning: learning rate 0.001, momentum \
@@ -50,7 +52,7 @@ depend on how the photos are batched.
 
 With --json, one line is printed:
   {\"output\", \"name\", \"labels\", \"train_photos\", \"val_photos\",
-   \"skipped\": [{\"file\", \"reason\"}],
+   \"ignored_files\", \"skipped\": [{\"file\", \"reason\"}],
    \"engine\": {\"kind\", \"precision\", \"device\"},
    \"features_s\", \"images_per_second\", \"total_s\",
    \"settings\": {\"learning_rate\", \"momentum\", \"weight_decay\", \"batch\", \"epochs\",
@@ -69,9 +71,12 @@ pub struct Args {
     /// The folder with train/CLASS/ and, optionally, val/CLASS/.
     #[arg(value_name = "DATASET_DIR")]
     dataset: PathBuf,
-    /// The ONNX file to write; an existing file is replaced.
+    /// The ONNX file to write; an existing model of this program is replaced.
     #[arg(long, short, env = "RESNET18_TRAIN_OUTPUT", value_name = "FILE")]
     output: PathBuf,
+    /// Replace the output file whatever it is, even the base model itself.
+    #[arg(long, env = "RESNET18_TRAIN_FORCE")]
+    force: bool,
     /// The ONNX classifier to start from [default: the bundled ResNet18].
     #[arg(long, env = "RESNET18_TRAIN_BASE", value_name = "MODEL")]
     base: Option<PathBuf>,
@@ -171,6 +176,7 @@ struct TrainReport {
     labels: Vec<String>,
     train_photos: usize,
     val_photos: usize,
+    ignored_files: usize,
     skipped: Vec<SkippedPhoto>,
     engine: EngineJson,
     features_s: f64,
@@ -204,9 +210,12 @@ struct EpochJson {
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let started = Instant::now();
     output::print_warnings();
-    files::check_output(&args.output).map_err(CliError::Failed)?;
+    let inputs: Vec<&Path> = args.base.as_deref().into_iter().collect();
+    let output = OutputFile::check(&args.output, &inputs, args.force)?;
 
     let dataset = Dataset::read(&args.dataset).map_err(CliError::failed)?;
+    let ignored_files = dataset.ignored();
+    report::print_ignored(ignored_files, args.json);
     let plan =
         TrainingPlan::new(dataset, args.training.seed, &args.dataset).map_err(CliError::failed)?;
     print_unless_json(&args, || {
@@ -239,6 +248,8 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
 
     let job = TrainingJob {
         args,
+        output,
+        ignored_files,
         plan,
         base,
         engine,
@@ -316,6 +327,8 @@ async fn extract_features(
 /// The part of the work that follows the extraction of features. It blocks its thread.
 struct TrainingJob {
     args: Args,
+    output: OutputFile,
+    ignored_files: usize,
     plan: TrainingPlan,
     base: Base,
     engine: EngineInfo,
@@ -364,6 +377,7 @@ impl TrainingJob {
             name,
             train_photos: self.examples.train.len(),
             val_photos: self.examples.val.len(),
+            ignored_files: self.ignored_files,
             skipped: self.examples.skipped,
             engine: EngineJson::new(&self.engine),
             features_s,
@@ -494,12 +508,7 @@ impl TrainingJob {
             .map_err(CliError::failed)?
             .into();
         Model::from_bytes(onnx.clone(), &Overrides::default()).map_err(CliError::failed)?;
-        files::write_atomically(&self.args.output, &onnx).map_err(|error| {
-            CliError::Failed(format!(
-                "{}: cannot be written: {error}",
-                self.args.output.display()
-            ))
-        })
+        self.output.write(&onnx)
     }
 
     fn settings_json(&self, settings: &TrainingSettings) -> serde_json::Value {
@@ -554,7 +563,7 @@ fn describe(report: &TrainReport) -> String {
             report.total_s, report.features_s
         ),
     );
-    text += &named_line("Written", &report.output);
+    text += &named_line("Written", escaped(&report.output));
     let command = format!("resnet18 serve --model {}", output::quoted(&report.output));
     text + named_line("Serve it", style(command).green()).trim_end()
 }

@@ -28,7 +28,7 @@ pub use self::{
     orientation::Orientation,
     pixels::{PixelLayout, Pixels},
     resize::Resizer,
-    sniff::ImageFormat,
+    sniff::{ImageFormat, is_image_file},
 };
 
 /// The crop that a model takes: images are scaled until the shorter side has `resize_shorter_side`

@@ -1,6 +1,8 @@
 //! Identifies the format of a file by its first bytes.
 
-use std::fmt;
+use std::{fmt, fs::File, io::Read, path::Path};
+
+use crate::files::has_image_name;
 
 /// An accepted image file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,17 @@ impl fmt::Display for ImageFormat {
             Self::Pnm => "PNM",
         })
     }
+}
+
+/// Whether a file in a folder of photos is an image: by its name, or, if that has no extension, by
+/// its first bytes. A file with the name of an image may still be damaged.
+pub fn is_image_file(path: &Path) -> bool {
+    if path.extension().is_some() {
+        return has_image_name(path);
+    }
+    let mut start = [0; 32];
+    let read = File::open(path).and_then(|mut file| file.read(&mut start));
+    read.is_ok_and(|len| ImageFormat::of(&start[..len]).is_some())
 }
 
 /// Names what the data of a rejected file looks like, for the error message.

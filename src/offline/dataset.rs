@@ -7,13 +7,17 @@ use std::{
 
 use thiserror::Error;
 
+use crate::image::is_image_file;
+
 /// One part of a dataset, for training or for validation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Folder {
     /// The classes' names, sorted.
     pub classes: Vec<String>,
-    /// All files in the classes' folders, sorted by class and name.
+    /// The images in the classes' folders, sorted by class and name.
     pub photos: Vec<Labelled>,
+    /// The number of other files there, such as annotations; hidden ones are not counted.
+    pub ignored: usize,
 }
 
 /// A photo and its class.
@@ -42,7 +46,8 @@ pub enum DatasetError {
     OneClass { path: PathBuf, class: String },
     /// Classes without photos.
     #[error(
-        "{}: there are no photos in {}; add some, or remove the folder",
+        "{}: there are no photos in {}; add some (they are known by their names, such as a.jpg), or \
+         remove the folder",
         path.display(),
         quoted(classes)
     )]
@@ -138,14 +143,19 @@ impl Dataset {
             val: Some(val),
         })
     }
+
+    /// The number of files in the classes' folders that are no images by their names.
+    pub fn ignored(&self) -> usize {
+        self.train.ignored + self.val.as_ref().map_or(0, |val| val.ignored)
+    }
 }
 
 impl Folder {
-    /// Lists the files in the folders in `root`. Hidden files and folders are ignored, and so are
-    /// files directly in `root`.
+    /// Lists the images in the folders in `root`. Hidden files and folders are ignored, and so are
+    /// files directly in `root` and files that are no images by their names.
     ///
     /// # Errors
-    /// A folder that can't be read, no classes, or classes without a file.
+    /// A folder that can't be read, no classes, or classes without an image.
     pub fn read(root: &Path) -> Result<Self, DatasetError> {
         let mut folder = Self::default();
         let mut empty = Vec::new();
@@ -157,8 +167,13 @@ impl Folder {
             let index = folder.classes.len();
             let before = folder.photos.len();
             for (_, path) in visible(&path)? {
-                if path.is_file() {
+                if !path.is_file() {
+                    continue;
+                }
+                if is_image_file(&path) {
                     folder.photos.push(Labelled { path, class: index });
+                } else {
+                    folder.ignored += 1;
                 }
             }
             if folder.photos.len() == before {
@@ -262,9 +277,12 @@ mod tests {
             "README.md",
             "train/b/2.jpg",
             "train/b/1.jpg",
-            "train/a/x",
-            "train/a/.hidden",
-            "train/.git/x",
+            "train/a/x.PNG",
+            "train/a/x.xml",
+            "train/a/Thumbs.db",
+            "train/a/LICENSE",
+            "train/a/._x.png",
+            "train/.git/x.jpg",
         ]);
         let dataset = Dataset::read(root.path()).unwrap();
         assert_eq!(dataset.train.classes, ["a", "b"]);
@@ -277,17 +295,26 @@ mod tests {
         assert_eq!(
             names,
             [
-                (0, "x".as_ref()),
+                (0, "x.PNG".as_ref()),
                 (1, "1.jpg".as_ref()),
                 (1, "2.jpg".as_ref())
             ]
         );
         assert!(dataset.val.is_none());
+        assert_eq!(dataset.ignored(), 3);
+    }
+
+    #[test]
+    fn photos_without_an_extension_are_known_by_their_first_bytes() {
+        let root = folder(&["a/LICENSE", "a/1.jpg", "b/2.jpg"]);
+        fs::write(root.path().join("b/photo"), b"\xff\xd8\xff\xe0").unwrap();
+        let dataset = Dataset::read(root.path()).unwrap();
+        assert_eq!((dataset.train.photos.len(), dataset.ignored()), (3, 1));
     }
 
     #[test]
     fn classes_may_lie_in_the_folder_itself() {
-        let root = folder(&["a/1", "b/1"]);
+        let root = folder(&["a/1.jpg", "b/1.jpg"]);
         assert_eq!(
             Dataset::read(root.path()).unwrap().train.classes,
             ["a", "b"]
@@ -298,16 +325,22 @@ mod tests {
     fn unusable_folders_are_refused_with_the_reason() {
         for (files, reason) in [
             (&["README.md"][..], "no class folders"),
-            (&["train/a/1"], "one class, \"a\""),
+            (&["train/a/1.jpg"], "one class, \"a\""),
             (
-                &["train/a/1", "train/b/", "train/c/"],
+                &["train/a/1.jpg", "train/b/", "train/c/"],
                 "no photos in \"b\", \"c\"",
             ),
             (
-                &["train/a/1", "train/b/1", "val/a/1", "val/c/1"],
+                &[
+                    "train/a/1.jpg",
+                    "train/b/1.jpg",
+                    "val/a/1.jpg",
+                    "val/c/1.jpg",
+                ],
                 "\"b\" only in `train`, \"c\" only in `val`",
             ),
-            (&["val/a/1", "val/b/1"], "none called `train`"),
+            (&["val/a/1.jpg", "val/b/1.jpg"], "none called `train`"),
+            (&["a/1.jpg", "b/1.xml"], "no photos in \"b\""),
         ] {
             let error = refusal(files);
             assert!(error.contains(reason), "{files:?}: {error}");

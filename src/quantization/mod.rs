@@ -333,6 +333,8 @@ fn manifest(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::photos::Photo;
     use super::*;
     use crate::model::{Overrides, testing};
@@ -374,7 +376,8 @@ mod tests {
         Photos {
             calibration,
             check,
-            skipped: 0,
+            ignored: 0,
+            skipped: Vec::new(),
             digest: [0; 32],
         }
     }
@@ -490,7 +493,7 @@ mod tests {
             photos: images.clone(),
             preprocess: Default::default(),
             config: config(),
-            cache: Some(cache.clone()),
+            cache: Ok(cache.clone()),
         };
         let first = [
             1.0, 0.5, -0.25, 0.0, 2.0, 1.0, -1.0, 0.125, 0.5, 0.75, -2.0, 4.0,
@@ -515,5 +518,73 @@ mod tests {
         startup.config.range = Estimator::Mse;
         apply(&startup, first);
         assert_eq!(kept(), 4);
+    }
+
+    /// What `work` logs.
+    fn log_of(work: impl FnOnce()) -> String {
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || LogWriter(writer.clone()))
+            .finish();
+        tracing::subscriber::with_default(subscriber, work);
+        String::from_utf8(log.lock().unwrap().clone()).unwrap()
+    }
+
+    struct LogWriter(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for LogWriter {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_log_says_once_and_truly_whether_the_result_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        for index in 0..12_u8 {
+            image::RgbImage::from_pixel(8, 6, image::Rgb([index * 20, 255 - index * 20, 7]))
+                .save(folder.path().join(format!("{index}.png")))
+                .unwrap();
+        }
+        let cache = |name: &str| {
+            crate::cache::ArtifactCache::open(&folder.path().join(name), 1 << 30).unwrap()
+        };
+        // A folder that is gone can't be written either, even by root.
+        let gone = cache("gone");
+        std::fs::remove_dir(gone.folder()).unwrap();
+
+        for (cache, kept) in [
+            (Ok(cache("cache")), true),
+            (Err("there is no home folder".to_owned()), false),
+            (Ok(gone), false),
+        ] {
+            let startup = StartupQuantization {
+                photos: folder.path().to_owned(),
+                preprocess: Default::default(),
+                config: config(),
+                cache,
+            };
+            let weights = [
+                1.0, 0.5, -0.25, 0.0, 2.0, 1.0, -1.0, 0.125, 0.5, 0.75, -2.0, 4.0,
+            ];
+            let log = log_of(|| {
+                startup.apply(model(weights)).unwrap();
+            });
+            let counts = ["will be kept in", "can't be kept"].map(|said| log.matches(said).count());
+            assert_eq!(counts, if kept { [1, 0] } else { [0, 1] }, "{log}");
+            assert!(!log.contains("nothing can be kept"), "{log}");
+
+            let again = log_of(|| {
+                startup.apply(model(weights)).unwrap();
+            });
+            assert_eq!(again.contains("the quantized model is"), kept, "{again}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt::Display,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -12,8 +13,9 @@ use sha2::{Digest, Sha256};
 use super::QuantizationError;
 use crate::{
     files::{LARGEST_PHOTO, read_limited},
-    image::{PreprocessConfig, Preprocessor, Source},
+    image::{PreprocessConfig, Preprocessor, Source, is_image_file},
     model::Model,
+    offline::SkippedPhoto,
 };
 
 /// Most files of a folder that are considered.
@@ -37,15 +39,17 @@ pub struct Photos {
     pub calibration: Vec<Photo>,
     /// Photos for checking the result.
     pub check: Vec<Photo>,
-    /// Number of files that are not readable images.
-    pub skipped: usize,
+    /// Number of files that are no images by their names.
+    pub ignored: usize,
+    /// The images that can't be read.
+    pub skipped: Vec<SkippedPhoto>,
     /// Hash of the photos and of how they were divided.
     pub digest: [u8; 32],
 }
 
 impl Photos {
     /// Samples up to `calibration` photos and up to as many others for the check, but at least a
-    /// fifth of all, in a pseudorandom order that depends only on the files' names. Every file
+    /// fifth of all, in a pseudorandom order that depends only on the files' names. Every image
     /// below `folder` is tried. `progress` is called with the number of photos read and their
     /// total.
     ///
@@ -58,34 +62,32 @@ impl Photos {
         preprocess: PreprocessConfig,
         progress: &dyn Fn(usize, usize),
     ) -> Result<Self, QuantizationError> {
-        let files =
-            files(folder).map_err(|(path, source)| QuantizationError::Folder { path, source })?;
+        let (files, ignored) =
+            images(folder).map_err(|(path, source)| QuantizationError::Folder { path, source })?;
         let most = (MAX_CROP_BYTES / model.geometry.bytes().max(1)).max(MIN_PHOTOS);
         let wanted = (2 * calibration).min(most).min(files.len());
 
         let mut preprocessor = Preprocessor::new(preprocess);
         let mut photos: Vec<Photo> = Vec::with_capacity(wanted);
         let mut hash = Sha256::new();
-        let mut skipped = 0;
+        let mut skipped = Vec::new();
         for path in files {
             if photos.len() == wanted {
                 break;
             }
             let mut crop = vec![0; model.geometry.bytes()];
-            let content = read_limited(&path, LARGEST_PHOTO).ok();
-            let read = content.map(Bytes::from).filter(|content| {
-                preprocessor
-                    .crop(
-                        &Source::Encoded(content.clone()),
-                        &model.geometry,
-                        &mut crop,
-                    )
-                    .is_ok()
-            });
-            let Some(content) = read else {
-                skipped += 1;
-                continue;
+            let content = match read_limited(&path, LARGEST_PHOTO) {
+                Ok(content) => Bytes::from(content),
+                Err(error) => {
+                    skipped.push(skip(&path, &error.reason));
+                    continue;
+                }
             };
+            let source = Source::Encoded(content.clone());
+            if let Err(error) = preprocessor.crop(&source, &model.geometry, &mut crop) {
+                skipped.push(skip(&path, &error));
+                continue;
+            }
 
             hash.update(Sha256::digest(&content));
             let folder_name = path
@@ -103,7 +105,7 @@ impl Photos {
             return Err(QuantizationError::TooFewPhotos {
                 path: folder.to_owned(),
                 found: photos.len(),
-                skipped,
+                skipped: ignored + skipped.len(),
             });
         }
 
@@ -113,17 +115,26 @@ impl Photos {
         Ok(Self {
             calibration: photos,
             check,
+            ignored,
             skipped,
             digest: hash.finalize().into(),
         })
     }
 }
 
-/// Every file at any depth below `root` except hidden ones, in an order that is pseudorandom but
-/// always the same.
-fn files(root: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
+fn skip(path: &Path, reason: &dyn Display) -> SkippedPhoto {
+    SkippedPhoto {
+        file: path.display().to_string(),
+        reason: reason.to_string(),
+    }
+}
+
+/// Every image at any depth below `root`, in an order that is pseudorandom but always the same, and
+/// the number of files that are no images by their names. Hidden files are left out.
+fn images(root: &Path) -> Result<(Vec<PathBuf>, usize), (PathBuf, io::Error)> {
     let mut folders = VecDeque::from([root.to_owned()]);
     let mut files = Vec::new();
+    let mut ignored = 0;
     while let Some(folder) = folders.pop_front() {
         let failed = |error| (folder.clone(), error);
         for entry in fs::read_dir(&folder).map_err(failed)? {
@@ -136,7 +147,11 @@ fn files(root: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
             // Links to folders are not followed, because they may form a cycle.
             if kind.is_dir() {
                 folders.push_back(path);
-            } else if path.is_file() && files.len() < MAX_FILES {
+            } else if !path.is_file() {
+                continue;
+            } else if !is_image_file(&path) {
+                ignored += 1;
+            } else if files.len() < MAX_FILES {
                 files.push(path);
             }
         }
@@ -145,7 +160,7 @@ fn files(root: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
         let name = path.strip_prefix(root).unwrap_or(path);
         Sha256::digest(name.as_os_str().as_encoded_bytes())
     });
-    Ok(files)
+    Ok((files, ignored))
 }
 
 #[cfg(test)]
@@ -180,13 +195,16 @@ mod tests {
     fn some_photos_are_always_kept_for_the_check() {
         let folder = folder(20);
         fs::write(folder.path().join("notes.txt"), "no photo").unwrap();
+        fs::write(folder.path().join("torn.jpg"), &PHOTO[..40]).unwrap();
         let photos = sample(folder.path(), 12).unwrap();
         assert_eq!(
-            (photos.calibration.len(), photos.check.len(), photos.skipped),
+            (photos.calibration.len(), photos.check.len(), photos.ignored),
             (12, 8, 1)
         );
+        assert!(photos.skipped.len() <= 1, "{:?}", photos.skipped);
         let all = sample(folder.path(), 100).unwrap();
         assert_eq!((all.calibration.len(), all.check.len()), (16, 4));
+        assert!(all.skipped[0].file.ends_with("torn.jpg"));
         assert_ne!(photos.digest, all.digest);
         assert_eq!(
             photos.digest,

@@ -1,7 +1,7 @@
 //! Quantizes models when a server starts. Results are cached beside the TensorRT plans, with a key
 //! of everything that they depend on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -10,6 +10,7 @@ use crate::{
     cache::{ArtifactCache, CacheKey, Origin, hex},
     image::PreprocessConfig,
     model::{Model, Overrides},
+    offline::SkippedPhoto,
 };
 
 /// Quantizes float models before they are served.
@@ -20,8 +21,8 @@ pub struct StartupQuantization {
     /// How the photos are decoded.
     pub preprocess: PreprocessConfig,
     pub config: QuantizationConfig,
-    /// Cache for the results; `None` means that they are not cached.
-    pub cache: Option<ArtifactCache>,
+    /// Cache for the results, or why there is none.
+    pub cache: Result<ArtifactCache, String>,
 }
 
 impl StartupQuantization {
@@ -43,12 +44,30 @@ impl StartupQuantization {
             &|_, _| {},
         )?;
 
-        let make = || {
-            tracing::info!(
-                model = model.name,
-                photos = photos.calibration.len(),
-                "quantizing to int8, which takes a minute; the result is kept"
+        if let Some(SkippedPhoto { file, reason }) = photos.skipped.first() {
+            tracing::warn!(
+                "{} images for the calibration can't be read, such as {file}: {reason}",
+                photos.skipped.len()
             );
+        }
+
+        let make = |kept: &Result<&Path, String>| {
+            let photo_count = photos.calibration.len();
+            match kept {
+                Ok(folder) => tracing::info!(
+                    model = model.name,
+                    photos = photo_count,
+                    "quantizing to int8, which takes a minute; the result will be kept in {}",
+                    folder.display()
+                ),
+                Err(reason) => tracing::warn!(
+                    model = model.name,
+                    photos = photo_count,
+                    "quantizing to int8, which takes a minute, now and at every start, because \
+                     the result can't be kept: {reason}; give a folder with --engine-cache, or \
+                     serve a file that `resnet18 quantize` wrote"
+                ),
+            }
             let progress = |stage: QuantizationStage, done: usize, total: usize| {
                 tracing::debug!("{stage:?}: {done} of {total}");
             };
@@ -68,22 +87,8 @@ impl StartupQuantization {
         };
 
         let onnx = match &self.cache {
-            None => make()?,
-            Some(cache) => {
-                let key = self.key(&model, &photos)?;
-                let (onnx, origin) = cache.get_or_make(&key, |miss| {
-                    tracing::info!("{miss}");
-                    make()
-                })?;
-                if origin == Origin::Hit {
-                    tracing::info!(
-                        model = model.name,
-                        "the quantized model is {}",
-                        cache.folder().join(key.file_name()).display()
-                    );
-                }
-                onnx
-            }
+            Err(reason) => make(&Err(reason.clone()))?,
+            Ok(cache) => self.cached(cache, &model, &photos, make)?,
         };
 
         // The name is not part of the key, because a model may be served under several names.
@@ -92,6 +97,36 @@ impl StartupQuantization {
             ..Overrides::default()
         };
         Ok(Model::from_bytes(onnx.into(), &named)?)
+    }
+
+    /// The quantized model out of the cache, or else made and kept there.
+    fn cached(
+        &self,
+        cache: &ArtifactCache,
+        model: &Model,
+        photos: &Photos,
+        make: impl Fn(&Result<&Path, String>) -> Result<Vec<u8>, QuantizationError>,
+    ) -> Result<Vec<u8>, QuantizationError> {
+        let key = self.key(model, photos)?;
+        // A folder that can't be written may still have been shipped with the result.
+        if let Err(error) = cache.check_writable()
+            && cache.get(&key).is_err()
+        {
+            return make(&Err(format!("{}: {error}", cache.folder().display())));
+        }
+
+        let (onnx, origin) = cache.get_or_make(&key, |miss| {
+            tracing::info!("{miss}");
+            make(&Ok(cache.folder()))
+        })?;
+        if origin == Origin::Hit {
+            tracing::info!(
+                model = model.name,
+                "the quantized model is {}",
+                cache.folder().join(key.file_name()).display()
+            );
+        }
+        Ok(onnx)
     }
 
     /// The cache key: everything that the result depends on.

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::common::{
     Checkpoint, Server, checkpoint, data, image, json, python, request, resnet18, shared,
-    shared_turn, skipped, text,
+    shared_turn, skipped, text, tiny_model::tiny_model,
 };
 
 fn import(checkpoint: &Path, flags: &[&str]) -> Output {
@@ -315,7 +315,8 @@ fn a_failed_import_says_why_and_writes_nothing() {
         fs::write(&path, content).unwrap();
         path
     };
-    let output = file("output.onnx", b"precious");
+    let precious = tiny_model(1);
+    let output = file("output.onnx", &precious);
     let few = file("few.txt", b"cat\ndog\n");
     let bundled = data("../../models/resnet18-demo.onnx");
     let (few, there) = (few.to_str().unwrap(), output.to_str().unwrap());
@@ -386,7 +387,7 @@ fn a_failed_import_says_why_and_writes_nothing() {
     assert_eq!(result.status.code(), Some(64));
     assert!(text(&result.stderr).contains("--output"));
 
-    assert_eq!(fs::read(&output).unwrap(), b"precious");
+    assert_eq!(fs::read(&output).unwrap(), precious);
     let temporary_files = fs::read_dir(folder.path()).unwrap().filter(|entry| {
         entry
             .as_ref()

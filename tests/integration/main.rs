@@ -18,6 +18,7 @@ mod metrics;
 mod models;
 mod observability;
 mod oip;
+mod outputs;
 mod python;
 mod quantization;
 mod readme;

@@ -162,7 +162,7 @@ fn the_same_seed_gives_the_same_file_and_people_see_how_it_goes() {
 fn photos_that_cannot_be_read_are_skipped_and_too_many_are_an_error() {
     let dataset = patterns(&[("train", 10), ("val", 2)]);
     let output = dataset.path().join("m.onnx");
-    fs::write(dataset.path().join("train/checks/notes.txt"), "not a photo").unwrap();
+    fs::write(dataset.path().join("train/checks/page.jpg"), "not a photo").unwrap();
     let arguments = [
         "train",
         path(dataset.path()),
@@ -177,7 +177,7 @@ fn photos_that_cannot_be_read_are_skipped_and_too_many_are_an_error() {
         report["skipped"][0]["file"]
             .as_str()
             .unwrap()
-            .ends_with("train/checks/notes.txt"),
+            .ends_with("train/checks/page.jpg"),
         "{report}"
     );
     fs::remove_file(&output).unwrap();
@@ -193,6 +193,64 @@ fn photos_that_cannot_be_read_are_skipped_and_too_many_are_an_error() {
         "{error}"
     );
     assert!(!output.exists());
+}
+
+/// Writes an annotation beside each photo, and what Windows and macOS leave in a folder.
+fn add_other_files(dataset: &Path) -> u64 {
+    let mut count = 0;
+    for part in ["train", "val"] {
+        for class in ["checks", "stripes"] {
+            let folder = dataset.join(part).join(class);
+            let names: Vec<PathBuf> = fs::read_dir(&folder)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .collect();
+            for photo in names {
+                fs::write(photo.with_extension("xml"), "<annotation/>").unwrap();
+                fs::write(photo.with_extension("json"), "{}").unwrap();
+                count += 2;
+            }
+            for name in ["Thumbs.db", "desktop.ini"] {
+                fs::write(folder.join(name), "other").unwrap();
+                count += 1;
+            }
+            fs::write(folder.join(".DS_Store"), "hidden").unwrap();
+        }
+    }
+    count
+}
+
+#[test]
+fn files_that_are_no_images_by_their_names_are_left_alone() {
+    let dataset = patterns(&[("train", 6), ("val", 2)]);
+    let others = add_other_files(dataset.path());
+    let output = dataset.path().join("m.onnx");
+    let train = [
+        "train",
+        path(dataset.path()),
+        "-o",
+        path(&output),
+        "--epochs",
+        "1",
+    ];
+
+    let report = result(&train);
+    assert_eq!(
+        (&report["train_photos"], &report["val_photos"]),
+        (&12.into(), &4.into())
+    );
+    assert_eq!(report["ignored_files"], others);
+    assert_eq!(report["skipped"], serde_json::json!([]));
+
+    let evaluate = ["evaluate", path(dataset.path()), "--model", path(&output)];
+    let report = result(&evaluate);
+    // Only `val` is evaluated: four photos with two files each, and two files in each folder.
+    assert_eq!(
+        (&report["photos"], &report["ignored_files"]),
+        (&4.into(), &12.into())
+    );
+    let said = text(&run(&evaluate).stderr);
+    assert_eq!(said.matches("left 12 files alone").count(), 1, "{said}");
 }
 
 #[test]

@@ -49,6 +49,11 @@ impl ManifestFlags {
         self.labels.is_none() && mean.is_none() && std.is_none() && resize.is_none()
     }
 
+    /// The file of labels, if one is given.
+    pub fn labels_file(&self) -> Option<&Path> {
+        self.labels.as_deref()
+    }
+
     /// The overrides that these flags describe, and `name` as the model's name.
     ///
     /// # Errors

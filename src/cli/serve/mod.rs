@@ -251,10 +251,10 @@ fn quantization_at_start(
     let cache_folder = engine.tensorrt.cache.clone();
     let cache = cache_folder
         .or_else(ArtifactCache::default_folder)
+        .ok_or_else(|| "there is no home folder (HOME is not set)".to_owned())
         .and_then(|folder| {
             ArtifactCache::open(&folder, engine.tensorrt.cache_limit)
-                .inspect_err(|error| tracing::warn!("{error}; quantized models are not cached"))
-                .ok()
+                .map_err(|error| error.to_string())
         });
     Ok(Some(StartupQuantization {
         photos: folder.clone(),
@@ -271,7 +271,7 @@ fn model_source(flags: &ModelFlags) -> Result<ModelSource, CliError> {
     if several && !flags.manifest.is_empty() {
         return Err(CliError::Usage(
             "--labels, --mean, --std and --resize apply to one model; with several, write them \
-             into each file: resnet18 import MODEL.onnx --labels FILE --output MODEL.onnx"
+             into each file: resnet18 import MODEL.onnx --labels FILE --output NEW.onnx"
                 .into(),
         ));
     }

@@ -6,7 +6,7 @@ use console::style;
 
 use super::text;
 use crate::{
-    cli::output::time,
+    cli::output::{escaped, time},
     client::monitor::{MetricsAddress, ModelSnapshot, Quantiles, Snapshot},
 };
 
@@ -14,9 +14,9 @@ use crate::{
 pub fn table(address: &MetricsAddress, measured: &Result<Snapshot, String>) -> String {
     let mut table = style(address.to_string()).bold().to_string();
     match measured {
-        Err(reason) => table += &format!("  {}\n", style(reason).red()),
+        Err(reason) => table += &format!("  {}\n", style(escaped(reason)).red()),
         Ok(snapshot) => {
-            let state = style(&snapshot.state);
+            let state = style(escaped(&snapshot.state));
             let state = if snapshot.ready {
                 state.green()
             } else {
@@ -64,7 +64,7 @@ fn models(snapshot: &Snapshot) -> String {
     let longest = snapshot
         .models
         .iter()
-        .map(|model| model.name.chars().count())
+        .map(|model| escaped(&model.name).chars().count())
         .max()
         .unwrap_or(0)
         .max("Model".len());
@@ -95,7 +95,7 @@ fn models(snapshot: &Snapshot) -> String {
         let _ = writeln!(
             table,
             "{:<longest$} {engine:<16} {:>8.1} {:>10.1} {:>9} {:>9} {:>9} {:>9} {:>6} {:>7.0}  {}",
-            model.name,
+            escaped(&model.name),
             model.images_per_second,
             model.requests(),
             latency(|latency| latency.p50),

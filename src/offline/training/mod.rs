@@ -204,6 +204,7 @@ mod tests {
                 .enumerate()
                 .flat_map(|(c, &n)| (0..n).map(move |i| photo(c, i)))
                 .collect(),
+            ignored: 0,
         }
     }
 
