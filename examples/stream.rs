@@ -41,6 +41,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             FrameOutcome::Failed { message, .. } => println!("{:6}  {message}", answer.frame_id),
         },
         StreamEvent::Reconnecting(status) => eprintln!("reconnecting: {}", status.message()),
+        StreamEvent::SourceLost(loss) => eprintln!("opening it again: {}", loss.error),
     })
     .await;
 
