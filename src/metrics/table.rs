@@ -81,6 +81,7 @@ pub(super) const DEVICE_LANES: &str = "classifier_device_lanes";
 pub(super) const CALLS_ACTIVE: &str = "classifier_calls_active";
 pub(super) const CONNECTIONS_ACTIVE: &str = "classifier_connections_active";
 pub(super) const CONNECTIONS_REFUSED: &str = "classifier_connections_refused_total";
+pub(super) const DECODER_PANICS: &str = "classifier_decoder_panics_total";
 pub(super) const READY: &str = "classifier_ready";
 pub(super) const MODEL_READY: &str = "classifier_model_ready";
 pub(super) const MODEL_LOADS: &str = "classifier_model_loads_total";
@@ -120,7 +121,7 @@ const STAGE: Label = Label {
 const GPU: &[Label] = &[Label::open("gpu"), Label::open("name")];
 
 /// Every metric except the process's own, `process_…`.
-pub const METRICS: [Metric; 34] = [
+pub const METRICS: [Metric; 35] = [
     Metric {
         name: REQUESTS,
         kind: MetricKind::Counter,
@@ -321,6 +322,17 @@ pub const METRICS: [Metric; 34] = [
         help: "Connections that were closed before their first call.",
         when_high: "The log names the peer. `tls`: a certificate, or plain text to a TLS port. \
                     `silent`: scanners or port checks. `accept`: too few file descriptors.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: DECODER_PANICS,
+        kind: MetricKind::Counter,
+        unit: "images",
+        labels: &[],
+        help: "Images whose decoder panicked. The caller got INVALID_ARGUMENT, and nothing else \
+               was affected.",
+        when_high: "Report it: the log names the format and the place, once for each. Somebody \
+                    may be sending crafted files.",
         presence: Presence::Always,
     },
     Metric {
