@@ -15,10 +15,10 @@ const MAX_CHUNKS: u64 = 1 << 17;
 /// How an image is cut into parts, strips or tiles, each of which is compressed on its own.
 pub(super) struct Grid<'a> {
     pub kind: &'static str,
-    /// The size of a part. Tiles may reach over the image's edges; the last strip may be lower.
+    /// The width of a part. Tiles may reach over the image's edges.
     pub width: u32,
-    pub height: u32,
-    /// The part's height as the file states it, which may be more than the image's.
+    /// The height of a part as the file states it, which may be more than the image's. The last
+    /// strip may be lower.
     pub stated_height: u32,
     across: u64,
     down: u64,
@@ -80,7 +80,6 @@ impl<'a> Grid<'a> {
         let grid = Self {
             kind,
             width: chunk_width,
-            height: stated_height.min(height),
             stated_height,
             across: u64::from(width.div_ceil(chunk_width)),
             down: u64::from(height.div_ceil(stated_height)),
