@@ -1,6 +1,7 @@
 //! Decodes image files to pixels as stored in the file, one byte per channel.
 
 use std::{
+    borrow::Cow,
     error::Error,
     io::{self, Cursor},
 };
@@ -8,17 +9,20 @@ use std::{
 use image::{
     ColorType, ImageDecoder, ImageResult, Limits,
     codecs::{
-        bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, pnm::PnmDecoder, tiff::TiffDecoder,
-        webp::WebPDecoder,
+        bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, pnm::PnmDecoder, webp::WebPDecoder,
     },
     error::{DecodingError, UnsupportedErrorKind},
 };
 
 use super::{
-    Exif, ImageError, ImageFormat, PreprocessConfig, jpeg,
+    Exif, ImageError, ImageFormat, PreprocessConfig,
+    bmp::RunLength,
+    jpeg,
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
+    png,
     sniff::looks_like,
+    tiff,
 };
 
 /// Decodes an image file.
@@ -67,12 +71,16 @@ impl Pixels {
         match format {
             ImageFormat::Jpeg => jpeg::decode(self, encoded, config, min_shorter_side),
             ImageFormat::Png => {
+                let reader = Cursor::new(png::without_metadata(encoded));
                 self.decode_with(&input, PngDecoder::with_limits(reader, input.limits()))
             }
             ImageFormat::WebP => self.decode_with(&input, WebPDecoder::new(reader)),
             ImageFormat::Gif => self.decode_with(&input, GifDecoder::new(reader)),
-            ImageFormat::Bmp => self.decode_with(&input, BmpDecoder::new(reader)),
-            ImageFormat::Tiff => self.decode_with(&input, TiffDecoder::new(reader)),
+            ImageFormat::Bmp => match RunLength::of(encoded) {
+                Some(runs) => self.decode_runs(&input, runs),
+                None => self.decode_with(&input, BmpDecoder::new(reader)),
+            },
+            ImageFormat::Tiff => tiff::decode(self, encoded, config),
             ImageFormat::Pnm => self.decode_with(&input, PnmDecoder::new(reader)),
         }
     }
@@ -103,12 +111,14 @@ impl Pixels {
         decoder
             .set_limits(input.limits())
             .map_err(|error| input.explain(error))?;
-        self.orientation = match input.config.exif {
-            Exif::Apply => decoder
-                .orientation()
-                .map_or_else(|_| Orientation::default(), Orientation::from),
-            Exif::Ignore => Orientation::default(),
+        let exif = match (input.config.exif, input.format) {
+            (Exif::Ignore, _) => None,
+            (Exif::Apply, ImageFormat::Png) => png::exif(input.encoded).map(Cow::Borrowed),
+            (Exif::Apply, _) => decoder.exif_metadata().ok().flatten().map(Cow::Owned),
         };
+        self.orientation = exif.map_or_else(Orientation::default, |block| {
+            Orientation::from_exif_block(&block)
+        });
 
         let samples = self.width as usize * self.height as usize * layout.channels();
         let bytes = if is_16_bit { 2 * samples } else { samples };
@@ -127,6 +137,32 @@ impl Pixels {
     }
 }
 
+impl Pixels {
+    /// Decodes a run-length encoded BMP file.
+    fn decode_runs(&mut self, input: &Input<'_>, runs: RunLength) -> Result<(), ImageError> {
+        let decoder =
+            BmpDecoder::new(Cursor::new(input.encoded)).map_err(|error| input.explain(error))?;
+        (self.width, self.height) = decoder.dimensions();
+        input.config.check_size(self.width, self.height)?;
+        let Some(palette) = decoder.get_palette() else {
+            return Err(input.damaged("it has no palette".to_owned()));
+        };
+
+        let width = self.width as usize;
+        let mut indices = vec![0; width * self.height as usize];
+        if !runs.decode(input.encoded, width, &mut indices) {
+            return Err(input.truncated());
+        }
+        self.layout = PixelLayout::Rgb;
+        self.orientation = Orientation::default();
+        resize_buffer(&mut self.data, 3 * indices.len());
+        for (pixel, index) in self.data.as_chunks_mut().0.iter_mut().zip(indices) {
+            *pixel = palette.get(usize::from(index)).copied().unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
 /// A file, its detected format and the configuration: the context of a decoder's errors.
 struct Input<'a> {
     format: ImageFormat,
@@ -135,20 +171,9 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// The memory that a decoder may reserve, in bytes: enough for the largest accepted image in
-    /// the widest pixel type (16-bit RGBA), and for the decoder's own tables.
-    fn max_bytes(&self) -> u64 {
-        const BYTES_PER_PIXEL: u64 = 8;
-        const TABLES: u64 = 16 << 20;
-        self.config
-            .max_pixels
-            .saturating_mul(BYTES_PER_PIXEL)
-            .saturating_add(TABLES)
-    }
-
     fn limits(&self) -> Limits {
         let mut limits = Limits::default();
-        limits.max_alloc = Some(self.max_bytes());
+        limits.max_alloc = Some(self.config.max_decoded_bytes());
         limits
     }
 
@@ -180,7 +205,7 @@ impl Input<'_> {
             image::ImageError::Decoding(error) => self.explain_decoding(&error),
             image::ImageError::Limits(_) => ImageError::TooMuchMemory {
                 format: self.format,
-                max_bytes: self.max_bytes(),
+                max_bytes: self.config.max_decoded_bytes(),
             },
             image::ImageError::Unsupported(error) => self.unsupported(match error.kind() {
                 UnsupportedErrorKind::Color(color) => {

@@ -63,6 +63,17 @@ pub enum ImageError {
         max_pixels: u64,
     },
 
+    #[error(
+        "the image is {width}x{height} pixels; neither side may have more than {max_side}; \
+         scale it down first"
+    )]
+    SideTooLong {
+        width: u32,
+        height: u32,
+        /// The limit on width and on height.
+        max_side: u32,
+    },
+
     /// Decoding would take too much memory.
     #[error(
         "decoding this {format} would take more than the {max_bytes} bytes of memory allowed; \

@@ -5,22 +5,25 @@
 //! against the limits of [`PreprocessConfig`], and decoded to [`Pixels`]; [`Resizer`] then scales,
 //! crops and turns the pixels upright in one pass. All errors are [`ImageError`]s.
 
+mod bmp;
 mod crop;
 mod decode;
 mod error;
+mod guard;
 mod jpeg;
 mod orientation;
 mod pixels;
+mod png;
 mod raw;
 mod resize;
 mod sniff;
 #[cfg(test)]
 mod tests;
-
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod tiff;
 
 use bytes::Bytes;
 
+use self::guard::guarded;
 pub use self::{
     crop::Crop,
     decode::decode,
@@ -160,6 +163,19 @@ impl Default for PreprocessConfig {
 }
 
 impl PreprocessConfig {
+    /// The most pixels of a row or a column. Every row costs some time, however short it is.
+    const MAX_SIDE: u32 = 1_000_000;
+
+    /// The memory that a decoder may reserve, in bytes: enough for the largest accepted image in
+    /// the widest pixel type (16-bit RGBA), and for the decoder's own tables.
+    fn max_decoded_bytes(&self) -> u64 {
+        const BYTES_PER_PIXEL: u64 = 8;
+        const TABLES: u64 = 16 << 20;
+        self.max_pixels
+            .saturating_mul(BYTES_PER_PIXEL)
+            .saturating_add(TABLES)
+    }
+
     fn check_size(&self, width: u32, height: u32) -> Result<(), ImageError> {
         if width == 0 || height == 0 {
             return Err(ImageError::ZeroSize { width, height });
@@ -169,6 +185,13 @@ impl PreprocessConfig {
                 width,
                 height,
                 max_pixels: self.max_pixels,
+            });
+        }
+        if width.max(height) > Self::MAX_SIDE {
+            return Err(ImageError::SideTooLong {
+                width,
+                height,
+                max_side: Self::MAX_SIDE,
             });
         }
         Ok(())
@@ -208,13 +231,14 @@ impl Preprocessor {
         geometry: &Geometry,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
-        // The decoders are memory-safe but may panic, and their input is untrusted.
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            self.crop_unguarded(source, geometry, crop)
-        }));
+        let format = match source {
+            Source::Encoded(encoded) => ImageFormat::of(encoded),
+            Source::Raw(_) | Source::Crop(_) => None,
+        };
+        let result = guarded(format, || self.crop_unguarded(source, geometry, crop));
 
         let memory = self.pixels.data.capacity() + self.resizer.memory();
-        if result.is_err() || memory > Self::MAX_KEPT_MEMORY {
+        if result.is_none() || memory > Self::MAX_KEPT_MEMORY {
             *self = Self::new(self.config);
         }
         result.unwrap_or(Err(ImageError::DecoderPanic))

@@ -32,9 +32,11 @@ impl Orientation {
         }
     }
 
-    /// Reads the orientation from an EXIF block that starts with its TIFF header. A malformed
+    /// Reads the orientation from an EXIF block that starts with its TIFF header, or with the
+    /// prefix that EXIF has in JPEG and that some programs also write to other formats. A malformed
     /// block counts as upright.
     pub(super) fn from_exif_block(block: &[u8]) -> Self {
+        let block = block.strip_prefix(b"Exif\0\0").unwrap_or(block);
         image::metadata::Orientation::from_exif_chunk(block).map_or_else(Self::default, Self::from)
     }
 }
@@ -71,5 +73,9 @@ mod tests {
             Orientation::from_exif(6)
         );
         assert_eq!(Orientation::from_exif_block(big), Orientation::from_exif(6));
+        assert_eq!(
+            Orientation::from_exif_block(&[b"Exif\0\0", &big[..]].concat()),
+            Orientation::from_exif(6)
+        );
     }
 }

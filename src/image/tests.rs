@@ -320,22 +320,36 @@ fn png_and_webp_are_turned_upright_and_invalid_exif_is_ignored() {
             .write_image(&stored, width, height, ExtendedColorType::Rgb8)
             .unwrap();
         assert_eq!(
-            crop(Source::Encoded(png.into()), &geometry).unwrap(),
+            crop(Source::Encoded(png.clone().into()), &geometry).unwrap(),
             expected,
             "PNG, orientation {value}"
         );
 
-        let mut webp = Vec::new();
-        let mut encoder = WebPEncoder::new_lossless(&mut webp);
-        encoder.set_exif_metadata(exif).unwrap();
-        encoder
-            .write_image(&stored, width, height, ExtendedColorType::Rgb8)
-            .unwrap();
+        // Some programs write EXIF after the pixels of PNG.
+        let start = png.windows(4).position(|kind| kind == b"eXIf").unwrap() - 4;
+        let chunk: Vec<u8> = png.drain(start..start + 12 + exif.len()).collect();
+        let end = png.len() - 12;
+        png.splice(end..end, chunk);
         assert_eq!(
-            crop(Source::Encoded(webp.into()), &geometry).unwrap(),
+            crop(Source::Encoded(png.into()), &geometry).unwrap(),
             expected,
-            "WebP, orientation {value}"
+            "PNG with EXIF at the end, orientation {value}"
         );
+
+        // Others write it to WebP with the prefix that it has in JPEG.
+        for exif in [exif.clone(), [b"Exif\0\0", &exif[..]].concat()] {
+            let mut webp = Vec::new();
+            let mut encoder = WebPEncoder::new_lossless(&mut webp);
+            encoder.set_exif_metadata(exif).unwrap();
+            encoder
+                .write_image(&stored, width, height, ExtendedColorType::Rgb8)
+                .unwrap();
+            assert_eq!(
+                crop(Source::Encoded(webp.into()), &geometry).unwrap(),
+                expected,
+                "WebP, orientation {value}"
+            );
+        }
     }
 }
 
@@ -371,6 +385,19 @@ fn files_of_every_format_with_a_wrong_size_are_rejected_quickly() {
         );
         assert_ne!(error, ImageError::DecoderPanic, "{name}");
     }
+}
+
+#[test]
+fn very_long_sides_are_rejected_by_the_header() {
+    let error = rejection(b"P5\n1 64000000\n255\n".to_vec());
+    assert_eq!(
+        error,
+        ImageError::SideTooLong {
+            width: 1,
+            height: 64_000_000,
+            max_side: 1_000_000
+        }
+    );
 }
 
 #[test]

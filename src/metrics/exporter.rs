@@ -11,6 +11,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_process::Collector;
 
 use super::{
+    decoder,
     model::ModelMetrics,
     table::{BUILD_INFO, CALLS_ACTIVE, LOG_LINES_DROPPED, METRICS, MetricKind, READY, WORKERS},
 };
@@ -52,6 +53,7 @@ impl Exporter {
         gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
         let process = Collector::default();
         process.describe();
+        decoder::register();
 
         Self {
             prometheus,

@@ -1,6 +1,7 @@
 //! Metrics for Prometheus: functions that record events, and the table that defines every series.
 
 mod connections;
+mod decoder;
 mod exporter;
 #[cfg(feature = "tensorrt")]
 mod gpu;
@@ -12,7 +13,6 @@ mod request;
 pub mod statistics;
 mod table;
 
-pub(crate) use self::plan::engine_plan;
 pub use self::{
     connections::{ConnectionGuard, ConnectionMetrics},
     exporter::{Exporter, workers},
@@ -21,3 +21,4 @@ pub use self::{
     rate::RateMeter,
     table::{Label, METRICS, Metric, MetricKind, Presence, markdown},
 };
+pub(crate) use self::{decoder::decoder_panicked, plan::engine_plan};

@@ -82,6 +82,7 @@ pub(super) const CALLS_ACTIVE: &str = "classifier_calls_active";
 pub(super) const CONNECTIONS_ACTIVE: &str = "classifier_connections_active";
 pub(super) const CONNECTIONS_REFUSED: &str = "classifier_connections_refused_total";
 pub(super) const LOG_LINES_DROPPED: &str = "classifier_log_lines_dropped_total";
+pub(super) const DECODER_PANICS: &str = "classifier_decoder_panics_total";
 pub(super) const READY: &str = "classifier_ready";
 pub(super) const MODEL_READY: &str = "classifier_model_ready";
 pub(super) const MODEL_LOADS: &str = "classifier_model_loads_total";
@@ -121,7 +122,7 @@ const STAGE: Label = Label {
 const GPU: &[Label] = &[Label::open("gpu"), Label::open("name")];
 
 /// Every metric except the process's own, `process_…`.
-pub const METRICS: [Metric; 34] = [
+pub const METRICS: [Metric; 36] = [
     Metric {
         name: REQUESTS,
         kind: MetricKind::Counter,
@@ -331,6 +332,17 @@ pub const METRICS: [Metric; 34] = [
         labels: &[],
         help: "Log lines that standard error did not take in time.",
         when_high: "Whatever reads the log is too slow or has stopped, or its disk is full.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: DECODER_PANICS,
+        kind: MetricKind::Counter,
+        unit: "images",
+        labels: &[],
+        help: "Images whose decoder panicked. The caller got INVALID_ARGUMENT, and nothing else \
+               was affected.",
+        when_high: "Report it: the log names the format and the place, once for each. Somebody \
+                    may be sending crafted files.",
         presence: Presence::Always,
     },
     Metric {

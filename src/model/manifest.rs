@@ -9,6 +9,8 @@ use super::{
 };
 
 /// The description of a model in its own file. Every key is optional, and unknown keys are kept.
+/// Those that would change how images are preprocessed are checked: what a manifest says is what is
+/// computed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,17 +52,23 @@ impl Manifest {
     /// Reads the manifest of `model`; an empty one if the model has none.
     ///
     /// # Errors
-    /// A manifest that is not JSON or has a value of the wrong type.
+    /// A manifest that is not JSON, has a value of the wrong type, or asks for preprocessing that
+    /// is not computed.
     pub fn read(model: &ModelProto) -> Result<Self, ModelError> {
-        match model
+        let Some(entry) = model
             .metadata_props
             .iter()
             .find(|entry| entry.key() == Self::KEY)
-        {
-            Some(entry) => serde_json::from_str(entry.value())
-                .map_err(|error| ModelError::Manifest(error.to_string())),
-            None => Ok(Self::default()),
+        else {
+            return Ok(Self::default());
+        };
+        let manifest: Self = serde_json::from_str(entry.value())
+            .map_err(|error| ModelError::Manifest(error.to_string()))?;
+        check_preprocessing(&manifest.other)?;
+        if let Some(input) = &manifest.input {
+            check_preprocessing(&input.other)?;
         }
+        Ok(manifest)
     }
 
     /// Writes the manifest into `model`, replacing one that is already there.
@@ -83,6 +91,31 @@ impl Manifest {
     pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("strings, numbers and JSON values always serialize")
     }
+}
+
+/// Checks the keys by which preprocessing is described elsewhere, as by timm and Hugging Face. Each
+/// of them may say what is computed anyway, and nothing else.
+fn check_preprocessing(keys: &Map<String, Value>) -> Result<(), ModelError> {
+    for (key, value) in keys {
+        let computed: &[Value] = match key.as_str() {
+            "interpolation" => &["bilinear".into()],
+            // 2 is Pillow's number for bilinear.
+            "resample" => &["bilinear".into(), 2.into()],
+            "antialias" => &[true.into()],
+            "crop" | "crop_mode" => &["center".into(), "centre".into()],
+            "fit" | "resize_mode" => &["shorter_side".into(), "cover".into()],
+            "channels" => &["RGB".into(), 3.into()],
+            _ => continue,
+        };
+        if !computed.contains(value) {
+            let accepted: Vec<String> = computed.iter().map(ToString::to_string).collect();
+            return Err(ModelError::Manifest(format!(
+                "{key:?} is {value}, which is not computed; accepted is {}",
+                accepted.join(" or ")
+            )));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -131,6 +164,13 @@ mod tests {
     }
 
     #[test]
+    fn what_is_computed_may_be_said() {
+        let json = r#"{"interpolation":"bilinear","resample":2,"antialias":true,"crop":"center",
+            "fit":"cover","input":{"height":9,"width":9,"channels":3},"note":"banana"}"#;
+        Manifest::read(&model(json)).unwrap();
+    }
+
+    #[test]
     fn a_model_without_a_manifest_gets_one() {
         let mut model = ModelProto::default();
         assert_eq!(Manifest::read(&model).unwrap(), Manifest::default());
@@ -148,6 +188,19 @@ mod tests {
             ("{", "EOF"),
             (r#"{"mean":[1,2]}"#, "length 2"),
             (r#"{"labels":"cat"}"#, "sequence"),
+            (
+                r#"{"interpolation":"banana"}"#,
+                r#""interpolation" is "banana", which is not computed; accepted is "bilinear""#,
+            ),
+            (r#"{"interpolation":3}"#, r#"accepted is "bilinear""#),
+            (r#"{"resample":3}"#, r#"accepted is "bilinear" or 2"#),
+            (r#"{"antialias":false}"#, "accepted is true"),
+            (r#"{"crop":"five"}"#, "center"),
+            (r#"{"fit":"stretch"}"#, "shorter_side"),
+            (
+                r#"{"input":{"height":9,"width":9,"channels":"BGR"}}"#,
+                "RGB",
+            ),
         ] {
             let error = Manifest::read(&model(json)).unwrap_err().to_string();
             assert!(

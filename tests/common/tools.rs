@@ -52,6 +52,21 @@ pub fn openssl() -> bool {
     found
 }
 
+/// The same Python, where Pillow is installed too.
+pub fn pillow() -> Option<PathBuf> {
+    let python = python()?;
+    let import = Command::new(&python)
+        .args(["-c", "import numpy, PIL"])
+        .output()
+        .expect("Python runs");
+    if import.status.success() {
+        return Some(python);
+    }
+
+    skipped("there is no Pillow in the tests' Python; `make test-env` sets it up");
+    None
+}
+
 /// Whether ffmpeg is installed.
 pub fn ffmpeg() -> bool {
     let found = Command::new("ffmpeg")

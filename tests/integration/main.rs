@@ -11,6 +11,7 @@ mod binary;
 mod cli;
 mod client;
 mod deploy;
+mod formats;
 mod golden;
 mod grpc;
 mod import;

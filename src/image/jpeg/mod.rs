@@ -5,6 +5,7 @@
 //! - `turbo` (feature `turbojpeg`) decodes with libjpeg-turbo, bit-exact with Pillow;
 //! - zune-jpeg decodes everything else, and decides what is wrong with damaged files.
 
+mod embedded;
 mod header;
 mod marker;
 mod scaled;
@@ -19,6 +20,7 @@ use zune_jpeg::{
     zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions},
 };
 
+pub(super) use self::embedded::{ExpectedFrame, decode_embedded};
 use self::{
     header::{ColourHandling, Header},
     scaled::Scale,
