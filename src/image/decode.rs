@@ -135,20 +135,9 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// The memory that a decoder may reserve, in bytes: enough for the largest accepted image in
-    /// the widest pixel type (16-bit RGBA), and for the decoder's own tables.
-    fn max_bytes(&self) -> u64 {
-        const BYTES_PER_PIXEL: u64 = 8;
-        const TABLES: u64 = 16 << 20;
-        self.config
-            .max_pixels
-            .saturating_mul(BYTES_PER_PIXEL)
-            .saturating_add(TABLES)
-    }
-
     fn limits(&self) -> Limits {
         let mut limits = Limits::default();
-        limits.max_alloc = Some(self.max_bytes());
+        limits.max_alloc = Some(self.config.max_decoder_bytes());
         limits
     }
 
@@ -180,7 +169,7 @@ impl Input<'_> {
             image::ImageError::Decoding(error) => self.explain_decoding(&error),
             image::ImageError::Limits(_) => ImageError::TooMuchMemory {
                 format: self.format,
-                max_bytes: self.max_bytes(),
+                max_bytes: self.config.max_decoder_bytes(),
             },
             image::ImageError::Unsupported(error) => self.unsupported(match error.kind() {
                 UnsupportedErrorKind::Color(color) => {

@@ -173,6 +173,16 @@ impl PreprocessConfig {
         }
         Ok(())
     }
+
+    /// The memory that a decoder may reserve, in bytes: enough for the largest accepted image in
+    /// the widest pixel type (16-bit RGBA), and for the decoder's own tables.
+    fn max_decoder_bytes(&self) -> u64 {
+        const BYTES_PER_PIXEL: u64 = 8;
+        const TABLES: u64 = 16 << 20;
+        self.max_pixels
+            .saturating_mul(BYTES_PER_PIXEL)
+            .saturating_add(TABLES)
+    }
 }
 
 /// Makes crops of images. Its buffers are reused, so every worker thread should have its own.
