@@ -21,6 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 
+use self::jpeg::Needed;
 pub use self::{
     crop::Crop,
     decode::decode,
@@ -242,8 +243,11 @@ impl Preprocessor {
                     .config
                     .jpeg_scaling
                     .min_shorter_side(geometry.resize_shorter_side);
-                self.pixels
-                    .decode_at_least(encoded, &self.config, min_shorter_side)?;
+                let needed = Needed {
+                    min_shorter_side,
+                    crop: Some(geometry),
+                };
+                self.pixels.decode_needed(encoded, &self.config, needed)?;
                 self.resizer.crop(&self.pixels, geometry, crop)
             }
             Source::Raw(frame) => {

@@ -202,6 +202,53 @@ fn every_kind_of_jpeg_has_the_pixels_that_pillow_decodes() {
 }
 
 #[test]
+fn crops_of_jpegs_depend_on_nothing_that_was_not_decoded() {
+    let mut files: Vec<_> = std::fs::read_dir(data().join("jpeg"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "jpg"))
+        .collect();
+    files.extend(["cat.jpg", "cat_422.jpg", "exif_6.jpg"].map(|name| data().join(name)));
+    for path in files {
+        let encoded = read(&path);
+        let name = path.file_name().unwrap().to_string_lossy();
+        for (width, height, resize_shorter_side) in [
+            (8, 8, 16),
+            (5, 20, 22),
+            (16, 3, 19),
+            (30, 30, 30),
+            (9, 9, 250),
+        ] {
+            let geometry = Geometry {
+                width,
+                height,
+                resize_shorter_side,
+            };
+            for config in [PreprocessConfig::default(), SCALED] {
+                let min_shorter_side = config.jpeg_scaling.min_shorter_side(resize_shorter_side);
+                let mut whole = Pixels::default();
+                let needed = Needed {
+                    min_shorter_side,
+                    crop: None,
+                };
+                whole.decode_needed(&encoded, &config, needed).unwrap();
+                let mut expected = vec![0; geometry.bytes()];
+                let mut resizer = Resizer::default();
+                resizer.crop(&whole, &geometry, &mut expected).unwrap();
+
+                // Pixels of an earlier image, which must not show.
+                let mut preprocessor = Preprocessor::new(config);
+                preprocessor.pixels.data = whole.data.iter().map(|value| !value).collect();
+                let mut got = vec![0; geometry.bytes()];
+                let source = Source::Encoded(encoded.clone().into());
+                preprocessor.crop(&source, &geometry, &mut got).unwrap();
+                assert_eq!(got, expected, "{name} {geometry:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn bytes_between_the_segments_of_a_jpeg_are_skipped() {
     let whole = read(data().join("cat.jpg"));
     let jfif_end = 4 + usize::from(u16::from_be_bytes([whole[4], whole[5]]));
@@ -784,6 +831,13 @@ fn crop_scaled(encoded: &[u8], geometry: &Geometry) -> Result<Vec<u8>, ImageErro
     Ok(crop)
 }
 
+fn at_least(min_shorter_side: u32) -> Needed<'static> {
+    Needed {
+        min_shorter_side: Some(min_shorter_side),
+        crop: None,
+    }
+}
+
 #[test]
 fn large_jpegs_are_scaled_down_to_the_smallest_sufficient_size() {
     let photo = read(data().join("cat.jpg"));
@@ -798,7 +852,7 @@ fn large_jpegs_are_scaled_down_to_the_smallest_sufficient_size() {
     ] {
         let mut pixels = Pixels::default();
         pixels
-            .decode_at_least(&photo, &SCALED, Some(min_shorter_side))
+            .decode_needed(&photo, &SCALED, at_least(min_shorter_side))
             .unwrap();
         let expected = [whole.width, whole.height].map(|side| side.div_ceil(divisor));
         assert_eq!(
@@ -853,7 +907,7 @@ fn every_variant_of_jpeg_is_scaled_to_the_average_of_its_pixels() {
             let mut pixels = Pixels::default();
             let min_shorter_side = whole.width.min(whole.height) / divisor;
             pixels
-                .decode_at_least(&photo, &SCALED, Some(min_shorter_side))
+                .decode_needed(&photo, &SCALED, at_least(min_shorter_side))
                 .unwrap();
             assert_eq!(
                 (pixels.width, pixels.height),
@@ -877,7 +931,7 @@ fn every_variant_of_jpeg_is_scaled_to_the_average_of_its_pixels() {
 fn four_channel_jpegs_are_decoded_at_full_size() {
     let photo = read(data().join("cat_cmyk.jpg"));
     let mut pixels = Pixels::default();
-    pixels.decode_at_least(&photo, &SCALED, Some(1)).unwrap();
+    pixels.decode_needed(&photo, &SCALED, at_least(1)).unwrap();
     let whole = decode(&photo, &SCALED).unwrap();
     assert_eq!(
         (pixels.width, pixels.height, pixels.data),

@@ -1,5 +1,6 @@
 //! How stored components become red, green and blue: to the bit as libjpeg and Pillow do it.
 
+use super::simd::simd;
 use crate::image::pixels::PixelLayout;
 
 /// What the components of a file mean.
@@ -82,22 +83,13 @@ fn ink_to_light(ink: u8, black: u8) -> u8 {
     black.saturating_sub(absorbed as u8)
 }
 
-/// Converts full-range YCbCr to RGB (ITU-T T.871, section 7), with coefficients rounded to
-/// 1/65536 as libjpeg rounds them.
-#[allow(unsafe_code)]
-fn ycbcr_to_rgb(row: &mut [u8], samples: [&[u8]; 3]) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: the processor has AVX2, which is all that the function requires.
-        return unsafe { ycbcr_to_rgb_avx2(row, samples) };
-    }
-    ycbcr_to_rgb_inline(row, samples, interleaved);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn ycbcr_to_rgb_avx2(row: &mut [u8], samples: [&[u8]; 3]) {
-    ycbcr_to_rgb_inline(row, samples, |planes| interleaved_avx2(planes));
+simd! {
+    /// Converts full-range YCbCr to RGB (ITU-T T.871, section 7), with coefficients rounded to
+    /// 1/65536 as libjpeg rounds them.
+    fn ycbcr_to_rgb(row: &mut [u8], samples: [&[u8]; 3])
+        = ycbcr_to_rgb_avx2(|row, samples| {
+            ycbcr_to_rgb_inline(row, samples, |planes| interleaved_avx2(planes))
+        }), |row, samples| ycbcr_to_rgb_inline(row, samples, interleaved);
 }
 
 /// Pixels that are converted at once.

@@ -3,7 +3,13 @@
 // Until a reader of such files calls it.
 #![allow(dead_code)]
 
-use super::{colour::Colours, full::FullSize, header::Header, picture, prepare};
+use super::{
+    colour::Colours,
+    full::FullSize,
+    header::Header,
+    picture::{self, Region},
+    prepare,
+};
 use crate::image::{ImageError, PreprocessConfig, pixels::Pixels};
 
 /// What the components of an embedded stream are, which the file around it knows.
@@ -39,12 +45,13 @@ pub(in crate::image) fn decode_embedded(
         colours,
         [header.frame.width, header.frame.height],
     );
+    let region = Region::whole(pixels.width, pixels.height);
     picture::decode(
         encoded,
         header,
         config,
         &mut pixels.data,
-        |frame, quantization| FullSize::new(frame, colours, quantization),
+        |frame, quantization| FullSize::new(frame, colours, quantization, region),
     )?;
     Ok(pixels)
 }

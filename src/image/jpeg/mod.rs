@@ -64,21 +64,33 @@ use self::{
     colour::Colours,
     full::FullSize,
     header::Header,
+    picture::Region,
     scaled::{Scale, Scaled},
 };
 use super::{
-    Exif, ImageError, ImageFormat, PreprocessConfig,
+    Exif, Geometry, ImageError, ImageFormat, PreprocessConfig,
     orientation::Orientation,
     pixels::{Pixels, resize_buffer},
+    resize::CropPlan,
 };
 
-/// Decodes a JPEG file into `pixels`, at reduced scale if its shorter side then still has at least
-/// `min_shorter_side` pixels. `None` decodes at full size.
+/// What is needed of a picture.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Needed<'a> {
+    /// The picture may be decoded at reduced scale if its shorter side then still has at least this
+    /// many pixels. `None` decodes at full size.
+    pub min_shorter_side: Option<u32>,
+    /// Only the pixels that this crop depends on are needed; all others are unspecified. `None`
+    /// decodes all pixels.
+    pub crop: Option<&'a Geometry>,
+}
+
+/// Decodes a JPEG file into `pixels`.
 pub(super) fn decode(
     pixels: &mut Pixels,
     encoded: &[u8],
     config: &PreprocessConfig,
-    min_shorter_side: Option<u32>,
+    needed: Needed<'_>,
 ) -> Result<(), ImageError> {
     let header = Header::read(encoded)?;
     config.check_size(header.frame.width, header.frame.height)?;
@@ -89,17 +101,24 @@ pub(super) fn decode(
         _ => Orientation::default(),
     };
     let colours = header.colours();
-    let scale = min_shorter_side.and_then(|min| Scale::choose(&header.frame, min));
+    let scale = needed
+        .min_shorter_side
+        .and_then(|min| Scale::choose(&header.frame, min));
+    let size = scale.map_or([header.frame.width, header.frame.height], |scale| {
+        scale.size(&header.frame)
+    });
+    prepare(pixels, &header, colours, size);
+    let region = region(pixels, needed.crop)?;
     if let Some(scale) = scale {
-        return decode_scaled(pixels, encoded, header, config, colours, scale);
+        return picture::decode(
+            encoded,
+            header,
+            config,
+            &mut pixels.data,
+            |frame, quantization| Scaled::new(frame, colours, quantization, scale, region),
+        );
     }
 
-    prepare(
-        pixels,
-        &header,
-        colours,
-        [header.frame.width, header.frame.height],
-    );
     // An error of libjpeg-turbo is not reported, so that builds with and without it reject the same
     // files with the same messages.
     #[cfg(feature = "turbojpeg")]
@@ -112,26 +131,29 @@ pub(super) fn decode(
         header,
         config,
         &mut pixels.data,
-        |frame, quantization| FullSize::new(frame, colours, quantization),
+        |frame, quantization| FullSize::new(frame, colours, quantization, region),
     )
 }
 
-fn decode_scaled(
-    pixels: &mut Pixels,
-    encoded: &[u8],
-    header: Header<'_>,
-    config: &PreprocessConfig,
-    colours: Colours,
-    scale: Scale,
-) -> Result<(), ImageError> {
-    prepare(pixels, &header, colours, scale.size(&header.frame));
-    picture::decode(
-        encoded,
-        header,
-        config,
-        &mut pixels.data,
-        |frame, quantization| Scaled::new(frame, colours, quantization, scale),
-    )
+/// The part of `pixels`, whose size and orientation are known, that the crop depends on.
+fn region(pixels: &Pixels, crop: Option<&Geometry>) -> Result<Region, ImageError> {
+    let &Pixels {
+        width,
+        height,
+        orientation,
+        ..
+    } = pixels;
+    let whole = Region::whole(width, height);
+    let Some(geometry) = crop else {
+        return Ok(whole);
+    };
+    let (columns, rows) = CropPlan::new(width, height, orientation, geometry)?.region();
+    let region = Region {
+        columns: columns.start as usize..columns.end as usize,
+        rows: rows.start as usize..rows.end as usize,
+    };
+    let is_empty = region.columns.is_empty() || region.rows.is_empty();
+    Ok(if is_empty { whole } else { region })
 }
 
 /// Sets the size and the layout of `pixels`; their content is unspecified afterwards.

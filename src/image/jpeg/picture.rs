@@ -1,6 +1,8 @@
 //! The way from a file's scans to an output: block by block if there is one scan, and by way of the
 //! coefficients of the whole picture if there are several.
 
+use std::ops::Range;
+
 use super::{
     arithmetic::ArithmeticDecoder,
     coefficients::Coefficients,
@@ -29,8 +31,24 @@ pub(super) trait Output {
     /// index in zigzag order of its last coefficient that is not 0, or a greater one.
     fn block(&mut self, component: usize, row: usize, column: usize, block: &Block, last: usize);
 
-    /// Writes those rows of `pixels`, which are the whole picture, that are known now.
+    /// Writes those wanted rows of `pixels`, which are the whole picture, that are known now.
     fn finish_strip(&mut self, strip: usize, pixels: &mut [u8]);
+}
+
+/// The part of a picture that is wanted, in pixels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Region {
+    pub columns: Range<usize>,
+    pub rows: Range<usize>,
+}
+
+impl Region {
+    pub fn whole(width: u32, height: u32) -> Self {
+        Self {
+            columns: 0..width as usize,
+            rows: 0..height as usize,
+        }
+    }
 }
 
 /// Decodes all scans. `output` makes an output for the quantization tables of the components, and
@@ -312,8 +330,11 @@ impl Progress {
 /// Rejects a file whose scans visit the blocks of the picture too often, before any is decoded. The
 /// data of a scan can be tiny, so the size of a file does not limit this.
 fn check_work(encoded: &[u8], header: &Header<'_>) -> Result<(), ImageError> {
-    /// Visits of blocks; 64 megapixels with three whole channels have some three million blocks.
-    const MAX_VISITS: u64 = 1 << 26;
+    /// Visits of blocks; 64 megapixels with three whole channels have three million blocks, and
+    /// encoders visit each of them five times.
+    const MAX_VISITS: u64 = 1 << 25;
+    /// Visits of each block that are always allowed.
+    const MAX_VISITS_PER_BLOCK: u64 = 12;
     /// What the tables of a scan cost, in visits.
     const VISITS_PER_SCAN: u64 = 1 << 12;
 
@@ -337,8 +358,9 @@ fn check_work(encoded: &[u8], header: &Header<'_>) -> Result<(), ImageError> {
         }
     }
 
-    if visits > MAX_VISITS {
-        let most = MAX_VISITS / (visits / scans);
+    let max_visits = MAX_VISITS.max(MAX_VISITS_PER_BLOCK * frame.blocks());
+    if visits > max_visits {
+        let most = max_visits / (visits / scans);
         return Err(unsupported(&format!(
             "{scans} scans of a {}x{} picture would take too much work; at most {most} are read",
             frame.width, frame.height

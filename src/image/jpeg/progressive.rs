@@ -247,7 +247,12 @@ fn ac_refine(
     }
 
     if blocks_left > 0 {
-        for place in &ZIGZAG[index..=*band.end()] {
+        // Most blocks that are left have no coefficients at all.
+        let any = block[1..]
+            .iter()
+            .fold(0, |any, coefficient| any | coefficient);
+        let end = if any == 0 { index } else { *band.end() + 1 };
+        for place in &ZIGZAG[index..end] {
             let coefficient = &mut block[usize::from(*place)];
             if *coefficient != 0 {
                 refine(&mut bits, coefficient);

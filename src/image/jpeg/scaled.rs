@@ -6,9 +6,15 @@
 //! codes at a time, and the inverse transform of the remaining ones produces a smaller block. Only
 //! common chroma subsampling is supported.
 
+use std::ops::Range;
+
 use super::{
-    colour::Colours, frame::Frame, huffman::Block, picture::Output,
-    scaled_transform::InverseTransform, tables::Quantization,
+    colour::Colours,
+    frame::Frame,
+    huffman::Block,
+    picture::{Output, Region},
+    scaled_transform::InverseTransform,
+    tables::Quantization,
 };
 
 /// How much a JPEG is scaled down while it is decoded.
@@ -71,6 +77,9 @@ impl Scale {
 pub(super) struct Scaled {
     colours: Colours,
     width: usize,
+    region: Region,
+    /// The current strip.
+    strip: usize,
     components: Vec<Component>,
     /// Samples from one row of a plane to the next. All planes have the same size.
     stride: usize,
@@ -92,6 +101,7 @@ impl Scaled {
         colours: Colours,
         quantization: &[Quantization],
         scale: Scale,
+        region: Region,
     ) -> Self {
         let stride = frame.mcus_per_strip() * frame.h_max * scale.block_side();
         let strip_rows = frame.v_max * scale.block_side();
@@ -100,6 +110,8 @@ impl Scaled {
         Self {
             colours,
             width: scale.size(frame)[0] as usize,
+            region,
+            strip: 0,
             components: components
                 .map(|(transform, quantization)| Component {
                     quantization: quantization.map(f32::from),
@@ -112,9 +124,9 @@ impl Scaled {
         }
     }
 
-    /// A component's samples in row `y` of the current strip.
+    /// A component's wanted samples in row `y` of the current strip.
     fn row(&self, component: usize, y: usize) -> &[f32] {
-        &self.components[component].plane[y * self.stride..][..self.width]
+        &self.components[component].plane[y * self.stride..][self.region.columns.clone()]
     }
 }
 
@@ -131,6 +143,17 @@ impl Output for Scaled {
 
         let component = &mut self.components[component];
         let transform = component.transform;
+        let is_outside = |wanted: &Range<usize>, start: usize, length: usize| {
+            start >= wanted.end || start + length <= wanted.start
+        };
+        let top = self.strip * self.strip_rows + row * transform.height;
+        let left = column * transform.width;
+        if is_outside(&self.region.rows, top, transform.height)
+            || is_outside(&self.region.columns, left, transform.width)
+        {
+            return;
+        }
+
         let mut dequantized = [0.0; 64];
         for (value, (coefficient, factor)) in dequantized
             .iter_mut()
@@ -141,7 +164,7 @@ impl Output for Scaled {
         }
         dequantized[0] += LEVEL_SHIFT;
 
-        let start = row * transform.height * self.stride + column * transform.width;
+        let start = row * transform.height * self.stride + left;
         let plane = &mut component.plane[start..];
         transform.apply(&dequantized, last == 0, plane, self.stride);
     }
@@ -153,7 +176,12 @@ impl Output for Scaled {
             .chunks_exact_mut(row_bytes)
             .skip(strip * self.strip_rows)
             .take(self.strip_rows);
+        let columns = self.region.columns.start * channels..self.region.columns.end * channels;
         for (y, row) in rows.enumerate() {
+            if !self.region.rows.contains(&(strip * self.strip_rows + y)) {
+                continue;
+            }
+            let row = &mut row[columns.clone()];
             if channels == 1 {
                 for (pixel, gray) in row.iter_mut().zip(self.row(0, y)) {
                     *pixel = round(*gray);
@@ -166,6 +194,7 @@ impl Output for Scaled {
                 _ => interleave(row, samples, |rgb| rgb),
             }
         }
+        self.strip = strip + 1;
     }
 }
 

@@ -1,17 +1,20 @@
 //! Functions that are compiled twice: for any processor, and for those with AVX2, which work on
 //! more values at once. The processor decides at run time which one is called.
 
-/// Defines functions that call the AVX2 version of an inlined function where there is AVX2.
+/// Defines functions with two implementations: the one in parentheses, which is compiled for AVX2, is
+/// called where there is AVX2. The two are the same inlined function unless instructions are chosen
+/// by hand.
 macro_rules! simd {
     ($(
         $(#[$attribute:meta])*
-        fn $name:ident($($argument:ident: $type:ty),* $(,)?) = $avx2:ident, $inline:expr;
+        fn $name:ident($($argument:ident: $type:ty),* $(,)?)
+            = $avx2:ident($with_avx2:expr), $without:expr;
     )*) => {
         $(
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2")]
             fn $avx2($($argument: $type),*) {
-                ($inline)($($argument),*);
+                ($with_avx2)($($argument),*);
             }
 
             $(#[$attribute])*
@@ -23,7 +26,7 @@ macro_rules! simd {
                     // SAFETY: the processor has AVX2, which is all that the function requires.
                     return unsafe { $avx2($($argument),*) };
                 }
-                ($inline)($($argument),*);
+                ($without)($($argument),*);
             }
         )*
     };

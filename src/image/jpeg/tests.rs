@@ -40,7 +40,12 @@ fn read_pnm(path: &Path) -> ([u32; 2], Vec<u8>) {
 
 fn decoded(encoded: &[u8]) -> Result<Pixels, ImageError> {
     let mut pixels = Pixels::default();
-    decode(&mut pixels, encoded, &PreprocessConfig::default(), None)?;
+    decode(
+        &mut pixels,
+        encoded,
+        &PreprocessConfig::default(),
+        Needed::default(),
+    )?;
     Ok(pixels)
 }
 

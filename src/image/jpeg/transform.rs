@@ -43,13 +43,13 @@ pub(super) fn inverse(
 
 simd! {
     fn transform(block: &Block, quantization: &[i16; 64], samples: &mut [u8], stride: usize)
-        = transform_avx2, transform_inline::<8>;
+        = transform_avx2(transform_inline::<8>), transform_inline::<8>;
     fn transform_quarter(
         block: &Block,
         quantization: &[i16; 64],
         samples: &mut [u8],
         stride: usize,
-    ) = transform_quarter_avx2, transform_inline::<4>;
+    ) = transform_quarter_avx2(transform_inline::<4>), transform_inline::<4>;
 }
 
 /// Only the first `N` rows and columns have coefficients other than 0.

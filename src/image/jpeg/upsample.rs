@@ -68,10 +68,10 @@ impl Upsampling {
 }
 
 simd! {
-    fn wide(row: &mut [u8], samples: &[u8]) = wide_avx2, wide_inline;
-    fn high(row: &mut [u8], samples: &[u8], other: &[u8], bias: u16) = high_avx2, high_inline;
+    fn wide(row: &mut [u8], samples: &[u8]) = wide_avx2(wide_inline), wide_inline;
+    fn high(row: &mut [u8], samples: &[u8], other: &[u8], bias: u16) = high_avx2(high_inline), high_inline;
     fn both(row: &mut [u8], samples: &[u8], other: &[u8], sums: &mut [u16])
-        = both_avx2, both_inline;
+        = both_avx2(both_inline), both_inline;
 }
 
 #[inline(always)]
