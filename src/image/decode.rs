@@ -17,7 +17,7 @@ use image::{
 use super::{
     Exif, ImageError, ImageFormat, PreprocessConfig,
     bmp::RunLength,
-    jpeg,
+    jpeg::{self, Needed},
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
     png,
@@ -42,16 +42,15 @@ impl Pixels {
     /// # Errors
     /// An [`ImageError`] that says why the file cannot be used.
     pub fn decode(&mut self, encoded: &[u8], config: &PreprocessConfig) -> Result<(), ImageError> {
-        self.decode_at_least(encoded, config, None)
+        self.decode_needed(encoded, config, Needed::default())
     }
 
-    /// Like [`Pixels::decode`], but a JPEG may be decoded at reduced scale, as long as its shorter
-    /// side keeps at least `min_shorter_side` pixels. `None` decodes at full size.
-    pub(super) fn decode_at_least(
+    /// Like [`Pixels::decode`], but of a JPEG only what is needed has to be decoded.
+    pub(super) fn decode_needed(
         &mut self,
         encoded: &[u8],
         config: &PreprocessConfig,
-        min_shorter_side: Option<u32>,
+        needed: Needed<'_>,
     ) -> Result<(), ImageError> {
         if encoded.is_empty() {
             return Err(ImageError::Empty);
@@ -69,7 +68,7 @@ impl Pixels {
         };
         let reader = Cursor::new(encoded);
         match format {
-            ImageFormat::Jpeg => jpeg::decode(self, encoded, config, min_shorter_side),
+            ImageFormat::Jpeg => jpeg::decode(self, encoded, config, needed),
             ImageFormat::Png => {
                 let reader = Cursor::new(png::without_metadata(encoded));
                 self.decode_with(&input, PngDecoder::with_limits(reader, input.limits()))

@@ -23,7 +23,6 @@ mod tiff;
 
 use bytes::Bytes;
 
-use self::guard::guarded;
 pub use self::{
     crop::Crop,
     decode::decode,
@@ -33,6 +32,7 @@ pub use self::{
     resize::Resizer,
     sniff::{ImageFormat, is_image_file},
 };
+use self::{guard::guarded, jpeg::Needed};
 
 /// The crop that a model takes: images are scaled until the shorter side has `resize_shorter_side`
 /// pixels, then the central `width` × `height` pixels are cropped.
@@ -256,8 +256,11 @@ impl Preprocessor {
                     .config
                     .jpeg_scaling
                     .min_shorter_side(geometry.resize_shorter_side);
-                self.pixels
-                    .decode_at_least(encoded, &self.config, min_shorter_side)?;
+                let needed = Needed {
+                    min_shorter_side,
+                    crop: Some(geometry),
+                };
+                self.pixels.decode_needed(encoded, &self.config, needed)?;
                 self.resizer.crop(&self.pixels, geometry, crop)
             }
             Source::Raw(frame) => {

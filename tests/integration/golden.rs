@@ -252,6 +252,37 @@ async fn a_foreign_imagenet_classifier_is_served_by_the_default_engine() {
 }
 
 #[tokio::test]
+async fn unusual_jpegs_have_the_answers_of_pillow_and_onnx_runtime() {
+    let Some(cases) = shared("cases") else {
+        return;
+    };
+    let server = Server::start(&[]);
+    let expected = json(&cases.join("expected-images.json"));
+    let jpegs: Vec<_> = expected
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(name, _)| name.starts_with("jpeg/"))
+        .collect();
+    assert!(jpegs.len() >= 7);
+
+    let files = jpegs.iter().map(|(name, _)| cases.join(name)).collect();
+    let answers = classify(&server, files).await;
+    for (answer, (name, expected)) in answers.into_iter().zip(jpegs) {
+        let answer = answer.unwrap_or_else(|status| panic!("{name}: {status:?}"));
+        let (label, probability): (String, f64) = serde_json::from_value(expected.clone()).unwrap();
+        let first = &answer.classifications[0];
+        assert_eq!(first.label, label, "{name}");
+        let off = (f64::from(first.probability) - probability).abs();
+        assert!(
+            off < 0.02,
+            "{name}: {} instead of {probability}",
+            first.probability
+        );
+    }
+}
+
+#[tokio::test]
 async fn the_photos_in_the_repository_are_labelled_correctly() {
     let server = Server::start(&[]);
     let photos: Vec<_> = std::fs::read_dir(data("photos"))

@@ -2,17 +2,16 @@
 
 use std::{borrow::Cow, ops::RangeInclusive};
 
-use zune_jpeg::{
-    JpegDecoder,
-    zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions},
-};
-
 use super::{
-    MAX_SIDE, damaged, explain,
-    header::{Header, segments},
-    hide_marker, marker, truncated, unlikely_pattern, unsupported,
+    colour::Colours,
+    damaged,
+    full::FullSize,
+    header::Header,
+    marker,
+    picture::{self, Region},
+    prepare, unsupported,
 };
-use crate::image::{ImageError, PreprocessConfig};
+use crate::image::{ImageError, PreprocessConfig, pixels::Pixels};
 
 /// What the surrounding file says of JPEG data.
 pub(in crate::image) struct ExpectedFrame {
@@ -38,16 +37,16 @@ pub(in crate::image) fn decode_embedded(
 ) -> Result<Vec<u8>, ImageError> {
     let jpeg = with_tables(data, tables)?;
     let header = Header::read(&jpeg)?;
-    config.check_size(header.width, header.height)?;
-    if header.width != expected.width
-        || !expected.heights.contains(&header.height)
-        || header.components.len() != expected.components
+    let [width, height] = [header.frame.width, header.frame.height];
+    let components = header.frame.components.len();
+    config.check_size(width, height)?;
+    if width != expected.width
+        || !expected.heights.contains(&height)
+        || components != expected.components
     {
         return Err(damaged(&format!(
-            "it has {}x{} pixels of {} channels where the file around it says {}x{} of {}",
-            header.width,
-            header.height,
-            header.components.len(),
+            "it has {width}x{height} pixels of {components} channels where the file around it says \
+             {}x{} of {}",
             expected.width,
             expected.heights.end(),
             expected.components
@@ -55,51 +54,22 @@ pub(in crate::image) fn decode_embedded(
     }
     header.check_length(&jpeg)?;
 
-    let output = match expected.components {
-        1 => ColorSpace::Luma,
-        3 if expected.converted || header.stores_rgb() => ColorSpace::RGB,
-        3 => ColorSpace::YCbCr,
-        4 => ColorSpace::CMYK,
+    let colours = match components {
+        3 if expected.converted => Colours::YCbCr,
+        1 | 3 | 4 => Colours::Stored,
         _ => return Err(unsupported("its number of channels is not 1, 3 or 4")),
     };
-    // The decoder would convert by what this segment says.
-    let adobe = segments(&jpeg)
-        .filter_map(Result::ok)
-        .find(|segment| segment.marker == marker::APP14)
-        .map(|segment| segment.position);
-    let input = hide_marker(&jpeg, adobe);
-
-    let options = DecoderOptions::default()
-        .set_max_width(MAX_SIDE)
-        .set_max_height(MAX_SIDE)
-        .set_strict_mode(true)
-        .jpeg_set_out_colorspace(output);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&input[..]), options);
-    decoder
-        .decode_headers()
-        .map_err(|error| explain(error, &header, &jpeg))?;
-    if decoder.dimensions() != Some((header.width as usize, header.height as usize)) {
-        return Err(damaged("two headers disagree about the size"));
-    }
-
-    let row = header.width as usize * expected.components;
-    let mut pixels = vec![0; row * header.height as usize];
-    // The decoder may stop early without an error. The last row then still has this pattern.
-    let last_row = pixels.len() - row;
-    for (byte, mark) in pixels[last_row..].iter_mut().zip(unlikely_pattern()) {
-        *byte = mark;
-    }
-    decoder
-        .decode_into(&mut pixels)
-        .map_err(|error| explain(error, &header, &jpeg))?;
-    if pixels[last_row..]
-        .iter()
-        .copied()
-        .eq(unlikely_pattern().take(row))
-    {
-        return Err(truncated(&jpeg));
-    }
-    Ok(pixels)
+    let mut pixels = Pixels::default();
+    prepare(&mut pixels, &header, colours, [width, height]);
+    let region = Region::whole(width, height);
+    picture::decode(
+        &jpeg,
+        header,
+        config,
+        &mut pixels.data,
+        |frame, quantization| FullSize::new(frame, colours, quantization, region),
+    )?;
+    Ok(pixels.data)
 }
 
 /// Inserts the segments of `tables` after the start of the image.
@@ -119,4 +89,37 @@ fn with_tables<'a>(data: &'a [u8], tables: &[u8]) -> Result<Cow<'a, [u8]>, Image
     };
     let segments = segments.strip_suffix(&END).unwrap_or(segments);
     Ok(Cow::Owned([&START, segments, image].concat()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoded(name: &str, components: usize, converted: bool) -> Vec<u8> {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+        let encoded = std::fs::read(folder.join(name)).unwrap();
+        let frame = Header::read(&encoded).unwrap().frame;
+        let expected = ExpectedFrame {
+            width: frame.width,
+            heights: frame.height..=frame.height,
+            components,
+            converted,
+        };
+        decode_embedded(&encoded, &[], &expected, &PreprocessConfig::default()).unwrap()
+    }
+
+    #[test]
+    fn the_file_around_a_stream_decides_what_its_components_are() {
+        let colour = decoded("cat.jpg", 3, true);
+        let stored = decoded("cat.jpg", 3, false);
+        for (rgb, ycbcr) in colour.chunks_exact(3).zip(stored.chunks_exact(3)) {
+            // Equal but for rounding and clipping (ITU-T T.871).
+            let luma =
+                0.299 * f64::from(rgb[0]) + 0.587 * f64::from(rgb[1]) + 0.114 * f64::from(rgb[2]);
+            assert!((luma - f64::from(ycbcr[0])).abs() < 12.0);
+        }
+
+        assert_eq!(decoded("cat_cmyk.jpg", 4, false).len() % 4, 0);
+        assert!(!decoded("cat_gray.jpg", 1, false).is_empty());
+    }
 }

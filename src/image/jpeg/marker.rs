@@ -1,4 +1,4 @@
-//! The marker codes of JPEG that the decoders look at (ITU-T T.81, table B.1).
+//! The marker codes of JPEG that the decoder looks at (ITU-T T.81, table B.1).
 //!
 //! A marker is the byte `0xff` followed by one of these codes. Most markers begin a segment: a
 //! length of two bytes, which counts itself, and parameters.
@@ -21,6 +21,8 @@ pub(super) const SOF10: u8 = 0xca;
 
 /// Define Huffman tables.
 pub(super) const DHT: u8 = 0xc4;
+/// Define the conditioning of arithmetic coding.
+pub(super) const DAC: u8 = 0xcc;
 /// The first of the eight restart markers.
 pub(super) const RST0: u8 = 0xd0;
 /// Start of image.
@@ -36,13 +38,13 @@ pub(super) const DRI: u8 = 0xdd;
 
 /// Application segment 0, used by JFIF.
 pub(super) const APP0: u8 = 0xe0;
+/// Application segment 1, used by EXIF.
+pub(super) const APP1: u8 = 0xe1;
 /// Application segment 14, used by Adobe.
 pub(super) const APP14: u8 = 0xee;
-/// Application segment 15, which decoders ignore.
-pub(super) const APP15: u8 = 0xef;
 
 /// Whether this code begins a frame header, of any coding process.
 pub(super) fn is_start_of_frame(code: u8) -> bool {
-    // The gaps are DHT, JPG (reserved) and DAC (arithmetic conditioning).
+    // The gaps are DHT, JPG (reserved) and DAC.
     matches!(code, 0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf)
 }

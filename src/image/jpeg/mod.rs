@@ -1,149 +1,168 @@
-//! JPEG files: the header is read and checked here, then the file is decoded by one of
-//! up to three decoders.
+//! JPEG files, read by a decoder whose pixels are those of libjpeg-turbo, and so of Pillow, to the
+//! bit. It reads sequential and progressive files of 8 bits, with one scan or several, coded by
+//! Huffman codes or arithmetically.
 //!
-//! - [`scaled`] decodes common sequential files at a fraction of their size, if the caller allows;
-//! - `turbo` (feature `turbojpeg`) decodes with libjpeg-turbo, bit-exact with Pillow;
-//! - zune-jpeg decodes everything else, and decides what is wrong with damaged files.
+//! A file is read in four steps:
+//!
+//! - `header` reads the segments before the first scan: the frame, the tables and the colours;
+//! - `scan` and the entropy decoders (`sequential`, `progressive`, `arithmetic`) turn the data into
+//!   blocks of coefficients, and `picture` passes them on, either at once or, where several scans
+//!   hold parts of the same block, by way of all `coefficients`;
+//! - `full` or [`scaled`] turn the blocks of a strip into samples, by an inverse cosine transform;
+//! - they enlarge subsampled components (`upsample`) and convert `colour`.
+//!
+//! With the feature `turbojpeg`, libjpeg-turbo decodes first, and this decoder only what that
+//! rejects.
+//!
+//! # Terms (ITU-T T.81)
+//!
+//! - **Block**: 8 x 8 samples of one component, the unit of the cosine transform (A.3.3).
+//! - **MCU**, minimum coded unit: the smallest group of blocks that is coded together. With several
+//!   components it holds, of each component, as many blocks as its sampling factors multiply to, so
+//!   that all of them cover the same area of the picture; with one component it is a single block
+//!   (A.2).
+//! - **Strip**: a row of MCUs of all components across the width of the picture.
+//! - **Scan**: one pass over the data of some or all components. Most sequential files have a single
+//!   scan with all components interleaved MCU by MCU, row by row (A.2.3, B.2.3).
+//! - **Restart interval**: a number of MCUs after which the entropy coder starts afresh: the codes
+//!   are padded to a whole byte, a restart marker RST0 to RST7 follows, and the predictions of the
+//!   DC coefficients are 0 again (B.2.4.4, E.2.4).
+//! - **Coefficient order**: a block's coefficients are coded in zigzag order, from low to high
+//!   frequencies in both directions, so that those which are mostly 0 form long runs at the end
+//!   (A.3.6, figure A.6). The first is the DC coefficient, all others are AC coefficients.
 
+mod arithmetic;
+mod bits;
+mod coefficients;
+mod colour;
 mod embedded;
+mod frame;
+mod full;
 mod header;
+mod huffman;
 mod marker;
+mod picture;
+mod progressive;
 mod scaled;
+mod scaled_transform;
+mod scan;
+mod segment;
+mod sequential;
+mod simd;
+mod smoothing;
+mod standard;
+mod tables;
+#[cfg(test)]
+mod tests;
+mod transform;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
-
-use std::borrow::Cow;
-
-use zune_jpeg::{
-    JpegDecoder,
-    errors::DecodeErrors,
-    zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions},
-};
+mod upsample;
+mod zigzag;
 
 pub(super) use self::embedded::{ExpectedFrame, decode_embedded};
 use self::{
-    header::{ColourHandling, Header},
-    scaled::Scale,
+    colour::Colours,
+    full::FullSize,
+    header::Header,
+    picture::Region,
+    scaled::{Scale, Scaled},
 };
 use super::{
-    Exif, ImageError, ImageFormat, PreprocessConfig,
+    Exif, Geometry, ImageError, ImageFormat, PreprocessConfig,
     orientation::Orientation,
-    pixels::{PixelLayout, Pixels, resize_buffer},
+    pixels::{Pixels, resize_buffer},
+    resize::CropPlan,
 };
 
-/// The largest width or height that a frame header can state.
-const MAX_SIDE: usize = u16::MAX as usize;
+/// What is needed of a picture.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Needed<'a> {
+    /// The picture may be decoded at reduced scale if its shorter side then still has at least this
+    /// many pixels. `None` decodes at full size.
+    pub min_shorter_side: Option<u32>,
+    /// Only the pixels that this crop depends on are needed; all others are unspecified. `None`
+    /// decodes all pixels.
+    pub crop: Option<&'a Geometry>,
+}
 
-/// Decodes a JPEG file into `pixels`, at reduced scale if its shorter side then still has at least
-/// `min_shorter_side` pixels. `None` decodes at full size.
+/// Decodes a JPEG file into `pixels`.
 pub(super) fn decode(
     pixels: &mut Pixels,
     encoded: &[u8],
     config: &PreprocessConfig,
-    min_shorter_side: Option<u32>,
+    needed: Needed<'_>,
 ) -> Result<(), ImageError> {
     let header = Header::read(encoded)?;
-    config.check_size(header.width, header.height)?;
+    config.check_size(header.frame.width, header.frame.height)?;
     header.check_length(encoded)?;
 
-    let colours = header.colour_handling()?;
-    let input = hide_marker(encoded, colours.misleading_marker);
-    let options = DecoderOptions::default()
-        .set_max_width(MAX_SIDE)
-        .set_max_height(MAX_SIDE)
-        // Without strict mode, missing parts of the image would be painted gray.
-        .set_strict_mode(true)
-        .jpeg_set_out_colorspace(colours.output);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&input[..]), options);
-    decoder
-        .decode_headers()
-        .map_err(|error| explain(error, &header, encoded))?;
-    if decoder.dimensions() != Some((header.width as usize, header.height as usize)) {
-        return Err(damaged("two headers disagree about the size"));
-    }
-
-    pixels.layout = colours.layout;
-    pixels.orientation = match (config.exif, decoder.exif()) {
+    pixels.orientation = match (config.exif, header.exif) {
         (Exif::Apply, Some(block)) => Orientation::from_exif_block(block),
         _ => Orientation::default(),
     };
-
-    if let Some(min_shorter_side) = min_shorter_side
-        && let Some(scale) = Scale::choose(&header, min_shorter_side)
-        && is_scalable(&header, &colours, encoded)
-        && scaled::decode(pixels, encoded, &header, scale).is_some()
-    {
-        return Ok(());
+    let colours = header.colours();
+    let scale = needed
+        .min_shorter_side
+        .and_then(|min| Scale::choose(&header.frame, min));
+    let size = scale.map_or([header.frame.width, header.frame.height], |scale| {
+        scale.size(&header.frame)
+    });
+    prepare(pixels, &header, colours, size);
+    let region = region(pixels, needed.crop)?;
+    if let Some(scale) = scale {
+        return picture::decode(
+            encoded,
+            header,
+            config,
+            &mut pixels.data,
+            |frame, quantization| Scaled::new(frame, colours, quantization, scale, region),
+        );
     }
 
-    pixels.width = header.width;
-    pixels.height = header.height;
-    let row = header.width as usize * pixels.layout.channels();
-    resize_buffer(&mut pixels.data, row * header.height as usize);
-
-    // An error of libjpeg-turbo is not reported: zune-jpeg then decides, so that builds with and
-    // without it reject the same files with the same messages.
+    // An error of libjpeg-turbo is not reported, so that builds with and without it reject the same
+    // files with the same messages.
     #[cfg(feature = "turbojpeg")]
-    if header.components.len() < 4 && turbo::decode(pixels, encoded).is_ok() {
+    if header.frame.components.len() < 4 && turbo::decode(pixels, encoded).is_ok() {
         return Ok(());
     }
 
-    // zune-jpeg writes rows in order and may stop early without an error. The last row then still
-    // has this pattern.
-    let last_row = pixels.data.len() - row;
-    for (byte, mark) in pixels.data[last_row..].iter_mut().zip(unlikely_pattern()) {
-        *byte = mark;
-    }
-    decoder
-        .decode_into(&mut pixels.data)
-        .map_err(|error| explain(error, &header, encoded))?;
-    if pixels.data[last_row..]
-        .iter()
-        .copied()
-        .eq(unlikely_pattern().take(row))
-    {
-        return Err(truncated(encoded));
-    }
-    Ok(())
+    picture::decode(
+        encoded,
+        header,
+        config,
+        &mut pixels.data,
+        |frame, quantization| FullSize::new(frame, colours, quantization, region),
+    )
 }
 
-/// Returns the file with the marker code at this position replaced by that of a segment which
-/// decoders ignore.
-fn hide_marker(encoded: &[u8], position: Option<usize>) -> Cow<'_, [u8]> {
-    match position {
-        Some(position) => {
-            let mut copy = encoded.to_vec();
-            copy[position] = marker::APP15;
-            Cow::Owned(copy)
-        }
-        None => Cow::Borrowed(encoded),
-    }
+/// The part of `pixels`, whose size and orientation are known, that the crop depends on.
+fn region(pixels: &Pixels, crop: Option<&Geometry>) -> Result<Region, ImageError> {
+    let &Pixels {
+        width,
+        height,
+        orientation,
+        ..
+    } = pixels;
+    let whole = Region::whole(width, height);
+    let Some(geometry) = crop else {
+        return Ok(whole);
+    };
+    let (columns, rows) = CropPlan::new(width, height, orientation, geometry)?.region();
+    let region = Region {
+        columns: columns.start as usize..columns.end as usize,
+        rows: rows.start as usize..rows.end as usize,
+    };
+    let is_empty = region.columns.is_empty() || region.rows.is_empty();
+    Ok(if is_empty { whole } else { region })
 }
 
-/// Whether [`scaled::decode`] may be tried. Files with four channels, with mislabelled colours or
-/// without an end are left to the general decoder, which is known to handle them.
-fn is_scalable(header: &Header, colours: &ColourHandling, encoded: &[u8]) -> bool {
-    header.components.len() < 4
-        && colours.misleading_marker.is_none()
-        && (colours.output == ColorSpace::RGB || colours.layout == PixelLayout::Gray)
-        && header.is_complete(encoded)
-}
-
-fn unlikely_pattern() -> impl Iterator<Item = u8> {
-    (0u8..=255)
-        .cycle()
-        .map(|index| index.wrapping_mul(151) ^ 0x5a)
-}
-
-/// Translates an error of zune-jpeg.
-fn explain(error: DecodeErrors, header: &Header, encoded: &[u8]) -> ImageError {
-    if !header.is_complete(encoded) {
-        return truncated(encoded);
-    }
-    match error {
-        DecodeErrors::ExhaustedData | DecodeErrors::IoErrors(_) => truncated(encoded),
-        error => damaged(error.to_string().trim().trim_matches('"')),
-    }
+/// Sets the size and the layout of `pixels`; their content is unspecified afterwards.
+fn prepare(pixels: &mut Pixels, header: &Header<'_>, colours: Colours, size: [u32; 2]) {
+    [pixels.width, pixels.height] = size;
+    pixels.layout = colours.layout(header.frame.components.len());
+    let row = pixels.width as usize * pixels.layout.channels();
+    resize_buffer(&mut pixels.data, row * pixels.height as usize);
 }
 
 fn truncated(encoded: &[u8]) -> ImageError {

@@ -19,10 +19,11 @@ pub(super) struct BitReader<'a> {
 }
 
 impl<'a> BitReader<'a> {
-    pub fn new(data: &'a [u8]) -> Self {
+    /// Reads from this position of `data` on.
+    pub fn at(data: &'a [u8], position: usize) -> Self {
         Self {
             data,
-            position: 0,
+            position,
             buffer: 0,
             count: 0,
             padding: 0,
@@ -85,6 +86,26 @@ impl<'a> BitReader<'a> {
         self.count -= count;
     }
 
+    /// Takes the next `count` bits, 1 to 32, out of filled bits.
+    #[inline(always)]
+    pub fn take(&mut self, count: u32) -> usize {
+        let bits = self.peek(count);
+        self.consume(count);
+        bits
+    }
+
+    /// Fills the bits and takes the next one.
+    #[inline(always)]
+    pub fn next_bit(&mut self) -> bool {
+        self.fill();
+        self.take(1) != 0
+    }
+
+    /// Where the data begins that has not been read: no marker is before it.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
     /// Whether more bits were consumed than the segment has.
     pub fn overrun(&self) -> bool {
         self.padding > self.count
@@ -103,10 +124,7 @@ impl<'a> BitReader<'a> {
             return None;
         }
 
-        *self = Self {
-            position: self.position + ff_bytes + 1,
-            ..Self::new(self.data)
-        };
+        *self = Self::at(self.data, self.position + ff_bytes + 1);
         Some(marker)
     }
 }
@@ -125,7 +143,7 @@ mod tests {
         let data = [
             0x12, 0xff, 0x00, 0x34, 0x56, 0x78, 0x9a, 0xbc, 0xde, 0xff, 0xff, 0xd3, 0x0f,
         ];
-        let mut bits = BitReader::new(&data);
+        let mut bits = BitReader::at(&data, 0);
         for expected in [0x1, 0x2f, 0xf3, 0x45, 0x67, 0x89, 0xab, 0xcd] {
             let count = if expected == 1 { 4 } else { 8 };
             bits.fill();
@@ -145,7 +163,7 @@ mod tests {
     #[test]
     fn a_segment_ends_at_its_marker_and_nowhere_else() {
         let marker = |data: &[u8], consumed: u32| {
-            let mut bits = BitReader::new(data);
+            let mut bits = BitReader::at(data, 0);
             bits.fill();
             bits.consume(consumed);
             bits.next_marker()

@@ -4,7 +4,7 @@
 //! that follows the code, in bits; for AC coefficients, its upper four bits are the number of zero
 //! coefficients before that value. Lookup tables decode a code together with its value.
 
-use super::bits::BitReader;
+use super::{bits::BitReader, zigzag::ZIGZAG};
 
 /// How many bits the table of single coefficients looks at. Larger tables would not fit into the
 /// processor's first-level cache.
@@ -44,8 +44,12 @@ impl Skip {
     const ENDS_BLOCK: u8 = 0x80;
 }
 
+/// The coefficients of a block, row by row, as they are coded: not yet dequantized.
+pub(super) type Block = [i16; 64];
+
 /// The Huffman codes of one table. They are canonical: codes of equal length are consecutive
 /// numbers, so their counts by length define them (C.2).
+#[derive(Clone)]
 pub(super) struct HuffmanCodes {
     /// By length: the first 16-bit window that is greater than all windows that begin with a code
     /// of at most this length.
@@ -92,6 +96,19 @@ impl HuffmanCodes {
         Some((*self.symbols.get(index as usize)?, length as u32))
     }
 
+    /// The windows of `width` bits that begin with a code of at most this many bits, each with the
+    /// code's symbol and length.
+    fn windows(&self, width: u32) -> impl Iterator<Item = (usize, u8, u32)> {
+        (1..=width).flat_map(move |length| {
+            let bound = |length: u32| (self.upper_bound[length as usize] >> (16 - width)) as usize;
+            (bound(length - 1)..bound(length)).filter_map(move |window| {
+                let code = (window >> (width - length)) as i32;
+                let index = code + self.symbol_offset[length as usize];
+                Some((window, *self.symbols.get(index as usize)?, length))
+            })
+        })
+    }
+
     /// Decodes the first symbol in a window of `width` bits, with its value. `None` if it needs
     /// more bits, or if the bits are invalid.
     fn decode_step(&self, window: usize, width: u32) -> Option<Step> {
@@ -101,26 +118,7 @@ impl HuffmanCodes {
             window >> (width - 16)
         };
         let (symbol, length) = self.symbol(window_of_16)?;
-        let (zeros, size) = (symbol >> 4, symbol & 15);
-        let bits = length + u32::from(size);
-        if bits > width {
-            return None;
-        }
-
-        let (value, zeros) = match (symbol, size) {
-            (END_OF_BLOCK, _) => (0, Step::END),
-            (SIXTEEN_ZEROS, _) => (0, 15),
-            (_, 0) => return None,
-            _ => {
-                let value_bits = window >> (width - bits) & ((1 << size) - 1);
-                (extend(value_bits, size), zeros)
-            }
-        };
-        Some(Step {
-            value,
-            zeros,
-            bits: bits as u8,
-        })
+        step(symbol, length, window, width)
     }
 
     /// Decodes as many symbols as fit into a window of [`SKIP_BITS`] bits, up to the end of the
@@ -143,9 +141,35 @@ impl HuffmanCodes {
     }
 }
 
+/// The step of a symbol whose code of this length begins a window of `width` bits. `None` if its value
+/// needs more bits, or if it stands for nothing.
+#[inline(always)]
+fn step(symbol: u8, length: u32, window: usize, width: u32) -> Option<Step> {
+    let (zeros, size) = (symbol >> 4, symbol & 15);
+    let bits = length + u32::from(size);
+    if bits > width {
+        return None;
+    }
+
+    let (value, zeros) = match (symbol, size) {
+        (END_OF_BLOCK, _) => (0, Step::END),
+        (SIXTEEN_ZEROS, _) => (0, 15),
+        (_, 0) => return None,
+        _ => {
+            let value_bits = window >> (width - bits) & ((1 << size) - 1);
+            (extend(value_bits, size), zeros)
+        }
+    };
+    Some(Step {
+        value,
+        zeros,
+        bits: bits as u8,
+    })
+}
+
 /// The value that `size` bits stand for (F.2.2.1, procedure EXTEND): those that begin with a 0 are
 /// negative.
-fn extend(bits: usize, size: u8) -> i16 {
+pub(super) fn extend(bits: usize, size: u8) -> i16 {
     let negative = bits >> (size - 1) == 0;
     let offset = if negative { (1 << size) - 1 } else { 0 };
     (bits as i32 - offset) as i16
@@ -159,9 +183,10 @@ struct StepTable {
 
 impl StepTable {
     fn new(codes: HuffmanCodes) -> Self {
-        let steps = (0..1 << STEP_BITS)
-            .map(|window| codes.decode_step(window, STEP_BITS).unwrap_or_default())
-            .collect();
+        let mut steps = vec![Step::default(); 1 << STEP_BITS];
+        for (window, symbol, length) in codes.windows(STEP_BITS) {
+            steps[window] = step(symbol, length, window, STEP_BITS).unwrap_or_default();
+        }
         Self { steps, codes }
     }
 
@@ -182,11 +207,11 @@ pub(super) struct DcTable(StepTable);
 
 impl DcTable {
     /// `None` if a symbol has upper bits, which DC coefficients do not use.
-    pub fn new(codes: HuffmanCodes) -> Option<Self> {
+    pub fn new(codes: &HuffmanCodes) -> Option<Self> {
         if codes.symbols.iter().any(|size| *size >= 16) {
             return None;
         }
-        Some(Self(StepTable::new(codes)))
+        Some(Self(StepTable::new(codes.clone())))
     }
 
     /// Reads the difference from the DC coefficient of the previous block (F.2.2.1).
@@ -201,37 +226,40 @@ impl DcTable {
 /// A table for AC coefficients, which are all others of a block.
 pub(super) struct AcTable {
     steps: StepTable,
+    /// Not built where no coefficient is skipped.
     skips: Vec<Skip>,
 }
 
 impl AcTable {
-    pub fn new(codes: HuffmanCodes) -> Self {
-        let skips = (0..1 << SKIP_BITS)
+    /// `may_skip` says whether blocks are to be read with less than all of their coefficients.
+    pub fn new(codes: &HuffmanCodes, may_skip: bool) -> Self {
+        let windows = if may_skip { 1 << SKIP_BITS } else { 0 };
+        let skips = (0..windows)
             .map(|window| codes.decode_skip(window))
             .collect();
         Self {
-            steps: StepTable::new(codes),
+            steps: StepTable::new(codes.clone()),
             skips,
         }
     }
 
     /// Reads the AC coefficients of one block (F.2.2.2), and stores those up to index `last` in
-    /// zigzag order, dequantized.
+    /// zigzag order.
     ///
-    /// Returns whether any stored coefficient is not 0; `None` if the bits are invalid.
+    /// Returns the index in zigzag order of the last one that was stored, 0 if there is none;
+    /// `None` if the bits are invalid.
     // Not inlined, because the caller's loop would leave it too few registers.
     #[inline(never)]
     pub fn read(
         &self,
         source: &mut BitReader<'_>,
-        quantization: &[f32; 64],
         last: usize,
-        block: &mut [f32; 64],
-    ) -> Option<bool> {
+        block: &mut Block,
+    ) -> Option<usize> {
         // A local copy can stay in registers.
         let mut bits = *source;
         let mut index = 1;
-        let mut any = false;
+        let mut last_stored = 0;
         while index < 64 {
             bits.fill();
 
@@ -256,14 +284,46 @@ impl AcTable {
             }
             index += usize::from(step.zeros);
             if index <= last {
-                block[index] = f32::from(step.value) * quantization[index];
-                any = true;
+                block[usize::from(ZIGZAG[index]) & 63] = step.value;
+                last_stored = index;
             }
             index += 1;
         }
 
         *source = bits;
-        if index <= 64 { Some(any) } else { None }
+        if index <= 64 { Some(last_stored) } else { None }
+    }
+}
+
+/// A table of symbols alone, for the scans of progressive files, in which symbols mean other things
+/// than in sequential ones.
+pub(super) struct SymbolTable {
+    codes: HuffmanCodes,
+    /// Symbols with the lengths of their codes; 0 means longer than the table looks at.
+    symbols: Vec<(u8, u8)>,
+}
+
+impl SymbolTable {
+    pub fn new(codes: &HuffmanCodes) -> Self {
+        let mut symbols = vec![(0, 0); 1 << STEP_BITS];
+        for (window, symbol, length) in codes.windows(STEP_BITS) {
+            symbols[window] = (symbol, length as u8);
+        }
+        Self {
+            symbols,
+            codes: codes.clone(),
+        }
+    }
+
+    /// Reads the next symbol from filled bits; `None` if they are invalid.
+    #[inline(always)]
+    pub fn read(&self, bits: &mut BitReader<'_>) -> Option<u8> {
+        let (symbol, length) = match self.symbols[bits.peek(STEP_BITS)] {
+            (_, 0) => self.codes.symbol(bits.peek(16))?,
+            (symbol, length) => (symbol, length.into()),
+        };
+        bits.consume(length);
+        Some(symbol)
     }
 }
 
@@ -275,7 +335,10 @@ mod tests {
     /// two zeros before a value of three bits, and sixteen zeros.
     fn ac_table() -> AcTable {
         let counts = [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        AcTable::new(HuffmanCodes::new(&counts, &[0x00, 0x01, 0x23, 0xf0]).unwrap())
+        AcTable::new(
+            &HuffmanCodes::new(&counts, &[0x00, 0x01, 0x23, 0xf0]).unwrap(),
+            true,
+        )
     }
 
     /// Packs a string of bits into bytes, padded with ones, and appends an end-of-image marker.
@@ -292,44 +355,41 @@ mod tests {
         bytes.chain([0xff, 0xd9]).collect()
     }
 
-    fn read(bits: &str, last: usize) -> Option<(Vec<f32>, bool)> {
+    /// The coefficients up to `last` in zigzag order, and the index of the last one stored.
+    fn read(bits: &str, last: usize) -> Option<(Vec<i16>, usize)> {
         let bytes = bytes(bits);
-        let mut bits = BitReader::new(&bytes);
-        let mut block = [0.0; 64];
-        let any = ac_table().read(
-            &mut bits,
-            &std::array::from_fn(|index| index as f32),
-            last,
-            &mut block,
-        )?;
+        let mut bits = BitReader::at(&bytes, 0);
+        let mut block = [0; 64];
+        let last_stored = ac_table().read(&mut bits, last, &mut block)?;
         bits.next_marker()?;
-        Some((block[..=last].to_vec(), any))
+        let stored = ZIGZAG[..=last].iter();
+        Some((
+            stored.map(|place| block[usize::from(*place)]).collect(),
+            last_stored,
+        ))
     }
 
     #[test]
     fn coefficients_up_to_the_last_are_stored_and_the_rest_skipped() {
         // 1 at 1; two zeros and -6 at 4; 1 at 5; sixteen zeros and -1 at 22; end.
         let block = "101 110001 101 1110 100 0";
-        assert_eq!(
-            read(block, 5),
-            Some((vec![0.0, 1.0, 0.0, 0.0, -24.0, 5.0], true))
-        );
-        assert_eq!(read(block, 3), Some((vec![0.0, 1.0, 0.0, 0.0], true)));
-        assert_eq!(read(block, 63).unwrap().0[22], -22.0);
-        assert_eq!(read("1110 101 0", 3), Some((vec![0.0; 4], false)));
-        assert_eq!(read("0", 3), Some((vec![0.0; 4], false)));
+        assert_eq!(read(block, 5), Some((vec![0, 1, 0, 0, -6, 1], 5)));
+        assert_eq!(read(block, 3), Some((vec![0, 1, 0, 0], 1)));
+        assert_eq!(read(block, 63).unwrap().0[22], -1);
+        assert_eq!(read("1110 101 0", 3), Some((vec![0; 4], 0)));
+        assert_eq!(read("0", 3), Some((vec![0; 4], 0)));
     }
 
     #[test]
     fn a_full_block_has_no_end_and_the_next_begins_at_once() {
         let full = "101".repeat(63);
         for last in [1, 4, 24, 62, 63] {
-            assert!(read(&full, last).unwrap().1, "{last}");
+            assert_eq!(read(&full, last).unwrap().1, last);
             let two = bytes(&[&full[..], "101 0"].concat());
-            let (mut bits, mut block) = (BitReader::new(&two), [0.0; 64]);
+            let (mut bits, mut block) = (BitReader::at(&two, 0), [0; 64]);
             let table = ac_table();
             for _ in 0..2 {
-                table.read(&mut bits, &[1.0; 64], last, &mut block).unwrap();
+                table.read(&mut bits, last, &mut block).unwrap();
             }
             assert_eq!(bits.next_marker(), Some(0xd9), "{last}");
         }

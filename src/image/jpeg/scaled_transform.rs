@@ -4,13 +4,7 @@
 //! block of `W` x `H` pixels of the same picture would have. So the inverse transform of that
 //! smaller size, applied to them, gives the block scaled down.
 
-/// Zigzag order: the index in the coded order of the coefficient in column `i % 8` and row `i / 8`
-/// (figure A.6).
-const ZIGZAG: [usize; 64] = [
-    0, 1, 5, 6, 14, 15, 27, 28, 2, 4, 7, 13, 16, 26, 29, 42, 3, 8, 12, 17, 25, 30, 41, 43, 9, 11,
-    18, 24, 31, 40, 44, 53, 10, 19, 23, 32, 39, 45, 52, 54, 20, 22, 33, 38, 46, 51, 55, 60, 21, 34,
-    37, 47, 50, 56, 59, 61, 35, 36, 48, 49, 57, 58, 62, 63,
-];
+use super::zigzag::ZIGZAG;
 
 /// cos(i · π / 16) / 2
 const HALF_COSINES: [f32; 9] = [
@@ -52,9 +46,11 @@ impl InverseTransform {
             _ => return None,
         };
 
-        let last = (0..height)
-            .flat_map(|row| (0..width).map(move |column| ZIGZAG[8 * row + column]))
-            .max()?;
+        let matters = |place: &u8| {
+            let (column, row) = (usize::from(place % 8), usize::from(place / 8));
+            column < width && row < height
+        };
+        let last = ZIGZAG.iter().rposition(matters)?;
         Some(Self {
             width,
             height,
@@ -63,7 +59,7 @@ impl InverseTransform {
         })
     }
 
-    /// Transforms a block of coefficients in zigzag order to rows of pixels, `stride` apart. `flat`
+    /// Transforms a block of dequantized coefficients to rows of pixels, `stride` apart. `flat`
     /// says that all but the first coefficient are 0.
     #[inline(always)]
     pub fn apply(&self, block: &[f32; 64], flat: bool, pixels: &mut [f32], stride: usize) {
@@ -108,7 +104,7 @@ fn inverse<const W: usize, const H: usize>(block: &[f32; 64], pixels: &mut [f32]
     for (v, row) in rows.iter_mut().enumerate() {
         for (x, sum) in row.iter_mut().enumerate() {
             for u in 0..W {
-                *sum += horizontal[x][u] * block[ZIGZAG[8 * v + u]];
+                *sum += horizontal[x][u] * block[8 * v + u];
             }
         }
     }
@@ -143,7 +139,7 @@ mod tests {
     /// The coefficients of [`full_size_pixel`], by the definition of the forward transform (A.3.3).
     fn coefficients() -> [f32; 64] {
         let mut block = [0.0; 64];
-        for (index, place) in ZIGZAG.into_iter().enumerate() {
+        for (index, coefficient) in block.iter_mut().enumerate() {
             let (u, v) = (index % 8, index / 8);
             let factor = |frequency| if frequency == 0 { 0.5f64.sqrt() } else { 1.0 };
             let mut sum = 0.0;
@@ -153,7 +149,7 @@ mod tests {
                 };
                 sum += full_size_pixel(x, y) * cosine(x, u) * cosine(y, v);
             }
-            block[place] = (0.25 * factor(u) * factor(v) * sum) as f32;
+            *coefficient = (0.25 * factor(u) * factor(v) * sum) as f32;
         }
         block
     }
