@@ -28,12 +28,14 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use self::onnx::ModelProto;
+#[cfg(test)]
+pub(crate) use self::graph::{first_beyond, rewritten_bytes};
 pub use self::{
     base::{Base, Description},
     error::ModelError,
     graph::{
-        ActivationRange, Batch, BodyPrecision, IMAGES, LOGITS, Layer, LinearLayer, Normalization,
-        Quantization, ServingGraph,
+        ActivationRange, Batch, BodyPrecision, IMAGES, LOGITS, Layer, Limit, LinearLayer,
+        Normalization, Operation, Quantization, ServingGraph,
     },
     labels::{imagenet, read_labels},
     manifest::{InputSize, Manifest},
