@@ -27,9 +27,9 @@ use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use self::onnx::ModelProto;
 #[cfg(test)]
 pub(crate) use self::graph::{first_beyond, rewritten_bytes};
+use self::onnx::ModelProto;
 pub use self::{
     base::{Base, Description},
     error::ModelError,

@@ -36,6 +36,8 @@ STORED = set("""
     ReduceMin ReduceProd ReduceSum ReduceSumSquare Reshape Resize Slice Split Squeeze Tile TopK Trilu Unsqueeze CumSum
     CenterCropPad Dropout
 """.split())
+# Operators of whose outputs networks use only the first; the others are for training, or for what undoes a pooling.
+FIRST_OUTPUT = {"BatchNormalization", "LayerNormalization", "MaxPool"}
 # What the engines' interfaces can be fed; 16-bit floats are widened, as the server widens them.
 FED = {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8,
        TensorProto.BOOL}
@@ -112,6 +114,9 @@ def main():
         operator = model.graph.node[0].op_type if len(model.graph.node) == 1 else "several"
         written = onnx.ModelProto()
         written.CopyFrom(model)
+        if operator in FIRST_OUTPUT:
+            del written.graph.output[1:], written.graph.node[0].output[1:]
+            outputs = outputs[:1]
         try:
             prepared = prepare(written, inputs, outputs, operator in STORED)
         except (TypeError, ValueError, AttributeError, NotImplementedError) as error:

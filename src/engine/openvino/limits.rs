@@ -35,6 +35,11 @@ pub(super) const LIMITS: &[Limit] = &[
         reason: "it computes align_corners with scales that are not whole numbers differently",
     },
     Limit {
+        operator: "Dropout",
+        applies: |_| true,
+        reason: "it computes a Dropout wrongly that trains or whose mask is used",
+    },
+    Limit {
         operator: "MaxPool",
         applies: |node| node.int("ceil_mode") == Some(1) && last_window_may_be_padding(node),
         reason: "with ceil_mode it keeps a last window that has only padding",
