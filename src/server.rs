@@ -302,6 +302,7 @@ mod tests {
             max_batch: 1,
             fixed_batch: false,
             offloaded: false,
+            warnings: Vec::new(),
         };
         Ok(Lanes {
             info,

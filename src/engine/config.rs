@@ -36,7 +36,7 @@ impl EngineConfig {
 }
 
 /// The implementations of [`Engine`](super::Engine).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum)]
 #[value(rename_all = "lower")]
 pub enum EngineKind {
     /// TensorRT on NVIDIA GPUs, from a shared library.

@@ -38,6 +38,22 @@ pub enum EngineError {
         reason: String,
     },
 
+    /// Two engines answer differently in fp32. `reason` has the figures of both.
+    #[error(
+        "the {kind} engine and the embedded engine disagree on this model in fp32: {reason}; which \
+         one is right can't be told here, so neither serves it unless it is chosen by hand: compare \
+         with the framework that the model comes from, then give --engine {kind} or --engine \
+         embedded"
+    )]
+    Disagreement { kind: EngineKind, reason: String },
+
+    /// The logits are NaN or infinite for ordinary photos.
+    #[error(
+        "the {kind} engine computes logits that are not finite numbers with this model: its weights \
+         may be damaged"
+    )]
+    NotFinite { kind: EngineKind },
+
     /// This call failed; later ones may succeed.
     #[error("the {kind} engine failed: {reason}")]
     Inference { kind: EngineKind, reason: String },

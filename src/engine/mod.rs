@@ -1,6 +1,8 @@
 //! Inference engines: one trait, its implementations, and the choice between them.
 
 mod config;
+#[cfg(test)]
+mod conformance;
 pub mod embedded;
 mod error;
 mod exit;
@@ -19,6 +21,7 @@ pub use self::{
 };
 
 use self::tensorrt::PlanOutcome;
+use crate::model::Operation;
 
 /// Runs one network on batches of images.
 ///
@@ -52,6 +55,9 @@ pub struct EngineInfo {
     pub fixed_batch: bool,
     /// The engine computes on its own device, so the CPU's cores are free to decode meanwhile.
     pub offloaded: bool,
+    /// What whoever relies on the answers should know, such as that they differ from another
+    /// engine's.
+    pub warnings: Vec<String>,
 }
 
 /// One network, loaded as many times as it can run at once.
@@ -70,6 +76,16 @@ pub struct Lanes {
     pub narrow: Vec<Box<dyn Engine>>,
     /// What the plan cache held for this network; empty for engines that need no plans.
     pub plans: Vec<PlanOutcome>,
+}
+
+/// Whether a Resize that aligns corners has sizes, or scales that are whole numbers: ONNX divides by
+/// the size before it is rounded, and engines by the rounded one.
+fn scales_are_whole(node: &Operation) -> bool {
+    node.text("coordinate_transformation_mode") != b"align_corners"
+        || !node.has(2)
+        || node
+            .stored_floats(2)
+            .is_some_and(|scales| scales.iter().all(|scale| scale.fract() == 0.0))
 }
 
 /// Name of the CPU as its maker calls it, else the architecture.

@@ -4,7 +4,9 @@ use std::num::NonZeroUsize;
 
 use bytes::Bytes;
 
-use super::{Engine, EngineConfig, EngineError, EngineInfo, Lanes, Precision, embedded};
+use super::{
+    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, embedded,
+};
 use crate::{
     answer,
     image::{PreprocessConfig, Preprocessor, Source},
@@ -29,13 +31,26 @@ const PHOTOS: [&[u8]; 3] = [
     include_bytes!("../../tests/data/moon_16bit.png"),
 ];
 
+/// What becomes of an engine that answers differently from the embedded engine in fp32.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnDisagreement {
+    /// It is refused.
+    Refuse,
+    /// It serves with a warning, because somebody chose it knowingly.
+    Warn,
+}
+
 /// Loads an engine while the reference answers are computed, then compares all its lanes.
 ///
+/// Where the embedded engine can't run the model there is nothing to compare with, which becomes a
+/// warning.
+///
 /// # Errors
-/// Those of `load`, or [`EngineError::SelfCheck`] with the figures.
+/// Those of `load`, [`EngineError::NotFinite`], or [`EngineError::SelfCheck`] with the figures.
 pub(super) fn load_checked(
     load: impl FnOnce() -> Result<Lanes, EngineError> + Send,
     model: &Model,
+    on_disagreement: OnDisagreement,
 ) -> Result<Lanes, EngineError> {
     let crops = crops(model);
     let (reference, lanes) = std::thread::scope(|scope| {
@@ -48,11 +63,53 @@ pub(super) fn load_checked(
     });
 
     let mut lanes = lanes?;
-    match reference {
-        Ok(reference) => compare(&mut lanes, model, &crops, &reference)?,
-        Err(error) => tracing::warn!("{error}; continuing without the self-check against it"),
-    }
+    let warning = match reference {
+        Ok(reference) => match compare(&mut lanes, model, &crops, &reference) {
+            Ok(()) => return Ok(lanes),
+            Err(error) => {
+                if lanes.info.precision == Precision::Fp32 {
+                    check_finite(&mut lanes, model)?;
+                }
+                match error {
+                    EngineError::SelfCheck {
+                        kind,
+                        precision: Precision::Fp32,
+                        reason,
+                    } if on_disagreement == OnDisagreement::Warn => {
+                        format!("the {kind} and the embedded engine disagree in fp32: {reason}")
+                    }
+                    error => return Err(error),
+                }
+            }
+        },
+        Err(error) => {
+            check_finite(&mut lanes, model)?;
+            format!("not compared with another engine: {error}")
+        }
+    };
+    tracing::warn!(model = model.name, "{warning}");
+    lanes.info.warnings.push(warning);
     Ok(lanes)
+}
+
+/// Checks that the first lane's logits for the photos are finite numbers.
+///
+/// # Errors
+/// [`EngineError::NotFinite`] if they are not.
+pub(super) fn check_finite(lanes: &mut Lanes, model: &Model) -> Result<(), EngineError> {
+    let kind = lanes.info.kind;
+    let batch = if lanes.info.fixed_batch {
+        lanes.info.max_batch
+    } else {
+        1
+    };
+    for crop in &crops(model) {
+        let logits = infer(&mut *lanes.narrow[0], model, &vec![crop; batch])?;
+        if logits.iter().flatten().any(|logit| !logit.is_finite()) {
+            return Err(EngineError::NotFinite { kind });
+        }
+    }
+    Ok(())
 }
 
 /// The photos as the model's input.
@@ -128,7 +185,10 @@ fn compare(
                 let difference = difference.map_err(|reason| EngineError::SelfCheck {
                     kind: info.kind,
                     precision: info.precision,
-                    reason,
+                    reason: format!(
+                        "{reason}{}",
+                        both_answers(info.kind, model, answer, &reference[photo])
+                    ),
                 })?;
                 worst = worst.max(difference);
             }
@@ -136,6 +196,21 @@ fn compare(
     }
     tracing::debug!("self-check: within {worst:.4} of the embedded fp32 engine's answers");
     Ok(())
+}
+
+/// What both engines see on a photo, for the error message; empty for features.
+fn both_answers(kind: EngineKind, model: &Model, logits: &[f32], reference: &[f32]) -> String {
+    if model.graph.features {
+        return String::new();
+    }
+    let [actual, expected] =
+        [logits, reference].map(
+            |logits| match answer::top_k(&answer::softmax(logits), 1, 0.0)[..] {
+                [best, ..] => format!("class {} with {:.3}", best.class_id, best.probability),
+                [] => "no class".to_owned(),
+            },
+        );
+    format!(" ({kind}: {actual}; embedded: {expected})")
 }
 
 /// Batches of indices of photos: one batch of the smallest size that starts with each photo, then
@@ -235,7 +310,119 @@ fn relative_error(logits: &[f32], reference: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::{TOLERANCE, features_difference, probabilities_difference};
+    use super::*;
+    use crate::model::{
+        Overrides,
+        onnx::ModelProto,
+        testing::{CLASSES, bytes, graph, node, tiny},
+    };
+
+    /// Gives the same logits for every image.
+    struct Constant([f32; CLASSES]);
+
+    impl Engine for Constant {
+        fn infer(&mut self, _: &[u8], _: usize, logits: &mut [f32]) -> Result<(), EngineError> {
+            for row in logits.chunks_mut(CLASSES) {
+                row.copy_from_slice(&self.0);
+            }
+            Ok(())
+        }
+    }
+
+    fn lanes(logits: [f32; CLASSES]) -> Lanes {
+        Lanes {
+            info: EngineInfo {
+                kind: EngineKind::OpenVino,
+                version: "1".into(),
+                precision: Precision::Fp32,
+                device: "test".into(),
+                max_batch: 1,
+                fixed_batch: false,
+                offloaded: false,
+                warnings: Vec::new(),
+            },
+            wide: None,
+            narrow: vec![Box::new(Constant(logits))],
+            plans: Vec::new(),
+        }
+    }
+
+    fn model(proto: &ModelProto) -> Model {
+        let labels = Some((0..CLASSES).map(|class| class.to_string()).collect());
+        let overrides = Overrides {
+            labels,
+            ..Default::default()
+        };
+        Model::from_bytes(bytes(proto), &overrides).unwrap()
+    }
+
+    #[test]
+    fn engines_that_disagree_in_fp32_are_refused_with_both_figures() {
+        let load = || Ok(lanes([0.0, 0.0, 9.0, 0.0]));
+        let error = load_checked(load, &model(&tiny()), OnDisagreement::Refuse)
+            .err()
+            .unwrap();
+        let EngineError::SelfCheck {
+            precision, reason, ..
+        } = error
+        else {
+            panic!("{error}");
+        };
+        assert_eq!(precision, Precision::Fp32);
+        assert!(reason.contains("openvino: class 2 with"), "{reason}");
+        assert!(reason.contains("embedded: class "), "{reason}");
+    }
+
+    #[test]
+    fn an_engine_chosen_by_hand_serves_with_a_warning_that_stays() {
+        let load = || Ok(lanes([0.0, 0.0, 9.0, 0.0]));
+        let lanes = load_checked(load, &model(&tiny()), OnDisagreement::Warn).unwrap();
+        let [warning] = &lanes.info.warnings[..] else {
+            panic!("{:?}", lanes.info.warnings);
+        };
+        assert!(
+            warning.contains("disagree") && warning.contains("class 2"),
+            "{warning}"
+        );
+    }
+
+    #[test]
+    fn a_model_without_a_reference_serves_with_a_warning_that_stays() {
+        let mut proto = tiny();
+        graph(&mut proto).node[2].output = vec!["gemm".into()];
+        graph(&mut proto)
+            .node
+            .push(node("Sign", &["gemm"], "scores"));
+        let load = || Ok(lanes([0.0, 0.0, 9.0, 0.0]));
+        let lanes = load_checked(load, &model(&proto), OnDisagreement::Refuse).unwrap();
+        let warning = &lanes.info.warnings[0];
+        assert!(
+            warning.contains("not compared") && warning.contains("Sign"),
+            "{warning}"
+        );
+    }
+
+    #[test]
+    fn logits_that_are_not_finite_never_serve() {
+        let load = || Ok(lanes([0.0, f32::NAN, 0.0, 0.0]));
+        let refused = load_checked(load, &model(&tiny()), OnDisagreement::Warn);
+        assert!(matches!(refused, Err(EngineError::NotFinite { .. })));
+        let load = || Ok(lanes([0.0, f32::INFINITY, 0.0, 0.0]));
+        let refused = load_checked(load, &model(&tiny()), OnDisagreement::Refuse);
+        assert!(matches!(refused, Err(EngineError::NotFinite { .. })));
+
+        let mut damaged = tiny();
+        let weights = f32::NAN.to_le_bytes().repeat(3 * CLASSES);
+        graph(&mut damaged).initializer[0].raw_data = Some(weights.into());
+        let config = EngineConfig {
+            kind: Some(EngineKind::Embedded),
+            ..EngineConfig::new(NonZeroUsize::MIN)
+        };
+        let error = crate::engine::start(&config, &model(&damaged))
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("not finite"), "{error}");
+    }
 
     fn difference(logits: &[f32], reference: &[f32]) -> Result<f32, String> {
         probabilities_difference(logits, reference, TOLERANCE)

@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use super::{
     Engine, EngineConfig, EngineError, EngineKind, Lanes, Precision, embedded, openvino,
-    self_check, tensorrt,
+    self_check::{self, OnDisagreement},
+    tensorrt,
 };
 use crate::model::Model;
 
@@ -13,7 +14,8 @@ use crate::model::Model;
 /// If no engine is requested, the preferred ones are tried in turn, and each failure is logged.
 ///
 /// # Errors
-/// If the requested engine can't start, or none can.
+/// If the requested engine can't start, or none can; if no engine is requested and two disagree in
+/// fp32.
 pub fn start(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
     if config.precision == Some(Precision::Int8) && !model.graph.quantized {
         return Err(EngineError::NotQuantized);
@@ -23,6 +25,14 @@ pub fn start(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError>
     for (i, &kind) in candidates.iter().enumerate() {
         match (start_one(kind, config, model), candidates.get(i + 1)) {
             (Ok(lanes), _) => return Ok(lanes),
+            (
+                Err(EngineError::SelfCheck {
+                    kind,
+                    precision: Precision::Fp32,
+                    reason,
+                }),
+                _,
+            ) if config.kind.is_none() => return Err(EngineError::Disagreement { kind, reason }),
             (Err(error), Some(next)) => tracing::warn!("{error}; trying the {next} engine"),
             (Err(error), None) => return Err(error),
         }
@@ -50,7 +60,11 @@ fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<L
         EngineKind::OpenVino => load_openvino(config, model)?,
         EngineKind::TensorRt => {
             let prepared = tensorrt::prepare(config)?;
-            self_check::load_checked(|| prepared.load(config, model), model)?
+            self_check::load_checked(
+                || prepared.load(config, model),
+                model,
+                on_disagreement(config),
+            )?
         }
     };
     let loaded = started.elapsed();
@@ -76,13 +90,30 @@ fn load_embedded(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineEr
              is slower than the float model; OpenVINO and TensorRT are fast with it"
         );
     }
-    embedded::load(config, model)
+    let mut lanes = embedded::load(config, model)?;
+    self_check::check_finite(&mut lanes, model)?;
+    Ok(lanes)
+}
+
+/// An engine that was chosen by hand serves even if another one disagrees.
+fn on_disagreement(config: &EngineConfig) -> OnDisagreement {
+    match config.kind {
+        Some(_) => OnDisagreement::Warn,
+        None => OnDisagreement::Refuse,
+    }
 }
 
 /// Loads and checks OpenVINO; falls back to fp32 if a low precision that nobody requested fails the
 /// self-check.
 fn load_openvino(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
-    let error = match self_check::load_checked(|| openvino::load(config, model), model) {
+    let checked = |config: &EngineConfig| {
+        self_check::load_checked(
+            || openvino::load(config, model),
+            model,
+            on_disagreement(config),
+        )
+    };
+    let error = match checked(config) {
         Ok(lanes) => return Ok(lanes),
         Err(error) => error,
     };
@@ -99,7 +130,7 @@ fn load_openvino(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineEr
         precision: Some(Precision::Fp32),
         ..config.clone()
     };
-    self_check::load_checked(|| openvino::load(&config, model), model)
+    checked(&config)
 }
 
 /// Runs every batch size once on every lane, so that no request pays for lazy initialization.

@@ -27,13 +27,15 @@ use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+#[cfg(test)]
+pub(crate) use self::graph::{first_beyond, rewritten_bytes};
 use self::onnx::ModelProto;
 pub use self::{
     base::{Base, Description},
     error::ModelError,
     graph::{
-        ActivationRange, Batch, BodyPrecision, IMAGES, LOGITS, Layer, LinearLayer, Normalization,
-        Quantization, ServingGraph,
+        ActivationRange, Batch, BodyPrecision, IMAGES, LOGITS, Layer, Limit, LinearLayer,
+        Normalization, Operation, Quantization, ServingGraph,
     },
     labels::{imagenet, read_labels},
     manifest::{InputSize, Manifest},

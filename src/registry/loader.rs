@@ -95,6 +95,9 @@ impl LoadError {
             Self::Quantization(_) => {
                 "it can't be quantized; the server's log has the reason".into()
             }
+            Self::Engine(
+                error @ (EngineError::Disagreement { .. } | EngineError::NotFinite { .. }),
+            ) => error.to_string(),
             Self::Engine(_) => "no engine runs it; the server's log has the reason".into(),
             Self::Thread(_) | Self::Panicked(_) | Self::Folder { .. } => {
                 "loading it was interrupted; the server's log has the reason".into()

@@ -331,6 +331,7 @@ fn info(max_batch: usize, offloaded: bool) -> EngineInfo {
         max_batch,
         fixed_batch: false,
         offloaded,
+        warnings: Vec::new(),
     }
 }
 

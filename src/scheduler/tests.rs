@@ -154,6 +154,7 @@ impl Setup {
                 max_batch: self.max_batch,
                 fixed_batch: self.fixed_batch,
                 offloaded: self.offloaded,
+                warnings: Vec::new(),
             },
             wide: self.wide.then(|| lane("wide")),
             narrow: (0..self.narrow).map(|_| lane(name)).collect(),

@@ -1,6 +1,9 @@
 //! OpenVINO on the CPU, from a shared library that is found at run time.
 
+#[cfg(test)]
+pub(super) mod conformance;
 mod library;
+mod limits;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +49,9 @@ impl Default for OpenVinoConfig {
 /// If there is no usable library, or OpenVINO does not support the model or the precision.
 pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
     let library = library::load(config.openvino.library.as_deref())?;
+    if let Some(reason) = model.graph.beyond(limits::LIMITS) {
+        return Err(KIND.unsupported(reason));
+    }
     let mut core = Core::new().map_err(|error| library::unusable(&library, error))?;
     let precision = choose_precision(&core, config.precision, model)?;
     let device = core
@@ -77,6 +83,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             max_batch,
             fixed_batch: matches!(model.graph.batch, Batch::Fixed(_)),
             offloaded: false,
+            warnings: Vec::new(),
         },
         narrow: compiler.narrow_lanes(threads)?,
         wide: compiler.wide_lane(threads)?,

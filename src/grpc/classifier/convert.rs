@@ -145,6 +145,7 @@ pub(in crate::grpc) fn model(entry: &Entry) -> proto::Model {
     };
     proto::Model {
         version: served.version.clone(),
+        warnings: served.engine.warnings.clone(),
         labels: served.labels.to_vec(),
         input_width: served.geometry.width,
         input_height: served.geometry.height,

@@ -30,6 +30,9 @@ pub(super) fn encode(
     mut model: ModelProto,
     format_of: impl Fn(&TensorProto) -> InitializerFormat,
 ) -> Result<Vec<u8>, ModelError> {
+    // OpenVINO takes a file for ONNX by its first three different fields: the version, the producer
+    // and one operator set. Without a producer, the second operator set would come too early.
+    model.producer_name.get_or_insert_default();
     let mut graph = model.graph.take().unwrap_or_default();
     let initializers: Vec<PendingInitializer> = std::mem::take(&mut graph.initializer)
         .into_iter()

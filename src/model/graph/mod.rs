@@ -1,18 +1,22 @@
 //! The serving graph: rewrites any ONNX classifier into the form that every engine loads.
 //!
 //! A serving graph takes `uint8` RGB pixels and returns float32 logits. [`ServingGraph::new`]
-//! widens 16-bit floats (`fold`), finds the image input (`inspect`) and the scores (`scores`), puts
-//! cast, transpose and normalization in front, and removes a final Softmax. Further rewrites change
-//! the element type (`typing`), the precision of the layers (`quantize`, `batch_norm`) or the last
-//! layer (`head`); `encode` writes the result.
+//! widens 16-bit floats (`fold`), rewrites what engines compute differently (`operators`), finds the
+//! image input (`inspect`) and the scores (`scores`), puts cast, transpose and normalization in
+//! front, and removes a final Softmax. Further rewrites change the element type (`typing`), the
+//! precision of the layers (`quantize`, `batch_norm`) or the last layer (`head`); `encode` writes the
+//! result. What an engine is still known to compute wrongly, `limits` finds by the engine's table.
 
 mod batch_norm;
 mod encode;
 mod fold;
 mod head;
 mod inspect;
+mod limits;
+mod operators;
 mod quantize;
 mod scores;
+mod spatial;
 mod typing;
 mod walk;
 
@@ -23,6 +27,9 @@ use std::{collections::HashSet, fmt};
 
 pub(super) use self::head::Head;
 pub use self::head::LinearLayer;
+#[cfg(test)]
+pub(crate) use self::limits::first_beyond;
+pub use self::limits::{Limit, Operation};
 pub use self::quantize::{ActivationRange, Layer, Quantization};
 pub(super) use self::walk::{int_attribute, ints_attribute, node};
 use self::{
@@ -155,20 +162,10 @@ impl ServingGraph {
         size: Option<&InputSize>,
     ) -> Result<Self, ModelError> {
         normalization.check()?;
-        check_file(&model)?;
-        fold::widen(&mut model)?;
-        // Since IR version 4, initializers need not be listed as inputs.
-        model.ir_version = model.ir_version.max(Some(4));
+        rewrite(&mut model)?;
         let graph = model.graph.get_or_insert_default();
 
-        // Older files list initializers as inputs as well, but those are not fed.
-        let stored: HashSet<String> = initializer_names(graph).map(str::to_owned).collect();
-        graph.input.retain(|input| !stored.contains(input.name()));
-
-        fold::constants_as_tensors(graph);
-        fold::casts(graph)?;
-        check_order(graph)?;
-
+        scores::drop_ranking(graph)?;
         let input = inspect::find_input(graph, size)?;
         let scores = scores::find_scores(graph)?;
 
@@ -288,6 +285,33 @@ impl fmt::Debug for ServingGraph {
             .field("quantized", &self.quantized)
             .finish_non_exhaustive()
     }
+}
+
+/// Checks the file and rewrites what is written differently by different exporters, or computed
+/// differently by different engines, whether or not it is a classifier.
+fn rewrite(model: &mut ModelProto) -> Result<(), ModelError> {
+    check_file(model)?;
+    fold::widen(model)?;
+    // Since IR version 4, initializers need not be listed as inputs.
+    model.ir_version = model.ir_version.max(Some(4));
+    let graph = model.graph.get_or_insert_default();
+
+    // Older files list initializers as inputs as well, but those are not fed.
+    let stored: HashSet<String> = initializer_names(graph).map(str::to_owned).collect();
+    graph.input.retain(|input| !stored.contains(input.name()));
+
+    fold::constants_as_tensors(graph);
+    fold::casts(graph)?;
+    check_order(graph)?;
+    operators::rewrite(graph);
+    Ok(())
+}
+
+/// Rewrites a model that need not be a classifier as every serving graph is, and encodes it.
+#[cfg(test)]
+pub(crate) fn rewritten_bytes(model: &mut ModelProto) -> Result<Vec<u8>, ModelError> {
+    rewrite(model)?;
+    encode::encode(model.clone(), widened_format)
 }
 
 /// Writes 16-bit floats as float32 and other tensors unchanged.

@@ -8,7 +8,7 @@ use super::{
         onnx::{GraphProto, NodeProto, ValueInfoProto, tensor_proto::DataType},
     },
     inspect::{list, producer, show, tensor_type, weight_dims},
-    walk::{input, int, is},
+    walk::{describe, input, int, is},
 };
 
 /// Longest chain of nodes that is followed back from an output.
@@ -97,6 +97,67 @@ pub(super) fn find_scores(graph: &GraphProto) -> Result<Scores, ModelError> {
             )))
         }
     }
+}
+
+/// Takes the scores that a TopK or an ArgMax at the end ranks as the graph's output in its place:
+/// its own outputs are the best scores by rank and their classes, not scores by class.
+pub(super) fn drop_ranking(graph: &mut GraphProto) -> Result<(), ModelError> {
+    let rankings: Vec<&NodeProto> = graph
+        .output
+        .iter()
+        .filter_map(|output| ranking(graph, output.name()))
+        .collect();
+    let Some(first) = rankings.first() else {
+        return Ok(());
+    };
+    let refuse = |reason: &str| {
+        Err(ModelError::Output(format!(
+            "the graph ends with `{}`, which ranks the classes, and {reason}; export the model \
+             without it",
+            describe(first)
+        )))
+    };
+    let Some(ranked) = input(first, 0).map(str::to_owned) else {
+        return refuse("it has no input");
+    };
+    if rankings.iter().any(|node| input(node, 0) != Some(&ranked)) {
+        return refuse("another node ranks something else");
+    }
+    let default_axis = if is(first, "TopK") { -1 } else { 0 };
+    if !matches!(int(first, "axis").unwrap_or(default_axis), 1 | -1) {
+        return refuse("it does not rank along the classes");
+    }
+    let scores = match graph.output.iter().find(|output| output.name() == ranked) {
+        Some(output) => output.clone(),
+        None => {
+            let Some(classes) = classes_by_weights(graph, &ranked) else {
+                return refuse("the number of classes before it is not known");
+            };
+            ValueInfoProto {
+                name: Some(ranked),
+                r#type: Some(super::tensor_type(DataType::Float, &[-1, classes])),
+                ..Default::default()
+            }
+        }
+    };
+    graph.output = vec![scores];
+    Ok(())
+}
+
+/// The node that ranks the classes and whose output, perhaps in another type or shape, is `output`.
+fn ranking<'a>(graph: &'a GraphProto, output: &str) -> Option<&'a NodeProto> {
+    let mut name = output;
+    for _ in 0..STEPS {
+        let node = producer(graph, name)?;
+        if is_any(node, &["TopK", "ArgMax"]) {
+            return Some(node);
+        }
+        if !is_any(node, &SAME_NUMBERS) {
+            return None;
+        }
+        name = input(node, 0)?;
+    }
+    None
 }
 
 /// The tensor of scores before any Softmax.

@@ -266,12 +266,20 @@ fn stays_float(node: &NodeProto, slot: usize) -> bool {
 
 /// The element types of the node's outputs in the float32 graph.
 fn outputs(node: &NodeProto, known: &HashMap<String, TensorInfo>) -> Vec<(String, DataType)> {
+    output_elems(node, |name| {
+        known
+            .get(name)
+            .map_or(DataType::Undefined, |info| info.elem)
+    })
+}
+
+/// The element types of the node's outputs, if `elem_of` gives those of its inputs.
+pub(super) fn output_elems(
+    node: &NodeProto,
+    elem_of: impl Fn(&str) -> DataType,
+) -> Vec<(String, DataType)> {
     use DataType::{Bool, Float, Int32, Int64, Uint8, Undefined};
-    let of = |slot: usize| {
-        input(node, slot)
-            .and_then(|name| known.get(name))
-            .map_or(Undefined, |info| info.elem)
-    };
+    let of = |slot: usize| input(node, slot).map_or(Undefined, &elem_of);
     let named = |name: &str| {
         int(node, name).and_then(|elem| DataType::try_from(i32::try_from(elem).ok()?).ok())
     };

@@ -1,5 +1,9 @@
 //! The engine that is always available: `rten`, pure Rust, in fp32, compiled into the program.
 
+#[cfg(test)]
+pub(super) mod conformance;
+mod limits;
+
 use std::{num::NonZeroUsize, sync::Arc};
 
 use rten::{NodeId, RunOptions, ThreadPool, ValueView};
@@ -32,6 +36,9 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
         Batch::Any => (None, config.max_batch.map_or(1, NonZeroUsize::get)),
         Batch::Fixed(n) => (Some(n), n),
     };
+    if let Some(reason) = model.graph.beyond(limits::LIMITS) {
+        return Err(KIND.unsupported(reason));
+    }
     let onnx = model
         .graph
         .to_onnx(batch, BodyPrecision::Fp32)
@@ -55,6 +62,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             max_batch,
             fixed_batch: batch.is_some(),
             offloaded: false,
+            warnings: Vec::new(),
         },
         wide: (threads > 1).then(|| lane(threads)),
         narrow: (0..threads).map(|_| lane(1)).collect(),
@@ -155,6 +163,9 @@ impl Probe {
             Batch::Any => (None, 1),
             Batch::Fixed(n) => (Some(n), n),
         };
+        if let Some(reason) = graph.beyond(limits::LIMITS) {
+            return Err(KIND.unsupported(reason));
+        }
         let onnx = graph
             .tapped(batch, tensors)
             .map_err(|error| KIND.unsupported(error))?;
