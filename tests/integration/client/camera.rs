@@ -62,7 +62,12 @@ impl Camera {
                         send(&mut connection, video).await;
                         open.push(connection);
                     }
-                    Behaviour::Ends(video) => send(&mut connection, video).await,
+                    Behaviour::Ends(video) => {
+                        send(&mut connection, video).await;
+                        // Closing before the other side has read all could reset the connection.
+                        let _ = connection.shutdown().await;
+                        let _ = connection.read_to_end(&mut Vec::new()).await;
+                    }
                 }
             }
         });
