@@ -88,7 +88,7 @@ simd! {
     /// 1/65536 as libjpeg rounds them.
     fn ycbcr_to_rgb(row: &mut [u8], samples: [&[u8]; 3])
         = ycbcr_to_rgb_avx2(|row, samples| {
-            ycbcr_to_rgb_inline(row, samples, |planes| interleaved_avx2(planes))
+            ycbcr_to_rgb_inline(row, samples, |planes| interleaved_avx2(planes));
         }), |row, samples| ycbcr_to_rgb_inline(row, samples, interleaved);
 }
 
