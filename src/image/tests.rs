@@ -816,7 +816,9 @@ fn inconsistent_frames_are_rejected() {
         ..Default::default()
     };
     for format in [Rgb8, Rgba8, Gray8, Nv12, I420] {
-        let source = Source::Raw(frame(format, u32::MAX, u32::MAX, 0, vec![0; 100]));
+        // The largest sides and the longest rows, whose product must not overflow.
+        let side = 1_000_000;
+        let source = Source::Raw(frame(format, side, side, u32::MAX, vec![0; 100]));
         let error = Preprocessor::new(unlimited)
             .crop(&source, &IMAGENET, &mut [0; CROP_BYTES])
             .unwrap_err();

@@ -41,8 +41,8 @@ async fn serves_and_ends(reader: LogReader) {
     let mut call = Request::new(cat());
     let authorization = format!("Bearer {TOKEN}").parse().unwrap();
     call.metadata_mut().insert("authorization", authorization);
-    let answer = ClassifierClient::new(channel).classify(call);
-    let answer = tokio::time::timeout(Duration::from_secs(20), answer).await;
+    let mut client = ClassifierClient::new(channel);
+    let answer = tokio::time::timeout(Duration::from_secs(20), client.classify(call)).await;
     let answer = answer.expect("the server answers in time").unwrap();
     assert_eq!(answer.into_inner().classifications[0].label, "cat");
 

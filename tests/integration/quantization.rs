@@ -63,8 +63,13 @@ fn quantize(photos: &Path, output: &Path, flags: &[&str]) -> Value {
     serde_json::from_slice(&done.stdout).unwrap()
 }
 
-/// Whether OpenVINO can be used; otherwise a message says that its tests are skipped.
+/// Whether OpenVINO computes int8 exactly here; otherwise a message says that its tests are skipped.
 fn has_openvino() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if !(is_x86_feature_detected!("avx512vnni") || is_x86_feature_detected!("avxvnni")) {
+        skipped("this processor has no VNNI: sums of 8-bit products saturate, so int8 is refused");
+        return false;
+    }
     let config = EngineConfig {
         kind: Some(EngineKind::OpenVino),
         ..EngineConfig::new(NonZeroUsize::MIN)

@@ -240,11 +240,7 @@ async fn a_lost_camera_is_opened_again_on_demand() {
     let output = finished(child).await;
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.matches("opening it again in").count() >= 2, "{said}");
-    assert!(
-        said.contains("has ended; opening it again in 1 s"),
-        "{said}"
-    );
+    assert!(said.contains("opening it again in 1 s"), "{said}");
 
     let lines = json_lines(&output);
     let summary = &lines.last().unwrap()["summary"];
