@@ -42,7 +42,7 @@ tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDI
 	@touch $@
 
 test: openvino test-env ## fetch what the tests need, then run all of them
-	cargo test --no-fail-fast
+	cargo test --release --no-fail-fast
 
 test-features: openvino tensorrt ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
 	cargo test --features turbojpeg,otlp,tensorrt --lib

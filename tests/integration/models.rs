@@ -12,7 +12,10 @@ use std::{
 
 use prost::Message as _;
 use resnet18_server::{
-    model::{Manifest, onnx::ModelProto},
+    model::{
+        Manifest,
+        onnx::{ModelProto, tensor_proto::DataType},
+    },
     proto::{
         ClassifyRequest, Frame, ListModelsRequest, Model, ModelState, StreamClassifyRequest,
         StreamConfig, stream_classify_request::Message, stream_classify_response::Outcome,
@@ -27,18 +30,24 @@ use tonic_health::pb::{
 
 use crate::common::{Server, config, data, image, request, resnet18};
 
-/// Writes the bundled model with `prefix` before each of its labels. The file at `path` is replaced
-/// atomically, as an operator should do it.
+/// Writes the bundled model with `prefix` before each of its labels.
 fn write_model(path: &Path, prefix: &str) {
+    write_changed(path, |model| {
+        let mut manifest = Manifest::read(model).unwrap();
+        for label in manifest.labels.as_mut().unwrap() {
+            label.insert_str(0, prefix);
+        }
+        manifest.write(model);
+    });
+}
+
+/// Writes a changed copy of the bundled model. The file at `path` is replaced atomically, as an
+/// operator should do it.
+fn write_changed(path: &Path, change: impl FnOnce(&mut ModelProto)) {
     let bundled =
         fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/resnet18-demo.onnx")).unwrap();
     let mut model = ModelProto::decode(&bundled[..]).unwrap();
-
-    let mut manifest = Manifest::read(&model).unwrap();
-    for label in manifest.labels.as_mut().unwrap() {
-        label.insert_str(0, prefix);
-    }
-    manifest.write(&mut model);
+    change(&mut model);
 
     let unfinished = path.with_extension("unfinished");
     fs::write(&unfinished, model.encode_to_vec()).unwrap();
@@ -258,6 +267,45 @@ async fn the_served_models_follow_the_files_of_a_folder() {
         server.metric("classifier_engine_info", &["model=\"cats\""]),
         0.0
     );
+}
+
+#[tokio::test]
+async fn weights_that_are_not_numbers_replace_nothing() {
+    for engine in ["auto", "embedded"] {
+        let folder = folder(&[("birds", "old ")]);
+        let server = Server::start(&[
+            "--engine",
+            engine,
+            "--model-dir",
+            &flag(folder.path()),
+            "--watch-interval",
+            "100ms",
+        ]);
+
+        write_changed(&folder.path().join("birds.onnx"), |model| {
+            let weights = &mut model.graph.as_mut().unwrap().initializer;
+            let bias = weights.iter_mut().find(|tensor| tensor.dims.len() == 1);
+            let bias = bias.expect("the network has a layer with a bias");
+            let count = bias.dims[0] as usize;
+            let not_a_number: &[u8] = match bias.data_type() {
+                half if half == DataType::Float16 as i32 => &0x7e00_u16.to_le_bytes(),
+                _ => &f32::NAN.to_le_bytes(),
+            };
+            bias.raw_data = Some(not_a_number.repeat(count).into());
+        });
+        let broken = until("the file is reported", &server, async || {
+            let mut models = models(&server).await.into_iter();
+            models.find(|model| !model.problem.is_empty())
+        })
+        .await;
+        assert_eq!(broken.state(), ModelState::Ready);
+        assert!(broken.problem.contains("finite"), "{}", broken.problem);
+        assert_eq!(label(&server, "birds").await.unwrap(), "old cat");
+        assert_eq!(
+            server.metric("classifier_model_loads_total", &["\"birds\"", "\"failed\""]),
+            1.0
+        );
+    }
 }
 
 #[tokio::test]
