@@ -7,12 +7,11 @@ use serde::Serialize;
 
 use super::{
     CliError,
-    flags::CredentialFlags,
+    flags::ServerFlags,
     output::{self, escaped, thousands},
     values,
 };
 use crate::{
-    address::ServerAddress,
     client,
     proto::{Model, ModelState},
 };
@@ -35,16 +34,8 @@ Exit status: 0 = success, 1 = the server cannot be reached, 64 = wrong flags.";
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub struct Args {
-    /// The server's address: http://HOST:PORT, https://HOST:PORT, HOST:PORT or unix:PATH.
-    #[arg(
-        long,
-        env = "RESNET18_SERVER",
-        value_name = "URL",
-        default_value = "http://127.0.0.1:8001"
-    )]
-    server: ServerAddress,
     #[command(flatten)]
-    credentials: CredentialFlags,
+    server: ServerFlags,
     /// Time limit, including retries while the server starts (ms, s, m or h).
     #[arg(long, env = "RESNET18_MODELS_TIMEOUT", value_name = "DURATION", default_value = "30s",
           value_parser = values::positive_duration)]
@@ -116,7 +107,7 @@ fn state_name(state: ModelState) -> &'static str {
 /// # Errors
 /// If the server cannot be reached or refuses the call.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let server = args.credentials.server(args.server.clone())?;
+    let server = args.server.server()?;
     let mut client = client::connect(&server).await?;
     let models = client::list_models(&mut client, &server.address, args.timeout).await?;
 

@@ -55,8 +55,7 @@ pub struct EngineInfo {
     pub fixed_batch: bool,
     /// The engine computes on its own device, so the CPU's cores are free to decode meanwhile.
     pub offloaded: bool,
-    /// What whoever relies on the answers should know, such as that they differ from another
-    /// engine's.
+    /// Reasons to doubt the answers, such as that they differ from another engine's.
     pub warnings: Vec<String>,
 }
 

@@ -1,7 +1,7 @@
 //! Logging to standard error: the filter, and the two formats, text and JSON.
 //!
-//! Lines are written by a thread of their own, so that the server never waits for whoever reads
-//! them. When standard error is full, closed or not read, lines are dropped and counted.
+//! A separate thread writes the lines, so that the server never blocks on standard error. When that
+//! is full, closed or not read, lines are dropped and counted.
 
 use std::{
     fmt::{self, Write},

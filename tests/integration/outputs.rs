@@ -42,6 +42,11 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
     (folder, model)
 }
 
+/// The arguments that quantize a model.
+fn quantize<'a>(model: &'a str, photos: &'a str, output: &'a str) -> [&'a str; 6] {
+    ["quantize", model, "--calibration", photos, "-o", output]
+}
+
 #[cfg(unix)]
 #[test]
 fn an_input_is_never_replaced_without_force() {
@@ -54,17 +59,7 @@ fn an_input_is_never_replaced_without_force() {
         let (model, output) = (path(&model), path(output));
         let reason = "is the file to read from";
         refused(&["import", model, "-o", output], reason);
-        refused(
-            &[
-                "quantize",
-                model,
-                "--calibration",
-                path(&photos),
-                "-o",
-                output,
-            ],
-            reason,
-        );
+        refused(&quantize(model, path(&photos), output), reason);
         refused(
             &["train", path(&photos), "--base", model, "-o", output],
             reason,
@@ -83,17 +78,7 @@ fn a_file_that_is_no_model_is_never_replaced_without_force() {
     let reason = "is no model that this program wrote";
 
     refused(&["import", model, "-o", output], reason);
-    refused(
-        &[
-            "quantize",
-            model,
-            "--calibration",
-            path(&photos),
-            "-o",
-            output,
-        ],
-        reason,
-    );
+    refused(&quantize(model, path(&photos), output), reason);
     refused(&["train", path(&photos), "-o", output], reason);
     assert_eq!(fs::read(&weights).unwrap(), WEIGHTS);
 

@@ -657,16 +657,22 @@ fn the_commands_of_the_documentation_make_certificates_that_work() {
     drop(mutual);
 
     let [certificate, key] = files(folder.path(), ["self.pem", "self.key"]);
-    let alone = Server::start(&[
+    let alone = with_certificate(&certificate, &key);
+    assert_classifies(&["--server", &https(&alone), "--ca", &certificate]);
+    assert!(!alone.log().contains("CA:TRUE"), "{}", alone.log());
+}
+
+/// A server with this certificate.
+fn with_certificate(certificate: &str, key: &str) -> Server {
+    let flags = [
         "--engine",
         "embedded",
         "--tls-cert",
-        &certificate,
+        certificate,
         "--tls-key",
-        &key,
-    ]);
-    assert_classifies(&["--server", &https(&alone), "--ca", &certificate]);
-    assert!(!alone.log().contains("CA:TRUE"), "{}", alone.log());
+        key,
+    ];
+    Server::start(&flags)
 }
 
 #[test]
@@ -681,14 +687,7 @@ fn an_authoritys_certificate_as_the_servers_is_warned_about_and_explained() {
          -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1",
     );
     let [certificate, key] = files(folder.path(), ["usual.pem", "usual.key"]);
-    let server = Server::start(&[
-        "--engine",
-        "embedded",
-        "--tls-cert",
-        &certificate,
-        "--tls-key",
-        &key,
-    ]);
+    let server = with_certificate(&certificate, &key);
     let log = server.log();
     let warning = log.lines().find(|line| line.contains("WARN")).unwrap();
     assert!(

@@ -11,9 +11,9 @@ use crate::{
     client::{Credentials, Server, Token},
 };
 
-/// The server and the model to use; every client subcommand has these flags.
+/// The server to connect to.
 #[derive(Clone, Debug, Args)]
-pub struct ConnectionFlags {
+pub struct ServerFlags {
     /// The server's address: http://HOST:PORT, https://HOST:PORT, HOST:PORT or unix:PATH.
     #[arg(
         long,
@@ -22,6 +22,15 @@ pub struct ConnectionFlags {
         default_value = "http://127.0.0.1:8001"
     )]
     server: ServerAddress,
+    #[command(flatten)]
+    credentials: CredentialFlags,
+}
+
+/// The server and the model to use, for subcommands that classify.
+#[derive(Clone, Debug, Args)]
+pub struct ConnectionFlags {
+    #[command(flatten)]
+    server: ServerFlags,
     /// The model to use, by its name on the server [default: the server's default model].
     #[arg(
         long,
@@ -31,11 +40,19 @@ pub struct ConnectionFlags {
         hide_default_value = true
     )]
     pub model: String,
-    #[command(flatten)]
-    credentials: CredentialFlags,
 }
 
 impl ConnectionFlags {
+    /// The server, with the credentials for it.
+    ///
+    /// # Errors
+    /// As for [`ServerFlags::server`].
+    pub fn server(&self) -> Result<Server, CliError> {
+        self.server.server()
+    }
+}
+
+impl ServerFlags {
     /// The server, with the credentials for it.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ mod telemetry;
 mod tensorrt;
 
 pub use self::{
-    connection::{ConnectionFlags, CredentialFlags},
+    connection::{ConnectionFlags, CredentialFlags, ServerFlags},
     engine::{EngineFlags, PlanFlags},
     engine_choice::EngineChoice,
     image::ImageFlags,

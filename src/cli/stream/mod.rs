@@ -201,7 +201,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         if written.is_ok() {
             written = display.show(event);
             if written.is_err() {
-                // Whoever read the output has gone, as `head` does.
+                // The reader of the output has closed the pipe, as `head` does.
                 stop.send_replace(true);
             }
         }

@@ -6,75 +6,54 @@ use crate::{
     model::{Limit, onnx::tensor_proto::DataType},
 };
 
-const SAME_LOWER: &str = "with auto_pad SAME_LOWER it pads as with SAME_UPPER, and the size of the \
-                          input is not known here; export it with explicit pads";
-
 pub(super) const LIMITS: &[Limit] = &[
     Limit {
-        operator: "ArgMax",
+        operators: &["ArgMax"],
         applies: |_| true,
         reason: "of equal values it takes the last one instead of the first one",
     },
     Limit {
-        operator: "Sign",
+        operators: &["Sign"],
         applies: |_| true,
         reason: "the sign of 0 is 1 there",
     },
     Limit {
-        operator: "Resize",
+        operators: &["Resize"],
         applies: |node| node.text("mode") == b"cubic",
         reason: "it interpolates linearly instead of cubically",
     },
     Limit {
-        operator: "Resize",
+        operators: &["Resize"],
         applies: |node| !scales_are_whole(node),
         reason: "it computes align_corners with scales that are not whole numbers differently",
     },
     Limit {
-        operator: "ReduceMax",
+        operators: &["ReduceMax", "ReduceMin"],
         applies: |node| node.elem(0) == DataType::Bool,
         reason: "it has no truth values",
     },
     Limit {
-        operator: "ReduceMin",
-        applies: |node| node.elem(0) == DataType::Bool,
-        reason: "it has no truth values",
-    },
-    Limit {
-        operator: "Cast",
+        operators: &["Cast"],
         applies: |node| {
             node.int("to") == Some(DataType::Bool as i64) && node.elem(0) != DataType::Bool
         },
         reason: "it has no truth values, and the type of the input is not known here",
     },
     Limit {
-        operator: "CastLike",
+        operators: &["CastLike"],
         applies: |node| node.elem(1) == DataType::Bool && node.elem(0) != DataType::Bool,
         reason: "it has no truth values",
     },
     Limit {
-        operator: "Conv",
+        operators: &[
+            "Conv",
+            "ConvInteger",
+            "ConvTranspose",
+            "MaxPool",
+            "AveragePool",
+        ],
         applies: |node| node.text("auto_pad") == b"SAME_LOWER",
-        reason: SAME_LOWER,
-    },
-    Limit {
-        operator: "ConvInteger",
-        applies: |node| node.text("auto_pad") == b"SAME_LOWER",
-        reason: SAME_LOWER,
-    },
-    Limit {
-        operator: "ConvTranspose",
-        applies: |node| node.text("auto_pad") == b"SAME_LOWER",
-        reason: SAME_LOWER,
-    },
-    Limit {
-        operator: "MaxPool",
-        applies: |node| node.text("auto_pad") == b"SAME_LOWER",
-        reason: SAME_LOWER,
-    },
-    Limit {
-        operator: "AveragePool",
-        applies: |node| node.text("auto_pad") == b"SAME_LOWER",
-        reason: SAME_LOWER,
+        reason: "with auto_pad SAME_LOWER it pads as with SAME_UPPER, and the size of the \
+                          input is not known here; export it with explicit pads",
     },
 ];

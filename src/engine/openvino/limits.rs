@@ -14,59 +14,59 @@ const WIDE_BITS: &str = "it computes bits of this integer type wrongly";
 
 pub(super) const LIMITS: &[Limit] = &[
     Limit {
-        operator: "Resize",
+        operators: &["Resize"],
         applies: |node| node.int("antialias") == Some(1),
         reason: "it computes antialiasing wrongly; export the model without the resize, which this \
                  server does before the network",
     },
     Limit {
-        operator: "Resize",
+        operators: &["Resize"],
         applies: |node| node.int("exclude_outside") == Some(1),
         reason: "it computes exclude_outside wrongly",
     },
     Limit {
-        operator: "Resize",
+        operators: &["Resize"],
         applies: |node| !matches!(node.text("keep_aspect_ratio_policy"), b"" | b"stretch"),
         reason: "it ignores keep_aspect_ratio_policy",
     },
     Limit {
-        operator: "Resize",
+        operators: &["Resize"],
         applies: |node| !scales_are_whole(node),
         reason: "it computes align_corners with scales that are not whole numbers differently",
     },
     Limit {
-        operator: "Dropout",
+        operators: &["Dropout"],
         applies: |_| true,
         reason: "it computes a Dropout wrongly that trains or whose mask is used",
     },
     Limit {
-        operator: "MaxPool",
+        operators: &["MaxPool"],
         applies: |node| node.int("ceil_mode") == Some(1) && last_window_may_be_padding(node),
         reason: "with ceil_mode it keeps a last window that has only padding",
     },
     Limit {
-        operator: "SpaceToDepth",
+        operators: &["SpaceToDepth"],
         applies: |node| node.text("mode") == b"CRD",
         reason: "it ignores the mode CRD",
     },
     Limit {
-        operator: "Tile",
+        operators: &["Tile"],
         applies: |node| !node.is_stored(1),
         reason: "it needs repeats that are stored in the file",
     },
     Limit {
-        operator: "TopK",
+        operators: &["TopK"],
         applies: |node| !node.is_stored(1),
         reason: "it orders equal values wrongly unless the count is stored in the file",
     },
     Limit {
-        operator: "Where",
+        operators: &["Where"],
         applies: |node| (1..3).any(|slot| node.computed_by(slot) == "Softmax"),
         reason: "it drops the condition on a Softmax, and rows that are masked completely become \
                  NaN",
     },
     Limit {
-        operator: "Cast",
+        operators: &["Cast"],
         applies: |node| {
             let to = node.int("to").and_then(|to| i32::try_from(to).ok());
             to.and_then(|to| DataType::try_from(to).ok())
@@ -75,12 +75,12 @@ pub(super) const LIMITS: &[Limit] = &[
         reason: SMALL_TYPE,
     },
     Limit {
-        operator: "CastLike",
+        operators: &["CastLike"],
         applies: |node| is_small(node.elem(1)),
         reason: SMALL_TYPE,
     },
     Limit {
-        operator: "QuantizeLinear",
+        operators: &["QuantizeLinear"],
         applies: |node| {
             is_wide(node.elem(2))
                 || node
@@ -90,27 +90,12 @@ pub(super) const LIMITS: &[Limit] = &[
         reason: WIDE_QUANTIZATION,
     },
     Limit {
-        operator: "DequantizeLinear",
+        operators: &["DequantizeLinear"],
         applies: |node| is_wide(node.elem(0)) || is_wide(node.elem(2)),
         reason: WIDE_QUANTIZATION,
     },
     Limit {
-        operator: "BitwiseNot",
-        applies: bits_are_wide,
-        reason: WIDE_BITS,
-    },
-    Limit {
-        operator: "BitwiseAnd",
-        applies: bits_are_wide,
-        reason: WIDE_BITS,
-    },
-    Limit {
-        operator: "BitwiseOr",
-        applies: bits_are_wide,
-        reason: WIDE_BITS,
-    },
-    Limit {
-        operator: "BitwiseXor",
+        operators: &["BitwiseNot", "BitwiseAnd", "BitwiseOr", "BitwiseXor"],
         applies: bits_are_wide,
         reason: WIDE_BITS,
     },

@@ -11,10 +11,10 @@ use super::{
     walk::{self, attribute},
 };
 
-/// An operator that an engine computes wrongly under a condition.
+/// Operators that an engine computes wrongly under a condition.
 pub struct Limit {
-    /// The operator, of the standard domain or of `com.microsoft`.
-    pub operator: &'static str,
+    /// The operators, of the standard domain or of `com.microsoft`.
+    pub operators: &'static [&'static str],
     /// Whether this node is affected.
     pub applies: fn(&Operation) -> bool,
     /// What is wrong, for the error message.
@@ -125,7 +125,7 @@ fn in_graph(
         };
         let known_domain = walk::is_standard(node) || node.domain() == "com.microsoft";
         let limit = limits.iter().find(|limit| {
-            known_domain && node.op_type() == limit.operator && (limit.applies)(&operation)
+            known_domain && limit.operators.contains(&node.op_type()) && (limit.applies)(&operation)
         });
         if let Some(limit) = limit {
             return Some(format!("node `{}`: {}", walk::describe(node), limit.reason));
