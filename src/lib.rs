@@ -80,6 +80,8 @@ pub mod state;
 #[cfg(feature = "client")]
 mod address;
 #[cfg(feature = "server")]
+mod budget;
+#[cfg(feature = "server")]
 mod cache;
 #[cfg(feature = "server")]
 mod certificate;
@@ -87,6 +89,8 @@ mod certificate;
 mod files;
 #[cfg(feature = "server")]
 mod http;
+#[cfg(feature = "server")]
+mod memory_limit;
 #[cfg(feature = "server")]
 mod quantization;
 #[cfg(feature = "server")]

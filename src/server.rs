@@ -37,6 +37,7 @@ use crate::{
     },
     scheduler::Scheduler,
     state::{State, StateCell},
+    telemetry::summary,
 };
 pub use crate::{
     engine::{EngineConfig, EngineError, EngineKind, Precision},
@@ -181,6 +182,7 @@ async fn run_with(
         state: state.clone(),
         registry: Arc::clone(&registry),
         exporter: exporter.clone(),
+        memory: services.memory.clone(),
     };
     let http = http::serve(listeners.http, context, config.web, services.for_browsers());
     let grpc = grpc::serve(
@@ -212,6 +214,7 @@ async fn run_with(
         loop {
             sleep(METRICS_UPKEEP).await;
             exporter.upkeep();
+            summary::flush();
         }
     };
     let lost = async {

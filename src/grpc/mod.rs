@@ -24,11 +24,11 @@ pub use self::{
     services::{BrowserCalls, Services},
     transport::{accept::Listener, tls::TlsConfig},
 };
-use crate::{inference, proto, registry::Registry, state::StateCell};
+use crate::{inference, memory_limit::memory_limit, proto, registry::Registry, state::StateCell};
 
-/// How much a sender may send ahead on one call, in bytes. Large enough that a photo never waits
-/// for a round trip.
-const STREAM_WINDOW: u32 = 1 << 20;
+/// How much a sender may send ahead on one call, in bytes. Large enough that a photo hardly ever
+/// waits for a round trip; small, since it is not charged to the memory budget until it is read.
+const STREAM_WINDOW: u32 = 256 << 10;
 /// How many calls one connection may have in progress.
 const MAX_CONCURRENT_CALLS: u32 = 128;
 /// How much may be sent ahead on one connection, in bytes: the share of every call, so that streams
@@ -53,14 +53,20 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// A connection is closed when a keep-alive ping is not answered within this time.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The part of the process's memory that messages may take by default, as a divisor.
+const MEMORY_SHARE: u64 = 4;
+
 /// The limits of the gRPC side, and who may call.
 #[derive(Clone)]
 pub struct GrpcConfig {
     /// The largest message that is accepted, in bytes.
     pub max_message_bytes: usize,
+    /// The most memory that the messages of all callers may take, in bytes; one caller has half of
+    /// it at most.
+    pub max_memory: u64,
     /// The most open streams, over all connections.
     pub max_streams: usize,
-    /// The most calls in progress, over all connections; each may hold one message in memory.
+    /// The most calls in progress, over all connections.
     pub max_calls: usize,
     /// The most open connections; further ones wait.
     pub max_connections: usize,
@@ -82,6 +88,7 @@ impl Default for GrpcConfig {
     fn default() -> Self {
         Self {
             max_message_bytes: 16 << 20,
+            max_memory: memory_limit() / MEMORY_SHARE,
             max_streams: 256,
             max_calls: 512,
             max_connections: 1024,

@@ -1,10 +1,10 @@
 //! The classifying services and their admission, made once for both ports: calls of the live page
 //! on the HTTP port count against the same limits as those on the gRPC port.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, thread, time::Duration};
 
 use http::{Request, Response};
-use tonic::{body::Body, codec::CompressionEncoding};
+use tonic::body::Body;
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, util::BoxCloneSyncService};
 
@@ -14,9 +14,10 @@ use super::{
     call::context::Context,
     classifier::ClassifierService,
     oip::InferenceService,
+    transport::inflate::Inflater,
 };
 use crate::{
-    inference::grpc_inference_service_server::GrpcInferenceServiceServer,
+    budget::MemoryBudget, inference::grpc_inference_service_server::GrpcInferenceServiceServer,
     proto::classifier_server::ClassifierServer, registry::Registry, state::StateCell,
 };
 
@@ -36,36 +37,37 @@ pub struct Services {
     pub(super) admission: Admission,
     pub(super) classifier: ClassifierServer<ClassifierService>,
     pub(super) inference: GrpcInferenceServiceServer<InferenceService>,
+    /// What the messages of all callers are charged to.
+    pub(crate) memory: MemoryBudget,
     max_message_bytes: usize,
 }
 
 impl Services {
     /// The services of these models, with the limits and tokens of `config`.
     pub fn new(registry: Arc<Registry>, state: StateCell, config: &GrpcConfig) -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let memory = MemoryBudget::new(config.max_memory);
         let admission = Admission::new(AdmissionConfig {
             max_calls: config.max_calls,
             deadlines: config.deadlines,
             receive_timeout: config.receive_timeout,
             max_message_bytes: config.max_message_bytes,
+            memory: memory.clone(),
+            inflater: Inflater::new(cores),
             tokens: config.access.tokens(),
             registry: Arc::clone(&registry),
             state: state.clone(),
         });
         let context = Arc::new(Context::new(registry, state, config.max_streams));
         let classifier = ClassifierServer::new(ClassifierService(Arc::clone(&context)))
-            .max_decoding_message_size(config.max_message_bytes)
-            // Raw frames may gain from compression; images are compressed already, and answers are
-            // too small.
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Zstd);
+            .max_decoding_message_size(config.max_message_bytes);
         let inference = GrpcInferenceServiceServer::new(InferenceService(context))
-            .max_decoding_message_size(config.max_message_bytes)
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Zstd);
+            .max_decoding_message_size(config.max_message_bytes);
         Self {
             admission,
             classifier,
             inference,
+            memory,
             max_message_bytes: config.max_message_bytes,
         }
     }

@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 
 pub use self::guard::Web;
 use crate::{
+    budget::MemoryBudget,
     grpc::BrowserCalls,
     metrics::Exporter,
     registry::Registry,
@@ -33,6 +34,7 @@ pub struct HttpContext {
     pub state: StateCell,
     pub registry: Arc<Registry>,
     pub exporter: Exporter,
+    pub memory: MemoryBudget,
 }
 
 /// Serves until the returned future is dropped. `web` decides who may open the page and make
@@ -64,9 +66,10 @@ async fn metrics(extract::State(context): extract::State<HttpContext>) -> impl I
     // Reading /proc and asking a GPU's driver can block.
     let text = tokio::task::spawn_blocking(move || {
         let models = context.registry.list();
+        let models = models.iter().map(|entry| &*entry.metrics);
         context
             .exporter
-            .render(models.iter().map(|entry| &*entry.metrics), &context.state)
+            .render(models, &context.state, &context.memory)
     });
     let text = text
         .await

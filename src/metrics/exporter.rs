@@ -13,9 +13,12 @@ use metrics_process::Collector;
 use super::{
     decoder,
     model::ModelMetrics,
-    table::{BUILD_INFO, CALLS_ACTIVE, LOG_LINES_DROPPED, METRICS, MetricKind, READY, WORKERS},
+    table::{
+        BUILD_INFO, CALLS_ACTIVE, LOG_LINES_DROPPED, MESSAGE_MEMORY, MESSAGE_MEMORY_LIMIT, METRICS,
+        MetricKind, READY, WORKERS,
+    },
 };
-use crate::{state::StateCell, telemetry::log};
+use crate::{budget::MemoryBudget, state::StateCell, telemetry::log};
 
 /// The process's Prometheus exporter.
 #[derive(Clone)]
@@ -24,6 +27,8 @@ pub struct Exporter {
     process: Collector,
     ready: Gauge,
     calls: Gauge,
+    memory_used: Gauge,
+    memory_limit: Gauge,
     dropped_log_lines: Counter,
     #[cfg(feature = "tensorrt")]
     gpus: Arc<super::gpu::Gpus>,
@@ -60,17 +65,21 @@ impl Exporter {
             process,
             ready: gauge!(READY),
             calls: gauge!(CALLS_ACTIVE),
+            memory_used: gauge!(MESSAGE_MEMORY),
+            memory_limit: gauge!(MESSAGE_MEMORY_LIMIT),
             dropped_log_lines: counter!(LOG_LINES_DROPPED),
             #[cfg(feature = "tensorrt")]
             gpus: Arc::new(super::gpu::Gpus::find()),
         }
     }
 
-    /// Renders the text that Prometheus scrapes, with current values from `models` and `state`.
+    /// Renders the text that Prometheus scrapes, with current values from `models`, `state` and
+    /// `memory`.
     pub fn render<'a>(
         &self,
         models: impl IntoIterator<Item = &'a ModelMetrics>,
         state: &StateCell,
+        memory: &MemoryBudget,
     ) -> String {
         for model in models {
             model.refresh();
@@ -78,6 +87,8 @@ impl Exporter {
         let is_ready = state.get().ready().is_ok();
         self.ready.set(if is_ready { 1.0 } else { 0.0 });
         self.calls.set(state.calls() as f64);
+        self.memory_used.set(memory.used() as f64);
+        self.memory_limit.set(memory.total() as f64);
         self.dropped_log_lines.absolute(log::dropped_lines());
         self.process.collect();
         #[cfg(feature = "tensorrt")]

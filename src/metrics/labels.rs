@@ -15,19 +15,22 @@ pub enum Rejection {
     StreamLimit,
     /// Too many calls were in progress.
     CallLimit,
+    /// There was no memory for its message.
+    Memory,
     /// Its caller sent no valid token.
     Unauthenticated,
 }
 
 impl Rejection {
     /// In the order of the variants, which index this array.
-    pub const LABELS: [&'static str; 7] = [
+    pub const LABELS: [&'static str; 8] = [
         "queue_full",
         "deadline",
         "cancelled",
         "not_ready",
         "stream_limit",
         "call_limit",
+        "memory",
         "unauthenticated",
     ];
 }

@@ -79,6 +79,8 @@ pub(super) const WORKERS: &str = "classifier_workers";
 pub(super) const DEVICE_BUSY: &str = "classifier_device_busy_seconds_total";
 pub(super) const DEVICE_LANES: &str = "classifier_device_lanes";
 pub(super) const CALLS_ACTIVE: &str = "classifier_calls_active";
+pub(super) const MESSAGE_MEMORY: &str = "classifier_message_memory_bytes";
+pub(super) const MESSAGE_MEMORY_LIMIT: &str = "classifier_message_memory_limit_bytes";
 pub(super) const CONNECTIONS_ACTIVE: &str = "classifier_connections_active";
 pub(super) const CONNECTIONS_REFUSED: &str = "classifier_connections_refused_total";
 pub(super) const LOG_LINES_DROPPED: &str = "classifier_log_lines_dropped_total";
@@ -122,7 +124,7 @@ const STAGE: Label = Label {
 const GPU: &[Label] = &[Label::open("gpu"), Label::open("name")];
 
 /// Every metric except the process's own, `process_…`.
-pub const METRICS: [Metric; 36] = [
+pub const METRICS: [Metric; 38] = [
     Metric {
         name: REQUESTS,
         kind: MetricKind::Counter,
@@ -219,7 +221,8 @@ pub const METRICS: [Metric; 36] = [
         help: "Work that arrived and was not done. Counts for the default model if none was \
                determined yet.",
         when_high: "`queue_full`: overload. `deadline`: overload, or deadlines too short. \
-                    `cancelled`: callers give up. `…_limit`: raise `--max-calls` or \
+                    `cancelled`: callers give up. `memory`: raise `--max-memory`. \
+                    `…_limit`: raise `--max-calls` or \
                     `--max-streams`. `unauthenticated`: the log names the callers.",
         presence: Presence::Always,
     },
@@ -300,6 +303,26 @@ pub const METRICS: [Metric; 36] = [
         labels: &[],
         help: "Calls in progress, requests and streams.",
         when_high: "With a full queue: overload. Otherwise streams that stay open.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: MESSAGE_MEMORY,
+        kind: MetricKind::Gauge,
+        unit: "bytes",
+        labels: &[],
+        help: "Memory of the messages that have arrived, are arriving or are decompressed, and \
+               are not answered yet.",
+        when_high: "Near `message_memory_limit_bytes` requests are rejected and streams are \
+                    slowed down: raise `--max-memory`, or send smaller images.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: MESSAGE_MEMORY_LIMIT,
+        kind: MetricKind::Gauge,
+        unit: "bytes",
+        labels: &[],
+        help: "The most memory that messages may take: half of `--max-memory`.",
+        when_high: "Nothing.",
         presence: Presence::Always,
     },
     Metric {

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::{
     engine::EngineInfo,
     image::Geometry,
-    metrics::ModelMetrics,
+    metrics::{ModelMetrics, Rejection},
     model::{Model, Normalization},
     scheduler::Queue,
 };
@@ -117,6 +117,13 @@ impl Registry {
                 default,
             }),
             changed: watch::Sender::new(()),
+        }
+    }
+
+    /// Counts a rejection whose model is not known, for the default model.
+    pub fn count_rejection(&self, reason: Rejection) {
+        if let Ok(default) = self.find("") {
+            default.metrics.rejected(reason);
         }
     }
 

@@ -12,6 +12,7 @@ pub mod log;
 #[cfg_attr(not(feature = "otlp"), path = "otlp_disabled.rs")]
 mod otlp;
 mod period;
+pub mod summary;
 pub mod trace;
 
 use std::{sync::OnceLock, time::Duration};

@@ -7,9 +7,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use flate2::read::GzEncoder;
 use h2::client::{ResponseFuture, SendRequest};
 use prost::Message;
 use tonic::Status;
+
+use super::Server;
 
 pub const CLASSIFY: &str = "/resnet18.v1.Classifier/Classify";
 pub const STREAM_CLASSIFY: &str = "/resnet18.v1.Classifier/StreamClassify";
@@ -18,6 +21,47 @@ pub const STREAM_CLASSIFY: &str = "/resnet18.v1.Classifier/StreamClassify";
 pub fn framed(message: &impl Message) -> Vec<u8> {
     let length = message.encoded_len() as u32;
     [&[0], &length.to_be_bytes()[..], &message.encode_to_vec()].concat()
+}
+
+/// How a message is compressed.
+#[derive(Clone, Copy, Debug)]
+pub enum Encoding {
+    Gzip,
+    Zstd,
+}
+
+/// Classifies with a message that is compressed, which not every gRPC library can.
+pub async fn compressed_call(
+    server: &Server,
+    encoding: Encoding,
+    message: &impl Message,
+) -> Status {
+    let message = message.encode_to_vec();
+    let (name, compressed) = match encoding {
+        Encoding::Gzip => {
+            let mut gzip = GzEncoder::new(&message[..], flate2::Compression::fast());
+            let mut compressed = Vec::new();
+            gzip.read_to_end(&mut compressed).unwrap();
+            ("gzip", compressed)
+        }
+        Encoding::Zstd => {
+            let level = ruzstd::encoding::CompressionLevel::Fastest;
+            (
+                "zstd",
+                ruzstd::encoding::compress_to_vec(&message[..], level),
+            )
+        }
+    };
+    let length = compressed.len() as u32;
+    let framed = [&[1], &length.to_be_bytes()[..], &compressed].concat();
+
+    let mut connection = connect(&server.grpc).await;
+    let call = call(CLASSIFY).header("grpc-encoding", name);
+    let (response, mut sender) = connection
+        .send_request(call.body(()).unwrap(), false)
+        .unwrap();
+    sender.send_data(framed.into(), true).unwrap();
+    status(response).await.unwrap()
 }
 
 /// A connection by the h2 library, which follows HTTP/2.

@@ -18,8 +18,13 @@ use crate::{
     cli::{CliError, open_files, values},
     grpc::{Deadlines, GrpcConfig, Listener},
     http::Web,
+    memory_limit::memory_limit,
     server::Listeners,
 };
+
+/// The least memory for callers, in MiB: one message and one image.
+const MIN_MEMORY_MIB: u64 = 64;
+const MAX_MEMORY_MIB: u64 = 1 << 24;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
@@ -55,7 +60,13 @@ pub struct NetworkFlags {
         default_value = "256"
     )]
     max_streams: NonZeroUsize,
-    /// Maximum number of calls in progress; each may hold one message in memory.
+    /// Maximum memory of all that is held for callers, in MiB: half of it for messages, of which
+    /// one caller may have half, and half for decoding images [default: half of the memory that the
+    /// process may use, by its container or the machine].
+    #[arg(long, env = "RESNET18_MAX_MEMORY", value_name = "MIB",
+          value_parser = clap::value_parser!(u64).range(MIN_MEMORY_MIB..=MAX_MEMORY_MIB))]
+    max_memory: Option<u64>,
+    /// Maximum number of calls in progress.
     #[arg(
         long,
         env = "RESNET18_MAX_CALLS",
@@ -156,6 +167,7 @@ impl NetworkFlags {
     pub fn config(&self, security: &SecurityFlags) -> Result<GrpcConfig, CliError> {
         Ok(GrpcConfig {
             max_message_bytes: self.max_message_mib as usize * 1024 * 1024,
+            max_memory: self.max_memory() / 2,
             max_streams: self.max_streams.get(),
             max_calls: self.max_calls.get(),
             max_connections: open_files::allow_connections(self.max_connections.get()),
@@ -168,6 +180,14 @@ impl NetworkFlags {
             receive_timeout: self.receive_timeout,
             access: Arc::new(security.access()?),
         })
+    }
+
+    /// The memory of all that is held for callers, in bytes.
+    pub fn max_memory(&self) -> u64 {
+        match self.max_memory {
+            Some(mib) => mib << 20,
+            None => (memory_limit() / 2).max(MIN_MEMORY_MIB << 20),
+        }
     }
 
     /// Who may open the live page. It must not admit callers that the gRPC port would reject.

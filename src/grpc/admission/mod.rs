@@ -6,6 +6,7 @@
 
 pub(in crate::grpc) mod access;
 pub(in crate::grpc) mod auth;
+mod hold;
 
 use std::{
     future::Future,
@@ -24,23 +25,31 @@ use tokio::{
 use tonic::{Status, body::Body};
 use tower::{Layer, Service, layer::layer_fn};
 
-use self::auth::Tokens;
+use self::{auth::Tokens, hold::HeldBack};
 use crate::{
+    budget::MemoryBudget,
     grpc::{
         call::{
-            caller::{Caller, Peer, client_id},
+            caller::{Caller, Peer, budget_key, client_id},
             methods::{MAX_PATH, image_method, is_classifying, is_probe, is_stream},
             record::CallRecord,
             status::{CallError, received},
             timing::{CallTiming, Deadlines, grpc_timeout, priority},
         },
-        transport::receive::{ReceiveLimits, Receiving},
+        transport::{
+            inflate::{Encoding, Inflater},
+            receive::{MessageMemory, ReceiveConfig, ReceiveLimits, Receiving, ReceivingCall},
+        },
     },
     metrics::{Method, Rejection},
     registry::Registry,
     scheduler::Priority,
     state::{CallInProgress, StateCell},
-    telemetry::{context::TraceId, trace::Trace},
+    telemetry::{
+        context::TraceId,
+        summary::{self, Warning},
+        trace::Trace,
+    },
 };
 
 /// How long the message of a rejected call is read and discarded before its caller is answered.
@@ -62,6 +71,9 @@ pub(in crate::grpc) struct AdmissionConfig {
     pub receive_timeout: Duration,
     /// The largest message of a classifying service, in bytes.
     pub max_message_bytes: usize,
+    /// What the messages of classifying services are charged to.
+    pub memory: MemoryBudget,
+    pub inflater: Inflater,
     pub tokens: Option<Arc<Tokens>>,
     pub registry: Arc<Registry>,
     pub state: StateCell,
@@ -73,6 +85,7 @@ pub(in crate::grpc) struct Admission {
     /// One permit for each call of a classifying service. It is held from the call's headers on,
     /// since a message is stored while it arrives.
     permits: Arc<Semaphore>,
+    held_back: HeldBack,
     config: AdmissionConfig,
 }
 
@@ -94,6 +107,7 @@ impl Admission {
     pub fn new(config: AdmissionConfig) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(config.max_calls)),
+            held_back: HeldBack::default(),
             config,
         }
     }
@@ -166,18 +180,23 @@ impl Admission {
         };
         let path = request.uri().path();
         tokens.check(path, request.headers()).inspect_err(|error| {
-            let peer = request.extensions().get().map(Peer::address);
-            let path: String = path.chars().take(MAX_PATH).collect();
-            tracing::warn!(peer, path, trace_id = %trace, "rejected: {error}");
             self.count_rejection(Rejection::Unauthenticated);
+            let peer = request.extensions().get::<Peer>();
+            let warning = Warning {
+                kind: "rejected without a valid token",
+                host: peer.map_or("unknown", Peer::host),
+            };
+            if let Some(further) = summary::admit(warning) {
+                let peer = peer.map(Peer::address);
+                let path: String = path.chars().take(MAX_PATH).collect();
+                let further = (further > 0).then_some(further);
+                tracing::warn!(peer, path, trace_id = %trace, further, "rejected: {error}");
+            }
         })
     }
 
-    /// Counts a rejection for the default model, since the call's own is not known yet.
     fn count_rejection(&self, reason: Rejection) {
-        if let Ok(default) = self.config.registry.find("") {
-            default.metrics.rejected(reason);
-        }
+        self.config.registry.count_rejection(reason);
     }
 
     /// Counts the call as one in progress, if calls of this path count.
@@ -266,49 +285,65 @@ where
         let trace_id = trace.context().trace;
 
         // Health checks by load balancers are not worth a record.
-        let peer = request.extensions().get::<Peer>();
-        let record =
-            is_classifying(path).then(|| Arc::new(CallRecord::new(path, trace, timing, peer)));
+        let peer = request.extensions().get::<Peer>().cloned();
+        let record = is_classifying(path)
+            .then(|| Arc::new(CallRecord::new(path, trace, timing, peer.as_ref())));
 
         let admitted = self
             .admission
             .admit(&request, trace_id, priority, record.as_deref());
         let admitted = match admitted {
             Ok(admitted) => admitted,
-            Err(error) => return Box::pin(reject(request.into_body(), record, error)),
+            Err(error) => return Box::pin(self.admission.reject(request, record, error)),
         };
 
         if let Some(caller) = &admitted.caller {
             request.extensions_mut().insert(caller.clone());
         }
-        if let Some(record) = &record {
-            request.extensions_mut().insert(Arc::clone(record));
-        }
-        let limits = ReceiveLimits {
-            time: self.admission.config.receive_timeout,
-            // The other services have their own, far smaller limit.
-            bytes: record
-                .as_ref()
-                .map(|_| self.admission.config.max_message_bytes),
+        let encoding = match Encoding::take(request.headers_mut()) {
+            Ok(encoding) => encoding,
+            Err(error) => return Box::pin(self.admission.reject(request, record, error)),
         };
-        let receiving = record.clone();
-        let request = request.map(|body| {
-            if is_stream {
-                Receiving::stream(body, limits, receiving)
-            } else {
-                Receiving::message(body, limits, receiving)
+        let config = &self.admission.config;
+        let call = record.as_ref().map(|record| {
+            let key = budget_key(admitted.caller.as_ref(), peer.as_ref());
+            ReceivingCall {
+                record: Arc::clone(record),
+                encoding,
+                inflater: config.inflater.clone(),
+                memory: MessageMemory::new(config.memory.clone(), key),
+                registry: Arc::clone(&config.registry),
             }
         });
-        let response = self.inner.call(request);
+        let memory = call.as_ref().map(|call| call.memory.clone());
+        if let (Some(record), Some(memory)) = (&record, &memory) {
+            request.extensions_mut().insert(Arc::clone(record));
+            request.extensions_mut().insert(memory.clone());
+        }
+        let receive = ReceiveConfig {
+            limits: ReceiveLimits {
+                time: config.receive_timeout,
+                bytes: config.max_message_bytes,
+            },
+            is_stream,
+            call,
+        };
+        let response = self
+            .inner
+            .call(request.map(|body| Receiving::body(body, receive)));
+
+        let held_back = self.admission.held_back.clone();
 
         Box::pin(async move {
-            let _admitted = admitted;
             let response = match timing.deadline {
                 None => response.await,
                 Some(deadline) => timeout_at(deadline.into(), response)
                     .await
                     .unwrap_or_else(|_| Ok(Status::from(CallError::Deadline).into_http())),
             };
+
+            // The memory of a single message was held until here.
+            drop((admitted, memory));
 
             // Also record calls that ended before the service ran, with an oversized message for
             // example.
@@ -324,23 +359,42 @@ where
                     return Ok(status.into_http());
                 }
             }
+            if let Ok(response) = &response
+                && let Some(status) = Status::from_header_map(response.headers())
+            {
+                held_back
+                    .hold(peer.as_ref(), &status, timing.deadline)
+                    .await;
+            }
             response
         })
     }
 }
 
-/// Answers a call that is not admitted.
-async fn reject<E>(
-    body: Body,
-    record: Option<Arc<CallRecord>>,
-    error: CallError,
-) -> Result<Response<Body>, E> {
-    if let Some(record) = record {
-        record.failed(&error);
+impl Admission {
+    /// Answers a call that is not admitted.
+    fn reject<E>(
+        &self,
+        request: Request<Body>,
+        record: Option<Arc<CallRecord>>,
+        error: CallError,
+    ) -> impl Future<Output = Result<Response<Body>, E>> + Send + use<E> {
+        let held_back = self.held_back.clone();
+        let peer = request.extensions().get::<Peer>().cloned();
+        let body = request.into_body();
+        async move {
+            let deadline = record.as_ref().and_then(|record| record.timing.deadline);
+            if let Some(record) = record {
+                record.failed(&error);
+            }
+            // Whether all of the body was discarded in time makes no difference.
+            let _ = timeout(DISCARD, discard(body)).await;
+
+            let status = Status::from(error);
+            held_back.hold(peer.as_ref(), &status, deadline).await;
+            Ok(status.into_http())
+        }
     }
-    // Whether all of the body was discarded in time makes no difference.
-    let _ = timeout(DISCARD, discard(body)).await;
-    Ok(Status::from(error).into_http())
 }
 
 /// Whether a call's metadata is within the limit.

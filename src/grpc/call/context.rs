@@ -54,10 +54,7 @@ impl Context {
     /// Counts one more open stream until the permit is dropped.
     pub fn stream_permit(&self) -> Result<SemaphorePermit<'_>, CallError> {
         self.streams.try_acquire().map_err(|_| {
-            // Which model the stream is for is not known yet.
-            if let Ok(default) = self.registry.find("") {
-                default.metrics.rejected(Rejection::StreamLimit);
-            }
+            self.registry.count_rejection(Rejection::StreamLimit);
             CallError::TooManyStreams {
                 open: self.max_streams,
             }

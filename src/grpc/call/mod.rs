@@ -13,6 +13,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use self::{caller::client_id, record::CallRecord, status::CallError, timing::CallTiming};
+use super::transport::receive::MessageMemory;
 use crate::scheduler::ClientId;
 
 /// What a service needs to know of a call besides its message.
@@ -21,19 +22,22 @@ pub(in crate::grpc) struct Call {
     pub timing: CallTiming,
     pub client: ClientId,
     pub record: Arc<CallRecord>,
+    /// The memory of its messages.
+    pub memory: MessageMemory,
 }
 
 impl Call {
     /// The call that a request belongs to, as admission left it in the request's extensions.
     pub fn of<T>(request: &Request<T>) -> Self {
         let extensions = request.extensions();
-        let record: &Arc<CallRecord> = extensions
-            .get()
-            .expect("admission makes a record of every call of these services");
+        let by_admission = "admission adds this to every call of these services";
+        let record: &Arc<CallRecord> = extensions.get().expect(by_admission);
+        let memory: &MessageMemory = extensions.get().expect(by_admission);
         Self {
             timing: record.timing,
             client: client_id(extensions.get(), extensions.get()),
             record: Arc::clone(record),
+            memory: memory.clone(),
         }
     }
 

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
+    budget::OutOfMemory,
     image::{ImageError, ImageFormat},
     registry::UnknownModel,
     scheduler::{JobError, QueueFull},
@@ -17,12 +18,15 @@ use crate::{
 /// "Pushback").
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
+/// The metadata key of the encodings that the server decompresses (gRPC over HTTP/2).
+const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+
 /// The longest message, in characters. A status travels in headers, whose size is limited.
 const MAX_MESSAGE: usize = 500;
 
 /// The delay after which a client should retry when the server is starting, draining, or at a limit
 /// whose end is not known.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
+pub(in crate::grpc) const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Why a call, or one frame of a stream, has no classes.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,19 @@ pub(in crate::grpc) enum CallError {
          --max-message-mib)"
     )]
     LargeMessage { bytes: usize, limit: usize },
+    #[error(
+        "the message has more than {limit} bytes when it is decompressed, the most that this \
+         server accepts (its flag --max-message-mib)"
+    )]
+    LargeInflated { limit: usize },
+    /// The caller's images don't fit into memory now.
+    #[error("{0}; retry in a moment")]
+    Memory(#[from] OutOfMemory),
+    #[error("the encoding \"{name}\" is unknown; this server decompresses {accepted}")]
+    UnknownEncoding {
+        name: String,
+        accepted: &'static str,
+    },
     #[error("the call's metadata has {bytes} bytes; this server accepts at most {limit}")]
     LargeMetadata { bytes: usize, limit: usize },
     /// The newest file of the model can't be served, and there is no older version.
@@ -94,8 +111,10 @@ impl CallError {
             | Self::Job(JobError::Displaced(_))
             | Self::TooManyStreams { .. }
             | Self::TooManyCalls { .. }
+            | Self::Memory(_)
             | Self::LargeMetadata { .. } => Code::ResourceExhausted,
-            Self::LargeMessage { .. } => Code::OutOfRange,
+            Self::LargeMessage { .. } | Self::LargeInflated { .. } => Code::OutOfRange,
+            Self::UnknownEncoding { .. } => Code::Unimplemented,
             Self::ModelFailed { .. } => Code::FailedPrecondition,
             Self::Job(JobError::Image(error)) | Self::ImageInRequest { error, .. }
                 if is_internal(error) =>
@@ -154,6 +173,7 @@ impl CallError {
             Self::QueueFull(full) | Self::Job(JobError::Displaced(full)) => Some(full.retry_after),
             Self::TooManyStreams { .. }
             | Self::TooManyCalls { .. }
+            | Self::Memory(_)
             | Self::NotReady(NotReady::Starting | NotReady::NoModel(_) | NotReady::Draining) => {
                 Some(RETRY_DELAY)
             }
@@ -178,6 +198,12 @@ pub(in crate::grpc) fn shorten(message: &str) -> String {
     }
 }
 
+/// The delay after which a rejected caller should call again, as its status says.
+pub(in crate::grpc) fn pushback(status: &Status) -> Option<Duration> {
+    let milliseconds = status.metadata().get(PUSHBACK)?.to_str().ok()?;
+    milliseconds.parse().ok().map(Duration::from_millis)
+}
+
 /// The status of a message that tonic could not receive, in this server's words; `None` leaves it
 /// as it is.
 ///
@@ -189,14 +215,6 @@ pub(in crate::grpc) fn received(status: &Status) -> Option<Status> {
     match status.code() {
         Code::Internal if !message.starts_with("protocol error") => {
             Some(Status::invalid_argument(shorten(message)))
-        }
-        Code::ResourceExhausted if message.starts_with("Error decompressing: size limit") => {
-            let limit = message.split(' ').find_map(|word| word.parse::<u64>().ok());
-            let limit = limit.map_or_else(String::new, |limit| format!(" {limit} bytes"));
-            Some(Status::resource_exhausted(format!(
-                "the message is larger than it may be when it is decompressed; this server \
-                 accepts at most{limit} (its flag --max-message-mib)"
-            )))
         }
         _ => None,
     }
@@ -213,7 +231,12 @@ impl From<CallError> for Status {
     fn from(error: CallError) -> Self {
         let code = error.code();
         let Some(delay) = error.retry_after() else {
-            return Status::new(code, error.message());
+            let mut status = Status::new(code, error.message());
+            if let CallError::UnknownEncoding { accepted, .. } = error {
+                let accepted = MetadataValue::from_static(accepted);
+                status.metadata_mut().insert(ACCEPT_ENCODING, accepted);
+            }
+            return status;
         };
 
         let details = ErrorDetails::with_retry_info(Some(delay));
@@ -248,17 +271,6 @@ mod tests {
         let framing = "protocol error: received message with invalid compression flag: 7";
         assert_eq!(reworded(Status::internal(framing)), None);
         assert_eq!(reworded(Status::unimplemented("")), None);
-
-        let bomb = Status::resource_exhausted(
-            "Error decompressing: size limit, of 4096 bytes, exceeded while decompressing message",
-        );
-        let error = CallError::from(bomb);
-        assert_eq!(error.code(), Code::ResourceExhausted);
-        assert!(
-            error.message().contains("at most 4096 bytes") && error.message().contains("--max-"),
-            "{}",
-            error.message()
-        );
     }
 
     #[test]

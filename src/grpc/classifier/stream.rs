@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     answer::{Smoothing, softmax},
+    budget::Reservation,
     grpc::{
         call::{
             Call,
@@ -25,6 +26,7 @@ use crate::{
             status::CallError,
         },
         stream::{both, supervise},
+        transport::receive::MessageMemory,
     },
     image::Source,
     metrics::{FrameOutcome, ModelMetrics, RateMeter, statistics::Stages},
@@ -66,6 +68,7 @@ async fn answer_all(
     // A stream counts against the limit before its config has arrived.
     let _permit = context.stream_permit()?;
     let config = config(&mut inbound, &context.state).await?;
+    drop(call.memory.take());
     let served = context.model(&config.model, &call.record)?;
     let _open = served.metrics.stream();
     let policy = FramePolicy::try_from(config.policy).map_err(|_| {
@@ -86,6 +89,7 @@ async fn answer_all(
         inbound,
         state: context.state.clone(),
         metrics: Arc::clone(&served.metrics),
+        memory: call.memory.clone(),
         record,
     };
     let submitter = Submitter {
@@ -200,6 +204,7 @@ struct FrameSource {
     inbound: Streaming<StreamClassifyRequest>,
     state: StateCell,
     metrics: Arc<ModelMetrics>,
+    memory: MessageMemory,
     record: Arc<CallRecord>,
 }
 
@@ -208,7 +213,7 @@ impl FrameSource {
         match next_message(&mut self.inbound, &self.state).await? {
             None => Ok(None),
             Some(Message::Frame(frame)) => {
-                let incoming = Incoming::new(frame);
+                let incoming = Incoming::new(frame, self.memory.take());
                 let bytes = incoming.image.as_ref().map_or(0, Source::bytes);
                 self.metrics.received(bytes);
                 self.record.received(bytes);
@@ -225,6 +230,8 @@ impl FrameSource {
 struct Incoming {
     stamp: FrameStamp,
     image: Result<Source, CallError>,
+    /// The memory of its message, held until the frame is answered or dropped.
+    memory: Option<Reservation>,
 }
 
 /// What an answer needs to know of its frame.
@@ -249,7 +256,7 @@ impl FrameStamp {
 }
 
 impl Incoming {
-    fn new(frame: Frame) -> Self {
+    fn new(frame: Frame, memory: Option<Reservation>) -> Self {
         let captured_at = convert::captured_at(frame.captured_at);
         let stamp = FrameStamp {
             id: frame.id,
@@ -259,6 +266,7 @@ impl Incoming {
         Self {
             stamp,
             image: convert::source(frame.image),
+            memory,
         }
     }
 }
@@ -275,7 +283,12 @@ async fn answer_every(
     let in_flight = parallelism.min(MAX_FRAMES_IN_FLIGHT);
     let (pending, mut in_order) = mpsc::channel(in_flight);
     let read = async move {
-        while let Some(Incoming { stamp, image }) = source.next().await? {
+        while let Some(incoming) = source.next().await? {
+            let Incoming {
+                stamp,
+                image,
+                memory,
+            } = incoming;
             let arrived = stamp.arrived;
             let span = submitter.span();
             let submitted = match image {
@@ -288,7 +301,11 @@ async fn answer_every(
                 })?),
                 Err(error) => Err(error),
             };
-            if pending.send((stamp, span, submitted)).await.is_err() {
+            if pending
+                .send((stamp, span, submitted, memory))
+                .await
+                .is_err()
+            {
                 break;
             }
         }
@@ -297,7 +314,7 @@ async fn answer_every(
 
     // Owns the receiver, so that reading ends when answering fails.
     let answer = async move {
-        while let Some((stamp, span, submitted)) = in_order.recv().await {
+        while let Some((stamp, span, submitted, memory)) = in_order.recv().await {
             let outcome = match submitted {
                 Ok(submitted) => {
                     let (served, outcome) = submitted.outcome().await;
@@ -306,6 +323,7 @@ async fn answer_every(
                 }
                 Err(error) => Err(error),
             };
+            drop(memory);
             answerer.answer(stamp, span, outcome, 0).await?;
         }
         Ok(())
@@ -343,13 +361,17 @@ async fn answer_latest(
             let from = Arc::clone(&slot);
             let span = submitter.span();
             let submitted = submitter.submit(span, move || {
-                let Incoming { stamp, image } = from.take()?;
+                let Incoming {
+                    stamp,
+                    image,
+                    memory,
+                } = from.take()?;
                 let (source, error) = match image {
                     Ok(source) => (Some(source), None),
                     Err(error) => (None, Some(error)),
                 };
                 // The stream may have ended meanwhile.
-                let _ = taken.send((stamp, error));
+                let _ = taken.send((stamp, error, memory));
                 Some(InputImage {
                     source: source?,
                     arrived: stamp.arrived,
@@ -360,9 +382,10 @@ async fn answer_latest(
             answerer.follow(served);
             // Without a stamp no frame was taken: the scheduler has stopped, or the deadline has
             // passed.
-            let Ok((stamp, error)) = stamp.await else {
+            let Ok((stamp, error, memory)) = stamp.await else {
                 return Err(outcome.err().unwrap_or(JobError::Abandoned).into());
             };
+            drop(memory);
             let outcome = error.map_or(outcome.map_err(CallError::from), Err);
             answerer
                 .answer(stamp, span, outcome, slot.dropped())

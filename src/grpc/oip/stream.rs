@@ -10,6 +10,7 @@ use super::{
     names,
 };
 use crate::{
+    budget::Reservation,
     grpc::{
         call::{
             Call,
@@ -61,6 +62,7 @@ async fn answer_all(
     let record = Arc::clone(&call.record);
     let read = async move {
         while let Some(request) = next(&mut inbound, context).await? {
+            let memory = call.memory.take();
             let admitted = RequestContext {
                 timing: CallTiming {
                     arrived: Instant::now(),
@@ -79,6 +81,7 @@ async fn answer_all(
                 metrics,
                 admitted,
                 submitted,
+                memory,
             };
             if pending.send(request).await.is_err() {
                 break;
@@ -119,6 +122,8 @@ struct Pending {
     metrics: Option<Arc<ModelMetrics>>,
     admitted: RequestContext,
     submitted: Result<Submitted, CallError>,
+    /// The memory of its message.
+    memory: Option<Reservation>,
 }
 
 /// Answers the `number`-th request of the stream. A request that failed gets its error, and the
@@ -133,11 +138,13 @@ async fn answer_one(
         metrics,
         admitted: RequestContext { timing, span },
         submitted,
+        memory,
     } = pending;
     let outcome = match submitted {
         Ok(submitted) => submitted.answer().await,
         Err(error) => Err(error),
     };
+    drop(memory);
     if let Some(metrics) = metrics {
         metrics.frame(if outcome.is_ok() {
             FrameOutcome::Classified

@@ -25,6 +25,7 @@ use super::tls::Certificates;
 use crate::{
     grpc::call::caller::Peer,
     metrics::{ConnectionGuard, ConnectionMetrics, Refusal},
+    telemetry::summary::{self, Warning},
 };
 
 /// A connection that has not sent HTTP/2's preface within this time is closed.
@@ -194,8 +195,16 @@ async fn handshake(
     stream: Box<dyn Duplex>,
     peer: &Peer,
 ) -> Option<Box<dyn Duplex>> {
-    let refused =
-        |reason: &dyn fmt::Display| tracing::warn!(peer = peer.address(), "TLS refused: {reason}");
+    let refused = |reason: &dyn fmt::Display| {
+        let warning = Warning {
+            kind: "TLS refused",
+            host: peer.host(),
+        };
+        if let Some(further) = summary::admit(warning) {
+            let further = (further > 0).then_some(further);
+            tracing::warn!(peer = peer.address(), further, "TLS refused: {reason}");
+        }
+    };
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => return Some(Box::new(stream)),
         Ok(Err(error)) => match error.kind() {

@@ -6,6 +6,7 @@
 use std::io::{self, BufRead, Read};
 
 use flate2::bufread::ZlibDecoder;
+use ruzstd::decoding::StreamingDecoder;
 use weezl::{BitOrder, LzwStatus, decode};
 
 use super::{
@@ -14,6 +15,10 @@ use super::{
     unsupported,
 };
 use crate::image::ImageError;
+
+/// The largest window of a Zstandard frame, in bytes, which the decoder allocates. Encoders choose
+/// no larger one below their highest levels.
+const MAX_WINDOW: u64 = 8 << 20;
 
 /// A compression that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +131,8 @@ impl Decompressor {
                 repeated: 0,
             }),
             Compression::Zstandard => {
-                Box::new(zstd::stream::read::Decoder::with_buffer(data)?.single_frame())
+                let decoder = StreamingDecoder::new_with_max_window_size(data, MAX_WINDOW);
+                Box::new(decoder.map_err(io::Error::other)?)
             }
         })
     }

@@ -1,0 +1,150 @@
+//! Warnings about callers: the first of a kind from an address is logged at once, further ones are
+//! summed up, so that no caller can fill the log.
+
+use std::{
+    collections::HashMap,
+    sync::{LazyLock, Mutex},
+    time::{Duration, Instant},
+};
+
+use crate::sync::lock;
+
+/// For how long further warnings are summed up.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The most kinds and addresses that are told apart; beyond it, addresses are not.
+const MAX_ENTRIES: usize = 256;
+
+/// A warning about a caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Warning<'a> {
+    /// What kind of warning it is. Warnings of one kind from one address are summed up.
+    pub kind: &'static str,
+    /// The caller's address without its port.
+    pub host: &'a str,
+}
+
+type Key = (&'static str, String);
+
+#[derive(Default)]
+struct Summaries(HashMap<Key, Summary>);
+
+struct Summary {
+    /// When a line was last written.
+    logged: Instant,
+    /// How many warnings have come since.
+    further: u64,
+}
+
+/// What is to be written about a warning.
+#[derive(Debug, PartialEq, Eq)]
+enum Line {
+    /// The warning itself, and how many like it came before it without a line.
+    Warning { further: u64 },
+    /// Nothing yet.
+    Nothing,
+}
+
+static SUMMARIES: LazyLock<Mutex<Summaries>> = LazyLock::new(Mutex::default);
+
+/// Whether this warning is to be logged now; `Some` holds the number of earlier ones that were not.
+pub fn admit(warning: Warning<'_>) -> Option<u64> {
+    match lock(&SUMMARIES).line(warning, Instant::now()) {
+        Line::Warning { further } => Some(further),
+        Line::Nothing => None,
+    }
+}
+
+/// Logs what was summed up. Must be called regularly.
+pub fn flush() {
+    for ((kind, host), further) in lock(&SUMMARIES).due(Instant::now()) {
+        tracing::warn!(host, further, "{kind}: more like the last one");
+    }
+}
+
+impl Summaries {
+    fn line(&mut self, warning: Warning<'_>, now: Instant) -> Line {
+        let mut key = (warning.kind, warning.host.to_owned());
+        if self.0.len() >= MAX_ENTRIES && !self.0.contains_key(&key) {
+            key.1 = "several".into();
+        }
+
+        let Some(summary) = self.0.get_mut(&key) else {
+            let first = Summary {
+                logged: now,
+                further: 0,
+            };
+            self.0.insert(key, first);
+            return Line::Warning { further: 0 };
+        };
+        if now - summary.logged < INTERVAL {
+            summary.further += 1;
+            return Line::Nothing;
+        }
+        let further = std::mem::take(&mut summary.further);
+        summary.logged = now;
+        Line::Warning { further }
+    }
+
+    /// The sums whose time has come; kinds and addresses without any are forgotten.
+    fn due(&mut self, now: Instant) -> Vec<(Key, u64)> {
+        let mut due = Vec::new();
+        self.0.retain(|key, summary| {
+            if now - summary.logged < INTERVAL {
+                return true;
+            }
+            if summary.further == 0 {
+                return false;
+            }
+            due.push((key.clone(), std::mem::take(&mut summary.further)));
+            summary.logged = now;
+            true
+        });
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_is_logged_and_the_rest_are_counted() {
+        let mut summaries = Summaries::default();
+        let start = Instant::now();
+        let mut line = |kind, host, milliseconds| {
+            let now = start + Duration::from_millis(milliseconds);
+            summaries.line(Warning { kind, host }, now)
+        };
+        assert_eq!(line("tls", "10.0.0.1", 0), Line::Warning { further: 0 });
+        assert_eq!(line("tls", "10.0.0.1", 1), Line::Nothing);
+        assert_eq!(line("tls", "10.0.0.1", 999), Line::Nothing);
+        assert_eq!(line("tls", "10.0.0.2", 2), Line::Warning { further: 0 });
+        assert_eq!(line("token", "10.0.0.1", 3), Line::Warning { further: 0 });
+        assert_eq!(line("tls", "10.0.0.1", 1000), Line::Warning { further: 2 });
+        assert_eq!(line("tls", "10.0.0.1", 1001), Line::Nothing);
+
+        let later = start + Duration::from_secs(3);
+        let due = summaries.due(later);
+        assert_eq!(due, [(("tls", "10.0.0.1".to_owned()), 1)]);
+        assert!(summaries.due(later).is_empty());
+        summaries.due(later + INTERVAL);
+        assert!(summaries.0.is_empty(), "nothing is remembered for ever");
+    }
+
+    #[test]
+    fn many_addresses_take_no_more_memory_than_a_few() {
+        let mut summaries = Summaries::default();
+        let now = Instant::now();
+        let mut lines = 0;
+        for address in 0..10_000 {
+            let host = address.to_string();
+            let warning = Warning {
+                kind: "tls",
+                host: &host,
+            };
+            lines += usize::from(summaries.line(warning, now) != Line::Nothing);
+        }
+        assert_eq!(lines, MAX_ENTRIES + 1);
+        assert_eq!(summaries.0.len(), MAX_ENTRIES + 1);
+    }
+}
