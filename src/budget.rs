@@ -7,34 +7,31 @@
 use std::{
     collections::HashMap,
     fmt,
-    pin::pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
 use crate::sync;
 
 /// The part of the budget that one client may hold, as a divisor: the rest stays for others.
 const SHARE_OF_A_CLIENT: u64 = 2;
+/// What memory is counted in, in bytes.
+const UNIT: u64 = 1 << 10;
+/// The largest budget, in units.
+const MAX_UNITS: u64 = u32::MAX as u64;
 
 /// The budget. Clones of the handle share it.
 #[derive(Clone)]
 pub struct MemoryBudget(Arc<Shared>);
 
 struct Shared {
-    /// In bytes.
-    total: u64,
-    used: Mutex<Used>,
-    /// Notified whenever bytes are given back.
-    freed: Notify,
-}
-
-#[derive(Default)]
-struct Used {
-    total: u64,
-    /// Only clients that hold something have an entry.
-    by_client: HashMap<BudgetKey, u64>,
+    /// In units.
+    total: u32,
+    /// One permit for each unit that is free. Whoever waits gets them in the order of arrival.
+    free: Arc<Semaphore>,
+    /// The same for each client that holds something or waits for it.
+    clients: Mutex<HashMap<BudgetKey, Weak<Semaphore>>>,
 }
 
 /// Whom memory is charged to.
@@ -44,8 +41,9 @@ pub struct BudgetKey(pub u64);
 /// Bytes that are held, until this is dropped.
 pub struct Reservation {
     budget: MemoryBudget,
-    key: BudgetKey,
-    bytes: u64,
+    client: Arc<Semaphore>,
+    /// Of the client and of all, in this order; both hold as many units.
+    permits: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
 }
 
 /// The bytes do not fit into the budget now.
@@ -53,8 +51,8 @@ pub struct Reservation {
 pub enum OutOfMemory {
     /// All callers together hold too much.
     #[error(
-        "{held} MiB of images are in memory, of {limit} that all callers may have there (its flag \
-         --max-memory)"
+        "the messages of all callers have {held} MiB in memory, of {limit} at most (half of the \
+         server's flag --max-memory)"
     )]
     Total {
         /// What is held, in MiB.
@@ -64,7 +62,7 @@ pub enum OutOfMemory {
     },
     /// This caller alone holds too much.
     #[error(
-        "you have {held} MiB of images in memory, of {limit} that one caller may have there (half \
+        "your messages have {held} MiB in memory, of {limit} that one caller may have (a quarter \
          of the server's flag --max-memory)"
     )]
     Client {
@@ -78,26 +76,27 @@ pub enum OutOfMemory {
 impl MemoryBudget {
     /// A budget of `total` bytes.
     pub fn new(total: u64) -> Self {
+        let total = (total / UNIT).clamp(SHARE_OF_A_CLIENT, MAX_UNITS) as u32;
         Self(Arc::new(Shared {
             total,
-            used: Mutex::default(),
-            freed: Notify::new(),
+            free: Arc::new(Semaphore::new(total as usize)),
+            clients: Mutex::default(),
         }))
     }
 
     /// The budget, in bytes.
     pub fn total(&self) -> u64 {
-        self.0.total
-    }
-
-    /// The most that one client may hold, in bytes.
-    pub fn client_limit(&self) -> u64 {
-        self.0.total / SHARE_OF_A_CLIENT
+        u64::from(self.0.total) * UNIT
     }
 
     /// What is held now, in bytes.
     pub fn used(&self) -> u64 {
-        sync::lock(&self.0.used).total
+        self.total() - self.0.free.available_permits() as u64 * UNIT
+    }
+
+    /// The most that one client may hold, in bytes.
+    fn client_limit(&self) -> u64 {
+        self.total() / SHARE_OF_A_CLIENT
     }
 
     /// Holds `bytes` for a client.
@@ -105,61 +104,57 @@ impl MemoryBudget {
     /// # Errors
     /// When they do not fit now.
     pub fn reserve(&self, key: BudgetKey, bytes: u64) -> Result<Reservation, OutOfMemory> {
-        let mut reservation = Reservation {
-            budget: self.clone(),
-            key,
-            bytes: 0,
-        };
+        let mut reservation = self.nothing(key);
         reservation.grow(bytes)?;
         Ok(reservation)
     }
 
     /// Holds `bytes` for a client as soon as they fit.
-    pub async fn reserve_later(&self, key: BudgetKey, bytes: u64) -> Reservation {
-        loop {
-            // Registered before the attempt, so that nothing freed in between is missed.
-            let mut freed = pin!(self.0.freed.notified());
-            freed.as_mut().enable();
-            if let Ok(reservation) = self.reserve(key, bytes) {
-                return reservation;
-            }
-            freed.await;
+    ///
+    /// # Errors
+    /// When they never will.
+    pub async fn reserve_later(
+        &self,
+        key: BudgetKey,
+        bytes: u64,
+    ) -> Result<Reservation, OutOfMemory> {
+        let mut reservation = self.nothing(key);
+        let units = units(bytes);
+        if u64::from(units) * UNIT > self.client_limit() {
+            return Err(self.client_exceeded(&reservation.client));
+        }
+        let of_client = Arc::clone(&reservation.client).acquire_many_owned(units);
+        let of_client = of_client.await.expect("the semaphore is never closed");
+        let of_all = Arc::clone(&self.0.free).acquire_many_owned(units);
+        let of_all = of_all.await.expect("the semaphore is never closed");
+        reservation.permits = Some((of_client, of_all));
+        Ok(reservation)
+    }
+
+    fn nothing(&self, key: BudgetKey) -> Reservation {
+        let mut clients = sync::lock(&self.0.clients);
+        let known = clients.get(&key).and_then(Weak::upgrade);
+        let client = known.unwrap_or_else(|| {
+            clients.retain(|_, client| client.strong_count() > 0);
+            let units = (self.client_limit() / UNIT) as usize;
+            let client = Arc::new(Semaphore::new(units));
+            clients.insert(key, Arc::downgrade(&client));
+            client
+        });
+        Reservation {
+            budget: self.clone(),
+            client,
+            permits: None,
         }
     }
 
-    fn add(&self, key: BudgetKey, bytes: u64) -> Result<(), OutOfMemory> {
+    fn client_exceeded(&self, client: &Semaphore) -> OutOfMemory {
         let limit = self.client_limit();
-        let mut used = sync::lock(&self.0.used);
-        if used.total.saturating_add(bytes) > self.0.total {
-            return Err(OutOfMemory::Total {
-                held: used.total >> 20,
-                limit: self.0.total >> 20,
-            });
+        let free = client.available_permits() as u64 * UNIT;
+        OutOfMemory::Client {
+            held: (limit - free) >> 20,
+            limit: limit >> 20,
         }
-
-        let held = used.by_client.get(&key).copied().unwrap_or_default();
-        if held.saturating_add(bytes) > limit {
-            return Err(OutOfMemory::Client {
-                held: held >> 20,
-                limit: limit >> 20,
-            });
-        }
-        used.total += bytes;
-        used.by_client.insert(key, held + bytes);
-        Ok(())
-    }
-
-    fn give_back(&self, key: BudgetKey, bytes: u64) {
-        let mut used = sync::lock(&self.0.used);
-        used.total -= bytes;
-        let held = used.by_client.get_mut(&key);
-        let held = held.expect("a client that gives bytes back holds them");
-        *held -= bytes;
-        if *held == 0 {
-            used.by_client.remove(&key);
-        }
-        drop(used);
-        self.0.freed.notify_waiters();
     }
 }
 
@@ -169,32 +164,58 @@ impl Reservation {
     /// # Errors
     /// When they do not fit now; what is held already stays.
     pub fn grow(&mut self, bytes: u64) -> Result<(), OutOfMemory> {
-        if bytes > 0 {
-            self.budget.add(self.key, bytes)?;
-            self.bytes += bytes;
+        let units = units(bytes);
+        let budget = &self.budget;
+        let of_client = try_acquire(&self.client, units);
+        let of_client = of_client.map_err(|_| budget.client_exceeded(&self.client))?;
+        let of_all = try_acquire(&budget.0.free, units).map_err(|_| OutOfMemory::Total {
+            held: budget.used() >> 20,
+            limit: budget.total() >> 20,
+        })?;
+
+        match &mut self.permits {
+            None => self.permits = Some((of_client, of_all)),
+            Some((client, all)) => {
+                client.merge(of_client);
+                all.merge(of_all);
+            }
         }
         Ok(())
     }
 
     /// Gives back what exceeds `bytes`.
     pub fn shrink_to(&mut self, bytes: u64) {
-        if let Some(excess) = self.bytes.checked_sub(bytes).filter(|excess| *excess > 0) {
-            self.budget.give_back(self.key, excess);
-            self.bytes = bytes;
+        if let Some((client, all)) = &mut self.permits {
+            let excess = client.num_permits().saturating_sub(units(bytes) as usize);
+            drop((client.split(excess), all.split(excess)));
         }
     }
-}
 
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.shrink_to(0);
+    fn bytes(&self) -> u64 {
+        let held = self
+            .permits
+            .as_ref()
+            .map(|(client, _)| client.num_permits());
+        held.unwrap_or_default() as u64 * UNIT
     }
 }
 
 impl fmt::Debug for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Reservation({} bytes)", self.bytes)
+        write!(f, "Reservation({} bytes)", self.bytes())
     }
+}
+
+/// The units that hold `bytes`.
+fn units(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX)
+}
+
+fn try_acquire(
+    semaphore: &Arc<Semaphore>,
+    units: u32,
+) -> Result<OwnedSemaphorePermit, TryAcquireError> {
+    Arc::clone(semaphore).try_acquire_many_owned(units)
 }
 
 #[cfg(test)]
@@ -236,29 +257,44 @@ mod tests {
 
     #[test]
     fn everything_is_given_back() {
-        let budget = MemoryBudget::new(100);
-        let mut reservation = budget.reserve(A, 10).unwrap();
-        reservation.grow(40).unwrap();
+        let budget = MemoryBudget::new(100 << 10);
+        let mut reservation = budget.reserve(A, 10 << 10).unwrap();
+        reservation.grow(40 << 10).unwrap();
         assert!(reservation.grow(1).is_err());
-        assert_eq!(budget.used(), 50, "a failed attempt changes nothing");
-        reservation.shrink_to(20);
-        assert_eq!(budget.used(), 20);
+        assert_eq!(budget.used(), 50 << 10, "a failed attempt changes nothing");
+        reservation.shrink_to(20_000);
+        assert_eq!(budget.used(), 20 << 10, "whole units are held");
         drop(reservation);
         assert_eq!(budget.used(), 0);
-        assert!(sync::lock(&budget.0.used).by_client.is_empty());
+
+        for key in 0..1000 {
+            drop(budget.reserve(BudgetKey(key), 1));
+        }
+        let known = sync::lock(&budget.0.clients).len();
+        assert_eq!(known, 1, "clients that hold nothing are forgotten");
     }
 
     #[tokio::test]
-    async fn whoever_waits_gets_what_is_freed() {
-        let budget = MemoryBudget::new(100);
-        let held = budget.reserve(A, 50).unwrap();
-        let waiting = tokio::spawn({
-            let budget = budget.clone();
-            async move { budget.reserve_later(A, 30).await.bytes }
-        });
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        assert!(!waiting.is_finished());
+    async fn whoever_waits_is_served_in_the_order_of_arrival() {
+        let budget = MemoryBudget::new(100 << 10);
+        let held = budget.reserve(A, 50 << 10).unwrap();
+        let (served, mut order) = tokio::sync::mpsc::unbounded_channel();
+        for (name, kib) in [("large", 50), ("small", 1)] {
+            let (budget, served) = (budget.clone(), served.clone());
+            tokio::spawn(async move {
+                let reservation = budget.reserve_later(A, kib << 10).await.unwrap();
+                served.send(name).unwrap();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                drop(reservation);
+            });
+            tokio::task::yield_now().await;
+        }
+        assert!(order.try_recv().is_err());
         drop(held);
-        assert_eq!(waiting.await.unwrap(), 30);
+        assert_eq!(order.recv().await, Some("large"));
+        assert_eq!(order.recv().await, Some("small"));
+
+        let never = budget.reserve_later(A, 51 << 10).await;
+        assert!(matches!(never, Err(OutOfMemory::Client { .. })));
     }
 }

@@ -30,38 +30,58 @@ pub enum Encoding {
     Zstd,
 }
 
-/// Classifies with a message that is compressed, which not every gRPC library can.
+/// A message that is compressed, with gRPC's prefix.
+pub struct CompressedMessage {
+    encoding: &'static str,
+    framed: Bytes,
+}
+
+impl CompressedMessage {
+    pub fn new(encoding: Encoding, message: &impl Message) -> Self {
+        let message = message.encode_to_vec();
+        let (encoding, compressed) = match encoding {
+            Encoding::Gzip => {
+                let mut gzip = GzEncoder::new(&message[..], flate2::Compression::fast());
+                let mut compressed = Vec::new();
+                gzip.read_to_end(&mut compressed).unwrap();
+                ("gzip", compressed)
+            }
+            Encoding::Zstd => {
+                let level = ruzstd::encoding::CompressionLevel::Fastest;
+                (
+                    "zstd",
+                    ruzstd::encoding::compress_to_vec(&message[..], level),
+                )
+            }
+        };
+        let length = compressed.len() as u32;
+        let framed = [&[1], &length.to_be_bytes()[..], &compressed]
+            .concat()
+            .into();
+        Self { encoding, framed }
+    }
+
+    /// Classifies with this message, which not every gRPC library can.
+    pub async fn classify(&self, connection: &mut SendRequest<Bytes>) -> Status {
+        let call = call(CLASSIFY).header("grpc-encoding", self.encoding);
+        let (response, mut sender) = connection
+            .send_request(call.body(()).unwrap(), false)
+            .unwrap();
+        sender.send_data(self.framed.clone(), true).unwrap();
+        status(response).await.unwrap()
+    }
+}
+
+/// Classifies with a compressed message, on a connection of its own.
 pub async fn compressed_call(
     server: &Server,
     encoding: Encoding,
     message: &impl Message,
 ) -> Status {
-    let message = message.encode_to_vec();
-    let (name, compressed) = match encoding {
-        Encoding::Gzip => {
-            let mut gzip = GzEncoder::new(&message[..], flate2::Compression::fast());
-            let mut compressed = Vec::new();
-            gzip.read_to_end(&mut compressed).unwrap();
-            ("gzip", compressed)
-        }
-        Encoding::Zstd => {
-            let level = ruzstd::encoding::CompressionLevel::Fastest;
-            (
-                "zstd",
-                ruzstd::encoding::compress_to_vec(&message[..], level),
-            )
-        }
-    };
-    let length = compressed.len() as u32;
-    let framed = [&[1], &length.to_be_bytes()[..], &compressed].concat();
-
     let mut connection = connect(&server.grpc).await;
-    let call = call(CLASSIFY).header("grpc-encoding", name);
-    let (response, mut sender) = connection
-        .send_request(call.body(()).unwrap(), false)
-        .unwrap();
-    sender.send_data(framed.into(), true).unwrap();
-    status(response).await.unwrap()
+    CompressedMessage::new(encoding, message)
+        .classify(&mut connection)
+        .await
 }
 
 /// A connection by the h2 library, which follows HTTP/2.

@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,8 @@ use super::{
     assert_discreet, assert_serves, cat,
     common::{
         Server, config,
-        http2::{self, CLASSIFY, framed},
+        http2::{self, CLASSIFY, CompressedMessage, Encoding, framed},
+        request,
     },
     frame_of,
 };
@@ -28,8 +30,8 @@ use super::{
 const MEMORY: &str = "classifier_message_memory_bytes";
 const LIMIT: &str = "classifier_message_memory_limit_bytes";
 
-/// The least memory that the flag accepts: 32 MiB for messages, 16 for those of one caller.
-const FLAGS: [&str; 4] = ["--engine", "embedded", "--max-memory", "64"];
+/// The least memory that the flag accepts: 64 MiB for messages, 32 for those of one caller.
+const FLAGS: [&str; 4] = ["--engine", "embedded", "--max-memory", "128"];
 
 /// A connection from one of the addresses of the loopback interface.
 async fn connect_from(address: &str, server: &Server) -> SendRequest<Bytes> {
@@ -63,18 +65,18 @@ async fn until(condition: impl Fn() -> bool) {
 #[tokio::test]
 async fn one_address_can_not_take_the_memory_of_the_others() {
     let server = Server::start(&FLAGS);
-    assert_eq!(server.metric(LIMIT, &[]), f64::from(32 << 20));
+    assert_eq!(server.metric(LIMIT, &[]), f64::from(64 << 20));
 
     let mut greedy = connect_from("127.0.0.2", &server).await;
-    let held: Vec<_> = (0..2).map(|_| begin(&mut greedy, 8)).collect();
-    until(|| server.metric(MEMORY, &[]) == f64::from(16 << 20)).await;
+    let held: Vec<_> = (0..2).map(|_| begin(&mut greedy, 16)).collect();
+    until(|| server.metric(MEMORY, &[]) == f64::from(32 << 20)).await;
     for _ in 0..20 {
         let (response, _sender) = begin(&mut greedy, 1);
         let status = http2::status(response).await.unwrap();
         assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
         let message = status.message();
         assert!(
-            message.contains("16 MiB") && message.contains("--max-memory"),
+            message.contains("of 32") && message.contains("--max-memory"),
             "{message}"
         );
         assert!(status.metadata().contains_key("grpc-retry-pushback-ms"));
@@ -88,13 +90,13 @@ async fn one_address_can_not_take_the_memory_of_the_others() {
 
     // Others have the rest, and no more.
     let mut other = connect_from("127.0.0.3", &server).await;
-    let others: Vec<_> = (0..2).map(|_| begin(&mut other, 8)).collect();
-    until(|| server.metric(MEMORY, &[]) == f64::from(32 << 20)).await;
+    let others: Vec<_> = (0..2).map(|_| begin(&mut other, 16)).collect();
+    until(|| server.metric(MEMORY, &[]) == f64::from(64 << 20)).await;
     let mut third = connect_from("127.0.0.4", &server).await;
     let (response, _sender) = begin(&mut third, 1);
     let status = http2::status(response).await.unwrap();
     assert_eq!(status.code(), Code::ResourceExhausted);
-    assert!(status.message().contains("32"), "{status:?}");
+    assert!(status.message().contains("of 64"), "{status:?}");
 
     drop((held, others, greedy, other));
     until(|| server.metric(MEMORY, &[]) == 0.0).await;
@@ -149,10 +151,10 @@ async fn streams_of_large_frames_wait_for_memory() {
     });
     join_all(streams).await;
 
-    // 8 streams with 4 frames of 5.5 MiB in flight would be 176 MiB.
+    // With three frames of 5.5 MiB in work and one that arrives, eight streams would take 176 MiB.
     let after = server.usage();
     assert!(
-        after.peak_mib < before.peak_mib + 80,
+        after.peak_mib < before.peak_mib + 120,
         "{before:?}, then {after:?}"
     );
     until(|| server.metric(MEMORY, &[]) == 0.0).await;
@@ -164,19 +166,17 @@ async fn callers_are_answered_beside_one_whose_messages_are_compressed() {
     let server = Server::start(&["--engine", "embedded"]);
     let beside_nobody = median_latency(&server).await;
 
-    let zeros = Image {
+    let zeros = request(Image {
         source: Some(Source::Encoded(vec![0; 15 << 20].into())),
-    };
+    });
+    let bomb = Arc::new(CompressedMessage::new(Encoding::Gzip, &zeros));
     let attackers: Vec<_> = (0..16)
         .map(|_| {
-            let client = server.client();
-            let request = super::request(zeros.clone());
+            let (address, bomb) = (server.grpc.clone(), Arc::clone(&bomb));
             tokio::spawn(async move {
-                let mut client = client
-                    .await
-                    .send_compressed(tonic::codec::CompressionEncoding::Gzip);
+                let mut connection = http2::connect(&address).await;
                 loop {
-                    let _ = client.classify(request.clone()).await;
+                    bomb.classify(&mut connection).await;
                 }
             })
         })
@@ -186,9 +186,9 @@ async fn callers_are_answered_beside_one_whose_messages_are_compressed() {
     for attacker in attackers {
         attacker.abort();
     }
-    // The attackers' own compressing takes the same cores.
+    // Decompressing may take half of the cores, and the decoders refuse the images on the others.
     assert!(
-        beside_attackers < 10 * beside_nobody + Duration::from_millis(200),
+        beside_attackers < 3 * beside_nobody + Duration::from_millis(100),
         "{beside_nobody:?}, beside attackers {beside_attackers:?}"
     );
     assert_serves(&server).await;

@@ -22,8 +22,9 @@ use crate::{
     server::Listeners,
 };
 
-/// The least memory for callers, in MiB: one message and one image.
-const MIN_MEMORY_MIB: u64 = 64;
+/// The least memory for callers, in largest messages: one caller's part, a quarter, has room for a
+/// message and its decompression.
+const MIN_MEMORY_MESSAGES: u64 = 8;
 const MAX_MEMORY_MIB: u64 = 1 << 24;
 
 #[derive(Debug, Args)]
@@ -61,10 +62,10 @@ pub struct NetworkFlags {
     )]
     max_streams: NonZeroUsize,
     /// Maximum memory of all that is held for callers, in MiB: half of it for messages, of which
-    /// one caller may have half, and half for decoding images [default: half of the memory that the
-    /// process may use, by its container or the machine].
+    /// one caller may have half, and half for decoding images. At least 8 times --max-message-mib
+    /// [default: half of the memory that the process may use, by its container or the machine].
     #[arg(long, env = "RESNET18_MAX_MEMORY", value_name = "MIB",
-          value_parser = clap::value_parser!(u64).range(MIN_MEMORY_MIB..=MAX_MEMORY_MIB))]
+          value_parser = clap::value_parser!(u64).range(1..=MAX_MEMORY_MIB))]
     max_memory: Option<u64>,
     /// Maximum number of calls in progress.
     #[arg(
@@ -167,7 +168,7 @@ impl NetworkFlags {
     pub fn config(&self, security: &SecurityFlags) -> Result<GrpcConfig, CliError> {
         Ok(GrpcConfig {
             max_message_bytes: self.max_message_mib as usize * 1024 * 1024,
-            max_memory: self.max_memory() / 2,
+            max_memory: self.max_memory()? / 2,
             max_streams: self.max_streams.get(),
             max_calls: self.max_calls.get(),
             max_connections: open_files::allow_connections(self.max_connections.get()),
@@ -183,10 +184,19 @@ impl NetworkFlags {
     }
 
     /// The memory of all that is held for callers, in bytes.
-    pub fn max_memory(&self) -> u64 {
+    ///
+    /// # Errors
+    /// If it has no room for the largest messages.
+    pub fn max_memory(&self) -> Result<u64, CliError> {
+        let least = u64::from(self.max_message_mib) * MIN_MEMORY_MESSAGES;
         match self.max_memory {
-            Some(mib) => mib << 20,
-            None => (memory_limit() / 2).max(MIN_MEMORY_MIB << 20),
+            Some(mib) if mib < least => Err(CliError::Usage(format!(
+                "--max-memory {mib} is too little for messages of {} MiB (--max-message-mib): it \
+                 must be at least {least}",
+                self.max_message_mib
+            ))),
+            Some(mib) => Ok(mib << 20),
+            None => Ok((memory_limit() / 2).max(least << 20)),
         }
     }
 

@@ -14,7 +14,7 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Sleep, sleep};
 use tonic::{Status, body::Body};
 
 use super::inflate::{Compressed, Encoding, Inflated, Inflater};
@@ -242,15 +242,12 @@ impl Receiving {
         match budget.reserve(key, bytes) {
             Ok(reservation) => Ok(self.continue_message(prefix, reservation)),
             // Flow control holds the sender of a stream back meanwhile.
-            Err(error) if self.config.is_stream => {
-                let time = self.config.limits.time;
+            Err(_) if self.config.is_stream => {
                 let registry = Arc::clone(&call.registry);
                 self.waiting = Some(Box::pin(async move {
-                    let reserved = timeout(time, budget.reserve_later(key, bytes)).await;
-                    let reservation = reserved.map_err(|_| {
-                        registry.count_rejection(Rejection::Memory);
-                        error
-                    })?;
+                    let reservation = budget.reserve_later(key, bytes).await;
+                    let reservation =
+                        reservation.inspect_err(|_| registry.count_rejection(Rejection::Memory))?;
                     Ok(Granted::Memory(prefix, reservation))
                 }));
                 Ok(None)
