@@ -2,35 +2,74 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
+use super::{activity::Activity, places};
 use crate::scheduler::ClientId;
 
 /// The other end of a connection.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Peer {
     /// Unique among the connections of both ports.
     pub id: u64,
     address: Arc<str>,
+    network: Option<IpAddr>,
+    /// `None` on the HTTP port, which looks after its connections by itself.
+    activity: Option<Arc<Activity>>,
 }
 
 impl Peer {
-    /// The other end of a new connection.
-    pub fn next(address: String) -> Self {
+    /// The other end of a new connection; one without an address is a Unix socket's.
+    pub fn next(address: Option<SocketAddr>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        let text = address.map_or_else(|| "unix".to_owned(), |address| address.to_string());
         Self {
             id: NEXT.fetch_add(1, Relaxed),
-            address: address.into(),
+            address: text.into(),
+            network: address.map(|address| places::network(address.ip())),
+            activity: None,
+        }
+    }
+
+    /// The same peer, whose calls are counted as the use of its connection.
+    pub(in crate::grpc) fn with_activity(self, activity: Arc<Activity>) -> Self {
+        Self {
+            activity: Some(activity),
+            ..self
         }
     }
 
     /// For the log.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The part of the address by which callers without a name are told apart; `None` for a Unix
+    /// socket.
+    pub(in crate::grpc) fn network(&self) -> Option<IpAddr> {
+        self.network
+    }
+
+    /// Counts an admitted call as the use of the connection until the returned guard is dropped;
+    /// `is_known` if the call shows that its caller may call.
+    pub(in crate::grpc) fn call(&self, is_known: bool) -> Option<OpenCall> {
+        let activity = self.activity.clone()?;
+        activity.call_begins(is_known);
+        Some(OpenCall(activity))
+    }
+}
+
+/// One call on a connection, until it is dropped.
+pub(in crate::grpc) struct OpenCall(Arc<Activity>);
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.0.call_ends();
     }
 }
 

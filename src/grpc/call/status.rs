@@ -39,6 +39,18 @@ pub(in crate::grpc) enum CallError {
     TooManyStreams { open: usize },
     #[error("{open} calls are in progress, the most that this server accepts; retry in a moment")]
     TooManyCalls { open: usize },
+    #[error("{open} {what} are open, the most that this server accepts; retry in a moment")]
+    TooManyOpen { open: usize, what: &'static str },
+    #[error(
+        "{held} of the {limit} {what} that this server accepts are this client's; no client may \
+         hold more of those that others leave (its flag --max-per-client); retry when one of its \
+         own has ended"
+    )]
+    ClientLimit {
+        held: usize,
+        limit: usize,
+        what: &'static str,
+    },
     #[error(transparent)]
     Job(#[from] JobError),
     /// The request itself is wrong, for the reason given.
@@ -94,6 +106,8 @@ impl CallError {
             | Self::Job(JobError::Displaced(_))
             | Self::TooManyStreams { .. }
             | Self::TooManyCalls { .. }
+            | Self::TooManyOpen { .. }
+            | Self::ClientLimit { .. }
             | Self::LargeMetadata { .. } => Code::ResourceExhausted,
             Self::LargeMessage { .. } => Code::OutOfRange,
             Self::ModelFailed { .. } => Code::FailedPrecondition,
@@ -154,6 +168,8 @@ impl CallError {
             Self::QueueFull(full) | Self::Job(JobError::Displaced(full)) => Some(full.retry_after),
             Self::TooManyStreams { .. }
             | Self::TooManyCalls { .. }
+            | Self::TooManyOpen { .. }
+            | Self::ClientLimit { .. }
             | Self::NotReady(NotReady::Starting | NotReady::NoModel(_) | NotReady::Draining) => {
                 Some(RETRY_DELAY)
             }
