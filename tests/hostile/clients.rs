@@ -140,6 +140,8 @@ async fn slow_senders_lose_their_places_to_others() {
         "embedded",
         "--max-calls",
         "3",
+        "--max-per-client",
+        "100",
         "--receive-timeout",
         "3s",
     ]);

@@ -8,8 +8,10 @@ mod common;
 mod bombs;
 mod clients;
 mod connections;
+mod http;
 mod input;
 mod log;
+mod places;
 
 use std::time::{Duration, Instant};
 

@@ -21,15 +21,30 @@ use crate::cli::CliError;
 #[derive(Clone, Debug)]
 pub struct BoundFile {
     path: PathBuf,
-    device: u64,
-    inode: u64,
+    identity: Identity,
+}
+
+/// What tells a file from a later one of the same name: its device, its inode, which a later file
+/// may have again, and when it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity(u64, u64, i64, i64);
+
+impl Identity {
+    fn of(path: &Path) -> io::Result<Self> {
+        let file = fs::symlink_metadata(path)?;
+        Ok(Self(
+            file.dev(),
+            file.ino(),
+            file.mtime(),
+            file.mtime_nsec(),
+        ))
+    }
 }
 
 impl BoundFile {
     /// Removes the file, unless it is another server's by now.
     pub fn remove(&self) {
-        let own = fs::symlink_metadata(&self.path)
-            .is_ok_and(|now| (now.dev(), now.ino()) == (self.device, self.inode));
+        let own = Identity::of(&self.path).is_ok_and(|now| now == self.identity);
         if own && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!("{} can't be removed: {error}", self.path.display());
         }
@@ -65,11 +80,9 @@ pub fn bind(path: &Path, mode: Option<u32>) -> Result<(UnixListener, BoundFile),
     }
 
     let listener = with_mode(mode, || UnixListener::bind(path)).map_err(|error| failed(&error))?;
-    let metadata = fs::symlink_metadata(path).map_err(|error| failed(&error))?;
     let file = BoundFile {
         path: path.to_owned(),
-        device: metadata.dev(),
-        inode: metadata.ino(),
+        identity: Identity::of(path).map_err(|error| failed(&error))?,
     };
     Ok((listener, file))
 }
@@ -88,6 +101,8 @@ fn with_mode<T>(mode: Option<u32>, bind: impl FnOnce() -> T) -> T {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]
@@ -110,6 +125,8 @@ mod tests {
 
         let (listener, old) = bind(&path, None).unwrap();
         drop(listener);
+        // The times of files have a resolution of a few milliseconds.
+        tokio::time::sleep(Duration::from_millis(50)).await;
         let (_listener, new) = bind(&path, None).unwrap();
         old.remove();
         assert!(path.exists(), "it is another server's");

@@ -43,8 +43,9 @@ pub(in crate::grpc) fn network(address: IpAddr) -> IpAddr {
 /// The part of the places that the other callers leave which one caller may hold, in percent.
 ///
 /// A caller that is alone gets this part of all places; beside others it gets this part of what
-/// they leave. So a place is left for the next caller however many take all that they may, and
-/// nobody has to give a place back ("dynamic thresholds" of Choudhury and Hahne, 1998).
+/// they leave ("dynamic thresholds" of Choudhury and Hahne, 1998). So one caller can use most of the
+/// server while nobody else wants it, each caller leaves something for the next one, and nobody has
+/// to give a place back.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::grpc) struct Share(pub u8);
 
@@ -178,20 +179,19 @@ mod tests {
     }
 
     #[test]
-    fn however_many_callers_take_all_they_may_the_next_one_gets_a_place() {
-        let places = Places::new(64, Share(75));
-        let greedy: Vec<_> = (0..40)
-            .map(|number| take_all(&places, name(&number.to_string())))
-            .collect();
-        assert!(greedy.iter().all(|held| !held.is_empty()));
-        let taken: usize = greedy.iter().map(Vec::len).sum();
-        let newcomers = (0..64 - taken).map(|number| places.take(name(&format!("new {number}"))));
-        let newcomers: Vec<_> = newcomers.map(|place| place.ok().unwrap()).collect();
-        assert_eq!(newcomers.len() + taken, 64);
-        assert_eq!(
-            places.take(name("late")).err(),
-            Some(NoPlace::Taken { limit: 64 })
-        );
+    fn each_caller_that_takes_all_it_may_leaves_something_for_the_next() {
+        let places = Places::new(512, Share(75));
+        let greedy: Vec<_> = ["a", "b", "c", "d"]
+            .map(|caller| take_all(&places, name(caller)))
+            .into();
+        let taken: Vec<usize> = greedy.iter().map(Vec::len).collect();
+        assert_eq!(taken, [384, 96, 24, 6]);
+
+        // The first place is everybody's, to the last one.
+        let last = [places.take(name("e")), places.take(name("f"))];
+        assert!(last.iter().all(Result::is_ok));
+        let late = places.take(name("g"));
+        assert_eq!(late.err(), Some(NoPlace::Taken { limit: 512 }));
     }
 
     #[test]

@@ -278,6 +278,35 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_has_every_code() {
+        let source = include_str!("status.rs");
+        let (_, codes) = source.split_once("pub fn code(").unwrap();
+        let (codes, _) = codes.split_once("pub fn message(").unwrap();
+        // tonic's own: a call that its caller ended, and a method or compression that is unknown.
+        let others = ["Cancelled", "Unimplemented"];
+        let named: Vec<&str> = codes
+            .split("Code::")
+            .skip(1)
+            .map(|rest| {
+                let end = rest.find(|letter: char| !letter.is_alphanumeric());
+                &rest[..end.unwrap_or(rest.len())]
+            })
+            .chain(others)
+            .collect();
+        assert!(named.len() > 10, "{named:?}");
+
+        let page = include_str!("../../../docs/clients.md");
+        let (_, table) = page.split_once("## Status codes").unwrap();
+        let (table, _) = table.split_once("\n## ").unwrap();
+        for code in (0..=16).map(Code::from_i32) {
+            if named.contains(&&*format!("{code:?}")) {
+                let name = crate::proto::code_name(code);
+                assert!(table.contains(&format!("| `{name}`")), "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn the_log_holds_no_part_of_an_image() {
         let damaged = |format| {
             CallError::Job(JobError::Image(ImageError::Damaged {

@@ -326,7 +326,7 @@ mod tests {
     fn opened(decision: Decision) -> Registered {
         match decision {
             Decision::Open(registered) => registered,
-            Decision::Wait => panic!("it waits"),
+            Decision::Wait | Decision::Later => panic!("it waits"),
             Decision::Refuse { open } => panic!("it is refused at {open}"),
         }
     }
