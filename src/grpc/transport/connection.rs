@@ -215,12 +215,13 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Nobody waits for an answer on a connection that gives way, and it must not wait itself.
+        if self.registered.activity.poll_closing(cx).is_ready() {
+            let _ = Pin::new(&mut self.stream).poll_shutdown(cx);
+            return Poll::Ready(Ok(()));
+        }
         if self.linger.is_none() {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-        }
-        // Nobody waits for an answer on a connection that has given way.
-        if let End::Closed = self.end {
-            return Poll::Ready(Ok(()));
         }
         let Self { stream, linger, .. } = &mut *self;
         let linger = linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
