@@ -48,6 +48,14 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Parses the permissions of a file in octal, such as `0660`.
+pub fn file_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode @ 0..=0o777) => Ok(mode),
+        _ => Err("must be permissions in octal, such as 0660".into()),
+    }
+}
+
 /// Parses an address to listen on, `HOST:PORT`; a host name is resolved.
 pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
     if !text.contains(':') {

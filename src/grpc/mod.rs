@@ -24,6 +24,7 @@ pub use self::{
     services::{BrowserCalls, Services},
     transport::{accept::Listener, tls::TlsConfig},
 };
+use self::{call::places::Share, transport::table::ConnectionLimits};
 use crate::{inference, memory_limit::memory_limit, proto, registry::Registry, state::StateCell};
 
 /// How much a sender may send ahead on one call, in bytes. Large enough that a photo hardly ever
@@ -68,8 +69,15 @@ pub struct GrpcConfig {
     pub max_streams: usize,
     /// The most calls in progress, over all connections.
     pub max_calls: usize,
-    /// The most open connections; further ones wait.
+    /// The most open connections, and health checks and watches. A further connection replaces the
+    /// one that is idle longest; while none is idle, it waits.
     pub max_connections: usize,
+    /// How much of the calls, streams, health watches and connections that the others leave one
+    /// client may hold, in percent: a client is a token's name, or else an address. 100 means
+    /// everything.
+    pub max_per_client: u8,
+    /// How long a connection may be open without a call in progress; `None` means for ever.
+    pub idle_timeout: Option<Duration>,
     /// The age at which a connection is asked to close, so that load balancers distribute
     /// connections anew; `None` means never.
     pub max_connection_age: Option<Duration>,
@@ -92,6 +100,8 @@ impl Default for GrpcConfig {
             max_streams: 256,
             max_calls: 512,
             max_connections: 1024,
+            max_per_client: 75,
+            idle_timeout: Some(Duration::from_secs(300)),
             max_connection_age: None,
             connection_grace: Duration::from_secs(30),
             deadlines: Deadlines::default(),
@@ -134,11 +144,13 @@ pub async fn serve(
             .max_connection_age(age)
             .max_connection_age_grace(config.connection_grace);
     }
-    let connections = transport::accept::connections(
-        listener,
-        config.max_connections,
-        config.access.certificates(),
-    );
+    let limits = ConnectionLimits {
+        max: config.max_connections,
+        share: Share(config.max_per_client),
+        idle_timeout: config.idle_timeout,
+    };
+    let connections =
+        transport::accept::connections(listener, limits, config.access.certificates());
     let served = server
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

@@ -10,8 +10,8 @@ use tower::{Layer, util::BoxCloneSyncService};
 
 use super::{
     GrpcConfig,
-    admission::{Admission, AdmissionConfig},
-    call::context::Context,
+    admission::{Admission, AdmissionConfig, caps::CallLimits},
+    call::{context::Context, places::Share},
     classifier::ClassifierService,
     oip::InferenceService,
     transport::inflate::Inflater,
@@ -47,8 +47,13 @@ impl Services {
     pub fn new(registry: Arc<Registry>, state: StateCell, config: &GrpcConfig) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let memory = MemoryBudget::new(config.max_memory);
+        let share = Share(config.max_per_client);
         let admission = Admission::new(AdmissionConfig {
-            max_calls: config.max_calls,
+            limits: CallLimits {
+                calls: config.max_calls,
+                health: config.max_connections,
+                share,
+            },
             deadlines: config.deadlines,
             receive_timeout: config.receive_timeout,
             max_message_bytes: config.max_message_bytes,
@@ -58,7 +63,7 @@ impl Services {
             registry: Arc::clone(&registry),
             state: state.clone(),
         });
-        let context = Arc::new(Context::new(registry, state, config.max_streams));
+        let context = Arc::new(Context::new(registry, state, config.max_streams, share));
         let classifier = ClassifierServer::new(ClassifierService(Arc::clone(&context)))
             .max_decoding_message_size(config.max_message_bytes);
         let inference = GrpcInferenceServiceServer::new(InferenceService(context))

@@ -1,25 +1,32 @@
-//! Connections of the HTTP port, with limits on their number, on slow senders and on their age.
+//! Connections of the HTTP port, with limits on their number, on slow callers and on their age.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    time::{Duration, Instant},
+};
 
-use axum::{Router, extract::Request};
+use axum::{Router, body::Body, extract::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 use tower::ServiceExt;
 
+use super::slow::{TimedBody, TimedWrites};
 use crate::grpc::Peer;
 
-/// The most connections that are open at once. A browser opens six for a page, a scraper one.
+/// The most connections that are open at once for everything. A browser opens six for a page, a
+/// scraper one.
 const MAX_CONNECTIONS: usize = 256;
-/// The most connections that are being refused at once; more are closed without an answer.
-const MAX_REFUSALS: usize = 64;
+/// The most connections beyond those. Each of them has one request answered, if it is a probe or a
+/// scrape; when there is one more, the oldest is closed.
+const MAX_PROBES: usize = 64;
 /// How long a connection may take to send the complete head of its next request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest head of a request, in bytes. The longest token fits.
@@ -28,23 +35,26 @@ const MAX_HEAD_BYTES: usize = 16 << 10;
 const MAX_AGE: Duration = Duration::from_secs(60);
 /// How long that request may still take; every answer takes less.
 const MAX_AGE_GRACE: Duration = Duration::from_secs(40);
-/// How long a caller may take to read that it is refused.
-const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a connection for a probe may be open.
+const PROBE_AGE: Duration = Duration::from_secs(5);
 /// Accepting pauses after an error, such as too many open files, instead of spinning.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often the log may say that too many connections are open.
+const LIMIT_LOGGED: Duration = Duration::from_secs(60);
 
-const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: text/plain; charset=utf-8\r\n\
-    retry-after: 1\r\n\
-    connection: close\r\n\
-    \r\n\
-    too many connections are open; retry in a moment\n";
+/// What connections may ask for.
+#[derive(Clone)]
+pub(super) struct Routes {
+    pub all: Router,
+    /// For connections beyond the limit: probes, scrapes, and a refusal of everything else.
+    pub probes: Router,
+}
 
 /// Serves until the returned future is dropped, which closes every connection.
-pub(super) async fn serve(listener: TcpListener, routes: Router) -> io::Result<()> {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let refusal_permits = Arc::new(Semaphore::new(MAX_REFUSALS));
-    let mut open = JoinSet::new();
+pub(super) async fn serve(listener: TcpListener, routes: Routes) -> io::Result<()> {
+    let mut usual = JoinSet::new();
+    let mut probes = Probes::default();
+    let mut logged: Option<Instant> = None;
 
     loop {
         let (stream, address) = tokio::select! {
@@ -56,41 +66,48 @@ pub(super) async fn serve(listener: TcpListener, routes: Router) -> io::Result<(
                     continue;
                 }
             },
-            Some(_) = open.join_next() => continue,
+            Some(_) = usual.join_next() => continue,
+            Some(_) = probes.tasks.join_next() => continue,
         };
 
-        if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
-            open.spawn(serve_connection(stream, address, routes.clone(), permit));
-        } else if let Ok(permit) = Arc::clone(&refusal_permits).try_acquire_owned() {
-            tracing::warn!("{MAX_CONNECTIONS} HTTP connections are open; {address} is refused");
-            open.spawn(async move {
-                let _ = timeout(REFUSAL_TIMEOUT, refuse(stream)).await;
-                drop(permit);
-            });
+        if usual.len() < MAX_CONNECTIONS {
+            usual.spawn(serve_connection(stream, address, routes.all.clone()));
+            continue;
         }
+        if logged.is_none_or(|logged| logged.elapsed() >= LIMIT_LOGGED) {
+            logged = Some(Instant::now());
+            tracing::warn!(
+                "{MAX_CONNECTIONS} HTTP connections are open; {address} and further ones get \
+                 probes and metrics only"
+            );
+        }
+        probes.spawn(serve_probe(stream, address, routes.probes.clone()));
+    }
+}
+
+/// The connections beyond the limit.
+#[derive(Default)]
+struct Probes {
+    tasks: JoinSet<()>,
+    /// The oldest first.
+    open: VecDeque<AbortHandle>,
+}
+
+impl Probes {
+    fn spawn(&mut self, connection: impl Future<Output = ()> + Send + 'static) {
+        self.open.retain(|open| !open.is_finished());
+        if self.open.len() >= MAX_PROBES
+            && let Some(oldest) = self.open.pop_front()
+        {
+            oldest.abort();
+        }
+        self.open.push_back(self.tasks.spawn(connection));
     }
 }
 
 /// Answers the requests of one connection.
-async fn serve_connection(
-    stream: TcpStream,
-    address: SocketAddr,
-    routes: Router,
-    _permit: OwnedSemaphorePermit,
-) {
-    // Answers are small; Nagle's algorithm would delay them.
-    let _ = stream.set_nodelay(true);
-
-    let peer = Peer::next(address.to_string());
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(peer.clone());
-        routes.clone().oneshot(request)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_header_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
+async fn serve_connection(stream: TcpStream, address: SocketAddr, routes: Router) {
+    let connection = http1(true).serve_connection(io(stream), service(address, routes));
     let mut connection = pin!(connection);
 
     // Errors, such as a reset by the caller, need no handling.
@@ -100,13 +117,42 @@ async fn serve_connection(
     }
 }
 
-/// Answers that there are too many connections. The caller's input is drained, because closing with
-/// unread data sends RST, which can discard the answer.
-async fn refuse(mut stream: TcpStream) -> io::Result<()> {
-    stream.write_all(REFUSAL).await?;
-    stream.shutdown().await?;
+/// Answers the first request of a connection.
+async fn serve_probe(stream: TcpStream, address: SocketAddr, routes: Router) {
+    let connection = http1(false).serve_connection(io(stream), service(address, routes));
+    let _ = timeout(PROBE_AGE, connection).await;
+}
 
-    let mut sink = [0; 1024];
-    while stream.read(&mut sink).await? > 0 {}
-    Ok(())
+fn http1(keep_alive: bool) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .keep_alive(keep_alive)
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(MAX_HEAD_BYTES);
+    builder
+}
+
+fn io(stream: TcpStream) -> TokioIo<TimedWrites<TcpStream>> {
+    // Answers are small; Nagle's algorithm would delay them.
+    let _ = stream.set_nodelay(true);
+    TokioIo::new(TimedWrites::new(stream))
+}
+
+/// The routes as hyper's service, for one connection.
+fn service(
+    address: SocketAddr,
+    routes: Router,
+) -> impl hyper::service::HttpService<
+    Incoming,
+    ResBody = Body,
+    Error = std::convert::Infallible,
+    Future: Send,
+> {
+    let peer = Peer::next(Some(address));
+    service_fn(move |request: Request<Incoming>| {
+        let mut request = request.map(|body| Body::new(TimedBody::new(body)));
+        request.extensions_mut().insert(peer.clone());
+        routes.clone().oneshot(request)
+    })
 }

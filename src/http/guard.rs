@@ -3,7 +3,7 @@
 //! A browser sends requests on behalf of any site that its user visits. Calls that other sites make
 //! (CSRF) are recognized by the headers that browsers add (`Origin`, `Sec-Fetch-Site`; W3C Fetch
 //! Metadata). A site whose name is made to resolve to this machine (DNS rebinding) is recognized by
-//! its name in `Host`.
+//! its name in `Host`, for the metrics too.
 
 use std::net::IpAddr;
 
@@ -26,6 +26,62 @@ pub enum Web {
 
 /// The answer to a refused request: status and text.
 pub(super) type RefusedRequest = (StatusCode, &'static str);
+
+/// By which names of the server its metrics may be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Names {
+    /// As this machine or by an address, which no other site's name can be: the port is on loopback
+    /// and nothing was said about a proxy.
+    Local,
+    /// By any name, such as those that scrapers know services by.
+    Any,
+}
+
+impl Names {
+    /// The names of a port that is on a loopback address or not.
+    pub fn of(is_loopback: bool, web: Web) -> Self {
+        if is_loopback && web != Web::Everywhere {
+            Self::Local
+        } else {
+            Self::Any
+        }
+    }
+
+    /// Decides whether a request's `Host` is one of the names. Every browser sends one.
+    pub fn admit(self, headers: &HeaderMap) -> Result<(), RefusedRequest> {
+        let Some(host) = headers.get(HOST) else {
+            return Ok(());
+        };
+        let host = authority(host.to_str().ok());
+        let is_local =
+            host.is_some_and(|host| is_loopback(host.host()) || address(host.host()).is_some());
+        if self == Self::Any || is_local {
+            return Ok(());
+        }
+        Err((
+            StatusCode::MISDIRECTED_REQUEST,
+            "the metrics of a loopback address are read as localhost or by an address; behind a \
+             proxy, let it send `Host: localhost`, or start the server with --web on or --http on \
+             another address\n",
+        ))
+    }
+}
+
+/// Decides whether a request says once, and understandably, which host it is for (RFC 9112, 3.2).
+pub(super) fn check_host(headers: &HeaderMap) -> Result<(), RefusedRequest> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let Some(host) = hosts.next() else {
+        return Ok(());
+    };
+    let is_valid = host.is_empty() || authority(host.to_str().ok()).is_some();
+    if hosts.next().is_some() || !is_valid {
+        return Err((
+            StatusCode::BAD_REQUEST,
+            "a request has one Host header, with a name or an address and perhaps a port\n",
+        ));
+    }
+    Ok(())
+}
 
 impl Web {
     /// Decides whether a request is answered.
@@ -66,14 +122,16 @@ fn authority(text: Option<&str>) -> Option<Authority> {
 }
 
 fn is_loopback(host: &str) -> bool {
-    let host = host.to_ascii_lowercase();
-    let address = host
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .parse::<IpAddr>();
-    host == "localhost"
-        || host.ends_with(".localhost")
-        || address.is_ok_and(|address| address.is_loopback())
+    let name = host.to_ascii_lowercase();
+    name == "localhost"
+        || name.ends_with(".localhost")
+        || address(host).is_some_and(|address| address.is_loopback())
+}
+
+/// The host as an address, if it is one.
+fn address(host: &str) -> Option<IpAddr> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.parse().ok()
 }
 
 /// Whether the request comes from the server's own page, or from a program that is not a browser:
@@ -147,6 +205,43 @@ mod tests {
             ),
             200
         );
+    }
+
+    #[test]
+    fn metrics_are_read_by_names_that_no_other_site_can_have() {
+        let admits = |names: Names, host: Option<&str>| {
+            let headers = host.map(|host| (HOST, host.parse().unwrap()));
+            let admitted = names.admit(&headers.into_iter().collect());
+            admitted.map_or_else(|(status, _)| status.as_u16(), |()| 200)
+        };
+        let local = Names::of(true, Web::Loopback);
+        for host in ["localhost:8002", "127.0.0.1", "10.1.2.3:8002", "[fd00::1]"] {
+            assert_eq!(admits(local, Some(host)), 200, "{host}");
+        }
+        for host in ["evil.example", "10.1.2.3.evil.example:8002", "resnet18"] {
+            assert_eq!(admits(local, Some(host)), 421, "{host}");
+            for any in [Names::of(false, Web::Off), Names::of(true, Web::Everywhere)] {
+                assert_eq!(admits(any, Some(host)), 200, "{host}");
+            }
+        }
+        assert_eq!(admits(local, None), 200, "HTTP/1.0");
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let check = |hosts: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(HOST, host.parse().unwrap());
+            }
+            check_host(&headers).map_or_else(|(status, _)| status.as_u16(), |()| 200)
+        };
+        for hosts in [&[][..], &[""], &["a:1"], &["[::1]:8002"]] {
+            assert_eq!(check(hosts), 200, "{hosts:?}");
+        }
+        for hosts in [&["a", "a"][..], &["a", "b"], &["a b"], &["a:1:2"], &["a/b"]] {
+            assert_eq!(check(hosts), 400, "{hosts:?}");
+        }
     }
 
     #[test]

@@ -4,18 +4,25 @@
 mod connections;
 mod guard;
 mod page;
+mod slow;
 
 use std::{io, sync::Arc};
 
 use axum::{
     Router, extract,
-    http::{StatusCode, header::CONTENT_TYPE},
-    response::IntoResponse,
+    extract::Request,
+    http::{
+        StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
     routing::get,
 };
 use tokio::net::TcpListener;
 
 pub use self::guard::Web;
+use self::{connections::Routes, guard::Names};
 use crate::{
     budget::MemoryBudget,
     grpc::BrowserCalls,
@@ -48,18 +55,57 @@ pub async fn serve(
     web: Web,
     calls: BrowserCalls,
 ) -> io::Result<()> {
-    let routes = Router::new()
+    let is_loopback = listener.local_addr()?.ip().is_loopback();
+    let names = Names::of(is_loopback, web);
+    let scrapes = Router::new()
         .route("/metrics", get(metrics))
+        .layer(middleware::from_fn(move |request: Request, next: Next| {
+            answered_to(names, request, next)
+        }));
+    let probes = Router::new()
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .merge(scrapes)
         .with_state(context.clone());
 
-    let routes = match web {
-        Web::Off => routes.route("/", get(async || NO_PAGE)),
-        Web::Loopback | Web::Everywhere => routes.merge(page::routes(context.state, web, calls)),
+    let all = match web {
+        Web::Off => probes.clone().route("/", get(async || NO_PAGE)),
+        Web::Loopback | Web::Everywhere => {
+            probes
+                .clone()
+                .merge(page::routes(context.state, web, calls))
+        }
     };
+    let probes = probes.fallback(async || {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            [(RETRY_AFTER, "1")],
+            "too many connections are open; retry in a moment\n",
+        )
+    });
 
+    let with_one_host = |routes: Router| routes.layer(middleware::from_fn(with_one_host));
+    let routes = Routes {
+        all: with_one_host(all),
+        probes: with_one_host(probes),
+    };
     connections::serve(listener, routes).await
+}
+
+/// Refuses a request with more than one `Host`, or one that is no name.
+async fn with_one_host(request: Request, next: Next) -> Response {
+    match guard::check_host(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+/// Refuses a request for another name than the server's.
+async fn answered_to(names: Names, request: Request, next: Next) -> Response {
+    match names.admit(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
 async fn metrics(extract::State(context): extract::State<HttpContext>) -> impl IntoResponse {

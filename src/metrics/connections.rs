@@ -3,8 +3,8 @@
 use metrics::{Counter, Gauge, counter, gauge};
 
 use super::{
-    labels::Refusal,
-    table::{CONNECTIONS_ACTIVE, CONNECTIONS_REFUSED},
+    labels::{Closure, Refusal},
+    table::{CONNECTIONS_ACTIVE, CONNECTIONS_CLOSED, CONNECTIONS_REFUSED},
 };
 
 /// The series of one listener.
@@ -12,6 +12,7 @@ use super::{
 pub struct ConnectionMetrics {
     active: Gauge,
     refused: [Counter; Refusal::LABELS.len()],
+    closed: [Counter; Closure::LABELS.len()],
 }
 
 /// Counts one open connection until it is dropped.
@@ -24,6 +25,7 @@ impl Default for ConnectionMetrics {
             active: gauge!(CONNECTIONS_ACTIVE),
             refused: Refusal::LABELS
                 .map(|reason| counter!(CONNECTIONS_REFUSED, "reason" => reason)),
+            closed: Closure::LABELS.map(|reason| counter!(CONNECTIONS_CLOSED, "reason" => reason)),
         }
     }
 }
@@ -38,6 +40,11 @@ impl ConnectionMetrics {
     /// Counts a connection that was closed before its first call.
     pub fn refused(&self, reason: Refusal) {
         self.refused[reason as usize].increment(1);
+    }
+
+    /// Counts a connection that the server closes while it has no call in progress.
+    pub fn closed(&self, reason: Closure) {
+        self.closed[reason as usize].increment(1);
     }
 }
 

@@ -13,6 +13,7 @@ use metrics_process::Collector;
 use super::{
     decoder,
     model::ModelMetrics,
+    removed,
     table::{
         BUILD_INFO, CALLS_ACTIVE, LOG_LINES_DROPPED, MESSAGE_MEMORY, MESSAGE_MEMORY_LIMIT, METRICS,
         MetricKind, READY, WORKERS,
@@ -94,7 +95,7 @@ impl Exporter {
         #[cfg(feature = "tensorrt")]
         super::gpu::refresh(&self.gpus);
 
-        with_true_types(self.prometheus.render())
+        with_true_types(removed::without_removed(self.prometheus.render()))
     }
 
     /// Folds the samples that histograms have collected since the last scrape. Must be called

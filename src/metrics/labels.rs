@@ -17,13 +17,15 @@ pub enum Rejection {
     CallLimit,
     /// There was no memory for its message.
     Memory,
+    /// Its caller had its share of the calls or streams.
+    ClientLimit,
     /// Its caller sent no valid token.
     Unauthenticated,
 }
 
 impl Rejection {
     /// In the order of the variants, which index this array.
-    pub const LABELS: [&'static str; 8] = [
+    pub const LABELS: [&'static str; 9] = [
         "queue_full",
         "deadline",
         "cancelled",
@@ -31,6 +33,7 @@ impl Rejection {
         "stream_limit",
         "call_limit",
         "memory",
+        "client_limit",
         "unauthenticated",
     ];
 }
@@ -120,11 +123,27 @@ pub enum Refusal {
     Silent,
     /// The operating system failed to accept it.
     Accept,
+    /// Its address had its share of the connections.
+    ClientLimit,
 }
 
 impl Refusal {
     /// In the order of the variants, which index this array.
-    pub const LABELS: [&'static str; 3] = ["tls", "silent", "accept"];
+    pub const LABELS: [&'static str; 4] = ["tls", "silent", "accept", "client_limit"];
+}
+
+/// Why the server closed a connection that had no call in progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closure {
+    /// It had been idle for too long.
+    Idle,
+    /// Its place was needed for another one.
+    Displaced,
+}
+
+impl Closure {
+    /// In the order of the variants, which index this array.
+    pub const LABELS: [&'static str; 2] = ["idle", "displaced"];
 }
 
 #[cfg(test)]
@@ -155,6 +174,13 @@ mod tests {
             (Method::named("ModelInfer"), Method::named("Model")),
             (Some(Method::ModelInfer), None)
         );
-        assert_eq!(Refusal::LABELS[Refusal::Accept as usize..], ["accept"]);
+        assert_eq!(
+            Refusal::LABELS[Refusal::ClientLimit as usize..],
+            ["client_limit"]
+        );
+        assert_eq!(
+            Closure::LABELS[Closure::Displaced as usize..],
+            ["displaced"]
+        );
     }
 }

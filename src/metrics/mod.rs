@@ -9,6 +9,7 @@ mod labels;
 mod model;
 mod plan;
 mod rate;
+mod removed;
 mod request;
 pub mod statistics;
 mod table;
@@ -16,7 +17,7 @@ mod table;
 pub use self::{
     connections::{ConnectionGuard, ConnectionMetrics},
     exporter::{Exporter, workers},
-    labels::{FrameOutcome, Method, Refusal, Rejection},
+    labels::{Closure, FrameOutcome, Method, Refusal, Rejection},
     model::{EngineLabels, ModelMetrics, StreamGuard, request_ended},
     rate::RateMeter,
     table::{Label, METRICS, Metric, MetricKind, Presence, markdown},

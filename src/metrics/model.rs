@@ -11,6 +11,7 @@ use tonic::Code;
 use super::{
     labels::{FrameOutcome, Method, Rejection},
     rate::RateMeter,
+    removed,
     request::RequestMetrics,
     statistics::Statistics,
     table::{
@@ -63,6 +64,7 @@ pub struct EngineLabels {
 impl ModelMetrics {
     /// Registers the series of `model`, so that they exist, at 0, before the first request.
     pub fn new(model: &str) -> Self {
+        removed::restore(model);
         let model: Arc<str> = model.into();
         let name = || Arc::clone(&model);
         let stage =
@@ -125,14 +127,15 @@ impl ModelMetrics {
         self.loads_failed.increment(1);
     }
 
-    /// Records that the model is no longer served.
+    /// Records that the model is no longer served; its series are not exported any more.
     pub fn removed(&self) {
         self.ready.set(0.0);
         self.fps.set(0.0);
         self.set_engine(None);
+        removed::remove(&self.model);
     }
 
-    /// Sets the series of the previous engine to 0 and `info` to 1: a series can't be removed.
+    /// Sets the series of the previous engine to 0 and `info` to 1: a recorder forgets no series.
     fn set_engine(&self, info: Option<Gauge>) {
         let mut engine = lock(&self.engine);
 

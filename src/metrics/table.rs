@@ -3,7 +3,7 @@
 //! The `HELP` and `TYPE` lines of `/metrics`, the histograms' buckets and the table in
 //! `docs/operations.md` are all generated from [`METRICS`].
 
-use super::labels::{FrameOutcome, Method, Refusal, Rejection};
+use super::labels::{Closure, FrameOutcome, Method, Refusal, Rejection};
 
 /// The definition of one metric.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +83,7 @@ pub(super) const MESSAGE_MEMORY: &str = "classifier_message_memory_bytes";
 pub(super) const MESSAGE_MEMORY_LIMIT: &str = "classifier_message_memory_limit_bytes";
 pub(super) const CONNECTIONS_ACTIVE: &str = "classifier_connections_active";
 pub(super) const CONNECTIONS_REFUSED: &str = "classifier_connections_refused_total";
+pub(super) const CONNECTIONS_CLOSED: &str = "classifier_connections_closed_total";
 pub(super) const LOG_LINES_DROPPED: &str = "classifier_log_lines_dropped_total";
 pub(super) const DECODER_PANICS: &str = "classifier_decoder_panics_total";
 pub(super) const READY: &str = "classifier_ready";
@@ -124,7 +125,7 @@ const STAGE: Label = Label {
 const GPU: &[Label] = &[Label::open("gpu"), Label::open("name")];
 
 /// Every metric except the process's own, `process_…`.
-pub const METRICS: [Metric; 38] = [
+pub const METRICS: [Metric; 39] = [
     Metric {
         name: REQUESTS,
         kind: MetricKind::Counter,
@@ -221,9 +222,10 @@ pub const METRICS: [Metric; 38] = [
         help: "Work that arrived and was not done. Counts for the default model if none was \
                determined yet.",
         when_high: "`queue_full`: overload. `deadline`: overload, or deadlines too short. \
-                    `cancelled`: callers give up. `memory`: raise `--max-memory`. \
-                    `…_limit`: raise `--max-calls` or \
-                    `--max-streams`. `unauthenticated`: the log names the callers.",
+                    `cancelled`: callers give up. `call_limit`, `stream_limit`: raise \
+                    `--max-calls` or `--max-streams`. `client_limit`: one caller has its share \
+                    (`--max-per-client`). `memory`: raise `--max-memory`. `unauthenticated`: the \
+                    log names the callers.",
         presence: Presence::Always,
     },
     Metric {
@@ -331,8 +333,22 @@ pub const METRICS: [Metric; 38] = [
         unit: "connections",
         labels: &[],
         help: "Open gRPC connections.",
-        when_high: "At `--max-connections` new ones wait. Callers should keep one connection \
-                    each and reuse it.",
+        when_high: "At `--max-connections` a new one replaces the one that is idle longest. \
+                    Callers should keep one connection each and reuse it.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: CONNECTIONS_CLOSED,
+        kind: MetricKind::Counter,
+        unit: "connections",
+        labels: &[Label {
+            name: "reason",
+            values: &Closure::LABELS,
+        }],
+        help: "Connections without a call in progress that the server closed: idle for \
+               `--idle-timeout`, or displaced by a new one.",
+        when_high: "`displaced`: somebody opens more connections than it uses; the log names the \
+                    address. Or raise `--max-connections`.",
         presence: Presence::Always,
     },
     Metric {
@@ -345,7 +361,8 @@ pub const METRICS: [Metric; 38] = [
         }],
         help: "Connections that were closed before their first call.",
         when_high: "The log names the peer. `tls`: a certificate, or plain text to a TLS port. \
-                    `silent`: scanners or port checks. `accept`: too few file descriptors.",
+                    `silent`: scanners or port checks. `accept`: too few file descriptors. \
+                    `client_limit`: one address has its share (`--max-per-client`), all in use.",
         presence: Presence::Always,
     },
     Metric {

@@ -94,6 +94,13 @@ pub async fn connect_with(builder: h2::client::Builder, address: &str) -> SendRe
     let stream = tokio::net::TcpStream::connect(address)
         .await
         .expect("the server accepts");
+    handshake(builder, stream).await
+}
+
+async fn handshake(
+    builder: h2::client::Builder,
+    stream: tokio::net::TcpStream,
+) -> SendRequest<Bytes> {
     let (sender, connection) = builder
         .handshake(stream)
         .await
@@ -103,6 +110,18 @@ pub async fn connect_with(builder: h2::client::Builder, address: &str) -> SendRe
         let _ = connection.await;
     });
     sender.ready().await.expect("a new connection takes calls")
+}
+
+/// Like [`connect`], from this address of the machine: Linux has all of 127.0.0.0/8.
+pub async fn connect_from(own: [u8; 4], address: &str) -> SendRequest<Bytes> {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((own, 0).into()).expect("a loopback address");
+    let stream = socket.connect(address.parse().unwrap()).await;
+    handshake(
+        h2::client::Builder::new(),
+        stream.expect("the server accepts"),
+    )
+    .await
 }
 
 /// The head of a gRPC call.

@@ -56,6 +56,32 @@ async fn calls_that_are_reset_while_they_are_sent_count_as_cancelled() {
     }
 }
 
+#[tokio::test]
+async fn streams_that_are_reset_count_as_cancelled() {
+    let server = Server::start(&["--engine", "embedded"]);
+    for reason in [h2::Reason::CANCEL, h2::Reason::INTERNAL_ERROR] {
+        let mut connection = http2::connect(&server.grpc).await;
+        let call = http2::call(STREAM_CLASSIFY).body(()).unwrap();
+        let (response, mut sender) = connection.send_request(call, false).unwrap();
+        sender
+            .send_data(framed(&config(StreamConfig::default())).into(), false)
+            .unwrap();
+        let _answers = response.await.expect("the stream is open");
+        sender.send_reset(reason);
+        until_active(&server, 0.0).await;
+    }
+    let count = |code: &str| {
+        let method = "method=\"StreamClassify\"";
+        server.sum("classifier_requests_total", &[method, code])
+    };
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while count("\"CANCELLED\"") != 2.0 {
+        assert!(Instant::now() < give_up, "{}", server.get("/metrics").1);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(count("\"INTERNAL\""), 0.0);
+}
+
 /// Waits until this many calls are in progress.
 async fn until_active(server: &Server, calls: f64) {
     let give_up = Instant::now() + Duration::from_secs(10);
@@ -140,6 +166,8 @@ async fn slow_senders_lose_their_places_to_others() {
         "embedded",
         "--max-calls",
         "3",
+        "--max-per-client",
+        "100",
         "--receive-timeout",
         "3s",
     ]);

@@ -188,6 +188,55 @@ async fn malformed_calls_are_refused_without_revealing_internals() {
 }
 
 #[tokio::test]
+async fn what_is_no_grpc_is_refused_as_http() {
+    let server = Server::start(&["--engine", "embedded"]);
+    let mut connection = http2::connect(&server.grpc).await;
+    for kind in [
+        None,
+        Some("application/json"),
+        Some("application/grpc-web+proto"),
+        Some("application/grpc+json"),
+    ] {
+        let mut call = http::Request::post(format!("http://test{CLASSIFY}"));
+        if let Some(kind) = kind {
+            call = call.header("content-type", kind);
+        }
+        let (response, _) = connection
+            .send_request(call.body(()).unwrap(), true)
+            .unwrap();
+        let response = response.await.unwrap();
+        assert_eq!(response.status(), 415, "{kind:?}");
+        assert!(!response.headers().contains_key("grpc-status"));
+    }
+    assert_serves(&server).await;
+}
+
+#[tokio::test]
+async fn malformed_messages_count_as_the_callers_mistake_in_every_method() {
+    let server = Server::start(&["--engine", "embedded"]);
+    let garbage = [&[0, 0, 0, 0, 9][..], b"\x0a\xff\xff\xff\xff\x0f....."].concat();
+    for (service, method) in [
+        ("resnet18.v1.Classifier", "Classify"),
+        ("resnet18.v1.Classifier", "StreamClassify"),
+        ("inference.GRPCInferenceService", "ModelInfer"),
+        ("inference.GRPCInferenceService", "ModelStreamInfer"),
+    ] {
+        let mut connection = http2::connect(&server.grpc).await;
+        let call = http2::call(&format!("/{service}/{method}"))
+            .body(())
+            .unwrap();
+        let (response, mut sender) = connection.send_request(call, false).unwrap();
+        sender.send_data(garbage.clone().into(), true).unwrap();
+        let status = http2::status(response).await.unwrap();
+        assert_eq!(status.code(), Code::InvalidArgument, "{method}: {status:?}");
+        let method = format!("method=\"{method}\"");
+        let count = |code| server.sum("classifier_requests_total", &[&method, code]);
+        assert_eq!(count("\"INVALID_ARGUMENT\""), 1.0, "{method}");
+        assert_eq!(count("\"INTERNAL\""), 0.0, "{method}");
+    }
+}
+
+#[tokio::test]
 async fn large_metadata_is_refused_without_harm_to_the_calls_beside_it() {
     let server = Server::start(&["--engine", "embedded"]);
     let mut connection = http2::connect(&server.grpc).await;

@@ -8,9 +8,11 @@ mod common;
 mod bombs;
 mod clients;
 mod connections;
+mod http;
 mod input;
 mod log;
 mod memory;
+mod places;
 
 use std::time::{Duration, Instant};
 

@@ -259,14 +259,13 @@ async fn the_served_models_follow_the_files_of_a_folder() {
             .then_some(())
     })
     .await;
-    assert_eq!(
-        server.metric("classifier_model_ready", &["model=\"cats\""]),
-        0.0
-    );
-    assert_eq!(
-        server.metric("classifier_engine_info", &["model=\"cats\""]),
-        0.0
-    );
+    let series = server.get("/metrics").1;
+    assert!(series.contains("\"birds\"") && !series.contains("\"cats\""));
+
+    write_model(&folder.path().join("cats.onnx"), "back ");
+    until_label(&server, "cats", "back cat").await;
+    let ready = ["model=\"cats\""];
+    assert_eq!(server.metric("classifier_model_ready", &ready), 1.0);
 }
 
 #[tokio::test]

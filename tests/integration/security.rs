@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -422,11 +423,19 @@ async fn the_server_listens_on_a_unix_socket() {
     // The socket that a killed server left behind is replaced.
     drop(server);
     assert!(socket.exists());
-    let _server = Server::start(&["--engine", "embedded", "--grpc", &address]);
+    let flags = ["--grpc", &address, "--grpc-socket-mode", "0660"];
+    let mut server = Server::start(&[&["--engine", "embedded"], &flags[..]].concat());
     assert_eq!(
         classify(address.clone(), Credentials::default()).await,
         Ok("cat".into())
     );
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+
+    // A server that ends takes its own with it.
+    server.signal("TERM");
+    assert!(server.wait(Duration::from_secs(10)).unwrap().success());
+    assert!(!socket.exists());
 }
 
 #[tokio::test]
@@ -786,20 +795,25 @@ fn a_wrong_port_and_a_wrong_scheme_are_named_with_the_right_one() {
     }
 }
 
-#[test]
-fn a_server_at_its_limit_of_connections_says_so_once_and_clients_guess_it() {
-    let server = Server::start(&["--engine", "embedded", "--max-connections", "1"]);
-    // It is kept open by what looks like a client of HTTP/2.
-    let mut first = TcpStream::connect(&server.grpc).unwrap();
-    first
-        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_at_its_limit_of_connections_says_so_once_and_clients_guess_it() {
+    let limits = ["--max-connections", "1", "--max-per-client", "100"];
+    let server = Server::start(&[&["--engine", "embedded"], &limits[..]].concat());
+    // It is in use as long as the health is watched.
+    let first = server.channel().await;
+    let watch = HealthClient::new(first.clone())
+        .watch(HealthCheckRequest::default())
+        .await
         .unwrap();
-    wait_for(&server, "1 connections are open; further ones wait");
     let error = classify_error(&["--server", &server.url()]);
     assert!(error.contains("--max-connections"), "{error}");
+    wait_for(
+        &server,
+        "1 connections are open and have calls in progress; further ones wait",
+    );
 
-    // Each of these takes the only place for a moment.
-    drop(first);
+    // Each of these takes the only place from the one before it.
+    drop((first, watch));
     for _ in 0..5 {
         assert_classifies(&["--server", &server.url()]);
     }

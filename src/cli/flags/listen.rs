@@ -1,19 +1,15 @@
 //! Flags of `serve` for its ports: addresses, limits and deadlines.
 
 use std::{
-    io,
-    net::SocketAddr,
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-    str::FromStr,
-    sync::Arc,
-    time::Duration,
+    io, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr, sync::Arc, time::Duration,
 };
 
 use clap::{Args, ValueEnum};
 use tokio::net::TcpListener;
 
 use super::SecurityFlags;
+#[cfg(unix)]
+use super::socket;
 use crate::{
     cli::{CliError, open_files, values},
     grpc::{Deadlines, GrpcConfig, Listener},
@@ -38,6 +34,11 @@ pub struct NetworkFlags {
         default_value = "127.0.0.1:8001"
     )]
     grpc: GrpcAddress,
+    /// The permissions of the Unix domain socket, in octal, as for chmod [default: those that the
+    /// umask allows].
+    #[arg(long, env = "RESNET18_GRPC_SOCKET_MODE", value_name = "MODE",
+          value_parser = values::file_mode)]
+    grpc_socket_mode: Option<u32>,
     /// The address of the HTTP port, which serves the live page, /metrics, /healthz and /readyz.
     #[arg(long, env = "RESNET18_HTTP", value_name = "ADDRESS", default_value = "127.0.0.1:8002",
           value_parser = values::listen_address)]
@@ -75,7 +76,8 @@ pub struct NetworkFlags {
         default_value = "512"
     )]
     max_calls: NonZeroUsize,
-    /// Maximum number of open connections; further ones wait.
+    /// Maximum number of open connections. A further one replaces the one that is idle longest; if
+    /// none is idle, it waits.
     #[arg(
         long,
         env = "RESNET18_MAX_CONNECTIONS",
@@ -83,6 +85,17 @@ pub struct NetworkFlags {
         default_value = "1024"
     )]
     max_connections: NonZeroUsize,
+    /// How much of the calls, streams, health watches and connections one client may hold, in
+    /// percent of those that others leave; at least one. A client is a token's name, or else an
+    /// address. 100 = everything.
+    #[arg(long, env = "RESNET18_MAX_PER_CLIENT", value_name = "PERCENT", default_value = "75",
+          value_parser = clap::value_parser!(u8).range(1..=100))]
+    max_per_client: u8,
+    /// Close connections that have had no call in progress for this long; clients reconnect by
+    /// themselves. 0 = never.
+    #[arg(long, env = "RESNET18_IDLE_TIMEOUT", value_name = "DURATION", default_value = "5m",
+          value_parser = values::duration)]
+    idle_timeout: Duration,
     /// Ask clients to reconnect when their connection is this old, so that load balancers
     /// distribute connections anew [default: never].
     #[arg(long, env = "RESNET18_MAX_CONNECTION_AGE", value_name = "DURATION",
@@ -113,6 +126,27 @@ pub struct NetworkFlags {
     #[arg(long, env = "RESNET18_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "30s",
           value_parser = values::duration)]
     pub drain_timeout: Duration,
+}
+
+/// The bound addresses.
+pub struct Bound {
+    pub listeners: Listeners,
+    /// To be removed at the end.
+    pub socket: SocketFile,
+}
+
+/// The file of the gRPC port, if that is a Unix domain socket.
+#[derive(Clone, Default)]
+pub struct SocketFile(#[cfg(unix)] Option<socket::BoundFile>);
+
+impl SocketFile {
+    /// Removes the file, if there is one and it is still that of this process.
+    pub fn remove(&self) {
+        #[cfg(unix)]
+        if let Some(file) = &self.0 {
+            file.remove();
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -172,6 +206,8 @@ impl NetworkFlags {
             max_streams: self.max_streams.get(),
             max_calls: self.max_calls.get(),
             max_connections: open_files::allow_connections(self.max_connections.get()),
+            max_per_client: self.max_per_client,
+            idle_timeout: Some(self.idle_timeout).filter(|timeout| !timeout.is_zero()),
             max_connection_age: self.max_connection_age,
             connection_grace: self.connection_grace,
             deadlines: Deadlines {
@@ -223,15 +259,28 @@ impl NetworkFlags {
     ///
     /// # Errors
     /// If an address cannot be used.
-    pub async fn listen(&self) -> Result<Listeners, CliError> {
+    pub async fn listen(&self) -> Result<Bound, CliError> {
+        let mut socket = SocketFile::default();
         let grpc = match &self.grpc {
+            GrpcAddress::Tcp(_) if self.grpc_socket_mode.is_some() => {
+                return Err(CliError::Usage(
+                    "--grpc-socket-mode is for --grpc unix:PATH".into(),
+                ));
+            }
             GrpcAddress::Tcp(address) => Listener::Tcp(bind_tcp(*address, "grpc").await?),
             #[cfg(unix)]
-            GrpcAddress::Unix(path) => Listener::Unix(bind_unix(path)?),
+            GrpcAddress::Unix(path) => {
+                let (listener, file) = socket::bind(path, self.grpc_socket_mode)?;
+                socket = SocketFile(Some(file));
+                Listener::Unix(listener)
+            }
         };
-        Ok(Listeners {
-            grpc,
-            http: bind_tcp(self.http, "http").await?,
+        Ok(Bound {
+            listeners: Listeners {
+                grpc,
+                http: bind_tcp(self.http, "http").await?,
+            },
+            socket,
         })
     }
 
@@ -298,38 +347,10 @@ async fn bind_tcp(address: SocketAddr, flag: &str) -> Result<TcpListener, CliErr
     })
 }
 
-/// Binds a Unix domain socket, and replaces one that a server left behind.
-#[cfg(unix)]
-fn bind_unix(path: &Path) -> Result<tokio::net::UnixListener, CliError> {
-    use std::os::unix::{fs::FileTypeExt, net::UnixStream};
-
-    let failed = |reason: &dyn std::fmt::Display| {
-        CliError::Failed(format!(
-            "can't listen on unix:{}: {reason}; choose another path with --grpc",
-            path.display()
-        ))
-    };
-
-    if let Ok(metadata) = std::fs::symlink_metadata(path) {
-        if !metadata.file_type().is_socket() {
-            return Err(failed(
-                &"a file of that name exists, and it is not a socket",
-            ));
-        }
-        match UnixStream::connect(path) {
-            Ok(_) => return Err(failed(&"another program uses it")),
-            // No process listens: the socket was left behind by a server that was killed.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path).map_err(|error| failed(&error))?;
-            }
-            Err(error) => return Err(failed(&error)),
-        }
-    }
-    tokio::net::UnixListener::bind(path).map_err(|error| failed(&error))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[cfg(unix)]

@@ -9,6 +9,8 @@ mod listen;
 mod manifest;
 mod quantization;
 mod security;
+#[cfg(unix)]
+mod socket;
 mod telemetry;
 mod tensorrt;
 

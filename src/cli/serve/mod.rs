@@ -176,7 +176,8 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
 async fn serve(args: &Args) -> Result<Result<(), ServerError>, CliError> {
     let started = Instant::now();
     let config = config(args)?;
-    let listeners = args.network.listen().await?;
+    let bound = args.network.listen().await?;
+    let listeners = bound.listeners;
 
     // The system chooses the port if that of the flag is 0.
     let http = listeners.http.local_addr()?;
@@ -191,11 +192,19 @@ async fn serve(args: &Args) -> Result<Result<(), ServerError>, CliError> {
     args.network.warn_if_exposed(&args.security);
     tracing::debug!("flags and models read in {:.0?}", started.elapsed());
 
+    // Its file is removed in any case: a second signal ends the process without destructors.
+    let socket = bound.socket;
+    let at_end = {
+        let socket = socket.clone();
+        move || socket.remove()
+    };
     let control = Control {
-        shutdown: shutdown_signal(),
+        shutdown: shutdown_signal(at_end),
         reload: reload_on_hangup(),
     };
-    Ok(server::run(listeners, config, control).await)
+    let ended = server::run(listeners, config, control).await;
+    socket.remove();
+    Ok(ended)
 }
 
 fn config(args: &Args) -> Result<ServerConfig, CliError> {
@@ -368,12 +377,13 @@ fn reload_on_hangup() -> Arc<Notify> {
     reload
 }
 
-/// Completes at the first SIGTERM or Ctrl-C. A second one ends the process.
-async fn shutdown_signal() {
+/// Completes at the first SIGTERM or Ctrl-C. A second one ends the process, after `at_end`.
+async fn shutdown_signal(at_end: impl FnOnce() + Send + 'static) {
     terminate_or_interrupt().await;
     tokio::spawn(async {
         terminate_or_interrupt().await;
         tracing::warn!("second signal: ending at once");
+        at_end();
         log::flush();
         engine::exit_at_once(130);
     });

@@ -6,7 +6,10 @@
 
 pub(in crate::grpc) mod access;
 pub(in crate::grpc) mod auth;
+pub(in crate::grpc) mod caps;
+mod content_type;
 mod hold;
+mod keep;
 
 use std::{
     future::Future,
@@ -18,20 +21,22 @@ use std::{
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body_util::BodyExt;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{timeout, timeout_at},
-};
+use tokio::time::{timeout, timeout_at};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service, layer::layer_fn};
 
-use self::{auth::Tokens, hold::HeldBack};
+use self::{
+    auth::Tokens,
+    caps::{CallLimits, CallPlace, CallPlaces},
+    hold::HeldBack,
+};
 use crate::{
     budget::MemoryBudget,
     grpc::{
         call::{
-            caller::{Caller, Peer, budget_key, client_id},
-            methods::{MAX_PATH, image_method, is_classifying, is_probe, is_stream},
+            caller::{Caller, Peer, client_id},
+            methods::{MAX_PATH, image_method, is_classifying, is_stream},
+            places::Holder,
             record::CallRecord,
             status::{CallError, received},
             timing::{CallTiming, Deadlines, grpc_timeout, priority},
@@ -44,7 +49,7 @@ use crate::{
     metrics::{Method, Rejection},
     registry::Registry,
     scheduler::Priority,
-    state::{CallInProgress, StateCell},
+    state::StateCell,
     telemetry::{
         context::TraceId,
         summary::{self, Warning},
@@ -66,7 +71,7 @@ const HEADER_OVERHEAD: usize = 32;
 /// The limits on calls, and who may call.
 #[derive(Clone)]
 pub(in crate::grpc) struct AdmissionConfig {
-    pub max_calls: usize,
+    pub limits: CallLimits,
     pub deadlines: Deadlines,
     pub receive_timeout: Duration,
     /// The largest message of a classifying service, in bytes.
@@ -82,9 +87,7 @@ pub(in crate::grpc) struct AdmissionConfig {
 /// Decides which calls are admitted. Clones share the limit of calls.
 #[derive(Clone)]
 pub(in crate::grpc) struct Admission {
-    /// One permit for each call of a classifying service. It is held from the call's headers on,
-    /// since a message is stored while it arrives.
-    permits: Arc<Semaphore>,
+    places: CallPlaces,
     held_back: HeldBack,
     config: AdmissionConfig,
 }
@@ -92,21 +95,13 @@ pub(in crate::grpc) struct Admission {
 /// What an admitted call holds until it is answered.
 struct Admitted {
     caller: Option<Caller>,
-    /// `None` for a call that does not count against the limit.
-    _slot: Option<CallSlot>,
-}
-
-/// One of the calls in progress.
-struct CallSlot {
-    _permit: OwnedSemaphorePermit,
-    /// A draining server waits for the message of a call whose headers have arrived.
-    _in_progress: CallInProgress,
+    place: CallPlace,
 }
 
 impl Admission {
     pub fn new(config: AdmissionConfig) -> Self {
         Self {
-            permits: Arc::new(Semaphore::new(config.max_calls)),
+            places: CallPlaces::new(config.limits),
             held_back: HeldBack::default(),
             config,
         }
@@ -159,14 +154,12 @@ impl Admission {
             record.caller(caller);
         }
         priority?;
-        let slot = self.slot(request.uri().path())?;
+        let holder = Holder::of(caller.as_ref(), request.extensions().get());
+        let place = self.place(request.uri().path(), holder)?;
         if let Some(record) = record {
             self.reject_early(request, caller.as_ref(), record)?;
         }
-        Ok(Admitted {
-            caller,
-            _slot: slot,
-        })
+        Ok(Admitted { caller, place })
     }
 
     /// The caller's name, where the server asks for tokens and the service is not open.
@@ -199,23 +192,13 @@ impl Admission {
         self.config.registry.count_rejection(reason);
     }
 
-    /// Counts the call as one in progress, if calls of this path count.
-    fn slot(&self, path: &str) -> Result<Option<CallSlot>, CallError> {
-        if !is_classifying(path) || is_probe(path) {
-            return Ok(None);
-        }
-        match Arc::clone(&self.permits).try_acquire_owned() {
-            Ok(permit) => Ok(Some(CallSlot {
-                _permit: permit,
-                _in_progress: self.config.state.call(),
-            })),
-            Err(_) => {
-                self.count_rejection(Rejection::CallLimit);
-                Err(CallError::TooManyCalls {
-                    open: self.config.max_calls,
-                })
-            }
-        }
+    /// Takes the place that a call of this path needs.
+    fn place(&self, path: &str, holder: Option<Holder>) -> Result<CallPlace, CallError> {
+        let taken = self.places.take(path, holder, &self.config.state);
+        taken.map_err(|(reason, error)| {
+            self.count_rejection(reason);
+            error
+        })
     }
 
     /// Rejects an image while it is still on its way, if the queue would reject it. This needs the
@@ -277,6 +260,9 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        if !content_type::is_grpc(request.headers()) {
+            return Box::pin(async { Ok(content_type::unsupported()) });
+        }
         let path = request.uri().path();
         let is_stream = is_stream(path);
         let (timing, priority) = self.admission.timing(&request);
@@ -292,10 +278,13 @@ where
         let admitted = self
             .admission
             .admit(&request, trace_id, priority, record.as_deref());
-        let admitted = match admitted {
+        let mut admitted = match admitted {
             Ok(admitted) => admitted,
             Err(error) => return Box::pin(self.admission.reject(request, record, error)),
         };
+
+        let open_call = peer.as_ref().and_then(|peer| peer.call(record.is_some()));
+        let until_sent = (open_call, admitted.place.until_sent.take());
 
         if let Some(caller) = &admitted.caller {
             request.extensions_mut().insert(caller.clone());
@@ -306,7 +295,8 @@ where
         };
         let config = &self.admission.config;
         let call = record.as_ref().map(|record| {
-            let key = budget_key(admitted.caller.as_ref(), peer.as_ref());
+            let holder = Holder::of(admitted.caller.as_ref(), peer.as_ref());
+            let key = Holder::budget_key(holder.as_ref());
             ReceivingCall {
                 record: Arc::clone(record),
                 encoding,
@@ -366,7 +356,7 @@ where
                     .hold(peer.as_ref(), &status, timing.deadline)
                     .await;
             }
-            response
+            response.map(|response| response.map(|body| keep::until_sent(body, until_sent)))
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -9,14 +10,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{budget::BudgetKey, scheduler::ClientId};
+use super::{activity::Activity, places};
+use crate::scheduler::ClientId;
 
 /// The other end of a connection.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Peer {
     /// Unique among the connections of both ports.
     pub id: u64,
     address: Arc<str>,
+    network: Option<IpAddr>,
+    /// `None` on the HTTP port, which looks after its connections by itself.
+    activity: Option<Arc<Activity>>,
     /// When the next call should come at the earliest, as the last rejection said: in milliseconds
     /// since [`START`].
     retry_at: Arc<AtomicU64>,
@@ -26,13 +31,24 @@ pub(crate) struct Peer {
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl Peer {
-    /// The other end of a new connection.
-    pub fn next(address: String) -> Self {
+    /// The other end of a new connection; one without an address is a Unix socket's.
+    pub fn next(address: Option<SocketAddr>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        let text = address.map_or_else(|| "unix".to_owned(), |address| address.to_string());
         Self {
             id: NEXT.fetch_add(1, Relaxed),
-            address: address.into(),
+            address: text.into(),
+            network: address.map(|address| places::network(address.ip())),
+            activity: None,
             retry_at: Arc::default(),
+        }
+    }
+
+    /// The same peer, whose calls are counted as the use of its connection.
+    pub(in crate::grpc) fn with_activity(self, activity: Arc<Activity>) -> Self {
+        Self {
+            activity: Some(activity),
+            ..self
         }
     }
 
@@ -49,11 +65,34 @@ impl Peer {
         &self.address
     }
 
-    /// The address without its port.
+    /// The address without its port, for the log.
     pub fn host(&self) -> &str {
         self.address
             .rsplit_once(':')
             .map_or(&self.address, |(host, _)| host)
+    }
+
+    /// The part of the address by which callers without a name are told apart; `None` for a Unix
+    /// socket.
+    pub(in crate::grpc) fn network(&self) -> Option<IpAddr> {
+        self.network
+    }
+
+    /// Counts an admitted call as the use of the connection until the returned guard is dropped;
+    /// `is_known` if the call shows that its caller may call.
+    pub(in crate::grpc) fn call(&self, is_known: bool) -> Option<OpenCall> {
+        let activity = self.activity.clone()?;
+        activity.call_begins(is_known);
+        Some(OpenCall(activity))
+    }
+}
+
+/// One call on a connection, until it is dropped.
+pub(in crate::grpc) struct OpenCall(Arc<Activity>);
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        self.0.call_ends();
     }
 }
 
@@ -70,15 +109,4 @@ pub(in crate::grpc) fn client_id(caller: Option<&Caller>, peer: Option<&Peer>) -
         None => peer.map(|peer| peer.id).hash(&mut hasher),
     }
     ClientId(hasher.finish())
-}
-
-/// Whom the memory of messages is charged to: a caller with a name, else all connections from one
-/// address.
-pub(in crate::grpc) fn budget_key(caller: Option<&Caller>, peer: Option<&Peer>) -> BudgetKey {
-    let mut hasher = DefaultHasher::new();
-    match caller {
-        Some(Caller(name)) => (true, name).hash(&mut hasher),
-        None => (false, peer.map(Peer::host)).hash(&mut hasher),
-    }
-    BudgetKey(hasher.finish())
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
-
-use super::{record::CallRecord, status::CallError};
+use super::{
+    places::{Holder, NoPlace, Place, Places, Share},
+    record::CallRecord,
+    status::CallError,
+};
 use crate::{
     metrics::Rejection,
     registry::{Entry, Registry, Served},
@@ -15,18 +17,22 @@ use crate::{
 pub(in crate::grpc) struct Context {
     pub registry: Arc<Registry>,
     pub state: StateCell,
-    max_streams: usize,
-    /// One permit for each stream that may still be opened.
-    streams: Semaphore,
+    streams: Arc<Places>,
 }
 
 impl Context {
-    pub fn new(registry: Arc<Registry>, state: StateCell, max_streams: usize) -> Self {
+    /// At most `max_streams` streams are open at once, and at most this `share` of them for one
+    /// caller.
+    pub fn new(
+        registry: Arc<Registry>,
+        state: StateCell,
+        max_streams: usize,
+        share: Share,
+    ) -> Self {
         Self {
             registry,
             state,
-            max_streams,
-            streams: Semaphore::new(max_streams),
+            streams: Places::new(max_streams, share),
         }
     }
 
@@ -51,13 +57,26 @@ impl Context {
         ready.inspect_err(|_| entry.metrics.rejected(Rejection::NotReady))
     }
 
-    /// Counts one more open stream until the permit is dropped.
-    pub fn stream_permit(&self) -> Result<SemaphorePermit<'_>, CallError> {
-        self.streams.try_acquire().map_err(|_| {
-            self.registry.count_rejection(Rejection::StreamLimit);
-            CallError::TooManyStreams {
-                open: self.max_streams,
-            }
+    /// Counts one more open stream until the returned place is dropped.
+    pub fn stream_place(&self, holder: Option<Holder>) -> Result<Place, CallError> {
+        self.streams.take(holder).map_err(|none| {
+            let (reason, error) = match none {
+                NoPlace::Taken { limit } => (
+                    Rejection::StreamLimit,
+                    CallError::TooManyStreams { open: limit },
+                ),
+                NoPlace::Share { held, limit } => (
+                    Rejection::ClientLimit,
+                    CallError::ClientLimit {
+                        held,
+                        limit,
+                        what: "streams",
+                    },
+                ),
+            };
+            // Which model the stream is for is not known yet.
+            self.registry.count_rejection(reason);
+            error
         })
     }
 

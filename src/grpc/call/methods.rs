@@ -34,12 +34,34 @@ pub(in crate::grpc) fn is_stream(path: &str) -> bool {
     .any(|method| path.ends_with(method))
 }
 
-/// Whether a call only asks for the server's health, which a busy server must not reject.
-pub(in crate::grpc) fn is_probe(path: &str) -> bool {
-    matches!(
+/// What a call is for, which decides the limit that it counts against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::grpc) enum Kind {
+    /// It may bring images.
+    Classifying,
+    /// It only asks for the server's health, which a busy server must not reject.
+    Health,
+    /// It asks for the contract.
+    Reflection,
+    /// There is no such service.
+    Other,
+}
+
+/// What a call of this path is for.
+pub(in crate::grpc) fn kind(path: &str) -> Kind {
+    let is_probe = matches!(
         method(path),
         Some(Method::ServerLive | Method::ServerReady | Method::ModelReady)
-    )
+    );
+    if is_probe || path.starts_with("/grpc.health.") {
+        Kind::Health
+    } else if path.starts_with("/grpc.reflection.") {
+        Kind::Reflection
+    } else if is_classifying(path) {
+        Kind::Classifying
+    } else {
+        Kind::Other
+    }
 }
 
 /// The method of a path, if each of its calls brings images in one message.
@@ -71,7 +93,20 @@ mod tests {
         ] {
             assert_eq!(method(other), None, "{other}");
         }
-        assert!(is_probe("/inference.GRPCInferenceService/ModelReady"));
-        assert!(!is_probe("/inference.GRPCInferenceService/ModelInfer"));
+        for (path, expected) in [
+            ("/inference.GRPCInferenceService/ModelReady", Kind::Health),
+            (
+                "/inference.GRPCInferenceService/ModelInfer",
+                Kind::Classifying,
+            ),
+            ("/grpc.health.v1.Health/Watch", Kind::Health),
+            (
+                "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                Kind::Reflection,
+            ),
+            ("/etc/passwd", Kind::Other),
+        ] {
+            assert_eq!(kind(path), expected, "{path}");
+        }
     }
 }

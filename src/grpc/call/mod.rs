@@ -1,9 +1,11 @@
 //! What is known of one call: its method, caller, deadline and priority, its record for metrics,
 //! log and traces, and the status that it ends with.
 
+pub(in crate::grpc) mod activity;
 pub(in crate::grpc) mod caller;
 pub(in crate::grpc) mod context;
 pub(in crate::grpc) mod methods;
+pub(in crate::grpc) mod places;
 pub(in crate::grpc) mod record;
 pub(in crate::grpc) mod status;
 pub(in crate::grpc) mod timing;
@@ -12,7 +14,9 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use self::{caller::client_id, record::CallRecord, status::CallError, timing::CallTiming};
+use self::{
+    caller::client_id, places::Holder, record::CallRecord, status::CallError, timing::CallTiming,
+};
 use super::transport::receive::MessageMemory;
 use crate::scheduler::ClientId;
 
@@ -21,6 +25,8 @@ use crate::scheduler::ClientId;
 pub(in crate::grpc) struct Call {
     pub timing: CallTiming,
     pub client: ClientId,
+    /// Whom the call's places are counted for.
+    pub holder: Option<Holder>,
     pub record: Arc<CallRecord>,
     /// The memory of its messages.
     pub memory: MessageMemory,
@@ -36,6 +42,7 @@ impl Call {
         Self {
             timing: record.timing,
             client: client_id(extensions.get(), extensions.get()),
+            holder: Holder::of(extensions.get(), extensions.get()),
             record: Arc::clone(record),
             memory: memory.clone(),
         }

@@ -43,6 +43,18 @@ pub(in crate::grpc) enum CallError {
     TooManyStreams { open: usize },
     #[error("{open} calls are in progress, the most that this server accepts; retry in a moment")]
     TooManyCalls { open: usize },
+    #[error("{open} {what} are open, the most that this server accepts; retry in a moment")]
+    TooManyOpen { open: usize, what: &'static str },
+    #[error(
+        "{held} of the {limit} {what} that this server accepts are this client's; no client may \
+         hold more of those that others leave (its flag --max-per-client); retry when one of its \
+         own has ended"
+    )]
+    ClientLimit {
+        held: usize,
+        limit: usize,
+        what: &'static str,
+    },
     #[error(transparent)]
     Job(#[from] JobError),
     /// The request itself is wrong, for the reason given.
@@ -112,6 +124,8 @@ impl CallError {
             | Self::TooManyStreams { .. }
             | Self::TooManyCalls { .. }
             | Self::Memory(_)
+            | Self::TooManyOpen { .. }
+            | Self::ClientLimit { .. }
             | Self::LargeMetadata { .. } => Code::ResourceExhausted,
             Self::LargeMessage { .. } | Self::LargeInflated { .. } => Code::OutOfRange,
             Self::UnknownEncoding { .. } => Code::Unimplemented,
@@ -174,6 +188,8 @@ impl CallError {
             Self::TooManyStreams { .. }
             | Self::TooManyCalls { .. }
             | Self::Memory(_)
+            | Self::TooManyOpen { .. }
+            | Self::ClientLimit { .. }
             | Self::NotReady(NotReady::Starting | NotReady::NoModel(_) | NotReady::Draining) => {
                 Some(RETRY_DELAY)
             }
@@ -271,6 +287,36 @@ mod tests {
         let framing = "protocol error: received message with invalid compression flag: 7";
         assert_eq!(reworded(Status::internal(framing)), None);
         assert_eq!(reworded(Status::unimplemented("")), None);
+    }
+
+    #[test]
+    fn the_documentation_has_every_code() {
+        let source = include_str!("status.rs");
+        let (_, codes) = source.split_once("pub fn code(").unwrap();
+        let (codes, _) = codes.split_once("pub fn message(").unwrap();
+        // tonic's own: a call that its caller ended, and a method or compression that is unknown.
+        let others = ["Cancelled", "Unimplemented"];
+        let named: Vec<&str> = codes
+            .split("Code::")
+            .skip(1)
+            .map(|rest| {
+                let end = rest.find(|letter: char| !letter.is_alphanumeric());
+                &rest[..end.unwrap_or(rest.len())]
+            })
+            .chain(others)
+            .collect();
+        assert!(named.len() > 10, "{named:?}");
+
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/clients.md");
+        let page = std::fs::read_to_string(page).unwrap();
+        let (_, table) = page.split_once("## Status codes").unwrap();
+        let (table, _) = table.split_once("\n## ").unwrap();
+        for code in (0..=16).map(Code::from_i32) {
+            if named.contains(&&*format!("{code:?}")) {
+                let name = crate::proto::code_name(code);
+                assert!(table.contains(&format!("| `{name}`")), "{name}");
+            }
+        }
     }
 
     #[test]

@@ -66,7 +66,7 @@ async fn answer_all(
     answers: &Answers,
 ) -> Result<(), CallError> {
     // A stream counts against the limit before its config has arrived.
-    let _permit = context.stream_permit()?;
+    let _place = context.stream_place(call.holder.clone())?;
     let config = config(&mut inbound, &context.state).await?;
     drop(call.memory.take());
     let served = context.model(&config.model, &call.record)?;

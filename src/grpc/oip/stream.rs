@@ -53,7 +53,7 @@ async fn answer_all(
     call: Call,
     answers: &Answers,
 ) -> Result<(), CallError> {
-    let _permit = context.stream_permit()?;
+    let _place = context.stream_place(call.holder.clone())?;
     let (pending, mut in_order) = mpsc::channel(MAX_IN_FLIGHT);
 
     // The stream counts as one of the model of its first valid request.

@@ -1,43 +1,37 @@
-//! Accepts connections over TCP, TLS or a Unix socket, limits their number and closes silent ones.
+//! Accepts connections over TCP, TLS or a Unix socket, as many as there may be.
 
 use std::{
     fmt,
-    future::Future,
+    future::poll_fn,
     io,
-    pin::Pin,
+    net::SocketAddr,
     sync::Arc,
-    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use futures_util::Stream;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{Sleep, sleep, timeout},
+    sync::mpsc,
+    time::{sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected;
 
-use super::tls::Certificates;
+use super::{
+    connection::{Connection, Duplex},
+    table::{ConnectionLimits, Decision, Registered, Table},
+    tls::Certificates,
+};
 use crate::{
     grpc::call::caller::Peer,
-    metrics::{ConnectionGuard, ConnectionMetrics, Refusal},
+    metrics::{ConnectionMetrics, Refusal},
     telemetry::summary::{self, Warning},
 };
 
-/// A connection that has not sent HTTP/2's preface within this time is closed.
-const SILENCE: Duration = Duration::from_secs(10);
-/// The preface and the head of the SETTINGS frame behind it, in bytes (RFC 9113, 3.4).
-const PREFACE: usize = 24 + 9;
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long input is drained after the server has shut its side of a connection down. Closing with
-/// unread data sends RST, and a caller that is still sending could lose the final status.
-const LINGER: Duration = Duration::from_millis(500);
-/// How often the log may say that all connections are in use.
+/// How often the log may say that connections wait, are refused or displaced.
 const LIMIT_LOGGED: Duration = Duration::from_secs(60);
 /// The pause after an error such as too many open files, instead of spinning.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -71,18 +65,18 @@ impl fmt::Display for Listener {
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<(Accepted, String)> {
+    async fn accept(&self) -> io::Result<(Accepted, Option<SocketAddr>)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
                 // Answers are small and must not wait for more data (Nagle's algorithm).
                 let _ = stream.set_nodelay(true);
-                Ok((Accepted::Tcp(stream), address.to_string()))
+                Ok((Accepted::Tcp(stream), Some(address)))
             }
             #[cfg(unix)]
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Accepted::Local(Box::new(stream)), "unix".into()))
+                Ok((Accepted::Local(Box::new(stream)), None))
             }
         }
     }
@@ -93,25 +87,28 @@ enum Accepted {
     Local(Box<dyn Duplex>),
 }
 
-/// The connections that `listener` accepts. While `max` are open, further ones wait in the system's
-/// backlog. With `certificates`, those over TCP begin with a TLS handshake, concurrently.
+/// The connections that `listener` accepts. While as many are open as there may be, a further one
+/// replaces one that is idle, or waits until one is. With `certificates`, those over TCP begin with
+/// a TLS handshake, concurrently.
 pub(in crate::grpc) fn connections(
     listener: Listener,
-    max: usize,
+    limits: ConnectionLimits,
     certificates: Option<Arc<Certificates>>,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let (accepted, connections) = mpsc::channel(1);
     tokio::spawn(async move {
-        let permits = Arc::new(Semaphore::new(max));
+        let metrics = ConnectionMetrics::default();
+        let table = Table::new(limits, metrics.clone());
         let acceptor = Acceptor {
             listener,
-            permits,
-            max,
+            limits,
+            table: Arc::clone(&table),
             certificates,
-            metrics: ConnectionMetrics::default(),
+            metrics,
         };
         tokio::select! {
             () = acceptor.run(&accepted) => {}
+            () = table.sweep() => {}
             // The server accepts no more connections.
             () = accepted.closed() => {}
         }
@@ -121,8 +118,8 @@ pub(in crate::grpc) fn connections(
 
 struct Acceptor {
     listener: Listener,
-    permits: Arc<Semaphore>,
-    max: usize,
+    limits: ConnectionLimits,
+    table: Arc<Table>,
     certificates: Option<Arc<Certificates>>,
     metrics: ConnectionMetrics,
 }
@@ -131,23 +128,14 @@ type Connections = mpsc::Sender<io::Result<Connection>>;
 
 impl Acceptor {
     async fn run(&self, connections: &Connections) {
-        let mut logged: Option<Instant> = None;
+        let mut log = LimitLog::default();
         loop {
-            if self.permits.available_permits() == 0
-                && logged.is_none_or(|logged| logged.elapsed() >= LIMIT_LOGGED)
-            {
-                logged = Some(Instant::now());
-                tracing::warn!(
-                    "{} connections are open; further ones wait (--max-connections)",
-                    self.max
-                );
-            }
-            let permit = Arc::clone(&self.permits)
-                .acquire_owned()
-                .await
-                .expect("the semaphore is never closed");
             let (stream, address) = self.accept().await;
             let peer = Peer::next(address);
+            let Some(registered) = self.place(&peer, &mut log).await else {
+                continue;
+            };
+            let peer = peer.with_activity(Arc::clone(&registered.activity));
             let counted = self.metrics.opened();
 
             let (stream, certificates): (Box<dyn Duplex>, _) = match stream {
@@ -156,7 +144,7 @@ impl Acceptor {
             };
             let Some(certificates) = certificates else {
                 // The server may have stopped meanwhile.
-                let connection = Connection::new(stream, peer, permit, counted);
+                let connection = Connection::new(stream, peer, registered, counted);
                 let _ = connections.send(Ok(connection)).await;
                 continue;
             };
@@ -164,9 +152,14 @@ impl Acceptor {
             let acceptor = TlsAcceptor::from(Arc::clone(&*certificates.get()));
             let connections = connections.clone();
             tokio::spawn(async move {
-                match handshake(acceptor, stream, &peer).await {
+                let stream = tokio::select! {
+                    stream = handshake(acceptor, stream, &peer) => stream,
+                    // Its place was given to another one.
+                    _ = poll_fn(|cx| registered.activity.poll_closing(cx)) => return,
+                };
+                match stream {
                     Some(stream) => {
-                        let connection = Connection::new(stream, peer, permit, counted);
+                        let connection = Connection::new(stream, peer, registered, counted);
                         let _ = connections.send(Ok(connection)).await;
                     }
                     None => counted.refused(Refusal::Tls),
@@ -175,8 +168,30 @@ impl Acceptor {
         }
     }
 
+    /// Waits until there is a place for a connection; `None` if it is refused.
+    async fn place(&self, peer: &Peer, log: &mut LimitLog) -> Option<Registered> {
+        loop {
+            match self.table.open(peer.id, peer.network()) {
+                Decision::Open(registered) => {
+                    if registered.displaced {
+                        log.displaced(self.limits.max, peer);
+                    }
+                    return Some(registered);
+                }
+                Decision::Wait => log.waiting(self.limits.max),
+                Decision::Later => {}
+                Decision::Refuse { open } => {
+                    log.refused(open, peer);
+                    self.metrics.refused(Refusal::ClientLimit);
+                    return None;
+                }
+            }
+            self.table.changed().await;
+        }
+    }
+
     /// Waits for the next connection, retrying after errors.
-    async fn accept(&self) -> (Accepted, String) {
+    async fn accept(&self) -> (Accepted, Option<SocketAddr>) {
         loop {
             match self.listener.accept().await {
                 Ok(accepted) => return accepted,
@@ -188,6 +203,54 @@ impl Acceptor {
             }
         }
     }
+}
+
+/// When the log last said what.
+#[derive(Default)]
+struct LimitLog {
+    waiting: Option<Instant>,
+    refused: Option<Instant>,
+    displaced: Option<Instant>,
+}
+
+impl LimitLog {
+    fn waiting(&mut self, max: usize) {
+        if is_due(&mut self.waiting) {
+            tracing::warn!(
+                "{max} connections are open and have calls in progress; further ones wait \
+                 (--max-connections)"
+            );
+        }
+    }
+
+    fn refused(&mut self, open: usize, peer: &Peer) {
+        if is_due(&mut self.refused) {
+            tracing::warn!(
+                peer = peer.address(),
+                "{open} connections of this address are open and have calls in progress; further \
+                 ones are refused (--max-per-client)"
+            );
+        }
+    }
+
+    fn displaced(&mut self, max: usize, peer: &Peer) {
+        if is_due(&mut self.displaced) {
+            tracing::warn!(
+                peer = peer.address(),
+                "idle connections are closed in favour of new ones, as from this address \
+                 (--max-connections {max}, --max-per-client)"
+            );
+        }
+    }
+}
+
+/// Whether a line of the log may be written again.
+fn is_due(last: &mut Option<Instant>) -> bool {
+    let due = last.is_none_or(|last| last.elapsed() >= LIMIT_LOGGED);
+    if due {
+        *last = Some(Instant::now());
+    }
+    due
 }
 
 async fn handshake(
@@ -233,121 +296,4 @@ fn is_alert_about_certificate(error: &io::Error) -> bool {
         && ["UnknownCA", "Certificate"]
             .iter()
             .any(|name| text.contains(name))
-}
-
-/// A byte stream in both directions.
-trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-
-/// A connection that counts against the limit while it is open.
-pub(in crate::grpc) struct Connection {
-    stream: Box<dyn Duplex>,
-    peer: Peer,
-    /// Runs until the preface has arrived.
-    silence: Option<Pin<Box<Sleep>>>,
-    /// How many bytes of the preface have not arrived yet.
-    preface: usize,
-    /// Runs since the server has shut its side down.
-    linger: Option<Pin<Box<Sleep>>>,
-    _permit: OwnedSemaphorePermit,
-    counted: ConnectionGuard,
-}
-
-impl Connection {
-    fn new(
-        stream: Box<dyn Duplex>,
-        peer: Peer,
-        permit: OwnedSemaphorePermit,
-        counted: ConnectionGuard,
-    ) -> Self {
-        let silence = Some(Box::pin(sleep(SILENCE)));
-        Self {
-            stream,
-            peer,
-            silence,
-            preface: PREFACE,
-            linger: None,
-            _permit: permit,
-            counted,
-        }
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if self.silence.is_some() {
-            self.preface = self.preface.saturating_sub(buf.filled().len() - before);
-            if self.preface == 0 {
-                self.silence = None;
-            }
-        }
-        if let Some(silence) = &mut self.silence
-            && silence.as_mut().poll(cx).is_ready()
-        {
-            self.counted.refused(Refusal::Silent);
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.linger.is_none() {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-        }
-        let Self { stream, linger, .. } = &mut *self;
-        let linger = linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-        let mut discarded = [0; 4096];
-        loop {
-            let mut discarded = ReadBuf::new(&mut discarded);
-            match Pin::new(&mut *stream).poll_read(cx, &mut discarded) {
-                Poll::Ready(Ok(())) if !discarded.filled().is_empty() => {}
-                Poll::Ready(_) => return Poll::Ready(Ok(())),
-                Poll::Pending => return linger.as_mut().poll(cx).map(Ok),
-            }
-            if linger.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Ok(()));
-            }
-        }
-    }
 }

@@ -296,6 +296,8 @@ async fn calls_and_streams_beyond_their_limits_are_refused() {
         "1",
         "--max-calls",
         "3",
+        "--max-per-client",
+        "100",
         "--engine",
         "embedded",
     ]);
