@@ -45,12 +45,16 @@ pub use crate::{
     image::PreprocessConfig,
     model::Overrides,
     registry::loader::{ListedModel, LoadError, LoaderConfig, ModelSource},
-    scheduler::{Capacity, SchedulerConfig, SpawnError},
+    scheduler::{Capacity, Failure, SchedulerConfig, SpawnError},
 };
 
 /// How long the last answers may take to be sent, at shutdown and after an engine was lost, where
 /// callers keep their connections open.
 const FLUSH: Duration = Duration::from_secs(1);
+/// How long the worker threads may take to end after the last call.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often it is looked whether anything moves.
+const STALL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the exporter's histograms are brought up to date.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -92,6 +96,7 @@ impl Default for ServerConfig {
                 queue_capacity: Capacity::Usual,
                 max_queue_delay: Duration::ZERO,
                 preprocess: PreprocessConfig::default(),
+                stall_timeout: SchedulerConfig::STALL_TIMEOUT,
             },
             grpc: GrpcConfig::default(),
             web: Web::Off,
@@ -131,9 +136,9 @@ pub enum ServerError {
     /// A worker thread can't be started.
     #[error(transparent)]
     Thread(#[from] SpawnError),
-    /// An engine will never answer again.
+    /// Nothing can be classified any more: an engine is lost, or too many threads hang.
     #[error(transparent)]
-    Engine(#[from] Arc<EngineError>),
+    Failed(#[from] Failure),
     /// The gRPC side failed.
     #[error("serving gRPC failed: {0}")]
     Grpc(#[from] tonic::transport::Error),
@@ -214,30 +219,78 @@ async fn run_with(
             exporter.upkeep();
         }
     };
-    let lost = async {
-        let error = scheduler.lost().await;
-        state.set(State::Failed(error.to_string().into()));
+    let failed = async {
+        let failure = scheduler.failed().await;
+        state.set(State::Failed(failure.to_string().into()));
         // Waiting callers are answered; the supervisor of the process starts a new one.
         sleep(FLUSH).await;
-        // The threads may hang in a driver that no longer answers: do not join them.
-        std::mem::forget(Arc::clone(&scheduler));
-        error
+        failure
     };
+    let stalls = follow_stalls(&scheduler, &state);
     let shutdown = async {
         control.shutdown.await;
         drain(&state, config.drain_delay, config.drain_timeout).await;
     };
 
-    tokio::select! {
-        served = grpc => served?,
-        served = http => served?,
-        () = shutdown => {}
-        loaded = load => match loaded? {},
-        error = lost => return Err(error.into()),
-        () = upkeep => {}
+    let ended = tokio::select! {
+        served = grpc => served.map_err(ServerError::from),
+        served = http => served.map_err(ServerError::from),
+        () = shutdown => Ok(()),
+        loaded = load => match loaded {
+            Ok(never) => match never {},
+            Err(error) => Err(error.into()),
+        },
+        failure = failed => Err(failure.into()),
+        () = upkeep => Ok(()),
+        () = stalls => Ok(()),
+    };
+
+    // Threads of an engine that has failed may hang in a driver that no longer answers.
+    let limit = match &ended {
+        Err(ServerError::Failed(_)) => Duration::ZERO,
+        _ => THREADS_TIMEOUT,
+    };
+    let left = tokio::task::spawn_blocking(move || scheduler.stop(limit)).await;
+    match left {
+        Ok(left @ 1..) if ended.is_ok() => {
+            let threads = if left == 1 {
+                "thread was"
+            } else {
+                "threads were"
+            };
+            tracing::warn!("stopped; {left} worker {threads} still busy: left behind");
+        }
+        _ if ended.is_ok() => tracing::info!("stopped"),
+        _ => {}
     }
-    tracing::info!("stopped");
-    Ok(())
+    ended
+}
+
+/// Makes the server unready, and its health checks fail, while nothing moves although work waits.
+async fn follow_stalls(scheduler: &Scheduler, state: &StateCell) {
+    let mut was_stalled = false;
+    loop {
+        match scheduler.stalled() {
+            Some(time) => {
+                state.stall(|| {
+                    format!("work waits, and nothing has moved for {time:.0?} (--stall-timeout)")
+                        .into()
+                });
+                if !was_stalled {
+                    tracing::error!("work waits, and nothing has moved for {time:.0?}");
+                }
+                was_stalled = true;
+            }
+            None => {
+                state.moves_again();
+                if was_stalled {
+                    tracing::info!("work is done again");
+                }
+                was_stalled = false;
+            }
+        }
+        sleep(STALL_INTERVAL).await;
+    }
 }
 
 /// Fails health and readiness checks for `delay` while requests are still served, then lets
@@ -364,6 +417,6 @@ mod tests {
         let ended = tokio::time::timeout(Duration::from_secs(5), server)
             .await
             .expect("the server ends by itself");
-        assert!(matches!(ended.unwrap(), Err(ServerError::Engine(_))));
+        assert!(matches!(ended.unwrap(), Err(ServerError::Failed(_))));
     }
 }

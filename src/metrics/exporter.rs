@@ -14,6 +14,7 @@ use super::{
     decoder,
     model::ModelMetrics,
     table::{BUILD_INFO, CALLS_ACTIVE, LOG_LINES_DROPPED, METRICS, MetricKind, READY, WORKERS},
+    worker,
 };
 use crate::{state::StateCell, telemetry::log};
 
@@ -54,6 +55,7 @@ impl Exporter {
         let process = Collector::default();
         process.describe();
         decoder::register();
+        worker::register();
 
         Self {
             prometheus,

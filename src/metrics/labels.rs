@@ -124,6 +124,20 @@ impl Refusal {
     pub const LABELS: [&'static str; 3] = ["tls", "silent", "accept"];
 }
 
+/// Why a worker thread was replaced: `classifier_worker_restarts_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restart {
+    /// It panicked.
+    Panic,
+    /// It was at work for longer than it may be.
+    Hang,
+}
+
+impl Restart {
+    /// In the order of the variants, which index this array.
+    pub const LABELS: [&'static str; 2] = ["panic", "hang"];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,5 +167,6 @@ mod tests {
             (Some(Method::ModelInfer), None)
         );
         assert_eq!(Refusal::LABELS[Refusal::Accept as usize..], ["accept"]);
+        assert_eq!(Restart::LABELS[Restart::Hang as usize..], ["hang"]);
     }
 }

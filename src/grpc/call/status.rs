@@ -103,15 +103,15 @@ impl CallError {
                 Code::Internal
             }
             Self::NoToken | Self::WrongToken => Code::Unauthenticated,
-            Self::Invalid(_) | Self::Job(JobError::Image(_)) | Self::ImageInRequest { .. } => {
-                Code::InvalidArgument
-            }
+            Self::Invalid(_)
+            | Self::Job(JobError::Image(_) | JobError::Stuck(_))
+            | Self::ImageInRequest { .. } => Code::InvalidArgument,
             Self::Job(JobError::DeadlineExceeded)
             | Self::Deadline
             | Self::StreamDeadline
             | Self::Timeout
             | Self::SlowMessage { .. } => Code::DeadlineExceeded,
-            Self::Job(JobError::Engine(_)) | Self::Panicked => Code::Internal,
+            Self::Job(JobError::Engine(_) | JobError::Panicked) | Self::Panicked => Code::Internal,
             Self::Transport(status) => status.code(),
         }
     }
@@ -154,9 +154,12 @@ impl CallError {
             Self::QueueFull(full) | Self::Job(JobError::Displaced(full)) => Some(full.retry_after),
             Self::TooManyStreams { .. }
             | Self::TooManyCalls { .. }
-            | Self::NotReady(NotReady::Starting | NotReady::NoModel(_) | NotReady::Draining) => {
-                Some(RETRY_DELAY)
-            }
+            | Self::NotReady(
+                NotReady::Starting
+                | NotReady::NoModel(_)
+                | NotReady::Stalled(_)
+                | NotReady::Draining,
+            ) => Some(RETRY_DELAY),
             _ => None,
         }
     }
