@@ -39,6 +39,7 @@ pub use self::{
 use self::{
     model_queue::{ModelInfo, ModelQueue},
     pace::Pace,
+    running::Loss,
     state::{QueueId, SchedulerState},
     sync::{Builder, Condvar, JoinHandle, Mutex, MutexGuard},
     watchdog::{Limits, Pulse, Watchdog},
@@ -266,8 +267,8 @@ impl Scheduler {
         pulse.stalled(self.shared.limits(), Instant::now())
     }
 
-    /// Finishes admitted jobs and ends the threads, for `limit` at most. Returns how many threads
-    /// are left behind, still busy.
+    /// Finishes admitted jobs and ends the threads, for `limit` at most; jobs that have not ended
+    /// then are abandoned. Returns how many threads are left behind, still busy.
     pub fn stop(&self, limit: Duration) -> usize {
         let give_up = Instant::now() + limit;
         let shared = &self.shared;
@@ -286,8 +287,12 @@ impl Scheduler {
             }
             state = sync::wait(&shared.state, state, &shared.thread_ended, left);
         }
-        let left_behind = state.threads + state.lost;
+        let over_time = state.threads > 0;
         drop(state);
+        if over_time {
+            shared.abandon_all();
+        }
+        let left_behind = shared.lock().lost;
 
         let threads = std::mem::take(&mut *sync::lock(&shared.threads));
         for thread in threads {
@@ -349,6 +354,26 @@ impl Shared {
             reported.get_or_insert(failure);
             is_first
         });
+    }
+
+    /// Gives up all work, so that nobody waits for it any longer.
+    fn abandon_all(&self) {
+        let mut state = self.lock();
+        let runs: Vec<_> = state.running.keys().copied().collect();
+        let mut waiting = Vec::new();
+        let mut ready = Vec::new();
+        for queue in state.queues.values_mut() {
+            waiting.extend(queue.waiting.remove_all(|_| true));
+            ready.extend(queue.ready.drain(..));
+        }
+        drop(state);
+        for run in runs {
+            self.give_up(run, Loss::Stopping);
+        }
+        // Callers whose jobs are dropped are told that they were abandoned.
+        drop((waiting, ready));
+        self.work_available.notify_all();
+        self.lock().notify_devices();
     }
 
     /// Starts the worker thread of a core.

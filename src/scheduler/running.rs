@@ -71,6 +71,8 @@ pub(super) enum Loss {
     Panicked,
     /// It has been at work for this long.
     Hangs(Duration),
+    /// The scheduler stops and waits no longer.
+    Stopping,
 }
 
 impl SchedulerState {
@@ -144,7 +146,7 @@ impl Shared {
                 ..
             }
         );
-        if let Loss::Hangs(_) = loss {
+        if loss != Loss::Panicked {
             state.threads -= 1;
             state.lost += 1;
             state.missing += usize::from(was_core);
@@ -173,13 +175,16 @@ impl Shared {
         drop(state);
 
         self.work_available.notify_all();
-        metrics::worker_restarted(match loss {
-            Loss::Panicked => Restart::Panic,
-            Loss::Hangs(_) => Restart::Hang,
-        });
+        let after = match loss {
+            Loss::Panicked => None,
+            Loss::Hangs(after) => Some(after),
+            // Callers whose jobs are dropped are told that they were abandoned.
+            Loss::Stopping => return true,
+        };
+        metrics::worker_restarted(after.map_or(Restart::Panic, |_| Restart::Hang));
         match stage {
-            Stage::Decode(decoding) => answer_image(decoding, loss),
-            Stage::Infer { batch, .. } => self.answer_batch(&model, batch, loss, lanes),
+            Stage::Decode(decoding) => answer_image(decoding, after),
+            Stage::Infer { batch, .. } => self.answer_batch(&model, batch, after, lanes),
         }
         let most = self.max_lost();
         if lost >= most {
@@ -188,12 +193,19 @@ impl Shared {
         true
     }
 
-    /// Answers a batch whose engine is gone; `lanes` of its model are left.
-    fn answer_batch(&self, model: &ModelInfo, batch: Vec<Ready>, loss: Loss, lanes: usize) {
+    /// Answers a batch whose engine is gone: it hung, `after` this time, or its thread panicked.
+    /// `lanes` of its model are left.
+    fn answer_batch(
+        &self,
+        model: &ModelInfo,
+        batch: Vec<Ready>,
+        after: Option<Duration>,
+        lanes: usize,
+    ) {
         let kind = model.engine.kind;
-        let reason = match loss {
-            Loss::Panicked => "its worker thread panicked".into(),
-            Loss::Hangs(after) => {
+        let reason = match after {
+            None => "its worker thread panicked".into(),
+            Some(after) => {
                 format!("a call had not ended after {after:.0?} (--stall-timeout) and was given up")
             }
         };
@@ -213,14 +225,15 @@ impl Shared {
     }
 }
 
-fn answer_image(decoding: Decoding, loss: Loss) {
+/// Answers an image whose decoding hung, `after` this time, or panicked.
+fn answer_image(decoding: Decoding, after: Option<Duration>) {
     let trace_id = decoding.span.map(|span| span.trace.to_string());
-    let error = match loss {
-        Loss::Panicked => {
+    let error = match after {
+        None => {
             tracing::error!(trace_id, "a worker thread panicked and was replaced");
             JobError::Panicked
         }
-        Loss::Hangs(after) => {
+        Some(after) => {
             tracing::error!(
                 trace_id,
                 "decoding an image had not ended after {after:.0?}; its thread is left behind and \

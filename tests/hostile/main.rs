@@ -8,6 +8,7 @@ mod common;
 mod bombs;
 mod clients;
 mod connections;
+mod fairness;
 mod input;
 mod log;
 
