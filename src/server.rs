@@ -46,12 +46,16 @@ pub use crate::{
     image::PreprocessConfig,
     model::Overrides,
     registry::loader::{ListedModel, LoadError, LoaderConfig, ModelSource},
-    scheduler::{Capacity, SchedulerConfig, SpawnError},
+    scheduler::{Capacity, Failure, SchedulerConfig, SpawnError},
 };
 
 /// How long the last answers may take to be sent, at shutdown and after an engine was lost, where
 /// callers keep their connections open.
 const FLUSH: Duration = Duration::from_secs(1);
+/// How long the worker threads may take to end after the last call.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often it is looked whether anything moves.
+const STALL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the exporter's histograms are brought up to date.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -93,6 +97,7 @@ impl Default for ServerConfig {
                 queue_capacity: Capacity::Usual,
                 max_queue_delay: Duration::ZERO,
                 preprocess: PreprocessConfig::default(),
+                stall_timeout: SchedulerConfig::STALL_TIMEOUT,
             },
             grpc: GrpcConfig::default(),
             web: Web::Off,
@@ -132,9 +137,9 @@ pub enum ServerError {
     /// A worker thread can't be started.
     #[error(transparent)]
     Thread(#[from] SpawnError),
-    /// An engine will never answer again.
+    /// Nothing can be classified any more: an engine is lost, or too many threads hang.
     #[error(transparent)]
-    Engine(#[from] Arc<EngineError>),
+    Failed(#[from] Failure),
     /// The gRPC side failed.
     #[error("serving gRPC failed: {0}")]
     Grpc(#[from] tonic::transport::Error),
@@ -217,30 +222,78 @@ async fn run_with(
             summary::flush();
         }
     };
-    let lost = async {
-        let error = scheduler.lost().await;
-        state.set(State::Failed(error.to_string().into()));
+    let failed = async {
+        let failure = scheduler.failed().await;
+        state.set(State::Failed(failure.to_string().into()));
         // Waiting callers are answered; the supervisor of the process starts a new one.
         sleep(FLUSH).await;
-        // The threads may hang in a driver that no longer answers: do not join them.
-        std::mem::forget(Arc::clone(&scheduler));
-        error
+        failure
     };
+    let stalls = follow_stalls(&scheduler, &state);
     let shutdown = async {
         control.shutdown.await;
         drain(&state, config.drain_delay, config.drain_timeout).await;
     };
 
-    tokio::select! {
-        served = grpc => served?,
-        served = http => served?,
-        () = shutdown => {}
-        loaded = load => match loaded? {},
-        error = lost => return Err(error.into()),
-        () = upkeep => {}
+    let ended = tokio::select! {
+        served = grpc => served.map_err(ServerError::from),
+        served = http => served.map_err(ServerError::from),
+        () = shutdown => Ok(()),
+        loaded = load => match loaded {
+            Ok(never) => match never {},
+            Err(error) => Err(error.into()),
+        },
+        failure = failed => Err(failure.into()),
+        () = upkeep => Ok(()),
+        () = stalls => Ok(()),
+    };
+
+    // Threads of an engine that has failed may hang in a driver that no longer answers.
+    let limit = match &ended {
+        Err(ServerError::Failed(_)) => Duration::ZERO,
+        _ => THREADS_TIMEOUT,
+    };
+    let left = tokio::task::spawn_blocking(move || scheduler.stop(limit)).await;
+    match left {
+        Ok(left @ 1..) if ended.is_ok() => {
+            let threads = if left == 1 {
+                "thread was"
+            } else {
+                "threads were"
+            };
+            tracing::warn!("stopped; {left} worker {threads} still busy: left behind");
+        }
+        _ if ended.is_ok() => tracing::info!("stopped"),
+        _ => {}
     }
-    tracing::info!("stopped");
-    Ok(())
+    ended
+}
+
+/// Makes the server unready, and its health checks fail, while nothing moves although work waits.
+async fn follow_stalls(scheduler: &Scheduler, state: &StateCell) {
+    let mut was_stalled = false;
+    loop {
+        match scheduler.stalled() {
+            Some(time) => {
+                state.stall(|| {
+                    format!("work waits, and nothing has moved for {time:.0?} (--stall-timeout)")
+                        .into()
+                });
+                if !was_stalled {
+                    tracing::error!("work waits, and nothing has moved for {time:.0?}");
+                }
+                was_stalled = true;
+            }
+            None => {
+                state.moves_again();
+                if was_stalled {
+                    tracing::info!("work is done again");
+                }
+                was_stalled = false;
+            }
+        }
+        sleep(STALL_INTERVAL).await;
+    }
 }
 
 /// Fails health and readiness checks for `delay` while requests are still served, then lets
@@ -267,7 +320,10 @@ async fn drain(state: &StateCell, delay: Duration, timeout: Duration) {
 mod tests {
     use std::path::Path;
 
-    use tonic::{Code, transport::Endpoint};
+    use tonic::{
+        Code,
+        transport::{Channel, Endpoint},
+    };
     use tonic_health::pb::{
         HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
     };
@@ -296,7 +352,26 @@ mod tests {
         }
     }
 
+    /// Never answers.
+    struct Hanging;
+
+    impl Engine for Hanging {
+        fn infer(&mut self, _: &[u8], _: usize, _: &mut [f32]) -> Result<(), EngineError> {
+            loop {
+                thread::park();
+            }
+        }
+    }
+
     fn start_failing(_: &EngineConfig, _: &Model) -> Result<Lanes, EngineError> {
+        Ok(one_lane(Failing(0)))
+    }
+
+    fn start_hanging(_: &EngineConfig, _: &Model) -> Result<Lanes, EngineError> {
+        Ok(one_lane(Hanging))
+    }
+
+    fn one_lane(engine: impl Engine + 'static) -> Lanes {
         let info = EngineInfo {
             kind: EngineKind::Embedded,
             version: "1".into(),
@@ -307,12 +382,12 @@ mod tests {
             offloaded: false,
             warnings: Vec::new(),
         };
-        Ok(Lanes {
+        Lanes {
             info,
             wide: None,
-            narrow: vec![Box::new(Failing(0))],
+            narrow: vec![Box::new(engine)],
             plans: Vec::new(),
-        })
+        }
     }
 
     fn config() -> ServerConfig {
@@ -322,51 +397,118 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_lost_engine_fails_the_server_which_then_ends_with_the_error() {
+    /// A running server, and a connection to it.
+    struct Running {
+        server: tokio::task::JoinHandle<Result<(), ServerError>>,
+        channel: Channel,
+        shutdown: Arc<Notify>,
+    }
+
+    async fn start(engine: StartEngine, config: ServerConfig) -> Running {
         let bind = || TcpListener::bind("127.0.0.1:0");
         let listeners = Listeners {
             grpc: Listener::Tcp(bind().await.unwrap()),
             http: bind().await.unwrap(),
         };
         let url = format!("http://{}", listeners.grpc);
+        let shutdown = Arc::new(Notify::new());
         let control = Control {
-            shutdown: std::future::pending(),
+            shutdown: Arc::clone(&shutdown).notified_owned(),
             reload: Arc::default(),
         };
-        let server = tokio::spawn(run_with(start_failing, listeners, config(), control));
-
+        let server = tokio::spawn(run_with(engine, listeners, config, control));
         let channel = Endpoint::from_shared(url).unwrap().connect().await.unwrap();
-        let mut watch = HealthClient::new(channel.clone())
+        Running {
+            server,
+            channel,
+            shutdown,
+        }
+    }
+
+    /// Waits until the health service reports the first status, and then until the second.
+    async fn watch_health(channel: Channel) -> impl AsyncFnMut(ServingStatus) {
+        let mut watch = HealthClient::new(channel)
             .watch(HealthCheckRequest {
                 service: "resnet18.v1.Classifier".into(),
             })
             .await
             .unwrap()
             .into_inner();
-        let mut until = async |wanted: ServingStatus| {
-            while watch.message().await.unwrap().unwrap().status() != wanted {}
-        };
-        until(ServingStatus::Serving).await;
+        async move |wanted| while watch.message().await.unwrap().unwrap().status() != wanted {}
+    }
 
-        let photo = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cat.jpg"))
-            .unwrap();
-        let request = ClassifyRequest {
+    fn cat() -> ClassifyRequest {
+        let photo = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/cat.jpg");
+        ClassifyRequest {
             image: Some(Image {
-                source: Some(Source::Encoded(photo.into())),
+                source: Some(Source::Encoded(std::fs::read(photo).unwrap().into())),
             }),
             ..Default::default()
-        };
+        }
+    }
+
+    async fn ended(
+        server: tokio::task::JoinHandle<Result<(), ServerError>>,
+    ) -> Result<(), ServerError> {
+        let ended = tokio::time::timeout(Duration::from_secs(8), server).await;
+        ended.expect("the server ends by itself").unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_lost_engine_fails_the_server_which_then_ends_with_the_error() {
+        let Running {
+            server, channel, ..
+        } = start(start_failing, config()).await;
+        let mut until = watch_health(channel.clone()).await;
+        until(ServingStatus::Serving).await;
+
         let mut client = ClassifierClient::new(channel);
-        assert!(client.classify(request.clone()).await.is_ok());
+        assert!(client.classify(cat()).await.is_ok());
         assert_eq!(
-            client.classify(request).await.unwrap_err().code(),
+            client.classify(cat()).await.unwrap_err().code(),
             Code::Internal
         );
         until(ServingStatus::NotServing).await;
-        let ended = tokio::time::timeout(Duration::from_secs(5), server)
-            .await
-            .expect("the server ends by itself");
-        assert!(matches!(ended.unwrap(), Err(ServerError::Engine(_))));
+        assert!(matches!(ended(server).await, Err(ServerError::Failed(_))));
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_hangs_is_given_up_and_the_server_ends() {
+        let mut config = config();
+        config.scheduler.stall_timeout = Duration::from_millis(500);
+        let Running {
+            server, channel, ..
+        } = start(start_hanging, config).await;
+        let mut until = watch_health(channel.clone()).await;
+        until(ServingStatus::Serving).await;
+
+        let mut client = ClassifierClient::new(channel);
+        let error = client.classify(cat()).await.unwrap_err();
+        assert_eq!(error.code(), Code::Internal, "{error}");
+        until(ServingStatus::NotServing).await;
+        let error = ended(server).await.unwrap_err();
+        assert!(error.to_string().contains("had not ended after"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_hangs_does_not_hold_up_the_end() {
+        let config = ServerConfig {
+            drain_timeout: Duration::from_millis(300),
+            ..config()
+        };
+        let Running {
+            server,
+            channel,
+            shutdown,
+        } = start(start_hanging, config).await;
+        let mut until = watch_health(channel.clone()).await;
+        until(ServingStatus::Serving).await;
+
+        let mut client = ClassifierClient::new(channel);
+        let call = tokio::spawn(async move { client.classify(cat()).await });
+        sleep(Duration::from_millis(300)).await;
+        shutdown.notify_one();
+        assert!(ended(server).await.is_ok());
+        assert!(call.await.unwrap().is_err());
     }
 }

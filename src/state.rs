@@ -14,6 +14,9 @@ pub enum State {
     /// There is no model that could answer, for this reason. The server is ready again once one has
     /// been loaded.
     NoModel(Arc<str>),
+    /// Work waits, but nothing has moved for longer than it may; this says for how long. The server
+    /// is ready again when something moves.
+    Stalled(Arc<str>),
     /// Requests are still served, but health and readiness checks fail, so that load balancers send
     /// no more.
     Leaving,
@@ -35,6 +38,9 @@ pub enum NotReady {
     /// No model is served, for this reason.
     #[error("{0}")]
     NoModel(Arc<str>),
+    /// Nothing moves, for this reason.
+    #[error("{0}; retry in a moment, or connect to another server")]
+    Stalled(Arc<str>),
     /// Failed for good; callers are not told the reason.
     #[error("the server has failed; see its log")]
     Failed,
@@ -50,6 +56,7 @@ impl State {
             Self::Ready => Ok(()),
             Self::Starting => Err(NotReady::Starting),
             Self::NoModel(reason) => Err(NotReady::NoModel(Arc::clone(reason))),
+            Self::Stalled(reason) => Err(NotReady::Stalled(Arc::clone(reason))),
             Self::Leaving | Self::Draining => Err(NotReady::Draining),
             Self::Failed(_) => Err(NotReady::Failed),
         }
@@ -100,18 +107,43 @@ impl StateCell {
     }
 
     /// Moves to another state. A server never returns from draining or failure, nor from leaving to
-    /// readiness; such changes are ignored.
+    /// readiness; such changes are ignored. A server that is stalled becomes ready by
+    /// [`StateCell::moves_again`] only.
     pub fn set(&self, next: State) {
         self.state.send_if_modified(|state| {
             let is_allowed = match state {
                 State::Draining | State::Failed(_) => false,
                 State::Leaving => matches!(next, State::Draining | State::Failed(_)),
+                State::Stalled(_) => next != State::Ready && *state != next,
                 State::Starting | State::Ready | State::NoModel(_) => *state != next,
             };
             if is_allowed {
                 *state = next;
             }
             is_allowed
+        });
+    }
+
+    /// Work has waited for `reason` without anything moving. Only a server that is ready otherwise
+    /// is stalled; the other states are no better.
+    pub fn stall(&self, reason: impl FnOnce() -> Arc<str>) {
+        self.state.send_if_modified(|state| {
+            let is_ready = *state == State::Ready;
+            if is_ready {
+                *state = State::Stalled(reason());
+            }
+            is_ready
+        });
+    }
+
+    /// Something moves again: a server that was stalled is ready.
+    pub fn moves_again(&self) {
+        self.state.send_if_modified(|state| {
+            let is_stalled = matches!(state, State::Stalled(_));
+            if is_stalled {
+                *state = State::Ready;
+            }
+            is_stalled
         });
     }
 
@@ -174,6 +206,26 @@ mod tests {
         assert_eq!(error.to_string(), "the folder is empty");
         cell.set(State::Ready);
         assert_eq!(cell.get().ready(), Ok(()));
+    }
+
+    #[test]
+    fn a_stalled_server_is_ready_again_when_something_moves() {
+        let cell = StateCell::default();
+        cell.stall(|| "early".into());
+        assert_eq!(cell.get(), State::Starting, "there is no work yet");
+        cell.set(State::Ready);
+        cell.stall(|| "nothing has moved for 30s".into());
+        assert!(cell.get().admits().is_err());
+        cell.set(State::Ready);
+        let error = cell.get().ready().unwrap_err();
+        assert!(error.to_string().contains("30s"), "a new model is no help");
+        cell.moves_again();
+        assert_eq!(cell.get().ready(), Ok(()));
+
+        cell.stall(|| "again".into());
+        cell.set(State::Draining);
+        cell.moves_again();
+        assert_eq!(cell.get(), State::Draining);
     }
 
     #[tokio::test]

@@ -127,24 +127,56 @@ async fn metrics(extract::State(context): extract::State<HttpContext>) -> impl I
     )
 }
 
-/// Liveness: 200 unless the server has failed for good, so also while it starts or drains.
 async fn healthz(extract::State(context): extract::State<HttpContext>) -> impl IntoResponse {
-    match context.state.get() {
+    health(&context.state.get())
+}
+
+/// Liveness: 200 unless the server has failed for good or nothing moves any more, so also while it
+/// starts or drains.
+fn health(state: &State) -> (StatusCode, String) {
+    match state {
         State::Failed(reason) => (
             StatusCode::SERVICE_UNAVAILABLE,
             format!("failed: {reason}\n"),
+        ),
+        State::Stalled(reason) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("stalled: {reason}\n"),
         ),
         _ => (StatusCode::OK, "ok\n".into()),
     }
 }
 
-/// Readiness: 200 only while new requests should be sent here.
 async fn readyz(extract::State(context): extract::State<HttpContext>) -> impl IntoResponse {
-    match context.state.get().ready() {
+    readiness(&context.state.get())
+}
+
+/// Readiness: 200 only while new requests should be sent here.
+fn readiness(state: &State) -> (StatusCode, String) {
+    match state.ready() {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(reason) => (
             StatusCode::SERVICE_UNAVAILABLE,
             format!("not ready: {reason}\n"),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_say_no_and_why_while_nothing_moves() {
+        let reason = "nothing has moved for 30s";
+        let stalled = State::Stalled(reason.into());
+        for (status, text) in [health(&stalled), readiness(&stalled)] {
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+            assert!(text.contains(reason), "{text}");
+        }
+        for state in [State::Starting, State::Draining] {
+            assert_eq!(health(&state).0, StatusCode::OK);
+            assert_eq!(readiness(&state).0, StatusCode::SERVICE_UNAVAILABLE);
+        }
     }
 }

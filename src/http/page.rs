@@ -189,6 +189,7 @@ fn describe(state: State, max_message_bytes: usize) -> impl IntoResponse {
         State::Starting => ("starting", None),
         State::Ready => ("ready", None),
         State::NoModel(reason) => ("no_model", Some(reason)),
+        State::Stalled(reason) => ("stalled", Some(reason)),
         State::Leaving | State::Draining => ("draining", None),
         State::Failed(reason) => ("failed", Some(reason)),
     };

@@ -18,6 +18,7 @@ use super::{
         BUILD_INFO, CALLS_ACTIVE, LOG_LINES_DROPPED, MESSAGE_MEMORY, MESSAGE_MEMORY_LIMIT, METRICS,
         MetricKind, READY, WORKERS,
     },
+    worker,
 };
 use crate::{budget::MemoryBudget, state::StateCell, telemetry::log};
 
@@ -60,6 +61,7 @@ impl Exporter {
         let process = Collector::default();
         process.describe();
         decoder::register();
+        worker::register();
 
         Self {
             prometheus,

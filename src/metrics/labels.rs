@@ -146,6 +146,20 @@ impl Closure {
     pub const LABELS: [&'static str; 2] = ["idle", "displaced"];
 }
 
+/// Why a worker thread was replaced: `classifier_worker_restarts_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restart {
+    /// It panicked.
+    Panic,
+    /// It was at work for longer than it may be.
+    Hang,
+}
+
+impl Restart {
+    /// In the order of the variants, which index this array.
+    pub const LABELS: [&'static str; 2] = ["panic", "hang"];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,5 +196,6 @@ mod tests {
             Closure::LABELS[Closure::Displaced as usize..],
             ["displaced"]
         );
+        assert_eq!(Restart::LABELS[Restart::Hang as usize..], ["hang"]);
     }
 }

@@ -13,13 +13,14 @@ mod removed;
 mod request;
 pub mod statistics;
 mod table;
+mod worker;
 
 pub use self::{
     connections::{ConnectionGuard, ConnectionMetrics},
     exporter::{Exporter, workers},
-    labels::{Closure, FrameOutcome, Method, Refusal, Rejection},
+    labels::{Closure, FrameOutcome, Method, Refusal, Rejection, Restart},
     model::{EngineLabels, ModelMetrics, StreamGuard, request_ended},
     rate::RateMeter,
     table::{Label, METRICS, Metric, MetricKind, Presence, markdown},
 };
-pub(crate) use self::{decoder::decoder_panicked, plan::engine_plan};
+pub(crate) use self::{decoder::decoder_panicked, plan::engine_plan, worker::worker_restarted};

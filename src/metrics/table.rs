@@ -3,7 +3,7 @@
 //! The `HELP` and `TYPE` lines of `/metrics`, the histograms' buckets and the table in
 //! `docs/operations.md` are all generated from [`METRICS`].
 
-use super::labels::{Closure, FrameOutcome, Method, Refusal, Rejection};
+use super::labels::{Closure, FrameOutcome, Method, Refusal, Rejection, Restart};
 
 /// The definition of one metric.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +86,7 @@ pub(super) const CONNECTIONS_REFUSED: &str = "classifier_connections_refused_tot
 pub(super) const CONNECTIONS_CLOSED: &str = "classifier_connections_closed_total";
 pub(super) const LOG_LINES_DROPPED: &str = "classifier_log_lines_dropped_total";
 pub(super) const DECODER_PANICS: &str = "classifier_decoder_panics_total";
+pub(super) const WORKER_RESTARTS: &str = "classifier_worker_restarts_total";
 pub(super) const READY: &str = "classifier_ready";
 pub(super) const MODEL_READY: &str = "classifier_model_ready";
 pub(super) const MODEL_LOADS: &str = "classifier_model_loads_total";
@@ -125,7 +126,7 @@ const STAGE: Label = Label {
 const GPU: &[Label] = &[Label::open("gpu"), Label::open("name")];
 
 /// Every metric except the process's own, `process_…`.
-pub const METRICS: [Metric; 39] = [
+pub const METRICS: [Metric; 40] = [
     Metric {
         name: REQUESTS,
         kind: MetricKind::Counter,
@@ -383,6 +384,20 @@ pub const METRICS: [Metric; 39] = [
                was affected.",
         when_high: "Report it: the log names the format and the place, once for each. Somebody \
                     may be sending crafted files.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: WORKER_RESTARTS,
+        kind: MetricKind::Counter,
+        unit: "threads",
+        labels: &[Label {
+            name: "reason",
+            values: &Restart::LABELS,
+        }],
+        help: "Worker threads that were replaced. The work that each had was answered with an \
+               error.",
+        when_high: "`hang`: images or a model that take longer than `--stall-timeout`; the log \
+                    says which. `panic`: report it, with the log.",
         presence: Presence::Always,
     },
     Metric {

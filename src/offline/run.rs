@@ -95,6 +95,7 @@ impl OfflineModel {
             queue_capacity: Capacity::default(),
             max_queue_delay: Duration::ZERO,
             preprocess: config.preprocess,
+            stall_timeout: STALL_TIMEOUT,
         })?;
 
         Ok(Self {
@@ -143,6 +144,8 @@ impl OfflineModel {
             priority: Priority::default(),
             deadline: None,
             counted: false,
+            // Nobody else waits.
+            decode_estimate: Some(Duration::ZERO),
             fetch: Box::new(move || Some(image)),
             span: None,
         };
@@ -177,6 +180,9 @@ pub struct TooManyUnreadable {
     skipped: Vec<SkippedPhoto>,
     photos: usize,
 }
+
+/// Nobody waits for an answer, so even the largest image on the slowest machine has time.
+const STALL_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The largest share of the files that may be unusable, 0 to 1.
 const TOLERATED: f64 = 0.05;

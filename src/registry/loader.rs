@@ -506,6 +506,7 @@ mod tests {
             queue_capacity: Capacity::default(),
             max_queue_delay: Duration::ZERO,
             preprocess: PreprocessConfig::default(),
+            stall_timeout: SchedulerConfig::STALL_TIMEOUT,
         })
         .unwrap();
         let loader = Loader {

@@ -1,20 +1,23 @@
-//! A round-robin queue over clients with priorities: clients take turns however much each sends,
-//! urgent items go first, and no priority starves.
+//! A fair queue over clients with priorities: clients get equal time however much each sends and
+//! whatever its items cost, urgent items go first, and no priority starves.
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{ClientId, Priority};
+use super::{
+    ClientId, Priority,
+    turns::{Cost, Turns},
+};
 
 /// Anti-starvation: how many items of the next higher priority may be served in a row before one of
 /// a lower priority is. Each further priority in between allows one more.
 const MAX_PASSED: usize = 4;
 
-/// Items by priority. Within a priority the clients take turns, and each client's items keep their
-/// order of arrival.
+/// Items by priority. Within a priority the clients take turns by what their items cost, and each
+/// client's items keep their order of arrival.
 pub(super) struct FairQueue<T> {
     clients: HashMap<ClientId, Client<T>>,
-    /// For each priority the clients that have items of it, the next to be served first.
-    turns: [VecDeque<ClientId>; Priority::LEVELS],
+    /// For each priority the clients that have items of it.
+    turns: [Turns; Priority::LEVELS],
     /// For each priority how many items of higher ones have been served in a row while it waited.
     passed: [usize; Priority::LEVELS],
     len: usize,
@@ -31,6 +34,7 @@ struct Client<T> {
 
 struct Item<T> {
     counts: bool,
+    cost: Cost,
     item: T,
 }
 
@@ -113,6 +117,7 @@ impl<T> FairQueue<T> {
         &mut self,
         (client, priority): Turn,
         capacity: Option<usize>,
+        cost: Cost,
         item: T,
     ) -> Pushed<T> {
         let displaced = match self.room((client, priority), capacity) {
@@ -124,9 +129,9 @@ impl<T> FairQueue<T> {
         let counts = capacity.is_some();
         let entry = self.clients.entry(client).or_default();
         if entry.items[level].is_empty() {
-            self.turns[level].push_back(client);
+            self.turns[level].join(client, cost);
         }
-        entry.items[level].push_back(Item { counts, item });
+        entry.items[level].push_back(Item { counts, cost, item });
         entry.counted += usize::from(counts);
         self.len += 1;
         self.counted += usize::from(counts);
@@ -171,37 +176,50 @@ impl<T> FairQueue<T> {
         }
     }
 
-    /// Takes the oldest item of the client whose turn it is.
-    pub fn pop(&mut self) -> Option<T> {
-        let level = self.next_level()?;
-        let id = self.turns[level].pop_front()?;
+    /// Takes the oldest item of the client whose turn it is, and charges the client for it. With
+    /// `hold_heavy` clients whose oldest item is heavy have to wait.
+    pub fn pop(&mut self, hold_heavy: bool) -> Option<T> {
+        let level = self.next_level(hold_heavy)?;
+        let served = self.turns[level].take(hold_heavy)?;
+        let id = served.client;
         let client = self.clients.get_mut(&id)?;
-        let Item { counts, item } = client.items[level].pop_front()?;
+        let Item { counts, item, .. } = client.items[level].pop_front()?;
 
         client.counted -= usize::from(counts);
         self.len -= 1;
         self.counted -= usize::from(counts);
 
-        if !client.items[level].is_empty() {
-            self.turns[level].push_back(id);
-        } else if client.is_empty() {
+        let next = client.items[level].front().map(|next| next.cost);
+        self.turns[level].put_back(served, next);
+        if client.is_empty() {
             self.clients.remove(&id);
         }
         Some(item)
     }
 
+    /// Charges a client for the difference between what an item has cost, in seconds of the whole
+    /// machine, and what was expected.
+    pub fn correct(&mut self, (client, priority): Turn, difference: f64) {
+        self.turns[priority as usize].correct(client, difference);
+    }
+
+    /// Nothing waits and nothing is in work: nobody owes anybody anything.
+    pub fn settle(&mut self) {
+        self.turns.iter_mut().for_each(Turns::settle);
+    }
+
     /// The priority that is served next: the highest that waits, unless a lower one has been passed
     /// over too often.
-    fn next_level(&mut self) -> Option<usize> {
-        let waits = self.turns.each_ref().map(|turns| !turns.is_empty());
+    fn next_level(&mut self, hold_heavy: bool) -> Option<usize> {
+        let waits = self.turns.each_ref().map(|turns| turns.any(hold_heavy));
         let highest = waits.iter().position(|waits| *waits)?;
         let overdue = (highest..Priority::LEVELS)
             .find(|level| waits[*level] && self.passed[*level] >= MAX_PASSED);
         let chosen = overdue.unwrap_or(highest);
         for (level, passed) in self.passed.iter_mut().enumerate() {
-            if !waits[level] || level == chosen {
+            if level == chosen || !self.turns[level].any(false) {
                 *passed = 0;
-            } else if level > chosen {
+            } else if level > chosen && waits[level] {
                 *passed += 1;
             }
         }
@@ -211,12 +229,15 @@ impl<T> FairQueue<T> {
     /// Removes every item for which `condition` holds, and returns them in no particular order.
     pub fn remove_all(&mut self, condition: impl Fn(&T) -> bool) -> Vec<T> {
         let mut removed = Vec::new();
-        for client in self.clients.values_mut() {
-            for items in &mut client.items {
+        for (id, client) in &mut self.clients {
+            for (items, turns) in client.items.iter_mut().zip(&mut self.turns) {
                 let (removed_now, kept): (VecDeque<_>, VecDeque<_>) = std::mem::take(items)
                     .into_iter()
                     .partition(|item| condition(&item.item));
                 *items = kept;
+                if !removed_now.is_empty() {
+                    turns.withdrawn(*id, items.front().map(|item| item.cost));
+                }
                 removed.extend(removed_now);
             }
             client.counted = client
@@ -227,13 +248,6 @@ impl<T> FairQueue<T> {
                 .count();
         }
         self.clients.retain(|_, client| !client.is_empty());
-        for (level, turns) in self.turns.iter_mut().enumerate() {
-            turns.retain(|id| {
-                self.clients
-                    .get(id)
-                    .is_some_and(|client| !client.items[level].is_empty())
-            });
-        }
         self.len -= removed.len();
         self.counted -= removed.iter().filter(|item| item.counts).count();
         removed.into_iter().map(|item| item.item).collect()
@@ -247,11 +261,10 @@ impl<T> FairQueue<T> {
         client.counted -= 1;
         self.len -= 1;
         self.counted -= 1;
-        if client.items[level].is_empty() {
-            self.turns[level].retain(|turn| *turn != id);
-            if client.is_empty() {
-                self.clients.remove(&id);
-            }
+        let oldest = client.items[level].front().map(|item| item.cost);
+        self.turns[level].withdrawn(id, oldest);
+        if client.is_empty() {
+            self.clients.remove(&id);
         }
         Some(removed.item)
     }
@@ -265,19 +278,36 @@ mod tests {
     const B: Turn = (ClientId(2), Priority::Normal);
     const C: Turn = (ClientId(3), Priority::Normal);
 
+    /// Pushes an item that costs as much as any other.
+    fn push<T>(
+        queue: &mut FairQueue<T>,
+        turn: Turn,
+        capacity: Option<usize>,
+        item: T,
+    ) -> Pushed<T> {
+        queue.push(turn, capacity, cost(1.0), item)
+    }
+
+    fn cost(decode: f64) -> Cost {
+        Cost {
+            decode,
+            ..Cost::default()
+        }
+    }
+
     fn drain<T>(queue: &mut FairQueue<T>) -> Vec<T> {
-        std::iter::from_fn(|| queue.pop()).collect()
+        std::iter::from_fn(|| queue.pop(false)).collect()
     }
 
     #[test]
     fn clients_take_turns_and_each_keeps_its_order() {
         let mut queue = FairQueue::default();
         for item in ["a1", "a2", "a3", "a4"] {
-            queue.push(A, Some(10), item);
+            push(&mut queue, A, Some(10), item);
         }
-        queue.push(B, Some(10), "b1");
-        queue.push(C, None, "c1");
-        queue.push(C, None, "c2");
+        push(&mut queue, B, Some(10), "b1");
+        push(&mut queue, C, None, "c1");
+        push(&mut queue, C, None, "c2");
         assert_eq!((queue.len(), queue.counted()), (7, 5));
         assert_eq!(
             drain(&mut queue),
@@ -289,21 +319,21 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_an_equal_client() {
         let mut queue = FairQueue::default();
-        assert_eq!(queue.push(A, Some(2), "a1"), Pushed::Queued);
-        assert_eq!(queue.push(B, Some(2), "b1"), Pushed::Queued);
-        assert_eq!(queue.push(C, Some(2), "c1"), Pushed::Full("c1"));
-        assert_eq!(queue.push(A, Some(2), "a2"), Pushed::Full("a2"));
+        assert_eq!(push(&mut queue, A, Some(2), "a1"), Pushed::Queued);
+        assert_eq!(push(&mut queue, B, Some(2), "b1"), Pushed::Queued);
+        assert_eq!(push(&mut queue, C, Some(2), "c1"), Pushed::Full("c1"));
+        assert_eq!(push(&mut queue, A, Some(2), "a2"), Pushed::Full("a2"));
     }
 
     #[test]
     fn the_heaviest_client_gives_way_with_its_newest() {
         let mut queue = FairQueue::default();
         for item in ["a1", "a2", "a3"] {
-            queue.push(A, Some(3), item);
+            push(&mut queue, A, Some(3), item);
         }
-        assert_eq!(queue.push(B, Some(3), "b1"), Pushed::Displaced("a3"));
+        assert_eq!(push(&mut queue, B, Some(3), "b1"), Pushed::Displaced("a3"));
         assert_eq!(
-            queue.push(B, Some(3), "b2"),
+            push(&mut queue, B, Some(3), "b2"),
             Pushed::Full("b2"),
             "both would have as many"
         );
@@ -314,10 +344,10 @@ mod tests {
     fn uncounted_items_always_have_a_place_and_never_give_way() {
         let mut queue = FairQueue::default();
         for item in ["s1", "s2", "s3"] {
-            assert_eq!(queue.push(A, None, item), Pushed::Queued);
+            assert_eq!(push(&mut queue, A, None, item), Pushed::Queued);
         }
-        queue.push(A, Some(1), "a1");
-        assert_eq!(queue.push(B, Some(1), "b1"), Pushed::Full("b1"));
+        push(&mut queue, A, Some(1), "a1");
+        assert_eq!(push(&mut queue, B, Some(1), "b1"), Pushed::Full("b1"));
         assert_eq!(drain(&mut queue), ["s1", "s2", "s3", "a1"]);
     }
 
@@ -325,16 +355,16 @@ mod tests {
     fn dead_items_make_room() {
         let mut queue = FairQueue::default();
         for item in [1, 2, 3] {
-            queue.push(A, Some(4), item);
+            push(&mut queue, A, Some(4), item);
         }
-        queue.push(B, Some(4), 10);
-        queue.push(C, None, 11);
-        assert_eq!(queue.push(C, Some(4), 12), Pushed::Displaced(3));
+        push(&mut queue, B, Some(4), 10);
+        push(&mut queue, C, None, 11);
+        assert_eq!(push(&mut queue, C, Some(4), 12), Pushed::Displaced(3));
         let mut removed = queue.remove_all(|item| *item >= 10);
         removed.sort_unstable();
         assert_eq!(removed, [10, 11, 12]);
         assert_eq!((queue.len(), queue.counted()), (2, 2));
-        assert_eq!(queue.push(B, Some(4), 4), Pushed::Queued);
+        assert_eq!(push(&mut queue, B, Some(4), 4), Pushed::Queued);
         assert_eq!(drain(&mut queue), [1, 4, 2]);
     }
 
@@ -345,11 +375,11 @@ mod tests {
     fn what_is_urgent_goes_first_but_not_for_ever() {
         let mut queue = FairQueue::default();
         for i in 0..40 {
-            queue.push(PATIENT, None, ("low", i));
-            queue.push(B, None, ("normal", i));
-            queue.push(URGENT, None, ("high", i));
+            push(&mut queue, PATIENT, None, ("low", i));
+            push(&mut queue, B, None, ("normal", i));
+            push(&mut queue, URGENT, None, ("high", i));
         }
-        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop(false)).collect();
         let first_of = |name| {
             order
                 .iter()
@@ -389,25 +419,28 @@ mod tests {
     fn clients_of_one_priority_take_turns() {
         let mut queue = FairQueue::default();
         for item in ["a1", "a2", "a3"] {
-            queue.push(URGENT, Some(9), item);
+            push(&mut queue, URGENT, Some(9), item);
         }
-        queue.push((ClientId(3), Priority::High), Some(9), "c1");
-        queue.push(A, Some(9), "a4");
+        push(&mut queue, (ClientId(3), Priority::High), Some(9), "c1");
+        push(&mut queue, A, Some(9), "a4");
         assert_eq!(drain(&mut queue), ["a1", "c1", "a2", "a3", "a4"]);
     }
 
     #[test]
     fn in_a_full_queue_urgency_displaces_only_ones_own() {
         let mut queue = FairQueue::default();
-        queue.push(A, Some(2), "a1");
-        queue.push(PATIENT, Some(2), "b1");
+        push(&mut queue, A, Some(2), "a1");
+        push(&mut queue, PATIENT, Some(2), "b1");
         assert_eq!(
-            queue.push((ClientId(3), Priority::High), Some(2), "c1"),
+            push(&mut queue, (ClientId(3), Priority::High), Some(2), "c1"),
             Pushed::Full("c1")
         );
-        assert_eq!(queue.push(URGENT, Some(2), "a2"), Pushed::Displaced("a1"));
         assert_eq!(
-            queue.push(URGENT, Some(2), "a3"),
+            push(&mut queue, URGENT, Some(2), "a2"),
+            Pushed::Displaced("a1")
+        );
+        assert_eq!(
+            push(&mut queue, URGENT, Some(2), "a3"),
             Pushed::Full("a3"),
             "it is not more urgent than the one before"
         );
@@ -418,9 +451,44 @@ mod tests {
     fn the_heaviest_client_gives_way_with_its_least_urgent() {
         let mut queue = FairQueue::default();
         for (turn, item) in [(URGENT, "a1"), (A, "a2"), (URGENT, "a3")] {
-            queue.push(turn, Some(3), item);
+            push(&mut queue, turn, Some(3), item);
         }
-        assert_eq!(queue.push(PATIENT, Some(3), "b1"), Pushed::Displaced("a2"));
+        assert_eq!(
+            push(&mut queue, PATIENT, Some(3), "b1"),
+            Pushed::Displaced("a2")
+        );
+    }
+
+    #[test]
+    fn costs_are_shared_and_not_numbers() {
+        let mut queue = FairQueue::default();
+        for i in 0..3 {
+            queue.push(A, None, cost(20.0), ("heavy", i));
+        }
+        for i in 0..30 {
+            queue.push(B, None, cost(1.0), ("light", i));
+        }
+        let first: Vec<_> = std::iter::from_fn(|| queue.pop(false)).take(21).collect();
+        let lights = first.iter().filter(|(name, _)| *name == "light").count();
+        assert_eq!(lights, 20, "{first:?}");
+    }
+
+    #[test]
+    fn what_is_held_back_holds_up_its_own_client_and_priority_only() {
+        let mut queue = FairQueue::default();
+        let heavy = Cost {
+            heavy: true,
+            ..cost(5.0)
+        };
+        queue.push(URGENT, None, heavy, "heavy");
+        queue.push(URGENT, None, cost(1.0), "behind it");
+        queue.push(B, None, cost(1.0), "b1");
+        queue.push(PATIENT, None, cost(1.0), "p1");
+        assert_eq!(
+            std::iter::from_fn(|| queue.pop(true)).collect::<Vec<_>>(),
+            ["b1", "p1"]
+        );
+        assert_eq!(drain(&mut queue), ["heavy", "behind it"]);
     }
 
     /// Against a plain model: whatever is pushed comes out once or was refused or displaced, and
@@ -440,7 +508,8 @@ mod tests {
             if next(3) < 2 {
                 let capacity = (next(4) > 0).then_some(8);
                 pushed += 1;
-                match queue.push(
+                match push(
+                    &mut queue,
                     (ClientId(next(5)), Priority::from_number(next(4))),
                     capacity,
                     i,
@@ -448,13 +517,13 @@ mod tests {
                     Pushed::Queued => {}
                     Pushed::Displaced(_) | Pushed::Full(_) => gone += 1,
                 }
-            } else if queue.pop().is_some() {
+            } else if queue.pop(false).is_some() {
                 gone += 1;
             }
             assert!(queue.counted() <= 8);
             assert_eq!(queue.len() as u64, pushed - gone);
         }
-        while queue.pop().is_some() {
+        while queue.pop(false).is_some() {
             gone += 1;
         }
         assert_eq!(pushed, gone);
@@ -462,6 +531,6 @@ mod tests {
             (queue.len(), queue.counted(), queue.clients.len()),
             (0, 0, 0)
         );
-        assert!(queue.turns.iter().all(VecDeque::is_empty));
+        assert!(queue.turns.iter().all(|turns| !turns.any(false)));
     }
 }

@@ -26,6 +26,9 @@ pub struct InputImage {
     pub mirrored: bool,
 }
 
+/// Supplies an image when it is wanted.
+pub type Fetch = Box<dyn FnOnce() -> Option<InputImage> + Send>;
+
 /// One image to classify.
 pub struct Job {
     pub client: ClientId,
@@ -35,9 +38,12 @@ pub struct Job {
     /// Whether the job counts against the queue's capacity. Frames of streams do not: a stream
     /// limits itself to a few frames in flight.
     pub counted: bool,
+    /// How long decoding the image is expected to keep a core busy; `None` if that is known only
+    /// once the image has been fetched, as with a live stream.
+    pub decode_estimate: Option<Duration>,
     /// Supplies the image at the moment when a worker is free for it, so that a live stream can
     /// hand over its newest frame. `None` withdraws the job.
-    pub fetch: Box<dyn FnOnce() -> Option<InputImage> + Send>,
+    pub fetch: Fetch,
     /// The span that the work belongs to, if the call is traced.
     pub span: Option<SpanContext>,
 }
@@ -82,9 +88,36 @@ pub enum JobError {
     Displaced(#[from] QueueFull),
     #[error(transparent)]
     Engine(Arc<EngineError>),
+    /// Decoding had not ended after this time and was given up.
+    #[error(
+        "decoding the image had not ended after {:.0?} and was given up; save it again, for \
+         example as a baseline JPEG",
+        .0
+    )]
+    Stuck(Duration),
+    /// The worker thread panicked: a defect of this program.
+    #[error("the server failed on this image; its log has the reason")]
+    Panicked,
     /// The image was withdrawn, or the scheduler stopped.
     #[error("the request was abandoned")]
     Abandoned,
+}
+
+/// Why nothing can be classified any more until the process is started again.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Failure {
+    /// An engine will never answer again.
+    #[error(transparent)]
+    Engine(Arc<EngineError>),
+    /// So many worker threads hang that the process cannot go on.
+    #[error(
+        "{threads} worker threads hang, the most that are left behind; the server has to be \
+         restarted"
+    )]
+    Hanging {
+        /// How many.
+        threads: usize,
+    },
 }
 
 /// The queue is full.

@@ -15,31 +15,53 @@ mod model_queue;
 mod pace;
 mod priority;
 mod queue;
+mod running;
 mod state;
 mod sync;
+mod turns;
+mod watchdog;
 mod worker;
 
-use std::{io, num::NonZeroUsize, sync::Arc, time::Duration};
+use std::{
+    io,
+    num::NonZeroUsize,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::watch;
 
 pub use self::{
-    job::{ClientId, InputImage, Job, JobError, Outcome, QueueFull, Reply, Timeline},
+    job::{ClientId, Failure, InputImage, Job, JobError, Outcome, QueueFull, Reply, Timeline},
     priority::Priority,
     queue::Queue,
 };
 use self::{
     model_queue::{ModelInfo, ModelQueue},
     pace::Pace,
+    running::Loss,
     state::{QueueId, SchedulerState},
     sync::{Builder, Condvar, JoinHandle, Mutex, MutexGuard},
-    worker::{CoreWorker, DeviceWorker},
+    watchdog::{Limits, Pulse, Watchdog},
+    worker::{DeviceWorker, Ended, run_core, run_device},
 };
 use crate::{
-    engine::{EngineError, Lanes},
+    engine::Lanes,
     image::{Geometry, PreprocessConfig},
     metrics::{self, ModelMetrics},
 };
+
+/// Images that are expected to take longer than this to decode, on one core, are heavy: at most half
+/// of the cores decode such images at a time, so that the others stay free for ordinary ones. A
+/// server that has only one core has none to keep free.
+const HEAVY_DECODE: Duration = Duration::from_millis(50);
+
+/// How many threads may hang for each worker thread that there should be. The next one is the end
+/// of the process: each may keep a core busy, and hold an image and an engine.
+const MAX_LOST_PER_THREAD: usize = 4;
+
+/// How long dropping a scheduler waits for its threads.
+const DROP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How work is queued, batched and executed.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +74,14 @@ pub struct SchedulerConfig {
     pub max_queue_delay: Duration,
     /// How images are decoded.
     pub preprocess: PreprocessConfig,
+    /// How long a call of an engine, or decoding an image, may take before its thread counts as
+    /// hanging, and for how long nothing may move while work waits.
+    pub stall_timeout: Duration,
+}
+
+impl SchedulerConfig {
+    /// The usual [`SchedulerConfig::stall_timeout`].
+    pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 }
 
 /// How many single requests may wait for one model.
@@ -107,39 +137,56 @@ pub struct SpawnError {
 /// The threads that decode and infer, and the models' queues that they serve.
 pub struct Scheduler {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 struct Shared {
     state: Mutex<SchedulerState>,
     /// Signalled whenever a core's worker may find something to do.
     work_available: Condvar,
+    /// Signalled when a thread has ended.
+    thread_ended: Condvar,
+    /// Signalled when there is nothing to watch any more.
+    stop_watching: Condvar,
     config: SchedulerConfig,
-    /// The error of the first engine that will never answer again.
-    lost: watch::Sender<Option<Arc<EngineError>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Why nothing can be done any more.
+    failure: watch::Sender<Option<Failure>>,
+    pulse: std::sync::Mutex<Pulse>,
 }
 
 impl Scheduler {
-    /// Starts one worker thread for each core.
+    /// Starts one worker thread for each core, and one that watches them.
     ///
     /// # Errors
     /// When the system refuses to start a thread.
     pub fn new(config: SchedulerConfig) -> Result<Self, SpawnError> {
         metrics::workers(config.threads);
+        let threads = config.threads.get();
+        let state = SchedulerState {
+            max_heavy: (threads / 2).max(1),
+            ..SchedulerState::default()
+        };
         let shared = Arc::new(Shared {
-            state: Mutex::new(SchedulerState::default()),
+            state: Mutex::new(state),
             work_available: Condvar::new(),
+            thread_ended: Condvar::new(),
+            stop_watching: Condvar::new(),
             config,
-            lost: watch::Sender::new(None),
+            threads: Mutex::new(Vec::new()),
+            failure: watch::Sender::new(None),
+            pulse: std::sync::Mutex::default(),
         });
         // If a thread fails to start, dropping `scheduler` stops those that are already running.
         let scheduler = Self {
             shared: Arc::clone(&shared),
-            threads: Mutex::new(Vec::new()),
         };
-        for i in 0..config.threads.get() {
-            let worker = CoreWorker::new(Arc::clone(&shared));
-            scheduler.spawn(format!("worker-{i}"), move || worker.run())?;
+        for _ in 0..threads {
+            shared.start_core()?;
+        }
+        // Shuttle has no clock.
+        if !cfg!(shuttle) {
+            let watchdog = Watchdog::new(Arc::clone(&shared));
+            shared.spawn("watchdog".into(), move || watchdog.run())?;
         }
         Ok(scheduler)
     }
@@ -197,20 +244,189 @@ impl Scheduler {
                 id,
                 image_ready: Arc::clone(&image_ready),
                 lane,
+                current: None,
             };
-            self.spawn(format!("device-{i}"), move || worker.run())?;
+            self.shared
+                .start_thread(format!("device-{i}"), move || run_device(worker))?;
         }
         Ok(handle)
     }
 
-    /// Completes when an engine reports that it will never answer again.
-    pub async fn lost(&self) -> Arc<EngineError> {
-        let mut lost = self.shared.lost.subscribe();
-        let error = lost
-            .wait_for(Option::is_some)
-            .await
-            .expect("the sender lives in `self`");
-        Arc::clone(error.as_ref().expect("this was waited for"))
+    /// Completes when nothing can be classified any more: when an engine reports that it will never
+    /// answer again, or too many threads hang.
+    pub async fn failed(&self) -> Failure {
+        let mut failure = self.shared.failure.subscribe();
+        let failure = failure.wait_for(Option::is_some).await;
+        let failure = failure.expect("the sender lives in `self`").clone();
+        failure.expect("this was waited for")
+    }
+
+    /// For how long nothing has moved although work waits, if that is longer than it may be.
+    pub fn stalled(&self) -> Option<Duration> {
+        let pulse = crate::sync::lock(&self.shared.pulse);
+        pulse.stalled(self.shared.limits(), Instant::now())
+    }
+
+    /// Finishes admitted jobs and ends the threads, for `limit` at most; jobs that have not ended
+    /// then are abandoned. Returns how many threads are left behind, still busy.
+    pub fn stop(&self, limit: Duration) -> usize {
+        let give_up = Instant::now() + limit;
+        let shared = &self.shared;
+        let mut state = shared.lock();
+        state.stopping = true;
+        state.notify_devices();
+        shared.work_available.notify_all();
+        shared.stop_watching.notify_all();
+
+        while state.threads > 0 {
+            let left = give_up.saturating_duration_since(Instant::now());
+            // Shuttle has no clock.
+            let left = (!cfg!(shuttle)).then_some(left);
+            if left == Some(Duration::ZERO) {
+                break;
+            }
+            state = sync::wait(&shared.state, state, &shared.thread_ended, left);
+        }
+        let over_time = state.threads > 0;
+        drop(state);
+        if over_time {
+            shared.abandon_all();
+        }
+        let left_behind = shared.lock().lost;
+
+        let threads = std::mem::take(&mut *sync::lock(&shared.threads));
+        for thread in threads {
+            if left_behind == 0 || sync::is_finished(&thread) {
+                // A worker that panicked has reported that on standard error.
+                let _ = thread.join();
+            }
+        }
+        left_behind
+    }
+}
+
+/// Finishes admitted jobs, then ends the threads, as [`Scheduler::stop`] does.
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        if self.shared.lock().stopping {
+            return;
+        }
+        let left = self.stop(DROP_TIMEOUT);
+        if left > 0 {
+            tracing::warn!("{left} worker threads were still busy; leaving them");
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, SchedulerState> {
+        sync::lock(&self.state)
+    }
+
+    /// A core worker's part of the machine, 0 to 1.
+    fn core_share(&self) -> f64 {
+        1.0 / self.config.threads.get() as f64
+    }
+
+    fn limits(&self) -> Limits {
+        let SchedulerConfig {
+            stall_timeout,
+            max_queue_delay,
+            ..
+        } = self.config;
+        Limits {
+            decode: stall_timeout,
+            inference: stall_timeout,
+            // An incomplete batch waits for others and moves nothing meanwhile.
+            stall: stall_timeout.saturating_add(max_queue_delay),
+        }
+    }
+
+    /// How many threads may be left behind because they hang.
+    fn max_lost(&self) -> usize {
+        self.config.threads.get() * MAX_LOST_PER_THREAD
+    }
+
+    /// Reports that nothing can be done any more. The first reason stays.
+    fn fail(&self, failure: Failure) {
+        self.failure.send_if_modified(|reported| {
+            let is_first = reported.is_none();
+            reported.get_or_insert(failure);
+            is_first
+        });
+    }
+
+    /// Gives up all work, so that nobody waits for it any longer.
+    fn abandon_all(&self) {
+        let mut state = self.lock();
+        let runs: Vec<_> = state.running.keys().copied().collect();
+        let mut waiting = Vec::new();
+        let mut ready = Vec::new();
+        for queue in state.queues.values_mut() {
+            waiting.extend(queue.waiting.remove_all(|_| true));
+            ready.extend(queue.ready.drain(..));
+        }
+        drop(state);
+        for run in runs {
+            self.give_up(run, Loss::Stopping);
+        }
+        // Callers whose jobs are dropped are told that they were abandoned.
+        drop((waiting, ready));
+        self.work_available.notify_all();
+        self.lock().notify_devices();
+    }
+
+    /// Starts the worker thread of a core.
+    fn start_core(self: &Arc<Self>) -> Result<(), SpawnError> {
+        let mut state = self.lock();
+        let name = format!("worker-{}", state.next_thread);
+        state.next_thread += 1;
+        drop(state);
+        let shared = Arc::clone(self);
+        self.start_thread(name, move || run_core(&shared))
+    }
+
+    /// Starts the threads that are missing because others hang.
+    fn replace_missing(self: &Arc<Self>) {
+        loop {
+            let mut state = self.lock();
+            if state.missing == 0 || state.stopping {
+                return;
+            }
+            state.missing -= 1;
+            drop(state);
+            if let Err(error) = self.start_core() {
+                // The next step tries again.
+                tracing::error!("{error}");
+                self.lock().missing += 1;
+                return;
+            }
+        }
+    }
+
+    /// Starts a worker thread, which counts until it ends or is given up.
+    fn start_thread(
+        self: &Arc<Self>,
+        name: String,
+        run: impl FnOnce() -> Ended + Send + 'static,
+    ) -> Result<(), SpawnError> {
+        self.lock().threads += 1;
+        let shared = Arc::clone(self);
+        let counted = move || {
+            let ended = run();
+            let mut state = shared.lock();
+            match ended {
+                Ended::Finished => state.threads -= 1,
+                Ended::Lost => state.lost -= 1,
+            }
+            drop(state);
+            shared.thread_ended.notify_all();
+        };
+        let spawned = self.spawn(name, counted);
+        if spawned.is_err() {
+            self.lock().threads -= 1;
+        }
+        spawned
     }
 
     fn spawn(&self, name: String, run: impl FnOnce() + Send + 'static) -> Result<(), SpawnError> {
@@ -222,29 +438,6 @@ impl Scheduler {
         threads.retain(|thread| !sync::is_finished(thread));
         threads.push(thread);
         Ok(())
-    }
-}
-
-/// Finishes admitted jobs, then ends the threads.
-impl Drop for Scheduler {
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.stopping = true;
-        state.notify_devices();
-        drop(state);
-        self.shared.work_available.notify_all();
-
-        let threads = std::mem::take(&mut *sync::lock(&self.threads));
-        for thread in threads {
-            // A worker that panicked has reported that on standard error.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, SchedulerState> {
-        sync::lock(&self.state)
     }
 
     /// How many single requests may wait in a queue that has this share of the machine.

@@ -9,7 +9,13 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Job, JobError, Outcome, QueueFull, fair_queue::FairQueue, pace::Pace, sync::Condvar};
+use super::{
+    Job, JobError, Outcome, QueueFull,
+    fair_queue::{FairQueue, Turn},
+    pace::Pace,
+    sync::Condvar,
+    turns::Cost,
+};
 use crate::{
     engine::{Engine, EngineInfo},
     image::Geometry,
@@ -74,6 +80,16 @@ impl ModelQueue {
         }
     }
 
+    /// What an image is expected to cost; `decode` is the estimated time of decoding it, in seconds
+    /// of the whole machine, if that is known.
+    pub fn cost(&self, decode: Option<f64>, heavy: bool) -> Cost {
+        Cost {
+            decode: decode.unwrap_or_else(|| self.pace.decode_cost()),
+            inference: self.pace.inference_cost(1),
+            heavy,
+        }
+    }
+
     /// Whether nothing waits and nothing is being worked on.
     pub fn is_idle(&self) -> bool {
         self.is_empty() && self.in_progress == 0
@@ -103,7 +119,7 @@ impl ModelQueue {
     /// is anything at all).
     ///
     /// `delay` is how long an incomplete batch may wait for images that have not arrived yet.
-    pub fn take_batch(&mut self, delay: Duration) -> Result<Vec<Ready>, Option<Duration>> {
+    pub fn take_batch(&mut self, delay: Duration) -> Result<Batch, Option<Duration>> {
         let now = Instant::now();
         self.discard_expired(now);
 
@@ -120,7 +136,11 @@ impl ModelQueue {
         }
 
         let n = self.ready.len().min(full);
-        Ok(self.ready.drain(..n).collect())
+        let batch = self.ready.drain(..n).map(|mut ready| {
+            let crop = std::mem::take(&mut ready.crop);
+            (crop, ready)
+        });
+        Ok(batch.unzip())
     }
 
     /// How many images make a batch that waits for no others.
@@ -157,6 +177,7 @@ impl ModelQueue {
                 None => i += 1,
                 Some(reason) => {
                     let item = self.ready.remove(i).expect("the index was just used");
+                    self.waiting.correct(item.turn, -item.inference_cost);
                     self.model.metrics.rejected(reason);
                     reject(item.reply, reason);
                 }
@@ -164,19 +185,21 @@ impl ModelQueue {
         }
     }
 
-    /// The next image to decode; `None` if there is none or enough are decoded already.
-    pub fn take_waiting(&mut self) -> Option<Waiting> {
+    /// The next image to decode; `None` if there is none or enough are decoded already. With
+    /// `hold_heavy` images that are heavy to decode are passed over.
+    pub fn take_waiting(&mut self, hold_heavy: bool) -> Option<Waiting> {
         if self.ready.len() >= self.max_ready() {
             return None;
         }
         loop {
-            let waiting = self.waiting.pop()?;
+            let waiting = self.waiting.pop(hold_heavy)?;
             let metrics = &self.model.metrics;
             metrics.queue_depth(self.waiting.len(), self.waiting.counted());
             match waiting.expired(Instant::now()) {
                 None => return Some(waiting),
                 Some(reason) => {
                     metrics.rejected(reason);
+                    self.waiting.correct(waiting.turn(), -waiting.cost.time());
                     reject(waiting.reply, reason);
                 }
             }
@@ -207,9 +230,15 @@ impl ModelQueue {
 pub(super) struct Waiting {
     pub job: Job,
     pub reply: oneshot::Sender<Outcome>,
+    /// What its client is charged when it is taken.
+    pub cost: Cost,
 }
 
 impl Waiting {
+    pub fn turn(&self) -> Turn {
+        (self.job.client, self.job.priority)
+    }
+
     /// The reason to drop the job; `None` if it is still wanted.
     pub fn expired(&self, now: Instant) -> Option<Rejection> {
         expired(self.job.deadline, &self.reply, now)
@@ -231,7 +260,14 @@ pub(super) struct Ready {
     /// When it had been decoded.
     pub since: Instant,
     pub span: Option<SpanContext>,
+    /// Who has been charged for it.
+    pub turn: Turn,
+    /// What that client has been charged for inference.
+    pub inference_cost: f64,
 }
+
+/// The crops of a batch, and the rest of its images.
+pub(super) type Batch = (Vec<Vec<u8>>, Vec<Ready>);
 
 /// The reason to drop work; `None` if it is still wanted.
 fn expired(

@@ -6,6 +6,10 @@ use std::time::{Duration, Instant};
 const INITIAL_DECODE: Duration = Duration::from_millis(1);
 const INITIAL_INFERENCE: Duration = Duration::from_millis(9);
 
+/// How many times as long as the mean an image counts at most. One that is far heavier than usual
+/// says little about the next; many of them still raise the mean as far as it takes.
+const MAX_STEP: f64 = 4.0;
+
 /// The longest delay that a rejected client is given.
 const MAX_DELAY: Duration = Duration::from_secs(10);
 
@@ -30,7 +34,9 @@ impl Default for Pace {
 impl Pace {
     /// Records that decoding an image kept `share` (0 to 1] of the machine busy for `busy`.
     pub fn record_decode(&mut self, busy: Duration, share: f64) {
-        update(&mut self.decode, busy.as_secs_f64() * share);
+        let cost = busy.as_secs_f64() * share;
+        let most = MAX_STEP * self.decode.max(INITIAL_DECODE.as_secs_f64());
+        update(&mut self.decode, cost.min(most));
     }
 
     /// Records that inferring `images` images kept `share` (0 to 1] of the machine busy for `busy`.
@@ -95,6 +101,22 @@ mod tests {
             pace.record_inference(2, Duration::from_millis(64), 0.5);
         }
         assert_eq!(pace.images_in(Duration::from_millis(205)), 10);
+    }
+
+    #[test]
+    fn a_few_heavy_images_leave_the_pace_as_it_is_and_many_change_it() {
+        let mut pace = Pace::default();
+        let mut record = |heavy_in: usize| {
+            for i in 0..1000 {
+                let heavy = i % heavy_in == 0;
+                pace.record_decode(Duration::from_millis(if heavy { 2000 } else { 2 }), 0.5);
+            }
+            pace.images_in(Duration::from_secs(1))
+        };
+        let few = record(40);
+        assert!((80..=100).contains(&few), "{few} images a second");
+        let all = record(1);
+        assert!(all <= 1, "{all} images a second");
     }
 
     #[test]

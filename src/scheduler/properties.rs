@@ -12,10 +12,11 @@ use tokio::sync::oneshot;
 use super::{
     fair_queue::{FairQueue, Pushed},
     model_queue::{Ready, Waiting},
+    turns::Cost,
     *,
 };
 use crate::{
-    engine::{Engine, EngineInfo, EngineKind, Precision},
+    engine::{Engine, EngineError, EngineInfo, EngineKind, Precision},
     image::{PixelFormat, RawFrame, Source},
     metrics::statistics::Stages,
 };
@@ -24,6 +25,13 @@ const GEOMETRY: Geometry = Geometry {
     width: 2,
     height: 2,
     resize_shorter_side: 2,
+};
+
+/// What items cost that all cost the same.
+const EQUAL: Cost = Cost {
+    decode: 0.002,
+    inference: 0.009,
+    heavy: false,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -227,6 +235,7 @@ impl Numbered {
             priority: Priority::default(),
             deadline,
             counted: counts,
+            decode_estimate: Some(Duration::from_millis(1)),
             fetch: Box::new(move || input_image(value, fate)),
             span: None,
         }
@@ -364,6 +373,7 @@ impl Machine {
             queue_capacity: Capacity::Exactly(NonZeroUsize::new(self.capacity).unwrap()),
             max_queue_delay: Duration::from_millis(self.delay_ms),
             preprocess: PreprocessConfig::default(),
+            stall_timeout: SchedulerConfig::STALL_TIMEOUT,
         })
         .unwrap();
         let (queue, executed) = self.add(&scheduler);
@@ -401,10 +411,10 @@ proptest! {
         for (number, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Push { client, counts } => {
-                    let pushed = queue.push(turn(client), counts.then_some(capacity), number);
+                    let pushed = queue.push(turn(client), counts.then_some(capacity), EQUAL, number);
                     expected.push(capacity, (client, counts), number, pushed);
                 }
-                Step::Pop => expected.pop(queue.pop()),
+                Step::Pop => expected.pop(queue.pop(false)),
                 Step::RemoveAll { rest } => {
                     let removed = queue.remove_all(|item| item % 3 == rest);
                     assert!(removed.iter().all(|item| item % 3 == rest));
@@ -419,9 +429,48 @@ proptest! {
             assert!(queue.counted() <= capacity);
         }
         while !queue.is_empty() {
-            expected.pop(queue.pop());
+            expected.pop(queue.pop(false));
         }
         assert!(expected.clients.is_empty());
+    }
+
+    /// Clients that always have something waiting get the same time, whatever their items cost and
+    /// however wrong the estimates are. Those that send one item after the other may lose a part of
+    /// their share while none of theirs waits.
+    #[test]
+    fn clients_share_the_time_whatever_their_items_cost(
+        clients in vec((1..100_u32, 0.2..5.0_f64), 2..6),
+        rounds in 200..600_usize,
+        several in any::<bool>(),
+    ) {
+        let mut queue = FairQueue::default();
+        let clients: Vec<_> = clients
+            .into_iter()
+            .map(|(cost, factor)| (cost, if several { factor } else { 1.0 }))
+            .collect();
+        let cost = |client: usize| {
+            let decode = f64::from(clients[client].0) / 1000.0;
+            Cost { decode, ..Cost::default() }
+        };
+        let push = |queue: &mut FairQueue<usize>, client: usize| {
+            queue.push(turn(client as u64), None, cost(client), client);
+        };
+        for client in 0..clients.len() {
+            (0..=usize::from(several)).for_each(|_| push(&mut queue, client));
+        }
+        let mut got = vec![0.0; clients.len()];
+        for _ in 0..rounds {
+            let client = queue.pop(false).expect("everybody waits");
+            let (estimated, factor) = (cost(client).time(), clients[client].1);
+            queue.correct(turn(client as u64), estimated * factor - estimated);
+            push(&mut queue, client);
+            got[client] += estimated * factor;
+        }
+        let dearest = (0..clients.len()).map(|client| cost(client).time() * clients[client].1.max(1.0));
+        let dearest = dearest.fold(0.0, f64::max);
+        let [least, most] = [f64::min, f64::max].map(|pick| got.iter().copied().reduce(pick).unwrap());
+        let part = if several { 1.0 } else { 0.5 };
+        assert!(most * part - least <= 2.0 * dearest + 1e-9, "{got:?}");
     }
 
     /// Late and abandoned images leave the queue on their own; the others come out once, in order,
@@ -442,7 +491,8 @@ proptest! {
             // All of one client, so that the order is the queue's.
             let job = Numbered { value: 0, client: 1, counts: true, fate: *fate }.job();
             let job = Job { fetch: Box::new(move || input_image(number as u8, Fate::Wanted)), ..job };
-            queue.waiting.push(turn(1), None, Waiting { job, reply });
+            let cost = Cost::default();
+            queue.waiting.push(turn(1), None, cost, Waiting { job, reply, cost });
             if matches!(fate, Fate::Gone) {
                 outcomes.remove(&number);
             }
@@ -450,7 +500,7 @@ proptest! {
         let mut inferred = Vec::new();
         for decode in takes {
             if decode {
-                let Some(Waiting { job, reply }) = queue.take_waiting() else { continue };
+                let Some(Waiting { job, reply, .. }) = queue.take_waiting(false) else { continue };
                 let Some(InputImage { source: Source::Raw(frame), .. }) = (job.fetch)() else { panic!("it is a raw frame") };
                 let number = usize::from(frame.data[0]);
                 let (before, after) = fates[number];
@@ -462,11 +512,12 @@ proptest! {
                 }
                 let crop = frame.data.to_vec();
                 let (stages, since) = (Stages::default(), Instant::now());
-                queue.ready.push_back(Ready { crop, deadline, reply, stages, since, span: None });
+                let (span, turn, inference_cost) = (None, turn(1), 0.0);
+                queue.ready.push_back(Ready { crop, deadline, reply, stages, since, span, turn, inference_cost });
                 assert!(queue.ready.len() <= max_batch * (lanes + 1));
-            } else if let Ok(batch) = queue.take_batch(Duration::ZERO) {
-                assert!(!batch.is_empty() && batch.len() <= max_batch);
-                inferred.extend(batch.iter().map(|ready| usize::from(ready.crop[0])));
+            } else if let Ok((crops, batch)) = queue.take_batch(Duration::ZERO) {
+                assert!(!batch.is_empty() && batch.len() <= max_batch && batch.len() == crops.len());
+                inferred.extend(crops.iter().map(|crop| usize::from(crop[0])));
             }
         }
         assert!(inferred.is_sorted_by(|a, b| a < b), "{inferred:?}");

@@ -1,16 +1,22 @@
 //! The handle of one model's queue: submitting jobs, and rejecting them when it is full.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::oneshot;
 
 use super::{
-    Job, Outcome, QueueFull, Shared,
+    HEAVY_DECODE, Job, Outcome, QueueFull, Shared,
     fair_queue::{Pushed, Turn},
     model_queue::Waiting,
     state::QueueId,
 };
-use crate::metrics::Rejection;
+use crate::{
+    image::{Source, estimate},
+    metrics::Rejection,
+};
 
 /// The queue of one model. Dropping it retires the model: admitted jobs are finished, then the
 /// engine is dropped.
@@ -77,7 +83,12 @@ impl Queue {
         }
 
         let limit = counted.then_some(capacity);
-        let pushed = queue.waiting.push(turn, limit, Waiting { job, reply });
+        let decode = job.decode_estimate;
+        let heavy = decode.is_some_and(|time| time > HEAVY_DECODE);
+        let decode = decode.map(|time| time.as_secs_f64() * self.shared.core_share());
+        let cost = queue.cost(decode, heavy);
+        let waiting = Waiting { job, reply, cost };
+        let pushed = queue.waiting.push(turn, limit, cost, waiting);
         let full = match pushed {
             Pushed::Queued => None,
             Pushed::Displaced(_) | Pushed::Full(_) => Some(queue.rejection(share)),
@@ -125,6 +136,12 @@ impl Queue {
         }
         queue.model.metrics.rejected(Rejection::QueueFull);
         Some(queue.rejection(share))
+    }
+
+    /// How long decoding an image is expected to keep a core busy, by its headers. For
+    /// [`Job::decode_estimate`].
+    pub fn estimate(&self, source: &Source) -> Duration {
+        estimate(source, self.shared.config.preprocess).time
     }
 
     /// How many images can be worked on at once.

@@ -3,7 +3,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use super::model_queue::{ModelInfo, ModelQueue, Ready, Waiting};
+use super::{
+    job::Fetch,
+    model_queue::{ModelInfo, ModelQueue, Waiting},
+    running::{Decoding, LaneKind, RunId, Running, Stage},
+};
 use crate::engine::Engine;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,6 +25,21 @@ pub(super) struct SchedulerState {
     pub exclusive: bool,
     /// How many core workers decode or infer.
     pub active: usize,
+    /// How many of them decode an image that is heavy, and how many may.
+    pub heavy: usize,
+    pub max_heavy: usize,
+    /// What the threads work on.
+    pub running: BTreeMap<RunId, Running>,
+    pub next_run: u64,
+    /// Counts work that was begun, ended or given up.
+    pub moves: u64,
+    /// Threads that work or wait for work.
+    pub threads: usize,
+    /// Threads that hang with work that has been given up.
+    pub lost: usize,
+    /// Threads of cores that are to be started in the place of those.
+    pub missing: usize,
+    pub next_thread: u64,
     /// Retired queues whose engines the next free worker drops.
     pub finished: Vec<ModelQueue>,
     pub stopping: bool,
@@ -29,30 +48,23 @@ pub(super) struct SchedulerState {
 /// Work of the queue `id` for one core worker.
 pub(super) struct Task {
     pub id: QueueId,
+    pub run: RunId,
     pub model: Arc<ModelInfo>,
     pub work: Work,
 }
 
+/// What a worker itself needs for its work; [`Running`] has the rest.
 pub(super) enum Work {
     Decode {
-        waiting: Waiting,
+        fetch: Fetch,
         crop: Vec<u8>,
+        /// Whether it is known how long the image takes.
+        is_estimated: bool,
     },
     Infer {
-        batch: Vec<Ready>,
-        lane: Box<dyn Engine>,
-        /// Whether the lane uses all cores.
-        wide: bool,
+        crops: Vec<Vec<u8>>,
+        engine: Box<dyn Engine>,
     },
-}
-
-impl Work {
-    fn images(&self) -> usize {
-        match self {
-            Self::Decode { .. } => 1,
-            Self::Infer { batch, .. } => batch.len(),
-        }
-    }
 }
 
 impl SchedulerState {
@@ -86,12 +98,13 @@ impl SchedulerState {
                 .get_mut(&id)
                 .expect("the ids were just taken from there");
 
-            let work = match queue.take_inference(delay) {
-                Ok(work) => Some(work),
+            let taken = match queue.take_inference(delay) {
+                Ok(taken) => Some(taken),
                 Err(wait) => {
                     until = [until, wait].into_iter().flatten().min();
                     let some_waited = !queue.waiting.is_empty();
-                    let decode = queue.take_decode();
+                    let hold_heavy = self.heavy >= self.max_heavy;
+                    let decode = queue.take_decode(hold_heavy);
                     // All that waited had expired: the batch need not wait for it any longer.
                     if decode.is_none()
                         && some_waited
@@ -104,26 +117,30 @@ impl SchedulerState {
                     decode
                 }
             };
-            let Some(work) = work else {
+            let Some(taken) = taken else {
                 queue.image_ready.notify_one();
                 self.remove_if_finished(id);
                 continue;
             };
 
-            queue.in_progress += work.images();
             let model = Arc::clone(&queue.model);
-            self.active += 1;
             self.virtual_time = self.virtual_time.max(virtual_time);
-            let work = self.widen(id, work);
-            return Ok(Task { id, model, work });
+            let (work, stage) = self.widen(id, taken);
+            let run = self.begin(id, Arc::clone(&model), stage);
+            return Ok(Task {
+                id,
+                run,
+                model,
+                work,
+            });
         }
         Err(until)
     }
 
     /// Gives a batch that is alone on the machine the engine that uses all cores.
-    fn widen(&mut self, id: QueueId, work: Work) -> Work {
-        let Work::Infer { batch, lane, .. } = work else {
-            return work;
+    fn widen(&mut self, id: QueueId, taken: Taken) -> Taken {
+        let (Work::Infer { crops, engine }, Stage::Infer { batch, .. }) = taken else {
+            return taken;
         };
 
         let leaves_cores_idle = |queue: &ModelQueue| {
@@ -134,24 +151,17 @@ impl SchedulerState {
                 queue.is_empty()
             }
         };
-        let alone = self.active == 1 && self.queues.values().all(leaves_cores_idle);
+        let alone = self.active == 0 && self.queues.values().all(leaves_cores_idle);
         let queue = self.busy_queue(id);
-        match queue.wide.take_if(|_| alone) {
-            None => Work::Infer {
-                batch,
-                lane,
-                wide: false,
-            },
+        let (engine, lane) = match queue.wide.take_if(|_| alone) {
+            None => (engine, LaneKind::Narrow),
             Some(wide) => {
-                queue.narrow.push(lane);
+                queue.narrow.push(engine);
                 self.exclusive = true;
-                Work::Infer {
-                    batch,
-                    lane: wide,
-                    wide: true,
-                }
+                (wide, LaneKind::Wide)
             }
-        }
+        };
+        (Work::Infer { crops, engine }, Stage::Infer { batch, lane })
     }
 
     /// The queue that work in progress belongs to.
@@ -163,7 +173,11 @@ impl SchedulerState {
 
     /// Work of the queue with this many images has ended.
     pub fn finish(&mut self, id: QueueId, images: usize) {
-        self.busy_queue(id).in_progress -= images;
+        let queue = self.busy_queue(id);
+        queue.in_progress -= images;
+        if queue.is_idle() {
+            queue.waiting.settle();
+        }
         self.remove_if_finished(id);
     }
 
@@ -186,27 +200,40 @@ impl SchedulerState {
     }
 }
 
+/// Work for a thread, and what stays here of it.
+type Taken = (Work, Stage);
+
 impl ModelQueue {
     /// A batch that should run now on one of the cores, with the engine that runs it.
-    fn take_inference(&mut self, delay: Duration) -> Result<Work, Option<Duration>> {
+    fn take_inference(&mut self, delay: Duration) -> Result<Taken, Option<Duration>> {
         if self.model.engine.offloaded || self.narrow.is_empty() {
             return Err(None);
         }
-        let batch = self.take_batch(delay)?;
-        let lane = self.narrow.pop().expect("it was just seen not to be empty");
+        let (crops, batch) = self.take_batch(delay)?;
+        let engine = self.narrow.pop().expect("it was just seen not to be empty");
         self.virtual_time += self.pace.inference_cost(batch.len());
-        Ok(Work::Infer {
-            batch,
-            lane,
-            wide: false,
-        })
+        let lane = LaneKind::Narrow;
+        Ok((Work::Infer { crops, engine }, Stage::Infer { batch, lane }))
     }
 
     /// The next image to decode, unless enough are decoded already.
-    fn take_decode(&mut self) -> Option<Work> {
-        let waiting = self.take_waiting()?;
-        self.virtual_time += self.pace.decode_cost();
-        let crop = self.crop_buffer();
-        Some(Work::Decode { waiting, crop })
+    fn take_decode(&mut self, hold_heavy: bool) -> Option<Taken> {
+        let waiting = self.take_waiting(hold_heavy)?;
+        let turn = waiting.turn();
+        let Waiting { job, reply, cost } = waiting;
+        self.virtual_time += cost.decode;
+        let work = Work::Decode {
+            fetch: job.fetch,
+            crop: self.crop_buffer(),
+            is_estimated: job.decode_estimate.is_some(),
+        };
+        let stage = Stage::Decode(Decoding {
+            turn,
+            deadline: job.deadline,
+            reply,
+            span: job.span,
+            cost,
+        });
+        Some((work, stage))
     }
 }

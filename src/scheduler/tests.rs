@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
-    engine::{Engine, EngineInfo, EngineKind, Precision},
+    engine::{Engine, EngineError, EngineInfo, EngineKind, Precision},
     image::{Crop, ImageError, PixelFormat, RawFrame, Source},
 };
 
@@ -99,6 +99,7 @@ impl Default for Setup {
             queue_capacity: Capacity::Exactly(NonZeroUsize::new(16).unwrap()),
             max_queue_delay: Duration::ZERO,
             preprocess: PreprocessConfig::default(),
+            stall_timeout: SchedulerConfig::STALL_TIMEOUT,
         };
         Self {
             narrow: 1,
@@ -195,6 +196,7 @@ fn job(value: u8) -> Job {
         priority: Priority::Normal,
         deadline: None,
         counted: true,
+        decode_estimate: Some(Duration::from_millis(1)),
         fetch: Box::new(move || Some(input_image(value))),
         span: None,
     }
@@ -810,10 +812,10 @@ fn an_engine_that_is_lost_is_told_to_whoever_watches() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        assert!(matches!(
-            *runtime.block_on(bench.scheduler.lost()),
-            EngineError::Lost { .. }
-        ));
+        let failure = runtime.block_on(bench.scheduler.failed());
+        assert!(
+            matches!(failure, Failure::Engine(error) if matches!(*error, EngineError::Lost { .. }))
+        );
     }
 }
 
@@ -1037,4 +1039,287 @@ fn a_ready_crop_is_taken_as_it_is() {
     assert_eq!(bench.call().images, [40]);
     bench.go();
     assert_eq!(logit(right), 40.0);
+}
+
+/// Decoding takes as long as the test wants: an image whose source blocks.
+fn blocked(estimate: Duration) -> (Job, mpsc::Sender<()>, mpsc::Receiver<()>) {
+    let (release, released) = mpsc::channel();
+    let (begin, begun) = mpsc::channel();
+    let fetch = Box::new(move || {
+        let _ = begin.send(());
+        let _ = released.recv();
+        Some(input_image(99))
+    });
+    let job = Job {
+        client: ClientId(2),
+        decode_estimate: Some(estimate),
+        fetch,
+        ..job(0)
+    };
+    (job, release, begun)
+}
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A scheduler that takes its threads for lost after this time.
+fn impatient(narrow: usize) -> Setup {
+    let config = SchedulerConfig {
+        stall_timeout: Duration::from_millis(200),
+        ..Setup::default().config
+    };
+    Setup {
+        narrow,
+        config,
+        ..Setup::default()
+    }
+}
+
+#[test]
+fn a_worker_that_hangs_is_replaced_and_its_image_answered() {
+    let bench = impatient(1).start();
+    let (job, release, begun) = blocked(Duration::ZERO);
+    let stuck = bench.queue.submit(job).unwrap();
+    begun.recv_timeout(SOON).expect("it is fetched");
+    let next = bench.submit(1);
+    let answer = stuck.blocking_recv().unwrap();
+    assert!(matches!(answer, Err(JobError::Stuck(after)) if after > Duration::from_millis(200)));
+    assert_eq!(bench.call().images, [1], "by another thread");
+    bench.go();
+    assert_eq!(logit(next), 1.0);
+
+    // It comes back, too late: nothing is left of it.
+    assert_eq!(bench.scheduler.shared.lock().lost, 1);
+    release.send(()).unwrap();
+    let give_up = Instant::now() + SOON;
+    while bench.scheduler.shared.lock().lost > 0 {
+        assert!(Instant::now() < give_up, "it ends");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let last = bench.occupy(2);
+    bench.go();
+    assert_eq!(logit(last), 2.0);
+    let state = bench.scheduler.shared.lock();
+    assert_eq!((state.active, state.heavy, state.threads), (0, 0, 1));
+}
+
+#[test]
+fn an_engine_that_hangs_takes_its_lane_and_the_last_one_the_server() {
+    for offloaded in [false, true] {
+        let bench = Setup {
+            offloaded,
+            ..impatient(2)
+        }
+        .start();
+        let first = bench.occupy(1);
+        let error = match first.blocking_recv().unwrap() {
+            Err(JobError::Engine(error)) => error,
+            other => panic!("{other:?}"),
+        };
+        assert!(error.to_string().contains("1 of its lanes"), "{error}");
+        let second = bench.occupy(2);
+        assert!(matches!(
+            second.blocking_recv().unwrap(),
+            Err(JobError::Engine(error)) if matches!(*error, EngineError::Lost { .. })
+        ));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let failure = runtime.block_on(bench.scheduler.failed());
+        assert!(failure.to_string().contains("--stall-timeout"), "{failure}");
+        assert_eq!(
+            bench.scheduler.stop(Duration::from_millis(100)),
+            2,
+            "they are not waited for"
+        );
+        drop(bench);
+    }
+}
+
+#[test]
+fn so_many_hanging_threads_are_the_end() {
+    let bench = impatient(1).start();
+    let mut held = Vec::new();
+    for _ in 0..MAX_LOST_PER_THREAD {
+        let (job, release, begun) = blocked(Duration::ZERO);
+        let stuck = bench.queue.submit(job).unwrap();
+        begun.recv_timeout(SOON).expect("there is a thread for it");
+        assert!(stuck.blocking_recv().unwrap().is_err());
+        held.push(release);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let failure = runtime.block_on(bench.scheduler.failed());
+    assert!(matches!(
+        failure,
+        Failure::Hanging {
+            threads: MAX_LOST_PER_THREAD
+        }
+    ));
+}
+
+#[test]
+fn a_worker_that_panics_goes_on_with_the_next_image() {
+    let bench = Setup::default().start();
+    let fetch = Box::new(|| panic!("as told"));
+    let panicked = bench.queue.submit(Job { fetch, ..job(0) }).unwrap();
+    assert!(matches!(
+        panicked.blocking_recv().unwrap(),
+        Err(JobError::Panicked)
+    ));
+    let good = bench.occupy(1);
+    bench.go();
+    assert_eq!(logit(good), 1.0);
+    assert_eq!(bench.scheduler.shared.lock().threads, 1);
+}
+
+#[test]
+fn stopping_waits_for_no_thread_without_a_limit() {
+    let bench = Setup::default().start();
+    let (job, release, begun) = blocked(Duration::ZERO);
+    let outcome = bench.queue.submit(job).unwrap();
+    begun.recv_timeout(SOON).expect("it is fetched");
+    let started = Instant::now();
+    assert_eq!(bench.scheduler.stop(Duration::from_millis(50)), 1);
+    assert!(started.elapsed() < SOON);
+    assert!(
+        outcome.blocking_recv().is_err(),
+        "its caller waits no longer"
+    );
+    release.send(()).unwrap();
+    let give_up = Instant::now() + SOON;
+    while bench.scheduler.stop(SOON) > 0 {
+        assert!(Instant::now() < give_up, "it ends when it can");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn heavy_images_leave_half_of_the_cores_to_others() {
+    let bench = Setup {
+        narrow: 2,
+        ..Setup::default()
+    }
+    .start();
+    let heavy = HEAVY_DECODE + Duration::from_millis(1);
+    let (first, release_first, begun_first) = blocked(heavy);
+    let (second, release_second, begun_second) = blocked(heavy);
+    let heavies = [first, second].map(|job| {
+        let client = ClientId(100);
+        bench.queue.submit(Job { client, ..job }).unwrap()
+    });
+    begun_first.recv_timeout(SOON).expect("one is decoded");
+    for value in 1..5 {
+        let light = bench.occupy(value);
+        bench.go();
+        assert_eq!(logit(light), f32::from(value));
+    }
+    assert!(begun_second.try_recv().is_err(), "the other one waits");
+
+    // Of a live stream it is known only when it is fetched.
+    let frame = RawFrame {
+        format: PixelFormat::Rgb8,
+        width: 6000,
+        height: 6000,
+        stride: 0,
+        data: vec![0; 6000 * 6000 * 3].into(),
+    };
+    let fetched = Arc::new(AtomicUsize::new(0));
+    let live = {
+        let fetched = Arc::clone(&fetched);
+        let fetch = Box::new(move || {
+            fetched.fetch_add(1, SeqCst);
+            Some(InputImage {
+                source: Source::Raw(frame),
+                arrived: Instant::now(),
+                mirrored: false,
+            })
+        });
+        Job {
+            client: ClientId(3),
+            counted: false,
+            decode_estimate: None,
+            fetch,
+            ..job(0)
+        }
+    };
+    let live = bench.queue.submit(live).unwrap();
+    let give_up = Instant::now() + SOON;
+    while fetched.load(SeqCst) == 0 {
+        assert!(Instant::now() < give_up, "it is fetched");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let light = bench.occupy(5);
+    bench.go();
+    assert_eq!(logit(light), 5.0);
+    assert_eq!(bench.scheduler.shared.lock().heavy, 1, "it waits too");
+
+    drop((release_first, release_second));
+    (0..3).for_each(|_| bench.go());
+    for outcome in heavies.into_iter().chain([live]) {
+        assert!(outcome.blocking_recv().unwrap().is_ok());
+    }
+    let state = bench.scheduler.shared.lock();
+    assert_eq!((state.heavy, state.active), (0, 0));
+}
+
+#[test]
+fn a_client_of_heavy_images_waits_behind_one_of_light_ones() {
+    let bench = Setup::default().start();
+    let first = bench.occupy(0);
+    let submit = |client, value, estimate| {
+        bench
+            .queue
+            .submit(Job {
+                client: ClientId(client),
+                counted: false,
+                decode_estimate: Some(Duration::from_millis(estimate)),
+                ..job(value)
+            })
+            .unwrap()
+    };
+    let heavy: Vec<_> = (100..104).map(|value| submit(2, value, 400)).collect();
+    let light: Vec<_> = (1..=8).map(|value| submit(3, value, 1)).collect();
+    let mut order = Vec::new();
+    bench.go();
+    for _ in 0..12 {
+        order.extend(bench.call().images);
+        bench.go();
+    }
+    assert_eq!(order[..8], [1, 2, 3, 4, 5, 6, 7, 8], "{order:?}");
+    drop((first, heavy, light));
+}
+
+#[test]
+fn it_is_told_when_nothing_moves_and_when_something_does_again() {
+    let mut setup = Setup::default();
+    setup.config.stall_timeout = Duration::from_millis(100);
+    let bench = setup.start();
+    let stalled = |wanted: bool| {
+        let give_up = Instant::now() + SOON;
+        while bench.scheduler.stalled().is_some() != wanted {
+            assert!(Instant::now() < give_up, "stalled is not {wanted}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    // As if a wide engine ran that no thread runs.
+    bench.scheduler.shared.lock().exclusive = true;
+    let outcome = bench.submit(1);
+    stalled(true);
+    bench.scheduler.shared.lock().exclusive = false;
+    bench.scheduler.shared.work_available.notify_all();
+    assert_eq!(bench.call().images, [1]);
+    bench.go();
+    assert_eq!(logit(outcome), 1.0);
+    stalled(false);
+}
+
+#[test]
+fn time_in_which_the_process_stood_still_does_not_count() {
+    let bench = Setup::default().start();
+    let outcome = bench.occupy(1);
+    let mut watchdog = Watchdog::new(Arc::clone(&bench.scheduler.shared));
+    watchdog.step(Instant::now() + Duration::from_secs(3600));
+    bench.go();
+    assert_eq!(logit(outcome), 1.0);
 }

@@ -3,29 +3,81 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    thread::sleep,
     time::{Duration, Instant},
 };
 
 use super::{
-    InputImage, JobError, Reply, Shared, Timeline,
+    Failure, HEAVY_DECODE, InputImage, Job, JobError, Reply, Shared, Timeline,
+    job::Fetch,
     model_queue::{ModelInfo, ModelQueue, Ready, Waiting},
+    running::{Decoding, LaneKind, Loss, RunId, Running, Stage},
     state::{QueueId, SchedulerState, Task, Work},
     sync::{self, Condvar, MutexGuard},
 };
 use crate::{
     engine::{Engine, EngineError},
-    image::Preprocessor,
-    metrics::statistics::Stages,
+    image::{Preprocessor, estimate},
+    metrics::{self, Restart, statistics::Stages},
     telemetry::trace::{Batch, Period},
 };
 
+/// How long a worker that panicked outside of its work waits before it goes on.
+const PAUSE_AFTER_PANIC: Duration = Duration::from_millis(100);
+
+/// Why a thread ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The scheduler stops, or the model of the thread's lane is retired.
+    Finished,
+    /// Its work was given up while it hung: another thread has taken its place.
+    Lost,
+}
+
+/// The work was given up meanwhile, so its result is ignored.
+struct GivenUp;
+
+/// Runs the worker of a core, again from the start after each panic.
+pub(super) fn run_core(shared: &Arc<Shared>) -> Ended {
+    loop {
+        let mut worker = CoreWorker::new(Arc::clone(shared));
+        let ended = unless_panicking(|| worker.run());
+        match ended {
+            Some(ended) => return ended,
+            None => shared.panicked(worker.current),
+        }
+    }
+}
+
+/// Runs the worker of a lane of a device. Engines' own panics are caught where they are called, so
+/// that the lane can still be used after one.
+pub(super) fn run_device(mut worker: DeviceWorker) -> Ended {
+    loop {
+        let ended = unless_panicking(|| worker.run());
+        match ended {
+            Some(ended) => return ended,
+            None => worker.shared.panicked(worker.current),
+        }
+    }
+}
+
+/// What `work` returns; `None` if it panicked. Shuttle has to see panics.
+fn unless_panicking<T>(work: impl FnOnce() -> T) -> Option<T> {
+    if cfg!(shuttle) {
+        return Some(work());
+    }
+    catch_unwind(AssertUnwindSafe(work)).ok()
+}
+
 /// Decodes, and infers with the engines that run on the cores.
-pub(super) struct CoreWorker {
+struct CoreWorker {
     shared: Arc<Shared>,
     preprocessor: Preprocessor,
     /// This worker's part of the machine, 0 to 1.
     share: f64,
     buffers: Buffers,
+    /// What it works on.
+    current: Option<RunId>,
 }
 
 enum Next {
@@ -34,37 +86,89 @@ enum Next {
     Drop(Box<ModelQueue>),
 }
 
+/// An image that a worker is to decode.
+struct Image {
+    fetch: Fetch,
+    crop: Vec<u8>,
+    is_estimated: bool,
+}
+
 impl CoreWorker {
-    pub fn new(shared: Arc<Shared>) -> Self {
+    fn new(shared: Arc<Shared>) -> Self {
         Self {
             preprocessor: Preprocessor::new(shared.config.preprocess),
-            share: 1.0 / shared.config.threads.get() as f64,
+            share: shared.core_share(),
             shared,
             buffers: Buffers::default(),
+            current: None,
         }
     }
 
-    pub fn run(mut self) {
+    fn run(&mut self) -> Ended {
         while let Some(next) = self.shared.next() {
             match next {
-                Next::Task(task) => self.execute(task),
                 Next::Drop(model) => drop(model),
+                Next::Task(task) => {
+                    self.current = Some(task.run);
+                    if self.execute(task).is_err() {
+                        return Ended::Lost;
+                    }
+                    self.current = None;
+                }
             }
         }
+        Ended::Finished
     }
 
-    fn execute(&mut self, task: Task) {
-        let Task { id, model, work } = task;
+    fn execute(&mut self, task: Task) -> Result<(), GivenUp> {
+        let Task {
+            id,
+            run,
+            model,
+            work,
+        } = task;
         match work {
-            Work::Decode { waiting, crop } => self.decode(id, &model, waiting, crop),
-            Work::Infer { batch, lane, wide } => self.infer(id, &model, batch, lane, wide),
+            Work::Decode {
+                fetch,
+                crop,
+                is_estimated,
+            } => {
+                let image = Image {
+                    fetch,
+                    crop,
+                    is_estimated,
+                };
+                self.decode(id, run, &model, image)
+            }
+            Work::Infer { crops, engine } => self.infer(id, run, &model, crops, engine),
         }
     }
 
-    fn decode(&mut self, id: QueueId, model: &ModelInfo, waiting: Waiting, mut crop: Vec<u8>) {
-        let Waiting { job, reply } = waiting;
+    fn decode(
+        &mut self,
+        id: QueueId,
+        run: RunId,
+        model: &ModelInfo,
+        image: Image,
+    ) -> Result<(), GivenUp> {
+        let Image {
+            fetch,
+            mut crop,
+            is_estimated,
+        } = image;
         let started = Instant::now();
-        let decoded = match (job.fetch)() {
+        let fetched = fetch();
+        let fetched = match fetched {
+            Some(image) if !is_estimated => {
+                let time = estimate(&image.source, self.shared.config.preprocess).time;
+                if time > HEAVY_DECODE && !self.shared.may_decode_heavy(run) {
+                    return self.shared.queue_again(id, run, crop, image, time);
+                }
+                Some(image)
+            }
+            fetched => fetched,
+        };
+        let decoded = match fetched {
             None => Err(JobError::Abandoned),
             Some(image) => self.crop(&image, model, &mut crop).map(|()| image.arrived),
         };
@@ -72,17 +176,33 @@ impl CoreWorker {
         let took = ended - started;
 
         let mut state = self.shared.lock();
-        state.active -= 1;
+        let Some(Running {
+            stage: Stage::Decode(decoding),
+            ..
+        }) = state.end(run)
+        else {
+            return Err(GivenUp);
+        };
         let queue = state.busy_queue(id);
+        let Decoding {
+            turn,
+            deadline,
+            reply,
+            span,
+            cost,
+        } = decoding;
+        let spent = took.as_secs_f64() * self.share;
+        queue.virtual_time += spent - cost.decode;
         if !matches!(decoded, Err(JobError::Abandoned)) {
             model.metrics.decoded(took);
             queue.pace.record_decode(took, self.share);
         }
         let failed = match decoded {
             Ok(arrived) => {
+                queue.waiting.correct(turn, spent - cost.decode);
                 queue.ready.push_back(Ready {
                     crop,
-                    deadline: job.deadline,
+                    deadline,
                     reply,
                     stages: Stages {
                         decode: took,
@@ -90,7 +210,9 @@ impl CoreWorker {
                         ..Stages::default()
                     },
                     since: ended,
-                    span: job.span,
+                    span,
+                    turn,
+                    inference_cost: cost.inference,
                 });
                 if model.engine.offloaded {
                     queue.image_ready.notify_one();
@@ -98,6 +220,7 @@ impl CoreWorker {
                 None
             }
             Err(error) => {
+                queue.waiting.correct(turn, spent - cost.time());
                 queue.recycle(crop);
                 Some((reply, error))
             }
@@ -109,6 +232,7 @@ impl CoreWorker {
             // The caller may have gone.
             let _ = reply.send(Err(error));
         }
+        Ok(())
     }
 
     /// Fills `crop` with the image at the model's input size.
@@ -129,28 +253,37 @@ impl CoreWorker {
     fn infer(
         &mut self,
         id: QueueId,
+        run: RunId,
         model: &ModelInfo,
-        batch: Vec<Ready>,
-        mut lane: Box<dyn Engine>,
-        wide: bool,
-    ) {
+        crops: Vec<Vec<u8>>,
+        mut engine: Box<dyn Engine>,
+    ) -> Result<(), GivenUp> {
         let started = Instant::now();
-        let result = self.buffers.run(&mut *lane, model, &batch);
+        let result = self.buffers.run(&mut *engine, model, &crops);
         let took = started.elapsed();
 
         let mut state = self.shared.lock();
-        state.active -= 1;
+        let Some(Running {
+            stage: Stage::Infer { batch, lane },
+            ..
+        }) = state.end(run)
+        else {
+            // The engine is dropped after the lock has been released.
+            drop(state);
+            return Err(GivenUp);
+        };
         let queue = state.busy_queue(id);
+        let wide = lane == LaneKind::Wide;
         if wide {
-            queue.wide = Some(lane);
-            state.exclusive = false;
+            queue.wide = Some(engine);
             self.shared.work_available.notify_all();
         } else {
-            queue.narrow.push(lane);
+            queue.narrow.push(engine);
         }
         let call = EngineCall {
             id,
             model,
+            crops,
             batch,
             result,
             started,
@@ -158,6 +291,7 @@ impl CoreWorker {
             share: if wide { 1.0 } else { self.share },
         };
         self.shared.answer(state, call, &self.buffers.logits);
+        Ok(())
     }
 }
 
@@ -168,34 +302,63 @@ pub(super) struct DeviceWorker {
     /// Signalled when there is something to infer.
     pub image_ready: Arc<Condvar>,
     pub lane: Box<dyn Engine>,
+    /// What it works on.
+    pub current: Option<RunId>,
+}
+
+/// A batch for a lane of a device.
+struct DeviceBatch {
+    run: RunId,
+    model: Arc<ModelInfo>,
+    crops: Vec<Vec<u8>>,
+    /// How many lanes the device has.
+    lanes: usize,
 }
 
 impl DeviceWorker {
-    pub fn run(mut self) {
+    fn run(&mut self) -> Ended {
         let mut buffers = Buffers::default();
-        while let Some((model, batch, lanes)) = self.next_batch() {
+        while let Some(next) = self.next_batch() {
+            let DeviceBatch {
+                run,
+                model,
+                crops,
+                lanes,
+            } = next;
+            self.current = Some(run);
             // There is room to decode ahead again.
             self.shared.work_available.notify_one();
 
             let started = Instant::now();
-            let result = buffers.run(&mut *self.lane, &model, &batch);
+            let result = buffers.run(&mut *self.lane, &model, &crops);
+            let took = started.elapsed();
+
+            let mut state = self.shared.lock();
+            let Some(Running {
+                stage: Stage::Infer { batch, .. },
+                ..
+            }) = state.end(run)
+            else {
+                return Ended::Lost;
+            };
             let call = EngineCall {
                 id: self.id,
                 model: &model,
+                crops,
                 batch,
                 result,
                 started,
-                took: started.elapsed(),
+                took,
                 share: 1.0 / lanes as f64,
             };
-            self.shared
-                .answer(self.shared.lock(), call, &buffers.logits);
+            self.shared.answer(state, call, &buffers.logits);
+            self.current = None;
         }
+        Ended::Finished
     }
 
-    /// Waits for a batch, and returns it with the number of the device's lanes; `None` when the
-    /// model has been retired and all of its work is done.
-    fn next_batch(&self) -> Option<(Arc<ModelInfo>, Vec<Ready>, usize)> {
+    /// Waits for a batch; `None` when the model has been retired and all of its work is done.
+    fn next_batch(&self) -> Option<DeviceBatch> {
         let mut state = self.shared.lock();
         loop {
             let stopping = state.stopping;
@@ -203,12 +366,21 @@ impl DeviceWorker {
             let queue = state.queues.get_mut(&self.id)?;
             let ready = queue.ready.len();
             let until = match queue.take_batch(delay) {
-                Ok(batch) => {
-                    queue.in_progress += batch.len();
+                Ok((crops, batch)) => {
                     if !queue.ready.is_empty() {
                         self.image_ready.notify_one();
                     }
-                    return Some((Arc::clone(&queue.model), batch, queue.lanes));
+                    let lanes = queue.lanes;
+                    let model = Arc::clone(&queue.model);
+                    let lane = LaneKind::Device;
+                    let stage = Stage::Infer { batch, lane };
+                    let run = state.begin(self.id, Arc::clone(&model), stage);
+                    return Some(DeviceBatch {
+                        run,
+                        model,
+                        crops,
+                        lanes,
+                    });
                 }
                 Err(until) => until,
             };
@@ -241,20 +413,20 @@ impl Buffers {
         &mut self,
         engine: &mut dyn Engine,
         model: &ModelInfo,
-        batch: &[Ready],
+        crops: &[Vec<u8>],
     ) -> Result<(), EngineError> {
         let n = if model.engine.fixed_batch {
             model.engine.max_batch
         } else {
-            batch.len()
+            crops.len()
         };
         self.logits.resize(n * model.classes, 0.0);
         let images = if n == 1 {
-            &batch[0].crop
+            &crops[0]
         } else {
             self.images.clear();
-            for ready in batch {
-                self.images.extend_from_slice(&ready.crop);
+            for crop in crops {
+                self.images.extend_from_slice(crop);
             }
             self.images.resize(n * model.geometry.bytes(), 0);
             &self.images
@@ -276,6 +448,7 @@ impl Buffers {
 struct EngineCall<'a> {
     id: QueueId,
     model: &'a ModelInfo,
+    crops: Vec<Vec<u8>>,
     batch: Vec<Ready>,
     result: Result<(), EngineError>,
     started: Instant,
@@ -295,8 +468,14 @@ impl Shared {
         let n = call.batch.len();
         let queue = state.busy_queue(call.id);
         queue.pace.record_inference(n, call.took, call.share);
-        for ready in &mut call.batch {
-            queue.recycle(std::mem::take(&mut ready.crop));
+        let spent = call.took.as_secs_f64() * call.share / n as f64;
+        for ready in &call.batch {
+            queue
+                .waiting
+                .correct(ready.turn, spent - ready.inference_cost);
+        }
+        for crop in std::mem::take(&mut call.crops) {
+            queue.recycle(crop);
         }
         state.finish(call.id, n);
         drop(state);
@@ -363,7 +542,7 @@ impl Shared {
     }
 
     /// Logs an engine's error with the traces of its batch, and reports an engine that is lost.
-    fn engine_failed(&self, error: EngineError, batch: &[Ready]) -> Arc<EngineError> {
+    pub fn engine_failed(&self, error: EngineError, batch: &[Ready]) -> Arc<EngineError> {
         let traces: Vec<_> = batch
             .iter()
             .filter_map(|ready| Some(ready.span?.trace.to_string()))
@@ -373,10 +552,85 @@ impl Shared {
 
         let error = Arc::new(error);
         if matches!(*error, EngineError::Lost { .. }) {
-            self.lost
-                .send_if_modified(|lost| lost.replace(Arc::clone(&error)).is_none());
+            self.fail(Failure::Engine(Arc::clone(&error)));
         }
         error
+    }
+
+    /// A thread panicked, perhaps while it worked on this; it goes on with the next.
+    fn panicked(&self, run: Option<RunId>) {
+        if run.is_some_and(|run| self.give_up(run, Loss::Panicked)) {
+            return;
+        }
+        metrics::worker_restarted(Restart::Panic);
+        tracing::error!("a worker thread panicked outside of its work and was replaced");
+        sleep(PAUSE_AFTER_PANIC);
+    }
+
+    /// Whether an image whose cost was not known before it was fetched may be decoded now although
+    /// it is heavy. It then counts as such.
+    fn may_decode_heavy(&self, run: RunId) -> bool {
+        let mut state = self.lock();
+        if state.heavy >= state.max_heavy {
+            return false;
+        }
+        // If it has been given up meanwhile, the worker notices that after decoding.
+        if let Some(Running {
+            stage: Stage::Decode(decoding),
+            ..
+        }) = state.running.get_mut(&run)
+        {
+            decoding.cost.heavy = true;
+            state.heavy += 1;
+        }
+        true
+    }
+
+    /// Puts an image back into the queue that has turned out to be heavy, while no more of those may
+    /// be decoded.
+    fn queue_again(
+        &self,
+        id: QueueId,
+        run: RunId,
+        crop: Vec<u8>,
+        image: InputImage,
+        time: Duration,
+    ) -> Result<(), GivenUp> {
+        let mut state = self.lock();
+        let Some(Running {
+            stage: Stage::Decode(decoding),
+            ..
+        }) = state.end(run)
+        else {
+            return Err(GivenUp);
+        };
+        let Decoding {
+            turn,
+            deadline,
+            reply,
+            span,
+            cost,
+        } = decoding;
+        let queue = state.busy_queue(id);
+        queue.virtual_time -= cost.decode;
+        queue.waiting.correct(turn, -cost.time());
+        queue.recycle(crop);
+
+        let job = Job {
+            client: turn.0,
+            priority: turn.1,
+            deadline,
+            // Frames of streams are not counted, and no other images come without an estimate.
+            counted: false,
+            decode_estimate: Some(time),
+            fetch: Box::new(move || Some(image)),
+            span,
+        };
+        let cost = queue.cost(Some(time.as_secs_f64() * self.core_share()), true);
+        let waiting = Waiting { job, reply, cost };
+        queue.waiting.push(turn, None, cost, waiting);
+        state.finish(id, 1);
+        Ok(())
     }
 
     /// Waits for something to do; `None` when the scheduler stops and all work is done.

@@ -8,6 +8,7 @@ mod common;
 mod bombs;
 mod clients;
 mod connections;
+mod fairness;
 mod http;
 mod input;
 mod log;

@@ -124,6 +124,11 @@ struct QueueFlags {
     #[arg(long, env = "RESNET18_MAX_QUEUE_DELAY", value_name = "DURATION", default_value = "0ms",
           value_parser = values::duration)]
     max_queue_delay: Duration,
+    /// How long decoding an image or a call of the engine may take before its thread is left behind
+    /// and replaced, and for how long nothing may move while work waits before health checks fail.
+    #[arg(long, env = "RESNET18_STALL_TIMEOUT", value_name = "DURATION", default_value = "30s",
+          value_parser = values::positive_duration)]
+    stall_timeout: Duration,
 }
 
 /// The value of --model: `[NAME=]PATH`.
@@ -163,8 +168,8 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
 
     match ended? {
         Ok(()) => engine::exit_at_once(0),
-        Err(ServerError::Engine(error)) => {
-            output::print_error(&error);
+        Err(ServerError::Failed(failure)) => {
+            output::print_error(&failure);
             // The destructors of the engine's libraries could hang in a driver that has failed.
             engine::exit_at_once(1)
         }
@@ -224,6 +229,7 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
             queue_capacity,
             max_queue_delay: args.queue.max_queue_delay,
             preprocess: args.images.config(),
+            stall_timeout: args.queue.stall_timeout,
         },
         loader: LoaderConfig {
             source: model_source(&args.model)?,

@@ -136,15 +136,15 @@ impl CallError {
                 Code::Internal
             }
             Self::NoToken | Self::WrongToken => Code::Unauthenticated,
-            Self::Invalid(_) | Self::Job(JobError::Image(_)) | Self::ImageInRequest { .. } => {
-                Code::InvalidArgument
-            }
+            Self::Invalid(_)
+            | Self::Job(JobError::Image(_) | JobError::Stuck(_))
+            | Self::ImageInRequest { .. } => Code::InvalidArgument,
             Self::Job(JobError::DeadlineExceeded)
             | Self::Deadline
             | Self::StreamDeadline
             | Self::Timeout
             | Self::SlowMessage { .. } => Code::DeadlineExceeded,
-            Self::Job(JobError::Engine(_)) | Self::Panicked => Code::Internal,
+            Self::Job(JobError::Engine(_) | JobError::Panicked) | Self::Panicked => Code::Internal,
             Self::Transport(status) => status.code(),
         }
     }
@@ -190,9 +190,12 @@ impl CallError {
             | Self::Memory(_)
             | Self::TooManyOpen { .. }
             | Self::ClientLimit { .. }
-            | Self::NotReady(NotReady::Starting | NotReady::NoModel(_) | NotReady::Draining) => {
-                Some(RETRY_DELAY)
-            }
+            | Self::NotReady(
+                NotReady::Starting
+                | NotReady::NoModel(_)
+                | NotReady::Stalled(_)
+                | NotReady::Draining,
+            ) => Some(RETRY_DELAY),
             _ => None,
         }
     }

@@ -69,6 +69,7 @@ async fn classify(
     served.metrics.received(source.bytes());
     call.record.received(source.bytes());
 
+    let decode_estimate = Some(served.queue.estimate(&source));
     let image = InputImage {
         source,
         arrived: call.timing.arrived,
@@ -79,6 +80,7 @@ async fn classify(
         priority: call.timing.priority,
         deadline: call.timing.deadline,
         counted: true,
+        decode_estimate,
         fetch: Box::new(move || Some(image)),
         span: Some(call.record.trace().context()),
     })?;

@@ -161,9 +161,11 @@ struct Submitted {
 }
 
 impl Submitter<'_> {
+    /// `source` is the frame, if it is known already which one is taken.
     fn submit(
         &self,
         span: SpanContext,
+        source: Option<&Source>,
         fetch: impl FnOnce() -> Option<InputImage> + Send + 'static,
     ) -> Result<Submitted, CallError> {
         let served = self.newest()?;
@@ -173,6 +175,7 @@ impl Submitter<'_> {
             priority: timing.priority,
             deadline: timing.deadline,
             counted: false,
+            decode_estimate: source.map(|source| served.queue.estimate(source)),
             fetch: Box::new(fetch),
             span: Some(span),
         };
@@ -292,7 +295,7 @@ async fn answer_every(
             let arrived = stamp.arrived;
             let span = submitter.span();
             let submitted = match image {
-                Ok(source) => Ok(submitter.submit(span, move || {
+                Ok(source) => Ok(submitter.submit(span, Some(&source.clone()), move || {
                     Some(InputImage {
                         source,
                         arrived,
@@ -360,7 +363,7 @@ async fn answer_latest(
             let (taken, stamp) = oneshot::channel();
             let from = Arc::clone(&slot);
             let span = submitter.span();
-            let submitted = submitter.submit(span, move || {
+            let submitted = submitter.submit(span, None, move || {
                 let Incoming {
                     stamp,
                     image,

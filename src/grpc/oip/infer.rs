@@ -88,6 +88,7 @@ pub(super) fn submit(
     call.record.received(bytes);
 
     let jobs = images.into_iter().map(|source| {
+        let decode_estimate = Some(served.queue.estimate(&source));
         let image = InputImage {
             source,
             arrived: timing.arrived,
@@ -98,6 +99,7 @@ pub(super) fn submit(
             priority,
             deadline,
             counted: true,
+            decode_estimate,
             fetch: Box::new(move || Some(image)),
             span: Some(span),
         }

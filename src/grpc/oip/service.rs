@@ -40,7 +40,7 @@ impl GrpcInferenceService for InferenceService {
     ) -> Result<Response<ServerLiveResponse>, Status> {
         let call = Call::of(&request);
         call.answer(Ok(ServerLiveResponse {
-            live: !matches!(self.0.state.get(), State::Failed(_)),
+            live: !matches!(self.0.state.get(), State::Failed(_) | State::Stalled(_)),
         }))
     }
 

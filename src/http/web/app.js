@@ -24,6 +24,7 @@ const STATES = {
   starting: ["starting", "The server is starting: its models are being loaded, checked and warmed up."],
   ready: ["ready", ""],
   no_model: ["no model", "No model is served"],
+  stalled: ["stalled", "The server does not get on with its work"],
   draining: ["shutting down", "The server is shutting down. It finishes the requests it has accepted."],
   failed: ["failed", "The server has failed"],
   gone: ["not reachable", "The server does not answer. Is it still running? Trying again every second."],

@@ -1,0 +1,340 @@
+//! Whose turn it is within one priority: clients share the machine's time, whatever each image
+//! costs.
+//!
+//! This is weighted fair queuing (Demers, Keshav and Shenker, 1989) with equal weights. Each client
+//! has an account of the time that it has been charged, and the one whose next item would leave its
+//! account lowest is served. A clock runs along at the pace of a client that gets its fair share. A
+//! client that comes begins at the clock's time at least, so that idleness earns nothing, but never
+//! so late that it would be put behind two items of one that waits. If all items cost the same,
+//! clients take turns in the order in which they came.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::ClientId;
+
+/// How many clients that do not wait are remembered for what they have been charged in advance.
+/// Beyond that those with the least are forgotten.
+const MAX_REMEMBERED: usize = 4096;
+/// Forgetting looks at all of them, so it is not worth its time for fewer.
+const MIN_REMEMBERED: usize = 64;
+
+/// The clients that wait, and what they and others have been charged. Times are in seconds of the
+/// whole machine.
+pub(super) struct Turns {
+    /// In the order in which their oldest item became that; of equals the first is served.
+    waiting: VecDeque<Head>,
+    /// The accounts of clients that do not wait, where they are ahead of the clock.
+    ahead: HashMap<ClientId, f64>,
+    /// How many of those there may be before the clock has passed some of them again.
+    forget_at: usize,
+    clock: f64,
+}
+
+/// A client that waits, and its oldest item.
+struct Head {
+    client: ClientId,
+    account: f64,
+    /// Where the client began when it came.
+    since: f64,
+    cost: Cost,
+}
+
+/// What an item is expected to cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Cost {
+    /// The part of decoding.
+    pub decode: f64,
+    /// The part of inference.
+    pub inference: f64,
+    /// Whether the item occupies a core for so long that it may be held back.
+    pub heavy: bool,
+}
+
+impl Cost {
+    pub fn time(self) -> f64 {
+        self.decode + self.inference
+    }
+}
+
+impl Head {
+    fn start(&self) -> f64 {
+        self.account.max(self.since)
+    }
+
+    /// The client's account once the item has been served.
+    fn finish(&self) -> f64 {
+        self.start() + self.cost.time()
+    }
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            ahead: HashMap::new(),
+            forget_at: MIN_REMEMBERED,
+            clock: 0.0,
+        }
+    }
+}
+
+impl Turns {
+    /// Whether any client waits; with `hold_heavy` only those whose oldest item is not heavy count.
+    pub fn any(&self, hold_heavy: bool) -> bool {
+        self.waiting.iter().any(|head| head.may_go(hold_heavy))
+    }
+
+    /// A client begins to wait; its oldest item costs `cost`.
+    pub fn join(&mut self, client: ClientId, cost: Cost) {
+        let finishes = self.waiting.iter().map(Head::finish);
+        let since = finishes.fold(self.clock, f64::min);
+        let account = self.ahead.remove(&client).unwrap_or(since);
+        self.waiting.push_back(Head {
+            client,
+            account,
+            since,
+            cost,
+        });
+    }
+
+    /// Items of a client were withdrawn; the oldest one costs this now, or there is none left.
+    pub fn withdrawn(&mut self, client: ClientId, oldest: Option<Cost>) {
+        let Some(index) = self.waiting.iter().position(|head| head.client == client) else {
+            return;
+        };
+        match oldest {
+            Some(cost) => self.waiting[index].cost = cost,
+            None => {
+                let account = self.waiting.remove(index).map_or(0.0, |head| head.account);
+                self.remember(client, account);
+            }
+        }
+    }
+
+    /// Charges the client whose turn it is for its oldest item, and returns it; it waits no longer.
+    /// With `hold_heavy` clients whose oldest item is heavy are passed over.
+    pub fn take(&mut self, hold_heavy: bool) -> Option<Served> {
+        let (mut first, mut least) = (None, f64::INFINITY);
+        let mut sharing = 0.0;
+        for (index, head) in self.waiting.iter().enumerate() {
+            if !head.may_go(hold_heavy) {
+                continue;
+            }
+            sharing += 1.0;
+            let finish = head.finish();
+            if finish < least {
+                (first, least) = (Some(index), finish);
+            }
+        }
+
+        let head = self.waiting.remove(first?)?;
+        // Each of those who wait is due its share of the time.
+        let shared = self.clock + head.cost.time() / sharing;
+        self.clock = shared.max(head.start());
+        Some(Served {
+            client: head.client,
+            account: head.finish(),
+        })
+    }
+
+    /// The client that was served has another item of this cost, or none.
+    pub fn put_back(&mut self, served: Served, next: Option<Cost>) {
+        let Served { client, account } = served;
+        match next {
+            None => self.remember(client, account),
+            Some(cost) => self.waiting.push_back(Head {
+                client,
+                account,
+                since: f64::NEG_INFINITY,
+                cost,
+            }),
+        }
+    }
+
+    /// Charges a client for the difference between what an item has cost and what was expected.
+    pub fn correct(&mut self, client: ClientId, difference: f64) {
+        // The clock was moved by what was expected.
+        self.clock += difference / (self.waiting.len() + 1) as f64;
+        if let Some(head) = self.head(client) {
+            head.account += difference;
+            return;
+        }
+        let account = self.ahead.remove(&client).unwrap_or(self.clock);
+        self.remember(client, account + difference);
+    }
+
+    /// Nobody waits, and nothing is in work: nobody owes anybody anything.
+    pub fn settle(&mut self) {
+        self.ahead.clear();
+        self.forget_at = MIN_REMEMBERED;
+    }
+
+    fn head(&mut self, client: ClientId) -> Option<&mut Head> {
+        self.waiting.iter_mut().find(|head| head.client == client)
+    }
+
+    fn remember(&mut self, client: ClientId, account: f64) {
+        if account <= self.clock {
+            return;
+        }
+        self.ahead.insert(client, account);
+        if self.ahead.len() <= self.forget_at {
+            return;
+        }
+
+        let clock = self.clock;
+        self.ahead.retain(|_, account| *account > clock);
+        if self.ahead.len() > MAX_REMEMBERED {
+            let mut accounts: Vec<f64> = self.ahead.values().copied().collect();
+            let middle = accounts.len() / 2;
+            let (_, median, _) = accounts.select_nth_unstable_by(middle, f64::total_cmp);
+            let median = *median;
+            self.ahead.retain(|_, account| *account > median);
+        }
+        self.forget_at = (2 * self.ahead.len()).clamp(MIN_REMEMBERED, MAX_REMEMBERED);
+    }
+}
+
+impl Head {
+    fn may_go(&self, hold_heavy: bool) -> bool {
+        !(hold_heavy && self.cost.heavy)
+    }
+}
+
+/// A client that has just been served, and its account.
+pub(super) struct Served {
+    pub client: ClientId,
+    account: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cost(decode: f64) -> Cost {
+        Cost {
+            decode,
+            ..Cost::default()
+        }
+    }
+
+    /// Serves clients that always have another item, of the cost that `cost_of` tells, `times`
+    /// times, and returns what each has got.
+    fn serve(turns: &mut Turns, times: usize, cost_of: impl Fn(u64) -> f64) -> HashMap<u64, f64> {
+        let mut got = HashMap::new();
+        for _ in 0..times {
+            let served = turns.take(false).unwrap();
+            let client = served.client.0;
+            *got.entry(client).or_default() += cost_of(client);
+            turns.put_back(served, Some(cost(cost_of(client))));
+        }
+        got
+    }
+
+    #[test]
+    fn clients_get_equal_time_for_items_of_unequal_cost() {
+        let mut turns = Turns::default();
+        let cost_of = |client| if client == 1 { 2.0 } else { 0.1 };
+        for client in [1, 2, 3] {
+            turns.join(ClientId(client), cost(cost_of(client)));
+        }
+        let got = serve(&mut turns, 2000, cost_of);
+        assert!((got[&1] - got[&2]).abs() <= 2.0 + 0.1, "{got:?}");
+        assert!((got[&2] - got[&3]).abs() < 0.11, "{got:?}");
+    }
+
+    #[test]
+    fn a_light_item_waits_for_none_of_the_heavy_ones_that_wait() {
+        let mut turns = Turns::default();
+        for client in 10..30 {
+            turns.join(ClientId(client), cost(1.0));
+        }
+        let served = turns.take(false).unwrap();
+        turns.put_back(served, Some(cost(1.0)));
+        for _ in 0..20 {
+            turns.join(ClientId(1), cost(0.01));
+            let served = turns.take(false).unwrap();
+            assert_eq!(served.client, ClientId(1));
+            turns.put_back(served, None);
+        }
+    }
+
+    #[test]
+    fn what_was_underestimated_is_paid_for_afterwards() {
+        let mut turns = Turns::default();
+        for client in [1, 2] {
+            turns.join(ClientId(client), cost(0.1));
+        }
+        let mut got = [0.0; 3];
+        for _ in 0..2000 {
+            let served = turns.take(false).unwrap();
+            let client = served.client;
+            turns.put_back(served, Some(cost(0.1)));
+            let really = if client == ClientId(1) { 1.0 } else { 0.1 };
+            turns.correct(client, really - 0.1);
+            got[client.0 as usize] += really;
+        }
+        assert!((got[1] - got[2]).abs() < 1.2, "{got:?}");
+    }
+
+    #[test]
+    fn idleness_earns_nothing_and_clients_that_come_starve_nobody() {
+        let mut turns = Turns::default();
+        turns.join(ClientId(1), cost(1.0));
+        serve(&mut turns, 100, |_| 1.0);
+        turns.join(ClientId(2), cost(1.0));
+        let got = serve(&mut turns, 20, |_| 1.0);
+        assert_eq!((got[&1], got[&2]), (10.0, 10.0));
+
+        // A new client comes for each that is served.
+        let mut turns = Turns::default();
+        turns.join(ClientId(1), cost(1.0));
+        let mut next = 100;
+        let mut own = 0;
+        for _ in 0..1000 {
+            next += 1;
+            turns.join(ClientId(next), cost(1.0));
+            let served = turns.take(false).unwrap();
+            let again = (served.client == ClientId(1)).then_some(cost(1.0));
+            own += usize::from(again.is_some());
+            turns.put_back(served, again);
+        }
+        // About twenty clients wait beside it on average once it has its share.
+        assert!(own > 20, "served {own} times of 1000");
+    }
+
+    #[test]
+    fn heavy_items_are_passed_over_while_they_are_held() {
+        let mut turns = Turns::default();
+        let heavy = Cost {
+            heavy: true,
+            ..cost(1.0)
+        };
+        turns.join(ClientId(1), heavy);
+        assert!(!turns.any(true) && turns.any(false));
+        assert!(turns.take(true).is_none());
+        turns.join(ClientId(2), cost(5.0));
+        assert_eq!(turns.take(true).unwrap().client, ClientId(2));
+        assert_eq!(turns.take(false).unwrap().client, ClientId(1));
+    }
+
+    #[test]
+    fn only_so_many_debts_are_remembered() {
+        let mut turns = Turns::default();
+        for client in 0..20_000 {
+            turns.correct(ClientId(client), 1.0 + client as f64);
+            assert!(turns.ahead.len() <= MAX_REMEMBERED + 1);
+        }
+        assert!(turns.ahead.contains_key(&ClientId(19_999)));
+        turns.settle();
+        assert!(turns.ahead.is_empty());
+
+        // The clock passes them.
+        for client in 0..1000 {
+            turns.join(ClientId(client), cost(1.0));
+            let served = turns.take(false).unwrap();
+            turns.put_back(served, None);
+        }
+        assert!(turns.ahead.len() <= MIN_REMEMBERED);
+    }
+}

@@ -1,0 +1,181 @@
+//! One caller's heavy images cost that caller time and nobody else: a victim that sends small
+//! photos beside it waits little longer than beside an ordinary client.
+
+use std::{
+    io::Cursor,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+use resnet18_server::proto::{
+    ClassifyRequest, Image, classifier_client::ClassifierClient, image::Source,
+};
+use tonic::{metadata::MetadataValue, transport::Channel};
+
+use super::{
+    common::{Server, request},
+    tiny,
+};
+
+/// What the two clients send as their authorization.
+const VICTIM: &str = "Bearer victim-token-0123456789";
+const OTHER: &str = "Bearer other-token-0123456789";
+
+/// For how long the victim is measured beside each of the others.
+const MEASURED: Duration = Duration::from_millis(2500);
+/// How many calls the other client has open at once, each on its own connection.
+const CONNECTIONS: usize = 4;
+
+/// A server on two cores, where both clients have names.
+fn start() -> (Server, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens");
+    let lines = [("victim", VICTIM), ("other", OTHER)].map(|(name, authorization)| {
+        let token = authorization.trim_start_matches("Bearer ");
+        format!("{name} {token}\n")
+    });
+    std::fs::write(&tokens, lines.concat()).unwrap();
+    let flags = [
+        "--engine",
+        "embedded",
+        "--threads",
+        "2",
+        "--stall-timeout",
+        "120s",
+        "--tokens",
+        tokens.to_str().unwrap(),
+    ];
+    (Server::start(&flags), folder)
+}
+
+fn call(token: &'static str, image: Image) -> tonic::Request<ClassifyRequest> {
+    let mut call = tonic::Request::new(request(image));
+    let value = MetadataValue::from_static(token);
+    call.metadata_mut().insert("authorization", value);
+    call
+}
+
+/// A client that sends this image again and again until it is dropped.
+struct Closed {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+}
+
+impl Closed {
+    async fn start(server: &Server, image: Image) -> Self {
+        let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
+        for _ in 0..CONNECTIONS {
+            let mut client = server.client().await;
+            let (stop, answered, image) = (Arc::clone(&stop), Arc::clone(&answered), image.clone());
+            tokio::spawn(async move {
+                while !stop.load(Relaxed) {
+                    // It is rejected when it sends more than there is room for.
+                    let _ = client.classify(call(OTHER, image.clone())).await;
+                    answered.fetch_add(1, Relaxed);
+                }
+            });
+        }
+        Self { stop, answered }
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+    }
+}
+
+/// The victim's median latency while it sends one small photo after the other.
+async fn median(client: &mut ClassifierClient<Channel>, time: Duration) -> Duration {
+    let mut latencies = Vec::new();
+    let begun = Instant::now();
+    while begun.elapsed() < time || latencies.len() < 3 {
+        let sent = Instant::now();
+        let answer = client.classify(call(VICTIM, tiny())).await;
+        answer.expect("the victim is answered");
+        latencies.push(sent.elapsed());
+    }
+    latencies.sort();
+    latencies[latencies.len() / 2]
+}
+
+/// The victim's median beside a client that sends `heavy` images is at most three times that beside
+/// one that sends small photos as the victim does.
+async fn assert_unharmed(heavy: Bytes) {
+    let (server, _folder) = start();
+    let mut victim = server.client().await;
+    median(&mut victim, Duration::ZERO).await;
+
+    let ordinary = Closed::start(&server, tiny()).await;
+    let beside_ordinary = median(&mut victim, MEASURED).await;
+    drop(ordinary);
+
+    let heavy = Image {
+        source: Some(Source::Encoded(heavy)),
+    };
+    let attacker = Closed::start(&server, heavy).await;
+    // Until the first of its images are in work.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let beside_attacker = median(&mut victim, MEASURED).await;
+    assert!(
+        beside_attacker <= 3 * beside_ordinary,
+        "the victim's median is {beside_attacker:?} instead of {beside_ordinary:?}; the attacker \
+         was answered {} times",
+        attacker.answered.load(Relaxed)
+    );
+}
+
+#[tokio::test]
+async fn large_images_in_small_files_slow_down_their_own_sender() {
+    // 8000 x 8000 pixels in less than 200 kB.
+    let (width, height) = (8000, 8000);
+    let mut png = Vec::new();
+    PngEncoder::new(Cursor::new(&mut png))
+        .write_image(
+            &vec![7; (width * height * 3) as usize],
+            width,
+            height,
+            ExtendedColorType::Rgb8,
+        )
+        .unwrap();
+    assert!(png.len() < 1 << 20, "{} bytes", png.len());
+    assert_unharmed(png.into()).await;
+}
+
+#[tokio::test]
+async fn progressive_files_of_many_scans_slow_down_their_own_sender() {
+    assert_unharmed(progressive(3000, 11).into()).await;
+}
+
+/// A progressive JPEG of one grey level, `side` pixels wide and high, whose blocks are visited in
+/// `scans` scans.
+fn progressive(side: u16, scans: u8) -> Vec<u8> {
+    let mut file = b"\xff\xd8".to_vec();
+    let mut segment = |marker: u8, body: &[u8]| {
+        file.extend([0xff, marker]);
+        file.extend((body.len() as u16 + 2).to_be_bytes());
+        file.extend(body);
+    };
+    segment(0xdb, &[&[0][..], &[1; 64]].concat());
+    let [high, low] = side.to_be_bytes();
+    segment(0xc2, &[8, high, low, high, low, 1, 1, 0x11, 0]);
+    // One code of one bit for DC: a difference of 0. The same for AC: the end of a block.
+    let table = |class: u8| [&[class, 1][..], &[0; 15], &[0]].concat();
+    segment(0xc4, &table(0x00));
+    segment(0xc4, &table(0x10));
+
+    let blocks = usize::from(side).div_ceil(8).pow(2);
+    let data = vec![0; blocks.div_ceil(8)];
+    for scan in 0..scans {
+        let (first, last) = if scan == 0 { (0, 0) } else { (scan, scan) };
+        file.extend([0xff, 0xda, 0, 8, 1, 1, 0x00, first, last, 0]);
+        file.extend(&data);
+    }
+    file.extend([0xff, 0xd9]);
+    file
+}
