@@ -1,6 +1,36 @@
 //! Run-length encoded BMP files. Pixels that the runs skip have the first colour of the palette, as
 //! with Pillow.
 
+use super::estimate::{Outline, area};
+
+/// Reads the header of a file, run-length encoded or not.
+pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
+    let u16_at = |at: usize| Some(u16::from_le_bytes(*encoded.get(at..)?.first_chunk()?));
+    let i32_at = |at: usize| Some(i32::from_le_bytes(*encoded.get(at..)?.first_chunk()?));
+    // The first kind of header has sides of 16 bits.
+    let (width, height, bits) = if encoded.get(14) == Some(&12) {
+        (u16_at(18)?.into(), u16_at(20)?.into(), u16_at(24)?)
+    } else {
+        // Rows are from top to bottom where the height is negative.
+        let height = i32_at(22)?.unsigned_abs();
+        (u32::try_from(i32_at(18)?).ok()?, height, u16_at(28)?)
+    };
+    let pixels = area(width, height);
+    let is_run_length = RunLength::of(encoded).is_some();
+    Some(Outline {
+        width,
+        height,
+        bytes_per_pixel: if bits == 32 { 4 } else { 3 },
+        // Runs are drawn as indices first, by way of a list of rows.
+        working_bytes: if is_run_length {
+            pixels + 16 * u64::from(height) + 4096
+        } else {
+            4 * u64::from(width) + 4096
+        },
+        nanoseconds: 4 * pixels + 4 * encoded.len() as u64,
+    })
+}
+
 /// How the pixels of a row are packed: one or two in a byte.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum RunLength {

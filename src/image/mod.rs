@@ -9,17 +9,21 @@ mod bmp;
 mod crop;
 mod decode;
 mod error;
+mod estimate;
+mod gif;
 mod guard;
 mod jpeg;
 mod orientation;
 mod pixels;
 mod png;
+mod pnm;
 mod raw;
 mod resize;
 mod sniff;
 #[cfg(test)]
 mod tests;
 mod tiff;
+mod webp;
 
 use bytes::Bytes;
 
@@ -27,6 +31,7 @@ pub use self::{
     crop::Crop,
     decode::decode,
     error::ImageError,
+    estimate::{Estimate, estimate},
     orientation::Orientation,
     pixels::{PixelLayout, Pixels},
     resize::Resizer,

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::estimate::{Outline, area};
+
 /// A chunk, with its length before it and its checksum after it.
 struct Chunk<'a> {
     kind: [u8; 4],
@@ -11,6 +13,11 @@ struct Chunk<'a> {
 }
 
 const SIGNATURE: usize = 8;
+
+/// The chunks that are looked at for the header.
+const MAX_CHUNKS: usize = 4096;
+/// The most bytes that a byte can be inflated to.
+const MAX_EXPANSION: u64 = 1040;
 
 /// Iterates over the complete chunks of a file.
 fn chunks(encoded: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
@@ -53,6 +60,57 @@ pub(super) fn without_metadata(encoded: &[u8]) -> Cow<'_, [u8]> {
     // What follows the last complete chunk shows that the file is truncated.
     file.extend_from_slice(&encoded[read..]);
     Cow::Owned(file)
+}
+
+/// Reads the header, and whether the pixels are transparent.
+pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
+    let mut before_pixels = chunks(encoded)
+        .take(MAX_CHUNKS)
+        .take_while(|chunk| &chunk.kind != b"IDAT");
+    let header = before_pixels
+        .next()
+        .filter(|chunk| &chunk.kind == b"IHDR")?;
+    let &[
+        w0,
+        w1,
+        w2,
+        w3,
+        h0,
+        h1,
+        h2,
+        h3,
+        bits,
+        colour,
+        _,
+        _,
+        interlaced,
+    ] = header.data.first_chunk::<13>()?;
+    let is_transparent = before_pixels.any(|chunk| &chunk.kind == b"tRNS");
+    let channels = match (colour, is_transparent) {
+        (0, false) => 1,
+        (0, true) | (4, _) => 2,
+        (2 | 3, false) => 3,
+        _ => 4,
+    };
+
+    let (width, height) = (
+        u32::from_be_bytes([w0, w1, w2, w3]),
+        u32::from_be_bytes([h0, h1, h2, h3]),
+    );
+    let bytes_per_pixel = if bits == 16 { 2 * channels } else { channels };
+    let row = u64::from(width) * bytes_per_pixel;
+    let bytes = area(width, height) * bytes_per_pixel;
+    let passes = if interlaced == 0 { 1 } else { 2 };
+    Some(Outline {
+        width,
+        height,
+        bytes_per_pixel,
+        // The window of what has been inflated, and rows before their filters are undone; and the
+        // file again where metadata is left out.
+        working_bytes: 4 * row + encoded.len() as u64 + (512 << 10),
+        nanoseconds: (5 * passes * bytes.min(MAX_EXPANSION * encoded.len() as u64))
+            .saturating_add(5 * encoded.len() as u64),
+    })
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ mod full;
 mod header;
 mod huffman;
 mod marker;
+mod outline;
 mod picture;
 mod progressive;
 mod scaled;
@@ -60,13 +61,16 @@ mod turbo;
 mod upsample;
 mod zigzag;
 
-pub(super) use self::embedded::{ExpectedFrame, decode_embedded};
 use self::{
     colour::Colours,
     full::FullSize,
     header::Header,
     picture::Region,
     scaled::{Scale, Scaled},
+};
+pub(super) use self::{
+    embedded::{ExpectedFrame, decode_embedded},
+    outline::outline,
 };
 use super::{
     Exif, Geometry, ImageError, ImageFormat, PreprocessConfig,

@@ -11,6 +11,7 @@ mod chunks;
 mod colour;
 mod compression;
 mod directory;
+mod outline;
 mod predictor;
 mod samples;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::{
     ops::Range,
 };
 
+pub(super) use self::outline::outline;
 use self::{
     chunks::{Chunk, Grid},
     colour::Colour,

@@ -1,0 +1,259 @@
+//! What decoding an image will cost, by its headers: memory and time that a caller can be charged
+//! before any of it is spent.
+//!
+//! Each format has an [`Outline`]: the size of its picture, and what its decoder needs for it.
+
+use std::time::Duration;
+
+use super::{
+    ImageFormat, PixelFormat, PreprocessConfig, RawFrame, Source, bmp, gif, jpeg, png, pnm, tiff,
+    webp,
+};
+
+/// What decoding an image, and resizing it to a crop, is expected to cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Estimate {
+    /// The bytes that decoding may allocate at its peak, the crop excluded.
+    pub memory_bytes: u64,
+    /// The CPU time of decoding and resizing on one core of a usual machine. It is rough, and errs
+    /// high by up to a few times.
+    pub time: Duration,
+    /// Width times height; 0 if the headers cannot be read.
+    pub pixels: u64,
+}
+
+/// Estimates the cost of an image from its headers, within microseconds.
+///
+/// JPEG files of several scans are searched for the headers of their scans, which takes up to a
+/// millisecond for each megabyte. Files that will be rejected by their headers cost next to
+/// nothing, as do ready crops.
+pub fn estimate(source: &Source, config: PreprocessConfig) -> Estimate {
+    let outline = match source {
+        Source::Encoded(encoded) => {
+            ImageFormat::of(encoded).and_then(|format| Outline::of(format, encoded))
+        }
+        Source::Raw(frame) => Some(raw_frame(frame)),
+        Source::Crop(_) => None,
+    };
+    let accepted =
+        outline.filter(|outline| config.check_size(outline.width, outline.height).is_ok());
+    let Some(outline) = accepted else {
+        return Estimate {
+            time: OVERHEAD,
+            ..Estimate::default()
+        };
+    };
+    Estimate {
+        memory_bytes: outline.memory_bytes(),
+        time: OVERHEAD
+            + Duration::from_nanos(outline.nanoseconds.saturating_add(resizing(&outline))),
+        pixels: outline.pixels(),
+    }
+}
+
+/// What reading headers and writing a crop costs in any case.
+const OVERHEAD: Duration = Duration::from_micros(100);
+
+/// The size of a picture, and what its decoder needs for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outline {
+    /// The size of the picture, in pixels.
+    pub width: u32,
+    pub height: u32,
+    /// The bytes of a decoded pixel.
+    pub bytes_per_pixel: u64,
+    /// What the decoder allocates beside the decoded pixels, in bytes.
+    pub working_bytes: u64,
+    /// The time of decoding.
+    pub nanoseconds: u64,
+}
+
+impl Outline {
+    /// Reads the headers of a file; `None` if they cannot be read, so that the file will be
+    /// rejected.
+    pub fn of(format: ImageFormat, encoded: &[u8]) -> Option<Self> {
+        match format {
+            ImageFormat::Jpeg => jpeg::outline(encoded),
+            ImageFormat::Png => png::outline(encoded),
+            ImageFormat::WebP => webp::outline(encoded),
+            ImageFormat::Gif => gif::outline(encoded),
+            ImageFormat::Bmp => bmp::outline(encoded),
+            ImageFormat::Tiff => tiff::outline(encoded),
+            ImageFormat::Pnm => pnm::outline(encoded),
+        }
+    }
+
+    fn pixels(&self) -> u64 {
+        area(self.width, self.height)
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        /// Crops are seldom wider than this, in pixels.
+        const CROP_SIDE: u64 = 512;
+        // Between its two passes the resizer keeps about as many rows as the shorter side has, each
+        // as long as one of the crop.
+        let shorter = u64::from(self.width.min(self.height));
+        let narrowed = CROP_SIDE * shorter.max(CROP_SIDE) * self.bytes_per_pixel;
+        self.pixels()
+            .saturating_mul(self.bytes_per_pixel)
+            .saturating_add(self.working_bytes)
+            .saturating_add(narrowed)
+    }
+}
+
+/// Width times height. Of sizes that are too large for any limit it is less, so that it can be
+/// multiplied by what a pixel costs.
+pub(super) fn area(width: u32, height: u32) -> u64 {
+    const MAX: u64 = 1 << 48;
+    (u64::from(width) * u64::from(height)).min(MAX)
+}
+
+/// The time of resizing: the square in the middle of a picture is read once.
+fn resizing(outline: &Outline) -> u64 {
+    let shorter = outline.width.min(outline.height);
+    outline.pixels().min(2 * area(shorter, shorter)) * 2
+}
+
+/// What converting a raw frame needs, as far as it is not resized in place.
+fn raw_frame(frame: &RawFrame) -> Outline {
+    let (width, height) = (frame.width, frame.height);
+    let bytes_per_pixel = match frame.format {
+        PixelFormat::Gray8 => 1,
+        PixelFormat::Rgb8 | PixelFormat::Bgr8 => 3,
+        // YCbCr is converted to four bytes.
+        PixelFormat::Rgba8 | PixelFormat::Bgra8 | PixelFormat::Nv12 | PixelFormat::I420 => 4,
+    };
+    // A frame without the data that its size needs is rejected.
+    let pixels = area(width, height);
+    let is_complete = pixels <= frame.data.len() as u64;
+    Outline {
+        width: if is_complete { width } else { 0 },
+        height,
+        bytes_per_pixel,
+        working_bytes: 32 * u64::from(width),
+        nanoseconds: pixels.saturating_mul(4),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        path::{Path, PathBuf},
+        time::Instant,
+    };
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::image::{Crop, decode};
+
+    fn of(encoded: impl Into<Bytes>) -> Estimate {
+        estimate(
+            &Source::Encoded(encoded.into()),
+            PreprocessConfig::default(),
+        )
+    }
+
+    /// The image files of the tests and the fuzzers' seeds.
+    fn files() -> Vec<PathBuf> {
+        let folders = ["tests/data", "tests/data/jpeg", "fuzz/seeds/image"];
+        let entries = folders.iter().flat_map(|folder| {
+            fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap()
+        });
+        entries
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
+            .collect()
+    }
+
+    #[test]
+    fn headers_tell_the_size_that_the_decoder_finds_and_enough_memory_for_it() {
+        let config = PreprocessConfig::default();
+        let mut images = 0;
+        for path in files() {
+            let encoded = fs::read(&path).unwrap();
+            let Ok(pixels) = decode(&encoded, &config) else {
+                continue;
+            };
+            let estimate = of(encoded);
+            let name = path.display();
+            let area = u64::from(pixels.width) * u64::from(pixels.height);
+            assert_eq!(estimate.pixels, area, "{name}");
+            assert!(
+                estimate.memory_bytes >= pixels.data.len() as u64,
+                "{name}: {estimate:?}"
+            );
+            assert!(
+                estimate.time < Duration::from_millis(200),
+                "{name}: {estimate:?}"
+            );
+            images += 1;
+        }
+        assert!(images > 40, "{images} images");
+    }
+
+    #[test]
+    fn what_headers_reject_costs_nothing() {
+        for file in [
+            &b"P6\n99999999 99999999\n255\nabc"[..],
+            b"P5\n1 64000000\n255\n",
+            b"II*\0\xff\xff\xff\xff",
+            b"\xff\xd8\xff",
+            b"GIF89a",
+            b"no image",
+            b"",
+        ] {
+            let estimate = of(file);
+            assert_eq!((estimate.memory_bytes, estimate.pixels), (0, 0), "{file:?}");
+            assert!(estimate.time < Duration::from_millis(1));
+        }
+        let ready = Source::Crop(Crop::Pixels(Bytes::from_static(&[0; 12])));
+        assert_eq!(
+            estimate(&ready, PreprocessConfig::default()).memory_bytes,
+            0
+        );
+    }
+
+    #[test]
+    fn small_files_of_large_pictures_cost_what_their_pixels_do() {
+        // A lossless WebP file of 8000 x 8000 pixels of one colour.
+        let webp =
+            b"RIFF\x1a\0\0\0WEBPVP8L\x0e\0\0\0\x2f\x3f\xdf\xcf\x07\x07\x10\x11\xfd\x0fDD\xff\x03";
+        let estimate = of(&webp[..]);
+        assert_eq!(estimate.pixels, 64_000_000);
+        assert!(estimate.memory_bytes >= 7 * 64_000_000, "{estimate:?}");
+        assert!(estimate.time > Duration::from_millis(300), "{estimate:?}");
+    }
+
+    #[test]
+    fn headers_of_any_content_are_read_quickly_and_without_a_panic() {
+        let mut state = 0x2545_f491_4f6c_dd1du64;
+        let mut random = move |below: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % below as u64) as usize
+        };
+        let files: Vec<_> = files().iter().map(|path| fs::read(path).unwrap()).collect();
+        for _ in 0..3000 {
+            let mut file = files[random(files.len())].clone();
+            for _ in 0..=random(6) {
+                let at = random(file.len().min(200));
+                file[at] = [0, 1, 0x7f, 0xff, random(256) as u8][random(5)];
+            }
+            file.truncate(random(2 * file.len()).max(1));
+            let _ = of(file);
+        }
+
+        // As large as a message may be, of what has to be skipped byte by byte or part by part.
+        let jpeg = [b"\xff\xd8\xff\xc0", &vec![0; 16 << 20][..]].concat();
+        let gif = [b"GIF89a\x01\0\x01\0\0\0\0", &b"!\xfe\0".repeat(4 << 20)[..]].concat();
+        let pnm = [b"P6\n#", &vec![b'#'; 16 << 20][..]].concat();
+        for file in [jpeg, gif, pnm] {
+            let start = Instant::now();
+            let _ = of(file);
+            assert!(start.elapsed() < Duration::from_secs(1));
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! What decoding a JPEG file needs, by its frame header and the headers of its scans.
+
+use super::{
+    coefficients::Coefficients, frame::Frame, marker, picture::Work, scan::ScanHeader,
+    segment::Segment,
+};
+use crate::image::estimate::{Outline, area};
+
+/// The segments before the first scan that are looked at.
+const MAX_SEGMENTS: usize = 4096;
+
+/// Reads the headers of a file; `None` if it has no frame header or no scan.
+pub(in crate::image) fn outline(encoded: &[u8]) -> Option<Outline> {
+    let mut frame: Option<Frame> = None;
+    // The first two bytes are the start-of-image marker.
+    let mut position = 2;
+    for _ in 0..MAX_SEGMENTS {
+        let segment = Segment::read(encoded, position).ok()?;
+        position = segment.end;
+        match segment.marker {
+            marker::EOI => return None,
+            marker::SOS => {
+                let frame = frame?;
+                let scan = ScanHeader::read(segment.body, &frame).ok()?;
+                return of_frame(encoded, &frame, &scan, position);
+            }
+            code if marker::is_start_of_frame(code) => {
+                frame = Some(Frame::read(code, segment.body).ok()?);
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+fn of_frame(encoded: &[u8], frame: &Frame, scan: &ScanHeader, data: usize) -> Option<Outline> {
+    let pixels = area(frame.width, frame.height);
+    let components = frame.components.len() as u64;
+    let padded_width = (frame.mcus_per_strip() * frame.h_max * 8) as u64;
+    // The samples of a strip, at most as floating-point numbers, and its enlarged rows.
+    let strips = padded_width * components * (8 * frame.v_max as u64 + 4);
+
+    let (coefficients, visits) = if scan.is_whole(frame) {
+        (0, frame.blocks())
+    } else {
+        let visits = Work::count(encoded, frame, scan, data).visits;
+        (
+            Coefficients::bytes(frame),
+            visits.min(Work::max_visits(frame)),
+        )
+    };
+    let per_visit = if frame.arithmetic { 500 } else { 30 };
+    Some(Outline {
+        width: frame.width,
+        height: frame.height,
+        // Four channels become RGB.
+        bytes_per_pixel: if components == 1 { 1 } else { 3 },
+        working_bytes: coefficients + strips + (256 << 10),
+        nanoseconds: 20 * (encoded.len() - data) as u64
+            + per_visit * visits
+            + 4 * pixels * components
+            + coefficients / 8,
+    })
+}

@@ -1,0 +1,131 @@
+//! The chunks of WebP files: how large the picture is, and the images that it is made of.
+
+use super::estimate::{Outline, area};
+
+/// A chunk of a RIFF file.
+#[derive(Clone, Copy)]
+struct Chunk<'a> {
+    kind: [u8; 4],
+    data: &'a [u8],
+}
+
+/// The chunks of a file or of a frame that are looked at.
+const MAX_CHUNKS: usize = 1024;
+
+/// Iterates over the chunks of a file; the last one may be cut short.
+fn chunks(mut rest: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
+    std::iter::from_fn(move || {
+        let (&[a, b, c, d, ref length @ ..], after) = rest.split_first_chunk::<8>()?;
+        let length = u32::from_le_bytes(*length) as usize;
+        let data = &after[..length.min(after.len())];
+        rest = after.get(length.next_multiple_of(2)..).unwrap_or_default();
+        Some(Chunk {
+            kind: [a, b, c, d],
+            data,
+        })
+    })
+    .take(MAX_CHUNKS)
+}
+
+/// What one coded image needs.
+#[derive(Clone, Copy, Default)]
+struct Coded {
+    width: u32,
+    height: u32,
+    lossless: bool,
+    alpha: bool,
+}
+
+/// The size of a lossy image, from its frame header (RFC 6386, 9.1).
+fn lossy(data: &[u8]) -> Option<Coded> {
+    let [_, _, _, 0x9d, 0x01, 0x2a, w0, w1, h0, h1] = *data.first_chunk::<10>()? else {
+        return None;
+    };
+    Some(Coded {
+        width: (u16::from_le_bytes([w0, w1]) & 0x3fff).into(),
+        height: (u16::from_le_bytes([h0, h1]) & 0x3fff).into(),
+        ..Coded::default()
+    })
+}
+
+/// The size of a lossless image, from its header (RFC 9649, 3.4).
+fn lossless(data: &[u8]) -> Option<Coded> {
+    let [0x2f, bits @ ..] = *data.first_chunk::<5>()? else {
+        return None;
+    };
+    let bits = u32::from_le_bytes(bits);
+    Some(Coded {
+        width: (bits & 0x3fff) + 1,
+        height: (bits >> 14 & 0x3fff) + 1,
+        lossless: true,
+        alpha: bits >> 28 & 1 != 0,
+    })
+}
+
+/// The first coded image among chunks, and whether a plane of alpha comes with it.
+fn coded(data: &[u8]) -> Option<Coded> {
+    let mut alpha = false;
+    for chunk in chunks(data) {
+        match &chunk.kind {
+            b"ALPH" => alpha = true,
+            b"VP8 " => return lossy(chunk.data).map(|coded| Coded { alpha, ..coded }),
+            b"VP8L" => return lossless(chunk.data),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Reads the size of the picture, and that of its first coded image.
+pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
+    let chunks_of_file = encoded.get(12..)?;
+    let first = chunks(chunks_of_file).next()?;
+    let (width, height, image, animated) = match &first.kind {
+        b"VP8X" => {
+            let &[flags, _, _, _, w0, w1, w2, h0, h1, h2] = first.data.first_chunk::<10>()?;
+            let side = |a, b, c| u32::from_le_bytes([a, b, c, 0]) + 1;
+            let animated = flags & 2 != 0;
+            let image = if animated {
+                let mut frames = chunks(chunks_of_file).filter(|chunk| &chunk.kind == b"ANMF");
+                coded(frames.next()?.data.get(16..)?)?
+            } else {
+                coded(chunks_of_file)?
+            };
+            let alpha = flags & 0x10 != 0 || image.alpha;
+            (
+                side(w0, w1, w2),
+                side(h0, h1, h2),
+                Coded { alpha, ..image },
+                animated,
+            )
+        }
+        _ => {
+            let image = coded(chunks_of_file)?;
+            (image.width, image.height, image, false)
+        }
+    };
+
+    let canvas = area(width, height);
+    let coded_pixels = area(image.width, image.height);
+    // Lossy images are decoded to planes first, and a plane of alpha from four bytes to one; the
+    // transforms of a lossless one have up to a byte for each pixel.
+    let (bytes, nanoseconds) = match (image.lossless, image.alpha) {
+        (false, false) => (2, 12),
+        (false, true) => (8, 30),
+        (true, false) => (6, 20),
+        (true, true) => (2, 20),
+    };
+    // A frame of an animation is decoded for itself and drawn onto a canvas.
+    let drawn = if animated {
+        4 * canvas + 4 * coded_pixels
+    } else {
+        0
+    };
+    Some(Outline {
+        width,
+        height,
+        bytes_per_pixel: if image.alpha { 4 } else { 3 },
+        working_bytes: bytes * coded_pixels + drawn + 2 * encoded.len() as u64 + (256 << 10),
+        nanoseconds: nanoseconds * coded_pixels + 4 * canvas + 30 * encoded.len() as u64,
+    })
+}
