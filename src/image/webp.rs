@@ -1,16 +1,24 @@
 //! The chunks of WebP files: how large the picture is, and the images that it is made of.
 
-use super::estimate::{Outline, area};
+use super::{
+    ImageError, ImageFormat,
+    estimate::{Outline, area},
+};
 
 /// A chunk of a RIFF file.
 #[derive(Clone, Copy)]
 struct Chunk<'a> {
     kind: [u8; 4],
     data: &'a [u8],
+    /// Whether the file holds all of it.
+    is_whole: bool,
 }
 
-/// The chunks of a file or of a frame that are looked at.
-const MAX_CHUNKS: usize = 1024;
+/// The most chunks of a file. Each costs some time, however small it is.
+const MAX_CHUNKS: usize = 1 << 16;
+
+/// The header of the file, before its chunks.
+const HEADER: usize = 12;
 
 /// Iterates over the chunks of a file; the last one may be cut short.
 fn chunks(mut rest: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
@@ -22,9 +30,9 @@ fn chunks(mut rest: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
         Some(Chunk {
             kind: [a, b, c, d],
             data,
+            is_whole: data.len() == length,
         })
     })
-    .take(MAX_CHUNKS)
 }
 
 /// What one coded image needs.
@@ -76,35 +84,97 @@ fn coded(data: &[u8]) -> Option<Coded> {
     None
 }
 
-/// Reads the size of the picture, and that of its first coded image.
-pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
-    let chunks_of_file = encoded.get(12..)?;
-    let first = chunks(chunks_of_file).next()?;
-    let (width, height, image, animated) = match &first.kind {
-        b"VP8X" => {
-            let &[flags, _, _, _, w0, w1, w2, h0, h1, h2] = first.data.first_chunk::<10>()?;
-            let side = |a, b, c| u32::from_le_bytes([a, b, c, 0]) + 1;
-            let animated = flags & 2 != 0;
-            let image = if animated {
-                let mut frames = chunks(chunks_of_file).filter(|chunk| &chunk.kind == b"ANMF");
-                coded(frames.next()?.data.get(16..)?)?
-            } else {
-                coded(chunks_of_file)?
-            };
-            let alpha = flags & 0x10 != 0 || image.alpha;
-            (
-                side(w0, w1, w2),
-                side(h0, h1, h2),
-                Coded { alpha, ..image },
-                animated,
-            )
-        }
-        _ => {
-            let image = coded(chunks_of_file)?;
-            (image.width, image.height, image, false)
-        }
-    };
+/// A file's picture, and the image that it is made of.
+struct Picture {
+    width: u32,
+    height: u32,
+    /// The coded image: of an animation, its first frame.
+    image: Coded,
+    animated: bool,
+}
 
+/// Reads the headers of a file; `None` if there is no image.
+fn picture(encoded: &[u8]) -> Option<Picture> {
+    let file = encoded.get(HEADER..)?;
+    let first = chunks(file).next()?;
+    if &first.kind != b"VP8X" {
+        let image = coded(file)?;
+        return Some(Picture {
+            width: image.width,
+            height: image.height,
+            image,
+            animated: false,
+        });
+    }
+
+    let &[flags, _, _, _, w0, w1, w2, h0, h1, h2] = first.data.first_chunk::<10>()?;
+    let side = |a, b, c| u32::from_le_bytes([a, b, c, 0]) + 1;
+    let animated = flags & 2 != 0;
+    let image = if animated {
+        let frame = chunks(file).find(|chunk| &chunk.kind == b"ANMF")?;
+        coded(frame.data.get(16..)?)?
+    } else {
+        coded(file)?
+    };
+    Some(Picture {
+        width: side(w0, w1, w2),
+        height: side(h0, h1, h2),
+        image: Coded {
+            alpha: image.alpha || flags & 0x10 != 0,
+            ..image
+        },
+        animated,
+    })
+}
+
+/// The EXIF block of a file.
+pub(super) fn exif(encoded: &[u8]) -> Option<&[u8]> {
+    let mut chunks = chunks(encoded.get(HEADER..)?);
+    // Only the extended format has one.
+    chunks.next().filter(|chunk| &chunk.kind == b"VP8X")?;
+    let block = chunks.find(|chunk| &chunk.kind == b"EXIF")?;
+    block.is_whole.then_some(block.data)
+}
+
+/// Rejects an image that is larger than the picture says, for which a decoder would reserve memory,
+/// and a file of very many chunks.
+pub(super) fn check(encoded: &[u8]) -> Result<(), ImageError> {
+    let damaged = |reason| {
+        Err(ImageError::Damaged {
+            format: ImageFormat::WebP,
+            reason,
+        })
+    };
+    let file = encoded.get(HEADER..).unwrap_or_default();
+    if chunks(file).nth(MAX_CHUNKS).is_some() {
+        return damaged(format!("it has more than {MAX_CHUNKS} chunks"));
+    }
+    let Some(Picture {
+        width,
+        height,
+        image,
+        ..
+    }) = picture(encoded)
+    else {
+        return Ok(());
+    };
+    if image.width > width || image.height > height {
+        return damaged(format!(
+            "its image is {}x{} pixels where the file says {width}x{height}",
+            image.width, image.height
+        ));
+    }
+    Ok(())
+}
+
+/// Reads the size of the picture, and what its coded image needs.
+pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
+    let Picture {
+        width,
+        height,
+        image,
+        animated,
+    } = picture(encoded)?;
     let canvas = area(width, height);
     let coded_pixels = area(image.width, image.height);
     // Lossy images are decoded to planes first, and a plane of alpha from four bytes to one; the
@@ -127,5 +197,6 @@ pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
         bytes_per_pixel: if image.alpha { 4 } else { 3 },
         working_bytes: bytes * coded_pixels + drawn + 2 * encoded.len() as u64 + (256 << 10),
         nanoseconds: nanoseconds * coded_pixels + 4 * canvas + 30 * encoded.len() as u64,
+        ..Outline::default()
     })
 }

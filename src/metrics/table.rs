@@ -83,6 +83,7 @@ pub(super) const CONNECTIONS_ACTIVE: &str = "classifier_connections_active";
 pub(super) const CONNECTIONS_REFUSED: &str = "classifier_connections_refused_total";
 pub(super) const LOG_LINES_DROPPED: &str = "classifier_log_lines_dropped_total";
 pub(super) const DECODER_PANICS: &str = "classifier_decoder_panics_total";
+pub(super) const DECODE_TIMEOUTS: &str = "classifier_decode_timeouts_total";
 pub(super) const READY: &str = "classifier_ready";
 pub(super) const MODEL_READY: &str = "classifier_model_ready";
 pub(super) const MODEL_LOADS: &str = "classifier_model_loads_total";
@@ -122,7 +123,7 @@ const STAGE: Label = Label {
 const GPU: &[Label] = &[Label::open("gpu"), Label::open("name")];
 
 /// Every metric except the process's own, `process_…`.
-pub const METRICS: [Metric; 36] = [
+pub const METRICS: [Metric; 37] = [
     Metric {
         name: REQUESTS,
         kind: MetricKind::Counter,
@@ -343,6 +344,16 @@ pub const METRICS: [Metric; 36] = [
                was affected.",
         when_high: "Report it: the log names the format and the place, once for each. Somebody \
                     may be sending crafted files.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: DECODE_TIMEOUTS,
+        kind: MetricKind::Counter,
+        unit: "images",
+        labels: &[],
+        help: "Images whose decoding took longer than `--max-decode-time` and was abandoned. The \
+               caller got INVALID_ARGUMENT.",
+        when_high: "Somebody may be sending crafted files: the log has the calls.",
         presence: Presence::Always,
     },
     Metric {

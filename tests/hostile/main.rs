@@ -8,6 +8,7 @@ mod common;
 mod bombs;
 mod clients;
 mod connections;
+mod images;
 mod input;
 mod log;
 

@@ -13,7 +13,10 @@ use super::{
     directory::{Directory, tag},
     unsupported,
 };
-use crate::image::ImageError;
+use crate::image::{
+    ImageError,
+    budget::{Budget, Timed},
+};
 
 /// A compression that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,13 +92,14 @@ pub(super) struct Decompressor {
 }
 
 impl Decompressor {
-    /// A reader of the decompressed bytes. JPEG data is a whole image and not read this way.
-    /// `width` is that of a row, in pixels.
+    /// A reader of the decompressed bytes, within the time of `budget`. JPEG data is a whole image
+    /// and not read this way. `width` is that of a row, in pixels.
     pub fn open<'a>(
         &'a mut self,
         compression: Compression,
         data: &'a [u8],
         width: u32,
+        budget: &'a Budget,
     ) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match compression {
             Compression::None | Compression::Jpeg => Box::new(data),
@@ -119,13 +123,14 @@ impl Decompressor {
                 decoder.reset();
                 Box::new(Lzw { decoder, data })
             }
-            Compression::Deflate => Box::new(ZlibDecoder::new(data)),
+            Compression::Deflate => Box::new(ZlibDecoder::new(Timed::new(data, budget))),
             Compression::PackBits => Box::new(PackBits {
                 data,
                 literal: 0,
                 repeated: 0,
             }),
             Compression::Zstandard => {
+                let data = Timed::new(data, budget);
                 Box::new(zstd::stream::read::Decoder::with_buffer(data)?.single_frame())
             }
         })
@@ -206,11 +211,13 @@ impl Read for PackBits<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::PreprocessConfig;
 
     fn unpack(data: &[u8], length: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; length];
+        let budget = Budget::new(&PreprocessConfig::default());
         Decompressor::default()
-            .open(Compression::PackBits, data, 1)?
+            .open(Compression::PackBits, data, 1, &budget)?
             .read_exact(&mut bytes)?;
         Ok(bytes)
     }
