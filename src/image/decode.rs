@@ -293,7 +293,7 @@ impl Input<'_> {
         match self.format {
             ImageFormat::Gif => gif::check(self.encoded, self.budget.config()),
             ImageFormat::Png => png::check(self.encoded),
-            ImageFormat::WebP => webp::check(self.encoded),
+            ImageFormat::WebP => webp::check(self.encoded, self.budget),
             _ => Ok(()),
         }
     }

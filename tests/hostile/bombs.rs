@@ -143,26 +143,34 @@ pub fn rejected_by_their_structure() -> Vec<(&'static str, Vec<u8>, &'static str
     ]
 }
 
-/// Files of few bytes and as many pixels as are accepted, of every format that can do that.
+/// The sides of the pictures of [`flat`].
+pub const FLAT: [u16; 2] = [3000, 2990];
+
+/// Files of few bytes and many pixels, of every format that can do that.
 pub fn flat() -> Vec<(&'static str, Vec<u8>)> {
-    let (width, height) = (8000, 7990);
+    let [width, height] = FLAT;
     let mut png = Vec::new();
     PngEncoder::new(Cursor::new(&mut png))
         .write_image(
-            &vec![7; 3 * width as usize * height as usize],
-            width,
-            height,
+            &vec![7; 3 * usize::from(width) * usize::from(height)],
+            width.into(),
+            height.into(),
             ExtendedColorType::Rgb8,
         )
         .unwrap();
-    // One code for each alphabet, so that no pixel takes a bit.
-    let lossless = b"\x2f\x3f\xdf\xcf\x07\x07\x10\x11\xfd\x0fDD\xff\x03";
+    // One symbol for each code, so that no pixel takes a bit.
+    let size = u32::from(width - 1) | u32::from(height - 1) << 14;
+    let codes = b"\x07\x10\x11\xfd\x0fDD\xff\x03";
+    let lossless = [&[0x2f][..], &size.to_le_bytes(), codes].concat();
     vec![
         ("a PNG", png),
-        ("a WebP", webp_of(&[(b"VP8L", lossless)])),
-        ("a JPEG", flat_jpeg(8000, 7990)),
-        ("a progressive JPEG", progressive(8000, 7990, 1)),
-        ("a progressive JPEG of 9 scans", progressive(8000, 7990, 9)),
+        ("a WebP", webp_of(&[(b"VP8L", &lossless)])),
+        ("a JPEG", flat_jpeg(width, height)),
+        ("a progressive JPEG", progressive(width, height, 1)),
+        (
+            "a progressive JPEG of 9 scans",
+            progressive(width, height, 9),
+        ),
     ]
 }
 

@@ -1,7 +1,11 @@
 //! The chunks of WebP files: how large the picture is, and the images that it is made of.
 
+mod codes;
+
+use self::codes::MAX_TABLE_BYTES;
 use super::{
     ImageError, ImageFormat,
+    budget::Budget,
     estimate::{Outline, area},
 };
 
@@ -37,15 +41,17 @@ fn chunks(mut rest: &[u8]) -> impl Iterator<Item = Chunk<'_>> {
 
 /// What one coded image needs.
 #[derive(Clone, Copy, Default)]
-struct Coded {
+struct Coded<'a> {
     width: u32,
     height: u32,
     lossless: bool,
     alpha: bool,
+    /// What begins with the prefix codes of lossless data: of the picture, or of its alpha.
+    codes: Option<&'a [u8]>,
 }
 
 /// The size of a lossy image, from its frame header (RFC 6386, 9.1).
-fn lossy(data: &[u8]) -> Option<Coded> {
+fn lossy(data: &[u8]) -> Option<Coded<'_>> {
     let [_, _, _, 0x9d, 0x01, 0x2a, w0, w1, h0, h1] = *data.first_chunk::<10>()? else {
         return None;
     };
@@ -57,7 +63,7 @@ fn lossy(data: &[u8]) -> Option<Coded> {
 }
 
 /// The size of a lossless image, from its header (RFC 9649, 3.4).
-fn lossless(data: &[u8]) -> Option<Coded> {
+fn lossless(data: &[u8]) -> Option<Coded<'_>> {
     let [0x2f, bits @ ..] = *data.first_chunk::<5>()? else {
         return None;
     };
@@ -67,16 +73,31 @@ fn lossless(data: &[u8]) -> Option<Coded> {
         height: (bits >> 14 & 0x3fff) + 1,
         lossless: true,
         alpha: bits >> 28 & 1 != 0,
+        codes: data.get(5..),
     })
 }
 
 /// The first coded image among chunks, and whether a plane of alpha comes with it.
-fn coded(data: &[u8]) -> Option<Coded> {
+fn coded(data: &[u8]) -> Option<Coded<'_>> {
     let mut alpha = false;
+    let mut codes = None;
     for chunk in chunks(data) {
         match &chunk.kind {
-            b"ALPH" => alpha = true,
-            b"VP8 " => return lossy(chunk.data).map(|coded| Coded { alpha, ..coded }),
+            b"ALPH" => {
+                alpha = true;
+                // The lowest bits say how it is compressed.
+                codes = match chunk.data {
+                    [info, data @ ..] if info & 3 == 1 => Some(data),
+                    _ => None,
+                };
+            }
+            b"VP8 " => {
+                return lossy(chunk.data).map(|coded| Coded {
+                    alpha,
+                    codes,
+                    ..coded
+                });
+            }
             b"VP8L" => return lossless(chunk.data),
             _ => {}
         }
@@ -85,16 +106,16 @@ fn coded(data: &[u8]) -> Option<Coded> {
 }
 
 /// A file's picture, and the image that it is made of.
-struct Picture {
+struct Picture<'a> {
     width: u32,
     height: u32,
     /// The coded image: of an animation, its first frame.
-    image: Coded,
+    image: Coded<'a>,
     animated: bool,
 }
 
 /// Reads the headers of a file; `None` if there is no image.
-fn picture(encoded: &[u8]) -> Option<Picture> {
+fn picture(encoded: &[u8]) -> Option<Picture<'_>> {
     let file = encoded.get(HEADER..)?;
     let first = chunks(file).next()?;
     if &first.kind != b"VP8X" {
@@ -136,9 +157,9 @@ pub(super) fn exif(encoded: &[u8]) -> Option<&[u8]> {
     block.is_whole.then_some(block.data)
 }
 
-/// Rejects an image that is larger than the picture says, for which a decoder would reserve memory,
-/// and a file of very many chunks.
-pub(super) fn check(encoded: &[u8]) -> Result<(), ImageError> {
+/// Rejects an image that is larger than the picture says, or has prefix codes for which a decoder
+/// would reserve very much memory, and a file of very many chunks.
+pub(super) fn check(encoded: &[u8], budget: &Budget) -> Result<(), ImageError> {
     let damaged = |reason| {
         Err(ImageError::Damaged {
             format: ImageFormat::WebP,
@@ -162,6 +183,15 @@ pub(super) fn check(encoded: &[u8]) -> Result<(), ImageError> {
         return damaged(format!(
             "its image is {}x{} pixels where the file says {width}x{height}",
             image.width, image.height
+        ));
+    }
+    budget.config().check_size(width, height)?;
+    if image
+        .codes
+        .is_some_and(|data| codes::exceed_memory(data, image.width, image.height, budget))
+    {
+        return damaged(format!(
+            "the tables of its prefix codes take more than {MAX_TABLE_BYTES} bytes"
         ));
     }
     Ok(())
@@ -195,7 +225,10 @@ pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
         width,
         height,
         bytes_per_pixel: if image.alpha { 4 } else { 3 },
-        working_bytes: bytes * coded_pixels + drawn + 2 * encoded.len() as u64 + (256 << 10),
+        working_bytes: bytes * coded_pixels
+            + drawn
+            + (32 * encoded.len() as u64).min(MAX_TABLE_BYTES)
+            + (256 << 10),
         nanoseconds: nanoseconds * coded_pixels + 4 * canvas + 30 * encoded.len() as u64,
         ..Outline::default()
     })
