@@ -28,6 +28,7 @@ pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
             4 * u64::from(width) + 4096
         },
         nanoseconds: 4 * pixels + 4 * encoded.len() as u64,
+        ..Outline::default()
     })
 }
 

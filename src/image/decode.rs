@@ -1,28 +1,26 @@
 //! Decodes image files to pixels as stored in the file, one byte per channel.
 
-use std::{
-    borrow::Cow,
-    error::Error,
-    io::{self, Cursor},
-};
+use std::{error::Error, io};
 
 use image::{
     ColorType, ImageDecoder, ImageResult, Limits,
-    codecs::{
-        bmp::BmpDecoder, gif::GifDecoder, png::PngDecoder, pnm::PnmDecoder, webp::WebPDecoder,
-    },
-    error::{DecodingError, UnsupportedErrorKind},
+    codecs::{bmp::BmpDecoder, gif::GifDecoder, pnm::PnmDecoder, webp::WebPDecoder},
+    error::{DecodingError, LimitError, LimitErrorKind, UnsupportedErrorKind},
 };
 
 use super::{
     Exif, ImageError, ImageFormat, PreprocessConfig,
     bmp::RunLength,
+    budget::{Budget, Timed},
+    gif,
     jpeg::{self, Needed},
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
-    png,
+    png, pnm,
+    resize::Resizer,
+    rows::{Decoded, Rows},
     sniff::looks_like,
-    tiff,
+    tiff, webp,
 };
 
 /// Decodes an image file.
@@ -42,16 +40,31 @@ impl Pixels {
     /// # Errors
     /// An [`ImageError`] that says why the file cannot be used.
     pub fn decode(&mut self, encoded: &[u8], config: &PreprocessConfig) -> Result<(), ImageError> {
-        self.decode_needed(encoded, config, Needed::default())
+        self.decode_for_crop(encoded, &Budget::new(config), Needed::default(), None)?;
+        Ok(())
     }
 
     /// Like [`Pixels::decode`], but of a JPEG only what is needed has to be decoded.
+    #[cfg(test)]
     pub(super) fn decode_needed(
         &mut self,
         encoded: &[u8],
         config: &PreprocessConfig,
         needed: Needed<'_>,
     ) -> Result<(), ImageError> {
+        self.decode_for_crop(encoded, &Budget::new(config), needed, None)?;
+        Ok(())
+    }
+
+    /// Decodes what is needed. If there is a `resizer`, rows may be given to it for the needed crop
+    /// as they are decoded, in place of being kept.
+    pub(super) fn decode_for_crop(
+        &mut self,
+        encoded: &[u8],
+        budget: &Budget,
+        needed: Needed<'_>,
+        resizer: Option<&mut Resizer>,
+    ) -> Result<Decoded, ImageError> {
         if encoded.is_empty() {
             return Err(ImageError::Empty);
         }
@@ -64,24 +77,34 @@ impl Pixels {
         let input = Input {
             format,
             encoded,
-            config,
+            budget,
         };
-        let reader = Cursor::new(encoded);
+        let reader = Timed::new(encoded, budget);
         match format {
-            ImageFormat::Jpeg => jpeg::decode(self, encoded, config, needed),
-            ImageFormat::Png => {
-                let reader = Cursor::new(png::without_metadata(encoded));
-                self.decode_with(&input, PngDecoder::with_limits(reader, input.limits()))
+            ImageFormat::Jpeg => return jpeg::decode(self, encoded, budget, needed, resizer),
+            ImageFormat::Png => return self.decode_png(&input, needed, resizer),
+            ImageFormat::WebP => {
+                input.check_outline()?;
+                self.decode_with(&input, WebPDecoder::new(reader))
             }
-            ImageFormat::WebP => self.decode_with(&input, WebPDecoder::new(reader)),
-            ImageFormat::Gif => self.decode_with(&input, GifDecoder::new(reader)),
+            ImageFormat::Gif => {
+                input.check_outline()?;
+                self.decode_with(&input, GifDecoder::new(reader))
+            }
             ImageFormat::Bmp => match RunLength::of(encoded) {
                 Some(runs) => self.decode_runs(&input, runs),
                 None => self.decode_with(&input, BmpDecoder::new(reader)),
             },
-            ImageFormat::Tiff => tiff::decode(self, encoded, config),
-            ImageFormat::Pnm => self.decode_with(&input, PnmDecoder::new(reader)),
-        }
+            ImageFormat::Tiff => tiff::decode(self, encoded, budget),
+            ImageFormat::Pnm => {
+                let decoder = PnmDecoder::new(reader);
+                if decoder.is_ok() {
+                    pnm::check(encoded)?;
+                }
+                self.decode_with(&input, decoder)
+            }
+        }?;
+        Ok(Decoded::Pixels)
     }
 
     /// Decodes with a decoder of the `image` crate. Sizes are checked before memory is reserved.
@@ -92,7 +115,7 @@ impl Pixels {
     ) -> Result<(), ImageError> {
         let mut decoder = decoder.map_err(|error| input.explain(error))?;
         (self.width, self.height) = decoder.dimensions();
-        input.config.check_size(self.width, self.height)?;
+        input.budget.config().check_size(self.width, self.height)?;
 
         let (layout, is_16_bit) = match decoder.color_type() {
             ColorType::L8 => (PixelLayout::Gray, false),
@@ -110,14 +133,13 @@ impl Pixels {
         decoder
             .set_limits(input.limits())
             .map_err(|error| input.explain(error))?;
-        let exif = match (input.config.exif, input.format) {
+        let exif = match (input.budget.config().exif, input.format) {
             (Exif::Ignore, _) => None,
-            (Exif::Apply, ImageFormat::Png) => png::exif(input.encoded).map(Cow::Borrowed),
-            (Exif::Apply, _) => decoder.exif_metadata().ok().flatten().map(Cow::Owned),
+            (Exif::Apply, ImageFormat::WebP) => webp::exif(input.encoded),
+            // The other formats have none.
+            (Exif::Apply, _) => None,
         };
-        self.orientation = exif.map_or_else(Orientation::default, |block| {
-            Orientation::from_exif_block(&block)
-        });
+        self.orientation = exif.map_or_else(Orientation::default, Orientation::from_exif_block);
 
         let samples = self.width as usize * self.height as usize * layout.channels();
         let bytes = if is_16_bit { 2 * samples } else { samples };
@@ -132,22 +154,91 @@ impl Pixels {
         if is_16_bit {
             reduce_to_8_bits(&mut self.data, samples);
         }
-        Ok(())
+        input.budget.check()
+    }
+
+    /// Decodes a PNG file, row by row unless it is interlaced.
+    fn decode_png(
+        &mut self,
+        input: &Input<'_>,
+        needed: Needed<'_>,
+        resizer: Option<&mut Resizer>,
+    ) -> Result<Decoded, ImageError> {
+        let config = input.budget.config();
+        input.check_outline()?;
+        let file = png::without_metadata(input.encoded);
+        let mut reader = png::open(Timed::new(&file, input.budget), config.max_decoded_bytes())
+            .map_err(|error| input.explain_png(error))?;
+        (self.width, self.height) = reader.info().size();
+        config.check_size(self.width, self.height)?;
+        let (layout, is_16_bit) = png::layout(&reader)
+            .ok_or_else(|| input.unsupported("its pixels are of an unknown type".to_owned()))?;
+        self.layout = layout;
+        self.orientation = match (config.exif, png::exif(input.encoded)) {
+            (Exif::Apply, Some(block)) => Orientation::from_exif_block(block),
+            _ => Orientation::default(),
+        };
+
+        let row_samples = self.width as usize * layout.channels();
+        let row_bytes = if is_16_bit {
+            2 * row_samples
+        } else {
+            row_samples
+        };
+        if reader.output_line_size(self.width) != Some(row_bytes) {
+            return Err(input.unsupported("its pixels have an unexpected size".to_owned()));
+        }
+        if reader.info().interlaced {
+            zero_buffer(&mut self.data, row_bytes * self.height as usize);
+            reader
+                .next_frame(&mut self.data)
+                .map_err(|error| input.explain_png(error))?;
+            if is_16_bit {
+                png::reduce_to_8_bits(&mut self.data);
+            }
+            input.budget.check()?;
+            return Ok(Decoded::Pixels);
+        }
+
+        let height = self.height as usize;
+        let (mut rows, decoded) = Rows::of(self, needed.crop, resizer)?;
+        // Rows of 16 bits, and those that are not needed.
+        let mut other = vec![0; row_bytes];
+        for y in 0..height {
+            input.budget.spend(row_bytes)?;
+            let direct = rows.needs(y) && !is_16_bit;
+            let target = if direct { rows.row(y) } else { &mut other[..] };
+            match reader.read_row(target) {
+                Ok(Some(_)) => {}
+                Ok(None) => return Err(input.truncated()),
+                Err(error) => return Err(input.explain_png(error)),
+            }
+            if is_16_bit && rows.needs(y) {
+                png::reduce_row(&other, rows.row(y));
+            }
+        }
+        // Reads what is left of the compressed data, which shows whether the file is whole.
+        reader
+            .read_row(&mut other)
+            .map_err(|error| input.explain_png(error))?;
+        rows.finish(input.budget)?;
+        Ok(decoded)
     }
 }
 
 impl Pixels {
     /// Decodes a run-length encoded BMP file.
     fn decode_runs(&mut self, input: &Input<'_>, runs: RunLength) -> Result<(), ImageError> {
-        let decoder =
-            BmpDecoder::new(Cursor::new(input.encoded)).map_err(|error| input.explain(error))?;
+        let decoder = BmpDecoder::new(Timed::new(input.encoded, input.budget))
+            .map_err(|error| input.explain(error))?;
         (self.width, self.height) = decoder.dimensions();
-        input.config.check_size(self.width, self.height)?;
+        input.budget.config().check_size(self.width, self.height)?;
         let Some(palette) = decoder.get_palette() else {
             return Err(input.damaged("it has no palette".to_owned()));
         };
 
         let width = self.width as usize;
+        input.budget.check()?;
         let mut indices = vec![0; width * self.height as usize];
         if !runs.decode(input.encoded, width, &mut indices) {
             return Err(input.truncated());
@@ -158,7 +249,7 @@ impl Pixels {
         for (pixel, index) in self.data.as_chunks_mut().0.iter_mut().zip(indices) {
             *pixel = palette.get(usize::from(index)).copied().unwrap_or_default();
         }
-        Ok(())
+        input.budget.check()
     }
 }
 
@@ -166,13 +257,13 @@ impl Pixels {
 struct Input<'a> {
     format: ImageFormat,
     encoded: &'a [u8],
-    config: &'a PreprocessConfig,
+    budget: &'a Budget,
 }
 
 impl Input<'_> {
     fn limits(&self) -> Limits {
         let mut limits = Limits::default();
-        limits.max_alloc = Some(self.config.max_decoded_bytes());
+        limits.max_alloc = Some(self.budget.config().max_decoded_bytes());
         limits
     }
 
@@ -197,14 +288,41 @@ impl Input<'_> {
         }
     }
 
+    /// Checks sizes that a decoder would not check before it reserves memory for them.
+    fn check_outline(&self) -> Result<(), ImageError> {
+        match self.format {
+            ImageFormat::Gif => gif::check(self.encoded, self.budget.config()),
+            ImageFormat::Png => png::check(self.encoded),
+            ImageFormat::WebP => webp::check(self.encoded, self.budget),
+            _ => Ok(()),
+        }
+    }
+
+    /// Translates an error of the `png` crate.
+    fn explain_png(&self, error: ::png::DecodingError) -> ImageError {
+        self.explain(match error {
+            ::png::DecodingError::IoError(error) => image::ImageError::IoError(error),
+            ::png::DecodingError::LimitsExceeded => {
+                image::ImageError::Limits(LimitError::from_kind(LimitErrorKind::InsufficientMemory))
+            }
+            error => image::ImageError::Decoding(DecodingError::new(
+                image::ImageFormat::Png.into(),
+                error,
+            )),
+        })
+    }
+
     /// Translates an error of the `image` crate.
     fn explain(&self, error: image::ImageError) -> ImageError {
+        if let Err(too_late) = self.budget.check() {
+            return too_late;
+        }
         match error {
             image::ImageError::IoError(error) if is_unexpected_eof(&error) => self.truncated(),
             image::ImageError::Decoding(error) => self.explain_decoding(&error),
             image::ImageError::Limits(_) => ImageError::TooMuchMemory {
                 format: self.format,
-                max_bytes: self.config.max_decoded_bytes(),
+                max_bytes: self.budget.config().max_decoded_bytes(),
             },
             image::ImageError::Unsupported(error) => self.unsupported(match error.kind() {
                 UnsupportedErrorKind::Color(color) => {

@@ -1,5 +1,7 @@
 //! Why an image was rejected.
 
+use std::time::Duration;
+
 use super::{ImageFormat, PixelFormat};
 
 /// Why an image was rejected. Every message says what was wrong and what is accepted.
@@ -80,6 +82,16 @@ pub enum ImageError {
          scale it down first"
     )]
     TooMuchMemory { format: ImageFormat, max_bytes: u64 },
+
+    /// Decoding was abandoned when its time was over.
+    #[error(
+        "decoding the image took longer than {max_time:?}, the limit of --max-decode-time; \
+         scale it down, or save it as a standard JPEG or PNG"
+    )]
+    TookTooLong {
+        /// The limit on the CPU time of decoding.
+        max_time: Duration,
+    },
 
     /// The stride of a raw frame is so small that its rows would overlap.
     #[error(

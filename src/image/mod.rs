@@ -6,6 +6,7 @@
 //! crops and turns the pixels upright in one pass. All errors are [`ImageError`]s.
 
 mod bmp;
+mod budget;
 mod crop;
 mod decode;
 mod error;
@@ -19,14 +20,18 @@ mod png;
 mod pnm;
 mod raw;
 mod resize;
+mod rows;
 mod sniff;
 #[cfg(test)]
 mod tests;
 mod tiff;
 mod webp;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
+use self::{budget::Budget, guard::guarded, jpeg::Needed, rows::Decoded};
 pub use self::{
     crop::Crop,
     decode::decode,
@@ -37,7 +42,7 @@ pub use self::{
     resize::Resizer,
     sniff::{ImageFormat, is_image_file},
 };
-use self::{guard::guarded, jpeg::Needed};
+use crate::metrics;
 
 /// The crop that a model takes: images are scaled until the shorter side has `resize_shorter_side`
 /// pixels, then the central `width` × `height` pixels are cropped.
@@ -155,6 +160,8 @@ pub struct PreprocessConfig {
     pub max_pixels: u64,
     /// Whether large JPEGs are scaled down while they are decoded.
     pub jpeg_scaling: JpegScaling,
+    /// The CPU time that decoding an image may take before it is abandoned.
+    pub max_decode_time: Duration,
 }
 
 impl Default for PreprocessConfig {
@@ -163,6 +170,7 @@ impl Default for PreprocessConfig {
             exif: Exif::Apply,
             max_pixels: 64_000_000,
             jpeg_scaling: JpegScaling::Off,
+            max_decode_time: Duration::from_secs(10),
         }
     }
 }
@@ -246,6 +254,9 @@ impl Preprocessor {
         if result.is_none() || memory > Self::MAX_KEPT_MEMORY {
             *self = Self::new(self.config);
         }
+        if matches!(result, Some(Err(ImageError::TookTooLong { .. }))) {
+            metrics::decode_timed_out();
+        }
         result.unwrap_or(Err(ImageError::DecoderPanic))
     }
 
@@ -255,6 +266,7 @@ impl Preprocessor {
         geometry: &Geometry,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
+        let budget = Budget::new(&self.config);
         match source {
             Source::Encoded(encoded) => {
                 let min_shorter_side = self
@@ -265,14 +277,21 @@ impl Preprocessor {
                     min_shorter_side,
                     crop: Some(geometry),
                 };
-                self.pixels.decode_needed(encoded, &self.config, needed)?;
-                self.resizer.crop(&self.pixels, geometry, crop)
+                let resizer = Some(&mut self.resizer);
+                match self
+                    .pixels
+                    .decode_for_crop(encoded, &budget, needed, resizer)?
+                {
+                    Decoded::Pixels => self.resizer.crop(&self.pixels, geometry, crop),
+                    Decoded::Scaled(plan) => self.resizer.finish(&plan, self.pixels.layout, crop),
+                }
             }
             Source::Raw(frame) => {
                 self.config.check_size(frame.width, frame.height)?;
                 raw::crop(
                     frame,
                     geometry,
+                    &budget,
                     &mut self.pixels.data,
                     &mut self.resizer,
                     crop,

@@ -1,8 +1,18 @@
-//! The chunks of PNG files: metadata that is skipped, and the orientation wherever it is.
+//! PNG files: what is read of their chunks, what is skipped, and the types of their pixels.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    io::{BufRead, Seek},
+};
 
-use super::estimate::{Outline, area};
+use png::{BitDepth, ColorType, Decoder, DecodingError, Limits, Reader, Transformations};
+
+use super::{
+    Exif, ImageError, ImageFormat,
+    estimate::{Outline, area},
+    orientation::Orientation,
+    pixels::PixelLayout,
+};
 
 /// A chunk, with its length before it and its checksum after it.
 struct Chunk<'a> {
@@ -14,8 +24,8 @@ struct Chunk<'a> {
 
 const SIGNATURE: usize = 8;
 
-/// The chunks that are looked at for the header.
-const MAX_CHUNKS: usize = 4096;
+/// The most chunks of a file.
+const MAX_CHUNKS: usize = 1 << 16;
 /// The most bytes that a byte can be inflated to.
 const MAX_EXPANSION: u64 = 1040;
 
@@ -42,14 +52,31 @@ pub(super) fn exif(encoded: &[u8]) -> Option<&[u8]> {
         .map(|chunk| chunk.data)
 }
 
-/// The file without its profile and texts, which a decoder would decompress.
+/// Whether a chunk has no effect on the pixels of the first image: profiles and texts, which a
+/// decoder would decompress, further frames of an animation, and everything else that may be
+/// ignored (PNG, third edition, 5.4), but for transparency.
+fn is_metadata(chunk: &Chunk<'_>) -> bool {
+    chunk.kind[0].is_ascii_lowercase() && &chunk.kind != b"tRNS"
+}
+
+/// Rejects a file of very many chunks. Each costs some time, however small it is.
+pub(super) fn check(encoded: &[u8]) -> Result<(), ImageError> {
+    if chunks(encoded).nth(MAX_CHUNKS).is_some() {
+        return Err(ImageError::Damaged {
+            format: ImageFormat::Png,
+            reason: format!("it has more than {MAX_CHUNKS} chunks"),
+        });
+    }
+    Ok(())
+}
+
+/// The file without its metadata.
 pub(super) fn without_metadata(encoded: &[u8]) -> Cow<'_, [u8]> {
-    let is_metadata =
-        |chunk: &Chunk<'_>| matches!(&chunk.kind, b"iCCP" | b"iTXt" | b"tEXt" | b"zTXt");
     if !chunks(encoded).any(|chunk| is_metadata(&chunk)) {
         return Cow::Borrowed(encoded);
     }
-    let mut file = encoded[..SIGNATURE].to_vec();
+    let mut file = Vec::with_capacity(encoded.len());
+    file.extend_from_slice(&encoded[..SIGNATURE]);
     let mut read = SIGNATURE;
     for chunk in chunks(encoded) {
         read += chunk.whole.len();
@@ -62,8 +89,57 @@ pub(super) fn without_metadata(encoded: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(file)
 }
 
+/// Opens a file whose pixels are to have 8 or 16 bits per channel.
+pub(super) fn open<R: BufRead + Seek>(
+    reader: R,
+    max_bytes: u64,
+) -> Result<Reader<R>, DecodingError> {
+    let bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+    let mut decoder = Decoder::new_with_limits(reader, Limits { bytes });
+    decoder.set_transformations(Transformations::EXPAND);
+    decoder.read_info()
+}
+
+/// The layout of a decoded pixel, and whether its channels have 16 bits; `None` if it is none that
+/// the decoder is asked for.
+pub(super) fn layout<R: BufRead + Seek>(reader: &Reader<R>) -> Option<(PixelLayout, bool)> {
+    let (colour, depth) = reader.output_color_type();
+    let layout = match colour {
+        ColorType::Grayscale => PixelLayout::Gray,
+        ColorType::GrayscaleAlpha => PixelLayout::GrayAlpha,
+        ColorType::Rgb => PixelLayout::Rgb,
+        ColorType::Rgba => PixelLayout::Rgba,
+        ColorType::Indexed => return None,
+    };
+    match depth {
+        BitDepth::Eight => Some((layout, false)),
+        BitDepth::Sixteen => Some((layout, true)),
+        _ => None,
+    }
+}
+
+/// Scales samples of 16 bits to 8, rounding to the nearest value.
+pub(super) fn reduce_row(row: &[u8], target: &mut [u8]) {
+    for (target, sample) in target.iter_mut().zip(row.as_chunks().0) {
+        *target = reduce(*sample);
+    }
+}
+
+/// Like [`reduce_row`], in place.
+pub(super) fn reduce_to_8_bits(data: &mut Vec<u8>) {
+    let samples = data.len() / 2;
+    for index in 0..samples {
+        data[index] = reduce([data[2 * index], data[2 * index + 1]]);
+    }
+    data.truncate(samples);
+}
+
+fn reduce(sample: [u8; 2]) -> u8 {
+    ((u32::from(u16::from_be_bytes(sample)) * 255 + 32_767) / 65_535) as u8
+}
+
 /// Reads the header, and whether the pixels are transparent.
-pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
+pub(super) fn outline(encoded: &[u8], settings: Exif) -> Option<Outline> {
     let mut before_pixels = chunks(encoded)
         .take(MAX_CHUNKS)
         .take_while(|chunk| &chunk.kind != b"IDAT");
@@ -101,15 +177,23 @@ pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
     let row = u64::from(width) * bytes_per_pixel;
     let bytes = area(width, height) * bytes_per_pixel;
     let passes = if interlaced == 0 { 1 } else { 2 };
+    let turned = settings == Exif::Apply
+        && exif(encoded).is_some_and(|block| Orientation::from_exif_block(block).swapped);
     Some(Outline {
         width,
         height,
-        bytes_per_pixel,
+        // Only interlaced pictures of 16 bits are kept in them.
+        bytes_per_pixel: if interlaced == 0 {
+            channels
+        } else {
+            bytes_per_pixel
+        },
         // The window of what has been inflated, and rows before their filters are undone; and the
         // file again where metadata is left out.
         working_bytes: 4 * row + encoded.len() as u64 + (512 << 10),
         nanoseconds: (5 * passes * bytes.min(MAX_EXPANSION * encoded.len() as u64))
             .saturating_add(5 * encoded.len() as u64),
+        by_rows: interlaced == 0 && !turned,
     })
 }
 
@@ -132,11 +216,12 @@ mod tests {
             chunk(b"eXIf", b"MM"),
             b"\0\0\0\x09IEN".to_vec(),
         ];
-        let kept = [0, 1, 3, 5, 6].map(|index| parts[index].clone()).concat();
-        assert_eq!(without_metadata(&parts.concat()), kept);
+        let kept = [0, 1, 3, 6].map(|index| parts[index].clone()).concat();
+        let whole = parts.concat();
+        assert_eq!(without_metadata(&whole), kept);
         assert!(matches!(without_metadata(&kept), Cow::Borrowed(_)));
-        assert_eq!(exif(&kept), Some(&b"MM"[..]));
-        assert_eq!(exif(&kept[..60]), None);
+        assert_eq!(exif(&whole), Some(&b"MM"[..]));
+        assert_eq!(exif(&whole[..60]), None);
         assert_eq!(exif(b"\x89PNG"), None);
     }
 }

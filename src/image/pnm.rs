@@ -4,10 +4,24 @@ use std::io::Cursor;
 
 use image::{ImageDecoder, codecs::pnm::PnmDecoder};
 
-use super::estimate::{Outline, area};
+use super::{
+    ImageError, ImageFormat,
+    estimate::{Outline, area},
+};
 
 /// The longest header that is read, comments included, in bytes.
 const MAX_HEADER: usize = 4096;
+
+/// Rejects a file whose header can be read, but is too long.
+pub(super) fn check(encoded: &[u8]) -> Result<(), ImageError> {
+    match outline(encoded) {
+        Some(_) => Ok(()),
+        None => Err(ImageError::Damaged {
+            format: ImageFormat::Pnm,
+            reason: format!("its header has more than {MAX_HEADER} bytes"),
+        }),
+    }
+}
 
 /// Reads the header; `None` if there is none within its first 4096 bytes.
 pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
@@ -24,5 +38,6 @@ pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
         // Numbers in text take longest for each of their bytes, and samples of an unusual range for
         // each of theirs.
         nanoseconds: (10 * encoded.len() as u64).saturating_add(bytes.saturating_mul(4)),
+        ..Outline::default()
     })
 }

@@ -7,6 +7,7 @@ use fast_image_resize::images::CroppedImage;
 
 use super::{
     Geometry, ImageError, PixelFormat, RawFrame,
+    budget::Budget,
     orientation::Orientation,
     pixels::{PixelLayout, resize_buffer},
     resize::{CropPlan, Resizer, SourceView, resize_error, view},
@@ -45,11 +46,12 @@ impl PixelFormat {
 pub(super) fn crop(
     frame: &RawFrame,
     geometry: &Geometry,
+    budget: &Budget,
     scratch: &mut Vec<u8>,
     resizer: &mut Resizer,
     crop: &mut [u8],
 ) -> Result<(), ImageError> {
-    let planes = Planes::locate(frame)?;
+    let planes = Planes::locate(frame, budget)?;
     let plan = CropPlan::new(frame.width, frame.height, Orientation::default(), geometry)?;
     match frame.format.layout() {
         Some(layout) => crop_interleaved(&planes, layout, &plan, scratch, resizer, crop),
@@ -96,6 +98,7 @@ fn crop_interleaved(
 
     resize_buffer(scratch, bytes.len() * rows.len());
     for (target, row) in scratch.chunks_exact_mut(bytes.len()).zip(rows) {
+        planes.budget.spend(target.len())?;
         target.copy_from_slice(&frame.data[row as usize * planes.stride..][bytes.clone()]);
     }
     let source = SourceView {
@@ -119,7 +122,7 @@ fn crop_planar(
     let origin = (columns.start, rows.start);
     let (width, height) = (columns.len() as u32, rows.len() as u32);
 
-    planes.convert_to_rgbx(columns, rows, scratch);
+    planes.convert_to_rgbx(columns, rows, scratch)?;
     let source = SourceView {
         view: &view(width, height, scratch, PixelLayout::Rgba)?,
         origin,
@@ -131,6 +134,7 @@ fn crop_planar(
 /// A frame whose data is known to be complete, and where its rows are.
 struct Planes<'a> {
     frame: &'a RawFrame,
+    budget: &'a Budget,
     /// Bytes from one row of the first plane (luma, or whole pixels) to the next.
     stride: usize,
     /// Bytes from one row of a chroma plane to the next. Only used for formats with chroma planes.
@@ -139,7 +143,7 @@ struct Planes<'a> {
 
 impl<'a> Planes<'a> {
     /// Checks the stride and the length of the data.
-    fn locate(frame: &'a RawFrame) -> Result<Self, ImageError> {
+    fn locate(frame: &'a RawFrame, budget: &'a Budget) -> Result<Self, ImageError> {
         let &RawFrame {
             format,
             width,
@@ -189,6 +193,7 @@ impl<'a> Planes<'a> {
         let to_usize = |stride: u64| usize::try_from(stride).unwrap_or(usize::MAX);
         Ok(Self {
             frame,
+            budget,
             stride: to_usize(stride),
             chroma_stride: to_usize(last_plane.stride),
         })
@@ -196,7 +201,12 @@ impl<'a> Planes<'a> {
 
     /// Converts a region that starts at an even column to packed pixels of four bytes: red, green,
     /// blue, and an unused one.
-    fn convert_to_rgbx(&self, columns: Range<u32>, rows: Range<u32>, target: &mut Vec<u8>) {
+    fn convert_to_rgbx(
+        &self,
+        columns: Range<u32>,
+        rows: Range<u32>,
+        target: &mut Vec<u8>,
+    ) -> Result<(), ImageError> {
         let luma_columns = columns.start as usize..columns.end as usize;
         let width = luma_columns.len();
         let chroma_columns = luma_columns.start / 2..luma_columns.end.div_ceil(2);
@@ -205,6 +215,7 @@ impl<'a> Planes<'a> {
 
         resize_buffer(target, 4 * width * rows.len());
         for (target, row) in target.chunks_exact_mut(4 * width).zip(rows) {
+            self.budget.spend(target.len())?;
             let row = row as usize;
             if loaded_chroma_row != Some(row / 2) {
                 loaded_chroma_row = Some(row / 2);
@@ -213,6 +224,7 @@ impl<'a> Planes<'a> {
             let luma = &self.frame.data[row * self.stride..][luma_columns.clone()];
             chroma.write_rgbx(luma, target);
         }
+        Ok(())
     }
 
     fn read_chroma(&self, row: usize, columns: Range<usize>, chroma: &mut ChromaRow) {

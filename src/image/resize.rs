@@ -161,6 +161,27 @@ impl CropPlan {
         (self.column.region(), self.row.region())
     }
 
+    fn check_length(&self, crop: &[u8]) -> Result<(), ImageError> {
+        let expected = u64::from(self.crop_width) * u64::from(self.crop_height) * 3;
+        if crop.len() as u64 != expected {
+            return Err(ImageError::CropLength {
+                expected,
+                got: crop.len() as u64,
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether rows are scaled before columns, and there are some.
+    pub(super) fn is_scaled_by_rows(&self) -> bool {
+        let (columns, rows) = self.region();
+        !self.orientation.swapped
+            && self.column.length > 0
+            && self.row.length > 0
+            && !columns.is_empty()
+            && !rows.is_empty()
+    }
+
     /// Whether the scaled pixels are the crop, without turning or padding.
     fn needs_no_rearrangement(&self) -> bool {
         self.orientation == Orientation::default()
@@ -225,96 +246,150 @@ impl Resizer {
         plan: &CropPlan,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
-        let expected = u64::from(plan.crop_width) * u64::from(plan.crop_height) * 3;
-        if crop.len() as u64 != expected {
-            return Err(ImageError::CropLength {
-                expected,
-                got: crop.len() as u64,
-            });
-        }
-
-        let (columns, rows) = (plan.column.length, plan.row.length);
-        if columns == 0 || rows == 0 {
+        plan.check_length(crop)?;
+        if plan.column.length == 0 || plan.row.length == 0 {
             crop.fill(0);
             return Ok(());
         }
-        if source.layout == PixelLayout::Rgb && plan.needs_no_rearrangement() {
-            return self.scale(source, plan, crop);
+        if plan.orientation.swapped {
+            return self.write(plan, source.layout, crop, |resizer, target| {
+                resizer.scale_columns_first(source, plan, target)
+            });
         }
+        self.begin(plan, source.layout);
+        self.narrow(source, plan, plan.row.region())?;
+        self.finish(plan, source.layout, crop)
+    }
 
-        // Taken out of `self`, because `scale` borrows the rest of it.
+    /// Makes room for the rows of a plan, which [`Resizer::narrow`] scales.
+    pub(super) fn begin(&mut self, plan: &CropPlan, layout: PixelLayout) {
+        resize_buffer(
+            &mut self.narrowed,
+            plan.column.length as usize * plan.row.region().len() * layout.channels(),
+        );
+    }
+
+    /// Scales rows of the stored image horizontally, all of which the plan needs.
+    ///
+    /// Pillow scales the rows of the upright image before its columns, and rounds to bytes in
+    /// between. The resampler scales columns first. That is the right order for images that are
+    /// stored with their axes swapped; all others are scaled in two passes, of which this is the
+    /// first.
+    pub(super) fn narrow<V: IntoImageView>(
+        &mut self,
+        source: &SourceView<'_, V>,
+        plan: &CropPlan,
+        rows: Range<u32>,
+    ) -> Result<(), ImageError> {
+        let row_bytes = plan.column.length as usize * source.layout.channels();
+        let first = (rows.start - plan.row.region().start) as usize;
+        let target = &mut self.narrowed[first * row_bytes..][..rows.len() * row_bytes];
+        let pixel_type = pixel_type(source.layout);
+        let count = rows.len() as u32;
+        let mut target = Image::from_slice_u8(plan.column.length, count, target, pixel_type)
+            .map_err(resize_error)?;
+
+        let (left, width) = plan.column.stretch();
+        let options = options().crop(
+            left - f64::from(source.origin.0),
+            f64::from(rows.start - source.origin.1),
+            width,
+            f64::from(count),
+        );
+        self.resizer
+            .resize(source.view, &mut target, &options)
+            .map_err(resize_error)
+    }
+
+    /// Writes the crop of all rows that have been scaled horizontally.
+    ///
+    /// # Errors
+    /// [`ImageError::CropLength`] or [`ImageError::Resize`].
+    pub(super) fn finish(
+        &mut self,
+        plan: &CropPlan,
+        layout: PixelLayout,
+        crop: &mut [u8],
+    ) -> Result<(), ImageError> {
+        plan.check_length(crop)?;
+        self.write(plan, layout, crop, |resizer, target| {
+            resizer.scale_columns(plan, layout, target)
+        })
+    }
+
+    /// Has the scaled pixels written to the crop, by way of a buffer if they have to be rearranged.
+    fn write(
+        &mut self,
+        plan: &CropPlan,
+        layout: PixelLayout,
+        crop: &mut [u8],
+        scale: impl FnOnce(&mut Self, &mut [u8]) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        if layout == PixelLayout::Rgb && plan.needs_no_rearrangement() {
+            return scale(self, crop);
+        }
+        // Taken out of `self`, because scaling borrows the rest of it.
         let mut scaled = std::mem::take(&mut self.scaled);
         resize_buffer(
             &mut scaled,
-            columns as usize * rows as usize * source.layout.channels(),
+            plan.column.length as usize * plan.row.length as usize * layout.channels(),
         );
-        let result = self.scale(source, plan, &mut scaled);
+        let result = scale(self, &mut scaled);
         if result.is_ok() {
-            rearrange(&scaled, source.layout, plan, crop);
+            rearrange(&scaled, layout, plan, crop);
         }
         self.scaled = scaled;
         result
     }
 
-    /// Scales the stored region to `plan.column.length` x `plan.row.length` pixels.
-    ///
-    /// Pillow scales the rows of the upright image before its columns, and rounds to bytes in
-    /// between. The resampler scales columns first. That is the right order for images that are
-    /// stored with their axes swapped; all others are scaled in two passes.
-    fn scale<V: IntoImageView>(
+    /// The second pass: scales the narrowed rows vertically.
+    fn scale_columns(
         &mut self,
-        source: &SourceView<'_, V>,
         plan: &CropPlan,
+        layout: PixelLayout,
         target: &mut [u8],
     ) -> Result<(), ImageError> {
-        let options = ResizeOptions::new()
-            .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
-            .use_alpha(false);
         let (columns, rows) = (plan.column.length, plan.row.length);
-        let pixel_type = pixel_type(source.layout);
+        let pixel_type = pixel_type(layout);
         let mut target =
             Image::from_slice_u8(columns, rows, target, pixel_type).map_err(resize_error)?;
-
-        let (left, width) = plan.column.stretch();
-        let (top, height) = plan.row.stretch();
-        let left = left - f64::from(source.origin.0);
-        if plan.orientation.swapped {
-            let options = options.crop(left, top - f64::from(source.origin.1), width, height);
-            return self
-                .resizer
-                .resize(source.view, &mut target, &options)
-                .map_err(resize_error);
-        }
-
-        // First pass: horizontally, only the rows that the second pass reads.
         let lines = plan.row.region();
-        let line_count = lines.len() as u32;
-        resize_buffer(
-            &mut self.narrowed,
-            columns as usize * lines.len() * source.layout.channels(),
-        );
-        let mut narrowed =
-            Image::from_slice_u8(columns, line_count, &mut self.narrowed, pixel_type)
+        let narrowed =
+            Image::from_slice_u8(columns, lines.len() as u32, &mut self.narrowed, pixel_type)
                 .map_err(resize_error)?;
-        let horizontal = options.crop(
-            left,
-            f64::from(lines.start - source.origin.1),
-            width,
-            f64::from(line_count),
-        );
-        self.resizer
-            .resize(source.view, &mut narrowed, &horizontal)
-            .map_err(resize_error)?;
 
-        // Second pass: vertically.
-        let vertical = options.crop(
+        let (top, height) = plan.row.stretch();
+        let options = options().crop(
             0.0,
             top - f64::from(lines.start),
             f64::from(columns),
             height,
         );
         self.resizer
-            .resize(&narrowed, &mut target, &vertical)
+            .resize(&narrowed, &mut target, &options)
+            .map_err(resize_error)
+    }
+
+    /// Scales the stored region to `plan.column.length` x `plan.row.length` pixels in one go.
+    fn scale_columns_first<V: IntoImageView>(
+        &mut self,
+        source: &SourceView<'_, V>,
+        plan: &CropPlan,
+        target: &mut [u8],
+    ) -> Result<(), ImageError> {
+        let (columns, rows) = (plan.column.length, plan.row.length);
+        let mut target = Image::from_slice_u8(columns, rows, target, pixel_type(source.layout))
+            .map_err(resize_error)?;
+        let (left, width) = plan.column.stretch();
+        let (top, height) = plan.row.stretch();
+        let options = options().crop(
+            left - f64::from(source.origin.0),
+            top - f64::from(source.origin.1),
+            width,
+            height,
+        );
+        self.resizer
+            .resize(source.view, &mut target, &options)
             .map_err(resize_error)
     }
 
@@ -322,6 +397,12 @@ impl Resizer {
     pub(super) fn memory(&self) -> usize {
         self.scaled.capacity() + self.narrowed.capacity() + self.resizer.size_of_internal_buffers()
     }
+}
+
+fn options() -> ResizeOptions {
+    ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
+        .use_alpha(false)
 }
 
 /// A view of packed pixels for the resampler.

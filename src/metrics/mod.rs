@@ -23,4 +23,8 @@ pub use self::{
     rate::RateMeter,
     table::{Label, METRICS, Metric, MetricKind, Presence, markdown},
 };
-pub(crate) use self::{decoder::decoder_panicked, plan::engine_plan, worker::worker_restarted};
+pub(crate) use self::{
+    decoder::{decode_timed_out, decoder_panicked},
+    plan::engine_plan,
+    worker::worker_restarted,
+};

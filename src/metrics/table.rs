@@ -87,6 +87,7 @@ pub(super) const CONNECTIONS_CLOSED: &str = "classifier_connections_closed_total
 pub(super) const LOG_LINES_DROPPED: &str = "classifier_log_lines_dropped_total";
 pub(super) const DECODER_PANICS: &str = "classifier_decoder_panics_total";
 pub(super) const WORKER_RESTARTS: &str = "classifier_worker_restarts_total";
+pub(super) const DECODE_TIMEOUTS: &str = "classifier_decode_timeouts_total";
 pub(super) const READY: &str = "classifier_ready";
 pub(super) const MODEL_READY: &str = "classifier_model_ready";
 pub(super) const MODEL_LOADS: &str = "classifier_model_loads_total";
@@ -126,7 +127,7 @@ const STAGE: Label = Label {
 const GPU: &[Label] = &[Label::open("gpu"), Label::open("name")];
 
 /// Every metric except the process's own, `process_…`.
-pub const METRICS: [Metric; 40] = [
+pub const METRICS: [Metric; 41] = [
     Metric {
         name: REQUESTS,
         kind: MetricKind::Counter,
@@ -398,6 +399,16 @@ pub const METRICS: [Metric; 40] = [
                error.",
         when_high: "`hang`: images or a model that take longer than `--stall-timeout`; the log \
                     says which. `panic`: report it, with the log.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: DECODE_TIMEOUTS,
+        kind: MetricKind::Counter,
+        unit: "images",
+        labels: &[],
+        help: "Images whose decoding took longer than `--max-decode-time` and was abandoned. The \
+               caller got INVALID_ARGUMENT.",
+        when_high: "Somebody may be sending crafted files: the log has the calls.",
         presence: Presence::Always,
     },
     Metric {

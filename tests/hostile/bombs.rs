@@ -89,6 +89,165 @@ pub fn within_the_limit() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
+/// Files of few pixels, or of very many parts, whose decoding would cost much; each with a part of
+/// the reason for which it is rejected.
+pub fn rejected_by_their_structure() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+    let mut many_chunks = png(1, 1, 0);
+    many_chunks.splice(33..33, chunk(b"IDAT", b"").repeat(70_000));
+    let mut many_segments = std::fs::read(super::data("cat.jpg")).unwrap();
+    many_segments.splice(2..2, b"\xff\xfe\0\x02".repeat(5_000));
+    let mut many_scans = progressive(2000, 2000, 1);
+    many_scans.truncate(many_scans.len() - 2);
+    let scan = many_scans[frame_header(&many_scans) + 2..]
+        .windows(2)
+        .position(|pair| pair == [0xff, 0xda])
+        .unwrap();
+    let scan = many_scans[frame_header(&many_scans) + 2 + scan..].to_vec();
+    many_scans.extend(scan.repeat(999));
+    many_scans.extend([0xff, 0xd9]);
+    let large_lossy = b"\x30\x01\x00\x9d\x01\x2a\xff\x3f\xff\x3f";
+    let canvas = [&[0; 4], &[9, 0, 0, 9, 0, 0][..]].concat();
+    vec![
+        ("a PNG of 70,000 empty chunks", many_chunks, "65536 chunks"),
+        (
+            "a GIF whose frame is larger than its screen",
+            gif_with_frame([1, 1], [SIDE, SIDE], b""),
+            "more than the 64000000 allowed",
+        ),
+        (
+            "a GIF of 70,000 empty extensions",
+            gif_with_frame([1, 1], [1, 1], &b"!\xfe\0".repeat(70_000)),
+            "65536 blocks",
+        ),
+        (
+            "a WebP whose image is larger than its canvas",
+            webp_of(&[(b"VP8X", &canvas), (b"VP8 ", large_lossy)]),
+            "where the file says 10x10",
+        ),
+        (
+            "a WebP of 70,000 empty chunks",
+            webp_of(&vec![(b"junk", &b""[..]); 70_000]),
+            "65536 chunks",
+        ),
+        (
+            "a JPEG of 5,000 empty comments",
+            many_segments,
+            "4096 segments",
+        ),
+        ("a JPEG of 1,000 scans", many_scans, "too much work"),
+        (
+            "a TIFF whose strips are the same",
+            shared_strips(1000),
+            "overlap",
+        ),
+    ]
+}
+
+/// The sides of the pictures of [`flat`].
+pub const FLAT: [u16; 2] = [3000, 2990];
+
+/// Files of few bytes and many pixels, of every format that can do that.
+pub fn flat() -> Vec<(&'static str, Vec<u8>)> {
+    let [width, height] = FLAT;
+    let mut png = Vec::new();
+    PngEncoder::new(Cursor::new(&mut png))
+        .write_image(
+            &vec![7; 3 * usize::from(width) * usize::from(height)],
+            width.into(),
+            height.into(),
+            ExtendedColorType::Rgb8,
+        )
+        .unwrap();
+    // One symbol for each code, so that no pixel takes a bit.
+    let size = u32::from(width - 1) | u32::from(height - 1) << 14;
+    let codes = b"\x07\x10\x11\xfd\x0fDD\xff\x03";
+    let lossless = [&[0x2f][..], &size.to_le_bytes(), codes].concat();
+    vec![
+        ("a PNG", png),
+        ("a WebP", webp_of(&[(b"VP8L", &lossless)])),
+        ("a JPEG", flat_jpeg(width, height)),
+        ("a progressive JPEG", progressive(width, height, 1)),
+        (
+            "a progressive JPEG of 9 scans",
+            progressive(width, height, 9),
+        ),
+    ]
+}
+
+/// A gray JPEG file all of whose coefficients are 0: every code is a single bit.
+fn flat_jpeg(width: u16, height: u16) -> Vec<u8> {
+    let blocks = usize::from(width).div_ceil(8) * usize::from(height).div_ceil(8);
+    // A bit for the DC coefficient of each block and one for the end of the others.
+    let data = vec![0; (2 * blocks).div_ceil(8)];
+    [
+        jpeg_header(0xc0, width, height),
+        b"\xff\xda\0\x08\x01\x01\0\0\x3f\0".to_vec(),
+        data,
+        vec![0xff, 0xd9],
+    ]
+    .concat()
+}
+
+/// A gray progressive JPEG file with this many scans, all of DC coefficients that are 0.
+fn progressive(width: u16, height: u16, scans: usize) -> Vec<u8> {
+    let blocks = usize::from(width).div_ceil(8) * usize::from(height).div_ceil(8);
+    let scan = [
+        &b"\xff\xda\0\x08\x01\x01\0\0\0\0"[..],
+        &vec![0; blocks.div_ceil(8)],
+    ]
+    .concat();
+    [
+        jpeg_header(0xc2, width, height),
+        scan.repeat(scans),
+        vec![0xff, 0xd9],
+    ]
+    .concat()
+}
+
+/// What comes before the first scan of a gray file: tables, whose only codes are one bit for 0.
+fn jpeg_header(frame: u8, width: u16, height: u16) -> Vec<u8> {
+    let code = |class: u8| [&[0xff, 0xc4, 0, 0x14, class, 1], &[0; 16][..]].concat();
+    [
+        &b"\xff\xd8\xff\xdb\0\x43\0"[..],
+        &[1; 64],
+        &[0xff, frame, 0, 11, 8],
+        &height.to_be_bytes(),
+        &width.to_be_bytes(),
+        &[1, 1, 0x11, 0],
+        &code(0),
+        &code(0x10),
+    ]
+    .concat()
+}
+
+/// A TIFF file whose strips all begin at the same bytes.
+fn shared_strips(strips: u32) -> Vec<u8> {
+    let arrays = 8 + 2 + 8 * 12 + 4;
+    let data = arrays + 8 * strips;
+    let mut file = b"II\x2a\0\x08\0\0\0\x08\0".to_vec();
+    let mut entry = |tag: u16, count: u32, value: u32| {
+        file.extend(tag.to_le_bytes());
+        file.extend(b"\x04\0");
+        file.extend(count.to_le_bytes());
+        file.extend(value.to_le_bytes());
+    };
+    entry(256, 1, 16);
+    entry(257, 1, strips);
+    entry(258, 1, 8);
+    entry(259, 1, 32773);
+    entry(262, 1, 1);
+    entry(273, strips, arrays);
+    entry(278, 1, 1);
+    entry(279, strips, arrays + 4 * strips);
+    file.extend([0; 4]);
+    file.extend(data.to_le_bytes().repeat(strips as usize));
+    file.extend(8192u32.to_le_bytes().repeat(strips as usize));
+    // Codes that do nothing, and a row.
+    file.extend([0x80; 8190]);
+    file.extend([0xf1, 7]);
+    file
+}
+
 /// A chunk of a PNG file.
 fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
     let body = [kind, data].concat();
@@ -132,25 +291,36 @@ fn idat(mut png: &[u8]) -> Vec<u8> {
     data
 }
 
+/// Where the frame header of a JPEG file is.
+fn frame_header(file: &[u8]) -> usize {
+    file.windows(2)
+        .position(|pair| pair[0] == 0xff && matches!(pair[1], 0xc0..=0xc2))
+        .unwrap()
+}
+
 /// A photo whose frame header states this size.
 fn jpeg(width: u16, height: u16) -> Vec<u8> {
     let mut file = std::fs::read(super::data("cat.jpg")).unwrap();
-    let frame = file
-        .windows(2)
-        .position(|pair| pair[0] == 0xff && matches!(pair[1], 0xc0..=0xc2))
-        .unwrap();
+    let frame = frame_header(&file);
     file[frame + 5..frame + 7].copy_from_slice(&height.to_be_bytes());
     file[frame + 7..frame + 9].copy_from_slice(&width.to_be_bytes());
     file
 }
 
 fn gif(width: u16, height: u16) -> Vec<u8> {
-    let size = [width.to_le_bytes(), height.to_le_bytes()].concat();
+    gif_with_frame([width, height], [width, height], b"")
+}
+
+/// A file with a screen and a frame of these sizes, and with these extensions before the frame.
+fn gif_with_frame(screen: [u16; 2], frame: [u16; 2], extensions: &[u8]) -> Vec<u8> {
+    let [screen, frame] = [screen, frame].map(|sides| sides.map(u16::to_le_bytes).concat());
     [
         b"GIF89a",
-        &size[..],
-        b"\x80\0\0\0\0\0\xff\xff\xff\x2c\0\0\0\0",
-        &size,
+        &screen[..],
+        b"\x80\0\0\0\0\0\xff\xff\xff",
+        extensions,
+        b"\x2c\0\0\0\0",
+        &frame,
         b"\0\x02\x02\x44\x01\0\x3b",
     ]
     .concat()
@@ -193,14 +363,19 @@ fn tiff(width: u32, height: u32, strip: &[u8]) -> Vec<u8> {
 }
 
 fn webp(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
-    let padded = [data, &vec![0; data.len() % 2][..]].concat();
-    let body = [
-        b"WEBP",
-        &kind[..],
-        &(data.len() as u32).to_le_bytes(),
-        &padded,
-        &[0; 32],
-    ]
-    .concat();
+    let mut file = webp_of(&[(kind, data)]);
+    file.extend([0; 32]);
+    file
+}
+
+/// A file of these chunks.
+fn webp_of(chunks: &[(&[u8; 4], &[u8])]) -> Vec<u8> {
+    let mut body = b"WEBP".to_vec();
+    for (kind, data) in chunks {
+        body.extend(*kind);
+        body.extend((data.len() as u32).to_le_bytes());
+        body.extend(*data);
+        body.resize(body.len().next_multiple_of(2), 0);
+    }
     [b"RIFF", &(body.len() as u32).to_le_bytes()[..], &body].concat()
 }

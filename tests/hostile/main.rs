@@ -10,6 +10,7 @@ mod clients;
 mod connections;
 mod fairness;
 mod http;
+mod images;
 mod input;
 mod log;
 mod memory;

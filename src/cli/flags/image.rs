@@ -1,9 +1,11 @@
 //! Flags for decoding images.
 
+use std::time::Duration;
+
 use clap::Args;
 
 use crate::{
-    cli::values::one_of,
+    cli::values::{one_of, positive_duration},
     image::{Exif, JpegScaling, PreprocessConfig},
 };
 
@@ -22,6 +24,10 @@ pub struct ImageFlags {
     #[arg(long, env = "RESNET18_JPEG_SCALING", default_value = "off",
           value_parser = one_of::<JpegScaling>())]
     jpeg_scaling: JpegScaling,
+    /// How much CPU time decoding an image may take before it is abandoned and the image rejected.
+    #[arg(long, env = "RESNET18_MAX_DECODE_TIME", value_name = "DURATION", default_value = "10s",
+          value_parser = positive_duration)]
+    max_decode_time: Duration,
 }
 
 impl ImageFlags {
@@ -31,6 +37,7 @@ impl ImageFlags {
             exif: self.exif,
             max_pixels: self.max_megapixels * 1_000_000,
             jpeg_scaling: self.jpeg_scaling,
+            max_decode_time: self.max_decode_time,
         }
     }
 }

@@ -4,14 +4,14 @@ use std::{borrow::Cow, ops::RangeInclusive};
 
 use super::{
     colour::Colours,
-    damaged,
+    damaged, describe,
     full::FullSize,
     header::Header,
     marker,
     picture::{self, Region},
-    prepare, unsupported,
+    unsupported,
 };
-use crate::image::{ImageError, PreprocessConfig, pixels::Pixels};
+use crate::image::{ImageError, budget::Budget, pixels::Pixels, rows::Rows};
 
 /// What the surrounding file says of JPEG data.
 pub(in crate::image) struct ExpectedFrame {
@@ -33,13 +33,13 @@ pub(in crate::image) fn decode_embedded(
     data: &[u8],
     tables: &[u8],
     expected: &ExpectedFrame,
-    config: &PreprocessConfig,
+    budget: &Budget,
 ) -> Result<Vec<u8>, ImageError> {
     let jpeg = with_tables(data, tables)?;
     let header = Header::read(&jpeg)?;
     let [width, height] = [header.frame.width, header.frame.height];
     let components = header.frame.components.len();
-    config.check_size(width, height)?;
+    budget.config().check_size(width, height)?;
     if width != expected.width
         || !expected.heights.contains(&height)
         || components != expected.components
@@ -60,15 +60,12 @@ pub(in crate::image) fn decode_embedded(
         _ => return Err(unsupported("its number of channels is not 1, 3 or 4")),
     };
     let mut pixels = Pixels::default();
-    prepare(&mut pixels, &header, colours, [width, height]);
+    describe(&mut pixels, &header, colours, [width, height]);
     let region = Region::whole(width, height);
-    picture::decode(
-        &jpeg,
-        header,
-        config,
-        &mut pixels.data,
-        |frame, quantization| FullSize::new(frame, colours, quantization, region),
-    )?;
+    let mut rows = Rows::kept(&mut pixels);
+    picture::decode(&jpeg, header, budget, &mut rows, |frame, quantization| {
+        FullSize::new(frame, colours, quantization, region)
+    })?;
     Ok(pixels.data)
 }
 
@@ -94,6 +91,7 @@ fn with_tables<'a>(data: &'a [u8], tables: &[u8]) -> Result<Cow<'a, [u8]>, Image
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::PreprocessConfig;
 
     fn decoded(name: &str, components: usize, converted: bool) -> Vec<u8> {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
@@ -105,7 +103,8 @@ mod tests {
             components,
             converted,
         };
-        decode_embedded(&encoded, &[], &expected, &PreprocessConfig::default()).unwrap()
+        let budget = Budget::new(&PreprocessConfig::default());
+        decode_embedded(&encoded, &[], &expected, &budget).unwrap()
     }
 
     #[test]

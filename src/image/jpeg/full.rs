@@ -11,6 +11,7 @@ use super::{
     transform,
     upsample::Upsampling,
 };
+use crate::image::rows::Rows;
 
 /// Turns the blocks of a strip (a row of MCUs) into rows of pixels.
 ///
@@ -195,7 +196,7 @@ impl Output for FullSize {
         );
     }
 
-    fn finish_strip(&mut self, strip: usize, pixels: &mut [u8]) {
+    fn finish_strip(&mut self, strip: usize, target: &mut Rows<'_>) {
         let waits = usize::from(self.waits);
         let begin = (strip * self.strip_rows).saturating_sub(waits);
         let end = (strip + 1) * self.strip_rows;
@@ -205,12 +206,10 @@ impl Output for FullSize {
             end - waits
         };
 
-        let row_bytes = pixels.len() / self.height;
         let channels = self.colours.layout(self.components.len()).channels();
         let Region { columns, rows } = self.region.clone();
         for y in begin.max(rows.start)..end.min(rows.end) {
-            let row = &mut pixels[y * row_bytes..][..row_bytes];
-            let row = &mut row[columns.start * channels..columns.end * channels];
+            let row = &mut target.row(y)[columns.start * channels..columns.end * channels];
             self.write_row(y, strip, row);
         }
         self.strip = strip + 1;

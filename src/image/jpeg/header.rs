@@ -6,6 +6,9 @@ use super::{
 };
 use crate::image::ImageError;
 
+/// The most segments before the first scan. Each costs some time, however small it is.
+pub(super) const MAX_SEGMENTS: usize = 4096;
+
 /// The properties of a file that are known before its first scan is decoded.
 pub(super) struct Header<'a> {
     pub frame: Frame,
@@ -33,7 +36,7 @@ impl<'a> Header<'a> {
 
         // The first two bytes are the start-of-image marker.
         let mut position = 2;
-        loop {
+        for _ in 0..MAX_SEGMENTS {
             let segment = Segment::read(encoded, position)?;
             position = segment.end;
             let body = segment.body;
@@ -73,6 +76,9 @@ impl<'a> Header<'a> {
                 code => tables.read(code, body)?,
             }
         }
+        Err(damaged(&format!(
+            "it has more than {MAX_SEGMENTS} segments before its first scan"
+        )))
     }
 
     /// Rejects a file that is too short for its number of pixels, before memory is reserved for

@@ -73,10 +73,12 @@ pub(super) use self::{
     outline::outline,
 };
 use super::{
-    Exif, Geometry, ImageError, ImageFormat, PreprocessConfig,
+    Exif, Geometry, ImageError, ImageFormat,
+    budget::Budget,
     orientation::Orientation,
-    pixels::{Pixels, resize_buffer},
-    resize::CropPlan,
+    pixels::Pixels,
+    resize::{CropPlan, Resizer},
+    rows::{Decoded, Rows},
 };
 
 /// What is needed of a picture.
@@ -90,13 +92,15 @@ pub(super) struct Needed<'a> {
     pub crop: Option<&'a Geometry>,
 }
 
-/// Decodes a JPEG file into `pixels`.
+/// Decodes a JPEG file into `pixels`, or for `resizer`.
 pub(super) fn decode(
     pixels: &mut Pixels,
     encoded: &[u8],
-    config: &PreprocessConfig,
+    budget: &Budget,
     needed: Needed<'_>,
-) -> Result<(), ImageError> {
+    resizer: Option<&mut Resizer>,
+) -> Result<Decoded, ImageError> {
+    let config = budget.config();
     let header = Header::read(encoded)?;
     config.check_size(header.frame.width, header.frame.height)?;
     header.check_length(encoded)?;
@@ -112,32 +116,32 @@ pub(super) fn decode(
     let size = scale.map_or([header.frame.width, header.frame.height], |scale| {
         scale.size(&header.frame)
     });
-    prepare(pixels, &header, colours, size);
+    describe(pixels, &header, colours, size);
     let region = region(pixels, needed.crop)?;
-    if let Some(scale) = scale {
-        return picture::decode(
-            encoded,
-            header,
-            config,
-            &mut pixels.data,
-            |frame, quantization| Scaled::new(frame, colours, quantization, scale, region),
-        );
-    }
 
     // An error of libjpeg-turbo is not reported, so that builds with and without it reject the same
     // files with the same messages.
     #[cfg(feature = "turbojpeg")]
-    if header.frame.components.len() < 4 && turbo::decode(pixels, encoded).is_ok() {
-        return Ok(());
+    if scale.is_none() && header.frame.components.len() < 4 {
+        let row = pixels.width as usize * pixels.layout.channels();
+        super::pixels::resize_buffer(&mut pixels.data, row * pixels.height as usize);
+        if turbo::decode(pixels, encoded).is_ok() {
+            budget.check()?;
+            return Ok(Decoded::Pixels);
+        }
     }
 
-    picture::decode(
-        encoded,
-        header,
-        config,
-        &mut pixels.data,
-        |frame, quantization| FullSize::new(frame, colours, quantization, region),
-    )
+    let (mut rows, decoded) = Rows::of(pixels, needed.crop, resizer)?;
+    match scale {
+        Some(scale) => picture::decode(encoded, header, budget, &mut rows, |frame, tables| {
+            Scaled::new(frame, colours, tables, scale, region)
+        }),
+        None => picture::decode(encoded, header, budget, &mut rows, |frame, tables| {
+            FullSize::new(frame, colours, tables, region)
+        }),
+    }?;
+    rows.finish(budget)?;
+    Ok(decoded)
 }
 
 /// The part of `pixels`, whose size and orientation are known, that the crop depends on.
@@ -161,12 +165,10 @@ fn region(pixels: &Pixels, crop: Option<&Geometry>) -> Result<Region, ImageError
     Ok(if is_empty { whole } else { region })
 }
 
-/// Sets the size and the layout of `pixels`; their content is unspecified afterwards.
-fn prepare(pixels: &mut Pixels, header: &Header<'_>, colours: Colours, size: [u32; 2]) {
+/// Sets the size and the layout of `pixels`.
+fn describe(pixels: &mut Pixels, header: &Header<'_>, colours: Colours, size: [u32; 2]) {
     [pixels.width, pixels.height] = size;
     pixels.layout = colours.layout(header.frame.components.len());
-    let row = pixels.width as usize * pixels.layout.channels();
-    resize_buffer(&mut pixels.data, row * pixels.height as usize);
 }
 
 fn truncated(encoded: &[u8]) -> ImageError {

@@ -1,17 +1,19 @@
 //! What decoding a JPEG file needs, by its frame header and the headers of its scans.
 
 use super::{
-    coefficients::Coefficients, frame::Frame, marker, picture::Work, scan::ScanHeader,
-    segment::Segment,
+    coefficients::Coefficients, frame::Frame, header::MAX_SEGMENTS, marker, picture::Work,
+    scan::ScanHeader, segment::Segment,
 };
-use crate::image::estimate::{Outline, area};
-
-/// The segments before the first scan that are looked at.
-const MAX_SEGMENTS: usize = 4096;
+use crate::image::{
+    Exif,
+    estimate::{Outline, area},
+    orientation::Orientation,
+};
 
 /// Reads the headers of a file; `None` if it has no frame header or no scan.
-pub(in crate::image) fn outline(encoded: &[u8]) -> Option<Outline> {
+pub(in crate::image) fn outline(encoded: &[u8], settings: Exif) -> Option<Outline> {
     let mut frame: Option<Frame> = None;
+    let mut exif = None;
     // The first two bytes are the start-of-image marker.
     let mut position = 2;
     for _ in 0..MAX_SEGMENTS {
@@ -22,8 +24,15 @@ pub(in crate::image) fn outline(encoded: &[u8]) -> Option<Outline> {
             marker::SOS => {
                 let frame = frame?;
                 let scan = ScanHeader::read(segment.body, &frame).ok()?;
-                return of_frame(encoded, &frame, &scan, position);
+                let turned = settings == Exif::Apply
+                    && exif.is_some_and(|block| Orientation::from_exif_block(block).swapped);
+                return Some(Outline {
+                    // libjpeg-turbo decodes whole pictures.
+                    by_rows: !turned && !cfg!(feature = "turbojpeg"),
+                    ..of_frame(encoded, &frame, &scan, position)
+                });
             }
+            marker::APP1 => exif = exif.or_else(|| segment.body.strip_prefix(b"Exif\0\0")),
             code if marker::is_start_of_frame(code) => {
                 frame = Some(Frame::read(code, segment.body).ok()?);
             }
@@ -33,7 +42,7 @@ pub(in crate::image) fn outline(encoded: &[u8]) -> Option<Outline> {
     None
 }
 
-fn of_frame(encoded: &[u8], frame: &Frame, scan: &ScanHeader, data: usize) -> Option<Outline> {
+fn of_frame(encoded: &[u8], frame: &Frame, scan: &ScanHeader, data: usize) -> Outline {
     let pixels = area(frame.width, frame.height);
     let components = frame.components.len() as u64;
     let padded_width = (frame.mcus_per_strip() * frame.h_max * 8) as u64;
@@ -50,7 +59,7 @@ fn of_frame(encoded: &[u8], frame: &Frame, scan: &ScanHeader, data: usize) -> Op
         )
     };
     let per_visit = if frame.arithmetic { 500 } else { 30 };
-    Some(Outline {
+    Outline {
         width: frame.width,
         height: frame.height,
         // Four channels become RGB.
@@ -60,5 +69,6 @@ fn of_frame(encoded: &[u8], frame: &Frame, scan: &ScanHeader, data: usize) -> Op
             + per_visit * visits
             + 4 * pixels * components
             + coefficients / 8,
-    })
+        by_rows: false,
+    }
 }

@@ -19,7 +19,7 @@ use super::{
     tables::{Quantization, Tables},
     truncated, unsupported,
 };
-use crate::image::{ImageError, PreprocessConfig};
+use crate::image::{ImageError, budget::Budget, rows::Rows};
 
 /// Takes the blocks of a picture, strip by strip, and makes pixels of them. A strip is a row of MCUs
 /// of all components.
@@ -31,8 +31,8 @@ pub(super) trait Output {
     /// index in zigzag order of its last coefficient that is not 0, or a greater one.
     fn block(&mut self, component: usize, row: usize, column: usize, block: &Block, last: usize);
 
-    /// Writes those wanted rows of `pixels`, which are the whole picture, that are known now.
-    fn finish_strip(&mut self, strip: usize, pixels: &mut [u8]);
+    /// Writes those wanted rows that are known now.
+    fn finish_strip(&mut self, strip: usize, rows: &mut Rows<'_>);
 }
 
 /// The part of a picture that is wanted, in pixels.
@@ -56,14 +56,14 @@ impl Region {
 pub(super) fn decode<O: Output>(
     encoded: &[u8],
     header: Header<'_>,
-    config: &PreprocessConfig,
-    pixels: &mut [u8],
+    budget: &Budget,
+    rows: &mut Rows<'_>,
     output: impl FnOnce(&Frame, &[Quantization]) -> O,
 ) -> Result<(), ImageError> {
     let frame = &header.frame;
     if !header.scan.is_whole(frame) {
         check_work(encoded, &header)?;
-        return decode_scans(encoded, header, config, pixels, output);
+        return decode_scans(encoded, header, budget, rows, output);
     }
 
     let mut latched = vec![None; frame.components.len()];
@@ -73,27 +73,29 @@ pub(super) fn decode<O: Output>(
     let tables = &header.tables;
     let result = if frame.arithmetic {
         let decoder = ArithmeticDecoder::new(encoded, header.data, frame, &header.scan, tables);
-        decode_strips(decoder, &header, &mut output, pixels)
+        decode_strips(decoder, &header, budget, &mut output, rows)
     } else {
         let decoder =
             SequentialDecoder::new(encoded, header.data, &header.scan, tables, |component| {
                 output.last_of_interest(component)
             })?;
-        decode_strips(decoder, &header, &mut output, pixels)
+        decode_strips(decoder, &header, budget, &mut output, rows)
     };
-    result.map_err(|fault| explain(fault, encoded, header.data))
+    result.map_err(|error| error.explain(encoded, header.data))
 }
 
 /// Decodes the only scan of a file, and passes each block on at once.
 fn decode_strips<O: Output>(
     mut decoder: impl EntropyDecoder,
     header: &Header<'_>,
+    budget: &Budget,
     output: &mut O,
-    pixels: &mut [u8],
-) -> Result<(), Fault> {
+    rows: &mut Rows<'_>,
+) -> Result<(), ScanError> {
     let mut restarts = Restarts::new(header.tables.restart_interval);
     let mut block: Block = [0; 64];
     let (columns, strips) = header.scan.mcus(&header.frame);
+    let samples = 64 * columns * header.scan.blocks_per_mcu();
     for strip in 0..strips {
         for mcu in 0..columns {
             restarts.before_mcu(&mut decoder)?;
@@ -109,7 +111,8 @@ fn decode_strips<O: Output>(
             }
         }
         decoder.check()?;
-        output.finish_strip(strip, pixels);
+        budget.spend(samples)?;
+        output.finish_strip(strip, rows);
     }
     Ok(())
 }
@@ -118,8 +121,8 @@ fn decode_strips<O: Output>(
 fn decode_scans<O: Output>(
     encoded: &[u8],
     header: Header<'_>,
-    config: &PreprocessConfig,
-    pixels: &mut [u8],
+    budget: &Budget,
+    rows: &mut Rows<'_>,
     output: impl FnOnce(&Frame, &[Quantization]) -> O,
 ) -> Result<(), ImageError> {
     let Header {
@@ -130,14 +133,21 @@ fn decode_scans<O: Output>(
         ..
     } = header;
     let first_scan = position;
-    let mut coefficients = Coefficients::new(&frame, config)?;
+    let mut coefficients = Coefficients::new(&frame, budget.config())?;
     let mut quantization = vec![None; frame.components.len()];
     let mut progress = Progress::new(&frame);
 
     loop {
         latch_quantization(&mut quantization, &frame, &scan, &tables)?;
         progress.note(&scan, frame.progressive);
-        position = decode_scan(encoded, position, &frame, &scan, &tables, &mut coefficients)
+        budget.spend(SAMPLES_PER_SCAN)?;
+        let pass = Pass {
+            frame: &frame,
+            scan: &scan,
+            tables: &tables,
+            budget,
+        };
+        position = decode_scan(encoded, position, &pass, &mut coefficients)
             .map_err(|error| error.explain(encoded, first_scan))?;
 
         match next_scan(encoded, position, &frame, &mut tables) {
@@ -158,8 +168,8 @@ fn decode_scans<O: Output>(
     for strip in 0..frame.strips() {
         for (index, component) in frame.components.iter().enumerate() {
             let first_row = strip * component.vertical;
-            let rows = component.vertical.min(component.blocks_high - first_row);
-            for row in 0..rows {
+            let rows_of_blocks = component.vertical.min(component.blocks_high - first_row);
+            for row in 0..rows_of_blocks {
                 for column in 0..component.blocks_wide {
                     if let Some(smoothing) = &smoothing {
                         let block = smoothing.block(index, strip, row, column);
@@ -171,8 +181,9 @@ fn decode_scans<O: Output>(
                     output.block(index, row, column, block, if is_flat { 0 } else { 63 });
                 }
             }
+            budget.spend(64 * rows_of_blocks * component.blocks_wide)?;
         }
-        output.finish_strip(strip, pixels);
+        output.finish_strip(strip, rows);
     }
     Ok(())
 }
@@ -204,36 +215,51 @@ impl ScanError {
     }
 }
 
+/// One scan of several, and what it needs.
+struct Pass<'a> {
+    frame: &'a Frame,
+    scan: &'a ScanHeader,
+    tables: &'a Tables,
+    budget: &'a Budget,
+}
+
+/// What the tables of a scan cost, in samples.
+const SAMPLES_PER_SCAN: usize = 1 << 14;
+
 /// Adds a scan to the coefficients; returns where in the file to look for the next marker.
 fn decode_scan(
     encoded: &[u8],
     position: usize,
-    frame: &Frame,
-    scan: &ScanHeader,
-    tables: &Tables,
+    pass: &Pass<'_>,
     coefficients: &mut Coefficients,
 ) -> Result<usize, ScanError> {
+    let &Pass {
+        frame,
+        scan,
+        tables,
+        ..
+    } = pass;
     if frame.arithmetic {
         let decoder = ArithmeticDecoder::new(encoded, position, frame, scan, tables);
-        Ok(decode_blocks(decoder, frame, scan, tables, coefficients)?)
+        decode_blocks(decoder, pass, coefficients)
     } else if frame.progressive {
         let decoder = ProgressiveDecoder::new(encoded, position, scan, tables)?;
-        Ok(decode_blocks(decoder, frame, scan, tables, coefficients)?)
+        decode_blocks(decoder, pass, coefficients)
     } else {
         let decoder = SequentialDecoder::new(encoded, position, scan, tables, |_| 63)?;
-        Ok(decode_blocks(decoder, frame, scan, tables, coefficients)?)
+        decode_blocks(decoder, pass, coefficients)
     }
 }
 
 fn decode_blocks(
     mut decoder: impl EntropyDecoder,
-    frame: &Frame,
-    scan: &ScanHeader,
-    tables: &Tables,
+    pass: &Pass<'_>,
     coefficients: &mut Coefficients,
-) -> Result<usize, Fault> {
-    let mut restarts = Restarts::new(tables.restart_interval);
-    let (columns, rows) = scan.mcus(frame);
+) -> Result<usize, ScanError> {
+    let scan = pass.scan;
+    let mut restarts = Restarts::new(pass.tables.restart_interval);
+    let (columns, rows) = scan.mcus(pass.frame);
+    let samples = 64 * columns * scan.blocks_per_mcu();
     for mcu_row in 0..rows {
         for mcu in 0..columns {
             restarts.before_mcu(&mut decoder)?;
@@ -251,6 +277,7 @@ fn decode_blocks(
             }
         }
         decoder.check()?;
+        pass.budget.spend(samples)?;
     }
     Ok(decoder.position())
 }
@@ -333,6 +360,12 @@ fn check_work(encoded: &[u8], header: &Header<'_>) -> Result<(), ImageError> {
     let frame = &header.frame;
     let work = Work::count(encoded, frame, &header.scan, header.data);
     let max_visits = Work::max_visits(frame);
+    if work.segments > Work::MAX_SEGMENTS {
+        return Err(unsupported(&format!(
+            "it has more than {} segments",
+            Work::MAX_SEGMENTS
+        )));
+    }
     if work.visits > max_visits {
         let most = max_visits / (work.visits / work.scans);
         return Err(unsupported(&format!(
@@ -346,11 +379,14 @@ fn check_work(encoded: &[u8], header: &Header<'_>) -> Result<(), ImageError> {
 /// What the scans of a file have to do.
 pub(super) struct Work {
     scans: u64,
+    segments: u64,
     /// How often a block is visited, in all scans.
     pub visits: u64,
 }
 
 impl Work {
+    /// Segments between the scans.
+    const MAX_SEGMENTS: u64 = 1 << 16;
     /// Visits of blocks; 64 megapixels with three whole channels have three million blocks, and
     /// encoders visit each of them five times.
     const MAX_VISITS: u64 = 1 << 25;
@@ -364,10 +400,14 @@ impl Work {
     pub fn count(encoded: &[u8], frame: &Frame, first: &ScanHeader, mut position: usize) -> Self {
         let mut work = Self {
             scans: 1,
+            segments: 0,
             visits: Self::VISITS_PER_SCAN + first.blocks(frame),
         };
-        while let Ok(segment) = Segment::read(encoded, position) {
+        while work.segments <= Self::MAX_SEGMENTS
+            && let Ok(segment) = Segment::read(encoded, position)
+        {
             position = segment.end;
+            work.segments += 1;
             match segment.marker {
                 marker::EOI => break,
                 marker::SOS => {

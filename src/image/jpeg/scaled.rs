@@ -16,6 +16,7 @@ use super::{
     scaled_transform::InverseTransform,
     tables::Quantization,
 };
+use crate::image::rows::Rows;
 
 /// How much a JPEG is scaled down while it is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +77,6 @@ impl Scale {
 /// Turns the blocks of a strip into rows of pixels.
 pub(super) struct Scaled {
     colours: Colours,
-    width: usize,
     region: Region,
     /// The current strip.
     strip: usize,
@@ -109,7 +109,6 @@ impl Scaled {
         let components = transforms.into_iter().zip(quantization);
         Self {
             colours,
-            width: scale.size(frame)[0] as usize,
             region,
             strip: 0,
             components: components
@@ -169,19 +168,13 @@ impl Output for Scaled {
         transform.apply(&dequantized, last == 0, plane, self.stride);
     }
 
-    fn finish_strip(&mut self, strip: usize, pixels: &mut [u8]) {
+    fn finish_strip(&mut self, strip: usize, target: &mut Rows<'_>) {
         let channels = self.components.len();
-        let row_bytes = self.width * channels;
-        let rows = pixels
-            .chunks_exact_mut(row_bytes)
-            .skip(strip * self.strip_rows)
-            .take(self.strip_rows);
-        let columns = self.region.columns.start * channels..self.region.columns.end * channels;
-        for (y, row) in rows.enumerate() {
-            if !self.region.rows.contains(&(strip * self.strip_rows + y)) {
-                continue;
-            }
-            let row = &mut row[columns.clone()];
+        let Region { columns, rows } = self.region.clone();
+        let first = strip * self.strip_rows;
+        for y in first.max(rows.start)..(first + self.strip_rows).min(rows.end) {
+            let row = &mut target.row(y)[columns.start * channels..columns.end * channels];
+            let y = y - first;
             if channels == 1 {
                 for (pixel, gray) in row.iter_mut().zip(self.row(0, y)) {
                     *pixel = round(*gray);

@@ -119,15 +119,18 @@ impl ScanHeader {
         }
     }
 
+    /// The number of blocks in an MCU.
+    pub fn blocks_per_mcu(&self) -> usize {
+        self.components
+            .iter()
+            .map(|component| component.horizontal * component.vertical)
+            .sum()
+    }
+
     /// The number of blocks that the scan visits.
     pub fn blocks(&self, frame: &Frame) -> u64 {
         let (columns, rows) = self.mcus(frame);
-        let per_mcu: usize = self
-            .components
-            .iter()
-            .map(|component| component.horizontal * component.vertical)
-            .sum();
-        columns as u64 * rows as u64 * per_mcu as u64
+        columns as u64 * rows as u64 * self.blocks_per_mcu() as u64
     }
 }
 

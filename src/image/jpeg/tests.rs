@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::*;
-use crate::testing::skipped;
+use crate::{image::PreprocessConfig, testing::skipped};
 
 /// Python with Pillow, which `make test-env` sets up.
 fn pillow() -> Option<PathBuf> {
@@ -43,8 +43,9 @@ fn decoded(encoded: &[u8]) -> Result<Pixels, ImageError> {
     decode(
         &mut pixels,
         encoded,
-        &PreprocessConfig::default(),
+        &Budget::new(&PreprocessConfig::default()),
         Needed::default(),
+        None,
     )?;
     Ok(pixels)
 }

@@ -28,6 +28,7 @@ const SCALED: PreprocessConfig = PreprocessConfig {
     exif: Exif::Apply,
     max_pixels: 64_000_000,
     jpeg_scaling: JpegScaling::Auto,
+    max_decode_time: Duration::from_secs(10),
 };
 
 const CROP_BYTES: usize = 224 * 224 * 3;

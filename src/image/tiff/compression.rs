@@ -14,7 +14,10 @@ use super::{
     directory::{Directory, tag},
     unsupported,
 };
-use crate::image::ImageError;
+use crate::image::{
+    ImageError,
+    budget::{Budget, Timed},
+};
 
 /// The largest window of a Zstandard frame, in bytes, which the decoder allocates. Encoders choose
 /// no larger one below their highest levels.
@@ -94,13 +97,14 @@ pub(super) struct Decompressor {
 }
 
 impl Decompressor {
-    /// A reader of the decompressed bytes. JPEG data is a whole image and not read this way.
-    /// `width` is that of a row, in pixels.
+    /// A reader of the decompressed bytes, within the time of `budget`. JPEG data is a whole image
+    /// and not read this way. `width` is that of a row, in pixels.
     pub fn open<'a>(
         &'a mut self,
         compression: Compression,
         data: &'a [u8],
         width: u32,
+        budget: &'a Budget,
     ) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match compression {
             Compression::None | Compression::Jpeg => Box::new(data),
@@ -124,13 +128,14 @@ impl Decompressor {
                 decoder.reset();
                 Box::new(Lzw { decoder, data })
             }
-            Compression::Deflate => Box::new(ZlibDecoder::new(data)),
+            Compression::Deflate => Box::new(ZlibDecoder::new(Timed::new(data, budget))),
             Compression::PackBits => Box::new(PackBits {
                 data,
                 literal: 0,
                 repeated: 0,
             }),
             Compression::Zstandard => {
+                let data = Timed::new(data, budget);
                 let decoder = StreamingDecoder::new_with_max_window_size(data, MAX_WINDOW);
                 Box::new(decoder.map_err(io::Error::other)?)
             }
@@ -212,11 +217,13 @@ impl Read for PackBits<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::PreprocessConfig;
 
     fn unpack(data: &[u8], length: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; length];
+        let budget = Budget::new(&PreprocessConfig::default());
         Decompressor::default()
-            .open(Compression::PackBits, data, 1)?
+            .open(Compression::PackBits, data, 1, &budget)?
             .read_exact(&mut bytes)?;
         Ok(bytes)
     }

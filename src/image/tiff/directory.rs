@@ -63,6 +63,9 @@ const READ: [u16; 25] = [
     tag::REFERENCE_BLACK_WHITE,
 ];
 
+/// The most tags of a directory. Each costs some time.
+const MAX_TAGS: u64 = 4096;
+
 /// The order of the bytes of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ByteOrder {
@@ -195,6 +198,11 @@ impl<'a> Directory<'a> {
         };
         if count == 0 || offset == 0 {
             return Err(damaged("it describes no image"));
+        }
+        if count > MAX_TAGS {
+            return Err(damaged(&format!(
+                "it has {count} tags, more than the {MAX_TAGS} allowed"
+            )));
         }
         // This also checks that the whole table is within the file.
         let table_bytes = reader.slice(table, count.saturating_mul(entry_size))?;

@@ -35,6 +35,7 @@ use self::{
 };
 use super::{
     Exif, ImageError, ImageFormat, PreprocessConfig,
+    budget::Budget,
     jpeg::{self, ExpectedFrame},
     orientation::Orientation,
     pixels::{Pixels, resize_buffer},
@@ -45,12 +46,16 @@ const MAX_SAMPLES: u64 = 64;
 /// The longest tables for JPEG data, in bytes. They are read again for each strip or tile.
 const MAX_JPEG_TABLES: usize = 8 << 10;
 
+/// What a strip or a tile costs, however small it is, in bytes.
+const WORK_PER_PART: usize = 1 << 12;
+
 /// Decodes the first image of a TIFF file into `pixels`.
 pub(super) fn decode(
     pixels: &mut Pixels,
     encoded: &[u8],
-    config: &PreprocessConfig,
+    budget: &Budget,
 ) -> Result<(), ImageError> {
+    let config = budget.config();
     let directory = Directory::read(encoded)?;
     let image = Image::read(&directory, config)?;
     pixels.width = image.width;
@@ -63,7 +68,7 @@ pub(super) fn decode(
         }
         Exif::Ignore => Orientation::default(),
     };
-    Reader::new(image, config, pixels).read()
+    Reader::new(image, budget, pixels).read()
 }
 
 /// An image as its directory describes it, checked.
@@ -289,7 +294,7 @@ impl<'a> Image<'a> {
 /// Reads the parts of an image, and keeps the buffers for that.
 struct Reader<'a> {
     image: Image<'a>,
-    config: &'a PreprocessConfig,
+    budget: &'a Budget,
     pixels: &'a mut Pixels,
     /// The bytes of each pixel in `pixels` while parts are read.
     bytes_per_pixel: usize,
@@ -301,7 +306,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(image: Image<'a>, config: &'a PreprocessConfig, pixels: &'a mut Pixels) -> Self {
+    fn new(image: Image<'a>, budget: &'a Budget, pixels: &'a mut Pixels) -> Self {
         let bytes_per_pixel = if image.has_split_pixels() {
             image.colour.samples()
         } else {
@@ -312,7 +317,7 @@ impl<'a> Reader<'a> {
             samples: vec![0; image.width as usize * image.colour.samples()],
             scratch: Vec::new(),
             image,
-            config,
+            budget,
             pixels,
             bytes_per_pixel,
         }
@@ -326,6 +331,7 @@ impl<'a> Reader<'a> {
         let mut reversed = Vec::new();
         for chunk in self.image.grid.chunks(self.image.planes()) {
             let mut data = &self.image.encoded[self.image.range(chunk)?];
+            self.budget.spend(WORK_PER_PART + data.len())?;
             if self.image.reversed_bits {
                 reversed.clear();
                 reversed.extend(data.iter().map(|byte| byte.reverse_bits()));
@@ -338,7 +344,7 @@ impl<'a> Reader<'a> {
                 }
                 compression => {
                     let mut reader = decompressor
-                        .open(compression, data, self.image.grid.width)
+                        .open(compression, data, self.image.grid.width, self.budget)
                         .map_err(|error| self.explain(&error))?;
                     self.read_chunk(&mut reader, chunk)?;
                 }
@@ -354,6 +360,7 @@ impl<'a> Reader<'a> {
     fn read_chunk(&mut self, reader: &mut impl Read, chunk: Chunk) -> Result<(), ImageError> {
         let samples = self.image.samples_per_plane();
         for y in (0..chunk.rows).step_by(self.image.rows_at_once() as usize) {
+            self.budget.spend(self.row.len() + self.samples.len())?;
             reader
                 .read_exact(&mut self.row)
                 .map_err(|error| self.explain(&error))?;
@@ -443,11 +450,14 @@ impl<'a> Reader<'a> {
             components: image.samples_per_plane(),
             converted: image.jpeg_is_ycbcr && !image.planar && image.samples == 3,
         };
-        jpeg::decode_embedded(data, image.jpeg_tables, &expected, self.config).map_err(explain_jpeg)
+        jpeg::decode_embedded(data, image.jpeg_tables, &expected, self.budget).map_err(explain_jpeg)
     }
 
     /// Translates an error of decompression.
     fn explain(&self, error: &io::Error) -> ImageError {
+        if let Err(too_late) = self.budget.check() {
+            return too_late;
+        }
         if error.kind() == io::ErrorKind::UnexpectedEof {
             damaged(&format!(
                 "the data of a {} ends before its last row",

@@ -55,6 +55,11 @@ pub(in crate::image) fn outline(encoded: &[u8]) -> Option<Outline> {
         Compression::Ccitt(_) => (8 * u64::from(width), 30),
         Compression::Lzw | Compression::Deflate => (128 << 10, 12),
     };
+    let per_part = if compression == Compression::Jpeg {
+        NANOSECONDS_PER_JPEG
+    } else {
+        NANOSECONDS_PER_PART
+    };
     let parts = grid.across() * grid.down() * planes;
     Some(Outline {
         width,
@@ -68,8 +73,9 @@ pub(in crate::image) fn outline(encoded: &[u8]) -> Option<Outline> {
         nanoseconds: stored
             .saturating_mul(per_sample)
             .saturating_add(4 * pixels * channels)
-            .saturating_add(NANOSECONDS_PER_PART * parts)
+            .saturating_add(per_part * parts)
             .saturating_add(5 * encoded.len() as u64),
+        ..Outline::default()
     })
 }
 
@@ -77,3 +83,5 @@ pub(in crate::image) fn outline(encoded: &[u8]) -> Option<Outline> {
 const MAX_WINDOW: u64 = 128 << 20;
 /// What a strip or a tile costs, however small it is.
 const NANOSECONDS_PER_PART: u64 = 3000;
+/// What it costs if it is a JPEG image, with tables.
+const NANOSECONDS_PER_JPEG: u64 = 50_000;

@@ -1,0 +1,174 @@
+//! Decoded rows on their way to the crop: a decoder writes them from top to bottom, and they are
+//! either kept or scaled at once, a band of them at a time, so that no picture has to be in memory
+//! whole.
+
+use super::{
+    Geometry, ImageError,
+    budget::Budget,
+    pixels::{PixelLayout, Pixels, resize_buffer},
+    resize::{CropPlan, Resizer, SourceView, view},
+};
+
+/// The bytes of a band: few enough for a processor's cache, and enough rows to be worth it.
+pub(super) const BAND_BYTES: usize = 1 << 20;
+
+/// The rows that the resampler scales side by side.
+const ROWS_AT_ONCE: usize = 4;
+
+/// The rows in a band of a picture.
+pub(super) fn band_rows(row_bytes: usize) -> usize {
+    (BAND_BYTES / row_bytes.max(1))
+        .max(1)
+        .next_multiple_of(ROWS_AT_ONCE)
+}
+
+/// Where a decoded picture is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Decoded {
+    /// It is in the [`Pixels`].
+    Pixels,
+    /// The rows that this crop needs have been given to the [`Resizer`], which can finish it.
+    Scaled(CropPlan),
+}
+
+/// Takes the rows of a picture, from top to bottom.
+pub(super) struct Rows<'a> {
+    buffer: &'a mut Vec<u8>,
+    row_bytes: usize,
+    /// Which row the buffer begins with.
+    first: usize,
+    scaling: Option<Scaling<'a>>,
+}
+
+/// Where rows are scaled at once.
+struct Scaling<'a> {
+    resizer: &'a mut Resizer,
+    plan: CropPlan,
+    width: u32,
+    layout: PixelLayout,
+    /// The rows that the buffer holds at most.
+    band: usize,
+    /// The rows that it holds now.
+    filled: usize,
+    /// The first error, which is told at the end.
+    result: Result<(), ImageError>,
+}
+
+impl<'a> Rows<'a> {
+    /// Takes the rows of `pixels`, whose size, layout and orientation are known. They are scaled at
+    /// once if there is a resizer and if that is possible: not where the picture is turned by a
+    /// quarter, whose columns are scaled first.
+    ///
+    /// # Errors
+    /// [`ImageError::Geometry`].
+    pub fn of(
+        pixels: &'a mut Pixels,
+        crop: Option<&Geometry>,
+        resizer: Option<&'a mut Resizer>,
+    ) -> Result<(Self, Decoded), ImageError> {
+        let &mut Pixels {
+            width,
+            height,
+            orientation,
+            ..
+        } = pixels;
+        if let Some((geometry, resizer)) = crop.zip(resizer) {
+            let plan = CropPlan::new(width, height, orientation, geometry)?;
+            if plan.is_scaled_by_rows() {
+                let rows = Self::scaled(pixels, resizer, plan);
+                return Ok((rows, Decoded::Scaled(plan)));
+            }
+        }
+        Ok((Self::kept(pixels), Decoded::Pixels))
+    }
+
+    /// Keeps all rows in `pixels`, whose size and layout are known.
+    pub fn kept(pixels: &'a mut Pixels) -> Self {
+        let row_bytes = pixels.width as usize * pixels.layout.channels();
+        resize_buffer(&mut pixels.data, row_bytes * pixels.height as usize);
+        Self {
+            buffer: &mut pixels.data,
+            row_bytes,
+            first: 0,
+            scaling: None,
+        }
+    }
+
+    /// Scales the rows that the plan needs for `resizer`, by way of the memory of `pixels`.
+    fn scaled(pixels: &'a mut Pixels, resizer: &'a mut Resizer, plan: CropPlan) -> Self {
+        let row_bytes = pixels.width as usize * pixels.layout.channels();
+        let rows = plan.region().1;
+        let band = band_rows(row_bytes).min(rows.len());
+        resize_buffer(&mut pixels.data, row_bytes * band);
+        resizer.begin(&plan, pixels.layout);
+        Self {
+            row_bytes,
+            first: rows.start as usize,
+            scaling: Some(Scaling {
+                resizer,
+                plan,
+                width: pixels.width,
+                layout: pixels.layout,
+                band,
+                filled: 0,
+                result: Ok(()),
+            }),
+            buffer: &mut pixels.data,
+        }
+    }
+
+    /// Whether this row is needed at all.
+    pub fn needs(&self, y: usize) -> bool {
+        self.scaling.as_ref().is_none_or(|scaling| {
+            let rows = scaling.plan.region().1;
+            (rows.start as usize..rows.end as usize).contains(&y)
+        })
+    }
+
+    /// Where a row is to be written that is needed. Rows have to come in order, and each is done
+    /// when the next one comes.
+    #[inline]
+    pub fn row(&mut self, y: usize) -> &mut [u8] {
+        if let Some(scaling) = &mut self.scaling {
+            if y == self.first + scaling.band {
+                scaling.flush(self.buffer, self.first);
+                self.first = y;
+            }
+            scaling.filled = y + 1 - self.first;
+        }
+        &mut self.buffer[(y - self.first) * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// Scales what is left.
+    ///
+    /// # Errors
+    /// [`ImageError::Resize`].
+    pub fn finish(self, budget: &Budget) -> Result<(), ImageError> {
+        budget.check()?;
+        let Some(mut scaling) = self.scaling else {
+            return Ok(());
+        };
+        scaling.flush(self.buffer, self.first);
+        scaling.result
+    }
+}
+
+impl Scaling<'_> {
+    fn flush(&mut self, buffer: &[u8], first: usize) {
+        let filled = std::mem::take(&mut self.filled);
+        if filled == 0 || self.result.is_err() {
+            return;
+        }
+        let bytes = self.width as usize * self.layout.channels() * filled;
+        let rows = first as u32..(first + filled) as u32;
+        self.result =
+            view(self.width, filled as u32, &buffer[..bytes], self.layout).and_then(|view| {
+                let source = SourceView {
+                    view: &view,
+                    origin: (0, rows.start),
+                    layout: self.layout,
+                };
+                self.resizer.narrow(&source, &self.plan, rows)
+            });
+    }
+}
