@@ -12,6 +12,7 @@ mod labels;
 mod manifest;
 mod sniff;
 mod tensor;
+mod wire;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -271,8 +272,9 @@ pub fn complete(
 /// Decodes an ONNX file. Weights are shared with `onnx`, not copied.
 ///
 /// # Errors
-/// Content that is not an ONNX model.
+/// Content that is not an ONNX model, or has more parts than are read.
 pub fn decode(onnx: &Bytes) -> Result<ModelProto, ModelError> {
+    wire::check(onnx)?;
     match ModelProto::decode(onnx.clone()) {
         Ok(model)
             if model
