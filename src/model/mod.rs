@@ -302,7 +302,7 @@ fn normalization(overrides: &Overrides, manifest: &Manifest) -> Normalization {
 }
 
 /// The path of the file of labels that belongs to the model file `path`.
-fn labels_beside(path: &Path) -> PathBuf {
+pub(crate) fn labels_beside(path: &Path) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{stem}.labels.txt"))
 }

@@ -21,7 +21,7 @@ const MOST_TENSORS: usize = 100_000;
 const MOST_NESTED: usize = 8;
 /// The most operators that follow one another. Engines call themselves for each of them, and so need
 /// stack in proportion.
-const LONGEST_CHAIN: usize = 10_000;
+const LONGEST_CHAIN: usize = 4_000;
 /// The largest dimension of a stored tensor.
 const LARGEST_DIMENSION: i64 = i32::MAX as i64;
 /// The most rounds of a loop whose number is stored.

@@ -106,9 +106,9 @@ fn an_input_that_the_operator_needs_must_be_there() {
 
 #[test]
 fn long_chains_are_followed_up_to_the_limit() {
-    assert!(serve(&after(chain(5_000))).is_ok());
+    assert!(serve(&after(chain(3_000))).is_ok());
     let reason = refusal(&after(chain(15_000)));
-    assert!(reason.contains("more than 10000 operators"), "{reason}");
+    assert!(reason.contains("more than 4000 operators"), "{reason}");
     let reason = refusal(&after(chain(20_000)));
     assert!(reason.contains("more than 20000 nodes"), "{reason}");
 
