@@ -10,6 +10,7 @@ mod clients;
 mod connections;
 mod input;
 mod log;
+mod models;
 
 use std::time::{Duration, Instant};
 
