@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     engine::EngineConfig,
-    registry::check::{self, CheckError, Report},
+    registry::check::{self, CheckError, Passed, Report},
 };
 
 const LONG_HELP: &str = "\
@@ -73,7 +73,9 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         return blocking(move || try_here(&args, &engine)).await;
     }
 
-    let config = args.check.config(&engine, &args.manifest);
+    // It is tried in any case, so nothing need be remembered.
+    let passed = Passed::in_memory("");
+    let config = args.check.config(&engine, &args.manifest, passed);
     let config = config.ok_or_else(|| CliError::failed("this program can't be started again"))?;
     let model = args.model.clone();
     let outcome = blocking(move || config.run(&model)).await;

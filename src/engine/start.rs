@@ -223,3 +223,33 @@ fn warm_up(lanes: &mut Lanes, model: &Model) -> Result<(), EngineError> {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::model::{
+        Overrides,
+        testing::{CLASSES, bytes, tiny},
+    };
+
+    #[test]
+    fn a_model_for_tensorrt_is_tried_without_a_gpu() {
+        let labels = Some((0..CLASSES).map(|class| class.to_string()).collect());
+        let overrides = Overrides {
+            labels,
+            ..Default::default()
+        };
+        let model = Model::from_bytes(bytes(&tiny()), &overrides).unwrap();
+        let config = EngineConfig {
+            kind: Some(EngineKind::TensorRt),
+            precision: Some(Precision::Fp16),
+            max_batch: NonZeroUsize::new(8),
+            ..EngineConfig::new(NonZeroUsize::MIN)
+        };
+        let info = try_out(&config, &model).unwrap();
+        assert_eq!(info.kind, EngineKind::Embedded);
+        assert_eq!(info.precision, Precision::Fp32);
+    }
+}

@@ -20,7 +20,7 @@ pub use self::{
     image::ImageFlags,
     listen::NetworkFlags,
     manifest::{ManifestFlags, PixelFlags},
-    model_check::ModelCheckFlags,
+    model_check::{ModelCheckFlags, passed_on},
     quantization::QuantizationFlags,
     security::SecurityFlags,
     telemetry::TelemetryFlags,

@@ -38,9 +38,14 @@ impl ModelCheckFlags {
         }
     }
 
-    /// How models are tried that this `engine` is to run; `None` where this program can't be
-    /// started again.
-    pub fn config(&self, engine: &EngineConfig, manifest: &ManifestFlags) -> Option<CheckConfig> {
+    /// How models are tried that this `engine` is to run, but for those that have `passed`; `None`
+    /// where this program can't be started again.
+    pub fn config(
+        &self,
+        engine: &EngineConfig,
+        manifest: &ManifestFlags,
+        passed: Passed,
+    ) -> Option<CheckConfig> {
         let mut arguments: Vec<OsString> = vec![
             "check".into(),
             "--here".into(),
@@ -55,13 +60,13 @@ impl ModelCheckFlags {
             program: own_program()?,
             arguments,
             limits: self.limits(),
-            passed: passed(engine),
+            passed,
         })
     }
 }
 
-/// What has passed is kept beside the plans of TensorRT.
-fn passed(engine: &EngineConfig) -> Passed {
+/// What has passed on this `engine` before, which is kept beside the plans of TensorRT.
+pub fn passed_on(engine: &EngineConfig) -> Passed {
     let identity = engine::identity(engine);
     let folder = engine.tensorrt.cache.clone();
     let cache = folder

@@ -15,7 +15,7 @@ use super::{
     CliError,
     flags::{
         EngineFlags, ImageFlags, ManifestFlags, ModelCheckFlags, NetworkFlags, QuantizationFlags,
-        SecurityFlags, TelemetryFlags,
+        SecurityFlags, TelemetryFlags, passed_on,
     },
     output, values,
 };
@@ -250,7 +250,11 @@ fn check(args: &Args, engine: &EngineConfig) -> Option<CheckConfig> {
         precision,
         ..engine.clone()
     };
-    let check = args.model.check.config(&engine, &args.model.manifest);
+    let passed = passed_on(&engine);
+    let check = args
+        .model
+        .check
+        .config(&engine, &args.model.manifest, passed);
     if check.is_none() {
         tracing::warn!("this program can't be started again: models are loaded unchecked");
     }

@@ -24,6 +24,9 @@ const CHUNK: usize = 1 << 20;
 /// Number of hexadecimal digits in a model's version.
 const VERSION_DIGITS: usize = 12;
 
+/// The most files that are remembered in memory; then they are forgotten, and tried again.
+const MOST_KNOWN: usize = 1024;
+
 /// The files that have passed, in this process and, with a cache, in earlier ones. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Passed {
@@ -107,14 +110,22 @@ impl Passed {
         let kept = self.cache.as_ref().map(|cache| cache.get(&identity.key));
         let kept = matches!(kept, Some(Ok(_)));
         if kept {
-            lock(&self.known).insert(name);
+            self.remember(name);
         }
         kept
     }
 
+    fn remember(&self, name: String) {
+        let mut known = lock(&self.known);
+        if known.len() >= MOST_KNOWN {
+            known.clear();
+        }
+        known.insert(name);
+    }
+
     /// Remembers that these files have passed.
     pub(super) fn insert(&self, identity: &Identity, report: &Report) {
-        lock(&self.known).insert(identity.key.file_name());
+        self.remember(identity.key.file_name());
         // A folder that can't be written to is no news at each load.
         if let Some(cache) = &self.cache
             && cache.check_writable().is_ok()
