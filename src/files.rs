@@ -1,10 +1,11 @@
 //! Reads whole files, each with a limit on its size.
 //!
 //! Every file that the program reads into memory comes through here, so a wrong path, such as
-//! `/dev/zero` or a backup of many gigabytes, is an error instead of exhausted memory.
+//! `/dev/zero`, a named pipe that nobody writes to or a backup of many gigabytes, is an error
+//! instead of exhausted memory or a wait without end.
 
 use std::{
-    fs::File,
+    fs::{File, FileType},
     io::{self, Read},
     path::{Path, PathBuf},
 };
@@ -19,10 +20,13 @@ pub const LARGEST_PHOTO: u64 = 256 << 20;
 #[cfg(feature = "server")]
 pub const LARGEST_TEXT: u64 = 16 << 20;
 
-/// Limit for a model or a checkpoint, in bytes: more than twice a ResNet-200 with the state of its
-/// optimizer.
+/// Limit for a checkpoint, in bytes: more than twice a ResNet-200 with the state of its optimizer.
 #[cfg(feature = "server")]
-pub const LARGEST_MODEL: u64 = 4 << 30;
+pub const LARGEST_CHECKPOINT: u64 = 4 << 30;
+
+/// Limit for an ONNX file, in bytes: the most that one protobuf message can have.
+#[cfg(feature = "server")]
+pub const LARGEST_MODEL: u64 = 2 << 30;
 
 /// The extensions of the images that the server reads, in lower case. They include those that
 /// torchvision's `ImageFolder` takes.
@@ -66,6 +70,8 @@ pub struct ReadError {
 pub enum ReadFailure {
     #[error("is a directory; name a file in it")]
     Directory,
+    #[error("is {0}, and only regular files are read")]
+    NotRegular(&'static str),
     #[error("larger than {}, the most that is read", size(*.limit))]
     TooLarge {
         /// In bytes.
@@ -80,6 +86,7 @@ impl ReadFailure {
     pub fn kind(&self) -> io::ErrorKind {
         match self {
             Self::Directory => io::ErrorKind::IsADirectory,
+            Self::NotRegular(_) => io::ErrorKind::InvalidInput,
             Self::TooLarge { .. } => io::ErrorKind::FileTooLarge,
             Self::Io(error) => error.kind(),
         }
@@ -95,33 +102,63 @@ impl From<ReadFailure> for io::Error {
     }
 }
 
-/// Reads a whole file of at most `limit` bytes.
+/// Reads a whole regular file of at most `limit` bytes. Never waits for a writer.
 ///
 /// # Errors
-/// A directory, a file that is larger, or one that the operating system can't read.
+/// Anything but a regular file, a file that is larger, or one that the operating system can't read.
+#[cfg(feature = "server")]
 pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
-    read(path, limit).map_err(|reason| ReadError {
+    let read = || {
+        let (file, bytes) = open_regular(path)?;
+        if bytes > limit {
+            return Err(ReadFailure::TooLarge { limit });
+        }
+        read_to_end(file, bytes, limit)
+    };
+    read().map_err(|reason| ReadError {
         path: path.to_owned(),
         reason,
     })
 }
 
-/// [`read_limited`] on a thread for blocking work, for callers in asynchronous code.
+/// Opens a regular file, and returns its size in bytes as well. Never waits for a writer.
 ///
 /// # Errors
-/// As those of [`read_limited`].
+/// Anything but a regular file, or what the operating system reports.
+#[cfg(feature = "server")]
+pub fn open_regular(path: &Path) -> Result<(File, u64), ReadFailure> {
+    // Looked at before it is opened, since opening a device can have an effect, and after, since
+    // another file may have taken its place.
+    let found = std::fs::metadata(path).map_err(ReadFailure::Io)?;
+    check_regular(found.file_type())?;
+    let mut options = File::options();
+    options.read(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        &mut options,
+        libc::O_NONBLOCK | libc::O_NOCTTY,
+    );
+    let file = options.open(path).map_err(ReadFailure::Io)?;
+    let opened = file.metadata().map_err(ReadFailure::Io)?;
+    check_regular(opened.file_type())?;
+    Ok((file, opened.len()))
+}
+
+/// Reads a whole file of at most `limit` bytes on a thread for blocking work, for callers in
+/// asynchronous code. It may be a pipe, such as a shell makes for `<(command)`.
+///
+/// # Errors
+/// A directory, a file that is larger, or one that the operating system can't read.
 pub async fn read_limited_async(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     let path = path.to_owned();
     let reading = {
         let path = path.clone();
-        tokio::task::spawn_blocking(move || read_limited(&path, limit))
+        tokio::task::spawn_blocking(move || read(&path, limit))
     };
-    reading.await.unwrap_or_else(|error| {
-        Err(ReadError {
-            path,
-            reason: ReadFailure::Io(io::Error::other(error)),
-        })
-    })
+    let read = reading
+        .await
+        .unwrap_or_else(|error| Err(ReadFailure::Io(io::Error::other(error))));
+    read.map_err(|reason| ReadError { path, reason })
 }
 
 /// Reads at most `limit` bytes to the end of `reader`, which is expected to hold `expected` bytes.
@@ -158,6 +195,35 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ReadFailure> {
         return Err(ReadFailure::TooLarge { limit });
     }
     read_to_end(file, metadata.len(), limit)
+}
+
+#[cfg(feature = "server")]
+fn check_regular(found: FileType) -> Result<(), ReadFailure> {
+    if found.is_file() {
+        return Ok(());
+    }
+    if found.is_dir() {
+        return Err(ReadFailure::Directory);
+    }
+    Err(ReadFailure::NotRegular(kind_of(found)))
+}
+
+#[cfg(all(feature = "server", unix))]
+fn kind_of(found: FileType) -> &'static str {
+    use std::os::unix::fs::FileTypeExt;
+
+    if found.is_fifo() {
+        "a named pipe"
+    } else if found.is_socket() {
+        "a socket"
+    } else {
+        "a device"
+    }
+}
+
+#[cfg(all(feature = "server", not(unix)))]
+fn kind_of(_: FileType) -> &'static str {
+    "something else"
 }
 
 fn describe(error: &io::Error) -> String {
@@ -216,11 +282,46 @@ mod tests {
         }
     }
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_regular_files_are_read_and_none_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let pipe = path("pipe");
+        let made = std::process::Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap();
+        assert!(made.success());
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        std::os::unix::fs::symlink(&pipe, path("link")).unwrap();
+
+        for (file, words) in [
+            (pipe, "a named pipe"),
+            (path("link"), "a named pipe"),
+            (path("socket"), "a socket"),
+            ("/dev/zero".into(), "a device"),
+        ] {
+            let error = read_limited(&file, 1 << 20).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_device_without_an_end_is_refused() {
+        let zeros = read_limited_async(Path::new("/dev/zero"), 1 << 20);
+        let error = zeros.await.unwrap_err();
+        assert!(error.to_string().contains("larger than 1 MiB"), "{error}");
+    }
+
     #[cfg(unix)]
     #[test]
-    fn a_device_without_an_end_is_refused() {
-        let error = read_limited(Path::new("/dev/zero"), 1 << 20).unwrap_err();
-        assert!(error.to_string().contains("larger than 1 MiB"), "{error}");
+    fn a_sparse_file_is_refused_by_its_size() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(3 << 30).unwrap();
+        let error = read_limited(file.path(), LARGEST_MODEL).unwrap_err();
+        assert!(error.to_string().contains("larger than 2 GiB"), "{error}");
     }
 
     #[tokio::test]

@@ -45,7 +45,10 @@ pub use crate::{
     http::Web,
     image::PreprocessConfig,
     model::Overrides,
-    registry::loader::{ListedModel, LoadError, LoaderConfig, ModelSource},
+    registry::{
+        check::{CheckConfig, CheckError, CheckLimits, Passed, Refusal},
+        loader::{ListedModel, LoadError, LoaderConfig, ModelSource},
+    },
     scheduler::{Capacity, Failure, SchedulerConfig, SpawnError},
 };
 
@@ -89,6 +92,7 @@ impl Default for ServerConfig {
                 source: ModelSource::Listed(vec![ListedModel::bundled()]),
                 engine: EngineConfig::new(threads),
                 quantization: None,
+                check: None,
                 watch_interval: None,
             },
             default_model: None,

@@ -1,4 +1,6 @@
-//! Fuzzes ONNX files: decoding, finding the input and output, and every rewrite of the graph.
+//! Fuzzes ONNX files: what `resnet18 check` does with one before an engine sees it. That is counting
+//! its parts, decoding, checking the limits, finding the input and output, and every rewrite of the
+//! graph. `make fuzz` limits the time and the memory of each file.
 #![no_main]
 
 use std::collections::HashMap;
@@ -19,11 +21,23 @@ fuzz_target!(|file: &[u8]| {
         };
         if let Ok(model) = Model::from_bytes(Bytes::copy_from_slice(file), &overrides) {
             assert_eq!(model.labels.len(), model.graph.classes);
+            assert_bounded(&model.graph);
             rewrite(&model.graph);
             break;
         }
     }
 });
+
+/// What is accepted is not more than a process can be expected to hold.
+fn assert_bounded(graph: &ServingGraph) {
+    let images = match graph.batch {
+        Batch::Any => 1,
+        Batch::Fixed(batch) => batch,
+    };
+    let image = 3 * u64::from(graph.width) * u64::from(graph.height);
+    assert!(images <= 1024 && image * images as u64 <= 1 << 30);
+    assert!(graph.classes <= 1 << 20);
+}
 
 /// Applies every rewrite. Each may reject the graph but must not panic.
 fn rewrite(graph: &ServingGraph) {

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     answer,
     engine::{self, EngineConfig, EngineError, EngineKind},
-    files::{LARGEST_MODEL, read_limited},
+    files::{LARGEST_CHECKPOINT, read_limited},
     image::{PreprocessConfig, Preprocessor, Source},
     model::{
         self, Model, Overrides,
@@ -183,7 +183,7 @@ fn import(args: &Args) -> Result<ImportReport, CliError> {
 
 /// Reads a checkpoint or an ONNX file as a model. The error describes what is wrong with the file.
 fn read(path: &Path) -> Result<(ModelProto, Option<NetworkJson>), String> {
-    let content: Bytes = read_limited(path, LARGEST_MODEL)
+    let content: Bytes = read_limited(path, LARGEST_CHECKPOINT)
         .map_err(|error| error.reason.to_string())?
         .into();
     if !Checkpoint::is_checkpoint(&content)

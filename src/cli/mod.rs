@@ -14,6 +14,7 @@ use tonic::Code;
 use crate::client::{ClientError, retry::requested_delay, video::VideoError};
 
 mod build;
+mod check;
 mod classify;
 mod evaluate;
 mod files;
@@ -59,6 +60,8 @@ enum Command {
     Evaluate(evaluate::Args),
     /// Quantize a model to 8 bits, for about twice the speed on a CPU.
     Quantize(quantize::Args),
+    /// Try a model in a process of its own, as the server does before it loads one.
+    Check(check::Args),
     /// List the models that a server serves.
     Models(models::Args),
     /// Measure a server's throughput, latency and errors under load.
@@ -212,6 +215,7 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Train(args) => train::run(args).await,
         Command::Evaluate(args) => evaluate::run(args).await,
         Command::Quantize(args) => quantize::run(args).await,
+        Command::Check(args) => check::run(args).await,
         Command::Models(args) => models::run(args).await,
         Command::Load(args) => load::run(args).await,
         Command::Top(args) => top::run(args).await,

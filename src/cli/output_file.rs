@@ -10,7 +10,7 @@ use std::{
 
 use super::{CliError, output::escaped};
 use crate::{
-    files::{LARGEST_MODEL, read_limited},
+    files::{LARGEST_CHECKPOINT, read_limited},
     model::{self, Manifest},
 };
 
@@ -148,7 +148,7 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
 
 /// Whether the file is an ONNX model with the manifest that this program writes.
 fn is_own_model(path: &Path) -> bool {
-    let Ok(content) = read_limited(path, LARGEST_MODEL) else {
+    let Ok(content) = read_limited(path, LARGEST_CHECKPOINT) else {
         return false;
     };
     model::decode(&content.into()).is_ok_and(|model| {

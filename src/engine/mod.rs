@@ -17,7 +17,7 @@ pub use self::{
     error::EngineError,
     exit::exit_at_once,
     openvino::OpenVinoConfig,
-    start::start,
+    start::{identity, start, try_out},
 };
 
 use self::tensorrt::PlanOutcome;

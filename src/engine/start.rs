@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use super::{
-    Engine, EngineConfig, EngineError, EngineKind, Lanes, Precision, embedded, openvino,
+    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, cpu_name,
+    embedded, openvino,
     self_check::{self, OnDisagreement},
     tensorrt,
 };
@@ -21,7 +22,15 @@ pub fn start(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError>
         return Err(EngineError::NotQuantized);
     }
 
-    let candidates = candidates(config);
+    start_first(&candidates(config), config, model)
+}
+
+/// Starts the first of the `candidates` that can be started.
+fn start_first(
+    candidates: &[EngineKind],
+    config: &EngineConfig,
+    model: &Model,
+) -> Result<Lanes, EngineError> {
     for (i, &kind) in candidates.iter().enumerate() {
         match (start_one(kind, config, model), candidates.get(i + 1)) {
             (Ok(lanes), _) => return Ok(lanes),
@@ -38,6 +47,50 @@ pub fn start(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError>
         }
     }
     unreachable!("there is at least one candidate, and the last one returns")
+}
+
+/// Starts an engine for `model` as [`start`] does, to see whether it survives that, and ends it.
+///
+/// Nothing is computed on a GPU, where the server that is running may need the memory. Where
+/// TensorRT is asked for, or may be chosen, the model is run on the engines that do without one: the
+/// rewriting and the reference of the self-check are tried, and TensorRT itself is not. Errors of
+/// those engines are warnings then, since TensorRT may do better.
+///
+/// # Errors
+/// As for [`start`].
+pub fn try_out(config: &EngineConfig, model: &Model) -> Result<EngineInfo, EngineError> {
+    let chosen = match config.kind {
+        Some(EngineKind::TensorRt) => vec![EngineKind::Embedded],
+        None if tensorrt::COMPILED_IN => vec![EngineKind::OpenVino, EngineKind::Embedded],
+        _ => return start(config, model).map(|lanes| lanes.info),
+    };
+    let on_cpu = EngineConfig {
+        kind: None,
+        precision: None,
+        max_batch: None,
+        ..config.clone()
+    };
+    let info = start_first(&chosen, &on_cpu, model).map(|lanes| lanes.info);
+    Ok(info.unwrap_or_else(|error| EngineInfo {
+        kind: EngineKind::TensorRt,
+        version: "not tried".into(),
+        precision: Precision::Fp32,
+        device: "GPU".into(),
+        max_batch: 1,
+        fixed_batch: false,
+        offloaded: true,
+        warnings: vec![error.to_string()],
+    }))
+}
+
+/// What the answers of the engine depend on besides its configuration: its library and the
+/// processor.
+pub fn identity(config: &EngineConfig) -> String {
+    let openvino = match config.kind {
+        Some(EngineKind::Embedded) => String::new(),
+        _ => openvino::library_stamp(config),
+    };
+    format!("{} {openvino} on {}", embedded::VERSION, cpu_name())
 }
 
 /// The engines to try, best first.
@@ -169,4 +222,34 @@ fn warm_up(lanes: &mut Lanes, model: &Model) -> Result<(), EngineError> {
                 .expect("an engine reports errors instead of panicking")
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::model::{
+        Overrides,
+        testing::{CLASSES, bytes, tiny},
+    };
+
+    #[test]
+    fn a_model_for_tensorrt_is_tried_without_a_gpu() {
+        let labels = Some((0..CLASSES).map(|class| class.to_string()).collect());
+        let overrides = Overrides {
+            labels,
+            ..Default::default()
+        };
+        let model = Model::from_bytes(bytes(&tiny()), &overrides).unwrap();
+        let config = EngineConfig {
+            kind: Some(EngineKind::TensorRt),
+            precision: Some(Precision::Fp16),
+            max_batch: NonZeroUsize::new(8),
+            ..EngineConfig::new(NonZeroUsize::MIN)
+        };
+        let info = try_out(&config, &model).unwrap();
+        assert_eq!(info.kind, EngineKind::Embedded);
+        assert_eq!(info.precision, Precision::Fp32);
+    }
 }

@@ -93,6 +93,20 @@ pub enum ImageError {
         max_time: Duration,
     },
 
+    /// Decoding takes more memory than the server has for one image.
+    #[error(
+        "decoding the image takes about {} MiB of memory, and this server has {} for one image \
+         (its flag --max-memory); scale it down, or save it as a sequential JPEG",
+        bytes.div_ceil(1 << 20),
+        limit >> 20
+    )]
+    AboveMemory {
+        /// What decoding takes, in bytes.
+        bytes: u64,
+        /// What it may take, in bytes.
+        limit: u64,
+    },
+
     /// The stride of a raw frame is so small that its rows would overlap.
     #[error(
         "the stride is {stride} bytes, but a row of {width} {format} pixels takes {minimum}; \

@@ -158,6 +158,8 @@ pub struct PreprocessConfig {
     /// The most pixels (width times height) that an image may have. Larger images are rejected by
     /// their headers, before memory is reserved for them.
     pub max_pixels: u64,
+    /// The memory that decoding an image may take, in bytes, as its headers tell.
+    pub max_memory: u64,
     /// Whether large JPEGs are scaled down while they are decoded.
     pub jpeg_scaling: JpegScaling,
     /// The CPU time that decoding an image may take before it is abandoned.
@@ -169,6 +171,7 @@ impl Default for PreprocessConfig {
         Self {
             exif: Exif::Apply,
             max_pixels: 64_000_000,
+            max_memory: u64::MAX,
             jpeg_scaling: JpegScaling::Off,
             max_decode_time: Duration::from_secs(10),
         }
@@ -260,12 +263,33 @@ impl Preprocessor {
         result.unwrap_or(Err(ImageError::DecoderPanic))
     }
 
+    fn check_memory(&self, source: &Source) -> Result<(), ImageError> {
+        let limit = self.config.max_memory;
+        if limit == u64::MAX {
+            return Ok(());
+        }
+        let Estimate {
+            memory_bytes,
+            pixels,
+            ..
+        } = estimate(source, self.config);
+        // An image with too many pixels is rejected for those.
+        if memory_bytes > limit && pixels <= self.config.max_pixels {
+            return Err(ImageError::AboveMemory {
+                bytes: memory_bytes,
+                limit,
+            });
+        }
+        Ok(())
+    }
+
     fn crop_unguarded(
         &mut self,
         source: &Source,
         geometry: &Geometry,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
+        self.check_memory(source)?;
         let budget = Budget::new(&self.config);
         match source {
             Source::Encoded(encoded) => {

@@ -58,6 +58,9 @@ pub enum ModelError {
         node: String,
         reason: String,
     },
+    /// The file asks for more than is read of any.
+    #[error("{0}")]
+    Bounds(String),
     /// No input of the graph takes RGB images, or there are several inputs.
     #[error("{0}")]
     Input(String),

@@ -12,6 +12,7 @@ mod labels;
 mod manifest;
 mod sniff;
 mod tensor;
+mod wire;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -271,8 +272,9 @@ pub fn complete(
 /// Decodes an ONNX file. Weights are shared with `onnx`, not copied.
 ///
 /// # Errors
-/// Content that is not an ONNX model.
+/// Content that is not an ONNX model, or has more parts than are read.
 pub fn decode(onnx: &Bytes) -> Result<ModelProto, ModelError> {
+    wire::check(onnx)?;
     match ModelProto::decode(onnx.clone()) {
         Ok(model)
             if model
@@ -300,7 +302,7 @@ fn normalization(overrides: &Overrides, manifest: &Manifest) -> Normalization {
 }
 
 /// The path of the file of labels that belongs to the model file `path`.
-fn labels_beside(path: &Path) -> PathBuf {
+pub(crate) fn labels_beside(path: &Path) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!("{stem}.labels.txt"))
 }

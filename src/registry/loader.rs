@@ -16,7 +16,10 @@ use crate::{
     metrics::{EngineLabels, ModelMetrics, engine_plan},
     model::{Model, ModelError, Overrides},
     quantization::{QuantizationError, StartupQuantization},
-    registry::{Registry, Served},
+    registry::{
+        Registry, Served,
+        check::{CheckConfig, CheckError},
+    },
     scheduler::{LoadedModel, Scheduler, SpawnError},
     state::{State, StateCell},
     watch::Stamp,
@@ -55,6 +58,10 @@ pub struct LoaderConfig {
     /// How floating-point models are quantized first; `None` means that they are served as they
     /// are.
     pub quantization: Option<StartupQuantization>,
+    /// How models are tried in a process of their own first, so that one that crashes a library is
+    /// a model less and not the server's end; `None` means that they are not. The bundled model is
+    /// never tried.
+    pub check: Option<CheckConfig>,
     /// How often the files are checked for changes; `None` means only on request.
     pub watch_interval: Option<Duration>,
 }
@@ -65,6 +72,9 @@ pub enum LoadError {
     /// The file is not a model that can be served.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The model did not pass the check in a process of its own.
+    #[error(transparent)]
+    Check(#[from] CheckError),
     /// The model can't be quantized, or not well enough.
     #[error(transparent)]
     Quantization(#[from] QuantizationError),
@@ -88,10 +98,20 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Whether the engine that was asked for can't run any model here.
+    fn is_unavailable(&self) -> bool {
+        match self {
+            Self::Engine(error) => matches!(error, EngineError::Unavailable { .. }),
+            Self::Check(error) => error.is_unavailable(),
+            _ => false,
+        }
+    }
+
     /// The message for callers, which does not contain the server's paths.
-    fn for_callers(&self) -> String {
+    pub(super) fn for_callers(&self) -> String {
         match self {
             Self::Model(error) => error.reason(),
+            Self::Check(error) => error.for_callers(),
             Self::Quantization(_) => {
                 "it can't be quantized; the server's log has the reason".into()
             }
@@ -338,8 +358,7 @@ impl Loader {
         metrics.load_failed();
         self.registry.report(&model.name, &error.for_callers());
         let fatal = first
-            && (matches!(self.config.source, ModelSource::Listed(_))
-                || matches!(error, LoadError::Engine(EngineError::Unavailable { .. })));
+            && (matches!(self.config.source, ModelSource::Listed(_)) || error.is_unavailable());
         if fatal {
             return Err(error);
         }
@@ -358,7 +377,14 @@ impl Loader {
         metrics: Arc<ModelMetrics>,
     ) -> Result<(), LoadError> {
         let started = Instant::now();
+        let checked = match (&self.config.check, &listed.path) {
+            (Some(check), Some(path)) => check.check(listed, path)?,
+            _ => None,
+        };
         let mut model = listed.read()?;
+        if checked.is_some_and(|version| version != model.version) {
+            return Err(CheckError::Changed.into());
+        }
         if let Some(quantization) = &self.config.quantization {
             model = quantization.apply(model)?;
         }
@@ -463,7 +489,8 @@ fn models_in(folder: &Path) -> io::Result<Vec<ListedModel>> {
         let is_onnx = path
             .extension()
             .is_some_and(|extension| extension == "onnx");
-        if !is_onnx || !path.is_file() {
+        // What is no regular file gets a reason why it is not served; a link to nothing is ignored.
+        if !is_onnx || !fs::metadata(&path).is_ok_and(|metadata| !metadata.is_dir()) {
             continue;
         }
         let name = path.file_stem().and_then(|stem| stem.to_str());
@@ -514,6 +541,7 @@ mod tests {
                 source: ModelSource::Folder(folder.path().to_owned()),
                 engine: EngineConfig::new(NonZeroUsize::MIN),
                 quantization: None,
+                check: None,
                 watch_interval: None,
             },
             start: |_, _| panic!("there is nothing to start"),

@@ -1,5 +1,6 @@
 //! The models that are served at this moment, by name.
 
+pub mod check;
 pub mod loader;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};

@@ -14,6 +14,7 @@ mod images;
 mod input;
 mod log;
 mod memory;
+mod models;
 mod places;
 
 use std::time::{Duration, Instant};

@@ -493,7 +493,7 @@ async fn no_request_and_no_stream_fails_while_a_model_is_replaced() {
     let mut id = 0;
     for version in 1..=3 {
         write_model(&path, &format!("{version} "));
-        let give_up = Instant::now() + Duration::from_secs(60);
+        let give_up = Instant::now() + Duration::from_secs(120);
         while next_label(id).await != format!("{version} cat") {
             assert!(
                 Instant::now() < give_up,

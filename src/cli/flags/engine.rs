@@ -1,6 +1,8 @@
 //! Flags that choose and configure the inference engine.
 
-use std::{num::NonZeroUsize, path::PathBuf, str::FromStr, thread::available_parallelism};
+use std::{
+    ffi::OsString, num::NonZeroUsize, path::PathBuf, str::FromStr, thread::available_parallelism,
+};
 
 use clap::Args;
 
@@ -78,6 +80,29 @@ impl FromStr for Devices {
         }
         Ok(Self(Some(indices)))
     }
+}
+
+/// The flags of an engine as arguments, for the same program in another process, without those that
+/// concern only GPUs.
+pub fn arguments(config: &EngineConfig) -> Vec<OsString> {
+    let named = |name: Option<String>| name.unwrap_or_else(|| "auto".into());
+    let mut arguments: Vec<OsString> = [
+        "--engine".to_owned(),
+        named(config.kind.map(|kind| kind.to_string())),
+        "--precision".to_owned(),
+        named(config.precision.map(|precision| precision.to_string())),
+        "--threads".to_owned(),
+        config.threads.to_string(),
+    ]
+    .map(OsString::from)
+    .into();
+    if let Some(max_batch) = config.max_batch {
+        arguments.extend(["--max-batch".into(), max_batch.to_string().into()]);
+    }
+    if let Some(library) = &config.openvino.library {
+        arguments.extend(["--openvino-lib".into(), library.into()]);
+    }
+    arguments
 }
 
 impl EngineFlags {

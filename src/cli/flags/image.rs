@@ -36,6 +36,7 @@ impl ImageFlags {
         PreprocessConfig {
             exif: self.exif,
             max_pixels: self.max_megapixels * 1_000_000,
+            max_memory: u64::MAX,
             jpeg_scaling: self.jpeg_scaling,
             max_decode_time: self.max_decode_time,
         }

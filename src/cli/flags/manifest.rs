@@ -1,6 +1,8 @@
 //! Flags that complete or override what a model's file says about itself.
 
 use std::{
+    ffi::OsString,
+    fmt,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -54,6 +56,20 @@ impl ManifestFlags {
         self.labels.as_deref()
     }
 
+    /// The flags as arguments, for the same program in another process.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let PixelFlags { mean, std, resize } = &self.pixels;
+        let mut arguments = Vec::new();
+        let mut add = |flag: &str, value: Option<OsString>| {
+            arguments.extend(value.into_iter().flat_map(|value| [flag.into(), value]));
+        };
+        add("--labels", self.labels.clone().map(Into::into));
+        add("--mean", mean.map(|mean| mean.to_string().into()));
+        add("--std", std.map(|std| std.to_string().into()));
+        add("--resize", resize.map(|resize| resize.to_string().into()));
+        arguments
+    }
+
     /// The overrides that these flags describe, and `name` as the model's name.
     ///
     /// # Errors
@@ -96,6 +112,13 @@ impl PixelFlags {
 /// A number per channel: red, green and blue.
 #[derive(Clone, Copy, Debug)]
 struct Channels([f32; 3]);
+
+impl fmt::Display for Channels {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let [red, green, blue] = self.0;
+        write!(f, "{red},{green},{blue}")
+    }
+}
 
 impl FromStr for Channels {
     type Err = String;

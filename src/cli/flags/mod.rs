@@ -7,6 +7,7 @@ mod engine_choice;
 mod image;
 mod listen;
 mod manifest;
+mod model_check;
 mod quantization;
 mod security;
 #[cfg(unix)]
@@ -16,11 +17,12 @@ mod tensorrt;
 
 pub use self::{
     connection::{ConnectionFlags, CredentialFlags, ServerFlags},
-    engine::{EngineFlags, PlanFlags},
+    engine::{EngineFlags, PlanFlags, arguments as engine_arguments},
     engine_choice::EngineChoice,
     image::ImageFlags,
     listen::NetworkFlags,
     manifest::{ManifestFlags, PixelFlags},
+    model_check::{ModelCheckFlags, passed_on},
     quantization::QuantizationFlags,
     security::SecurityFlags,
     telemetry::TelemetryFlags,

@@ -14,8 +14,8 @@ use tokio::sync::Notify;
 use super::{
     CliError,
     flags::{
-        EngineFlags, ImageFlags, ManifestFlags, NetworkFlags, QuantizationFlags, SecurityFlags,
-        TelemetryFlags,
+        EngineFlags, ImageFlags, ManifestFlags, ModelCheckFlags, NetworkFlags, QuantizationFlags,
+        SecurityFlags, TelemetryFlags, passed_on,
     },
     output, values,
 };
@@ -23,9 +23,13 @@ use crate::{
     cache::ArtifactCache,
     engine::{self, EngineConfig, Precision},
     http::Web,
+    image::PreprocessConfig,
     model::Model,
     quantization::{QuantizationConfig, StartupQuantization},
-    registry::loader::{ListedModel, LoaderConfig, ModelSource},
+    registry::{
+        check::CheckConfig,
+        loader::{ListedModel, LoaderConfig, ModelSource},
+    },
     scheduler::{Capacity, SchedulerConfig},
     server::{self, Control, ServerConfig, ServerError},
     telemetry::{self, log},
@@ -34,7 +38,7 @@ use crate::{
 /// How long exporting the last traces may take at shutdown.
 const TRACE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// OpenVINO classifies two images in a batch a few percent faster than one after the other.
-const OPENVINO_BATCH: NonZeroUsize = NonZeroUsize::new(2).expect("2 is not 0");
+pub const OPENVINO_BATCH: NonZeroUsize = NonZeroUsize::new(2).expect("2 is not 0");
 
 /// The flags of `resnet18 serve`.
 #[derive(Debug, clap::Args)]
@@ -88,6 +92,8 @@ struct ModelFlags {
     #[arg(long, env = "RESNET18_WATCH_INTERVAL", value_name = "DURATION", default_value = "1s",
           value_parser = values::duration)]
     watch_interval: Duration,
+    #[command(flatten)]
+    check: ModelCheckFlags,
     #[command(flatten)]
     manifest: ManifestFlags,
 }
@@ -228,12 +234,17 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
             threads: engine.threads,
             queue_capacity,
             max_queue_delay: args.queue.max_queue_delay,
-            preprocess: args.images.config(),
+            preprocess: PreprocessConfig {
+                // The half of the memory that messages don't have, in equal parts.
+                max_memory: args.network.max_memory()? / 2 / engine.threads.get() as u64,
+                ..args.images.config()
+            },
             stall_timeout: args.queue.stall_timeout,
         },
         loader: LoaderConfig {
             source: model_source(&args.model)?,
             quantization: quantization_at_start(args, &engine)?,
+            check: check(args, &engine),
             engine,
             watch_interval,
         },
@@ -243,6 +254,31 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
         drain_delay: args.network.drain_delay,
         drain_timeout: args.network.drain_timeout,
     })
+}
+
+/// How models are tried in a process of their own; `None` if there is only the bundled one.
+fn check(args: &Args, engine: &EngineConfig) -> Option<CheckConfig> {
+    if args.model.model.is_empty() && args.model.model_dir.is_none() {
+        return None;
+    }
+    // A model that is quantized at the start is tried as it is in its file.
+    let precision = match args.quantization.calibration {
+        Some(_) => None,
+        None => engine.precision,
+    };
+    let engine = EngineConfig {
+        precision,
+        ..engine.clone()
+    };
+    let passed = passed_on(&engine);
+    let check = args
+        .model
+        .check
+        .config(&engine, &args.model.manifest, passed);
+    if check.is_none() {
+        tracing::warn!("this program can't be started again: models are loaded unchecked");
+    }
+    check
 }
 
 /// How floating-point models are quantized, if --calibration is given.

@@ -15,6 +15,8 @@ use super::{
 use crate::model::{Batch, BodyPrecision, IMAGES, LOGITS, Model, ServingGraph};
 
 const KIND: EngineKind = EngineKind::Embedded;
+/// The library and its version.
+pub(super) const VERSION: &str = "rten 0.27";
 
 /// Loads `model`, without running it.
 ///
@@ -56,7 +58,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
     Ok(Lanes {
         info: EngineInfo {
             kind: KIND,
-            version: "rten 0.27".into(),
+            version: VERSION.into(),
             precision: Precision::Fp32,
             device: cpu_name(),
             max_batch,

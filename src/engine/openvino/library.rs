@@ -1,6 +1,9 @@
 //! Finding and loading the OpenVINO C library.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::KIND;
 use crate::engine::{
@@ -17,6 +20,20 @@ pub(super) fn load(requested: Option<&Path>) -> Result<PathBuf, EngineError> {
     openvino_sys::library::load_from(&library).map_err(|reason| unusable(&library, reason))?;
     return_freed_memory();
     Ok(library)
+}
+
+/// The path of the library with its size and time; empty if there is none.
+pub(super) fn stamp(requested: Option<&Path>) -> String {
+    let Ok(library) = find(requested) else {
+        return String::new();
+    };
+    // The library proper lies beside that of the C interface, under a name with its version.
+    let of = |path: &Path| {
+        let metadata = fs::metadata(path).ok();
+        metadata.map(|found| (found.len(), found.modified().ok()))
+    };
+    let folder = library.parent().map(of);
+    format!("{} {:?} {folder:?}", library.display(), of(&library))
 }
 
 /// The `requested` library; else the one that `make` fetched; else an installed one.

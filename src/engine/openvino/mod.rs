@@ -91,6 +91,12 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
     })
 }
 
+/// The path of the library that [`load`] uses, with its size and time, which differ from version to
+/// version; empty if there is none.
+pub(super) fn library_stamp(config: &EngineConfig) -> String {
+    library::stamp(config.openvino.library.as_deref())
+}
+
 /// The build number without its suffixes, such as `2026.4.1`.
 fn library_version() -> String {
     let build_number = openvino::version().build_number;

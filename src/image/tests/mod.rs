@@ -27,6 +27,7 @@ const IMAGENET: Geometry = Geometry {
 const SCALED: PreprocessConfig = PreprocessConfig {
     exif: Exif::Apply,
     max_pixels: 64_000_000,
+    max_memory: u64::MAX,
     jpeg_scaling: JpegScaling::Auto,
     max_decode_time: Duration::from_secs(10),
 };

@@ -18,6 +18,12 @@ use super::{
 const USUAL_SIDE: u32 = 224;
 /// The largest side that is accepted, in pixels.
 const LARGEST_SIDE: u32 = 8192;
+/// The largest batch that a graph may fix, in images.
+const LARGEST_BATCH: i64 = 1024;
+/// The largest input that a graph may fix, in bytes: all images of a batch.
+const LARGEST_INPUT: u64 = 1 << 30;
+/// The longest chain of nodes that is followed from a weight to where it is stored.
+const STEPS: usize = 64;
 
 /// The order of an image tensor's dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +108,18 @@ pub(super) fn find_input(
         )));
     }
 
+    let images = batch.unwrap_or(1);
+    if images > LARGEST_BATCH {
+        return Err(wrong(format!(
+            "takes batches of exactly {images} images; {LARGEST_BATCH} is the most that is run"
+        )));
+    }
+    let bytes = u64::from(width) * u64::from(height) * 3 * images as u64;
+    if bytes > LARGEST_INPUT {
+        return Err(wrong(format!(
+            "takes {bytes} bytes of images at once; {LARGEST_INPUT} is the most that is run"
+        )));
+    }
     let batch = match batch {
         Some(batch) => Batch::Fixed(batch as usize),
         None => Batch::Any,
@@ -175,37 +193,42 @@ fn first_conv_channels(graph: &GraphProto, name: &str) -> Option<i64> {
 /// The shape of a weight that is stored, or computed from a stored one by operators whose effect on
 /// the shape is known.
 pub(super) fn weight_dims(graph: &GraphProto, name: &str) -> Option<Vec<i64>> {
-    if let Some(tensor) = graph
-        .initializer
-        .iter()
-        .find(|tensor| tensor.name() == name)
-    {
-        return Some(tensor.dims.clone());
-    }
-    let node = producer(graph, name)?;
-    if let Some(tensor) = fold::constant(node) {
-        return Some(tensor.dims.clone());
-    }
+    let mut name = name;
+    // The transpositions between the weight and where it is stored, the last one first.
+    let mut transpositions = Vec::new();
+    for _ in 0..STEPS {
+        let stored = graph.initializer.iter().find(|found| found.name() == name);
+        let node = match stored {
+            Some(_) => None,
+            None => Some(producer(graph, name)?),
+        };
+        if let Some(tensor) = stored.or_else(|| node.and_then(fold::constant)) {
+            let dims = tensor.dims.clone();
+            return transpositions.into_iter().rev().try_fold(dims, transposed);
+        }
 
-    let keeps_shape = ["Identity", "Cast", "DequantizeLinear", "QuantizeLinear"]
-        .iter()
-        .any(|op| is(node, op));
-    if !keeps_shape && !is(node, "Transpose") {
-        return None;
-    }
-    let dims = weight_dims(graph, walk::input(node, 0)?)?;
-    if keeps_shape {
-        return Some(dims);
-    }
-
-    let perm = walk::attribute(node, "perm").map(|attribute| attribute.ints.clone());
-    match perm {
-        Some(perm) => perm
+        let node = node?;
+        let keeps_shape = ["Identity", "Cast", "DequantizeLinear", "QuantizeLinear"]
             .iter()
-            .map(|&axis| dims.get(usize::try_from(axis).ok()?).copied())
-            .collect(),
-        None => Some(dims.into_iter().rev().collect()),
+            .any(|op| is(node, op));
+        if is(node, "Transpose") {
+            transpositions.push(node);
+        } else if !keeps_shape {
+            return None;
+        }
+        name = walk::input(node, 0)?;
     }
+    None
+}
+
+/// The shape that the Transpose `node` makes of `dims`.
+fn transposed(dims: Vec<i64>, node: &NodeProto) -> Option<Vec<i64>> {
+    let Some(perm) = walk::attribute(node, "perm") else {
+        return Some(dims.into_iter().rev().collect());
+    };
+    let axes = perm.ints.iter();
+    axes.map(|&axis| dims.get(usize::try_from(axis).ok()?).copied())
+        .collect()
 }
 
 /// The node that produces the tensor `name`.

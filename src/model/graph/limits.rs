@@ -11,6 +11,9 @@ use super::{
     walk::{self, attribute},
 };
 
+/// The most casts in a row that are looked through.
+const CASTS: usize = 64;
+
 /// Operators that an engine computes wrongly under a condition.
 pub struct Limit {
     /// The operators, of the standard domain or of `com.microsoft`.
@@ -73,7 +76,10 @@ impl Operation<'_> {
         let producer =
             |node, slot| walk::input(node, slot).and_then(|name| self.producers.get(name));
         let mut found = producer(self.node, slot);
-        while let Some(cast) = found.filter(|node| walk::is(node, "Cast")) {
+        for _ in 0..CASTS {
+            let Some(cast) = found.filter(|node| walk::is(node, "Cast")) else {
+                break;
+            };
             found = producer(cast, 0);
         }
         found.map_or("", |node| node.op_type())

@@ -1,13 +1,14 @@
 //! The serving graph: rewrites any ONNX classifier into the form that every engine loads.
 //!
 //! A serving graph takes `uint8` RGB pixels and returns float32 logits. [`ServingGraph::new`]
-//! widens 16-bit floats (`fold`), rewrites what engines compute differently (`operators`), finds the
+//! checks what the file asks for (`bounds`), widens 16-bit floats (`fold`), rewrites what engines compute differently (`operators`), finds the
 //! image input (`inspect`) and the scores (`scores`), puts cast, transpose and normalization in
 //! front, and removes a final Softmax. Further rewrites change the element type (`typing`), the
 //! precision of the layers (`quantize`, `batch_norm`) or the last layer (`head`); `encode` writes the
 //! result. What an engine is still known to compute wrongly, `limits` finds by the engine's table.
 
 mod batch_norm;
+mod bounds;
 mod encode;
 mod fold;
 mod head;
@@ -291,6 +292,7 @@ impl fmt::Debug for ServingGraph {
 /// differently by different engines, whether or not it is a classifier.
 fn rewrite(model: &mut ModelProto) -> Result<(), ModelError> {
     check_file(model)?;
+    bounds::check(model)?;
     fold::widen(model)?;
     // Since IR version 4, initializers need not be listed as inputs.
     model.ir_version = model.ir_version.max(Some(4));
@@ -348,21 +350,35 @@ fn check_file(model: &ModelProto) -> Result<(), ModelError> {
         .try_for_each(|graph| walk::each_tensor(graph, &mut tensor::refuse_external))
 }
 
-/// Rejects nodes with an input that no earlier node produces.
+/// Rejects nodes with an input that no earlier node produces, in subgraphs too.
 fn check_order(graph: &GraphProto) -> Result<(), ModelError> {
+    check_order_within(graph, &mut Vec::new())
+}
+
+/// [`check_order`] for a subgraph, which also uses the tensors of the graphs around it.
+fn check_order_within<'a>(
+    graph: &'a GraphProto,
+    around: &mut Vec<HashSet<&'a str>>,
+) -> Result<(), ModelError> {
     let mut known: HashSet<&str> = initializer_names(graph)
         .chain(graph.input.iter().map(|input| input.name()))
         .collect();
     for node in &graph.node {
-        if let Some(name) = node
-            .input
-            .iter()
-            .find(|name| !name.is_empty() && !known.contains(name.as_str()))
-        {
+        let is_known = |name: &str| {
+            name.is_empty()
+                || known.contains(name)
+                || around.iter().any(|outer| outer.contains(name))
+        };
+        if let Some(name) = node.input.iter().find(|name| !is_known(name)) {
             return Err(ModelError::Node {
                 node: walk::describe(node),
                 reason: format!("uses the tensor `{name}`, which no earlier node produces"),
             });
+        }
+        for inner in walk::subgraphs(node) {
+            around.push(std::mem::take(&mut known));
+            check_order_within(inner, around)?;
+            known = around.pop().unwrap_or_default();
         }
         known.extend(node.output.iter().map(String::as_str));
     }

@@ -11,6 +11,8 @@ use super::{
     walk::{describe, input, int, is},
 };
 
+/// The most classes of a model.
+const MOST_CLASSES: usize = 1 << 20;
 /// Longest chain of nodes that is followed back from an output.
 const STEPS: usize = 64;
 /// Operators that change only the shape or type of their values.
@@ -246,6 +248,11 @@ fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelEr
                  a classifier with two classes or more is needed"
             ))
         })?;
+    if classes > MOST_CLASSES {
+        return Err(wrong(format!(
+            "gives {classes} scores for an image; {MOST_CLASSES} is the most that is served"
+        )));
+    }
     let flat = dims.is_some_and(|dims| dims.len() == 2);
     Ok(Scores {
         output,

@@ -1,5 +1,6 @@
 //! Tests of every rewriting step on small graphs, which are run where there are values to compare.
 
+mod bounds;
 mod operators;
 mod typing;
 
