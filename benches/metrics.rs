@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use resnet18_server::{
+    budget::MemoryBudget,
     metrics::{self, Exporter, Method, ModelMetrics},
     state::StateCell,
 };
@@ -26,6 +27,7 @@ fn record_request(model: &ModelMetrics) {
 fn scrapes(c: &mut Criterion) {
     let exporter = Exporter::install();
     let state = StateCell::default();
+    let memory = MemoryBudget::new(1 << 30);
     let mut group = c.benchmark_group("metrics");
     let mut models: Vec<ModelMetrics> = Vec::new();
     for count in [1, 16] {
@@ -39,7 +41,7 @@ fn scrapes(c: &mut Criterion) {
                         record_request(model);
                     }
                 }
-                exporter.render(&models, &state)
+                exporter.render(&models, &state, &memory)
             });
         });
     }

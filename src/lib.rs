@@ -54,6 +54,9 @@ pub mod server;
 pub mod answer;
 #[cfg(feature = "server")]
 #[doc(hidden)]
+pub mod budget;
+#[cfg(feature = "server")]
+#[doc(hidden)]
 pub mod cli;
 #[cfg(feature = "server")]
 #[doc(hidden)]
@@ -79,8 +82,6 @@ pub mod state;
 
 #[cfg(feature = "client")]
 mod address;
-#[cfg(feature = "server")]
-mod budget;
 #[cfg(feature = "server")]
 mod cache;
 #[cfg(feature = "server")]
