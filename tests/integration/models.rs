@@ -100,14 +100,14 @@ async fn models(server: &Server) -> Vec<Model> {
 
 /// Repeats `ask` until it gives an answer.
 async fn until<T>(what: &str, server: &Server, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let give_up = Instant::now() + Duration::from_secs(60);
+    let give_up = Instant::now() + Duration::from_secs(120);
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
         assert!(
             Instant::now() < give_up,
-            "not within 60 s: {what}\n{}",
+            "not within 120 s: {what}\n{}",
             server.log()
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
