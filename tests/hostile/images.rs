@@ -74,7 +74,7 @@ async fn the_memory_of_large_pictures_is_what_their_headers_were_estimated_to_ne
         if let Err(status) = result {
             panic!("{name}: {status:?}");
         }
-        let grown = (server.usage().peak_mib - before.peak_mib) as u64;
+        let grown = server.usage().peak_mib - before.peak_mib;
         let estimated = estimate.memory_bytes >> 20;
         println!(
             "{name}: {grown} MiB of {estimated}, {took:?} of {:?}",
@@ -159,7 +159,7 @@ async fn the_image_bombs_that_were_found_are_rejected_or_bounded() {
             assert_eq!(status.code(), Code::InvalidArgument, "{name}: {status:?}");
             assert_discreet(&name, &status);
         }
-        let grown = server.usage().peak_mib.saturating_sub(before.peak_mib) as u64;
+        let grown = server.usage().peak_mib.saturating_sub(before.peak_mib);
         assert!(
             grown <= estimated + 24,
             "{name}: {grown} MiB of {estimated}"

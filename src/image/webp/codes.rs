@@ -163,8 +163,8 @@ impl CodeReader<'_> {
                     self.image(colours, 1)?;
                     let shared = match colours {
                         ..=2 => 3,
-                        ..=4 => 2,
-                        ..=16 => 1,
+                        3..=4 => 2,
+                        5..=16 => 1,
                         _ => 0,
                     };
                     width = blocks(width, shared);
