@@ -265,7 +265,7 @@ async fn run_with(
             } else {
                 "threads were"
             };
-            tracing::warn!("stopped; {left} worker {threads} still busy: left behind");
+            tracing::warn!("stopped; {left} worker {threads} still busy and left behind");
         }
         _ if ended.is_ok() => tracing::info!("stopped"),
         _ => {}

@@ -313,7 +313,7 @@ impl Drop for Scheduler {
         }
         let left = self.stop(DROP_TIMEOUT);
         if left > 0 {
-            tracing::warn!("{left} worker threads were still busy; leaving them");
+            tracing::warn!("{left} worker threads were still busy and left behind");
         }
     }
 }
