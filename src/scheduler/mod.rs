@@ -74,8 +74,9 @@ pub struct SchedulerConfig {
     pub max_queue_delay: Duration,
     /// How images are decoded.
     pub preprocess: PreprocessConfig,
-    /// How long a call of an engine, or decoding an image, may take before its thread counts as
-    /// hanging, and for how long nothing may move while work waits.
+    /// How long a call of an engine may take before its thread counts as hanging, how much longer
+    /// decoding an image may than [`PreprocessConfig::max_decode_time`], and for how long nothing
+    /// may move while work waits.
     pub stall_timeout: Duration,
 }
 
@@ -332,13 +333,16 @@ impl Shared {
         let SchedulerConfig {
             stall_timeout,
             max_queue_delay,
+            preprocess,
             ..
         } = self.config;
+        let decode = preprocess.max_decode_time;
         Limits {
-            decode: stall_timeout,
+            // Decoders end by themselves, after this time of a core that may have others to serve.
+            decode: decode.saturating_add(stall_timeout),
             inference: stall_timeout,
-            // An incomplete batch waits for others and moves nothing meanwhile.
-            stall: stall_timeout.saturating_add(max_queue_delay),
+            // All may be decoding, and an incomplete batch waits for others.
+            stall: stall_timeout.max(decode).saturating_add(max_queue_delay),
         }
     }
 

@@ -1065,6 +1065,10 @@ const SOON: Duration = Duration::from_secs(10);
 fn impatient(narrow: usize) -> Setup {
     let config = SchedulerConfig {
         stall_timeout: Duration::from_millis(200),
+        preprocess: PreprocessConfig {
+            max_decode_time: Duration::from_millis(100),
+            ..PreprocessConfig::default()
+        },
         ..Setup::default().config
     };
     Setup {
@@ -1294,6 +1298,7 @@ fn a_client_of_heavy_images_waits_behind_one_of_light_ones() {
 fn it_is_told_when_nothing_moves_and_when_something_does_again() {
     let mut setup = Setup::default();
     setup.config.stall_timeout = Duration::from_millis(100);
+    setup.config.preprocess.max_decode_time = Duration::from_millis(100);
     let bench = setup.start();
     let stalled = |wanted: bool| {
         let give_up = Instant::now() + SOON;

@@ -130,8 +130,9 @@ struct QueueFlags {
     #[arg(long, env = "RESNET18_MAX_QUEUE_DELAY", value_name = "DURATION", default_value = "0ms",
           value_parser = values::duration)]
     max_queue_delay: Duration,
-    /// How long decoding an image or a call of the engine may take before its thread is left behind
-    /// and replaced, and for how long nothing may move while work waits before health checks fail.
+    /// How long a call of the engine may take, or decoding an image beyond --max-decode-time, before
+    /// its thread is left behind and replaced; and for how long nothing may move while work waits
+    /// before health checks fail.
     #[arg(long, env = "RESNET18_STALL_TIMEOUT", value_name = "DURATION", default_value = "30s",
           value_parser = values::positive_duration)]
     stall_timeout: Duration,
