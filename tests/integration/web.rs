@@ -236,7 +236,7 @@ fn excess_connections_are_refused_while_open_ones_continue() {
     let others: Vec<_> = (1..MAX_CONNECTIONS)
         .map(|_| TcpStream::connect(server.http).unwrap())
         .collect();
-    let refused = send(server.http, "GET /metrics", &[], b"");
+    let refused = send(server.http, "GET /", &[], b"");
     assert_eq!(
         (refused.status, refused.header("retry-after")),
         (503, Some("1")),
@@ -251,7 +251,7 @@ fn excess_connections_are_refused_while_open_ones_continue() {
     assert_eq!(get_and_stay(&mut scraper, "/metrics"), 200);
     drop(others);
     let until = Instant::now() + Duration::from_secs(5);
-    while send(server.http, "GET /healthz", &[], b"").status != 200 {
+    while send(server.http, "GET /", &[], b"").status != 200 {
         assert!(
             Instant::now() < until,
             "closed connections do not make room"

@@ -57,13 +57,13 @@ impl CallPlaces {
     /// call from its headers on.
     ///
     /// # Errors
-    /// The reason for the metrics, and the answer.
+    /// When there is none; its [`reason`] is for the metrics.
     pub fn take(
         &self,
         path: &str,
         holder: Option<Holder>,
         state: &StateCell,
-    ) -> Result<CallPlace, (Rejection, CallError)> {
+    ) -> Result<CallPlace, CallError> {
         let (places, what) = match kind(path) {
             Kind::Classifying => (&self.classifying, "calls in progress"),
             Kind::Health => (&self.health, "health checks and watches"),
@@ -80,18 +80,21 @@ impl CallPlaces {
                 _until_answered: None,
                 until_sent: Some(place),
             }),
-            Err(NoPlace::Taken { limit }) => {
-                let error = if is_classifying {
-                    CallError::TooManyCalls { open: limit }
-                } else {
-                    CallError::TooManyOpen { open: limit, what }
-                };
-                Err((Rejection::CallLimit, error))
+            Err(NoPlace::Taken { limit }) if is_classifying => {
+                Err(CallError::TooManyCalls { open: limit })
             }
-            Err(NoPlace::Share { held, limit }) => Err((
-                Rejection::ClientLimit,
-                CallError::ClientLimit { held, limit, what },
-            )),
+            Err(NoPlace::Taken { limit }) => Err(CallError::TooManyOpen { open: limit, what }),
+            Err(NoPlace::Share { held, limit }) => {
+                Err(CallError::ClientLimit { held, limit, what })
+            }
         }
+    }
+}
+
+/// The reason for which a call got no place.
+pub(super) fn reason(error: &CallError) -> Rejection {
+    match error {
+        CallError::ClientLimit { .. } => Rejection::ClientLimit,
+        _ => Rejection::CallLimit,
     }
 }

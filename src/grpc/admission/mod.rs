@@ -194,11 +194,9 @@ impl Admission {
 
     /// Takes the place that a call of this path needs.
     fn place(&self, path: &str, holder: Option<Holder>) -> Result<CallPlace, CallError> {
-        let taken = self.places.take(path, holder, &self.config.state);
-        taken.map_err(|(reason, error)| {
-            self.count_rejection(reason);
-            error
-        })
+        self.places
+            .take(path, holder, &self.config.state)
+            .inspect_err(|error| self.count_rejection(caps::reason(error)))
     }
 
     /// Rejects an image while it is still on its way, if the queue would reject it. This needs the

@@ -18,10 +18,10 @@ use crate::{
     sync::lock,
 };
 
-/// How many of the connections that an address has open, as a part of all, need not have made a
-/// call: one in this many. An address whose callers are not known yet is worth no more.
+/// An address may have one in this many of all connections open without ever having made a call: its
+/// callers are not known yet.
 const STRANGERS: usize = 8;
-/// That many strangers an address may have in any case.
+/// How many such strangers an address may have in any case.
 const MIN_STRANGERS: usize = 16;
 /// How long a new connection may take to make its first call before it counts as a stranger.
 const GREETING: Duration = Duration::from_secs(1);
@@ -29,8 +29,10 @@ const GREETING: Duration = Duration::from_secs(1);
 const MAX_POLITE: usize = 32;
 /// How many connections may be closing at once; meanwhile no other is accepted.
 const MAX_CLOSING: usize = 64;
-/// How often it is looked for connections that have been idle for too long, at least.
+/// The longest time between two looks for connections that have been idle for too long.
 const SWEEP: Duration = Duration::from_secs(10);
+/// The shortest time between two looks.
+const SHORTEST_SWEEP: Duration = Duration::from_millis(10);
 
 /// The limits on connections.
 #[derive(Clone, Copy)]
@@ -197,7 +199,7 @@ impl Table {
             return std::future::pending().await;
         };
         loop {
-            sleep((timeout / 4).min(SWEEP)).await;
+            sleep((timeout / 4).clamp(SHORTEST_SWEEP, SWEEP)).await;
             let mut open = lock(&self.open);
             let idle: Vec<Place> = open
                 .entries()
