@@ -9,6 +9,7 @@ mod bombs;
 mod clients;
 mod connections;
 mod fairness;
+mod hammering;
 mod http;
 mod images;
 mod input;
