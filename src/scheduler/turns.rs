@@ -4,16 +4,17 @@
 //! This is weighted fair queuing (Demers, Keshav and Shenker, 1989) with equal weights. Each client
 //! has an account of the time that it has been charged, and the one whose next item would leave its
 //! account lowest is served. A clock runs along at the pace of a client that gets its fair share. A
-//! client that comes begins at the clock's time at least, so that idleness earns nothing, but never
-//! so late that it would be put behind two items of one that waits. If all items cost the same,
-//! clients take turns in the order in which they came.
+//! client that comes begins where the one that waits and has got least is, and not far behind the
+//! clock: idleness earns nothing, one that only paused between two items loses nothing, and any
+//! number of new clients starves nobody. If all items cost the same, clients take turns in the order
+//! in which they came.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::ClientId;
 
-/// How many clients that do not wait are remembered for what they have been charged in advance.
-/// Beyond that those with the least are forgotten.
+/// How many clients that do not wait are remembered for what they have been charged. Beyond that
+/// those with the least are forgotten.
 const MAX_REMEMBERED: usize = 4096;
 /// Forgetting looks at all of them, so it is not worth its time for fewer.
 const MIN_REMEMBERED: usize = 64;
@@ -23,11 +24,14 @@ const MIN_REMEMBERED: usize = 64;
 pub(super) struct Turns {
     /// In the order in which their oldest item became that; of equals the first is served.
     waiting: VecDeque<Head>,
-    /// The accounts of clients that do not wait, where they are ahead of the clock.
-    ahead: HashMap<ClientId, f64>,
-    /// How many of those there may be before the clock has passed some of them again.
+    /// The accounts of clients that do not wait, unless the clock has left them behind.
+    accounts: HashMap<ClientId, f64>,
+    /// How many of those there may be before it is looked again which are left behind.
     forget_at: usize,
     clock: f64,
+    /// How unequal the items were that waited when the last one was taken, in cost: the clock may be
+    /// ahead of a client by as much although that client gets its share.
+    lag: f64,
 }
 
 /// A client that waits, and its oldest item.
@@ -71,9 +75,10 @@ impl Default for Turns {
     fn default() -> Self {
         Self {
             waiting: VecDeque::new(),
-            ahead: HashMap::new(),
+            accounts: HashMap::new(),
             forget_at: MIN_REMEMBERED,
             clock: 0.0,
+            lag: 0.0,
         }
     }
 }
@@ -86,9 +91,12 @@ impl Turns {
 
     /// A client begins to wait; its oldest item costs `cost`.
     pub fn join(&mut self, client: ClientId, cost: Cost) {
+        let starts = self.waiting.iter().map(Head::start);
+        let least = starts.fold(self.clock, f64::min).max(self.past());
+        // Nobody who comes is put behind two items of one that waits.
         let finishes = self.waiting.iter().map(Head::finish);
-        let since = finishes.fold(self.clock, f64::min);
-        let account = self.ahead.remove(&client).unwrap_or(since);
+        let since = finishes.fold(least, f64::min);
+        let account = self.accounts.remove(&client).unwrap_or(since);
         self.waiting.push_back(Head {
             client,
             account,
@@ -116,11 +124,14 @@ impl Turns {
     pub fn take(&mut self, hold_heavy: bool) -> Option<Served> {
         let (mut first, mut least) = (None, f64::INFINITY);
         let mut sharing = 0.0;
+        let (mut cheapest, mut dearest) = (f64::INFINITY, 0.0);
         for (index, head) in self.waiting.iter().enumerate() {
             if !head.may_go(hold_heavy) {
                 continue;
             }
             sharing += 1.0;
+            cheapest = f64::min(cheapest, head.cost.time());
+            dearest = f64::max(dearest, head.cost.time());
             let finish = head.finish();
             if finish < least {
                 (first, least) = (Some(index), finish);
@@ -131,6 +142,7 @@ impl Turns {
         // Each of those who wait is due its share of the time.
         let shared = self.clock + head.cost.time() / sharing;
         self.clock = shared.max(head.start());
+        self.lag = dearest - cheapest;
         Some(Served {
             client: head.client,
             account: head.finish(),
@@ -159,14 +171,19 @@ impl Turns {
             head.account += difference;
             return;
         }
-        let account = self.ahead.remove(&client).unwrap_or(self.clock);
+        let account = self.accounts.remove(&client).unwrap_or(self.clock);
         self.remember(client, account + difference);
     }
 
     /// Nobody waits, and nothing is in work: nobody owes anybody anything.
     pub fn settle(&mut self) {
-        self.ahead.clear();
+        self.accounts.clear();
         self.forget_at = MIN_REMEMBERED;
+    }
+
+    /// Accounts that are no higher are those of idle clients.
+    fn past(&self) -> f64 {
+        self.clock - self.lag
     }
 
     fn head(&mut self, client: ClientId) -> Option<&mut Head> {
@@ -174,24 +191,24 @@ impl Turns {
     }
 
     fn remember(&mut self, client: ClientId, account: f64) {
-        if account <= self.clock {
+        let past = self.past();
+        if account <= past {
             return;
         }
-        self.ahead.insert(client, account);
-        if self.ahead.len() <= self.forget_at {
+        self.accounts.insert(client, account);
+        if self.accounts.len() <= self.forget_at {
             return;
         }
 
-        let clock = self.clock;
-        self.ahead.retain(|_, account| *account > clock);
-        if self.ahead.len() > MAX_REMEMBERED {
-            let mut accounts: Vec<f64> = self.ahead.values().copied().collect();
+        self.accounts.retain(|_, account| *account > past);
+        if self.accounts.len() > MAX_REMEMBERED {
+            let mut accounts: Vec<f64> = self.accounts.values().copied().collect();
             let middle = accounts.len() / 2;
             let (_, median, _) = accounts.select_nth_unstable_by(middle, f64::total_cmp);
             let median = *median;
-            self.ahead.retain(|_, account| *account > median);
+            self.accounts.retain(|_, account| *account > median);
         }
-        self.forget_at = (2 * self.ahead.len()).clamp(MIN_REMEMBERED, MAX_REMEMBERED);
+        self.forget_at = (2 * self.accounts.len()).clamp(MIN_REMEMBERED, MAX_REMEMBERED);
     }
 }
 
@@ -323,11 +340,11 @@ mod tests {
         let mut turns = Turns::default();
         for client in 0..20_000 {
             turns.correct(ClientId(client), 1.0 + client as f64);
-            assert!(turns.ahead.len() <= MAX_REMEMBERED + 1);
+            assert!(turns.accounts.len() <= MAX_REMEMBERED + 1);
         }
-        assert!(turns.ahead.contains_key(&ClientId(19_999)));
+        assert!(turns.accounts.contains_key(&ClientId(19_999)));
         turns.settle();
-        assert!(turns.ahead.is_empty());
+        assert!(turns.accounts.is_empty());
 
         // The clock passes them.
         for client in 0..1000 {
@@ -335,6 +352,6 @@ mod tests {
             let served = turns.take(false).unwrap();
             turns.put_back(served, None);
         }
-        assert!(turns.ahead.len() <= MIN_REMEMBERED);
+        assert!(turns.accounts.len() <= MIN_REMEMBERED);
     }
 }
