@@ -95,7 +95,7 @@ fn begin(
     }
     OpenCall {
         response,
-        sender: sender,
+        sender,
     }
 }
 
