@@ -57,26 +57,28 @@ pub struct Refusal {
 /// What the operating system reports.
 #[cfg(unix)]
 pub fn confine(limits: &CheckLimits, threads: u64) -> io::Result<()> {
-    use rustix::process::{Resource, Rlimit, setrlimit};
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-    let set = |resource, limit: u64| {
+    // A limit that the server has itself can't be raised.
+    let set = |resource, limit: u64, spare: u64| {
+        let most = getrlimit(resource).maximum.unwrap_or(u64::MAX);
         setrlimit(
             resource,
             Rlimit {
-                current: Some(limit),
-                maximum: Some(limit),
+                current: Some(limit.min(most)),
+                maximum: Some(limit.saturating_add(spare).min(most)),
             },
         )
     };
     // The address space is no measure: OpenVINO and threads reserve much more than they use. What
     // is counted here is what can be written to.
-    set(Resource::Data, limits.memory)?;
-    // The parent measures the time; this is for one that can't any more.
-    set(
-        Resource::Cpu,
-        limits.timeout.as_secs().saturating_mul(threads).max(1),
-    )?;
-    set(Resource::Core, 0)?;
+    set(Resource::Data, limits.memory, 0)?;
+    // The parent measures the time; this is for one that can't any more. Beside the threads that
+    // compute there are that of the reference and the first one. Beyond the first limit there is a
+    // signal with a name of its own.
+    let seconds = limits.timeout.as_secs().saturating_add(1);
+    set(Resource::Cpu, seconds.saturating_mul(threads + 2), 5)?;
+    set(Resource::Core, 0, 0)?;
 
     #[cfg(target_os = "linux")]
     {
