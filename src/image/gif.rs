@@ -85,7 +85,7 @@ pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
         bytes_per_pixel: 4,
         // A frame of another size than the screen is decoded for itself.
         working_bytes: 4 * frame_pixels + encoded.len() as u64 + (128 << 10),
-        nanoseconds: 6 * (area(width, height) + frame_pixels) + 10 * encoded.len() as u64,
+        nanoseconds: 8 * (area(width, height) + frame_pixels) + 10 * encoded.len() as u64,
         ..Outline::default()
     })
 }

@@ -191,8 +191,8 @@ pub(super) fn outline(encoded: &[u8], settings: Exif) -> Option<Outline> {
         // The window of what has been inflated, and rows before their filters are undone; and the
         // file again where metadata is left out.
         working_bytes: 4 * row + encoded.len() as u64 + (512 << 10),
-        nanoseconds: (5 * passes * bytes.min(MAX_EXPANSION * encoded.len() as u64))
-            .saturating_add(5 * encoded.len() as u64),
+        nanoseconds: (3 * passes * bytes.min(MAX_EXPANSION * encoded.len() as u64))
+            .saturating_add(20 * encoded.len() as u64),
         by_rows: interlaced == 0 && !turned,
     })
 }

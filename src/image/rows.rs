@@ -10,7 +10,7 @@ use super::{
 };
 
 /// The bytes of a band: few enough for a processor's cache, and enough rows to be worth it.
-pub(super) const BAND_BYTES: usize = 1 << 20;
+const BAND_BYTES: usize = 1 << 20;
 
 /// The rows that the resampler scales side by side.
 const ROWS_AT_ONCE: usize = 4;
@@ -170,5 +170,64 @@ impl Scaling<'_> {
                 };
                 self.resizer.narrow(&source, &self.plan, rows)
             });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{PreprocessConfig, orientation::Orientation};
+
+    #[test]
+    fn a_crop_is_the_same_whether_rows_are_kept_or_scaled_in_bands() {
+        let geometry = Geometry {
+            width: 40,
+            height: 30,
+            resize_shorter_side: 50,
+        };
+        let budget = Budget::new(&PreprocessConfig::default());
+        for layout in [PixelLayout::Rgb, PixelLayout::GrayAlpha] {
+            let mut whole = Pixels {
+                width: 3001,
+                height: 701,
+                layout,
+                orientation: Orientation::default(),
+                data: (0..3001 * 701 * layout.channels())
+                    .map(|index| (index / 7 + index / 3001) as u8)
+                    .collect(),
+            };
+            for exif in 1..=8 {
+                whole.orientation = Orientation::from_exif(exif);
+                let mut expected = vec![0; geometry.bytes()];
+                let mut resizer = Resizer::default();
+                resizer.crop(&whole, &geometry, &mut expected).unwrap();
+
+                let row_bytes = 3001 * layout.channels();
+                let mut pixels = Pixels {
+                    data: vec![99; 10],
+                    ..whole
+                };
+                let (mut rows, decoded) =
+                    Rows::of(&mut pixels, Some(&geometry), Some(&mut resizer)).unwrap();
+                for y in (0..701).filter(|y| rows.needs(*y)).collect::<Vec<_>>() {
+                    let row = &whole.data[y * row_bytes..][..row_bytes];
+                    rows.row(y).copy_from_slice(row);
+                }
+                rows.finish(&budget).unwrap();
+
+                let mut crop = vec![0; geometry.bytes()];
+                match decoded {
+                    Decoded::Scaled(plan) => {
+                        assert!(exif < 5 && pixels.data.len() < row_bytes * 701 / 3);
+                        resizer.finish(&plan, layout, &mut crop).unwrap();
+                    }
+                    Decoded::Pixels => {
+                        assert!(exif >= 5);
+                        resizer.crop(&pixels, &geometry, &mut crop).unwrap();
+                    }
+                }
+                assert_eq!(crop, expected, "{layout:?}, orientation {exif}");
+            }
+        }
     }
 }

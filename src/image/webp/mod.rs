@@ -209,11 +209,11 @@ pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
     let coded_pixels = area(image.width, image.height);
     // Lossy images are decoded to planes first, and a plane of alpha from four bytes to one; the
     // transforms of a lossless one have up to a byte for each pixel.
-    let (bytes, nanoseconds) = match (image.lossless, image.alpha) {
-        (false, false) => (2, 12),
-        (false, true) => (8, 30),
-        (true, false) => (6, 20),
-        (true, true) => (2, 20),
+    let (bytes, per_pixel, per_byte) = match (image.lossless, image.alpha) {
+        (false, false) => (2, 50, 250),
+        (false, true) => (8, 75, 250),
+        (true, false) => (6, 20, 60),
+        (true, true) => (2, 20, 60),
     };
     // A frame of an animation is decoded for itself and drawn onto a canvas.
     let drawn = if animated {
@@ -229,7 +229,7 @@ pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
             + drawn
             + (32 * encoded.len() as u64).min(MAX_TABLE_BYTES)
             + (256 << 10),
-        nanoseconds: nanoseconds * coded_pixels + 4 * canvas + 30 * encoded.len() as u64,
+        nanoseconds: per_pixel * coded_pixels + 4 * canvas + per_byte * encoded.len() as u64,
         ..Outline::default()
     })
 }
