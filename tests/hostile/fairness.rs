@@ -18,7 +18,7 @@ use resnet18_server::proto::{
 use tonic::{metadata::MetadataValue, transport::Channel};
 
 use super::{
-    common::{Server, request},
+    common::{Server, request, tiny_model::tiny_model},
     tiny,
 };
 
@@ -31,7 +31,11 @@ const MEASURED: Duration = Duration::from_millis(1500);
 /// How many calls the other client has open at once, each on its own connection.
 const CONNECTIONS: usize = 4;
 
-/// A server on two cores, where both clients have names.
+/// What a busy machine adds to a latency of a few milliseconds.
+const GRACE: Duration = Duration::from_millis(20);
+
+/// A server on two cores, where both clients have names. Its network costs next to nothing, so that
+/// what is measured is decoding.
 fn start() -> (Server, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens");
@@ -40,7 +44,11 @@ fn start() -> (Server, tempfile::TempDir) {
         format!("{name} {token}\n")
     });
     std::fs::write(&tokens, lines.concat()).unwrap();
+    let model = folder.path().join("tiny.onnx");
+    std::fs::write(&model, tiny_model(1)).unwrap();
     let flags = [
+        "--model",
+        model.to_str().unwrap(),
         "--engine",
         "embedded",
         "--threads",
@@ -126,7 +134,7 @@ async fn assert_unharmed(heavy: Bytes) {
         "beside an ordinary client {beside_ordinary:?}, beside the attacker {beside_attacker:?}"
     );
     assert!(
-        beside_attacker <= 3 * beside_ordinary,
+        beside_attacker <= 3 * beside_ordinary + GRACE,
         "the victim's median is {beside_attacker:?} instead of {beside_ordinary:?}; the attacker \
          was answered {} times",
         attacker.answered.load(Relaxed)
