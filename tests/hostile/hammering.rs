@@ -60,11 +60,7 @@ async fn callers_that_do_not_wait_are_slowed_to_the_pace_of_the_server() {
     assert!(hammered.rejected > 0, "the queue was never full");
     // Each is held back by half of its delay: mostly for half a second.
     let most = CONNECTIONS as u32 * 10 * TIME.as_secs() as u32;
-    assert!(
-        hammered.rejected < most,
-        "{} rejections",
-        hammered.rejected
-    );
+    assert!(hammered.rejected < most, "{} rejections", hammered.rejected);
     assert!(
         2 * hammered.answered > peak.answered,
         "{} answers beside the hammering, {} without",

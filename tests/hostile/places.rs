@@ -93,10 +93,7 @@ fn begin(
     if let Some(first) = first {
         sender.send_data(first.into(), false).unwrap();
     }
-    OpenCall {
-        response,
-        sender,
-    }
+    OpenCall { response, sender }
 }
 
 /// Begins this many calls, each on its own connection, and waits until all are in progress.
