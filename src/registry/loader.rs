@@ -27,6 +27,8 @@ use crate::{
 
 /// The most models that are served from a folder. Each has its own engines in memory.
 const MAX_MODELS: usize = 64;
+/// How often a model is tried whose file changes meanwhile.
+const MAX_ATTEMPTS: usize = 5;
 
 /// Which models are served.
 #[derive(Clone, Debug)]
@@ -377,14 +379,16 @@ impl Loader {
         metrics: Arc<ModelMetrics>,
     ) -> Result<(), LoadError> {
         let started = Instant::now();
-        let checked = match (&self.config.check, &listed.path) {
-            (Some(check), Some(path)) => check.check(listed, path)?,
-            _ => None,
+        let mut attempts = 1;
+        let mut model = loop {
+            match self.read_checked(listed) {
+                // A newer file has come meanwhile, which is the one to load.
+                Err(LoadError::Check(CheckError::Changed)) if attempts < MAX_ATTEMPTS => {
+                    attempts += 1;
+                }
+                read => break read?,
+            }
         };
-        let mut model = listed.read()?;
-        if checked.is_some_and(|version| version != model.version) {
-            return Err(CheckError::Changed.into());
-        }
         if let Some(quantization) = &self.config.quantization {
             model = quantization.apply(model)?;
         }
@@ -421,6 +425,19 @@ impl Loader {
             .publish(Served::new(&model, engine, queue, metrics));
         self.state.set(State::Ready);
         Ok(())
+    }
+
+    /// Reads a model whose file has survived being tried in a process of its own.
+    fn read_checked(&self, listed: &ListedModel) -> Result<Model, LoadError> {
+        let checked = match (&self.config.check, &listed.path) {
+            (Some(check), Some(path)) => check.check(listed, path)?,
+            _ => None,
+        };
+        let model = listed.read()?;
+        if checked.is_some_and(|version| version != model.version) {
+            return Err(CheckError::Changed.into());
+        }
+        Ok(model)
     }
 
     /// Whether the model's file was removed from the folder while it was being loaded, which is not

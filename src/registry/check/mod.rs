@@ -87,7 +87,7 @@ pub enum CheckError {
     #[error("the check was killed, as the system does when memory is short")]
     Killed,
     /// Another file was tried than is to be loaded.
-    #[error("its file changed while it was checked")]
+    #[error("its file changes again and again while it is checked")]
     Changed,
     /// The process can't be started.
     #[error("the check can't be started: {0}")]
