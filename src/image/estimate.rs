@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use super::{
-    Exif, ImageFormat, PixelFormat, PreprocessConfig, RawFrame, Source, bmp, gif, jpeg, png, pnm,
-    rows::band_rows, tiff, webp,
+    ImageFormat, PixelFormat, PreprocessConfig, RawFrame, Source, bmp, gif, guard::guarded, jpeg,
+    png, pnm, rows::band_rows, tiff, webp,
 };
 
 /// What decoding an image, and resizing it to a crop, is expected to cost.
@@ -30,7 +30,9 @@ pub struct Estimate {
 pub fn estimate(source: &Source, config: PreprocessConfig) -> Estimate {
     let outline = match source {
         Source::Encoded(encoded) => {
-            ImageFormat::of(encoded).and_then(|format| Outline::of(format, encoded, config.exif))
+            let format = ImageFormat::of(encoded);
+            // Some headers are read by decoders of other crates.
+            guarded(format, || Outline::of(format?, encoded, &config)).flatten()
         }
         Source::Raw(frame) => Some(raw_frame(frame)),
         Source::Crop(_) => None,
@@ -74,12 +76,12 @@ pub(super) struct Outline {
 impl Outline {
     /// Reads the headers of a file; `None` if they cannot be read, so that the file will be
     /// rejected.
-    pub fn of(format: ImageFormat, encoded: &[u8], exif: Exif) -> Option<Self> {
+    fn of(format: ImageFormat, encoded: &[u8], config: &PreprocessConfig) -> Option<Self> {
         match format {
-            ImageFormat::Jpeg => jpeg::outline(encoded, exif),
-            ImageFormat::Png => png::outline(encoded, exif),
+            ImageFormat::Jpeg => jpeg::outline(encoded, config.exif),
+            ImageFormat::Png => png::outline(encoded, config.exif),
             ImageFormat::WebP => webp::outline(encoded),
-            ImageFormat::Gif => gif::outline(encoded),
+            ImageFormat::Gif => gif::outline(encoded, config),
             ImageFormat::Bmp => bmp::outline(encoded),
             ImageFormat::Tiff => tiff::outline(encoded),
             ImageFormat::Pnm => pnm::outline(encoded),

@@ -71,8 +71,9 @@ pub(super) fn check(encoded: &[u8], config: &PreprocessConfig) -> Result<(), Ima
     }
 }
 
-/// Reads the sizes of the screen and of the first frame.
-pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {
+/// Reads the sizes of the screen and of the first frame; `None` if they are too large.
+pub(super) fn outline(encoded: &[u8], config: &PreprocessConfig) -> Option<Outline> {
+    check(encoded, config).ok()?;
     let (width, height) = (u16_at(encoded, 6)?.into(), u16_at(encoded, 8)?.into());
     let Some(First::Frame(frame)) = first(encoded) else {
         return None;

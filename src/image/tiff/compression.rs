@@ -21,7 +21,7 @@ use crate::image::{
 
 /// The largest window of a Zstandard frame, in bytes, which the decoder allocates. Encoders choose
 /// no larger one below their highest levels.
-const MAX_WINDOW: u64 = 8 << 20;
+pub(super) const MAX_WINDOW: u64 = 8 << 20;
 
 /// A compression that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use super::{
     chunks::Grid,
-    compression::Compression,
+    compression::{Compression, MAX_WINDOW},
     directory::{Directory, tag},
 };
 use crate::image::estimate::{Outline, area};
@@ -43,14 +43,18 @@ pub(in crate::image) fn outline(encoded: &[u8]) -> Option<Outline> {
         .saturating_mul(height.into())
         .saturating_mul(samples);
     let row = part_width.saturating_mul(samples * bits).div_ceil(8);
+    let part_height = u64::from(grid.stated_height.min(height)).next_multiple_of(16);
     let part = part_width
-        .saturating_mul(grid.stated_height.min(height).next_multiple_of(16).into())
+        .saturating_mul(part_height)
         .saturating_mul(samples);
     // Of JPEG data a part is decoded at once, and perhaps its coefficients of two bytes; and
     // Zstandard keeps a window of what it has decompressed.
     let (working, per_sample) = match compression {
-        Compression::Jpeg => (8 * part, 20),
-        Compression::Zstandard => ((part * bits / 8).min(MAX_WINDOW) + (256 << 10), 8),
+        Compression::Jpeg => (part.saturating_mul(8), 20),
+        Compression::Zstandard => {
+            let window = (part.saturating_mul(bits) / 8).min(MAX_WINDOW);
+            (window + (256 << 10), 8)
+        }
         Compression::None | Compression::PackBits => (0, 4),
         Compression::Ccitt(_) => (8 * u64::from(width), 30),
         Compression::Lzw | Compression::Deflate => (128 << 10, 12),
@@ -60,7 +64,10 @@ pub(in crate::image) fn outline(encoded: &[u8]) -> Option<Outline> {
     } else {
         NANOSECONDS_PER_PART
     };
-    let parts = grid.across() * grid.down() * planes;
+    let parts = grid
+        .across()
+        .saturating_mul(grid.down())
+        .saturating_mul(planes);
     Some(Outline {
         width,
         height,
@@ -68,19 +75,17 @@ pub(in crate::image) fn outline(encoded: &[u8]) -> Option<Outline> {
         // A part may be copied with the bits of its bytes reversed, or with tables before it.
         working_bytes: working
             .saturating_add(encoded.len() as u64)
-            .saturating_add(8 * row)
+            .saturating_add(row.saturating_mul(8))
             .saturating_add(64 << 10),
         nanoseconds: stored
             .saturating_mul(per_sample)
             .saturating_add(4 * pixels * channels)
-            .saturating_add(per_part * parts)
+            .saturating_add(parts.saturating_mul(per_part))
             .saturating_add(5 * encoded.len() as u64),
         ..Outline::default()
     })
 }
 
-/// The largest window of Zstandard, in bytes.
-const MAX_WINDOW: u64 = 128 << 20;
 /// What a strip or a tile costs, however small it is.
 const NANOSECONDS_PER_PART: u64 = 3000;
 /// What it costs if it is a JPEG image, with tables.
