@@ -11,19 +11,21 @@ use crate::sync::lock;
 
 /// For how long further warnings are summed up.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The most kinds and addresses that are told apart; beyond it, addresses are not.
+/// The most kinds and addresses that are told apart; all others are summed up together.
 const MAX_ENTRIES: usize = 256;
 
 /// A warning about a caller.
 #[derive(Clone, Copy, Debug)]
 pub struct Warning<'a> {
-    /// What kind of warning it is. Warnings of one kind from one address are summed up.
-    pub kind: &'static str,
+    /// What kind of warning it is, with its reason. Warnings of one kind from one address are summed
+    /// up.
+    pub kind: &'a str,
     /// The caller's address without its port.
     pub host: &'a str,
 }
 
-type Key = (&'static str, String);
+/// The kind and the address.
+type Key = (String, String);
 
 #[derive(Default)]
 struct Summaries(HashMap<Key, Summary>);
@@ -63,9 +65,9 @@ pub fn flush() {
 
 impl Summaries {
     fn line(&mut self, warning: Warning<'_>, now: Instant) -> Line {
-        let mut key = (warning.kind, warning.host.to_owned());
+        let mut key = (warning.kind.to_owned(), warning.host.to_owned());
         if self.0.len() >= MAX_ENTRIES && !self.0.contains_key(&key) {
-            key.1 = "several".into();
+            key = ("warnings".into(), "several".into());
         }
 
         let Some(summary) = self.0.get_mut(&key) else {
@@ -111,7 +113,7 @@ mod tests {
     fn the_first_is_logged_and_the_rest_are_counted() {
         let mut summaries = Summaries::default();
         let start = Instant::now();
-        let mut line = |kind, host, milliseconds| {
+        let mut line = |kind: &str, host: &str, milliseconds| {
             let now = start + Duration::from_millis(milliseconds);
             summaries.line(Warning { kind, host }, now)
         };
@@ -125,7 +127,7 @@ mod tests {
 
         let later = start + Duration::from_secs(3);
         let due = summaries.due(later);
-        assert_eq!(due, [(("tls", "10.0.0.1".to_owned()), 1)]);
+        assert_eq!(due, [(("tls".to_owned(), "10.0.0.1".to_owned()), 1)]);
         assert!(summaries.due(later).is_empty());
         summaries.due(later + INTERVAL);
         assert!(summaries.0.is_empty(), "nothing is remembered for ever");

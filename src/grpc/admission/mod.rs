@@ -175,8 +175,9 @@ impl Admission {
         tokens.check(path, request.headers()).inspect_err(|error| {
             self.count_rejection(Rejection::Unauthenticated);
             let peer = request.extensions().get::<Peer>();
+            let kind = format!("rejected: {error}");
             let warning = Warning {
-                kind: "rejected without a valid token",
+                kind: &kind,
                 host: peer.map_or("unknown", Peer::host),
             };
             if let Some(further) = summary::admit(warning) {

@@ -259,8 +259,9 @@ async fn handshake(
     peer: &Peer,
 ) -> Option<Box<dyn Duplex>> {
     let refused = |reason: &dyn fmt::Display| {
+        let kind = format!("TLS refused: {reason}");
         let warning = Warning {
-            kind: "TLS refused",
+            kind: &kind,
             host: peer.host(),
         };
         if let Some(further) = summary::admit(warning) {

@@ -173,7 +173,16 @@ impl Position {
     }
 }
 
-type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
+/// What comes from a body; `None` is its end.
+type Next = Option<Result<Frame<Bytes>, Status>>;
+
+/// What has come from the caller.
+enum Input {
+    /// Data, which is looked at next.
+    Data,
+    /// Trailers, an error or the end, which are passed on.
+    Other(Next),
+}
 
 impl Receiving {
     /// The body of a call. A single message must arrive in time after the headers, each message of a
@@ -334,19 +343,16 @@ impl Receiving {
         }
     }
 
-    /// Polls the caller's side; `None` means that there is new input.
-    fn poll_input(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Option<Result<Frame<Bytes>, Status>>>> {
+    /// Polls the caller's side.
+    fn poll_input(&mut self, cx: &mut Context<'_>) -> Poll<Input> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         match polled {
             Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                 Ok(data) => {
                     self.input = data;
-                    Poll::Ready(None)
+                    Poll::Ready(Input::Data)
                 }
-                Err(trailers) => Poll::Ready(Some(Some(Ok(trailers)))),
+                Err(trailers) => Poll::Ready(Input::Other(Some(Ok(trailers)))),
             },
             Poll::Ready(Some(Err(error))) => {
                 // An error with a source is the connection's: the caller has reset the call, or is
@@ -356,14 +362,14 @@ impl Receiving {
                 {
                     call.record.abandoned();
                 }
-                Poll::Ready(Some(Some(Err(error))))
+                Poll::Ready(Input::Other(Some(Err(error))))
             }
             // What tonic has not seen of a message it can't miss.
             Poll::Ready(None) if self.position.is_withheld() => {
                 let error = CallError::Invalid("the call ended within a message".into());
-                Poll::Ready(Some(Some(Err(error.into()))))
+                Poll::Ready(Input::Other(Some(Err(error.into()))))
             }
-            Poll::Ready(None) => Poll::Ready(Some(None)),
+            Poll::Ready(None) => Poll::Ready(Input::Other(None)),
             Poll::Pending => {
                 // The timer runs only while the body is pending, so that a slow server does not
                 // count against the sender.
@@ -375,7 +381,7 @@ impl Receiving {
                     && timer.as_mut().poll(cx).is_ready()
                 {
                     let error = CallError::SlowMessage { limit: time };
-                    return Poll::Ready(Some(Some(Err(error.into()))));
+                    return Poll::Ready(Input::Other(Some(Err(error.into()))));
                 }
                 Poll::Pending
             }
@@ -387,7 +393,7 @@ impl http_body::Body for Receiving {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Polled {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Next> {
         loop {
             if let Some(waiting) = &mut self.waiting {
                 let granted = ready!(waiting.as_mut().poll(cx));
@@ -414,8 +420,9 @@ impl http_body::Body for Receiving {
                 }
             }
 
-            if let Some(polled) = ready!(self.poll_input(cx)) {
-                return Poll::Ready(polled);
+            match ready!(self.poll_input(cx)) {
+                Input::Data => {}
+                Input::Other(frame) => return Poll::Ready(frame),
             }
         }
     }
