@@ -6,6 +6,8 @@ PYTHON := python3
 VENV := .venv
 # All checks build with this profile, so that they share the dependencies.
 CHECKED := --profile testing
+# The same for tests that need no speed: this crate compiles in a fraction of the time.
+UNOPTIMIZED := $(CHECKED) --config profile.testing.package.resnet18-server.opt-level=0
 
 .PHONY: run build openvino tensorrt test test-features test-gpu test-env lint lint-features deny shuttle chaos fuzz bench screenshots help
 
@@ -47,8 +49,8 @@ test: openvino test-env ## fetch what the tests need, then run all of them
 	cargo test $(CHECKED) --no-fail-fast
 
 test-features: openvino tensorrt ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
-	cargo test $(CHECKED) --features turbojpeg,otlp,tensorrt --lib
-	cargo test $(CHECKED) --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
+	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --lib
+	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
 
 test-gpu: tensorrt ## test and time TensorRT on an NVIDIA GPU; skipped visibly where there is none
 	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1
@@ -96,7 +98,7 @@ deny: ## check licences, sources and advisories of all dependencies (cargo-deny)
 
 # Unsetting the variable afterwards rebuilds this crate once more, but no dependency.
 shuttle: ## explore the orders of the scheduler's threads: no job is lost, no thread waits for ever
-	RESNET18_SHUTTLE=1 cargo test $(CHECKED) --lib scheduler::interleavings
+	RESNET18_SHUTTLE=1 cargo test $(UNOPTIMIZED) --lib scheduler::interleavings
 
 chaos: openvino ## run a server under random clients for SECONDS=60, then DRAINS=10 shutdowns under full load
 	CHAOS_SECONDS=$(or $(SECONDS),60) CHAOS_DRAINS=$(or $(DRAINS),10) cargo test --release --test chaos -- --nocapture --test-threads 1

@@ -4,7 +4,7 @@
 //! [`Preprocessor`] is the entry point. An image file is identified ([`ImageFormat`]), checked
 //! against the limits of [`PreprocessConfig`], and decoded to [`Pixels`]; [`Resizer`] then scales,
 //! crops and turns the pixels upright in one pass. Where rows can be scaled as they are decoded, no
-//! picture is in memory whole. What takes too long is abandoned, and [`estimate`] tells before what
+//! picture is in memory whole. What takes too long is abandoned, and `estimate` tells before what
 //! an image will cost. All errors are [`ImageError`]s.
 
 mod bmp;
