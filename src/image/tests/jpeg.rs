@@ -137,7 +137,8 @@ fn jpegs_whose_scans_would_take_too_much_work_are_rejected_at_once() {
         error.contains("scans of a 7936x7936 picture would take too much work; at most"),
         "{error}"
     );
-    assert!(start.elapsed() < Duration::from_secs(1));
+    // Decoding them would take minutes.
+    assert!(start.elapsed() < Duration::from_secs(10));
 }
 
 /// Where the frame header of a JPEG is.

@@ -458,7 +458,7 @@ mod tests {
 
         fs::write(&path, "another").unwrap();
         let error = check.check(&listed, &path).unwrap_err();
-        assert!(error.to_string().contains("changed while"), "{error}");
+        assert!(error.to_string().contains("its file changes"), "{error}");
     }
 
     #[test]
