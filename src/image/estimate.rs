@@ -297,7 +297,7 @@ mod tests {
         for file in [jpeg, gif, pnm] {
             let start = Instant::now();
             let _ = of(file);
-            assert!(start.elapsed() < Duration::from_secs(1));
+            assert!(start.elapsed() < Duration::from_secs(10));
         }
     }
 }
