@@ -123,6 +123,8 @@ pub(super) fn decode(
     // files with the same messages.
     #[cfg(feature = "turbojpeg")]
     if scale.is_none() && header.frame.components.len() < 4 {
+        // It has no limit of its own, and can't be interrupted.
+        picture::check_work(encoded, &header)?;
         let row = pixels.width as usize * pixels.layout.channels();
         super::pixels::resize_buffer(&mut pixels.data, row * pixels.height as usize);
         if turbo::decode(pixels, encoded).is_ok() {

@@ -61,8 +61,8 @@ pub(super) fn decode<O: Output>(
     output: impl FnOnce(&Frame, &[Quantization]) -> O,
 ) -> Result<(), ImageError> {
     let frame = &header.frame;
+    check_work(encoded, &header)?;
     if !header.scan.is_whole(frame) {
-        check_work(encoded, &header)?;
         return decode_scans(encoded, header, budget, rows, output);
     }
 
@@ -356,8 +356,11 @@ impl Progress {
 
 /// Rejects a file whose scans visit the blocks of the picture too often, before any is decoded. The
 /// data of a scan can be tiny, so the size of a file does not limit this.
-fn check_work(encoded: &[u8], header: &Header<'_>) -> Result<(), ImageError> {
+pub(super) fn check_work(encoded: &[u8], header: &Header<'_>) -> Result<(), ImageError> {
     let frame = &header.frame;
+    if header.scan.is_whole(frame) {
+        return Ok(());
+    }
     let work = Work::count(encoded, frame, &header.scan, header.data);
     let max_visits = Work::max_visits(frame);
     if work.segments > Work::MAX_SEGMENTS {
