@@ -28,7 +28,7 @@ pub struct MemoryBudget(Arc<Shared>);
 struct Shared {
     /// In units.
     total: u32,
-    /// One permit for each unit that is free. Whoever waits gets them in the order of arrival.
+    /// One permit for each free unit. Waiters are served first in, first out.
     free: Arc<Semaphore>,
     /// The same for each client that holds something or waits for it.
     clients: Mutex<HashMap<BudgetKey, Weak<Semaphore>>>,
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_is_served_in_the_order_of_arrival() {
+    async fn waiters_are_served_first_in_first_out() {
         let budget = MemoryBudget::new(100 << 10);
         let held = budget.reserve(A, 50 << 10).unwrap();
         let (served, mut order) = tokio::sync::mpsc::unbounded_channel();

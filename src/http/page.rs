@@ -19,8 +19,9 @@ use sha2::{Digest, Sha256};
 
 use super::guard::Web;
 use crate::{
-    grpc::BrowserCalls,
+    grpc::{BrowserCalls, Peer},
     state::{State, StateCell},
+    telemetry::summary::{self, Warning},
 };
 
 /// The page's Content Security Policy: everything that is not listed is forbidden.
@@ -144,10 +145,16 @@ pub(super) fn routes(state: StateCell, web: Web, calls: BrowserCalls) -> Router 
 
 /// Refuses requests that [`Web::admits`] does not admit, and adds [`HEADERS`] to every answer.
 async fn guarded(web: Web, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<Peer>().cloned();
     let mut response = match web.admits(request.method(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(refusal) => {
-            tracing::warn!("rejected a browser's request: {}", refusal.1.trim_end());
+            let reason = format!("rejected a browser's request: {}", refusal.1.trim_end());
+            let warning = Warning {
+                kind: &reason,
+                host: peer.as_ref().map_or("unknown", Peer::host),
+            };
+            summary::warn(warning, |further| tracing::warn!(further, "{reason}"));
             refusal.into_response()
         }
     };

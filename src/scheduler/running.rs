@@ -106,6 +106,22 @@ impl SchedulerState {
         run
     }
 
+    /// Takes back an image that a thread has decoded; `None` if it has been given up meanwhile.
+    pub fn end_decoding(&mut self, run: RunId) -> Option<Decoding> {
+        match self.end(run)?.stage {
+            Stage::Decode(decoding) => Some(decoding),
+            Stage::Infer { .. } => None,
+        }
+    }
+
+    /// Takes back a batch that a thread has inferred; `None` if it has been given up meanwhile.
+    pub fn end_inference(&mut self, run: RunId) -> Option<(Vec<Ready>, LaneKind)> {
+        match self.end(run)?.stage {
+            Stage::Infer { batch, lane } => Some((batch, lane)),
+            Stage::Decode(_) => None,
+        }
+    }
+
     /// Takes back what a thread has worked on; `None` if it has been given up meanwhile.
     pub fn end(&mut self, run: RunId) -> Option<Running> {
         let running = self.running.remove(&run)?;

@@ -176,13 +176,7 @@ impl CoreWorker {
         let took = ended - started;
 
         let mut state = self.shared.lock();
-        let Some(Running {
-            stage: Stage::Decode(decoding),
-            ..
-        }) = state.end(run)
-        else {
-            return Err(GivenUp);
-        };
+        let decoding = state.end_decoding(run).ok_or(GivenUp)?;
         let queue = state.busy_queue(id);
         let Decoding {
             turn,
@@ -263,11 +257,7 @@ impl CoreWorker {
         let took = started.elapsed();
 
         let mut state = self.shared.lock();
-        let Some(Running {
-            stage: Stage::Infer { batch, lane },
-            ..
-        }) = state.end(run)
-        else {
+        let Some((batch, lane)) = state.end_inference(run) else {
             // The engine is dropped after the lock has been released.
             drop(state);
             return Err(GivenUp);
@@ -334,11 +324,7 @@ impl DeviceWorker {
             let took = started.elapsed();
 
             let mut state = self.shared.lock();
-            let Some(Running {
-                stage: Stage::Infer { batch, .. },
-                ..
-            }) = state.end(run)
-            else {
+            let Some((batch, _)) = state.end_inference(run) else {
                 return Ended::Lost;
             };
             let call = EngineCall {
@@ -597,13 +583,7 @@ impl Shared {
         time: Duration,
     ) -> Result<(), GivenUp> {
         let mut state = self.lock();
-        let Some(Running {
-            stage: Stage::Decode(decoding),
-            ..
-        }) = state.end(run)
-        else {
-            return Err(GivenUp);
-        };
+        let decoding = state.end_decoding(run).ok_or(GivenUp)?;
         let Decoding {
             turn,
             deadline,

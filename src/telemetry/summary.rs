@@ -37,22 +37,14 @@ struct Summary {
     further: u64,
 }
 
-/// What is to be written about a warning.
-#[derive(Debug, PartialEq, Eq)]
-enum Line {
-    /// The warning itself, and how many like it came before it without a line.
-    Warning { further: u64 },
-    /// Nothing yet.
-    Nothing,
-}
-
 static SUMMARIES: LazyLock<Mutex<Summaries>> = LazyLock::new(Mutex::default);
 
-/// Whether this warning is to be logged now; `Some` holds the number of earlier ones that were not.
-pub fn admit(warning: Warning<'_>) -> Option<u64> {
-    match lock(&SUMMARIES).line(warning, Instant::now()) {
-        Line::Warning { further } => Some(further),
-        Line::Nothing => None,
+/// Logs a warning with `log`, unless one like it was logged just now. `log` gets the number of those
+/// that were only counted since the last one, if there were any.
+pub fn warn(warning: Warning<'_>, log: impl FnOnce(Option<u64>)) {
+    let admitted = lock(&SUMMARIES).admit(warning, Instant::now());
+    if let Some(further) = admitted {
+        log(Some(further).filter(|further| *further > 0));
     }
 }
 
@@ -64,7 +56,8 @@ pub fn flush() {
 }
 
 impl Summaries {
-    fn line(&mut self, warning: Warning<'_>, now: Instant) -> Line {
+    /// How many warnings like this one were only counted; `None` if this one is counted too.
+    fn admit(&mut self, warning: Warning<'_>, now: Instant) -> Option<u64> {
         let mut key = (warning.kind.to_owned(), warning.host.to_owned());
         if self.0.len() >= MAX_ENTRIES && !self.0.contains_key(&key) {
             key = ("warnings".into(), "several".into());
@@ -76,15 +69,14 @@ impl Summaries {
                 further: 0,
             };
             self.0.insert(key, first);
-            return Line::Warning { further: 0 };
+            return Some(0);
         };
         if now - summary.logged < INTERVAL {
             summary.further += 1;
-            return Line::Nothing;
+            return None;
         }
-        let further = std::mem::take(&mut summary.further);
         summary.logged = now;
-        Line::Warning { further }
+        Some(std::mem::take(&mut summary.further))
     }
 
     /// The sums whose time has come; kinds and addresses without any are forgotten.
@@ -113,17 +105,17 @@ mod tests {
     fn the_first_is_logged_and_the_rest_are_counted() {
         let mut summaries = Summaries::default();
         let start = Instant::now();
-        let mut line = |kind: &str, host: &str, milliseconds| {
+        let mut admit = |kind: &str, host: &str, milliseconds| {
             let now = start + Duration::from_millis(milliseconds);
-            summaries.line(Warning { kind, host }, now)
+            summaries.admit(Warning { kind, host }, now)
         };
-        assert_eq!(line("tls", "10.0.0.1", 0), Line::Warning { further: 0 });
-        assert_eq!(line("tls", "10.0.0.1", 1), Line::Nothing);
-        assert_eq!(line("tls", "10.0.0.1", 999), Line::Nothing);
-        assert_eq!(line("tls", "10.0.0.2", 2), Line::Warning { further: 0 });
-        assert_eq!(line("token", "10.0.0.1", 3), Line::Warning { further: 0 });
-        assert_eq!(line("tls", "10.0.0.1", 1000), Line::Warning { further: 2 });
-        assert_eq!(line("tls", "10.0.0.1", 1001), Line::Nothing);
+        assert_eq!(admit("tls", "10.0.0.1", 0), Some(0));
+        assert_eq!(admit("tls", "10.0.0.1", 1), None);
+        assert_eq!(admit("tls", "10.0.0.1", 999), None);
+        assert_eq!(admit("tls", "10.0.0.2", 2), Some(0));
+        assert_eq!(admit("token", "10.0.0.1", 3), Some(0));
+        assert_eq!(admit("tls", "10.0.0.1", 1000), Some(2));
+        assert_eq!(admit("tls", "10.0.0.1", 1001), None);
 
         let later = start + Duration::from_secs(3);
         let due = summaries.due(later);
@@ -137,16 +129,16 @@ mod tests {
     fn many_addresses_take_no_more_memory_than_a_few() {
         let mut summaries = Summaries::default();
         let now = Instant::now();
-        let mut lines = 0;
+        let mut logged = 0;
         for address in 0..10_000 {
             let host = address.to_string();
             let warning = Warning {
                 kind: "tls",
                 host: &host,
             };
-            lines += usize::from(summaries.line(warning, now) != Line::Nothing);
+            logged += usize::from(summaries.admit(warning, now).is_some());
         }
-        assert_eq!(lines, MAX_ENTRIES + 1);
+        assert_eq!(logged, MAX_ENTRIES + 1);
         assert_eq!(summaries.0.len(), MAX_ENTRIES + 1);
     }
 }

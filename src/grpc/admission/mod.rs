@@ -35,6 +35,7 @@ use crate::{
     grpc::{
         call::{
             caller::{Caller, Peer, client_id},
+            memory::MessageMemory,
             methods::{MAX_PATH, image_method, is_classifying, is_stream},
             places::Holder,
             record::CallRecord,
@@ -43,7 +44,7 @@ use crate::{
         },
         transport::{
             inflate::{Encoding, Inflater},
-            receive::{MessageMemory, ReceiveConfig, ReceiveLimits, Receiving, ReceivingCall},
+            receive::{ReceiveConfig, ReceiveLimits, Receiving, ReceivingCall},
         },
     },
     metrics::{Method, Rejection},
@@ -180,12 +181,11 @@ impl Admission {
                 kind: &kind,
                 host: peer.map_or("unknown", Peer::host),
             };
-            if let Some(further) = summary::admit(warning) {
+            summary::warn(warning, |further| {
                 let peer = peer.map(Peer::address);
                 let path: String = path.chars().take(MAX_PATH).collect();
-                let further = (further > 0).then_some(further);
                 tracing::warn!(peer, path, trace_id = %trace, further, "rejected: {error}");
-            }
+            });
         })
     }
 

@@ -4,6 +4,7 @@
 pub(in crate::grpc) mod activity;
 pub(in crate::grpc) mod caller;
 pub(in crate::grpc) mod context;
+pub(in crate::grpc) mod memory;
 pub(in crate::grpc) mod methods;
 pub(in crate::grpc) mod places;
 pub(in crate::grpc) mod record;
@@ -15,9 +16,9 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use self::{
-    caller::client_id, places::Holder, record::CallRecord, status::CallError, timing::CallTiming,
+    caller::client_id, memory::MessageMemory, places::Holder, record::CallRecord,
+    status::CallError, timing::CallTiming,
 };
-use super::transport::receive::MessageMemory;
 use crate::scheduler::ClientId;
 
 /// What a service needs to know of a call besides its message.

@@ -22,11 +22,11 @@ use crate::{
         call::{
             Call,
             context::Context,
+            memory::MessageMemory,
             record::{CallRecord, FrameRecord},
             status::CallError,
         },
         stream::{both, supervise},
-        transport::receive::MessageMemory,
     },
     image::Source,
     metrics::{FrameOutcome, ModelMetrics, RateMeter, statistics::Stages},

@@ -264,10 +264,9 @@ async fn handshake(
             kind: &kind,
             host: peer.host(),
         };
-        if let Some(further) = summary::admit(warning) {
-            let further = (further > 0).then_some(further);
+        summary::warn(warning, |further| {
             tracing::warn!(peer = peer.address(), further, "TLS refused: {reason}");
-        }
+        });
     };
     match timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => return Some(Box::new(stream)),

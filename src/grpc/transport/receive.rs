@@ -7,7 +7,7 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -19,11 +19,10 @@ use tonic::{Status, body::Body};
 
 use super::inflate::{Compressed, Encoding, Inflated, Inflater};
 use crate::{
-    budget::{BudgetKey, MemoryBudget, Reservation},
-    grpc::call::{record::CallRecord, status::CallError},
+    budget::Reservation,
+    grpc::call::{memory::MessageMemory, record::CallRecord, status::CallError},
     metrics::Rejection,
     registry::Registry,
-    sync::lock,
 };
 
 /// What a message may take.
@@ -51,34 +50,6 @@ pub(in crate::grpc) struct ReceivingCall {
     pub inflater: Inflater,
     pub memory: MessageMemory,
     pub registry: Arc<Registry>,
-}
-
-/// The memory of a call's messages, in the order in which they arrived.
-#[derive(Clone)]
-pub(in crate::grpc) struct MessageMemory {
-    budget: MemoryBudget,
-    key: BudgetKey,
-    held: Arc<Mutex<VecDeque<Reservation>>>,
-}
-
-impl MessageMemory {
-    pub fn new(budget: MemoryBudget, key: BudgetKey) -> Self {
-        Self {
-            budget,
-            key,
-            held: Arc::default(),
-        }
-    }
-
-    /// The memory of the oldest message that was not asked for yet. It is given back when this is
-    /// dropped.
-    pub fn take(&self) -> Option<Reservation> {
-        lock(&self.held).pop_front()
-    }
-
-    fn put(&self, reservation: Reservation) {
-        lock(&self.held).push_back(reservation);
-    }
 }
 
 /// A body whose messages must be within the limits.
