@@ -24,8 +24,7 @@ pub struct Estimate {
 
 /// Estimates the cost of an image from its headers, within microseconds.
 ///
-/// JPEG files of several scans are searched for the headers of their scans, which takes up to a
-/// millisecond for each megabyte. Files that will be rejected by their headers cost next to
+/// JPEG files of several scans are searched to their end for the headers of their scans. Files that will be rejected by their headers cost next to
 /// nothing, as do ready crops.
 pub fn estimate(source: &Source, config: PreprocessConfig) -> Estimate {
     let outline = match source {

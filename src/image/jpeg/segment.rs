@@ -1,5 +1,7 @@
 //! The marker segments of a JPEG file (ITU-T T.81, annex B).
 
+use memchr::memchr;
+
 use super::{damaged, marker, truncated};
 use crate::image::ImageError;
 
@@ -27,9 +29,8 @@ impl<'a> Segment<'a> {
         };
 
         let code = loop {
-            while byte_at(position)? != 0xff {
-                position += 1;
-            }
+            let rest = encoded.get(position..).unwrap_or_default();
+            position += memchr(0xff, rest).ok_or_else(|| truncated(encoded))?;
             // Any number of 0xff bytes may precede a marker's code (B.1.1.2).
             while byte_at(position)? == 0xff {
                 position += 1;
