@@ -1,7 +1,7 @@
 //! Run-length encoded BMP files. Pixels that the runs skip have the first colour of the palette, as
 //! with Pillow.
 
-use super::estimate::{Outline, area};
+use super::outline::{Outline, area};
 
 /// Reads the header of a file, run-length encoded or not.
 pub(super) fn outline(encoded: &[u8]) -> Option<Outline> {

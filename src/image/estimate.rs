@@ -6,8 +6,11 @@
 use std::time::Duration;
 
 use super::{
-    ImageFormat, PixelFormat, PreprocessConfig, RawFrame, Source, bmp, gif, guard::guarded, jpeg,
-    png, pnm, rows::band_rows, tiff, webp,
+    ImageFormat, PixelFormat, PreprocessConfig, RawFrame, Source, bmp, gif,
+    guard::guarded,
+    jpeg,
+    outline::{Outline, area},
+    png, pnm, tiff, webp,
 };
 
 /// What decoding an image, and resizing it to a crop, is expected to cost.
@@ -31,7 +34,7 @@ pub fn estimate(source: &Source, config: PreprocessConfig) -> Estimate {
         Source::Encoded(encoded) => {
             let format = ImageFormat::of(encoded);
             // Some headers are read by decoders of other crates.
-            guarded(format, || Outline::of(format?, encoded, &config)).flatten()
+            guarded(format, || outline(format?, encoded, &config)).flatten()
         }
         Source::Raw(frame) => Some(raw_frame(frame)),
         Source::Crop(_) => None,
@@ -55,66 +58,18 @@ pub fn estimate(source: &Source, config: PreprocessConfig) -> Estimate {
 /// What reading headers and writing a crop costs in any case.
 const OVERHEAD: Duration = Duration::from_micros(100);
 
-/// The size of a picture, and what its decoder needs for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Outline {
-    /// The size of the picture, in pixels.
-    pub width: u32,
-    pub height: u32,
-    /// The bytes of a decoded pixel.
-    pub bytes_per_pixel: u64,
-    /// What the decoder allocates beside the decoded pixels, in bytes.
-    pub working_bytes: u64,
-    /// The time of decoding.
-    pub nanoseconds: u64,
-    /// Whether rows are scaled as they are decoded, in bands, so that the picture is never in memory
-    /// whole.
-    pub by_rows: bool,
-}
-
-impl Outline {
-    /// Reads the headers of a file; `None` if they cannot be read, so that the file will be
-    /// rejected.
-    fn of(format: ImageFormat, encoded: &[u8], config: &PreprocessConfig) -> Option<Self> {
-        match format {
-            ImageFormat::Jpeg => jpeg::outline(encoded, config.exif),
-            ImageFormat::Png => png::outline(encoded, config.exif),
-            ImageFormat::WebP => webp::outline(encoded),
-            ImageFormat::Gif => gif::outline(encoded, config),
-            ImageFormat::Bmp => bmp::outline(encoded),
-            ImageFormat::Tiff => tiff::outline(encoded),
-            ImageFormat::Pnm => pnm::outline(encoded),
-        }
+/// Reads the headers of a file; `None` if they cannot be read, so that the file will be
+/// rejected.
+fn outline(format: ImageFormat, encoded: &[u8], config: &PreprocessConfig) -> Option<Outline> {
+    match format {
+        ImageFormat::Jpeg => jpeg::outline(encoded, config.exif),
+        ImageFormat::Png => png::outline(encoded, config.exif),
+        ImageFormat::WebP => webp::outline(encoded),
+        ImageFormat::Gif => gif::outline(encoded, config),
+        ImageFormat::Bmp => bmp::outline(encoded),
+        ImageFormat::Tiff => tiff::outline(encoded),
+        ImageFormat::Pnm => pnm::outline(encoded),
     }
-
-    fn pixels(&self) -> u64 {
-        area(self.width, self.height)
-    }
-
-    fn memory_bytes(&self) -> u64 {
-        /// Crops are seldom wider than this, in pixels.
-        const CROP_SIDE: u64 = 512;
-        // Between its two passes the resizer keeps about as many rows as the shorter side has, each
-        // as long as one of the crop.
-        let shorter = u64::from(self.width.min(self.height));
-        let narrowed = CROP_SIDE * shorter.max(CROP_SIDE) * self.bytes_per_pixel;
-        let row = u64::from(self.width) * self.bytes_per_pixel;
-        let rows = if self.by_rows {
-            u64::from(self.height).min(band_rows(row as usize) as u64)
-        } else {
-            u64::from(self.height)
-        };
-        row.saturating_mul(rows)
-            .saturating_add(self.working_bytes)
-            .saturating_add(narrowed)
-    }
-}
-
-/// Width times height. Of sizes that are too large for any limit it is less, so that it can be
-/// multiplied by what a pixel costs.
-pub(super) fn area(width: u32, height: u32) -> u64 {
-    const MAX: u64 = 1 << 48;
-    (u64::from(width) * u64::from(height)).min(MAX)
 }
 
 /// The time of resizing: the square in the middle of a picture is read once.

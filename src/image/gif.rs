@@ -2,7 +2,7 @@
 
 use super::{
     ImageError, ImageFormat, PreprocessConfig,
-    estimate::{Outline, area},
+    outline::{Outline, area},
 };
 
 /// The blocks of extensions that may come before the first frame, each of up to 255 bytes. Every

@@ -17,6 +17,7 @@ mod gif;
 mod guard;
 mod jpeg;
 mod orientation;
+mod outline;
 mod pixels;
 mod png;
 mod pnm;

@@ -9,8 +9,8 @@ use png::{BitDepth, ColorType, Decoder, DecodingError, Limits, Reader, Transform
 
 use super::{
     Exif, ImageError, ImageFormat,
-    estimate::{Outline, area},
     orientation::Orientation,
+    outline::{Outline, area},
     pixels::PixelLayout,
 };
 

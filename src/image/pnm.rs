@@ -6,7 +6,7 @@ use image::{ImageDecoder, codecs::pnm::PnmDecoder};
 
 use super::{
     ImageError, ImageFormat,
-    estimate::{Outline, area},
+    outline::{Outline, area},
 };
 
 /// The longest header that is read, comments included, in bytes.

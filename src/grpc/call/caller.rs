@@ -2,7 +2,7 @@
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{activity::Activity, places};
+use super::activity::Activity;
 use crate::scheduler::ClientId;
 
 /// The other end of a connection.
@@ -38,7 +38,7 @@ impl Peer {
         Self {
             id: NEXT.fetch_add(1, Relaxed),
             address: text.into(),
-            network: address.map(|address| places::network(address.ip())),
+            network: address.map(|address| network(address.ip())),
             activity: None,
             retry_at: Arc::default(),
         }
@@ -109,4 +109,30 @@ pub(in crate::grpc) fn client_id(caller: Option<&Caller>, peer: Option<&Peer>) -
         None => peer.map(|peer| peer.id).hash(&mut hasher),
     }
     ClientId(hasher.finish())
+}
+
+/// The address that a caller can't change at will: of IPv6 the first 64 bits, since each site has
+/// at least all addresses below them.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        address => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_a_caller_can_choose_are_one() {
+        let parse = |text: &str| network(text.parse().unwrap());
+        assert_eq!(parse("2001:db8:1:2::3"), parse("2001:db8:1:2:ffff::9"));
+        assert_ne!(parse("2001:db8:1:2::3"), parse("2001:db8:1:3::3"));
+        assert_eq!(parse("::ffff:192.0.2.1"), parse("192.0.2.1"));
+        assert_ne!(parse("192.0.2.1"), parse("192.0.2.2"));
+    }
 }

@@ -6,8 +6,8 @@ use super::{
 };
 use crate::image::{
     Exif,
-    estimate::{Outline, area},
     orientation::Orientation,
+    outline::{Outline, area},
 };
 
 /// Reads the headers of a file; `None` if it has no frame header or no scan.

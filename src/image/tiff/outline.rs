@@ -5,7 +5,7 @@ use super::{
     compression::{Compression, MAX_WINDOW},
     directory::{Directory, tag},
 };
-use crate::image::estimate::{Outline, area};
+use crate::image::outline::{Outline, area};
 
 /// Reads the directory; `None` if it does not describe an image.
 pub(in crate::image) fn outline(encoded: &[u8]) -> Option<Outline> {

@@ -6,7 +6,7 @@ use self::codes::MAX_TABLE_BYTES;
 use super::{
     ImageError, ImageFormat,
     budget::Budget,
-    estimate::{Outline, area},
+    outline::{Outline, area},
 };
 
 /// A chunk of a RIFF file.
