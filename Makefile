@@ -1,6 +1,7 @@
 # `make run` serves the bundled model, `make test` runs every test; both fetch what they need.
 
 OPENVINO := 2026.4.1
+ONNXRUNTIME := 1.32.0
 TENSORRT_RTX := 1.7.1.116
 PYTHON := python3
 VENV := .venv
@@ -9,7 +10,7 @@ CHECKED := --profile testing
 # The same for tests that need no speed: this crate compiles in a fraction of the time.
 UNOPTIMIZED := $(CHECKED) --config profile.testing.package.resnet18-server.opt-level=0
 
-.PHONY: run build openvino tensorrt test test-features test-gpu test-env lint lint-features deny shuttle chaos fuzz bench screenshots help
+.PHONY: run build openvino onnxruntime tensorrt test test-features test-gpu test-env lint lint-features deny shuttle chaos fuzz bench screenshots help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -36,6 +37,15 @@ openvino: .runtime/openvino/$(OPENVINO) ## fetch the OpenVINO runtime into .runt
 	    echo "With pip, 'make openvino' fetches the faster one."; \
 	fi
 
+onnxruntime: .runtime/onnxruntime/$(ONNXRUNTIME) ## fetch ONNX Runtime, for models that the other engines can't run, into .runtime (with pip)
+
+.runtime/onnxruntime/$(ONNXRUNTIME):
+	@echo "Fetching ONNX Runtime $(ONNXRUNTIME) into .runtime/onnxruntime (about 28 MB) ..."
+	@rm -rf .runtime/onnxruntime
+	@$(PYTHON) -m pip install --quiet --no-deps --only-binary=:all: --python-version 3.12 --root-user-action=ignore \
+	    --target .runtime/onnxruntime onnxruntime==$(ONNXRUNTIME)
+	@touch $@
+
 tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDIA GPUs, into .runtime (with pip)
 
 .runtime/tensorrt-rtx/$(TENSORRT_RTX):
@@ -45,10 +55,10 @@ tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDI
 	    --target .runtime/tensorrt-rtx tensorrt-rtx-cu12-libs==$(TENSORRT_RTX)
 	@touch $@
 
-test: openvino test-env ## fetch what the tests need, then run all of them
+test: openvino onnxruntime test-env ## fetch what the tests need, then run all of them
 	cargo test $(CHECKED) --no-fail-fast
 
-test-features: openvino tensorrt ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
+test-features: openvino onnxruntime tensorrt ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
 	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --lib
 	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
 

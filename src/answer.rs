@@ -1,6 +1,35 @@
-//! From logits to the classes of an answer: softmax, top-k, and smoothing over a video's frames.
+//! From logits to the classes of an answer: softmax or sigmoid, top-k, and smoothing over a video's
+//! frames.
 
 use std::cmp::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+/// How a model's logits become probabilities.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// One distribution over the classes, of which each image has exactly one.
+    #[default]
+    Softmax,
+    /// Each class for itself: an image may have any number of them.
+    Sigmoid,
+}
+
+impl Activation {
+    /// The probabilities that `logits` stand for, one for each class.
+    pub fn probabilities(self, logits: &[f32]) -> Vec<f32> {
+        match self {
+            Self::Softmax => softmax(logits),
+            Self::Sigmoid => logits.iter().map(|&logit| sigmoid(logit)).collect(),
+        }
+    }
+}
+
+/// `1 / (1 + exp(-x))`. Large negative logits give 0, not a division of infinities.
+fn sigmoid(logit: f32) -> f32 {
+    1.0 / (1.0 + (-logit).exp())
+}
 
 /// A class and its probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -103,6 +132,20 @@ mod tests {
         let p = softmax(&[0.0, 1.0, 2.0]);
         assert!((p.iter().sum::<f32>() - 1.0).abs() < 1e-6);
         assert!((p[2] - 0.665_241).abs() < 1e-5);
+    }
+
+    #[test]
+    fn sigmoid_scores_each_class_for_itself() {
+        let p = Activation::Sigmoid.probabilities(&[0.0, 3.0, -1000.0, 1000.0]);
+        assert_eq!((p[0], p[2], p[3]), (0.5, 0.0, 1.0));
+        assert!((p[1] - 0.952_574).abs() < 1e-6);
+    }
+
+    #[test]
+    fn two_logits_of_which_one_is_zero_are_a_sigmoid() {
+        let two = Activation::Softmax.probabilities(&[0.0, 1.5]);
+        let one = Activation::Sigmoid.probabilities(&[1.5]);
+        assert!((two[1] - one[0]).abs() < 1e-6);
     }
 
     #[test]

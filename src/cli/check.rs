@@ -34,6 +34,7 @@ Exit status: 0 = the model passed, 1 = it did not, 64 = wrong flags.";
 /// The flags of `resnet18 check`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
+#[command(mut_arg("output_name", |flag| flag.visible_alias("output")))]
 pub struct Args {
     /// An ONNX image classifier.
     #[arg(value_name = "MODEL")]

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     address::ServerAddress,
-    answer, client,
+    client,
     model::Model,
     offline::{
         OfflineConfig, OfflineModel, Photo, SkippedPhoto, UsableOutputs,
@@ -57,6 +57,7 @@ const SHOWN_SUGGESTIONS: usize = 10;
 /// The flags of `resnet18 evaluate`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
+#[command(mut_arg("output_name", |flag| flag.visible_alias("output")))]
 pub struct Args {
     /// The folder that holds LABEL/ or val/LABEL/.
     #[arg(value_name = "DATASET_DIR")]
@@ -364,6 +365,7 @@ impl<'a> LabelledPhotos<'a> {
 
     /// Classifies all photos with `model` in this process.
     async fn run(&self, config: &OfflineConfig, model: &Model) -> Result<Run, CliError> {
+        let activation = model.activation;
         let (config, model) = (config.clone(), model.clone());
         let offline = blocking(move || OfflineModel::start(&config, &model))
             .await
@@ -389,7 +391,7 @@ impl<'a> LabelledPhotos<'a> {
         let probabilities = outputs
             .map_err(CliError::failed)?
             .into_iter()
-            .map(|output| output.map(|logits| answer::softmax(&logits)))
+            .map(|output| output.map(|logits| activation.probabilities(&logits)))
             .collect();
         let engine = format!("{} {}", offline.engine.kind, offline.engine.precision);
         self.collect(engine, took, probabilities)

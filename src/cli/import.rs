@@ -244,7 +244,7 @@ fn classify_photo(model: &Model) -> Result<Option<PredictionJson>, EngineError> 
             .failed("the network's outputs for a photo are not all finite numbers"));
     }
 
-    let best = answer::top_k(&answer::softmax(logits), 1, 0.0)
+    let best = answer::top_k(&model.activation.probabilities(logits), 1, 0.0)
         .first()
         .copied();
     Ok(best.map(|class| PredictionJson {

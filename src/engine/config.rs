@@ -2,13 +2,14 @@
 
 use std::{fmt, num::NonZeroUsize};
 
-use super::{EngineError, OpenVinoConfig, tensorrt::TensorRtConfig};
+use super::{EngineError, OnnxRuntimeConfig, OpenVinoConfig, tensorrt::TensorRtConfig};
 use crate::model::Model;
 
 /// Which engine to start and how.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// `None` tries TensorRT if it is compiled in, then OpenVINO, then the embedded engine.
+    /// `None` tries TensorRT if it is compiled in, then OpenVINO, then ONNX Runtime if it is there,
+    /// then the embedded engine.
     pub kind: Option<EngineKind>,
     /// `None` means int8 for a quantized model, else the fastest float type that the processor
     /// computes natively.
@@ -18,6 +19,7 @@ pub struct EngineConfig {
     /// Largest batch of one call; `None` leaves it to the engine.
     pub max_batch: Option<NonZeroUsize>,
     pub openvino: OpenVinoConfig,
+    pub onnxruntime: OnnxRuntimeConfig,
     pub tensorrt: TensorRtConfig,
 }
 
@@ -30,6 +32,7 @@ impl EngineConfig {
             threads,
             max_batch: None,
             openvino: OpenVinoConfig::default(),
+            onnxruntime: OnnxRuntimeConfig::default(),
             tensorrt: TensorRtConfig::default(),
         }
     }
@@ -43,6 +46,8 @@ pub enum EngineKind {
     TensorRt,
     /// OpenVINO on the CPU, from a shared library.
     OpenVino,
+    /// ONNX Runtime on the CPU, from a shared library.
+    OnnxRuntime,
     /// `rten` on the CPU: pure Rust, compiled into the program.
     Embedded,
 }
@@ -69,6 +74,7 @@ impl EngineKind {
         match self {
             Self::TensorRt => "tensorrt",
             Self::OpenVino => "openvino",
+            Self::OnnxRuntime => "onnxruntime",
             Self::Embedded => "embedded",
         }
     }

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{EngineKind, embedded, openvino};
+use super::{EngineKind, embedded, onnxruntime, openvino};
 use crate::{
     model::{
         decode,
@@ -34,7 +34,11 @@ const UPDATE: &str = "RESNET18_CONFORMANCE_UPDATE";
 const KEEP: &str = "RESNET18_CONFORMANCE_KEEP";
 /// The committed result.
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operators.md");
-const ENGINES: [EngineKind; 2] = [EngineKind::OpenVino, EngineKind::Embedded];
+const ENGINES: [EngineKind; 3] = [
+    EngineKind::OpenVino,
+    EngineKind::OnnxRuntime,
+    EngineKind::Embedded,
+];
 
 /// Sorts before the operators.
 const TOTAL: &str = "**all**";
@@ -47,8 +51,8 @@ the model is loaded; no test has a wrong answer. *several* are networks of sever
 
 `RESNET18_CONFORMANCE_UPDATE=1 cargo test --lib conformance` writes this page.
 
-| operator | tests | openvino | embedded |
-|---|--:|--:|--:|
+| operator | tests | openvino | onnxruntime | embedded |
+|---|--:|--:|--:|--:|
 ";
 
 /// What an engine made of a test.
@@ -169,6 +173,7 @@ impl Case {
         let names: Vec<&str> = self.outputs.iter().map(|(name, _)| name.as_str()).collect();
         let answers = catch_unwind(AssertUnwindSafe(|| match engine {
             EngineKind::OpenVino => openvino::conformance::run(&model, &onnx, &self.inputs, &names),
+            EngineKind::OnnxRuntime => onnxruntime::conformance::run(&onnx, &self.inputs, &names),
             _ => embedded::conformance::run(&model, onnx, &self.inputs, &names),
         }));
         match answers {
@@ -294,15 +299,22 @@ fn python() -> Option<PathBuf> {
     None
 }
 
+fn is_available(engine: &EngineKind) -> bool {
+    let available = match engine {
+        EngineKind::OpenVino => openvino::conformance::available(),
+        EngineKind::OnnxRuntime => onnxruntime::conformance::available(),
+        _ => true,
+    };
+    if !available {
+        skipped(&format!("there is no {engine}; `make {engine}` fetches it"));
+    }
+    available
+}
+
 #[test]
 fn operators_are_computed_rightly_or_refused() {
     let Some(python) = python() else { return };
-    let engines = if openvino::conformance::available() {
-        &ENGINES[..]
-    } else {
-        skipped("there is no OpenVINO; `make openvino` fetches it");
-        &ENGINES[1..]
-    };
+    let engines: Vec<EngineKind> = ENGINES.into_iter().filter(is_available).collect();
     let folder = tempfile::tempdir().unwrap();
     let cases = &folder.path().join("cases");
     let written = Command::new(python)
@@ -327,7 +339,7 @@ fn operators_are_computed_rightly_or_refused() {
     });
 
     let mut wrong = Vec::new();
-    for &engine in engines {
+    for &engine in &engines {
         for (name, outcome) in &outcomes[&engine] {
             if let Outcome::Wrong(detail) = outcome {
                 wrong.push(format!("{engine}: {name}: {detail}"));
@@ -335,7 +347,7 @@ fn operators_are_computed_rightly_or_refused() {
         }
     }
     if let Some(kept) = env::var_os(KEEP) {
-        for &engine in engines {
+        for &engine in &engines {
             let name = format!("{engine}.log");
             fs::copy(cases.join(&name), Path::new(&kept).join(&name)).unwrap();
         }
@@ -414,22 +426,22 @@ fn tables_of_other_numbers_are_told_apart() {
 /// The committed table: for each operator how many tests there are, and how many of them each
 /// engine computes.
 fn table(folder: &Path, outcomes: &HashMap<EngineKind, BTreeMap<String, Outcome>>) -> String {
-    let mut rows: BTreeMap<String, [usize; 3]> = BTreeMap::new();
+    let mut rows: BTreeMap<String, [usize; 1 + ENGINES.len()]> = BTreeMap::new();
     for name in names(folder) {
         let case = Case::read(folder, &name);
-        let [openvino, embedded] =
-            ENGINES.map(|engine| usize::from(outcomes[&engine][&name] == Outcome::Right));
+        let right = ENGINES.map(|engine| outcomes[&engine][&name] == Outcome::Right);
         for row in [case.operator.as_str(), TOTAL] {
-            let row = rows.entry(row.to_owned()).or_default();
-            let counts = [1, openvino, embedded];
-            row.iter_mut()
-                .zip(counts)
-                .for_each(|(sum, count)| *sum += count);
+            let [tests, counts @ ..] = rows.entry(row.to_owned()).or_default();
+            *tests += 1;
+            for (count, right) in counts.iter_mut().zip(right) {
+                *count += usize::from(right);
+            }
         }
     }
     let mut text = INTRODUCTION.to_owned();
-    for (operator, [tests, openvino, embedded]) in rows {
-        text += &format!("| {operator} | {tests} | {openvino} | {embedded} |\n");
+    for (operator, numbers) in rows {
+        let cells = numbers.map(|number| number.to_string());
+        text += &format!("| {operator} | {} |\n", cells.join(" | "));
     }
     text
 }

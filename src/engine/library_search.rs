@@ -62,6 +62,17 @@ fn others_can_write(_: &Path) -> bool {
     false
 }
 
+/// The library's path with its size and time and those of its folder, where a library may lie that it
+/// loads itself.
+pub(super) fn stamp_of(library: &Path) -> String {
+    let of = |path: &Path| {
+        let metadata = fs::metadata(path).ok();
+        metadata.map(|found| (found.len(), found.modified().ok()))
+    };
+    let folder = library.parent().map(of);
+    format!("{} {:?} {folder:?}", library.display(), of(library))
+}
+
 /// The files in `folder`; none if it can't be read.
 pub(super) fn files_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(folder)

@@ -7,6 +7,7 @@ pub mod embedded;
 mod error;
 mod exit;
 mod library_search;
+mod onnxruntime;
 mod openvino;
 mod self_check;
 mod start;
@@ -16,6 +17,7 @@ pub use self::{
     config::{EngineConfig, EngineKind, Precision},
     error::EngineError,
     exit::exit_at_once,
+    onnxruntime::OnnxRuntimeConfig,
     openvino::OpenVinoConfig,
     start::{identity, start, try_out},
 };

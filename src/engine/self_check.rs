@@ -1,4 +1,4 @@
-//! Compares an engine's answers with those of the embedded fp32 engine, before it may serve.
+//! Compares an engine's answers with those of another one in fp32, before it may serve.
 
 use std::num::NonZeroUsize;
 
@@ -6,14 +6,15 @@ use bytes::Bytes;
 
 use super::{
     Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, embedded,
+    onnxruntime,
 };
 use crate::{
-    answer,
+    answer::{self, Activation},
     image::{PreprocessConfig, Preprocessor, Source},
     model::Model,
 };
 
-/// Largest accepted difference of a probability from the embedded fp32 engine's.
+/// Largest accepted difference of a probability from the reference's.
 const TOLERANCE: f32 = 0.05;
 
 /// The tolerance for a quantized model. The embedded engine computes it in fp32 and rounds where
@@ -31,7 +32,24 @@ const PHOTOS: [&[u8]; 3] = [
     include_bytes!("../../tests/data/moon_16bit.png"),
 ];
 
-/// What becomes of an engine that answers differently from the embedded engine in fp32.
+/// The answers that an engine's are compared with.
+struct Reference {
+    /// The engine that gave them, in fp32.
+    kind: EngineKind,
+    /// The logits for each photo.
+    logits: Vec<Vec<f32>>,
+}
+
+/// The engines whose answers may be the reference, the first one that runs the model.
+pub(super) fn references(config: &EngineConfig) -> Vec<EngineKind> {
+    let mut references = vec![EngineKind::Embedded];
+    if onnxruntime::is_installed(config) {
+        references.push(EngineKind::OnnxRuntime);
+    }
+    references
+}
+
+/// What becomes of an engine that answers differently from the reference in fp32.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnDisagreement {
     /// It is refused.
@@ -42,23 +60,25 @@ pub(super) enum OnDisagreement {
 
 /// Loads an engine while the reference answers are computed, then compares all its lanes.
 ///
-/// Where the embedded engine can't run the model there is nothing to compare with, which becomes a
+/// Where none of the `references` runs the model there is nothing to compare with, which becomes a
 /// warning.
 ///
 /// # Errors
 /// Those of `load`, [`EngineError::NotFinite`], or [`EngineError::SelfCheck`] with the figures.
 pub(super) fn load_checked(
     load: impl FnOnce() -> Result<Lanes, EngineError> + Send,
+    config: &EngineConfig,
+    references: &[EngineKind],
     model: &Model,
     on_disagreement: OnDisagreement,
 ) -> Result<Lanes, EngineError> {
     let crops = crops(model);
     let (reference, lanes) = std::thread::scope(|scope| {
-        let reference = scope.spawn(|| reference_logits(model, &crops));
+        let reference = scope.spawn(|| reference(config, references, model, &crops));
         let lanes = load();
         let reference = reference
             .join()
-            .expect("the embedded engine reports errors instead of panicking");
+            .expect("an engine reports errors instead of panicking");
         (reference, lanes)
     });
 
@@ -76,7 +96,10 @@ pub(super) fn load_checked(
                         precision: Precision::Fp32,
                         reason,
                     } if on_disagreement == OnDisagreement::Warn => {
-                        format!("the {kind} and the embedded engine disagree in fp32: {reason}")
+                        format!(
+                            "the {kind} and the {} engine disagree in fp32: {reason}",
+                            reference.kind
+                        )
                     }
                     error => return Err(error),
                 }
@@ -129,18 +152,49 @@ fn crops(model: &Model) -> Vec<Vec<u8>> {
     PHOTOS.map(crop).into()
 }
 
-/// The embedded engine's logits for each crop.
-fn reference_logits(model: &Model, crops: &[Vec<u8>]) -> Result<Vec<Vec<f32>>, EngineError> {
-    let config = EngineConfig::new(NonZeroUsize::MIN);
-    let mut lanes = embedded::load(&config, model)?;
+/// The logits for each crop by the first of the `references` that runs the model.
+///
+/// # Errors
+/// Why the first one does not.
+fn reference(
+    config: &EngineConfig,
+    references: &[EngineKind],
+    model: &Model,
+    crops: &[Vec<u8>],
+) -> Result<Reference, EngineError> {
+    let [first, others @ ..] = references else {
+        unreachable!("the embedded engine is always there to compare with");
+    };
+    reference_by(*first, config, model, crops).or_else(|error| {
+        let mut others = others.iter();
+        let found = others.find_map(|kind| reference_by(*kind, config, model, crops).ok());
+        found.ok_or(error)
+    })
+}
+
+fn reference_by(
+    kind: EngineKind,
+    config: &EngineConfig,
+    model: &Model,
+    crops: &[Vec<u8>],
+) -> Result<Reference, EngineError> {
+    let config = EngineConfig {
+        onnxruntime: config.onnxruntime.clone(),
+        ..EngineConfig::new(NonZeroUsize::MIN)
+    };
+    let mut lanes = match kind {
+        EngineKind::OnnxRuntime => onnxruntime::load(&config, model)?,
+        _ => embedded::load(&config, model)?,
+    };
     let batch = lanes.info.max_batch;
-    crops
+    let logits = crops
         .iter()
         .map(|crop| {
             let mut logits = infer(&mut *lanes.narrow[0], model, &vec![crop; batch])?;
             Ok(logits.swap_remove(0))
         })
-        .collect()
+        .collect::<Result<_, EngineError>>()?;
+    Ok(Reference { kind, logits })
 }
 
 /// The logits of each of the crops, computed in one call.
@@ -161,7 +215,7 @@ fn compare(
     lanes: &mut Lanes,
     model: &Model,
     crops: &[Vec<u8>],
-    reference: &[Vec<f32>],
+    reference: &Reference,
 ) -> Result<(), EngineError> {
     let info = lanes.info.clone();
     let tolerance = if info.precision == Precision::Int8 {
@@ -178,39 +232,52 @@ fn compare(
             let answers = infer(&mut **lane, model, &batch)?;
             for (answer, &photo) in answers.iter().zip(photos) {
                 let difference = if model.graph.features {
-                    features_difference(answer, &reference[photo])
+                    features_difference(answer, &reference.logits[photo])
                 } else {
-                    probabilities_difference(answer, &reference[photo], tolerance)
+                    probabilities_difference(
+                        answer,
+                        &reference.logits[photo],
+                        model.activation,
+                        tolerance,
+                    )
                 };
                 let difference = difference.map_err(|reason| EngineError::SelfCheck {
                     kind: info.kind,
                     precision: info.precision,
                     reason: format!(
                         "{reason}{}",
-                        both_answers(info.kind, model, answer, &reference[photo])
+                        both_answers(info.kind, model, answer, reference, photo)
                     ),
                 })?;
                 worst = worst.max(difference);
             }
         }
     }
-    tracing::debug!("self-check: within {worst:.4} of the embedded fp32 engine's answers");
+    tracing::debug!(
+        "self-check: within {worst:.4} of the {} engine's answers in fp32",
+        reference.kind
+    );
     Ok(())
 }
 
 /// What both engines see on a photo, for the error message; empty for features.
-fn both_answers(kind: EngineKind, model: &Model, logits: &[f32], reference: &[f32]) -> String {
+fn both_answers(
+    kind: EngineKind,
+    model: &Model,
+    logits: &[f32],
+    reference: &Reference,
+    photo: usize,
+) -> String {
     if model.graph.features {
         return String::new();
     }
-    let [actual, expected] =
-        [logits, reference].map(
-            |logits| match answer::top_k(&answer::softmax(logits), 1, 0.0)[..] {
-                [best, ..] => format!("class {} with {:.3}", best.class_id, best.probability),
-                [] => "no class".to_owned(),
-            },
-        );
-    format!(" ({kind}: {actual}; embedded: {expected})")
+    let [actual, expected] = [logits, &reference.logits[photo]].map(|logits| {
+        match answer::top_k(&model.activation.probabilities(logits), 1, 0.0)[..] {
+            [best, ..] => format!("class {} with {:.3}", best.class_id, best.probability),
+            [] => "no class".to_owned(),
+        }
+    });
+    format!(" ({kind}: {actual}; {}: {expected})", reference.kind)
 }
 
 /// Batches of indices of photos: one batch of the smallest size that starts with each photo, then
@@ -234,14 +301,15 @@ fn photo_batches(info: &EngineInfo, photos: usize) -> Vec<Vec<usize>> {
 fn probabilities_difference(
     logits: &[f32],
     reference: &[f32],
+    activation: Activation,
     tolerance: f32,
 ) -> Result<f32, String> {
     if logits.iter().any(|logit| !logit.is_finite()) {
         return Err("its logits are not finite numbers".into());
     }
 
-    let actual = answer::softmax(logits);
-    let expected = answer::softmax(reference);
+    let actual = activation.probabilities(logits);
+    let expected = activation.probabilities(reference);
     let worst = actual
         .iter()
         .zip(&expected)
@@ -347,6 +415,21 @@ mod tests {
         }
     }
 
+    fn checked(
+        load: impl FnOnce() -> Result<Lanes, EngineError> + Send,
+        model: &Model,
+        on_disagreement: OnDisagreement,
+    ) -> Result<Lanes, EngineError> {
+        let config = EngineConfig::new(NonZeroUsize::MIN);
+        load_checked(
+            load,
+            &config,
+            &[EngineKind::Embedded],
+            model,
+            on_disagreement,
+        )
+    }
+
     fn model(proto: &ModelProto) -> Model {
         let labels = Some((0..CLASSES).map(|class| class.to_string()).collect());
         let overrides = Overrides {
@@ -359,7 +442,7 @@ mod tests {
     #[test]
     fn engines_that_disagree_in_fp32_are_refused_with_both_figures() {
         let load = || Ok(lanes([0.0, 0.0, 9.0, 0.0]));
-        let error = load_checked(load, &model(&tiny()), OnDisagreement::Refuse)
+        let error = checked(load, &model(&tiny()), OnDisagreement::Refuse)
             .err()
             .unwrap();
         let EngineError::SelfCheck {
@@ -376,7 +459,7 @@ mod tests {
     #[test]
     fn an_engine_chosen_by_hand_serves_with_a_warning_that_stays() {
         let load = || Ok(lanes([0.0, 0.0, 9.0, 0.0]));
-        let lanes = load_checked(load, &model(&tiny()), OnDisagreement::Warn).unwrap();
+        let lanes = checked(load, &model(&tiny()), OnDisagreement::Warn).unwrap();
         let [warning] = &lanes.info.warnings[..] else {
             panic!("{:?}", lanes.info.warnings);
         };
@@ -394,7 +477,7 @@ mod tests {
             .node
             .push(node("Sign", &["gemm"], "scores"));
         let load = || Ok(lanes([0.0, 0.0, 9.0, 0.0]));
-        let lanes = load_checked(load, &model(&proto), OnDisagreement::Refuse).unwrap();
+        let lanes = checked(load, &model(&proto), OnDisagreement::Refuse).unwrap();
         let warning = &lanes.info.warnings[0];
         assert!(
             warning.contains("not compared") && warning.contains("Sign"),
@@ -405,10 +488,10 @@ mod tests {
     #[test]
     fn logits_that_are_not_finite_never_serve() {
         let load = || Ok(lanes([0.0, f32::NAN, 0.0, 0.0]));
-        let refused = load_checked(load, &model(&tiny()), OnDisagreement::Warn);
+        let refused = checked(load, &model(&tiny()), OnDisagreement::Warn);
         assert!(matches!(refused, Err(EngineError::NotFinite { .. })));
         let load = || Ok(lanes([0.0, f32::INFINITY, 0.0, 0.0]));
-        let refused = load_checked(load, &model(&tiny()), OnDisagreement::Refuse);
+        let refused = checked(load, &model(&tiny()), OnDisagreement::Refuse);
         assert!(matches!(refused, Err(EngineError::NotFinite { .. })));
 
         let mut damaged = tiny();
@@ -425,7 +508,7 @@ mod tests {
     }
 
     fn difference(logits: &[f32], reference: &[f32]) -> Result<f32, String> {
-        probabilities_difference(logits, reference, TOLERANCE)
+        probabilities_difference(logits, reference, Activation::Softmax, TOLERANCE)
     }
 
     /// Logits with these probabilities.

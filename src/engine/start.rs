@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{
     Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, cpu_name,
-    embedded, openvino,
+    embedded, onnxruntime, openvino,
     self_check::{self, OnDisagreement},
     tensorrt,
 };
@@ -41,12 +41,40 @@ fn start_first(
                     reason,
                 }),
                 _,
-            ) if config.kind.is_none() => return Err(EngineError::Disagreement { kind, reason }),
+            ) if config.kind.is_none() => {
+                let third_opinion = (kind == EngineKind::OpenVino)
+                    .then(|| settle(config, model, &reason))
+                    .flatten();
+                return third_opinion.ok_or(EngineError::Disagreement { kind, reason });
+            }
             (Err(error), Some(next)) => tracing::warn!("{error}; trying the {next} engine"),
             (Err(error), None) => return Err(error),
         }
     }
     unreachable!("there is at least one candidate, and the last one returns")
+}
+
+/// Where OpenVINO and the embedded engine disagree because of this `reason`: the engine that ONNX
+/// Runtime agrees with, or itself; `None` if it is not there or agrees with neither.
+fn settle(config: &EngineConfig, model: &Model, reason: &str) -> Option<Lanes> {
+    if !onnxruntime::is_installed(config) {
+        return None;
+    }
+    let with_warning = |mut lanes: Lanes, wrong: EngineKind, right: EngineKind| {
+        let warning = format!(
+            "the {wrong} engine is not used: it disagrees with the {right} and the onnxruntime \
+             engine, which agree ({reason})"
+        );
+        tracing::warn!(model = model.name, "{warning}");
+        lanes.info.warnings.push(warning);
+        Some(lanes)
+    };
+    if let Ok(lanes) = start_one(EngineKind::OnnxRuntime, config, model) {
+        return with_warning(lanes, EngineKind::OpenVino, EngineKind::Embedded);
+    }
+    let mut lanes = load_openvino(config, &[EngineKind::OnnxRuntime], model).ok()?;
+    warm_up(&mut lanes, model).ok()?;
+    with_warning(lanes, EngineKind::Embedded, EngineKind::OpenVino)
 }
 
 /// Starts an engine for `model` as [`start`] does, to see whether it survives that, and ends it.
@@ -61,16 +89,16 @@ fn start_first(
 pub fn try_out(config: &EngineConfig, model: &Model) -> Result<EngineInfo, EngineError> {
     let chosen = match config.kind {
         Some(EngineKind::TensorRt) => vec![EngineKind::Embedded],
-        None if tensorrt::COMPILED_IN => vec![EngineKind::OpenVino, EngineKind::Embedded],
+        None if tensorrt::COMPILED_IN => on_cpu(config),
         _ => return start(config, model).map(|lanes| lanes.info),
     };
-    let on_cpu = EngineConfig {
+    let without_gpu = EngineConfig {
         kind: None,
         precision: None,
         max_batch: None,
         ..config.clone()
     };
-    let info = start_first(&chosen, &on_cpu, model).map(|lanes| lanes.info);
+    let info = start_first(&chosen, &without_gpu, model).map(|lanes| lanes.info);
     Ok(info.unwrap_or_else(|error| EngineInfo {
         kind: EngineKind::TensorRt,
         version: "not tried".into(),
@@ -86,11 +114,15 @@ pub fn try_out(config: &EngineConfig, model: &Model) -> Result<EngineInfo, Engin
 /// What the answers of the engine depend on besides its configuration: its library and the
 /// processor.
 pub fn identity(config: &EngineConfig) -> String {
-    let openvino = match config.kind {
+    let libraries = match config.kind {
         Some(EngineKind::Embedded) => String::new(),
-        _ => openvino::library_stamp(config),
+        _ => format!(
+            "{} {}",
+            openvino::library_stamp(config),
+            onnxruntime::library_stamp(config)
+        ),
     };
-    format!("{} {openvino} on {}", embedded::VERSION, cpu_name())
+    format!("{} {libraries} on {}", embedded::VERSION, cpu_name())
 }
 
 /// The engines to try, best first.
@@ -99,9 +131,19 @@ fn candidates(config: &EngineConfig) -> Vec<EngineKind> {
         return vec![kind];
     }
 
-    let mut candidates = vec![EngineKind::OpenVino, EngineKind::Embedded];
+    let mut candidates = on_cpu(config);
     if tensorrt::COMPILED_IN {
         candidates.insert(0, EngineKind::TensorRt);
+    }
+    candidates
+}
+
+/// The engines to try on a CPU, best first. ONNX Runtime is an addition that few have: it is only
+/// tried where it is there.
+fn on_cpu(config: &EngineConfig) -> Vec<EngineKind> {
+    let mut candidates = vec![EngineKind::OpenVino, EngineKind::Embedded];
+    if onnxruntime::is_installed(config) {
+        candidates.insert(1, EngineKind::OnnxRuntime);
     }
     candidates
 }
@@ -110,11 +152,20 @@ fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<L
     let started = Instant::now();
     let mut lanes = match kind {
         EngineKind::Embedded => load_embedded(config, model)?,
-        EngineKind::OpenVino => load_openvino(config, model)?,
+        EngineKind::OpenVino => load_openvino(config, &self_check::references(config), model)?,
+        EngineKind::OnnxRuntime => self_check::load_checked(
+            || onnxruntime::load(config, model),
+            config,
+            &[EngineKind::Embedded],
+            model,
+            on_disagreement(config),
+        )?,
         EngineKind::TensorRt => {
             let prepared = tensorrt::prepare(config)?;
             self_check::load_checked(
                 || prepared.load(config, model),
+                config,
+                &self_check::references(config),
                 model,
                 on_disagreement(config),
             )?
@@ -158,10 +209,16 @@ fn on_disagreement(config: &EngineConfig) -> OnDisagreement {
 
 /// Loads and checks OpenVINO; falls back to fp32 if a low precision that nobody requested fails the
 /// self-check.
-fn load_openvino(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
+fn load_openvino(
+    config: &EngineConfig,
+    references: &[EngineKind],
+    model: &Model,
+) -> Result<Lanes, EngineError> {
     let checked = |config: &EngineConfig| {
         self_check::load_checked(
             || openvino::load(config, model),
+            config,
+            references,
             model,
             on_disagreement(config),
         )

@@ -10,6 +10,7 @@ use super::{
     BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides, complete, decode, file_stem,
     graph::Head, in_file, onnx::ModelProto, version,
 };
+use crate::answer::Activation;
 
 /// A model whose last layer is to be trained again, on other classes.
 pub struct Base {
@@ -50,11 +51,16 @@ impl Base {
 
     fn load(onnx: &Bytes, overrides: &Overrides, fallback_name: &str) -> Result<Self, ModelError> {
         let model = decode(onnx)?;
-        let head = Head::find(&model)?;
+        let output = overrides.output.clone().or(Manifest::read(&model)?.output);
+        let head = Head::find(&model, output.as_deref())?;
+        let to_features = Overrides {
+            output: Some(head.from.clone()),
+            ..overrides.clone()
+        };
         let mut backbone = Model::from_proto(
             head.backbone(&model),
             version(onnx),
-            overrides,
+            &to_features,
             fallback_name,
             // Features have no labels; the file's labels name the classes of its last layer.
             |_, _| Ok(Vec::new()),
@@ -85,6 +91,9 @@ impl Base {
         description: Description,
     ) -> Result<Vec<u8>, ModelError> {
         let mut model = self.head.replace(&self.model, layer)?;
+        // The layer is trained with softmax, whatever the base's scores were.
+        let activation = (self.backbone.manifest.activation.is_some() || self.head.is_sigmoid)
+            .then_some(Activation::Softmax);
 
         let Description {
             name,
@@ -102,6 +111,7 @@ impl Base {
         Manifest {
             name: None,
             labels: None,
+            activation,
             other,
             ..self.backbone.manifest.clone()
         }
@@ -110,6 +120,7 @@ impl Base {
         let overrides = Overrides {
             name: Some(name),
             labels: Some(labels),
+            activation,
             ..self.overrides.clone()
         };
         complete(&mut model, &overrides, "model", None)?;

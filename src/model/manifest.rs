@@ -7,6 +7,7 @@ use super::{
     ModelError,
     onnx::{ModelProto, StringStringEntryProto},
 };
+use crate::answer::Activation;
 
 /// The description of a model in its own file. Every key is optional, and unknown keys are kept.
 /// Those that would change how images are preprocessed are checked: what a manifest says is what is
@@ -30,6 +31,13 @@ pub struct Manifest {
     /// Standard deviation of red, green and blue, on the same scale.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub std: Option<[f32; 3]>,
+    /// The output with the scores, of a network that has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    /// How the scores become probabilities: `softmax`, or `sigmoid` for classes that are
+    /// independent of each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activation: Option<Activation>,
     /// Keys that are not known here.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -188,6 +196,7 @@ mod tests {
             ("{", "EOF"),
             (r#"{"mean":[1,2]}"#, "length 2"),
             (r#"{"labels":"cat"}"#, "sequence"),
+            (r#"{"activation":"tanh"}"#, "`softmax` or `sigmoid`"),
             (
                 r#"{"interpolation":"banana"}"#,
                 r#""interpolation" is "banana", which is not computed; accepted is "bilinear""#,

@@ -41,7 +41,7 @@ pub use self::{
     labels::{imagenet, read_labels},
     manifest::{InputSize, Manifest},
 };
-use crate::{files, image::Geometry};
+use crate::{answer::Activation, files, image::Geometry};
 
 /// The messages of `proto/onnx/onnx.proto`.
 #[allow(missing_docs, clippy::all)]
@@ -66,6 +66,10 @@ pub struct Overrides {
     pub std: Option<[f32; 3]>,
     /// Length of the shorter side after scaling and before the crop, in pixels.
     pub resize_shorter_side: Option<u32>,
+    /// The output with the scores, of a network that has several.
+    pub output: Option<String>,
+    /// How the scores become probabilities.
+    pub activation: Option<Activation>,
 }
 
 /// A model that an engine can load.
@@ -82,6 +86,8 @@ pub struct Model {
     /// The normalization that callers are expected to have applied to tensors that they send;
     /// `None` for a network that takes integers and whose manifest gives no mean and deviation.
     pub normalization: Option<Normalization>,
+    /// How logits become probabilities.
+    pub activation: Activation,
     /// The network, from `uint8` pixels to logits.
     pub graph: ServingGraph,
     /// The manifest as it is stored in the file.
@@ -126,8 +132,8 @@ impl Model {
         fallback_name: &str,
         labels_beside: Option<&Path>,
     ) -> Result<Self, ModelError> {
-        let labels = |classes, manifest: &Manifest| {
-            choose_labels(classes, overrides, manifest, labels_beside)
+        let labels = |graph: &ServingGraph, manifest: &Manifest| {
+            choose_labels(graph, overrides, manifest, labels_beside)
         };
         Self::from_proto(
             decode(&onnx)?,
@@ -143,11 +149,17 @@ impl Model {
         version: String,
         overrides: &Overrides,
         fallback_name: &str,
-        labels: impl FnOnce(usize, &Manifest) -> Result<Vec<String>, ModelError>,
+        labels: impl FnOnce(&ServingGraph, &Manifest) -> Result<Vec<String>, ModelError>,
     ) -> Result<Self, ModelError> {
         let manifest = Manifest::read(&model)?;
         let normalization = normalization(overrides, &manifest);
-        let graph = ServingGraph::new(model, &normalization, manifest.input.as_ref())?;
+        let output = overrides.output.as_ref().or(manifest.output.as_ref());
+        let graph = ServingGraph::new(
+            model,
+            &normalization,
+            manifest.input.as_ref(),
+            output.map(String::as_str),
+        )?;
         if !graph.normalizes && (overrides.mean.is_some() || overrides.std.is_some()) {
             return Err(ModelError::Normalization(
                 "the network takes integers and so gets the pixels from 0 to 255 as they are; \
@@ -162,7 +174,7 @@ impl Model {
             .or(manifest.name.as_ref())
             .filter(|name| !name.is_empty())
             .map_or_else(|| fallback_name.to_owned(), Clone::clone);
-        let labels = labels(graph.classes, &manifest)?;
+        let labels = labels(&graph, &manifest)?;
         let normalization_is_known =
             graph.normalizes || (manifest.mean.is_some() && manifest.std.is_some());
         let resize_shorter_side = overrides
@@ -175,6 +187,14 @@ impl Model {
             labels: labels.into(),
             geometry: geometry(&graph, resize_shorter_side)?,
             normalization: normalization_is_known.then_some(normalization),
+            activation: if graph.is_binary {
+                graph.activation
+            } else {
+                overrides
+                    .activation
+                    .or(manifest.activation)
+                    .unwrap_or(graph.activation)
+            },
             graph,
             manifest,
         })
@@ -227,8 +247,8 @@ pub fn complete(
     origin: Option<&Path>,
 ) -> Result<(), ModelError> {
     let beside = origin.map(labels_beside);
-    let labels = |classes, manifest: &Manifest| {
-        choose_labels(classes, overrides, manifest, beside.as_deref())
+    let labels = |graph: &ServingGraph, manifest: &Manifest| {
+        choose_labels(graph, overrides, manifest, beside.as_deref())
     };
     let served = Model::from_proto(
         model.clone(),
@@ -263,6 +283,9 @@ pub fn complete(
         std: normalization
             .map(|normalization| normalization.std)
             .or(manifest.std),
+        output: overrides.output.clone().or(manifest.output),
+        // The file says so itself, unless somebody has said otherwise.
+        activation: overrides.activation.or(manifest.activation),
         other: manifest.other,
     }
     .write(model);
@@ -308,17 +331,20 @@ pub(crate) fn labels_beside(path: &Path) -> PathBuf {
 }
 
 fn choose_labels(
-    classes: usize,
+    graph: &ServingGraph,
     overrides: &Overrides,
     manifest: &Manifest,
     beside: Option<&Path>,
 ) -> Result<Vec<String>, ModelError> {
+    let classes = graph.classes;
     let (labels, origin) = if let Some(labels) = &overrides.labels {
         (labels.clone(), "was given".to_owned())
     } else if let Some(labels) = &manifest.labels {
         (labels.clone(), "its manifest holds".to_owned())
     } else if let Some(path) = beside.filter(|path| path.exists()) {
         (read_labels(path)?, format!("{} holds", path.display()))
+    } else if let Some(labels) = &graph.labels {
+        (labels.clone(), "its last node names".to_owned())
     } else if classes == 1000 {
         (imagenet(), String::new())
     } else {

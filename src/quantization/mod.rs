@@ -20,6 +20,7 @@ pub use self::{
     photos::Photos, ranges::Estimator, report::QuantizationReport, startup::StartupQuantization,
 };
 use crate::{
+    answer::Activation,
     engine::EngineError,
     model::{InputSize, Manifest, Model, ModelError, Quantization, ServingGraph},
 };
@@ -205,7 +206,7 @@ pub fn quantize(
         kept_float,
         worst_layers: noises,
         logits_snr_db: report::snr_db(&actual, &expected),
-        comparison: Comparison::new(&photos.check, &actual, &expected),
+        comparison: Comparison::new(&photos.check, model.activation, &actual, &expected),
     };
     if report.comparison.agreement_but_ties < config.min_agreement {
         return Err(QuantizationError::Disagrees {
@@ -313,6 +314,9 @@ fn manifest(
         // The quantized file takes pixels and normalizes in the graph.
         mean: None,
         std: None,
+        // Its only output are logits.
+        output: None,
+        activation: (model.activation != Activation::default()).then_some(model.activation),
         other: model.manifest.other.clone(),
     };
 

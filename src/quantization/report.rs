@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{calibration::on_threads, photos::Photo, ranges::Estimator};
 use crate::{
-    answer,
+    answer::Activation,
     engine::{EngineError, embedded::Probe},
     model::ServingGraph,
 };
@@ -118,7 +118,12 @@ pub(super) fn snr_db(logits: &[Vec<f32>], reference: &[Vec<f32>]) -> f64 {
 }
 
 impl Comparison {
-    pub(super) fn new(photos: &[Photo], logits: &[Vec<f32>], reference: &[Vec<f32>]) -> Self {
+    pub(super) fn new(
+        photos: &[Photo],
+        activation: Activation,
+        logits: &[Vec<f32>],
+        reference: &[Vec<f32>],
+    ) -> Self {
         let mut comparison = Self {
             photos: photos.len(),
             agreement: 0.0,
@@ -135,8 +140,8 @@ impl Comparison {
 
         let count = photos.len().max(1) as f64;
         for ((photo, logits), reference) in photos.iter().zip(logits).zip(reference) {
-            let actual = answer::softmax(logits);
-            let expected = answer::softmax(reference);
+            let actual = activation.probabilities(logits);
+            let expected = activation.probabilities(reference);
             let top = largest(&actual);
             let expected_top = largest(&expected);
 
@@ -211,6 +216,7 @@ mod tests {
         logits[2] = vec![1.1, 1.0, 0.0];
         let comparison = Comparison::new(
             &photos(&[Some(0), Some(1), Some(1), None]),
+            Activation::Softmax,
             &logits,
             &reference,
         );
@@ -227,7 +233,13 @@ mod tests {
             comparison.max_probability_change
         );
         assert_eq!(
-            Comparison::new(&photos(&[None]), &reference[..1], &reference[..1]).accuracy,
+            Comparison::new(
+                &photos(&[None]),
+                Activation::Softmax,
+                &reference[..1],
+                &reference[..1]
+            )
+            .accuracy,
             None
         );
     }
@@ -235,8 +247,13 @@ mod tests {
     #[test]
     fn another_answer_is_excused_only_where_the_float_network_was_torn() {
         let compare = |logits: &[f32], reference: &[f32]| {
-            Comparison::new(&photos(&[None]), &[logits.to_vec()], &[reference.to_vec()])
-                .agreement_but_ties
+            Comparison::new(
+                &photos(&[None]),
+                Activation::Softmax,
+                &[logits.to_vec()],
+                &[reference.to_vec()],
+            )
+            .agreement_but_ties
         };
         assert_eq!(compare(&[0.0, 0.1, -1.0], &[0.1, 0.0, -1.0]), 1.0);
         assert_eq!(compare(&[0.0, 0.1, -1.0], &[0.4, 0.0, -1.0]), 0.0);

@@ -8,6 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::watch;
 
 use crate::{
+    answer::Activation,
     engine::EngineInfo,
     image::Geometry,
     metrics::{ModelMetrics, Rejection},
@@ -23,6 +24,8 @@ pub struct Served {
     pub version: String,
     /// The classes' names, in the order of the logits.
     pub labels: Arc<[String]>,
+    /// How logits become probabilities.
+    pub activation: Activation,
     /// The network's input.
     pub geometry: Geometry,
     /// How tensors of the Open Inference Protocol are normalized, if the model accepts those.
@@ -45,6 +48,7 @@ impl Served {
             name: model.name.clone(),
             version: model.version.clone(),
             labels: Arc::clone(&model.labels),
+            activation: model.activation,
             geometry: model.geometry,
             normalization: model.normalization,
             engine,

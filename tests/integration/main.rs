@@ -14,6 +14,7 @@ mod deploy;
 mod formats;
 mod golden;
 mod grpc;
+mod heads;
 mod import;
 mod metrics;
 mod models;

@@ -12,7 +12,7 @@ use crate::{
         CliError,
         values::{OrNone, at_most, or_none},
     },
-    engine::{EngineConfig, EngineKind, OpenVinoConfig, Precision},
+    engine::{EngineConfig, EngineKind, OnnxRuntimeConfig, OpenVinoConfig, Precision},
 };
 
 /// The flags that an engine's plan depends on; `build` has only these.
@@ -43,6 +43,10 @@ pub struct EngineFlags {
     /// installed one].
     #[arg(long, env = "RESNET18_OPENVINO_LIB", value_name = "PATH")]
     openvino_lib: Option<PathBuf>,
+    /// The ONNX Runtime library or its folder [default: the one that `make onnxruntime` fetched,
+    /// else an installed one].
+    #[arg(long, env = "RESNET18_ONNXRUNTIME_LIB", value_name = "PATH")]
+    onnxruntime_lib: Option<PathBuf>,
     /// Number of CPU threads for decoding and inference [default: the CPUs available to this
     /// process].
     #[arg(long, env = "RESNET18_THREADS", value_name = "N", value_parser = at_most::<1024>)]
@@ -102,6 +106,9 @@ pub fn arguments(config: &EngineConfig) -> Vec<OsString> {
     if let Some(library) = &config.openvino.library {
         arguments.extend(["--openvino-lib".into(), library.into()]);
     }
+    if let Some(library) = &config.onnxruntime.library {
+        arguments.extend(["--onnxruntime-lib".into(), library.into()]);
+    }
     arguments
 }
 
@@ -128,6 +135,9 @@ impl EngineFlags {
             openvino: OpenVinoConfig {
                 library: self.openvino_lib.clone(),
                 ..OpenVinoConfig::default()
+            },
+            onnxruntime: OnnxRuntimeConfig {
+                library: self.onnxruntime_lib.clone(),
             },
             tensorrt: self.tensorrt.config(self.device.0.clone()),
         })

@@ -7,9 +7,10 @@ use std::{
     str::FromStr,
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::{
+    answer::Activation,
     cli::CliError,
     model::{self, Model, ModelError, Overrides},
 };
@@ -22,6 +23,10 @@ pub struct ManifestFlags {
     /// 1000 classes, ImageNet-1k's].
     #[arg(long, env = "RESNET18_LABELS", value_name = "FILE")]
     labels: Option<PathBuf>,
+    /// How scores become probabilities: softmax for one class an image, sigmoid for any number of
+    /// them [default: that in the model's file].
+    #[arg(long, env = "RESNET18_ACTIVATION", value_name = "NAME")]
+    activation: Option<Activation>,
     #[command(flatten)]
     pixels: PixelFlags,
 }
@@ -42,13 +47,15 @@ pub struct PixelFlags {
     /// model's file, else 256 for an input of 224].
     #[arg(long, env = "RESNET18_RESIZE", value_name = "PIXELS")]
     resize: Option<u32>,
+    /// The output with the scores, of a network that has several.
+    #[arg(long, env = "RESNET18_OUTPUT_NAME", value_name = "NAME")]
+    output_name: Option<String>,
 }
 
 impl ManifestFlags {
     /// Whether none of the flags is set.
     pub fn is_empty(&self) -> bool {
-        let PixelFlags { mean, std, resize } = &self.pixels;
-        self.labels.is_none() && mean.is_none() && std.is_none() && resize.is_none()
+        self.arguments().is_empty()
     }
 
     /// The file of labels, if one is given.
@@ -58,7 +65,16 @@ impl ManifestFlags {
 
     /// The flags as arguments, for the same program in another process.
     pub fn arguments(&self) -> Vec<OsString> {
-        let PixelFlags { mean, std, resize } = &self.pixels;
+        let PixelFlags {
+            mean,
+            std,
+            resize,
+            output_name,
+        } = &self.pixels;
+        let activation = self.activation.and_then(|activation| {
+            let value = activation.to_possible_value()?;
+            Some(value.get_name().into())
+        });
         let mut arguments = Vec::new();
         let mut add = |flag: &str, value: Option<OsString>| {
             arguments.extend(value.into_iter().flat_map(|value| [flag.into(), value]));
@@ -67,6 +83,8 @@ impl ManifestFlags {
         add("--mean", mean.map(|mean| mean.to_string().into()));
         add("--std", std.map(|std| std.to_string().into()));
         add("--resize", resize.map(|resize| resize.to_string().into()));
+        add("--output-name", output_name.clone().map(Into::into));
+        add("--activation", activation);
         arguments
     }
 
@@ -79,6 +97,7 @@ impl ManifestFlags {
         Ok(Overrides {
             name,
             labels,
+            activation: self.activation,
             ..self.pixels.overrides()
         })
     }
@@ -104,6 +123,7 @@ impl PixelFlags {
             mean: self.mean.map(|mean| mean.0),
             std: self.std.map(|std| std.0),
             resize_shorter_side: self.resize,
+            output: self.output_name.clone(),
             ..Default::default()
         }
     }

@@ -45,6 +45,7 @@ pub const OPENVINO_BATCH: NonZeroUsize = NonZeroUsize::new(2).expect("2 is not 0
 #[command(
     after_help = "Without --model, the bundled ResNet18 with 106 everyday classes is served."
 )]
+#[command(mut_arg("output_name", |flag| flag.visible_alias("output")))]
 pub struct Args {
     #[command(flatten)]
     model: ModelFlags,

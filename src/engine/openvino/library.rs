@@ -1,14 +1,11 @@
 //! Finding and loading the OpenVINO C library.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use super::KIND;
 use crate::engine::{
     EngineError,
-    library_search::{fetched_folders, files_in, newest},
+    library_search::{fetched_folders, files_in, newest, stamp_of},
 };
 
 /// Where `make openvino` puts the libraries, relative to the checkout.
@@ -24,16 +21,7 @@ pub(super) fn load(requested: Option<&Path>) -> Result<PathBuf, EngineError> {
 
 /// The path of the library with its size and time; empty if there is none.
 pub(super) fn stamp(requested: Option<&Path>) -> String {
-    let Ok(library) = find(requested) else {
-        return String::new();
-    };
-    // The library proper lies beside that of the C interface, under a name with its version.
-    let of = |path: &Path| {
-        let metadata = fs::metadata(path).ok();
-        metadata.map(|found| (found.len(), found.modified().ok()))
-    };
-    let folder = library.parent().map(of);
-    format!("{} {:?} {folder:?}", library.display(), of(&library))
+    find(requested).map_or_else(|_| String::new(), |library| stamp_of(&library))
 }
 
 /// The `requested` library; else the one that `make` fetched; else an installed one.

@@ -15,7 +15,6 @@ use super::{
     stream::open,
 };
 use crate::{
-    answer::softmax,
     proto::{
         ClassifyRequest, ClassifyResponse, ListModelsRequest, ListModelsResponse,
         StreamClassifyRequest, StreamClassifyResponse, classifier_server::Classifier,
@@ -91,7 +90,8 @@ async fn classify(
     Ok(ClassifyResponse {
         model: served.name.clone(),
         model_version: served.version.clone(),
-        classifications: wanted.classifications(&softmax(&reply.logits), &served),
+        classifications: wanted
+            .classifications(&served.activation.probabilities(&reply.logits), &served),
         timing: Some(convert::timing(reply.stages, call.timing.arrived)),
     })
 }

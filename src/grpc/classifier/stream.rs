@@ -16,7 +16,7 @@ use super::{
     slot::Slot,
 };
 use crate::{
-    answer::{Smoothing, softmax},
+    answer::Smoothing,
     budget::Reservation,
     grpc::{
         call::{
@@ -464,7 +464,8 @@ impl Answerer {
                     .last
                     .replace(stamp)
                     .map_or(0.0, |last| stamp.seconds_since(last));
-                let probabilities = self.smoothing.update(softmax(&reply.logits), elapsed);
+                let probabilities = self.served.activation.probabilities(&reply.logits);
+                let probabilities = self.smoothing.update(probabilities, elapsed);
                 let classifications = self.wanted.classifications(probabilities, &self.served);
                 self.served.metrics.frame(FrameOutcome::Classified);
                 (

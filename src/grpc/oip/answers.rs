@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{parameters, tensors::TensorError};
 use crate::{
-    answer::{Class, softmax, top_k},
+    answer::{Activation, Class, top_k},
     grpc::call::status::CallError,
     inference::{
         model_infer_request::InferRequestedOutputTensor, model_infer_response::InferOutputTensor,
@@ -30,10 +30,10 @@ impl Scores {
         }
     }
 
-    fn of(self, logits: &[f32]) -> Vec<f32> {
+    fn of(self, logits: &[f32], activation: Activation) -> Vec<f32> {
         match self {
             Self::Logits => logits.to_vec(),
-            Self::Probabilities => softmax(logits),
+            Self::Probabilities => activation.probabilities(logits),
         }
     }
 }
@@ -87,20 +87,26 @@ impl Outputs {
         &self,
         replies: &[Reply],
         labels: &[String],
+        activation: Activation,
     ) -> (Vec<InferOutputTensor>, Vec<Bytes>) {
         self.0
             .iter()
-            .map(|wanted| wanted.tensor(replies, labels))
+            .map(|wanted| wanted.tensor(replies, labels, activation))
             .unzip()
     }
 }
 
 impl RequestedOutput {
-    fn tensor(&self, replies: &[Reply], labels: &[String]) -> (InferOutputTensor, Bytes) {
+    fn tensor(
+        &self,
+        replies: &[Reply],
+        labels: &[String],
+        activation: Activation,
+    ) -> (InferOutputTensor, Bytes) {
         let mut content = BytesMut::new();
         let columns = self.classes.unwrap_or(labels.len()).min(labels.len());
         for reply in replies {
-            let scores = self.scores.of(&reply.logits);
+            let scores = self.scores.of(&reply.logits, activation);
             if self.classes.is_none() {
                 for score in scores {
                     content.put_f32_le(score);
@@ -191,9 +197,10 @@ mod tests {
 
     #[test]
     fn without_requested_outputs_all_are_returned() {
-        let (tensors, contents) = Outputs::requested(&[])
-            .unwrap()
-            .tensors(&replies(), &labels());
+        let (tensors, contents) =
+            Outputs::requested(&[])
+                .unwrap()
+                .tensors(&replies(), &labels(), Activation::Softmax);
         assert_eq!(
             tensors
                 .iter()
@@ -218,7 +225,7 @@ mod tests {
     fn classes_are_returned_best_first_with_their_labels() {
         for (classes, columns) in [(2, 2), (3, 3), (1000, 3), (i64::MAX, 3)] {
             let outputs = Outputs::requested(&[requested("logits", Some(classes))]).unwrap();
-            let (tensors, contents) = outputs.tensors(&replies(), &labels());
+            let (tensors, contents) = outputs.tensors(&replies(), &labels(), Activation::Softmax);
             assert_eq!(
                 (&tensors[0].datatype[..], &tensors[0].shape[..]),
                 ("BYTES", &[2, columns][..])

@@ -137,7 +137,10 @@ impl Submitted {
                 .unwrap_or(Err(CallError::Timeout))?,
         };
         let ready = Instant::now();
-        let (outputs, raw_output_contents) = outputs.tensors(&replies, &measured.served.labels);
+        let Served {
+            labels, activation, ..
+        } = &*measured.served;
+        let (outputs, raw_output_contents) = outputs.tensors(&replies, labels, *activation);
         measured.succeed(&replies, ready.elapsed());
         let response = ModelInferResponse {
             model_name: measured.form.name(&measured.served.name),

@@ -18,17 +18,19 @@ use super::{
     tensor_type,
     walk::{self, Names, input, int, int_attribute, is, node},
 };
+use crate::answer::Activation;
 
 /// Longest chain of nodes that is followed back from the scores.
 const STEPS: usize = 16;
 /// Operators that may follow the layer: they do not change the number of values.
-const AFTER: [&str; 6] = [
+const AFTER: [&str; 7] = [
     "Identity",
     "Cast",
     "Dropout",
     "Flatten",
     "Softmax",
     "LogSoftmax",
+    "Sigmoid",
 ];
 
 /// A linear layer: `scores = features · weightᵀ + bias`.
@@ -47,8 +49,10 @@ pub(in super::super) struct Head {
     pub(in super::super) features: usize,
     /// Number of scores for each image.
     classes: usize,
+    /// Whether a Sigmoid follows it.
+    pub(in super::super) is_sigmoid: bool,
     /// The tensor of features that it reads.
-    from: String,
+    pub(in super::super) from: String,
     /// The tensor of scores that it produces.
     to: String,
     kind: HeadKind,
@@ -65,14 +69,22 @@ enum HeadKind {
 }
 
 impl Head {
-    /// Finds the last linear layer of a model as its file holds it.
+    /// Finds the last linear layer of a model as its file holds it; `output` is the name of the
+    /// output with the scores, where it has several.
     ///
     /// # Errors
     /// A model whose scores are not computed by a linear layer.
-    pub(in super::super) fn find(model: &ModelProto) -> Result<Self, ModelError> {
+    pub(in super::super) fn find(
+        model: &ModelProto,
+        output: Option<&str>,
+    ) -> Result<Self, ModelError> {
         let empty = GraphProto::default();
         let graph = model.graph.as_ref().unwrap_or(&empty);
-        let scores = scores::find_scores(graph)?;
+        let scores = scores::find_scores(graph, output)?;
+        let is_sigmoid = scores
+            .ending
+            .as_ref()
+            .is_some_and(|ending| ending.activation == Activation::Sigmoid);
 
         let mut name = source(&scores);
         for _ in 0..STEPS {
@@ -82,7 +94,12 @@ impl Head {
             let before = input(node, 0);
             match before {
                 Some(before) if AFTER.iter().any(|op_type| is(node, op_type)) => name = before,
-                _ => return Self::at(graph, node, name),
+                _ => {
+                    return Ok(Self {
+                        is_sigmoid,
+                        ..Self::at(graph, node, name)?
+                    });
+                }
             }
         }
         Err(ModelError::Head("no node computes the scores".into()))
@@ -127,6 +144,7 @@ impl Head {
         };
         Ok(Self {
             features: size(inputs)?,
+            is_sigmoid: false,
             classes: size(classes)?,
             from: input(layer, 0)
                 .ok_or_else(|| wrong("has no input"))?
@@ -315,12 +333,12 @@ mod tests {
             .collect()
     }
 
-    fn assert_replaced(model: &ModelProto, softmax: bool) -> ModelProto {
-        let head = Head::find(model).unwrap();
+    fn assert_replaced(model: &ModelProto) -> ModelProto {
+        let head = Head::find(model, None).unwrap();
         assert_eq!((head.features, head.classes), (3, CLASSES));
         let replaced = head.replace(model, &other()).unwrap();
-        let serving = ServingGraph::new(replaced.clone(), &IMAGENET, None).unwrap();
-        assert_eq!((serving.classes, serving.softmax), (2, softmax));
+        let serving = ServingGraph::new(replaced.clone(), &IMAGENET, None, None).unwrap();
+        assert_eq!(serving.classes, 2);
         let onnx = serving.to_onnx(None, BodyPrecision::Fp32).unwrap();
         assert_close(&run(onnx, &tiny_images(), [2, 4, 6, 3]), &expected(), 2e-3);
         replaced
@@ -328,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_gemm_is_replaced_completely() {
-        let replaced = assert_replaced(&tiny(), false);
+        let replaced = assert_replaced(&tiny());
         let stored: Vec<_> = replaced
             .graph
             .unwrap()
@@ -359,7 +377,7 @@ mod tests {
         graph
             .node
             .push(testing::node("Softmax", &["logits"], "scores").with_int("axis", 1));
-        let replaced = assert_replaced(&model, true);
+        let replaced = assert_replaced(&model);
         assert!(
             replaced
                 .graph
@@ -385,12 +403,12 @@ mod tests {
         graph
             .node
             .push(testing::node("Add", &["fc.bias", "product"], "scores"));
-        assert_replaced(&model, false);
+        assert_replaced(&model);
 
         let graph = testing::graph(&mut model);
         graph.node.pop();
         graph.node[2].output = vec!["scores".into()];
-        assert_replaced(&model, false);
+        assert_replaced(&model);
     }
 
     #[test]
@@ -406,7 +424,7 @@ mod tests {
             DataType::Float16,
             &[-1, CLASSES as i64],
         )];
-        let replaced = assert_replaced(&model, false);
+        let replaced = assert_replaced(&model);
         let halves =
             |tensor: &crate::model::onnx::TensorProto| tensor::elem(tensor) == DataType::Float16;
         assert!(replaced.graph.unwrap().initializer.iter().all(halves));
@@ -415,8 +433,8 @@ mod tests {
     #[test]
     fn the_backbone_outputs_the_features_of_the_layer() {
         let model = tiny();
-        let backbone = Head::find(&model).unwrap().backbone(&model);
-        let serving = ServingGraph::new(backbone, &IMAGENET, None).unwrap();
+        let backbone = Head::find(&model, None).unwrap().backbone(&model);
+        let serving = ServingGraph::new(backbone, &IMAGENET, None, None).unwrap();
         assert_eq!(serving.classes, 3);
         for (precision, tolerance) in [(BodyPrecision::Fp32, 1e-5), (BodyPrecision::Fp16, 1e-2)] {
             let onnx = serving.to_onnx(None, precision).unwrap();
@@ -442,13 +460,13 @@ mod tests {
     fn other_layers_are_refused_by_name() {
         let mut model = tiny();
         graph(&mut model).node[2] = testing::node("Relu", &["flat"], "scores");
-        let error = Head::find(&model).unwrap_err().to_string();
+        let error = Head::find(&model, None).unwrap_err().to_string();
         assert!(error.contains("Relu") && error.contains("Gemm"), "{error}");
         let layer = LinearLayer {
             weight: vec![0.0; 5],
             bias: vec![0.0; 2],
         };
-        let error = Head::find(&tiny())
+        let error = Head::find(&tiny(), None)
             .unwrap()
             .replace(&tiny(), &layer)
             .unwrap_err()
@@ -458,7 +476,7 @@ mod tests {
 
     #[test]
     fn the_replaced_model_loads_with_its_labels() {
-        let replaced = Head::find(&tiny())
+        let replaced = Head::find(&tiny(), None)
             .unwrap()
             .replace(&tiny(), &other())
             .unwrap();

@@ -3,7 +3,7 @@
 //! A serving graph takes `uint8` RGB pixels and returns float32 logits. [`ServingGraph::new`]
 //! checks what the file asks for (`bounds`), widens 16-bit floats (`fold`), rewrites what engines compute differently (`operators`), finds the
 //! image input (`inspect`) and the scores (`scores`), puts cast, transpose and normalization in
-//! front, and removes a final Softmax. Further rewrites change the element type (`typing`), the
+//! front, and removes a final Softmax or Sigmoid. Further rewrites change the element type (`typing`), the
 //! precision of the layers (`quantize`, `batch_norm`) or the last layer (`head`); `encode` writes the
 //! result. What an engine is still known to compute wrongly, `limits` finds by the engine's table.
 
@@ -51,6 +51,7 @@ use super::{
     },
     tensor,
 };
+use crate::answer::Activation;
 
 /// The serving graph's input: `uint8 [N, height, width, 3]`, RGB.
 pub const IMAGES: &str = "images";
@@ -125,7 +126,8 @@ pub enum BodyPrecision {
 /// are, and a mean and a standard deviation in their manifest are not used.
 #[derive(Clone)]
 pub struct ServingGraph {
-    /// Number of logits for each image.
+    /// Number of logits for each image. A network with a single score gets a second one, 0, in
+    /// front of it.
     pub classes: usize,
     /// Height of the images, in pixels.
     pub height: u32,
@@ -133,8 +135,13 @@ pub struct ServingGraph {
     pub width: u32,
     /// Number of images that a run may have.
     pub batch: Batch,
-    /// Whether a final Softmax or LogSoftmax was removed.
-    pub softmax: bool,
+    /// How probabilities are made from the logits: as a final Softmax, LogSoftmax or Sigmoid did,
+    /// which was removed.
+    pub activation: Activation,
+    /// Whether the network has a single score, for two classes.
+    pub is_binary: bool,
+    /// The classes' names, if they are in the graph itself.
+    pub labels: Option<Vec<String>>,
     /// Whether the serving graph normalizes. It does not if the network takes integers.
     pub normalizes: bool,
     /// Whether the outputs are not logits but the input features of a last layer (see
@@ -153,7 +160,8 @@ pub struct ServingGraph {
 }
 
 impl ServingGraph {
-    /// Rewrites `model`. `size` is used where the model leaves the images' height or width open.
+    /// Rewrites `model`. `size` is used where the model leaves the images' height or width open;
+    /// `output` is the name of the output with the scores, where it has several.
     ///
     /// # Errors
     /// A model that is not a classifier of RGB images in one self-contained file.
@@ -161,14 +169,20 @@ impl ServingGraph {
         mut model: ModelProto,
         normalization: &Normalization,
         size: Option<&InputSize>,
+        output: Option<&str>,
     ) -> Result<Self, ModelError> {
         normalization.check()?;
         rewrite(&mut model)?;
         let graph = model.graph.get_or_insert_default();
 
-        scores::drop_ranking(graph)?;
+        let labels = match output {
+            None => scores::drop_ranking(graph)?,
+            Some(_) => None,
+        };
         let input = inspect::find_input(graph, size)?;
-        let scores = scores::find_scores(graph)?;
+        let scores = scores::find_scores(graph, output)?;
+        let is_binary = scores.count == 1;
+        let classes = scores.count.max(2);
 
         let last = cut_at_scores(graph, &scores)?;
         let mut names = Names::of(graph);
@@ -182,11 +196,16 @@ impl ServingGraph {
         }
 
         Ok(Self {
-            classes: scores.classes,
+            classes,
             height: input.height,
             width: input.width,
             batch: input.batch,
-            softmax: scores.softmax.is_some(),
+            activation: match &scores.ending {
+                Some(ending) if !is_binary => ending.activation,
+                _ => Activation::Softmax,
+            },
+            is_binary,
+            labels,
             normalizes: input.elem == DataType::Float || input.elem == DataType::Double,
             features: false,
             quantized: model
@@ -280,7 +299,7 @@ impl fmt::Debug for ServingGraph {
             .field("height", &self.height)
             .field("width", &self.width)
             .field("batch", &self.batch)
-            .field("softmax", &self.softmax)
+            .field("activation", &self.activation)
             .field("normalizes", &self.normalizes)
             .field("features", &self.features)
             .field("quantized", &self.quantized)
@@ -397,17 +416,17 @@ fn initializer_names(graph: &GraphProto) -> impl Iterator<Item = &str> {
         .map(|tensor| tensor.name())
 }
 
-/// Removes the final Softmax, the other outputs and the nodes that only they need. Returns the name
+/// Removes the final activation, the other outputs and the nodes that only they need. Returns the name
 /// of the tensor of scores.
 fn cut_at_scores(graph: &mut GraphProto, scores: &Scores) -> Result<String, ModelError> {
     let mut last = scores.output.clone();
-    if let Some(softmax) = &scores.softmax {
-        if softmax.probabilities == last {
-            last.clone_from(&softmax.logits);
+    if let Some(ending) = &scores.ending {
+        if ending.probabilities == last {
+            last.clone_from(&ending.logits);
         } else {
             let inputs = graph.node.iter_mut().flat_map(|node| &mut node.input);
-            for name in inputs.filter(|name| **name == softmax.probabilities) {
-                name.clone_from(&softmax.logits);
+            for name in inputs.filter(|name| **name == ending.probabilities) {
+                name.clone_from(&ending.logits);
             }
         }
     }
@@ -500,11 +519,22 @@ fn add_epilogue(graph: &mut GraphProto, scores: &Scores, mut last: String, names
         last = float;
     }
 
+    if scores.count == 1 {
+        // The sigmoid of a score is the second probability of the softmax of 0 and the score.
+        let [pair, both] = ["network_score_of", "network_both_scores"].map(|name| names.free(name));
+        graph
+            .initializer
+            .push(tensor::floats(&pair, &[1, 2], &[0.0, 1.0]));
+        graph.node.push(node("Mul", &[&last, &pair], &both, None));
+        last = both;
+    }
+
+    let classes = scores.count.max(2) as i64;
     walk::rename(graph, &last, LOGITS);
     graph.value_info.retain(|value| value.name() != LOGITS);
     for output in &mut graph.output {
         output.name = Some(LOGITS.into());
-        output.r#type = Some(tensor_type(DataType::Float, &[-1, scores.classes as i64]));
+        output.r#type = Some(tensor_type(DataType::Float, &[-1, classes]));
     }
 }
 

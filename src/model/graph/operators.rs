@@ -77,7 +77,7 @@ fn stored_bytes<'a>(graph: &'a GraphProto, name: &str) -> Option<&'a [u8]> {
 }
 
 /// A tensor that an initializer or a `Constant` stores.
-fn stored<'a>(graph: &'a GraphProto, name: &str) -> Option<&'a TensorProto> {
+pub(super) fn stored<'a>(graph: &'a GraphProto, name: &str) -> Option<&'a TensorProto> {
     graph
         .initializer
         .iter()

@@ -1,4 +1,4 @@
-//! Finds a classifier's scores: the output, a final Softmax, and the number of classes.
+//! Finds a classifier's scores: the output, a final Softmax or Sigmoid, and the number of classes.
 
 use std::collections::HashSet;
 
@@ -8,8 +8,10 @@ use super::{
         onnx::{GraphProto, NodeProto, ValueInfoProto, tensor_proto::DataType},
     },
     inspect::{list, producer, show, tensor_type, weight_dims},
-    walk::{describe, input, int, is},
+    operators::stored,
+    walk::{self, describe, input, int, is},
 };
+use crate::answer::Activation;
 
 /// The most classes of a model.
 const MOST_CLASSES: usize = 1 << 20;
@@ -26,7 +28,7 @@ const SAME_NUMBERS: [&str; 7] = [
     "Dropout",
 ];
 /// Operators that keep the number of channels.
-const SAME_CHANNELS: [&str; 12] = [
+const SAME_CHANNELS: [&str; 13] = [
     "Relu",
     "LeakyRelu",
     "Clip",
@@ -34,6 +36,7 @@ const SAME_CHANNELS: [&str; 12] = [
     "BatchNormalization",
     "LogSoftmax",
     "Softmax",
+    "Sigmoid",
     "GlobalAveragePool",
     "GlobalMaxPool",
     "AveragePool",
@@ -47,27 +50,41 @@ pub(super) struct Scores {
     /// Name of the graph's output.
     pub(super) output: String,
     pub(super) elem: DataType,
-    pub(super) classes: usize,
-    /// Whether the output is known to be `[N, classes]` and not, say, `[N, classes, 1, 1]`.
+    /// Number of scores for each image. A single one says whether the image is of the second of two
+    /// classes.
+    pub(super) count: usize,
+    /// Whether the output is known to be `[N, count]` and not, say, `[N, count, 1, 1]`.
     pub(super) flat: bool,
-    /// The final Softmax, which is to be removed.
-    pub(super) softmax: Option<Softmax>,
+    /// The activation at the end, which is to be removed.
+    pub(super) ending: Option<Ending>,
 }
 
-/// A final Softmax or LogSoftmax, as one node or composed of several.
+/// A final Softmax, LogSoftmax or Sigmoid, as one node or composed of several.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Softmax {
+pub(super) struct Ending {
+    /// How probabilities are made from the logits.
+    pub(super) activation: Activation,
     /// The input tensor.
     pub(super) logits: String,
     /// The output tensor.
     pub(super) probabilities: String,
 }
 
-/// Finds the scores.
+/// Finds the scores: in the output with the name `wanted`, if there is one.
 ///
 /// Of several outputs, the one is chosen that has one list of scores for each image. If there are
 /// several such outputs, they must be the same logits with and without Softmax.
-pub(super) fn find_scores(graph: &GraphProto) -> Result<Scores, ModelError> {
+pub(super) fn find_scores(graph: &GraphProto, wanted: Option<&str>) -> Result<Scores, ModelError> {
+    if let Some(wanted) = wanted {
+        let found = graph.output.iter().find(|output| output.name() == wanted);
+        return match found {
+            Some(output) => examine(graph, output),
+            None => Err(ModelError::Output(format!(
+                "the graph has no output `{wanted}`; it has {}",
+                list(graph.output.iter().map(|output| output.name()))
+            ))),
+        };
+    }
     match &graph.output[..] {
         [] => Err(ModelError::Output(
             "the graph has no output; one with scores, [N, classes], is needed".into(),
@@ -80,42 +97,49 @@ pub(super) fn find_scores(graph: &GraphProto) -> Result<Scores, ModelError> {
                 .iter()
                 .filter_map(|output| examine(graph, output).ok())
                 .collect();
-            found.sort_by_key(|scores| scores.softmax.is_some());
+            found.sort_by_key(|scores| scores.ending.is_some());
             let sources: HashSet<&str> = found.iter().map(source).collect();
             if sources.len() == 1 {
                 return Ok(found.swap_remove(0));
             }
 
+            let (count, candidates) = if sources.is_empty() {
+                (
+                    "none".to_owned(),
+                    list(outputs.iter().map(|output| output.name())),
+                )
+            } else {
+                (
+                    sources.len().to_string(),
+                    list(found.iter().map(|scores| scores.output.as_str())),
+                )
+            };
             Err(ModelError::Output(format!(
-                "the graph has {} outputs ({}), and {} of them could be the scores, [N, classes]; \
-                 export the model with that output only",
+                "the graph has {} outputs ({}), and {count} of them could be the scores, [N, \
+                 classes]; choose one with --output-name: {candidates}",
                 outputs.len(),
                 list(outputs.iter().map(|output| output.name())),
-                if sources.is_empty() {
-                    "none".to_owned()
-                } else {
-                    sources.len().to_string()
-                },
             )))
         }
     }
 }
 
-/// Takes the scores that a TopK or an ArgMax at the end ranks as the graph's output in its place:
-/// its own outputs are the best scores by rank and their classes, not scores by class.
-pub(super) fn drop_ranking(graph: &mut GraphProto) -> Result<(), ModelError> {
+/// Takes the scores that nodes at the end rank or name as the graph's output in their place: what
+/// those give are the best scores by rank, their classes, or a map by name, not scores by class.
+/// Returns the names of the classes, where a ZipMap has them.
+pub(super) fn drop_ranking(graph: &mut GraphProto) -> Result<Option<Vec<String>>, ModelError> {
     let rankings: Vec<&NodeProto> = graph
         .output
         .iter()
         .filter_map(|output| ranking(graph, output.name()))
         .collect();
     let Some(first) = rankings.first() else {
-        return Ok(());
+        return Ok(None);
     };
     let refuse = |reason: &str| {
         Err(ModelError::Output(format!(
-            "the graph ends with `{}`, which ranks the classes, and {reason}; export the model \
-             without it",
+            "the graph ends with `{}`, which ranks or names the classes, and {reason}; export the \
+             model without it",
             describe(first)
         )))
     };
@@ -125,14 +149,21 @@ pub(super) fn drop_ranking(graph: &mut GraphProto) -> Result<(), ModelError> {
     if rankings.iter().any(|node| input(node, 0) != Some(&ranked)) {
         return refuse("another node ranks something else");
     }
-    let default_axis = if is(first, "TopK") { -1 } else { 0 };
-    if !matches!(int(first, "axis").unwrap_or(default_axis), 1 | -1) {
+    let by_class = |node: &&NodeProto| {
+        let default_axis = if is(node, "ArgMax") { 0 } else { -1 };
+        matches!(int(node, "axis").unwrap_or(default_axis), 1 | -1)
+    };
+    if !rankings.iter().all(by_class) {
         return refuse("it does not rank along the classes");
     }
+
+    let labels = rankings.iter().find_map(|node| names_of_classes(node));
+    let classes =
+        classes_by_weights(graph, &ranked).or(labels.as_ref().map(|labels| labels.len() as i64));
     let scores = match graph.output.iter().find(|output| output.name() == ranked) {
         Some(output) => output.clone(),
         None => {
-            let Some(classes) = classes_by_weights(graph, &ranked) else {
+            let Some(classes) = classes else {
                 return refuse("the number of classes before it is not known");
             };
             ValueInfoProto {
@@ -143,31 +174,52 @@ pub(super) fn drop_ranking(graph: &mut GraphProto) -> Result<(), ModelError> {
         }
     };
     graph.output = vec![scores];
-    Ok(())
+    Ok(labels)
 }
 
-/// The node that ranks the classes and whose output, perhaps in another type or shape, is `output`.
+/// The node that ranks or names the classes and from which `output` is made.
 fn ranking<'a>(graph: &'a GraphProto, output: &str) -> Option<&'a NodeProto> {
     let mut name = output;
     for _ in 0..STEPS {
         let node = producer(graph, name)?;
-        if is_any(node, &["TopK", "ArgMax"]) {
+        if is_any(node, &["TopK", "ArgMax"]) || is_ml(node, "ZipMap") {
             return Some(node);
         }
-        if !is_any(node, &SAME_NUMBERS) {
+        // The class's name is looked up by its index.
+        let looks_up = is_ml(node, "ArrayFeatureExtractor") || is(node, "Gather");
+        name = if looks_up && input(node, 0).is_some_and(|name| stored(graph, name).is_some()) {
+            input(node, 1)?
+        } else if is_any(node, &SAME_NUMBERS) || is_ml(node, "LabelEncoder") {
+            input(node, 0)?
+        } else {
             return None;
-        }
-        name = input(node, 0)?;
+        };
     }
     None
 }
 
-/// The tensor of scores before any Softmax.
+/// Whether the node is this operator of ONNX's domain for classical machine learning.
+fn is_ml(node: &NodeProto, op_type: &str) -> bool {
+    node.domain() == "ai.onnx.ml" && node.op_type() == op_type
+}
+
+/// The names by which a ZipMap maps the scores.
+fn names_of_classes(node: &NodeProto) -> Option<Vec<String>> {
+    let names = walk::attribute(node, "classlabels_strings")?;
+    let names = names.strings.iter();
+    Some(
+        names
+            .map(|name| String::from_utf8_lossy(name).into_owned())
+            .collect(),
+    )
+}
+
+/// The tensor of scores before any Softmax or Sigmoid.
 pub(super) fn source(scores: &Scores) -> &str {
     scores
-        .softmax
+        .ending
         .as_ref()
-        .map_or(&scores.output, |softmax| &softmax.logits)
+        .map_or(&scores.output, |ending| &ending.logits)
 }
 
 /// Whether the declared shape can be one list of scores for each image.
@@ -203,21 +255,13 @@ fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelEr
         )));
     }
 
-    let softmax = match ending(graph, &output) {
-        Ending::Softmax(softmax) => Some(softmax),
-        Ending::Sigmoid => {
-            return Err(wrong(
-                "is a Sigmoid: it scores each class independently, but this server answers with \
-                 one distribution over the classes; export the logits of a single-label classifier"
-                    .into(),
-            ));
-        }
-        Ending::Other => None,
-    };
+    let ending = ending(graph, &output).map_err(wrong)?;
 
     let counted = match &dims {
         None => None,
         Some(dims) => match dims[..] {
+            // One score for each image.
+            [_] => Some(1),
             [_, classes] => classes,
             [_, classes, Some(1)] | [_, Some(1), classes] => classes,
             [_, classes, Some(1), Some(1)] | [_, Some(1), Some(1), classes] => classes,
@@ -239,39 +283,40 @@ fn examine(graph: &GraphProto, value: &ValueInfoProto) -> Result<Scores, ModelEr
                     .into(),
             )
         })?;
-    let classes = usize::try_from(classes)
+    let count = usize::try_from(classes)
         .ok()
-        .filter(|&classes| classes > 1)
-        .ok_or_else(|| {
-            wrong(format!(
-                "gives {classes} score for an image; \
-                 a classifier with two classes or more is needed"
-            ))
-        })?;
-    if classes > MOST_CLASSES {
+        .filter(|&count| count > 0)
+        .ok_or_else(|| wrong(format!("gives {classes} scores for an image")))?;
+    if count > MOST_CLASSES {
         return Err(wrong(format!(
-            "gives {classes} scores for an image; {MOST_CLASSES} is the most that is served"
+            "gives {count} scores for an image; {MOST_CLASSES} is the most that is served"
         )));
+    }
+    if count == 1
+        && let Some(ending) = &ending
+        && ending.activation == Activation::Softmax
+    {
+        return Err(wrong(
+            "is a Softmax of one score, which is always 1; export the score itself, or a Sigmoid"
+                .into(),
+        ));
     }
     let flat = dims.is_some_and(|dims| dims.len() == 2);
     Ok(Scores {
         output,
         elem,
-        classes,
+        count,
         flat,
-        softmax,
+        ending,
     })
 }
 
-/// The activation at the end of the network.
-enum Ending {
-    Softmax(Softmax),
-    Sigmoid,
-    Other,
-}
-
-/// Follows the graph back from `output` to the last node that changes the values.
-fn ending(graph: &GraphProto, output: &str) -> Ending {
+/// Follows the graph back from `output` to the last node that changes the values, and finds the
+/// activation there.
+///
+/// # Errors
+/// An activation that can't be computed from logits: the reason.
+fn ending(graph: &GraphProto, output: &str) -> Result<Option<Ending>, String> {
     let mut name = output;
     for _ in 0..STEPS {
         let Some(node) = producer(graph, name) else {
@@ -280,26 +325,37 @@ fn ending(graph: &GraphProto, output: &str) -> Ending {
         if node.output.first().is_none_or(|first| first != name) {
             break;
         }
-        let softmax = |logits: &str| {
-            Ending::Softmax(Softmax {
+        let end = |activation: Activation, logits: &str| {
+            Ok(Some(Ending {
+                activation,
                 logits: logits.to_owned(),
                 probabilities: name.to_owned(),
-            })
+            }))
         };
         match input(node, 0) {
-            Some(logits) if is_softmax(node) => return softmax(logits),
-            Some(_) if is(node, "Sigmoid") || is(node, "HardSigmoid") => return Ending::Sigmoid,
+            Some(logits) if is_softmax(node) => return end(Activation::Softmax, logits),
+            Some(logits) if is(node, "Sigmoid") => return end(Activation::Sigmoid, logits),
+            Some(_) if is(node, "HardSigmoid") => {
+                return Err(
+                    "is a HardSigmoid, which is not a probability of logits; export the logits, \
+                     or a Sigmoid"
+                        .into(),
+                );
+            }
             Some(_) if is(node, "Div") => {
-                return composed_softmax(graph, node).map_or(Ending::Other, softmax);
+                return match composed_softmax(graph, node) {
+                    Some(logits) => end(Activation::Softmax, logits),
+                    None => Ok(None),
+                };
             }
             Some(before) if is_any(node, &SAME_NUMBERS) => name = before,
             _ => break,
         }
     }
-    Ending::Other
+    Ok(None)
 }
 
-/// Whether the node is a Softmax over the classes.
+/// Whether the node is a Softmax or LogSoftmax over the classes.
 fn is_softmax(node: &NodeProto) -> bool {
     is_any(node, &["Softmax", "LogSoftmax"])
         && matches!(int(node, "axis"), None | Some(1 | -1 | -3))

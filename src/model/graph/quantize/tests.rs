@@ -68,7 +68,7 @@ fn residual() -> ModelProto {
 }
 
 fn serve(model: ModelProto) -> ServingGraph {
-    ServingGraph::new(model, &Normalization::IMAGENET, None).unwrap()
+    ServingGraph::new(model, &Normalization::IMAGENET, None, None).unwrap()
 }
 
 fn images() -> Vec<u8> {

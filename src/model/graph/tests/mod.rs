@@ -2,6 +2,7 @@
 
 mod bounds;
 mod operators;
+mod scores;
 mod typing;
 
 use prost::Message;
@@ -24,7 +25,7 @@ const PLAIN: Normalization = Normalization {
 };
 
 fn serve(model: &ModelProto) -> Result<ServingGraph, ModelError> {
-    ServingGraph::new(model.clone(), &PLAIN, None)
+    ServingGraph::new(model.clone(), &PLAIN, None, None)
 }
 
 fn refusal(model: &ModelProto) -> String {
@@ -67,8 +68,8 @@ fn pixels_go_in_and_logits_come_out() {
         (CLASSES, 4, 6)
     );
     assert_eq!(
-        (serving.batch, serving.softmax, serving.normalizes),
-        (Batch::Any, false, true)
+        (serving.batch, serving.activation, serving.normalizes),
+        (Batch::Any, Activation::Softmax, true)
     );
     assert_tiny(&serving);
 
@@ -176,13 +177,13 @@ fn open_sizes_come_from_the_manifest_or_are_usual() {
         width: 6,
         other: Default::default(),
     };
-    assert_tiny(&ServingGraph::new(model, &PLAIN, Some(&size)).unwrap());
+    assert_tiny(&ServingGraph::new(model, &PLAIN, Some(&size), None).unwrap());
     let size = InputSize {
         height: 5,
         width: 6,
         other: Default::default(),
     };
-    let error = ServingGraph::new(tiny(), &PLAIN, Some(&size))
+    let error = ServingGraph::new(tiny(), &PLAIN, Some(&size), None)
         .unwrap_err()
         .to_string();
     assert!(
@@ -214,7 +215,6 @@ fn a_softmax_at_the_end_is_removed() {
         graph(&mut model).initializer.push(ints("axis", &[1]));
         graph(&mut model).output = vec![value("out", DataType::Float, &[-1, 4])];
         let serving = serve(&model).unwrap();
-        assert!(serving.softmax);
         assert_tiny(&serving);
         let graph = decoded(&serving, None, BodyPrecision::Fp32).graph.unwrap();
         assert!(
@@ -494,12 +494,13 @@ fn outputs_that_are_not_scores_are_refused() {
         graph(&mut model).output = vec![value(&name, elem, dims)];
         refusal(&model)
     };
-    let sigmoid = Some(node("Sigmoid", &["scores"], "out"));
-    assert!(with(sigmoid, DataType::Float, &[-1, 4]).contains("Sigmoid"));
+    let hard = Some(node("HardSigmoid", &["scores"], "out"));
+    assert!(with(hard, DataType::Float, &[-1, 4]).contains("is a HardSigmoid"));
     let top = Some(node("ArgMax", &["scores"], "out").with_int("axis", 0));
     assert!(with(top, DataType::Int64, &[1, 4]).contains("does not rank along the classes"));
     assert!(with(None, DataType::Float, &[-1, 4, 7, 7]).contains("[?,4,7,7]"));
-    assert!(with(None, DataType::Float, &[-1, 1]).contains("two classes or more"));
+    let softmax = Some(node("Softmax", &["scores"], "out"));
+    assert!(with(softmax, DataType::Float, &[-1, 1]).contains("Softmax of one score"));
 
     let mut model = tiny();
     graph(&mut model).output.clear();
