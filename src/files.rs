@@ -30,9 +30,9 @@ pub const LARGEST_MODEL: u64 = 2 << 30;
 
 /// The extensions of the images that the server reads, in lower case. They include those that
 /// torchvision's `ImageFolder` takes.
-const IMAGE_EXTENSIONS: [&str; 16] = [
+const IMAGE_EXTENSIONS: [&str; 18] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "pnm", "ppm",
-    "pgm", "pbm", "pam",
+    "pgm", "pbm", "pam", "heic", "heif",
 ];
 
 /// Whether a file in a folder is an image by its name: it has the extension of one and is not

@@ -173,7 +173,9 @@ impl Case {
         let names: Vec<&str> = self.outputs.iter().map(|(name, _)| name.as_str()).collect();
         let answers = catch_unwind(AssertUnwindSafe(|| match engine {
             EngineKind::OpenVino => openvino::conformance::run(&model, &onnx, &self.inputs, &names),
-            EngineKind::OnnxRuntime => onnxruntime::conformance::run(&onnx, &self.inputs, &names),
+            EngineKind::OnnxRuntime => {
+                onnxruntime::conformance::run(&model, &onnx, &self.inputs, &names)
+            }
             _ => embedded::conformance::run(&model, onnx, &self.inputs, &names),
         }));
         match answers {

@@ -12,7 +12,7 @@ use super::{
     Exif, ImageError, ImageFormat, PreprocessConfig,
     bmp::RunLength,
     budget::{Budget, Timed},
-    gif,
+    gif, heic,
     jpeg::{self, Needed},
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
@@ -83,6 +83,7 @@ impl Pixels {
         match format {
             ImageFormat::Jpeg => return jpeg::decode(self, encoded, budget, needed, resizer),
             ImageFormat::Png => return self.decode_png(&input, needed, resizer),
+            ImageFormat::Heic => return heic::decode(self, encoded, budget, needed.crop, resizer),
             ImageFormat::WebP => {
                 input.check_outline()?;
                 self.decode_with(&input, WebPDecoder::new(reader))

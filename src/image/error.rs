@@ -218,11 +218,11 @@ mod tests {
     fn messages_say_what_was_wrong_and_what_is_accepted() {
         assert_eq!(
             ImageError::Unrecognized {
-                looks_like: Some("HEIC")
+                looks_like: Some("AVIF")
             }
             .to_string(),
-            "unsupported image format: the data looks like HEIC; \
-             send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM"
+            "unsupported image format: the data looks like AVIF; \
+             send JPEG, PNG, WebP, GIF, BMP, TIFF, PNM or HEIC"
         );
         assert_eq!(
             ImageError::Stride {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{
     ImageFormat, PixelFormat, PreprocessConfig, RawFrame, Source, bmp, gif,
     guard::guarded,
-    jpeg,
+    heic, jpeg,
     outline::{Outline, area},
     png, pnm, tiff, webp,
 };
@@ -69,6 +69,7 @@ fn outline(format: ImageFormat, encoded: &[u8], config: &PreprocessConfig) -> Op
         ImageFormat::Bmp => bmp::outline(encoded),
         ImageFormat::Tiff => tiff::outline(encoded),
         ImageFormat::Pnm => pnm::outline(encoded),
+        ImageFormat::Heic => heic::outline(encoded, config),
     }
 }
 

@@ -15,6 +15,7 @@ mod error;
 mod estimate;
 mod gif;
 mod guard;
+mod heic;
 mod jpeg;
 mod orientation;
 mod outline;

@@ -32,6 +32,26 @@ impl Orientation {
         }
     }
 
+    /// The orientation of a picture that is turned to the left by a quarter after this one.
+    pub(super) fn then_quarter_left(self) -> Self {
+        Self {
+            swapped: !self.swapped,
+            mirrored_x: self.mirrored_x != !self.swapped,
+            mirrored_y: self.mirrored_y != self.swapped,
+        }
+    }
+
+    /// The orientation of a picture that is mirrored after this one: top and bottom, or else left
+    /// and right, change places.
+    pub(super) fn then_mirrored(self, top_bottom: bool) -> Self {
+        let along_rows = top_bottom == self.swapped;
+        Self {
+            mirrored_x: self.mirrored_x != along_rows,
+            mirrored_y: self.mirrored_y == along_rows,
+            ..self
+        }
+    }
+
     /// Reads the orientation from an EXIF block that starts with its TIFF header, or with the
     /// prefix that EXIF has in JPEG and that some programs also write to other formats. A malformed
     /// block counts as upright.
@@ -50,6 +70,24 @@ impl From<image::metadata::Orientation> for Orientation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn turns_and_mirrors_are_added_up() {
+        let upright = Orientation::default();
+        let left = upright.then_quarter_left();
+        assert_eq!(left, Orientation::from_exif(8));
+        assert_eq!(left.then_quarter_left(), Orientation::from_exif(3));
+        let right = left.then_quarter_left().then_quarter_left();
+        assert_eq!(right, Orientation::from_exif(6));
+        assert_eq!(right.then_quarter_left(), upright);
+
+        assert_eq!(upright.then_mirrored(false), Orientation::from_exif(2));
+        assert_eq!(upright.then_mirrored(true), Orientation::from_exif(4));
+        // Turned to the right, then mirrored: what is stored is transposed.
+        assert_eq!(right.then_mirrored(false), Orientation::from_exif(5));
+        assert_eq!(left.then_mirrored(true), Orientation::from_exif(5));
+        assert_eq!(left.then_mirrored(false), Orientation::from_exif(7));
+    }
 
     #[test]
     fn malformed_blocks_count_as_upright() {

@@ -2,23 +2,33 @@
 
 use ort::value::{DynTensor, DynValue, Tensor};
 
-use super::{library, session};
-use crate::{engine::conformance::Numbers, model::onnx::tensor_proto::DataType};
+use super::{library, limits::LIMITS, session};
+use crate::{
+    engine::conformance::Numbers,
+    model::{
+        first_beyond,
+        onnx::{ModelProto, tensor_proto::DataType},
+    },
+};
 
 /// Whether the library can be loaded.
 pub(in crate::engine) fn available() -> bool {
     library::load(None).is_ok()
 }
 
-/// Runs the model `onnx` on one set of inputs.
+/// Runs `onnx`, which is `model` as a file, on one set of inputs.
 ///
 /// # Errors
 /// Why the engine refuses it.
 pub(in crate::engine) fn run(
+    model: &ModelProto,
     onnx: &[u8],
     inputs: &[(String, Numbers)],
     outputs: &[&str],
 ) -> Result<Vec<Numbers>, String> {
+    if let Some(reason) = first_beyond(model, LIMITS) {
+        return Err(reason);
+    }
     let environment = library::load(None).map_err(|error| error.to_string())?;
     let mut session = session(environment, onnx, 1).map_err(|error| error.to_string())?;
     let inputs: Vec<(&str, DynTensor)> = inputs

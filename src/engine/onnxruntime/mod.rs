@@ -4,6 +4,7 @@
 #[cfg(test)]
 pub(super) mod conformance;
 mod library;
+mod limits;
 
 use std::path::PathBuf;
 
@@ -47,6 +48,9 @@ pub(super) fn library_stamp(config: &EngineConfig) -> String {
 /// If there is no usable library, or ONNX Runtime does not support the model or the precision.
 pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
     let environment = library::load(config.onnxruntime.library.as_deref())?;
+    if let Some(reason) = model.graph.beyond(limits::LIMITS) {
+        return Err(KIND.unsupported(reason));
+    }
     let precision = Precision::choose(model, config.precision, Precision::Fp32, KIND)?;
     if matches!(precision, Precision::Fp16 | Precision::Bf16) {
         return Err(EngineError::Unavailable {

@@ -1,5 +1,6 @@
 //! Preprocessing from end to end: image files and raw frames to crops.
 
+mod heic;
 mod jpeg;
 mod raw;
 mod scaling;
@@ -140,12 +141,14 @@ fn golden_bad_files_are_rejected_quickly() {
         let expected = match name {
             // A decoder cannot always detect this damage.
             "corrupt_scan.jpg" => continue,
-            "avif_stub.avif" => "looks like AVIF; send JPEG, PNG, WebP, GIF, BMP, TIFF or PNM",
+            "avif_stub.avif" => {
+                "looks like AVIF; send JPEG, PNG, WebP, GIF, BMP, TIFF, PNM or HEIC"
+            }
             "bad_crc.png" => "damaged PNG: a checksum does not match",
             "bomb_50000x50000.png" => "50000x50000 pixels, more than the 64000000 allowed",
             "bomb_65500x65500.jpg" => "65500x65500 pixels, more than the 64000000 allowed",
             "empty.bin" => "the image is empty (0 bytes); send JPEG",
-            "heic_stub.heic" => "looks like HEIC",
+            "heic_stub.heic" => "HEIC",
             "html_error_page.png" => "looks like an HTML page",
             "random.bin" => "no known file type",
             "svg.svg" => "looks like SVG",
