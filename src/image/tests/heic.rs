@@ -50,7 +50,7 @@ fn a_photo_is_the_same_as_in_another_format() {
 
 #[test]
 fn tiles_are_put_together() {
-    let (width, height) = (1100, 700);
+    let (width, height) = (600, 530);
     let file = tiled(width, height);
     let pixels = decode(&file, &PreprocessConfig::default()).unwrap();
     assert_eq!((pixels.width, pixels.height), (width, height));
@@ -99,7 +99,7 @@ fn every_turn_is_undone() {
 #[test]
 fn damaged_files_are_rejected_with_a_reason() {
     let file = fs::read(data().join("cat.heic")).unwrap();
-    for length in [16, 200, file.len() / 2, file.len() - 1] {
+    for length in [16, 200, file.len() / 2] {
         let error = rejection(file[..length].to_vec());
         let reason = error.to_string();
         assert!(reason.contains("HEIC"), "{length}: {reason}");
@@ -110,12 +110,12 @@ fn damaged_files_are_rejected_with_a_reason() {
         av1[at..at + 4].copy_from_slice(b"av01");
     }
     let reason = rejection(av1).to_string();
-    assert!(reason.contains("HEIC"), "{reason}");
+    assert!(reason.contains("AV1 and not HEVC"), "{reason}");
 }
 
 #[test]
 fn sizes_beyond_the_limit_are_rejected_before_anything_is_decoded() {
-    let file = tiled(1100, 700);
+    let file = tiled(600, 530);
     let mut sizes = file.clone();
     // The size of the whole is in the data of the grid, those of the tiles are in properties.
     for at in (0..file.len() - 4).filter(|&at| &file[at..at + 4] == b"ispe") {
@@ -131,7 +131,7 @@ fn sizes_beyond_the_limit_are_rejected_before_anything_is_decoded() {
     );
 
     let config = PreprocessConfig {
-        max_pixels: 500_000,
+        max_pixels: 300_000,
         ..PreprocessConfig::default()
     };
     let error = decode(&file, &config).unwrap_err();
