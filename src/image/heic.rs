@@ -38,7 +38,7 @@ const NANOSECONDS_PER_PIXEL: u64 = 160;
 
 /// The pictures of a file and how they are put together.
 struct Layout {
-    /// The size of the whole, before it is turned.
+    /// The size of the whole, before it is cropped and turned.
     width: u32,
     height: u32,
     /// The coded pictures, row by row.
@@ -46,24 +46,91 @@ struct Layout {
     columns: usize,
     tile_width: u32,
     tile_height: u32,
+    shown: Shown,
+}
+
+/// The part of the whole that is shown, and how it is turned.
+#[derive(Clone, Copy)]
+struct Shown {
+    left: u32,
+    top: u32,
+    width: u32,
+    height: u32,
     orientation: Orientation,
+}
+
+impl Shown {
+    /// Crops and turns it as a picture's properties say, in their order.
+    fn apply(&mut self, file: &HeifFile<'_>, id: ItemId) -> Result<(), ImageError> {
+        for property in file.item_properties(id).map_err(damaged_container)? {
+            match *property {
+                Property::Rotation(quarters) => {
+                    for _ in 0..quarters % 4 {
+                        self.orientation = self.orientation.then_quarter_left();
+                    }
+                }
+                Property::Mirror(top_bottom) => {
+                    self.orientation = self.orientation.then_mirrored(top_bottom);
+                }
+                Property::CleanAperture {
+                    width,
+                    height,
+                    horiz_offset,
+                    vert_offset,
+                } => {
+                    if self.orientation != Orientation::default() {
+                        return Err(unsupported("its picture is turned before it is cropped"));
+                    }
+                    let (left, width) = aperture(self.width, width, horiz_offset)?;
+                    let (top, height) = aperture(self.height, height, vert_offset)?;
+                    *self = Self {
+                        left: self.left + left,
+                        top: self.top + top,
+                        width,
+                        height,
+                        ..*self
+                    };
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The start and the length of a clean aperture along one side: a length, and the distance of its
+/// centre from that of the side, both fractions (ISO/IEC 14496-12).
+fn aperture(side: u32, length: (u32, u32), offset: (i32, u32)) -> Result<(u32, u32), ImageError> {
+    let wrong = || damaged("it is cropped to what is not part of its picture");
+    if length.1 == 0 || offset.1 == 0 {
+        return Err(wrong());
+    }
+    let length = (f64::from(length.0) / f64::from(length.1)).round();
+    let centre = f64::from(offset.0) / f64::from(offset.1) + (f64::from(side) - 1.0) / 2.0;
+    let start = (centre - (length - 1.0) / 2.0).round();
+    if length < 1.0 || start < 0.0 || start + length > f64::from(side) {
+        return Err(wrong());
+    }
+    Ok((start as u32, length as u32))
 }
 
 impl Layout {
     fn of(file: &HeifFile<'_>) -> Result<Self, ImageError> {
-        let mut id = file.primary_id;
-        let mut orientation = Orientation::default();
-        if item_type(file, id)? == *b"iden" {
-            // Another picture, turned.
-            id = match *file.referenced_items(id, b"dimg") {
-                [source] => source,
-                _ => return Err(damaged("its picture is the same as several others")),
-            };
-            orientation = turned(file, id, orientation)?;
+        let primary = file.primary_id;
+        if item_type(file, primary)? != *b"iden" {
+            return Self::of_picture(file, primary);
         }
-        orientation = turned(file, file.primary_id, orientation)?;
+        // Another picture, turned.
+        let [source] = *file.referenced_items(primary, b"dimg") else {
+            return Err(damaged("its picture is the same as several others"));
+        };
+        let mut layout = Self::of_picture(file, source)?;
+        layout.shown.apply(file, primary)?;
+        Ok(layout)
+    }
 
-        match &item_type(file, id)? {
+    fn of_picture(file: &HeifFile<'_>, id: ItemId) -> Result<Self, ImageError> {
+        let mut layout = match &item_type(file, id)? {
             b"grid" => {
                 let grid = file.grid(id).map_err(damaged_container)?;
                 let tiles = file.referenced_items(id, b"dimg").to_vec();
@@ -79,30 +146,42 @@ impl Layout {
                 for tile in &tiles {
                     check_is_hevc(&item_type(file, *tile)?)?;
                 }
-                Ok(Self {
+                Self {
                     width: grid.output_width,
                     height: grid.output_height,
                     tiles,
                     columns,
                     tile_width,
                     tile_height,
-                    orientation,
-                })
+                    shown: whole(grid.output_width, grid.output_height),
+                }
             }
             coded => {
                 check_is_hevc(coded)?;
                 let (width, height) = size(file, id)?;
-                Ok(Self {
+                Self {
                     width,
                     height,
                     tiles: vec![id],
                     columns: 1,
                     tile_width: width,
                     tile_height: height,
-                    orientation,
-                })
+                    shown: whole(width, height),
+                }
             }
-        }
+        };
+        layout.shown.apply(file, id)?;
+        Ok(layout)
+    }
+}
+
+fn whole(width: u32, height: u32) -> Shown {
+    Shown {
+        left: 0,
+        top: 0,
+        width,
+        height,
+        orientation: Orientation::default(),
     }
 }
 
@@ -187,30 +266,6 @@ fn size(file: &HeifFile<'_>, id: ItemId) -> Result<(u32, u32), ImageError> {
     }
 }
 
-/// How a picture is turned to be upright: what its properties do, in their order, to one that is
-/// turned as `orientation` says.
-fn turned(
-    file: &HeifFile<'_>,
-    id: ItemId,
-    mut orientation: Orientation,
-) -> Result<Orientation, ImageError> {
-    for property in file.item_properties(id).map_err(damaged_container)? {
-        match *property {
-            Property::Rotation(quarters) => {
-                for _ in 0..quarters % 4 {
-                    orientation = orientation.then_quarter_left();
-                }
-            }
-            Property::Mirror(top_bottom) => orientation = orientation.then_mirrored(top_bottom),
-            Property::CleanAperture { .. } => {
-                return Err(unsupported("its picture is cropped by a clean aperture"));
-            }
-            _ => {}
-        }
-    }
-    Ok(orientation)
-}
-
 /// Decodes the file into `pixels`, or gives its rows to the `resizer`.
 pub(super) fn decode(
     pixels: &mut Pixels,
@@ -226,13 +281,21 @@ pub(super) fn decode(
         .config()
         .check_size(layout.tile_width, layout.tile_height)?;
 
-    pixels.width = layout.width;
-    pixels.height = layout.height;
+    let shown = layout.shown;
+    pixels.width = shown.width;
+    pixels.height = shown.height;
     pixels.layout = PixelLayout::Rgba;
-    pixels.orientation = layout.orientation;
+    pixels.orientation = shown.orientation;
     let (mut rows, decoded) = Rows::of(pixels, crop, resizer)?;
+    let shown_lines = shown.top as usize..(shown.top + shown.height) as usize;
+    let is_needed = |rows: &Rows<'_>, line: usize| {
+        shown_lines.contains(&line) && rows.needs(line - shown_lines.start)
+    };
 
-    let row_bytes = layout.width as usize * PixelLayout::Rgba.channels();
+    let channels = PixelLayout::Rgba.channels();
+    let row_bytes = layout.width as usize * channels;
+    let shown_bytes =
+        shown.left as usize * channels..(shown.left + shown.width) as usize * channels;
     let mut strip = Vec::new();
     let mut top = 0;
     for tiles in layout.tiles.chunks(layout.columns) {
@@ -246,15 +309,16 @@ pub(super) fn decode(
             })?;
             budget.spend(stream.len())?;
             budget.check()?;
-            if lines.clone().any(|line| rows.needs(line)) {
+            if lines.clone().any(|line| is_needed(&rows, line)) {
                 let frame = decode_tile(&stream, &layout)?;
                 let colours = colours(&file, tile, &frame)?;
                 place(&frame, colours, &layout, column, &mut strip);
             }
         }
         for (line, row) in lines.zip(strip.chunks_exact(row_bytes)) {
-            if rows.needs(line) {
-                rows.row(line).copy_from_slice(row);
+            if is_needed(&rows, line) {
+                let target = rows.row(line - shown_lines.start);
+                target.copy_from_slice(&row[shown_bytes.clone()]);
             }
         }
         top += height as u32;
@@ -321,12 +385,12 @@ pub(super) fn outline(encoded: &[u8], config: &PreprocessConfig) -> Option<Outli
     let tile = area(layout.tile_width, layout.tile_height);
     let strip = area(layout.width, layout.tile_height.min(layout.height));
     Some(Outline {
-        width: layout.width,
-        height: layout.height,
+        width: layout.shown.width,
+        height: layout.shown.height,
         bytes_per_pixel: 4,
         working_bytes: BYTES_PER_CODED_PIXEL * tile + 4 * strip + 2 * encoded.len() as u64,
         nanoseconds: NANOSECONDS_PER_PIXEL * area(layout.width, layout.height),
-        by_rows: !layout.orientation.swapped,
+        by_rows: !layout.shown.orientation.swapped,
     })
 }
 
