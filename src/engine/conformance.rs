@@ -284,7 +284,7 @@ fn run_all(engine: EngineKind, folder: &Path) -> BTreeMap<String, Outcome> {
 }
 
 /// Python with ONNX's tests.
-fn python() -> Option<PathBuf> {
+pub(super) fn python() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
     let import = Command::new(&path).args(["-c", "import onnx"]).output();
     if import.is_ok_and(|output| output.status.success()) {

@@ -6,7 +6,7 @@ use super::{
             ModelError,
             onnx::{AttributeProto, NodeProto, tensor_proto::DataType},
         },
-        walk::{self, attribute, int, int_attribute},
+        walk::{self, attribute, int, int_attribute, ints_attribute},
     },
     Upgrading, set_input, take_integers,
 };
@@ -31,8 +31,15 @@ pub(super) fn split(upgrading: &mut Upgrading, mut node: NodeProto) -> Upgraded 
     Ok(node)
 }
 
-/// Slice 10: `starts`, `ends` and `axes` became inputs.
+/// Slice 10: `starts`, `ends` and `axes` became inputs. Axes that were left out are written, since
+/// not every engine takes all of them for the first ones.
 pub(super) fn slice(upgrading: &mut Upgrading, mut node: NodeProto) -> Upgraded {
+    if attribute(&node, "axes").is_none()
+        && let Some(starts) = attribute(&node, "starts")
+    {
+        let axes: Vec<i64> = (0..starts.ints.len() as i64).collect();
+        node.attribute.push(ints_attribute("axes", &axes));
+    }
     for (slot, what) in [(1, "starts"), (2, "ends"), (3, "axes")] {
         if let Some(values) = take_integers(&mut node, what) {
             let name = upgrading.integers(&node, what, &values);

@@ -126,6 +126,10 @@ fn slices_and_top_k_take_inputs() {
         one(9, slice),
         format!("Slice x [0, 1] [9, {}] [2, 3] -> y", i64::MAX)
     );
+    let slice = node("Slice", &["x"], "y")
+        .with_ints("starts", &[1, 2])
+        .with_ints("ends", &[3, 4]);
+    assert_eq!(one(7, slice), "Slice x [1, 2] [3, 4] [0, 1] -> y");
     let slice = node("Slice", &["x", "starts", "ends"], "y");
     assert_eq!(one(10, slice), "Slice x starts ends -> y");
     let best = node("TopK", &["x"], "y")
