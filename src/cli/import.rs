@@ -41,7 +41,8 @@ Face saved:
   .pth, .pt      a state dict, at the top level or under `state_dict` or `model`;
                  pickles are read as data, their code is never run
   .safetensors   with the tensor names of torchvision, timm or Hugging Face
-  .onnx          any image classifier; only labels and settings are added
+  .onnx          any image classifier, with the weights that lie in files beside it;
+                 only labels and settings are added
 The size of the last layer determines the number of classes; --labels must have a line for each.
 
 With --json, one line is printed:

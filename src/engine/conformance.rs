@@ -118,6 +118,8 @@ struct Case {
     outputs: Vec<(String, Numbers)>,
     relative: f64,
     absolute: f64,
+    /// How far 8-bit integers may be off.
+    steps: f64,
 }
 
 impl Case {
@@ -153,6 +155,7 @@ impl Case {
             outputs: named("out_", &graph.output),
             relative: property("rtol").parse().unwrap(),
             absolute: property("atol").parse().unwrap(),
+            steps: property("steps").parse().unwrap(),
             onnx,
         }
     }
@@ -186,8 +189,12 @@ impl Case {
                     found.shape, expected.shape
                 ));
             }
+            let steps = match expected.elem {
+                DataType::Uint8 | DataType::Int8 => self.steps,
+                _ => 0.0,
+            };
             for (expected, found) in expected.values().into_iter().zip(found.values()) {
-                let allowed = self.absolute + self.relative * expected.abs();
+                let allowed = self.absolute.max(steps) + self.relative * expected.abs();
                 let same = expected == found
                     || expected.is_nan() && found.is_nan()
                     || (expected - found).abs() <= allowed;

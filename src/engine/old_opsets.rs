@@ -18,7 +18,7 @@ const TOLERANCE: f64 = 1e-3;
 
 /// Models with operators that the embedded engine has in no version, by the beginnings of their
 /// names.
-const NOT_EMBEDDED: [&str; 3] = ["depth_to_space", "hardmax", "lrn"];
+const NOT_EMBEDDED: [&str; 2] = ["depth_to_space", "hardmax"];
 
 /// The logits that an engine computes, or why it refuses the model.
 fn run(engine: EngineKind, path: &Path, x: &Numbers) -> Result<Vec<f64>, String> {
