@@ -26,7 +26,7 @@ use crate::{
     files::{LARGEST_CHECKPOINT, read_limited},
     image::{PreprocessConfig, Preprocessor, Source},
     model::{
-        self, Model, Overrides,
+        self, Model, ModelError, Overrides,
         checkpoint::{Checkpoint, ResNet},
         onnx::ModelProto,
     },
@@ -41,7 +41,8 @@ Face saved:
   .pth, .pt      a state dict, at the top level or under `state_dict` or `model`;
                  pickles are read as data, their code is never run
   .safetensors   with the tensor names of torchvision, timm or Hugging Face
-  .onnx          any image classifier; only labels and settings are added
+  .onnx          any image classifier, with the weights that lie in files beside it;
+                 only labels and settings are added
 The size of the last layer determines the number of classes; --labels must have a line for each.
 
 With --json, one line is printed:
@@ -186,10 +187,13 @@ fn read(path: &Path) -> Result<(ModelProto, Option<NetworkJson>), String> {
     let content: Bytes = read_limited(path, LARGEST_CHECKPOINT)
         .map_err(|error| error.reason.to_string())?
         .into();
-    if !Checkpoint::is_checkpoint(&content)
-        && let Ok(onnx) = model::decode(&content)
-    {
-        return Ok((onnx, None));
+    if !Checkpoint::is_checkpoint(&content) {
+        match model::decode_file(&content, path) {
+            Ok((onnx, _)) => return Ok((onnx, None)),
+            // It may be a checkpoint, which says what it looks like.
+            Err(ModelError::NotOnnx(_)) => {}
+            Err(error) => return Err(error.to_string()),
+        }
     }
 
     let checkpoint = Checkpoint::from_bytes(content).map_err(|error| error.to_string())?;

@@ -10,7 +10,7 @@ use std::{
 
 use super::{CliError, output::escaped};
 use crate::{
-    files::{LARGEST_CHECKPOINT, read_limited},
+    files::{LARGEST_CHECKPOINT, LARGEST_MODEL, read_limited},
     model::{self, Manifest},
 };
 
@@ -77,8 +77,17 @@ impl OutputFile {
     /// Writes the file atomically: to a temporary file in the same folder, which is then renamed.
     ///
     /// # Errors
-    /// If it can't be written; an existing file is then unchanged.
+    /// If it can't be written, or is larger than the largest model that is read; an existing file is
+    /// then unchanged.
     pub fn write(&self, content: &[u8]) -> Result<(), CliError> {
+        if content.len() as u64 > LARGEST_MODEL {
+            return Err(CliError::Failed(format!(
+                "{}: would have {} bytes; {} GiB is the most that an ONNX file can have",
+                self.path.display(),
+                content.len(),
+                LARGEST_MODEL >> 30
+            )));
+        }
         let temporary = self.temporary();
         let written =
             write_and_sync(&temporary, content).and_then(|()| fs::rename(&temporary, &self.target));

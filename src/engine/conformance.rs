@@ -122,6 +122,8 @@ struct Case {
     outputs: Vec<(String, Numbers)>,
     relative: f64,
     absolute: f64,
+    /// How far 8-bit integers may be off.
+    steps: f64,
 }
 
 impl Case {
@@ -157,6 +159,7 @@ impl Case {
             outputs: named("out_", &graph.output),
             relative: property("rtol").parse().unwrap(),
             absolute: property("atol").parse().unwrap(),
+            steps: property("steps").parse().unwrap(),
             onnx,
         }
     }
@@ -193,8 +196,12 @@ impl Case {
                     found.shape, expected.shape
                 ));
             }
+            let steps = match expected.elem {
+                DataType::Uint8 | DataType::Int8 => self.steps,
+                _ => 0.0,
+            };
             for (expected, found) in expected.values().into_iter().zip(found.values()) {
-                let allowed = self.absolute + self.relative * expected.abs();
+                let allowed = self.absolute.max(steps) + self.relative * expected.abs();
                 let same = expected == found
                     || expected.is_nan() && found.is_nan()
                     || (expected - found).abs() <= allowed;
@@ -291,7 +298,7 @@ fn run_all(engine: EngineKind, folder: &Path) -> BTreeMap<String, Outcome> {
 }
 
 /// Python with ONNX's tests.
-fn python() -> Option<PathBuf> {
+pub(super) fn python() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
     let import = Command::new(&path).args(["-c", "import onnx"]).output();
     if import.is_ok_and(|output| output.status.success()) {

@@ -7,6 +7,8 @@ pub mod embedded;
 mod error;
 mod exit;
 mod library_search;
+#[cfg(test)]
+mod old_opsets;
 mod onnxruntime;
 mod openvino;
 mod self_check;

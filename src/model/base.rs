@@ -8,7 +8,10 @@ use serde_json::{Map, Value};
 
 use super::{
     BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides, complete, decode, file_stem,
-    graph::Head, in_file, onnx::ModelProto, version,
+    graph::{self, Head},
+    in_file,
+    onnx::ModelProto,
+    version,
 };
 use crate::answer::Activation;
 
@@ -38,7 +41,10 @@ impl Base {
     /// # Errors
     /// As for [`Model::from_file`], and a network that does not end with a linear layer.
     pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
-        in_file(path, |onnx| Self::load(&onnx, overrides, &file_stem(path)))
+        let stem = file_stem(path);
+        in_file(path, |model, version| {
+            Self::load(model, version, overrides, &stem)
+        })
     }
 
     /// Loads the model that is built into the program as a base.
@@ -46,11 +52,17 @@ impl Base {
     /// # Errors
     /// As for [`Base::from_file`].
     pub fn bundled(overrides: &Overrides) -> Result<Self, ModelError> {
-        Self::load(&Bytes::from_static(BUNDLED), overrides, "model")
+        let model = decode(&Bytes::from_static(BUNDLED))?;
+        Self::load(model, version(BUNDLED), overrides, "model")
     }
 
-    fn load(onnx: &Bytes, overrides: &Overrides, fallback_name: &str) -> Result<Self, ModelError> {
-        let model = decode(onnx)?;
+    fn load(
+        mut model: ModelProto,
+        version: String,
+        overrides: &Overrides,
+        fallback_name: &str,
+    ) -> Result<Self, ModelError> {
+        graph::modernize(&mut model)?;
         let output = overrides.output.clone().or(Manifest::read(&model)?.output);
         let head = Head::find(&model, output.as_deref())?;
         let to_features = Overrides {
@@ -59,7 +71,7 @@ impl Base {
         };
         let mut backbone = Model::from_proto(
             head.backbone(&model),
-            version(onnx),
+            version,
             &to_features,
             fallback_name,
             // Features have no labels; the file's labels name the classes of its last layer.

@@ -22,9 +22,9 @@ pub enum ModelError {
     NotOnnx(String),
     /// The model was exported for an older operator set than the rewriting supports.
     #[error(
-        "uses ONNX opset {found}, but 13 or newer is needed: export it again with a newer opset \
-         (PyTorch: `torch.onnx.export(…, opset_version=17)`) or convert it with \
-         `onnx.version_converter`"
+        "uses ONNX opset {found}, but 7 or newer is needed: export it again with a newer release of \
+         the framework, or convert it (Python: \
+         `onnx.save(onnx.version_converter.convert_version(onnx.load(PATH), 13), PATH)`)"
     )]
     Opset {
         /// Version of the default domain in the file.
@@ -32,21 +32,29 @@ pub enum ModelError {
     },
     /// The file names no version of the standard operators.
     #[error(
-        "names no opset for the default domain `ai.onnx`; `opset_import` must hold one, 13 or newer"
+        "names no opset for the default domain `ai.onnx`; `opset_import` must hold one, 7 or newer"
     )]
     NoOpset,
     /// The file contains a training step besides the network.
     #[error("holds training information (`training_info`); export the model for inference")]
     Training,
-    /// Weights are stored in another file.
+    /// Weights are stored in another file, and only the content of the model's is known.
     #[error(
-        "keeps tensor `{tensor}` outside, in `{location}`; a model must be one file: save it again \
-         with the weights inside (Python: `onnx.save(onnx.load(PATH), PATH)`)"
+        "keeps tensor `{tensor}` in another file, `{location}`, which is found beside a model that is \
+         loaded by its path; or save the model with the weights inside (Python: \
+         `onnx.save(onnx.load(PATH), PATH)`)"
     )]
     ExternalData {
         tensor: String,
         /// The file that should contain the tensor.
         location: String,
+    },
+    /// A file of weights that lies beside the model's can't be used.
+    #[error("its file of weights `{location}` {reason}")]
+    DataFile {
+        /// The file's name in the model.
+        location: String,
+        reason: String,
     },
     /// A tensor is inconsistent or has a type that cannot be converted.
     #[error("tensor `{tensor}`: {reason}")]

@@ -7,6 +7,7 @@
 mod base;
 pub mod checkpoint;
 mod error;
+mod external;
 mod graph;
 mod labels;
 mod manifest;
@@ -28,12 +29,14 @@ use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+pub(crate) use self::external::{beside, combined, find, locations};
 #[cfg(test)]
 pub(crate) use self::graph::{first_beyond, rewritten_bytes};
 use self::onnx::ModelProto;
 pub use self::{
     base::{Base, Description},
     error::ModelError,
+    external::decode_file,
     graph::{
         ActivationRange, Batch, BodyPrecision, IMAGES, LOGITS, Layer, Limit, LinearLayer,
         Normalization, Operation, Quantization, ServingGraph,
@@ -41,13 +44,16 @@ pub use self::{
     labels::{imagenet, read_labels},
     manifest::{InputSize, Manifest},
 };
-use crate::{answer::Activation, files, image::Geometry};
+use crate::{answer::Activation, cache::hex, files, image::Geometry};
 
 /// The messages of `proto/onnx/onnx.proto`.
 #[allow(missing_docs, clippy::all)]
 pub mod onnx {
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
+
+/// Number of hexadecimal digits in a model's version.
+pub(crate) const VERSION_DIGITS: usize = 12;
 
 /// The model that is served when the user names none. A `static` rather than a `const`, so that the
 /// program contains it only once.
@@ -77,7 +83,8 @@ pub struct Overrides {
 pub struct Model {
     /// The name that clients select it by.
     pub name: String,
-    /// The first 12 hexadecimal digits of the SHA-256 of the file's content.
+    /// The first 12 hexadecimal digits of the SHA-256 of the file's content; where weights lie
+    /// beside the file, their content is a part of it.
     pub version: String,
     /// Class names, one for each logit.
     pub labels: Arc<[String]>,
@@ -101,20 +108,23 @@ impl Model {
     /// # Errors
     /// Content that is not an ONNX classifier of RGB images; settings or labels that do not fit it.
     pub fn from_bytes(onnx: Bytes, overrides: &Overrides) -> Result<Self, ModelError> {
-        Self::load(onnx, overrides, "model", None)
+        let model = decode(&onnx)?;
+        Self::load(model, version(&onnx), overrides, "model", None)
     }
 
     /// Loads a model from an ONNX file.
     ///
     /// Without a name in `overrides` or the manifest, the model is named after the file. Without
     /// labels there, the labels are read from `NAME.labels.txt` beside `NAME.onnx`, if that exists.
+    /// Weights may lie in files of their own in the model's folder.
     ///
     /// # Errors
     /// As for [`Model::from_bytes`], and a file that cannot be read.
     pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
         let stem = file_stem(path);
-        in_file(path, |onnx| {
-            Self::load(onnx, overrides, &stem, Some(&labels_beside(path)))
+        in_file(path, |model, version| {
+            let labels = labels_beside(path);
+            Self::load(model, version, overrides, &stem, Some(&labels))
         })
     }
 
@@ -127,7 +137,8 @@ impl Model {
     }
 
     fn load(
-        onnx: Bytes,
+        model: ModelProto,
+        version: String,
         overrides: &Overrides,
         fallback_name: &str,
         labels_beside: Option<&Path>,
@@ -135,13 +146,7 @@ impl Model {
         let labels = |graph: &ServingGraph, manifest: &Manifest| {
             choose_labels(graph, overrides, manifest, labels_beside)
         };
-        Self::from_proto(
-            decode(&onnx)?,
-            version(&onnx),
-            overrides,
-            fallback_name,
-            labels,
-        )
+        Self::from_proto(model, version, overrides, fallback_name, labels)
     }
 
     fn from_proto(
@@ -201,15 +206,18 @@ impl Model {
     }
 }
 
-/// Calls `work` with the content of the file; any error names the file.
+/// Calls `work` with the model in the file and its version; any error names the file.
 fn in_file<T>(
     path: &Path,
-    work: impl FnOnce(Bytes) -> Result<T, ModelError>,
+    work: impl FnOnce(ModelProto, String) -> Result<T, ModelError>,
 ) -> Result<T, ModelError> {
     let content = files::read_limited(path, files::LARGEST_MODEL)
         .map_err(|error| ModelError::Read(error.reason.into()));
     content
-        .and_then(|onnx| work(onnx.into()))
+        .and_then(|onnx| {
+            let (model, sha256) = decode_file(&onnx.into(), path)?;
+            work(model, sha256[..VERSION_DIGITS].to_owned())
+        })
         .map_err(|error| ModelError::File {
             path: path.to_owned(),
             source: Box::new(error),
@@ -224,11 +232,7 @@ fn file_stem(path: &Path) -> String {
 
 /// A version that identifies the exact content: 12 hexadecimal digits of its SHA-256.
 fn version(onnx: &[u8]) -> String {
-    Sha256::digest(onnx)
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(&Sha256::digest(onnx))[..VERSION_DIGITS].to_owned()
 }
 
 /// Writes every setting that a model is served with into its manifest, so that the file can be
@@ -292,7 +296,8 @@ pub fn complete(
     Ok(())
 }
 
-/// Decodes an ONNX file. Weights are shared with `onnx`, not copied.
+/// Decodes an ONNX file. Weights are shared with `onnx`, not copied. Those that lie in other files
+/// are only read by [`decode_file`].
 ///
 /// # Errors
 /// Content that is not an ONNX model, or has more parts than are read.

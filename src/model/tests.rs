@@ -497,3 +497,53 @@ fn another_exporters_last_layer_can_be_replaced_too() {
     assert_eq!(base.features(), 1280);
     assert_layer_replaced(&base, [0.498; 3]);
 }
+
+#[test]
+fn a_base_of_an_old_opset_with_a_function_is_cut_and_completed() {
+    use crate::model::{
+        onnx::{FunctionProto, OperatorSetIdProto},
+        testing::node,
+    };
+
+    let mut model = testing::tiny();
+    model.opset_import[0].version = Some(9);
+    model.opset_import.push(OperatorSetIdProto {
+        domain: Some("mine".into()),
+        version: Some(1),
+    });
+    let linear = FunctionProto {
+        name: Some("Linear".into()),
+        domain: Some("mine".into()),
+        input: ["x", "w", "b"].map(str::to_owned).to_vec(),
+        output: vec!["y".into()],
+        node: vec![node("Gemm", &["x", "w", "b"], "y").with_int("transB", 1)],
+        ..Default::default()
+    };
+    model.functions.push(linear);
+    let top = testing::graph(&mut model);
+    let call = top.node.last_mut().unwrap();
+    call.op_type = Some("Linear".into());
+    call.domain = Some("mine".into());
+    call.attribute.clear();
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.onnx");
+    std::fs::write(&path, testing::bytes(&model)).unwrap();
+    let base = Base::from_file(&path, &Overrides::default()).unwrap();
+    assert_eq!(base.features(), 3);
+    let layer = LinearLayer {
+        weight: vec![0.5; 6],
+        bias: vec![1.0; 2],
+    };
+    let description = Description {
+        name: "new".into(),
+        labels: vec!["a".into(), "b".into()],
+        training: serde_json::Value::Null,
+    };
+    let file = base.with_layer(&layer, description).unwrap();
+    let served = Model::from_bytes(file.clone().into(), &Overrides::default()).unwrap();
+    assert_eq!(served.graph.classes, 2);
+    let file = decode(&file.into()).unwrap();
+    assert_eq!(file.opset_import[0].version, Some(13));
+    assert!(file.functions.is_empty());
+}

@@ -6,13 +6,13 @@
 use super::ModelError;
 
 /// The most messages of a file: graphs, nodes, attributes, tensors, types and dimensions.
-const MOST_MESSAGES: usize = 1_000_000;
+pub(super) const MOST_MESSAGES: usize = 1_000_000;
 /// The most fields of those messages, the elements of lists that are not packed included.
-const MOST_FIELDS: usize = 16_000_000;
+pub(super) const MOST_FIELDS: usize = 16_000_000;
 
 /// The messages of `proto/onnx/onnx.proto`, as far as they hold others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Message {
+pub(super) enum Message {
     Model,
     Graph,
     Node,
@@ -36,7 +36,7 @@ enum Message {
 
 impl Message {
     /// The message in the field with this number; `None` if the field holds no message.
-    fn inner(self, field: u64) -> Option<Self> {
+    pub(super) fn inner(self, field: u64) -> Option<Self> {
         Some(match (self, field) {
             (Self::Model, 7) => Self::Graph,
             (Self::Model, 20) => Self::Training,

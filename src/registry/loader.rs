@@ -19,6 +19,7 @@ use crate::{
     registry::{
         Registry, Served,
         check::{CheckConfig, CheckError},
+        weights::WeightFiles,
     },
     scheduler::{LoadedModel, Scheduler, SpawnError},
     state::{State, StateCell},
@@ -153,12 +154,13 @@ impl ListedModel {
         }
     }
 
-    fn stamp(&self) -> Stamp {
-        // A change of the labels beside the model is a change of the model.
-        let files = self
-            .path
-            .iter()
-            .flat_map(|path| [path.clone(), path.with_extension("labels.txt")]);
+    fn stamp(&self, weights: &WeightFiles) -> Stamp {
+        let Some(path) = &self.path else {
+            return Stamp::default();
+        };
+        // A change of the labels or the weights beside the model is a change of the model.
+        let mut files = vec![path.clone(), path.with_extension("labels.txt")];
+        files.extend(weights.of(path));
         Stamp::of(files)
     }
 }
@@ -186,7 +188,8 @@ impl Loader {
     /// for can't start.
     pub async fn run(self, reload: Arc<Notify>) -> Result<std::convert::Infallible, LoadError> {
         let mut known = BTreeMap::new();
-        let first = self.scan(&mut known, ScanReason::Start).await;
+        let weights = Arc::new(WeightFiles::default());
+        let first = self.scan(&mut known, &weights, ScanReason::Start).await;
         if let Err(error) = first {
             self.state.set(State::Failed(error.to_string().into()));
             return Err(error);
@@ -195,7 +198,7 @@ impl Loader {
         let mut last_problem = String::new();
         loop {
             let reason = self.next_scan(&reload).await;
-            let problem = match self.scan(&mut known, reason).await {
+            let problem = match self.scan(&mut known, &weights, reason).await {
                 Ok(()) => String::new(),
                 Err(error) => error.to_string(),
             };
@@ -222,10 +225,12 @@ impl Loader {
     async fn scan(
         &self,
         known: &mut BTreeMap<String, Known>,
+        weights: &Arc<WeightFiles>,
         reason: ScanReason,
     ) -> Result<(), LoadError> {
         let source = self.config.source.clone();
-        let mut found = blocking(move || find(source)).await?;
+        let weights = Arc::clone(weights);
+        let mut found = blocking(move || find(source, &weights)).await?;
         if found.len() > MAX_MODELS {
             if reason != ScanReason::Interval {
                 tracing::warn!(
@@ -483,7 +488,10 @@ struct Known {
 }
 
 /// The models to serve now, with the fingerprints of their files.
-fn find(source: ModelSource) -> Result<Vec<(ListedModel, Stamp)>, LoadError> {
+fn find(
+    source: ModelSource,
+    weights: &WeightFiles,
+) -> Result<Vec<(ListedModel, Stamp)>, LoadError> {
     let models = match source {
         ModelSource::Listed(models) => models,
         ModelSource::Folder(path) => models_in(&path).map_err(|source| LoadError::Folder {
@@ -492,7 +500,7 @@ fn find(source: ModelSource) -> Result<Vec<(ListedModel, Stamp)>, LoadError> {
         })?,
     };
     let with_stamp = |model: ListedModel| {
-        let stamp = model.stamp();
+        let stamp = model.stamp(weights);
         (model, stamp)
     };
     Ok(models.into_iter().map(with_stamp).collect())

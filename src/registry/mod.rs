@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod loader;
+mod weights;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

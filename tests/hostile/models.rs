@@ -12,10 +12,10 @@ use std::{
 use prost::Message as _;
 use resnet18_server::{
     model::onnx::{
-        AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto,
-        TypeProto, ValueInfoProto,
+        AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, StringStringEntryProto,
+        TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
         attribute_proto::AttributeType,
-        tensor_proto::DataType,
+        tensor_proto::{DataLocation, DataType},
         tensor_shape_proto::{Dimension, dimension},
         type_proto,
     },
@@ -129,6 +129,30 @@ fn large() -> Vec<u8> {
     behind(vec![tile], vec![repeats])
 }
 
+/// A model whose functions each call the next one twice: 2^30 nodes.
+fn doubling() -> Vec<u8> {
+    let call = |level: usize, input: &str, output: &str| NodeProto {
+        domain: Some("mine".into()),
+        ..node(&format!("Level{level}"), &[input], output)
+    };
+    let mut model =
+        ModelProto::decode(&behind(vec![call(0, "pixels", "made")], vec![])[..]).unwrap();
+    model.functions = (0..30)
+        .map(|level| FunctionProto {
+            name: Some(format!("Level{level}")),
+            domain: Some("mine".into()),
+            input: vec!["x".into()],
+            output: vec!["y".into()],
+            node: match level {
+                29 => vec![node("Relu", &["x"], "y")],
+                _ => vec![call(level + 1, "x", "h"), call(level + 1, "h", "y")],
+            },
+            ..Default::default()
+        })
+        .collect();
+    model.encode_to_vec()
+}
+
 /// Models by name, each with a part of the reason why it can't be served.
 fn bombs() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let link = |index: usize| match index {
@@ -159,6 +183,7 @@ fn bombs() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             behind(vec![endless("rounds")], vec![rounds]),
             "1099511627776 times",
         ),
+        ("b_functions", doubling(), "20000 nodes"),
         ("b_large", large(), "--model-memory"),
         ("b_slow", slow(), "--model-timeout"),
         ("b_text", b"not a model".to_vec(), "not an ONNX model"),
@@ -350,6 +375,63 @@ async fn what_is_no_regular_file_or_too_large_is_a_reason() {
         .collect();
     assert_eq!(names[0], ("a_good".to_owned(), ModelState::Ready));
     assert_eq!(names.len(), 5, "{names:?}");
+    assert!(server.usage().peak_mib < 512, "{:?}", server.usage());
+}
+
+/// The tiny model with its weights in the file `location`.
+fn with_weights_in(location: &str) -> Vec<u8> {
+    let entry = |key: &str, value: &str| StringStringEntryProto {
+        key: Some(key.into()),
+        value: Some(value.into()),
+    };
+    changed(|graph| {
+        let weights = &mut graph.initializer[0];
+        weights.float_data.clear();
+        weights.data_location = Some(DataLocation::External as i32);
+        weights.external_data = vec![entry("location", location), entry("length", "36")];
+    })
+}
+
+#[tokio::test]
+async fn weights_are_read_from_regular_files_in_the_models_folder_only() {
+    let (outside, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let folder = outside.path().join("models");
+    fs::create_dir(&folder).unwrap();
+    fs::write(outside.path().join("secret"), [0; 36]).unwrap();
+    let absolute = flag(outside.path().join("secret"));
+    let path = |name: &str| folder.join(name);
+    fs::write(path("a_good.onnx"), tiny_model(1)).unwrap();
+    fifo(&path("pipe.data"));
+    symlink("/dev/zero", path("device.data")).unwrap();
+    symlink("../secret", path("link.data")).unwrap();
+    fs::write(path("short.data"), [0; 35]).unwrap();
+    fs::create_dir(path("directory.data")).unwrap();
+    File::create(path("sparse.data"))
+        .and_then(|file| file.set_len(3 << 30))
+        .unwrap();
+
+    let named = "within the model's folder";
+    let cases = [
+        ("up", "../secret", named),
+        ("absolute", absolute.as_str(), named),
+        ("pipe", "pipe.data", "is a named pipe"),
+        ("device", "device.data", "leaves the model's folder"),
+        ("link", "link.data", "leaves the model's folder"),
+        ("short", "short.data", "but the file has 35"),
+        ("directory", "directory.data", "is a directory"),
+        ("sparse", "sparse.data", "larger than 2 GiB"),
+        ("missing", "missing.data", "is missing beside the model"),
+    ];
+    for (name, location, _) in cases {
+        fs::write(path(&format!("b_{name}.onnx")), with_weights_in(location)).unwrap();
+    }
+    let server = serve(&folder, cache.path(), &[]);
+    for (name, _, reason) in cases {
+        let name = format!("b_{name}");
+        let problem = problem(&server, &name).await;
+        assert!(problem.contains(reason), "{name}: {problem}");
+    }
+    classify(&server, "a_good", None).await.unwrap();
     assert!(server.usage().peak_mib < 512, "{:?}", server.usage());
 }
 

@@ -11,6 +11,7 @@ mod binary;
 mod cli;
 mod client;
 mod deploy;
+mod files;
 mod formats;
 mod golden;
 mod grpc;

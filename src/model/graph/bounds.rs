@@ -1,5 +1,6 @@
 //! Limits of what a file may ask of the code that reads it, and the mistakes in graphs that engines
-//! crash on. All of it is checked before anything is rewritten.
+//! crash on. The limits are checked before anything is rewritten, and again when calls of functions
+//! have been replaced and operators upgraded.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,7 +15,7 @@ use super::{
 
 /// The most nodes of a model, those in subgraphs and functions included: more than four times the
 /// largest classifiers have after quantization.
-const MOST_NODES: usize = 20_000;
+pub(super) const MOST_NODES: usize = 20_000;
 /// The most tensors of a graph that are stored or declared.
 const MOST_TENSORS: usize = 100_000;
 /// The most graphs within each other. The code that visits subgraphs calls itself for each.
@@ -105,19 +106,39 @@ const NEEDS_THREE: [&str; 14] = [
     "Where",
 ];
 
-/// Rejects a model beyond the limits, and one that no engine can be expected to survive.
+/// Rejects a model beyond the limits, as its file holds it.
+pub(super) fn check_size(model: &ModelProto) -> Result<(), ModelError> {
+    let Some(graph) = &model.graph else {
+        return Ok(());
+    };
+    count(model, graph)?;
+
+    let within = |nodes| <[NodeProto]>::iter(nodes).flat_map(walk::subgraphs);
+    let mut graphs = vec![graph];
+    graphs.extend(
+        model
+            .functions
+            .iter()
+            .flat_map(|function| within(&function.node)),
+    );
+    while let Some(graph) = graphs.pop() {
+        graph.initializer.iter().try_for_each(check_dimensions)?;
+        check_outputs(graph)?;
+        graphs.extend(within(&graph.node));
+    }
+    Ok(())
+}
+
+/// Rejects a model that is beyond the limits now that its calls are replaced and its nodes upgraded
+/// and in order, and one that no engine can be expected to survive.
 pub(super) fn check(model: &ModelProto) -> Result<(), ModelError> {
     let Some(graph) = &model.graph else {
         return Ok(());
     };
     count(model, graph)?;
 
-    for function in &model.functions {
-        function.node.iter().try_for_each(check_inputs)?;
-    }
     let mut graphs = vec![graph];
     while let Some(graph) = graphs.pop() {
-        graph.initializer.iter().try_for_each(check_dimensions)?;
         check_outputs(graph)?;
         check_chains(graph)?;
         for node in &graph.node {

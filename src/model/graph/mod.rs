@@ -1,9 +1,10 @@
 //! The serving graph: rewrites any ONNX classifier into the form that every engine loads.
 //!
 //! A serving graph takes `uint8` RGB pixels and returns float32 logits. [`ServingGraph::new`]
-//! checks what the file asks for (`bounds`), widens 16-bit floats (`fold`), rewrites what engines compute differently (`operators`), finds the
-//! image input (`inspect`) and the scores (`scores`), puts cast, transpose and normalization in
-//! front, and removes a final Softmax or Sigmoid. Further rewrites change the element type (`typing`), the
+//! checks what the file asks for (`bounds`), puts nodes in order (`order`), upgrades old operators
+//! (`upgrade`), replaces calls of functions (`inline`), widens 16-bit floats (`fold`), rewrites what
+//! engines compute differently (`operators`), finds the image input (`inspect`) and the scores
+//! (`scores`), puts cast, transpose and normalization in front, and removes a final Softmax or Sigmoid. Further rewrites change the element type (`typing`), the
 //! precision of the layers (`quantize`, `batch_norm`) or the last layer (`head`); `encode` writes the
 //! result. What an engine is still known to compute wrongly, `limits` finds by the engine's table.
 
@@ -12,13 +13,16 @@ mod bounds;
 mod encode;
 mod fold;
 mod head;
+mod inline;
 mod inspect;
 mod limits;
 mod operators;
+mod order;
 mod quantize;
 mod scores;
 mod spatial;
 mod typing;
+mod upgrade;
 mod walk;
 
 #[cfg(test)]
@@ -57,8 +61,6 @@ use crate::answer::Activation;
 pub const IMAGES: &str = "images";
 /// The serving graph's output: `float32 [N, classes]`.
 pub const LOGITS: &str = "logits";
-/// The oldest supported version of the standard operators.
-const OLDEST_OPSET: i64 = 13;
 /// The symbolic name of a batch dimension of any size.
 const ANY_BATCH: &str = "N";
 
@@ -310,21 +312,35 @@ impl fmt::Debug for ServingGraph {
 /// Checks the file and rewrites what is written differently by different exporters, or computed
 /// differently by different engines, whether or not it is a classifier.
 fn rewrite(model: &mut ModelProto) -> Result<(), ModelError> {
-    check_file(model)?;
-    bounds::check(model)?;
+    modernize(model)?;
     fold::widen(model)?;
-    // Since IR version 4, initializers need not be listed as inputs.
-    model.ir_version = model.ir_version.max(Some(4));
     let graph = model.graph.get_or_insert_default();
-
-    // Older files list initializers as inputs as well, but those are not fed.
-    let stored: HashSet<String> = initializer_names(graph).map(str::to_owned).collect();
-    graph.input.retain(|input| !stored.contains(input.name()));
-
     fold::constants_as_tensors(graph);
     fold::casts(graph)?;
     check_order(graph)?;
     operators::rewrite(graph);
+    Ok(())
+}
+
+/// Checks the file and writes it in the one form that the rest of the code knows: with opset 13 or
+/// newer, nodes in order, and no functions.
+pub(super) fn modernize(model: &mut ModelProto) -> Result<(), ModelError> {
+    check_file(model)?;
+    bounds::check_size(model)?;
+    order::sort(model.graph.get_or_insert_default())?;
+    upgrade::upgrade(model)?;
+    if !model.functions.is_empty() {
+        inline::inline(model)?;
+        order::sort(model.graph.get_or_insert_default())?;
+    }
+    bounds::check(model)?;
+
+    // Since IR version 4, initializers need not be listed as inputs. Older files list them as well,
+    // but they are not fed.
+    model.ir_version = model.ir_version.max(Some(4));
+    let graph = model.graph.get_or_insert_default();
+    let stored: HashSet<String> = initializer_names(graph).map(str::to_owned).collect();
+    graph.input.retain(|input| !stored.contains(input.name()));
     Ok(())
 }
 
@@ -349,27 +365,21 @@ fn widened_format(tensor: &TensorProto) -> InitializerFormat {
     }
 }
 
-/// Rejects files that are not self-contained, are made for training or use old operators.
+/// Rejects files that are made for training or whose weights are not there.
 fn check_file(model: &ModelProto) -> Result<(), ModelError> {
     if !model.training_info.is_empty() {
         return Err(ModelError::Training);
     }
-    let opset = model
-        .opset_import
-        .iter()
-        .find(|opset| walk::is_default_domain(opset.domain()));
-    match opset.map(|opset| opset.version()) {
-        None => return Err(ModelError::NoOpset),
-        Some(found) if found < OLDEST_OPSET => return Err(ModelError::Opset { found }),
-        Some(_) => {}
+    for function in &model.functions {
+        let attributes = function.node.iter().flat_map(|node| &node.attribute);
+        let attributes = attributes.chain(&function.attribute_proto);
+        walk::each_tensor_of(attributes, &mut tensor::refuse_external)?;
     }
-    model
-        .graph
-        .iter()
-        .try_for_each(|graph| walk::each_tensor(graph, &mut tensor::refuse_external))
+    let mut graphs = model.graph.iter();
+    graphs.try_for_each(|graph| walk::each_tensor(graph, &mut tensor::refuse_external))
 }
 
-/// Rejects nodes with an input that no earlier node produces, in subgraphs too.
+/// Rejects nodes with an input that nothing before them produces, in subgraphs too.
 fn check_order(graph: &GraphProto) -> Result<(), ModelError> {
     check_order_within(graph, &mut Vec::new())
 }
@@ -391,7 +401,7 @@ fn check_order_within<'a>(
         if let Some(name) = node.input.iter().find(|name| !is_known(name)) {
             return Err(ModelError::Node {
                 node: walk::describe(node),
-                reason: format!("uses the tensor `{name}`, which no earlier node produces"),
+                reason: format!("uses the tensor `{name}`, which no node produces"),
             });
         }
         for inner in walk::subgraphs(node) {

@@ -14,6 +14,9 @@ use super::{
     walk::{self, Names, attribute, input, int, int_attribute, ints_attribute, is, node},
 };
 
+/// The most channels of an LRN that is rewritten: each makes a slice.
+const MOST_CHANNELS: i64 = 15;
+
 /// Rewrites the nodes of the main graph.
 pub(super) fn rewrite(graph: &mut GraphProto) {
     wide_quantization(graph);
@@ -46,6 +49,8 @@ pub(super) fn rewrite(graph: &mut GraphProto) {
             integer_convolution(graph, next, &mut names, &mut nodes);
         } else if is(&next, "MatMul") && is_vector(graph, input(&next, 1)) {
             matrix_by_vector(graph, next, &mut names, &mut nodes);
+        } else if let Some(rank) = rank_of_response(&next, &sizes) {
+            local_response(graph, next, rank, &mut names, &mut nodes);
         } else {
             nodes.push(next);
         }
@@ -271,6 +276,85 @@ fn matrix_by_vector(
     ));
     nodes.push(node("MatMul", &[&product.input[0], &column], &wide, None));
     nodes.push(node("Squeeze", &[&wide, &axis], output, None));
+}
+
+/// The number of dimensions of the image that an LRN normalizes, if it is rewritten.
+fn rank_of_response(node: &NodeProto, sizes: &HashMap<String, Vec<i64>>) -> Option<usize> {
+    let size = int(node, "size").filter(|size| (1..=MOST_CHANNELS).contains(size));
+    let image = sizes.get(input(node, 0)?)?;
+    (is(node, "LRN") && size.is_some()).then_some(image.len() + 2)
+}
+
+/// A normalization over neighbouring channels as arithmetic: not every engine has it. The sum over
+/// the neighbours is one of slices.
+fn local_response(
+    graph: &mut GraphProto,
+    response: NodeProto,
+    rank: usize,
+    names: &mut Names,
+    nodes: &mut Vec<NodeProto>,
+) {
+    let (image, output) = (response.input[0].clone(), response.output[0].clone());
+    let size = int(&response, "size").unwrap_or(1);
+    let number = |name: &str, default: f32| {
+        attribute(&response, name).map_or(default, |attribute| attribute.f())
+    };
+    let mut store = |what: &str, value: TensorProto, names: &mut Names| -> String {
+        let name = names.free(&format!("{output}_{what}"));
+        graph.initializer.push(TensorProto {
+            name: Some(name.clone()),
+            ..value
+        });
+        name
+    };
+    let scalar = |value: f32| tensor::floats("", &[], &[value]);
+    let integers = |values: &[i64]| TensorProto {
+        data_type: Some(DataType::Int64 as i32),
+        dims: vec![values.len() as i64],
+        raw_data: Some(
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect(),
+        ),
+        ..Default::default()
+    };
+
+    let mut pads = vec![0; 2 * rank];
+    pads[1] = (size - 1) / 2;
+    pads[rank + 1] = size - 1 - pads[1];
+    let pads = store("pads", integers(&pads), names);
+    let axis = store("axis", integers(&[1]), names);
+    let [square, padded, sum, scaled, shifted, divisor] =
+        ["square", "padded", "sum", "scaled", "shifted", "divisor"]
+            .map(|what| names.free(&format!("{output}_{what}")));
+    nodes.push(node("Mul", &[&image, &image], &square, None));
+    nodes.push(node("Pad", &[&square, &pads], &padded, None));
+    let mut neighbours = Vec::new();
+    for first in 0..size {
+        let end = match first + 1 - size {
+            0 => i64::MAX,
+            end => end,
+        };
+        let start = store("start", integers(&[first]), names);
+        let end = store("end", integers(&[end]), names);
+        let slice = names.free(&format!("{output}_neighbour"));
+        nodes.push(node("Slice", &[&padded, &start, &end, &axis], &slice, None));
+        neighbours.push(slice);
+    }
+    let inputs: Vec<&str> = neighbours.iter().map(String::as_str).collect();
+    nodes.push(node("Sum", &inputs, &sum, None));
+
+    let factor = store("factor", scalar(number("alpha", 1e-4) / size as f32), names);
+    let bias = store("bias", scalar(number("bias", 1.0)), names);
+    let power = store("power", scalar(number("beta", 0.75)), names);
+    nodes.push(node("Mul", &[&sum, &factor], &scaled, None));
+    nodes.push(node("Add", &[&scaled, &bias], &shifted, None));
+    nodes.push(node("Pow", &[&shifted, &power], &divisor, None));
+    nodes.push(NodeProto {
+        name: response.name.clone(),
+        ..node("Div", &[&image, &divisor], &output, None)
+    });
 }
 
 fn is_quantizing(node: &NodeProto, op_type: &str) -> bool {

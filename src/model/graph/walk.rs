@@ -116,12 +116,23 @@ pub(super) fn each_tensor<E>(
             .chain(&sparse.indices)
             .try_for_each(&mut *visit)?;
     }
-    for attribute in graph.node.iter().flat_map(|node| &node.attribute) {
-        attribute
-            .t
+    let attributes = graph.node.iter().flat_map(|node| &node.attribute);
+    each_tensor_of(attributes, visit)
+}
+
+/// [`each_tensor`] for the values of attributes.
+pub(super) fn each_tensor_of<'a, E>(
+    attributes: impl Iterator<Item = &'a AttributeProto>,
+    visit: &mut impl FnMut(&TensorProto) -> Result<(), E>,
+) -> Result<(), E> {
+    for attribute in attributes {
+        let sparse = attribute
+            .sparse_tensor
             .iter()
-            .chain(&attribute.tensors)
-            .try_for_each(&mut *visit)?;
+            .chain(&attribute.sparse_tensors);
+        let sparse = sparse.flat_map(|sparse| sparse.values.iter().chain(&sparse.indices));
+        let tensors = attribute.t.iter().chain(&attribute.tensors);
+        tensors.chain(sparse).try_for_each(&mut *visit)?;
         for graph in attribute.g.iter().chain(&attribute.graphs) {
             each_tensor(graph, visit)?;
         }
@@ -146,6 +157,37 @@ pub(super) fn uses(node: &NodeProto) -> Vec<&str> {
     let mut names = Vec::new();
     collect(node, &mut names);
     names
+}
+
+/// Every tensor that the node takes from the graph that it is in, or from one around that: its
+/// inputs, and what its subgraphs use without defining it.
+pub(super) fn taken(node: &NodeProto) -> Vec<&str> {
+    let inputs = node.input.iter().map(String::as_str);
+    let mut names: Vec<&str> = inputs.filter(|name| !name.is_empty()).collect();
+    for graph in subgraphs(node) {
+        let own: HashSet<&str> = own_names(graph).collect();
+        let outputs = graph.output.iter().map(|output| output.name());
+        let inner = graph.node.iter().flat_map(taken).chain(outputs);
+        names.extend(inner.filter(|name| !own.contains(name)));
+    }
+    names
+}
+
+/// The tensors that the graph itself defines.
+fn own_names(graph: &GraphProto) -> impl Iterator<Item = &str> {
+    let sparse = graph.sparse_initializer.iter();
+    let sparse = sparse.flat_map(|sparse| &sparse.values);
+    let stored = graph.initializer.iter().chain(sparse);
+    stored
+        .map(|tensor| tensor.name())
+        .chain(graph.input.iter().map(|input| input.name()))
+        .chain(
+            graph
+                .node
+                .iter()
+                .flat_map(|node| &node.output)
+                .map(String::as_str),
+        )
 }
 
 /// Renames the tensor `from` to `to` wherever it is mentioned, in subgraphs too.
@@ -187,6 +229,7 @@ pub(super) fn rename(graph: &mut GraphProto, from: &str, to: &str) {
 }
 
 /// The names of a graph's tensors, for choosing names that are not taken.
+#[derive(Default)]
 pub(super) struct Names(HashSet<String>);
 
 impl Names {
@@ -194,6 +237,19 @@ impl Names {
         let mut names = HashSet::new();
         collect_names(graph, &mut names);
         Self(names)
+    }
+
+    /// Takes note of the tensors of these nodes.
+    pub(super) fn reserve_nodes(&mut self, nodes: &[NodeProto]) {
+        for node in nodes {
+            self.reserve(node.input.iter().chain(&node.output).map(String::as_str));
+            subgraphs(node).for_each(|graph| collect_names(graph, &mut self.0));
+        }
+    }
+
+    /// Takes note of these names.
+    pub(super) fn reserve<'a>(&mut self, names: impl Iterator<Item = &'a str>) {
+        self.0.extend(names.map(str::to_owned));
     }
 
     pub(super) fn contains(&self, name: &str) -> bool {

@@ -14,15 +14,13 @@ use super::{CheckConfig, Report};
 use crate::{
     cache::{ArtifactCache, CacheKey, hex},
     files::{self, ReadFailure},
-    model::labels_beside,
+    model::{self, VERSION_DIGITS, labels_beside},
     registry::loader::ListedModel,
     sync::lock,
 };
 
 /// How much of a file is hashed at a time, in bytes.
 const CHUNK: usize = 1 << 20;
-/// Number of hexadecimal digits in a model's version.
-const VERSION_DIGITS: usize = 12;
 
 /// The most files that are remembered in memory; then they are forgotten, and tried again.
 const MOST_KNOWN: usize = 1024;
@@ -71,7 +69,7 @@ impl Passed {
         model: &ListedModel,
         path: &Path,
     ) -> Result<Identity, ReadFailure> {
-        let sha256 = hash(path, files::LARGEST_MODEL)?;
+        let sha256 = hash_all(path)?;
         // Labels that can't be read are not remembered as others: loading the model refuses them.
         let labels = match hash(&labels_beside(path), files::LARGEST_TEXT) {
             Ok(labels) => labels,
@@ -136,6 +134,23 @@ impl Passed {
             );
         }
     }
+}
+
+/// The SHA-256 of a model's file and its files of weights, in hexadecimal digits.
+fn hash_all(path: &Path) -> Result<String, ReadFailure> {
+    let model = hash(path, files::LARGEST_MODEL)?;
+    // Weights that can't be read are not remembered as others: loading the model refuses them.
+    let weights: Vec<(String, String)> = model::locations(path)
+        .into_iter()
+        .map(|location| {
+            let sha256 = match model::find(path, &location) {
+                Ok(path) => hash(&path, files::LARGEST_MODEL).map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            (location, sha256.unwrap_or_else(|reason| reason))
+        })
+        .collect();
+    Ok(model::combined(model, &weights))
 }
 
 /// The SHA-256 of a file, in hexadecimal digits.

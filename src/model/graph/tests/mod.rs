@@ -1,8 +1,10 @@
 //! Tests of every rewriting step on small graphs, which are run where there are values to compare.
 
 mod bounds;
+mod functions;
 mod operators;
 mod scores;
+mod sorting;
 mod typing;
 
 use prost::Message;
@@ -10,8 +12,8 @@ use prost::Message;
 use super::*;
 use crate::model::{
     onnx::{
-        FunctionProto, OperatorSetIdProto, StringStringEntryProto, TrainingInfoProto,
-        tensor_proto::DataLocation,
+        FunctionProto, OperatorSetIdProto, SparseTensorProto, StringStringEntryProto,
+        TrainingInfoProto, tensor_proto::DataLocation,
     },
     testing::{
         BIAS, CLASSES, WEIGHT, assert_close, floats, graph, ints, node, run, tiny, tiny_images,
@@ -436,11 +438,6 @@ fn everything_else_in_the_file_is_kept() {
         version: Some(version),
     };
     model.opset_import.push(opset("com.example", 3));
-    model.functions = vec![FunctionProto {
-        name: Some("f".into()),
-        domain: Some("com.example".into()),
-        ..Default::default()
-    }];
     model.metadata_props = vec![StringStringEntryProto {
         key: Some("author".into()),
         value: Some("me".into()),
@@ -512,10 +509,10 @@ fn outputs_that_are_not_scores_are_refused() {
 #[test]
 fn files_that_are_not_for_inference_are_refused() {
     let mut model = tiny();
-    model.opset_import[0].version = Some(11);
+    model.opset_import[0].version = Some(6);
     let error = refusal(&model);
     assert!(
-        error.contains("opset 11") && error.contains("opset_version=17"),
+        error.contains("opset 6") && error.contains("7 or newer"),
         "{error}"
     );
     model.opset_import.clear();
@@ -537,6 +534,28 @@ fn files_that_are_not_for_inference_are_refused() {
         error.contains("`fc.weight`") && error.contains("`w.bin`"),
         "{error}"
     );
+
+    // Wherever it is: an engine would look for the file itself.
+    let mut model = tiny();
+    let outside = TensorProto {
+        data_location: Some(DataLocation::External as i32),
+        ..Default::default()
+    };
+    model.functions.push(FunctionProto {
+        node: vec![node("Constant", &[], "c").with_tensor("value", outside.clone())],
+        ..Default::default()
+    });
+    assert!(refusal(&model).contains("another file"));
+    let mut model = tiny();
+    let sparse = SparseTensorProto {
+        values: Some(outside),
+        ..Default::default()
+    };
+    graph(&mut model).node[0].attribute.push(AttributeProto {
+        sparse_tensor: Some(sparse),
+        ..Default::default()
+    });
+    assert!(refusal(&model).contains("another file"));
 
     let mut model = tiny();
     graph(&mut model).node[1].input[0] = "lost".into();

@@ -170,3 +170,36 @@ fn nodes_beyond_an_engines_limits_are_named_with_the_reason() {
     );
     assert_eq!(serving.beyond(&[]), None);
 }
+
+#[test]
+fn normalization_over_channels_is_computed_by_every_engine() {
+    let mut response = node("LRN", &["pixels"], "pixels_2").with_int("size", 2);
+    for (name, value) in [("alpha", 0.5), ("beta", 0.5), ("bias", 2.0)] {
+        response.attribute.push(AttributeProto {
+            name: Some(name.into()),
+            r#type: Some(AttributeType::Float as i32),
+            f: Some(value),
+            ..Default::default()
+        });
+    }
+    let model = with_front(vec![response], vec![]);
+    let images = [51, 102, 204].repeat(4 * 6);
+    let serving = serve(&model).unwrap();
+    let onnx = serving.to_onnx(Some(1), BodyPrecision::Fp32).unwrap();
+    let logits = run(onnx, &images, [1, 4, 6, 3]);
+
+    // Each colour with the one after it.
+    let x: [f32; 3] = std::array::from_fn(|colour| {
+        (images[colour] as f32 / 255.0 - PLAIN.mean[colour]) / PLAIN.std[colour]
+    });
+    let normal: [f32; 3] = std::array::from_fn(|colour| {
+        let after = x.get(colour + 1).map_or(0.0, |after| after * after);
+        x[colour] / (2.0 + 0.25 * (x[colour] * x[colour] + after)).sqrt()
+    });
+    let expected: Vec<f32> = WEIGHT
+        .chunks(3)
+        .zip(BIAS)
+        .map(|(row, bias)| row.iter().zip(normal).map(|(a, b)| a * b).sum::<f32>() + bias)
+        .collect();
+    assert_close(&logits, &expected, 1e-5);
+}
