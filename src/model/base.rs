@@ -7,8 +7,8 @@ use prost::Message;
 use serde_json::{Map, Value};
 
 use super::{
-    BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides, complete, decode, file_stem,
-    graph::Head, in_file, onnx::ModelProto, version,
+    BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides, beside::Beside, complete_with,
+    decode, file_stem, graph::Head, in_file, known_beside, onnx::ModelProto, version,
 };
 
 /// A model whose last layer is to be trained again, on other classes.
@@ -19,6 +19,7 @@ pub struct Base {
     model: ModelProto,
     head: Head,
     overrides: Overrides,
+    beside: Beside,
 }
 
 /// The parts of a new model's manifest that differ from its base's.
@@ -37,7 +38,9 @@ impl Base {
     /// # Errors
     /// As for [`Model::from_file`], and a network that does not end with a linear layer.
     pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
-        in_file(path, |onnx| Self::load(&onnx, overrides, &file_stem(path)))
+        in_file(path, |onnx| {
+            Self::load(&onnx, overrides, &file_stem(path), Some(path))
+        })
     }
 
     /// Loads the model that is built into the program as a base.
@@ -45,17 +48,28 @@ impl Base {
     /// # Errors
     /// As for [`Base::from_file`].
     pub fn bundled(overrides: &Overrides) -> Result<Self, ModelError> {
-        Self::load(&Bytes::from_static(BUNDLED), overrides, "model")
+        Self::load(&Bytes::from_static(BUNDLED), overrides, "model", None)
     }
 
-    fn load(onnx: &Bytes, overrides: &Overrides, fallback_name: &str) -> Result<Self, ModelError> {
+    fn load(
+        onnx: &Bytes,
+        overrides: &Overrides,
+        fallback_name: &str,
+        path: Option<&Path>,
+    ) -> Result<Self, ModelError> {
         let model = decode(onnx)?;
+        // The labels beside the base name the classes of its last layer.
+        let beside = Beside {
+            labels: None,
+            ..known_beside(path, &model)?
+        };
         let head = Head::find(&model)?;
         let mut backbone = Model::from_proto(
             head.backbone(&model),
             version(onnx),
             overrides,
             fallback_name,
+            &beside,
             // Features have no labels; the file's labels name the classes of its last layer.
             |_, _| Ok(Vec::new()),
         )?;
@@ -65,6 +79,7 @@ impl Base {
             model,
             head,
             overrides: overrides.clone(),
+            beside,
         })
     }
 
@@ -112,7 +127,7 @@ impl Base {
             labels: Some(labels),
             ..self.overrides.clone()
         };
-        complete(&mut model, &overrides, "model", None)?;
+        complete_with(&mut model, &overrides, "model", None, &self.beside)?;
         Ok(model.encode_to_vec())
     }
 }

@@ -21,7 +21,7 @@ pub use self::{
 };
 use crate::{
     engine::EngineError,
-    model::{InputSize, Manifest, Model, ModelError, Quantization, ServingGraph},
+    model::{Manifest, Model, ModelError, Quantization, ServingGraph},
 };
 
 /// Number of photos for measuring the noise of a single layer.
@@ -296,25 +296,8 @@ fn manifest(
     bias_correction: bool,
     parameters: &Quantization,
 ) -> Manifest {
-    let other_input_keys = model
-        .manifest
-        .input
-        .as_ref()
-        .map_or_else(Default::default, |input| input.other.clone());
-    let mut manifest = Manifest {
-        name: Some(model.name.clone()),
-        labels: Some(model.labels.to_vec()),
-        input: Some(InputSize {
-            height: model.geometry.height,
-            width: model.geometry.width,
-            other: other_input_keys,
-        }),
-        resize_shorter_side: Some(model.geometry.resize_shorter_side),
-        // The quantized file takes pixels and normalizes in the graph.
-        mean: None,
-        std: None,
-        other: model.manifest.other.clone(),
-    };
+    // The quantized file takes pixels and normalizes in the graph.
+    let mut manifest = model.serving_manifest();
 
     let mut kept: Vec<&String> = parameters.keep_float.iter().collect();
     kept.sort();

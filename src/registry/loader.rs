@@ -14,7 +14,7 @@ use crate::{
     cache::Origin,
     engine::{EngineConfig, EngineError, Lanes},
     metrics::{EngineLabels, ModelMetrics, engine_plan},
-    model::{Model, ModelError, Overrides},
+    model::{Model, ModelError, Overrides, files_beside},
     quantization::{QuantizationError, StartupQuantization},
     registry::{
         Registry, Served,
@@ -154,11 +154,11 @@ impl ListedModel {
     }
 
     fn stamp(&self) -> Stamp {
-        // A change of the labels beside the model is a change of the model.
-        let files = self
-            .path
-            .iter()
-            .flat_map(|path| [path.clone(), path.with_extension("labels.txt")]);
+        // A change of what describes the model beside it is a change of the model.
+        let files = self.path.iter().flat_map(|path| {
+            let labels = path.with_extension("labels.txt");
+            [path.clone(), labels].into_iter().chain(files_beside(path))
+        });
         Stamp::of(files)
     }
 }
@@ -391,6 +391,9 @@ impl Loader {
         };
         if let Some(quantization) = &self.config.quantization {
             model = quantization.apply(model)?;
+        }
+        for taken in &model.taken {
+            tracing::info!(model = model.name, "{taken}");
         }
         let lanes = (self.start)(&self.config.engine, &model)?;
         for plan in &lanes.plans {

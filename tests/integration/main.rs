@@ -20,6 +20,7 @@ mod models;
 mod observability;
 mod oip;
 mod outputs;
+mod preprocessing;
 mod python;
 mod quantization;
 mod readme;

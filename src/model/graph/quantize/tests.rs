@@ -68,7 +68,7 @@ fn residual() -> ModelProto {
 }
 
 fn serve(model: ModelProto) -> ServingGraph {
-    ServingGraph::new(model, &Normalization::IMAGENET, None).unwrap()
+    ServingGraph::new(model, &Normalization::IMAGENET.into()).unwrap()
 }
 
 fn images() -> Vec<u8> {
