@@ -167,9 +167,7 @@ fn import(args: &Args) -> Result<ImportReport, CliError> {
         .map_or("model".into(), |stem| stem.to_string_lossy());
     let taken = model::complete(&mut onnx, &overrides, &name, Some(&args.checkpoint))
         .map_err(|error| in_file(&error))?;
-    for taken in taken {
-        output::print_note(&format_args!("{taken}"));
-    }
+    output::print_taken(&taken);
     let content: Bytes = onnx.encode_to_vec().into();
     drop(onnx);
 

@@ -20,7 +20,7 @@ use super::{
 
 /// The most memory that the rows of a squashed picture may take between the two passes, in bytes,
 /// unless the picture has few rows.
-const MOST_NARROWED_BYTES: u64 = 64 << 20;
+const MOST_NARROWED_BYTES: u64 = 16 << 20;
 
 /// The rows that every picture may have.
 const FEW_ROWS: u32 = 1 << 14;

@@ -168,7 +168,7 @@ impl Middles {
 
     fn at(&self, index: u64) -> f64 {
         let sum = self.sums.get(index as usize).copied();
-        sum.unwrap_or_else(|| (index as f64 + 0.5) * self.step)
+        sum.unwrap_or((index as f64 + 0.5) * self.step)
     }
 }
 

@@ -391,9 +391,8 @@ fn timm_settings(json: &Map<String, Value>) -> Result<Preprocessing, String> {
         let dims: Option<Vec<u64>> = size
             .as_array()
             .and_then(|dims| dims.iter().map(Value::as_u64).collect());
-        let (channels, height, width) = match dims.as_deref() {
-            Some(&[channels @ (1 | 3), height, width]) => (channels, height, width),
-            _ => return Err(not_computed("input_size", size)),
+        let Some(&[channels @ (1 | 3), height, width]) = dims.as_deref() else {
+            return Err(not_computed("input_size", size));
         };
         if channels == 1 {
             settings.channels = Some(ChannelOrder::Gray);

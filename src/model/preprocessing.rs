@@ -182,7 +182,7 @@ impl Preset {
             },
             Self::Clip => Preprocessing {
                 mean: Some([0.481_454_66, 0.457_827_5, 0.408_210_73]),
-                std: Some([0.268_629_54, 0.261_302_58, 0.275_777_11]),
+                std: Some([0.268_629_54, 0.261_302_6, 0.275_777_1]),
                 interpolation: Some(Interpolation::Bicubic),
                 resize: Some(Resize::Fraction(1.0)),
                 ..imagenet

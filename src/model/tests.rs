@@ -482,3 +482,19 @@ fn another_exporters_last_layer_can_be_replaced_too() {
     assert_eq!(base.features(), 1280);
     assert_layer_replaced(&base, [0.498; 3]);
 }
+
+#[test]
+fn a_new_layer_keeps_the_preprocessing_of_its_base() {
+    let mean = [123.68, 116.779, 103.939];
+    let overrides = Overrides {
+        channels: Some(ChannelOrder::Bgr),
+        scale: Some(Scale::Byte),
+        mean: Some(mean),
+        fit: Some(Fit::Letterbox([127, 0, 128])),
+        interpolation: Some(Interpolation::Area),
+        ..Default::default()
+    };
+    let base = Base::bundled(&overrides).unwrap();
+    assert_eq!(base.backbone.geometry.filter, Filter::Area);
+    assert_layer_replaced(&base, mean);
+}

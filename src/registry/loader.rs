@@ -545,6 +545,29 @@ mod tests {
         scheduler::{Capacity, SchedulerConfig},
     };
 
+    #[test]
+    fn what_describes_a_model_beside_it_is_part_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guest.onnx");
+        fs::write(&path, "a model").unwrap();
+        let model = ListedModel {
+            name: "guest".into(),
+            path: Some(path),
+            overrides: Overrides::default(),
+        };
+        let mut stamps = vec![model.stamp()];
+        for name in [
+            "guest.labels.txt",
+            "preprocessor_config.json",
+            "config.json",
+        ] {
+            fs::write(folder.path().join(name), "{}").unwrap();
+            stamps.push(model.stamp());
+        }
+        stamps.dedup();
+        assert_eq!(stamps.len(), 4);
+    }
+
     #[tokio::test]
     async fn a_file_that_goes_while_it_is_loaded_is_not_a_bad_one() {
         let folder = tempfile::tempdir().unwrap();

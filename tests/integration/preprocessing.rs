@@ -163,6 +163,17 @@ fn networks_get_their_own_colours_scale_and_shape_on_every_engine() {
         &[red, green, blue].map(|mean| mean / 127.5 - 1.0),
     );
     assert_logits(
+        "Keras with a Rescaling layer inside",
+        &with(Shape::Nhwc),
+        Overrides {
+            preset: Some(Preset::KerasTf),
+            mean: Some([0.0; 3]),
+            std: Some([1.0; 3]),
+            ..Overrides::default()
+        },
+        &[red, green, blue],
+    );
+    assert_logits(
         "CLIP",
         &with(Shape::Nchw),
         Overrides {
@@ -171,8 +182,8 @@ fn networks_get_their_own_colours_scale_and_shape_on_every_engine() {
         },
         &[
             (red / 255.0 - 0.481_454_66) / 0.268_629_54,
-            (green / 255.0 - 0.457_827_5) / 0.261_302_58,
-            (blue / 255.0 - 0.408_210_73) / 0.275_777_11,
+            (green / 255.0 - 0.457_827_5) / 0.261_302_6,
+            (blue / 255.0 - 0.408_210_73) / 0.275_777_1,
         ],
     );
 }
@@ -357,6 +368,14 @@ fn an_open_size_is_never_guessed() {
     let name = path.to_str().unwrap();
     let photos = data("photos");
     let photos = photos.to_str().unwrap();
+    for class in ["owl", "wren"] {
+        for number in 0..3 {
+            let photo = folder.path().join(format!("train/{class}/{number}.jpg"));
+            fs::create_dir_all(photo.parent().unwrap()).unwrap();
+            fs::copy(data("cat_gray.jpg"), photo).unwrap();
+        }
+    }
+    let classes = folder.path().to_str().unwrap();
     let output = folder.path().join("out.onnx");
     let output = output.to_str().unwrap();
     for arguments in [
@@ -370,7 +389,7 @@ fn an_open_size_is_never_guessed() {
             "127.0.0.1:0",
         ],
         vec!["import", name, "--output", output],
-        vec!["train", photos, "--base", name, "--output", output],
+        vec!["train", classes, "--base", name, "--output", output],
         vec!["evaluate", photos, "--model", name],
         vec![
             "quantize",
@@ -557,6 +576,30 @@ async fn a_server_scales_photos_and_frames_as_the_flags_say() {
         .classify(request(photo(data("cat.jpg"))))
         .await
         .unwrap();
+}
+
+#[test]
+fn the_log_says_what_was_taken_from_where() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.onnx");
+    fs::write(&path, tiny_model_of(1, Shape::OpenNchw)).unwrap();
+    fs::write(
+        folder.path().join("config.json"),
+        r#"{"pretrained_cfg": {"input_size": [3, 48, 48], "crop_pct": 0.75, "interpolation": "bicubic"}}"#,
+    )
+    .unwrap();
+    let server = Server::start(&["--model", path.to_str().unwrap(), "--engine", "embedded"]);
+    let log = server.log();
+    assert!(
+        log.contains("preprocessing from config.json (pretrained_cfg)"),
+        "{log}"
+    );
+    let listed = run(&["models", "--server", &server.url(), "--json"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert!(
+        listed.to_string().contains("\"resize_shorter_side\":64"),
+        "{listed}"
+    );
 }
 
 /// EfficientNet-Lite0 as its authors feed it: the shorter side at 256, bicubic, a crop of 224,

@@ -10,7 +10,7 @@ use std::{
 use clap::{Args, ValueEnum};
 
 use crate::{
-    cli::CliError,
+    cli::{CliError, output},
     image::Fit,
     model::{self, ChannelOrder, Interpolation, Model, ModelError, Overrides, Preset, Scale},
 };
@@ -68,8 +68,7 @@ pub struct PixelFlags {
     interpolation: Option<Interpolation>,
     /// Whether the filter covers all pixels of an image that is scaled down, as Pillow's do; false
     /// with bilinear is OpenCV's INTER_LINEAR [default: true].
-    #[arg(long, env = "RESNET18_ANTIALIAS", value_name = "BOOL",
-          num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, env = "RESNET18_ANTIALIAS", value_name = "BOOL")]
     antialias: Option<bool>,
 }
 
@@ -117,7 +116,9 @@ impl ManifestFlags {
             Some(path) => Model::from_file(path, &overrides),
             None => Model::bundled(&overrides),
         };
-        model.map_err(CliError::failed)
+        let model = model.map_err(CliError::failed)?;
+        output::print_taken(&model.taken);
+        Ok(model)
     }
 }
 
