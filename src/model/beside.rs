@@ -219,7 +219,18 @@ fn hugging_face(json: &Map<String, Value>) -> Result<Preprocessing, String> {
     } else {
         return Err(not_computed("do_resize", &Value::Bool(false)));
     }
-    Ok(settings)
+    // Each processor has another default for these.
+    let missing = [
+        ("resample", settings.interpolation.is_none()),
+        ("image_mean", settings.mean.is_none()),
+        ("image_std", settings.std.is_none()),
+    ];
+    match missing.iter().find(|(_, is_missing)| *is_missing) {
+        Some((key, _)) => Err(format!(
+            "there is no {key:?}; give the preprocessing in flags"
+        )),
+        None => Ok(settings),
+    }
 }
 
 /// The scale that `rescale_factor` asks for.
@@ -604,7 +615,8 @@ mod tests {
             )
         );
 
-        let raw = json!({"do_rescale": false, "size": {"height": 8, "width": 8}});
+        let raw = json!({"do_rescale": false, "do_normalize": false, "resample": 0,
+            "size": {"height": 8, "width": 8}});
         assert_eq!(hugging_face(&object(raw)).unwrap().scale, Some(Scale::Byte));
     }
 
@@ -632,6 +644,14 @@ mod tests {
             ),
             (json!({"size": {"height": 0, "width": 8}}), "pixels"),
             (json!({"do_resize": false}), "do_resize"),
+            (
+                json!({"size": {"height": 8, "width": 8}, "do_normalize": false}),
+                "resample",
+            ),
+            (
+                json!({"size": {"height": 8, "width": 8}, "resample": 2}),
+                "image_mean",
+            ),
             (
                 json!({"do_center_crop": true, "size": {"shortest_edge": 9}}),
                 "crop_size",
@@ -730,5 +750,32 @@ mod tests {
         fs::write(file("config.json"), "[]").unwrap();
         let error = Beside::read(&file("model.onnx")).unwrap_err().to_string();
         assert!(error.contains("config.json beside it"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_regular_file_of_json_is_rejected_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        fs::write(file("a.onnx"), "").unwrap();
+        let made = std::process::Command::new("mkfifo")
+            .arg(file("config.json"))
+            .status()
+            .unwrap();
+        assert!(made.success());
+        let refusal = || Beside::read(&file("a.onnx")).unwrap_err().to_string();
+        let error = refusal();
+        assert!(error.contains("named pipe"), "{error}");
+
+        fs::remove_file(file("config.json")).unwrap();
+        let large = fs::File::create(file("config.json")).unwrap();
+        large.set_len(files::LARGEST_TEXT + 1).unwrap();
+        let error = refusal();
+        assert!(error.contains("larger than"), "{error}");
+
+        let deep = "[".repeat(100_000);
+        fs::write(file("config.json"), format!("{{\"id2label\": {deep}")).unwrap();
+        let error = refusal();
+        assert!(error.contains("no JSON object"), "{error}");
     }
 }

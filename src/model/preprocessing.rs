@@ -121,17 +121,17 @@ impl Interpolation {
 /// What a project or a framework feeds its networks with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Preset {
-    /// torchvision: the shorter side at 256 for 224, bilinear, ImageNet's mean and deviation.
+    /// The shorter side at 256 for 224, bilinear, ImageNet's mean and deviation.
     Torchvision,
-    /// timm's usual configuration: the same, bicubic.
+    /// The same with bicubic filtering, timm's usual configuration.
     Timm,
-    /// Keras's mode `caffe` (ResNet, VGG): BGR from 0 to 255, less ImageNet's mean.
+    /// The mode `caffe` of Keras (ResNet, VGG): squashed, BGR from 0 to 255, less ImageNet's mean.
     KerasCaffe,
-    /// Keras's mode `tf` (MobileNet, Inception, Xception): RGB from -1 to 1.
+    /// The mode `tf` of Keras (MobileNet, Inception, Xception): squashed, RGB from -1 to 1.
     KerasTf,
-    /// Ultralytics's classifiers: the shorter side at the input's size, values from 0 to 1.
+    /// Classifiers of Ultralytics: the shorter side at the input's size, values from 0 to 1.
     YoloCls,
-    /// OpenAI's CLIP: the shorter side at the input's size, bicubic, CLIP's mean and deviation.
+    /// CLIP of OpenAI: the shorter side at the input's size, bicubic, its own mean and deviation.
     Clip,
 }
 

@@ -368,7 +368,7 @@ fn an_open_size_is_never_guessed() {
     let name = path.to_str().unwrap();
     let photos = data("photos");
     let photos = photos.to_str().unwrap();
-    for class in ["owl", "wren"] {
+    for class in ["red", "green"] {
         for number in 0..3 {
             let photo = folder.path().join(format!("train/{class}/{number}.jpg"));
             fs::create_dir_all(photo.parent().unwrap()).unwrap();
@@ -376,6 +376,8 @@ fn an_open_size_is_never_guessed() {
         }
     }
     let classes = folder.path().to_str().unwrap();
+    let labelled = folder.path().join("train");
+    let labelled = labelled.to_str().unwrap();
     let output = folder.path().join("out.onnx");
     let output = output.to_str().unwrap();
     for arguments in [
@@ -390,7 +392,7 @@ fn an_open_size_is_never_guessed() {
         ],
         vec!["import", name, "--output", output],
         vec!["train", classes, "--base", name, "--output", output],
-        vec!["evaluate", photos, "--model", name],
+        vec!["evaluate", labelled, "--model", name],
         vec![
             "quantize",
             name,
