@@ -238,7 +238,8 @@ impl Model {
     }
 
     /// The manifest with every setting of preprocessing that the model is served with. What is
-    /// usual, or found in the network, is left out.
+    /// usual, or found in the network, is left out, unless something beside the model might say
+    /// otherwise.
     fn complete_manifest(&self) -> Manifest {
         let Geometry {
             width,
@@ -248,6 +249,7 @@ impl Model {
             filter,
         } = self.geometry;
         let input_keys = self.manifest.input.as_ref();
+        let all = !self.taken.is_empty();
         let settings = &self.settings;
         // A network that normalizes by itself uses neither mean nor deviation.
         let values = match settings.normalization(self.graph.channels) {
@@ -270,11 +272,12 @@ impl Model {
             mean: values.map(|values| values.mean).or(settings.mean),
             std: values.map(|values| values.std).or(settings.std),
             scale: scale.filter(|scale| *scale != Scale::Unit),
-            channels: (self.graph.channels == ChannelOrder::Bgr).then_some(ChannelOrder::Bgr),
-            fit: (fit != Fit::Crop).then_some(fit),
-            interpolation: (filter != Filter::Bilinear)
+            channels: (all || self.graph.channels == ChannelOrder::Bgr)
+                .then_some(self.graph.channels),
+            fit: (all || fit != Fit::Crop).then_some(fit),
+            interpolation: (all || filter != Filter::Bilinear)
                 .then_some(settings.interpolation.unwrap_or_default()),
-            antialias: (filter == Filter::Linear).then_some(false),
+            antialias: (all || filter == Filter::Linear).then_some(filter != Filter::Linear),
             other: self.manifest.other.clone(),
         }
     }
@@ -285,7 +288,7 @@ impl Model {
             mean: None,
             std: None,
             scale: None,
-            channels: None,
+            channels: (!self.taken.is_empty()).then_some(ChannelOrder::Rgb),
             ..self.complete_manifest()
         }
     }

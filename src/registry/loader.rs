@@ -389,11 +389,11 @@ impl Loader {
                 read => break read?,
             }
         };
-        if let Some(quantization) = &self.config.quantization {
-            model = quantization.apply(model)?;
-        }
         for taken in &model.taken {
             tracing::info!(model = model.name, "{taken}");
+        }
+        if let Some(quantization) = &self.config.quantization {
+            model = quantization.apply(model)?;
         }
         let lanes = (self.start)(&self.config.engine, &model)?;
         for plan in &lanes.plans {

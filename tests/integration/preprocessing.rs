@@ -457,6 +457,20 @@ fn files_beside_a_model_complete_it() {
         ([0.25; 3], [0.5; 3])
     );
 
+    // Also if the new file lies beside the same settings.
+    let beside = folder.path().join("model_new.onnx");
+    let flags = ["--fit", "crop", "--interpolation", "bilinear"];
+    let done = import(&path, &beside, &flags);
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    let geometry = Model::from_file(&beside, &Overrides::default())
+        .unwrap()
+        .geometry;
+    assert_eq!(
+        (geometry.fit, geometry.filter),
+        (Fit::Crop, Filter::Bilinear)
+    );
+    fs::remove_file(&beside).unwrap();
+
     file("preprocessor_config.json", r#"{"size": 40, "resample": 5}"#);
     let error = Model::from_file(&path, &Overrides::default())
         .unwrap_err()
