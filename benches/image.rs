@@ -10,11 +10,7 @@ use resnet18_server::image::{
     decode,
 };
 
-const GEOMETRY: Geometry = Geometry {
-    width: 224,
-    height: 224,
-    resize_shorter_side: 256,
-};
+const GEOMETRY: Geometry = Geometry::cropped(224, 224, 256);
 
 /// Photos of this repository, and larger ones from `../shared`, which are skipped if missing.
 const FILES: [&str; 9] = [

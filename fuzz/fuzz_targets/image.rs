@@ -12,11 +12,7 @@ use resnet18_server::image::{
 
 /// Small, so that the time goes into decoding, and so that JPEGs are decoded at reduced scale from
 /// 16 pixels a side.
-const GEOMETRY: Geometry = Geometry {
-    width: 4,
-    height: 4,
-    resize_shorter_side: 4,
-};
+const GEOMETRY: Geometry = Geometry::cropped(4, 4, 4);
 
 /// Few pixels, which are decoded within a part of a second, so that a decoder which takes long does
 /// so because of what the file holds.

@@ -10,11 +10,7 @@ use resnet18_server::{
 };
 
 /// Small, so that whole tensors fit into the fuzzer's inputs.
-const GEOMETRY: Geometry = Geometry {
-    width: 4,
-    height: 4,
-    resize_shorter_side: 4,
-};
+const GEOMETRY: Geometry = Geometry::cropped(4, 4, 4);
 
 fuzz_target!(|message: &[u8]| {
     let Ok(request) = read_request(Bytes::copy_from_slice(message)) else {

@@ -7,11 +7,7 @@ use resnet18_server::image::{
     Geometry, ImageError, PixelFormat, PreprocessConfig, Preprocessor, RawFrame, Source,
 };
 
-const GEOMETRY: Geometry = Geometry {
-    width: 24,
-    height: 20,
-    resize_shorter_side: 28,
-};
+const GEOMETRY: Geometry = Geometry::cropped(24, 20, 28);
 
 /// Frames with more bytes than this are not generated, because they would take most of the time.
 const MAX_FRAME_BYTES: u64 = 1 << 20;

@@ -24,9 +24,9 @@ use crate::{
     answer,
     engine::{self, EngineConfig, EngineError, EngineKind},
     files::{LARGEST_CHECKPOINT, read_limited},
-    image::{PreprocessConfig, Preprocessor, Source},
+    image::{Filter, Fit, PreprocessConfig, Preprocessor, Source},
     model::{
-        self, Model, ModelError, Overrides,
+        self, ChannelOrder, Model, ModelError, Overrides,
         checkpoint::{Checkpoint, ResNet},
         onnx::ModelProto,
     },
@@ -48,8 +48,10 @@ The size of the last layer determines the number of classes; --labels must have 
 With --json, one line is printed:
   {\"output\", \"bytes\", \"name\", \"classes\", \"architecture\", \"parameters\",
    \"untrained\", \"input\": {\"height\", \"width\"}, \"resize_shorter_side\",
+   \"fit\", \"interpolation\", \"channels\",
    \"photo_of_a_cat\": {\"class_id\", \"label\", \"probability\"}}
-For an .onnx file, architecture, parameters and untrained are omitted.";
+For an .onnx file, architecture, parameters and untrained are omitted; fit, interpolation and \
+channels are there where they differ from crop, bilinear and RGB.";
 
 /// The flags of `resnet18 import`.
 #[derive(Debug, clap::Args)]
@@ -113,6 +115,15 @@ struct ImportReport {
     network: Option<NetworkJson>,
     input: InputSize,
     resize_shorter_side: u32,
+    /// How images are fitted, if not by a crop of the centre.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fit: Option<String>,
+    /// The filter that scales, if not bilinear with antialiasing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interpolation: Option<String>,
+    /// The colours of the network's input, if not RGB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    channels: Option<ChannelOrder>,
     /// `None` if the embedded engine cannot run the network.
     photo_of_a_cat: Option<PredictionJson>,
 }
@@ -155,8 +166,9 @@ fn import(args: &Args) -> Result<ImportReport, CliError> {
         .output
         .file_stem()
         .map_or("model".into(), |stem| stem.to_string_lossy());
-    model::complete(&mut onnx, &overrides, &name, Some(&args.checkpoint))
+    let taken = model::complete(&mut onnx, &overrides, &name, Some(&args.checkpoint))
         .map_err(|error| in_file(&error))?;
+    output::print_taken(&taken);
     let content: Bytes = onnx.encode_to_vec().into();
     drop(onnx);
 
@@ -178,6 +190,10 @@ fn import(args: &Args) -> Result<ImportReport, CliError> {
             width: model.geometry.width,
         },
         resize_shorter_side: model.geometry.resize_shorter_side,
+        fit: (model.geometry.fit != Fit::Crop).then(|| model.geometry.fit.to_string()),
+        interpolation: (model.geometry.filter != Filter::Bilinear)
+            .then(|| model.geometry.filter.to_string()),
+        channels: (model.graph.channels != ChannelOrder::Rgb).then_some(model.graph.channels),
         photo_of_a_cat,
     })
 }
@@ -258,6 +274,27 @@ fn classify_photo(model: &Model) -> Result<Option<PredictionJson>, EngineError> 
     }))
 }
 
+/// The images that the network takes, in words.
+fn describe_images(report: &ImportReport) -> String {
+    let InputSize { height, width } = report.input;
+    let fit = match &report.fit {
+        None => format!("from a shorter side of {}", report.resize_shorter_side),
+        Some(fit) => fit.clone(),
+    };
+    let channels = report.channels.map(|channels| match channels {
+        ChannelOrder::Rgb => "RGB",
+        ChannelOrder::Bgr => "BGR",
+        ChannelOrder::Gray => "gray",
+    });
+    let parts = [
+        Some(format!("{width}×{height}")),
+        Some(fit),
+        report.interpolation.clone(),
+        channels.map(str::to_owned),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
 /// The report as text: the file, its properties, and the command to serve it.
 fn describe(report: &ImportReport) -> String {
     let mut rows = vec![("name", escaped(&report.name).into_owned())];
@@ -266,14 +303,7 @@ fn describe(report: &ImportReport) -> String {
         rows.push(("parameters", output::thousands(network.parameters as u64)));
     }
     rows.push(("classes", output::thousands(report.classes as u64)));
-    let InputSize { height, width } = report.input;
-    rows.push((
-        "images",
-        format!(
-            "{width}×{height}, from a shorter side of {}",
-            report.resize_shorter_side
-        ),
-    ));
+    rows.push(("images", describe_images(report)));
     rows.push(("size", format!("{:.1} MB", report.bytes as f64 / 1e6)));
     if let Some(prediction) = &report.photo_of_a_cat {
         rows.push((

@@ -34,6 +34,13 @@ pub fn print_note(note: &dyn Display) {
     print_message(&format_args!("{name} {}", escaped_lines(&note.to_string())));
 }
 
+/// Prints what was taken from files beside a model.
+pub fn print_taken(taken: &[String]) {
+    for taken in taken {
+        print_note(taken);
+    }
+}
+
 /// Writes a line to standard error. Unlike `eprintln!`, it doesn't panic where the pipe is closed:
 /// there is nowhere left to report that.
 pub fn print_message(message: &dyn Display) {

@@ -93,11 +93,7 @@ fn nearest_pixel(value: f32, mean: f32, std: f32) -> Option<u8> {
 mod tests {
     use super::*;
 
-    const GEOMETRY: Geometry = Geometry {
-        width: 16,
-        height: 16,
-        resize_shorter_side: 16,
-    };
+    const GEOMETRY: Geometry = Geometry::cropped(16, 16, 16);
     const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
     const STD: [f32; 3] = [0.229, 0.224, 0.225];
 

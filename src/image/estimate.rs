@@ -114,11 +114,7 @@ mod tests {
     use super::*;
     use crate::image::{Crop, Geometry, ImageError, Preprocessor, decode};
 
-    const GEOMETRY: Geometry = Geometry {
-        width: 4,
-        height: 4,
-        resize_shorter_side: 4,
-    };
+    const GEOMETRY: Geometry = Geometry::cropped(4, 4, 4);
 
     fn of(encoded: impl Into<Bytes>) -> Estimate {
         estimate(

@@ -13,6 +13,7 @@ mod crop;
 mod decode;
 mod error;
 mod estimate;
+mod geometry;
 mod gif;
 mod guard;
 mod heic;
@@ -25,6 +26,7 @@ mod pnm;
 mod raw;
 mod resize;
 mod rows;
+mod sampling;
 mod sniff;
 #[cfg(test)]
 mod tests;
@@ -41,38 +43,13 @@ pub use self::{
     decode::decode,
     error::ImageError,
     estimate::{Estimate, estimate},
+    geometry::{Filter, Fit, Geometry},
     orientation::Orientation,
     pixels::{PixelLayout, Pixels},
     resize::Resizer,
     sniff::{ImageFormat, is_image_file},
 };
 use crate::metrics;
-
-/// The crop that a model takes: images are scaled until the shorter side has `resize_shorter_side`
-/// pixels, then the central `width` × `height` pixels are cropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Geometry {
-    /// The width of the crop, in pixels.
-    pub width: u32,
-    /// The height of the crop, in pixels.
-    pub height: u32,
-    /// The shorter side of the image after scaling, in pixels.
-    pub resize_shorter_side: u32,
-}
-
-impl Geometry {
-    /// The size of a crop, in bytes: height · width · 3.
-    pub fn bytes(&self) -> usize {
-        self.height as usize * self.width as usize * 3
-    }
-
-    /// Swaps left and right in a crop of this size.
-    pub fn mirror(&self, crop: &mut [u8]) {
-        for row in crop.chunks_exact_mut(self.width as usize * 3) {
-            row.as_chunks_mut::<3>().0.reverse();
-        }
-    }
-}
 
 /// An image as a caller sent it.
 #[derive(Clone, Debug)]
@@ -300,7 +277,7 @@ impl Preprocessor {
                 let min_shorter_side = self
                     .config
                     .jpeg_scaling
-                    .min_shorter_side(geometry.resize_shorter_side);
+                    .min_shorter_side(geometry.needed_shorter_side());
                 let needed = Needed {
                     min_shorter_side,
                     crop: Some(geometry),

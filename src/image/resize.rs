@@ -1,8 +1,8 @@
 //! Scales, crops and turns decoded pixels upright, and converts them to RGB. Only the region of the
 //! image that the crop depends on is processed.
 //!
-//! Sizes, offsets and rounding follow torchvision's `Resize` and `CenterCrop` on Pillow images, so
-//! that crops are those that models are trained on.
+//! Sizes, offsets and rounding follow torchvision's `Resize` and `CenterCrop` on Pillow images, and
+//! Pillow's `ImageOps.pad`, so that crops are those that models are trained on.
 
 use std::ops::Range;
 
@@ -12,10 +12,18 @@ use fast_image_resize::{
 };
 
 use super::{
-    Geometry, ImageError,
+    Filter, Fit, Geometry, ImageError,
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
+    sampling::{self, Sampling, Stretch, Table},
 };
+
+/// The most memory that the rows of a squashed picture may take between the two passes, in bytes,
+/// unless the picture has few rows.
+const MOST_NARROWED_BYTES: u64 = 16 << 20;
+
+/// The rows that every picture may have.
+const FEW_ROWS: u32 = 1 << 14;
 
 /// One axis of a crop: the stretch of the source that is scaled, and where it goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,8 +36,10 @@ struct Axis {
     offset: u64,
     /// Scaled pixels in the crop.
     length: u32,
-    /// Black pixels in the crop before the first scaled one.
+    /// Pixels of padding in the crop before the first scaled one.
     padding: u32,
+    /// Whether the source is read backwards.
+    mirrored: bool,
 }
 
 impl Axis {
@@ -43,6 +53,7 @@ impl Axis {
                 offset: 0,
                 length,
                 padding: (crop - length) / 2,
+                mirrored: false,
             },
             _ => {
                 let offset = ((scaled - u64::from(crop)) as f64 / 2.0).round_ties_even() as u64;
@@ -52,8 +63,22 @@ impl Axis {
                     offset,
                     length: crop,
                     padding: 0,
+                    mirrored: false,
                 }
             }
+        }
+    }
+
+    /// Takes the whole scaled axis, and pads it evenly, as Pillow's `ImageOps.pad` does: halves are
+    /// rounded to even.
+    fn padded(source: u32, scaled: u32, crop: u32) -> Self {
+        Self {
+            source,
+            scaled: scaled.into(),
+            offset: 0,
+            length: scaled,
+            padding: (f64::from(crop - scaled) / 2.0).round_ties_even() as u32,
+            mirrored: false,
         }
     }
 
@@ -61,7 +86,18 @@ impl Axis {
     fn mirrored(self) -> Self {
         Self {
             offset: self.scaled - self.offset - u64::from(self.length),
+            mirrored: true,
             ..self
+        }
+    }
+
+    fn to_sample(self) -> Stretch {
+        Stretch {
+            source: self.source,
+            scaled: self.scaled,
+            offset: self.offset,
+            length: self.length,
+            mirrored: self.mirrored,
         }
     }
 
@@ -75,11 +111,12 @@ impl Axis {
         (start, length)
     }
 
-    /// The source pixels that the stretch depends on.
-    fn region(&self) -> Range<u32> {
+    /// The source pixels that the stretch depends on, with a filter that reaches `support` pixels
+    /// of the coarser side.
+    fn region(&self, support: f64) -> Range<u32> {
         let (start, length) = self.stretch();
-        // A bilinear filter reaches one pixel of the coarser side; one more covers any rounding.
-        let reach = (f64::from(self.source) / self.scaled as f64).max(1.0) + 1.0;
+        // One pixel more covers any rounding.
+        let reach = (f64::from(self.source) / self.scaled as f64).max(1.0) * support + 1.0;
         let first = (start - reach).floor().max(0.0) as u32;
         let last = (start + length + reach).ceil().min(f64::from(self.source)) as u32;
         first..last
@@ -92,6 +129,9 @@ pub(super) struct CropPlan {
     orientation: Orientation,
     crop_width: u32,
     crop_height: u32,
+    filter: Filter,
+    /// The colour beside the scaled pixels.
+    padding: [u8; 3],
     /// The horizontal axis of the upright image.
     x: Axis,
     /// The vertical axis of the upright image.
@@ -104,6 +144,10 @@ pub(super) struct CropPlan {
 
 impl CropPlan {
     /// `width` and `height` are those of the stored image, and not zero.
+    ///
+    /// # Errors
+    /// [`ImageError::Geometry`], or [`ImageError::SideTooLong`] for a picture that is too high to be
+    /// squashed.
     pub(super) fn new(
         width: u32,
         height: u32,
@@ -114,6 +158,8 @@ impl CropPlan {
             width: crop_width,
             height: crop_height,
             resize_shorter_side,
+            fit,
+            filter,
         } = geometry;
         if crop_width == 0 || crop_height == 0 || resize_shorter_side == 0 {
             return Err(ImageError::Geometry {
@@ -128,14 +174,37 @@ impl CropPlan {
         } else {
             (width, height)
         };
-        let shorter = upright_width.min(upright_height);
-        let scale = |side: u32| {
-            // As in Python: the product is exact, and the quotient is rounded once.
-            let product = u64::from(resize_shorter_side) * u64::from(side);
-            (product as f64 / f64::from(shorter)) as u64
+        let (x, y) = match fit {
+            Fit::Crop => {
+                let shorter = upright_width.min(upright_height);
+                let scale = |side: u32| {
+                    // As in Python: the product is exact, and the quotient is rounded once.
+                    let product = u64::from(resize_shorter_side) * u64::from(side);
+                    (product as f64 / f64::from(shorter)) as u64
+                };
+                (
+                    Axis::center(upright_width, scale(upright_width), crop_width),
+                    Axis::center(upright_height, scale(upright_height), crop_height),
+                )
+            }
+            Fit::Squash => {
+                check_rows(upright_width, upright_height, crop_width)?;
+                let shorter = u64::from(crop_width.min(crop_height));
+                let scale = |side: u32| u64::from(side) * u64::from(resize_shorter_side) / shorter;
+                (
+                    Axis::center(upright_width, scale(crop_width), crop_width),
+                    Axis::center(upright_height, scale(crop_height), crop_height),
+                )
+            }
+            Fit::Letterbox(_) => {
+                let (scaled_width, scaled_height) =
+                    contained([upright_width, upright_height], [crop_width, crop_height]);
+                (
+                    Axis::padded(upright_width, scaled_width, crop_width),
+                    Axis::padded(upright_height, scaled_height, crop_height),
+                )
+            }
         };
-        let x = Axis::center(upright_width, scale(upright_width), crop_width);
-        let y = Axis::center(upright_height, scale(upright_height), crop_height);
 
         let (mut column, mut row) = if orientation.swapped { (y, x) } else { (x, y) };
         if orientation.mirrored_x {
@@ -149,6 +218,8 @@ impl CropPlan {
             orientation,
             crop_width,
             crop_height,
+            filter,
+            padding: fit.padding(),
             x,
             y,
             column,
@@ -158,7 +229,45 @@ impl CropPlan {
 
     /// The stored columns and rows that the crop depends on.
     pub(super) fn region(&self) -> (Range<u32>, Range<u32>) {
-        (self.column.region(), self.row.region())
+        (self.column.region(self.filter.support()), self.rows())
+    }
+
+    /// The stored rows that the crop depends on.
+    fn rows(&self) -> Range<u32> {
+        self.row.region(self.filter.support())
+    }
+
+    /// How pixels are sampled, if not by the resampler.
+    fn sampling(&self) -> Option<Sampling> {
+        let enlarges = |axis: &Axis| axis.scaled > u64::from(axis.source);
+        match self.filter {
+            Filter::Nearest => Some(Sampling::Nearest),
+            Filter::Area if enlarges(&self.x) || enlarges(&self.y) => Some(Sampling::EnlargedArea),
+            Filter::Area => Some(Sampling::Area),
+            Filter::Bilinear | Filter::Bicubic | Filter::Lanczos | Filter::Linear => None,
+        }
+    }
+
+    /// The options of the resampler.
+    fn options(&self) -> ResizeOptions {
+        let algorithm = match self.filter {
+            Filter::Bilinear => ResizeAlg::Convolution(FilterType::Bilinear),
+            Filter::Bicubic => ResizeAlg::Convolution(FilterType::CatmullRom),
+            Filter::Lanczos => ResizeAlg::Convolution(FilterType::Lanczos3),
+            Filter::Linear => ResizeAlg::Interpolation(FilterType::Bilinear),
+            // Not scaled by the resampler: see `sampling`.
+            Filter::Nearest | Filter::Area => ResizeAlg::Nearest,
+        };
+        ResizeOptions::new().resize_alg(algorithm).use_alpha(false)
+    }
+
+    /// Fills the crop with the colour of the padding.
+    fn fill(&self, crop: &mut [u8]) {
+        if self.padding == [0; 3] {
+            crop.fill(0);
+        } else {
+            crop.as_chunks_mut::<3>().0.fill(self.padding);
+        }
     }
 
     fn check_length(&self, crop: &[u8]) -> Result<(), ImageError> {
@@ -206,6 +315,9 @@ pub struct Resizer {
     scaled: Vec<u8>,
     /// The pixels scaled horizontally but not yet vertically.
     narrowed: Vec<u8>,
+    /// How columns and rows are sampled, where that is not done by the resampler.
+    columns: Table,
+    rows: Table,
 }
 
 impl Resizer {
@@ -248,16 +360,16 @@ impl Resizer {
     ) -> Result<(), ImageError> {
         plan.check_length(crop)?;
         if plan.column.length == 0 || plan.row.length == 0 {
-            crop.fill(0);
+            plan.fill(crop);
             return Ok(());
         }
-        if plan.orientation.swapped {
+        if plan.orientation.swapped && plan.sampling().is_none() {
             return self.write(plan, source.layout, crop, |resizer, target| {
                 resizer.scale_columns_first(source, plan, target)
             });
         }
         self.begin(plan, source.layout);
-        self.narrow(source, plan, plan.row.region())?;
+        self.narrow(source, plan, plan.rows())?;
         self.finish(plan, source.layout, crop)
     }
 
@@ -265,8 +377,12 @@ impl Resizer {
     pub(super) fn begin(&mut self, plan: &CropPlan, layout: PixelLayout) {
         resize_buffer(
             &mut self.narrowed,
-            plan.column.length as usize * plan.row.region().len() * layout.channels(),
+            plan.column.length as usize * plan.rows().len() * layout.channels(),
         );
+        if let Some(sampling) = plan.sampling() {
+            self.columns.fill(sampling, plan.column.to_sample());
+            self.rows.fill(sampling, plan.row.to_sample());
+        }
     }
 
     /// Scales rows of the stored image horizontally, all of which the plan needs.
@@ -282,15 +398,20 @@ impl Resizer {
         rows: Range<u32>,
     ) -> Result<(), ImageError> {
         let row_bytes = plan.column.length as usize * source.layout.channels();
-        let first = (rows.start - plan.row.region().start) as usize;
+        let first = (rows.start - plan.rows().start) as usize;
         let target = &mut self.narrowed[first * row_bytes..][..rows.len() * row_bytes];
-        let pixel_type = pixel_type(source.layout);
         let count = rows.len() as u32;
+        if plan.sampling().is_some() {
+            let first = rows.start - source.origin.1;
+            return sampling::scale_rows(source, first, count, &self.columns, target);
+        }
+
+        let pixel_type = pixel_type(source.layout);
         let mut target = Image::from_slice_u8(plan.column.length, count, target, pixel_type)
             .map_err(resize_error)?;
 
         let (left, width) = plan.column.stretch();
-        let options = options().crop(
+        let options = plan.options().crop(
             left - f64::from(source.origin.0),
             f64::from(rows.start - source.origin.1),
             width,
@@ -350,16 +471,22 @@ impl Resizer {
         target: &mut [u8],
     ) -> Result<(), ImageError> {
         let (columns, rows) = (plan.column.length, plan.row.length);
+        let lines = plan.rows();
+        if plan.sampling().is_some() {
+            let first = lines.start;
+            sampling::scale_columns(&self.narrowed, first, &self.rows, layout, columns, target);
+            return Ok(());
+        }
+
         let pixel_type = pixel_type(layout);
         let mut target =
             Image::from_slice_u8(columns, rows, target, pixel_type).map_err(resize_error)?;
-        let lines = plan.row.region();
         let narrowed =
             Image::from_slice_u8(columns, lines.len() as u32, &mut self.narrowed, pixel_type)
                 .map_err(resize_error)?;
 
         let (top, height) = plan.row.stretch();
-        let options = options().crop(
+        let options = plan.options().crop(
             0.0,
             top - f64::from(lines.start),
             f64::from(columns),
@@ -382,7 +509,7 @@ impl Resizer {
             .map_err(resize_error)?;
         let (left, width) = plan.column.stretch();
         let (top, height) = plan.row.stretch();
-        let options = options().crop(
+        let options = plan.options().crop(
             left - f64::from(source.origin.0),
             top - f64::from(source.origin.1),
             width,
@@ -395,14 +522,55 @@ impl Resizer {
 
     /// The size of the buffers, in bytes.
     pub(super) fn memory(&self) -> usize {
-        self.scaled.capacity() + self.narrowed.capacity() + self.resizer.size_of_internal_buffers()
+        self.scaled.capacity()
+            + self.narrowed.capacity()
+            + self.resizer.size_of_internal_buffers()
+            + self.columns.memory()
+            + self.rows.memory()
     }
 }
 
-fn options() -> ResizeOptions {
-    ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
-        .use_alpha(false)
+/// The size to which a picture is scaled so that it just fits, as Pillow's `ImageOps.contain`
+/// rounds it; no side is scaled to less than a pixel.
+fn contained(picture: [u32; 2], crop: [u32; 2]) -> (u32, u32) {
+    let [width, height] = picture.map(f64::from);
+    let [crop_width, crop_height] = crop;
+    let scaled = |part: f64, most: u32| {
+        let rounded = (part * f64::from(most)).round_ties_even() as u32;
+        rounded.max(1)
+    };
+    let (ratio, wanted) = (
+        width / height,
+        f64::from(crop_width) / f64::from(crop_height),
+    );
+    if ratio > wanted {
+        (
+            crop_width,
+            scaled(height / width, crop_width).min(crop_height),
+        )
+    } else if ratio < wanted {
+        (
+            scaled(width / height, crop_height).min(crop_width),
+            crop_height,
+        )
+    } else {
+        (crop_width, crop_height)
+    }
+}
+
+/// Rejects pictures of so many rows that squashing them would take much memory: all of them are
+/// kept at the width of the crop before the columns are scaled.
+fn check_rows(width: u32, height: u32, crop_width: u32) -> Result<(), ImageError> {
+    let most = MOST_NARROWED_BYTES / (4 * u64::from(crop_width));
+    let max_side = u32::try_from(most).unwrap_or(u32::MAX).max(FEW_ROWS);
+    if height > max_side {
+        return Err(ImageError::SideTooLong {
+            width,
+            height,
+            max_side,
+        });
+    }
+    Ok(())
 }
 
 /// A view of packed pixels for the resampler.
@@ -433,7 +601,7 @@ fn rearrange(scaled: &[u8], layout: PixelLayout, plan: &CropPlan, crop: &mut [u8
     let (width, height) = (plan.x.length as usize, plan.y.length as usize);
     let crop_width = plan.crop_width as usize;
     if width < crop_width || height < plan.crop_height as usize {
-        crop.fill(0);
+        plan.fill(crop);
     }
     let rows = crop
         .chunks_exact_mut(3 * crop_width)
@@ -509,11 +677,7 @@ fn copy_upright_as_rgb<'a>(
 mod tests {
     use super::*;
 
-    const IMAGENET: Geometry = Geometry {
-        width: 224,
-        height: 224,
-        resize_shorter_side: 256,
-    };
+    const IMAGENET: Geometry = Geometry::cropped(224, 224, 256);
 
     fn plan(width: u32, height: u32, geometry: &Geometry) -> CropPlan {
         CropPlan::new(width, height, Orientation::default(), geometry).unwrap()
@@ -547,11 +711,7 @@ mod tests {
 
     #[test]
     fn a_crop_larger_than_the_image_is_padded_with_black() {
-        let geometry = Geometry {
-            width: 5,
-            height: 4,
-            resize_shorter_side: 2,
-        };
+        let geometry = Geometry::cropped(5, 4, 2);
         let pixels = Pixels {
             width: 2,
             height: 2,
@@ -613,11 +773,7 @@ mod tests {
 
     #[test]
     fn channels_are_reordered_and_alpha_is_dropped() {
-        let geometry = Geometry {
-            width: 1,
-            height: 1,
-            resize_shorter_side: 1,
-        };
+        let geometry = Geometry::cropped(1, 1, 1);
         for (layout, data, expected) in [
             (PixelLayout::Gray, vec![7], [7, 7, 7]),
             (PixelLayout::GrayAlpha, vec![7, 0], [7, 7, 7]),
@@ -647,11 +803,7 @@ mod tests {
         let stored: Vec<u8> = (0..width * height)
             .flat_map(|i| [i as u8, (i / 7) as u8, (i * i / 11) as u8])
             .collect();
-        let geometry = Geometry {
-            width: 20,
-            height: 14,
-            resize_shorter_side: 24,
-        };
+        let geometry = Geometry::cropped(20, 14, 24);
         let at = |x: u32, y: u32| -> [u8; 3] {
             stored[3 * (y * width + x) as usize..][..3]
                 .try_into()

@@ -180,11 +180,7 @@ mod tests {
 
     #[test]
     fn a_crop_is_the_same_whether_rows_are_kept_or_scaled_in_bands() {
-        let geometry = Geometry {
-            width: 40,
-            height: 30,
-            resize_shorter_side: 50,
-        };
+        let geometry = Geometry::cropped(40, 30, 50);
         let budget = Budget::new(&PreprocessConfig::default());
         for layout in [PixelLayout::Rgb, PixelLayout::GrayAlpha] {
             let mut whole = Pixels {

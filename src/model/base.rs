@@ -7,9 +7,11 @@ use prost::Message;
 use serde_json::{Map, Value};
 
 use super::{
-    BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides, complete, decode, file_stem,
+    BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides,
+    beside::Beside,
+    complete_with, decode, file_stem,
     graph::{self, Head},
-    in_file,
+    in_file, known_beside,
     onnx::ModelProto,
     version,
 };
@@ -23,6 +25,7 @@ pub struct Base {
     model: ModelProto,
     head: Head,
     overrides: Overrides,
+    beside: Beside,
 }
 
 /// The parts of a new model's manifest that differ from its base's.
@@ -43,7 +46,7 @@ impl Base {
     pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
         let stem = file_stem(path);
         in_file(path, |model, version| {
-            Self::load(model, version, overrides, &stem)
+            Self::load(model, version, overrides, &stem, Some(path))
         })
     }
 
@@ -53,7 +56,7 @@ impl Base {
     /// As for [`Base::from_file`].
     pub fn bundled(overrides: &Overrides) -> Result<Self, ModelError> {
         let model = decode(&Bytes::from_static(BUNDLED))?;
-        Self::load(model, version(BUNDLED), overrides, "model")
+        Self::load(model, version(BUNDLED), overrides, "model", None)
     }
 
     fn load(
@@ -61,7 +64,13 @@ impl Base {
         version: String,
         overrides: &Overrides,
         fallback_name: &str,
+        path: Option<&Path>,
     ) -> Result<Self, ModelError> {
+        // The labels beside the base name the classes of its last layer.
+        let beside = Beside {
+            labels: None,
+            ..known_beside(path, &model)?
+        };
         graph::modernize(&mut model)?;
         let output = overrides.output.clone().or(Manifest::read(&model)?.output);
         let head = Head::find(&model, output.as_deref())?;
@@ -74,6 +83,7 @@ impl Base {
             version,
             &to_features,
             fallback_name,
+            &beside,
             // Features have no labels; the file's labels name the classes of its last layer.
             |_, _| Ok(Vec::new()),
         )?;
@@ -83,6 +93,7 @@ impl Base {
             model,
             head,
             overrides: overrides.clone(),
+            beside,
         })
     }
 
@@ -135,7 +146,7 @@ impl Base {
             activation,
             ..self.overrides.clone()
         };
-        complete(&mut model, &overrides, "model", None)?;
+        complete_with(&mut model, &overrides, "model", None, &self.beside)?;
         Ok(model.encode_to_vec())
     }
 }

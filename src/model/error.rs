@@ -101,14 +101,24 @@ pub enum ModelError {
         /// Number of scores that the network gives for each image.
         classes: usize,
     },
+    /// A file beside the model, or the metadata of another project, asks for something that is not
+    /// computed, or cannot be read.
+    #[error("{file}: {reason}")]
+    Beside {
+        /// The file, in words.
+        file: String,
+        reason: String,
+    },
+    /// Settings of preprocessing contradict each other or the network.
+    #[error("preprocessing: {0}")]
+    Preprocessing(String),
     /// The mean or the standard deviation cannot be used.
     #[error("normalization: {0}")]
     Normalization(String),
     /// Scaled images would be smaller than the network's input.
     #[error(
         "`resize_shorter_side` is {resize_shorter_side}, but the network sees {width}×{height} \
-         pixels: it must be {} or more",
-        width.max(height)
+         pixels: it must be {least} or more"
     )]
     Resize {
         /// The shorter side after scaling, in pixels.
@@ -117,6 +127,8 @@ pub enum ModelError {
         width: u32,
         /// The input's height, in pixels.
         height: u32,
+        /// The least that can be used, in pixels.
+        least: u32,
     },
     /// The graph was not exported for the requested batch size.
     #[error(

@@ -80,7 +80,7 @@ pub(crate) fn locations(model: &Path) -> BTreeSet<String> {
 ///
 /// # Errors
 /// An absolute path, or one that leaves the folder.
-pub(crate) fn beside(model: &Path, location: &str) -> Result<PathBuf, ModelError> {
+pub(crate) fn weight_file(model: &Path, location: &str) -> Result<PathBuf, ModelError> {
     let relative = Path::new(location);
     let mut components = relative.components();
     let is_plain = components.all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
@@ -98,7 +98,7 @@ pub(crate) fn beside(model: &Path, location: &str) -> Result<PathBuf, ModelError
 /// # Errors
 /// A file that is missing or, by its name or by links, outside the model's folder.
 pub(crate) fn find(model: &Path, location: &str) -> Result<PathBuf, ModelError> {
-    let path = beside(model, location)?;
+    let path = weight_file(model, location)?;
     let real = |path: &Path| {
         fs::canonicalize(path).map_err(|error| {
             let reason = ReadFailure::Io(error).to_string();

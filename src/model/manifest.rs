@@ -6,8 +6,9 @@ use serde_json::{Map, Value};
 use super::{
     ModelError,
     onnx::{ModelProto, StringStringEntryProto},
+    preprocessing::{self, ChannelOrder, Interpolation, Preprocessing, Resize, Scale},
 };
-use crate::answer::Activation;
+use crate::{answer::Activation, image::Fit};
 
 /// The description of a model in its own file. Every key is optional, and unknown keys are kept.
 /// Those that would change how images are preprocessed are checked: what a manifest says is what is
@@ -25,12 +26,39 @@ pub struct Manifest {
     /// Length of the shorter side after scaling and before the crop, in pixels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resize_shorter_side: Option<u32>,
-    /// Mean of red, green and blue, on the scale where black is 0 and white is 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Mean of red, green and blue, on the scale where black is 0 and white is `scale`.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "preprocessing::colours"
+    )]
     pub mean: Option<[f32; 3]>,
     /// Standard deviation of red, green and blue, on the same scale.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "preprocessing::colours"
+    )]
     pub std: Option<[f32; 3]>,
+    /// The value of white: 1 or 255.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scale: Option<Scale>,
+    /// The colours of the network's input, in their order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channels: Option<ChannelOrder>,
+    /// How images of other proportions are fitted.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "preprocessing::fit"
+    )]
+    pub fit: Option<Fit>,
+    /// The filter that scales.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interpolation: Option<Interpolation>,
+    /// Whether the filter covers all pixels of an image that is scaled down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub antialias: Option<bool>,
     /// The output with the scores, of a network that has several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
@@ -70,13 +98,49 @@ impl Manifest {
         else {
             return Ok(Self::default());
         };
-        let manifest: Self = serde_json::from_str(entry.value())
+        let mut manifest: Self = serde_json::from_str(entry.value())
             .map_err(|error| ModelError::Manifest(error.to_string()))?;
+        manifest.take_other_names()?;
         check_preprocessing(&manifest.other)?;
         if let Some(input) = &manifest.input {
             check_preprocessing(&input.other)?;
         }
         Ok(manifest)
+    }
+
+    /// Takes settings that stand under the names by which others write them.
+    fn take_other_names(&mut self) -> Result<(), ModelError> {
+        if let Some(value) = self.other.get("resample") {
+            let same = serde_json::from_value(value.clone()).map_err(|error| {
+                ModelError::Manifest(format!("\"resample\" is {error}, or Pillow's number of it"))
+            })?;
+            match self.interpolation.replace(same) {
+                Some(other) if other != same => {
+                    return Err(ModelError::Manifest(
+                        "\"interpolation\" and \"resample\" contradict each other".into(),
+                    ));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The settings of preprocessing.
+    pub(super) fn preprocessing(&self) -> Preprocessing {
+        let is_normalized = self.mean.is_some() || self.std.is_some();
+        Preprocessing {
+            input_size: self.input.as_ref().map(|size| [size.width, size.height]),
+            channels: self.channels,
+            // Manifests without a scale are written for 0 to 1.
+            scale: self.scale.or(is_normalized.then_some(Scale::Unit)),
+            mean: self.mean,
+            std: self.std,
+            fit: self.fit,
+            interpolation: self.interpolation,
+            antialias: self.antialias,
+            resize: self.resize_shorter_side.map(Resize::Pixels),
+        }
     }
 
     /// Writes the manifest into `model`, replacing one that is already there.
@@ -101,17 +165,13 @@ impl Manifest {
     }
 }
 
-/// Checks the keys by which preprocessing is described elsewhere, as by timm and Hugging Face. Each
-/// of them may say what is computed anyway, and nothing else.
+/// Checks keys by which preprocessing is described elsewhere, as by timm and Hugging Face, and that
+/// have another name here. Each of them may say what is usual, and nothing else.
 fn check_preprocessing(keys: &Map<String, Value>) -> Result<(), ModelError> {
     for (key, value) in keys {
         let computed: &[Value] = match key.as_str() {
-            "interpolation" => &["bilinear".into()],
-            // 2 is Pillow's number for bilinear.
-            "resample" => &["bilinear".into(), 2.into()],
-            "antialias" => &[true.into()],
             "crop" | "crop_mode" => &["center".into(), "centre".into()],
-            "fit" | "resize_mode" => &["shorter_side".into(), "cover".into()],
+            "resize_mode" => &["shorter_side".into(), "cover".into()],
             "channels" => &["RGB".into(), 3.into()],
             _ => continue,
         };
@@ -179,6 +239,44 @@ mod tests {
     }
 
     #[test]
+    fn settings_of_preprocessing_are_read_and_written_by_their_names() {
+        let json = r#"{"mean":[123.5],"std":[58.0,57.0,57.5],"scale":255,"channels":"BGR",
+            "fit":"letterbox:7f7f7f","resample":3,"antialias":false}"#;
+        let manifest = Manifest::read(&model(json)).unwrap();
+        let Preprocessing {
+            channels,
+            scale,
+            mean,
+            fit,
+            interpolation,
+            antialias,
+            ..
+        } = manifest.preprocessing();
+        assert_eq!(
+            (channels, scale, mean),
+            (Some(ChannelOrder::Bgr), Some(Scale::Byte), Some([123.5; 3]))
+        );
+        assert_eq!(
+            (fit, interpolation, antialias),
+            (
+                Some(Fit::Letterbox([127; 3])),
+                Some(Interpolation::Bicubic),
+                Some(false)
+            )
+        );
+
+        let mut written = model("{}");
+        manifest.write(&mut written);
+        assert_eq!(Manifest::read(&written).unwrap(), manifest);
+        let json: Value = serde_json::from_str(&manifest.to_json()).unwrap();
+        assert_eq!(json["fit"], "letterbox:7f7f7f");
+        assert_eq!(
+            (&json["scale"], &json["channels"]),
+            (&255.into(), &"bgr".into())
+        );
+    }
+
+    #[test]
     fn a_model_without_a_manifest_gets_one() {
         let mut model = ModelProto::default();
         assert_eq!(Manifest::read(&model).unwrap(), Manifest::default());
@@ -199,13 +297,23 @@ mod tests {
             (r#"{"activation":"tanh"}"#, "`softmax` or `sigmoid`"),
             (
                 r#"{"interpolation":"banana"}"#,
-                r#""interpolation" is "banana", which is not computed; accepted is "bilinear""#,
+                r#""banana" is not computed; accepted is "bilinear" or "bicubic" or "lanczos""#,
             ),
-            (r#"{"interpolation":3}"#, r#"accepted is "bilinear""#),
-            (r#"{"resample":3}"#, r#"accepted is "bilinear" or 2"#),
-            (r#"{"antialias":false}"#, "accepted is true"),
+            (r#"{"interpolation":5}"#, r#"accepted is "bilinear""#),
+            (r#"{"resample":4}"#, "\"resample\" is 4 is not computed"),
+            (
+                r#"{"resample":3,"interpolation":"nearest"}"#,
+                "contradict each other",
+            ),
+            (r#"{"antialias":"yes"}"#, "boolean"),
             (r#"{"crop":"five"}"#, "center"),
-            (r#"{"fit":"stretch"}"#, "shorter_side"),
+            (r#"{"fit":"stretch"}"#, "letterbox:RRGGBB"),
+            (r#"{"resize_mode":"squash"}"#, "shorter_side"),
+            (
+                r#"{"scale":2}"#,
+                r#"2 is not computed; accepted is "1" or "255""#,
+            ),
+            (r#"{"channels":"cmyk"}"#, r#""rgb" or "bgr" or "gray""#),
             (
                 r#"{"input":{"height":9,"width":9,"channels":"BGR"}}"#,
                 "RGB",

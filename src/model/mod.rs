@@ -1,16 +1,18 @@
 //! Models: ONNX files with their manifest and labels, ready to be given to an engine.
 //!
 //! [`Model`] is the entry point. `graph` rewrites any ONNX classifier into a [`ServingGraph`],
-//! `checkpoint` imports PyTorch and safetensors weights, `manifest` and `labels` describe a model,
-//! and `base` replaces the last layer for transfer learning.
+//! `checkpoint` imports PyTorch and safetensors weights, `manifest`, `preprocessing`, `labels` and
+//! `beside` describe a model, and `base` replaces the last layer for transfer learning.
 
 mod base;
+mod beside;
 pub mod checkpoint;
 mod error;
 mod external;
 mod graph;
 mod labels;
 mod manifest;
+mod preprocessing;
 mod sniff;
 mod tensor;
 mod wire;
@@ -29,10 +31,10 @@ use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-pub(crate) use self::external::{beside, combined, find, locations};
+pub(crate) use self::beside::files_beside;
+pub(crate) use self::external::{combined, find, locations, weight_file};
 #[cfg(test)]
 pub(crate) use self::graph::{first_beyond, rewritten_bytes};
-use self::onnx::ModelProto;
 pub use self::{
     base::{Base, Description},
     error::ModelError,
@@ -43,8 +45,19 @@ pub use self::{
     },
     labels::{imagenet, read_labels},
     manifest::{InputSize, Manifest},
+    preprocessing::{ChannelOrder, Interpolation, Preset, Scale},
 };
-use crate::{answer::Activation, cache::hex, files, image::Geometry};
+use self::{
+    beside::Beside,
+    onnx::ModelProto,
+    preprocessing::{Preprocessing, Resize},
+};
+use crate::{
+    answer::Activation,
+    cache::hex,
+    files,
+    image::{Filter, Fit, Geometry},
+};
 
 /// The messages of `proto/onnx/onnx.proto`.
 #[allow(missing_docs, clippy::all)]
@@ -66,16 +79,50 @@ pub struct Overrides {
     pub name: Option<String>,
     /// Class names, in the order of the logits.
     pub labels: Option<Vec<String>>,
-    /// Mean of red, green and blue, on the scale where black is 0 and white is 1.
+    /// Mean of red, green and blue, on the scale where black is 0 and white is that of `scale`.
     pub mean: Option<[f32; 3]>,
     /// Standard deviation of red, green and blue, on the same scale.
     pub std: Option<[f32; 3]>,
     /// Length of the shorter side after scaling and before the crop, in pixels.
     pub resize_shorter_side: Option<u32>,
+    /// Width and height of the images, for a network that leaves them open.
+    pub input_size: Option<[u32; 2]>,
+    /// The colours of the network's input.
+    pub channels: Option<ChannelOrder>,
+    /// The value of white in the network's input.
+    pub scale: Option<Scale>,
+    /// How images of other proportions are fitted.
+    pub fit: Option<Fit>,
+    /// The filter that scales.
+    pub interpolation: Option<Interpolation>,
+    /// Whether the filter covers all pixels of an image that is scaled down.
+    pub antialias: Option<bool>,
+    /// What applies where the settings above are not given.
+    pub preset: Option<Preset>,
     /// The output with the scores, of a network that has several.
     pub output: Option<String>,
     /// How the scores become probabilities.
     pub activation: Option<Activation>,
+}
+
+impl Overrides {
+    fn preprocessing(&self) -> Preprocessing {
+        let own = Preprocessing {
+            input_size: self.input_size,
+            channels: self.channels,
+            scale: self.scale,
+            mean: self.mean,
+            std: self.std,
+            fit: self.fit,
+            interpolation: self.interpolation,
+            antialias: self.antialias,
+            resize: self.resize_shorter_side.map(Resize::Pixels),
+        };
+        match self.preset {
+            Some(preset) => own.or(&preset.settings()),
+            None => own,
+        }
+    }
 }
 
 /// A model that an engine can load.
@@ -99,6 +146,12 @@ pub struct Model {
     pub graph: ServingGraph,
     /// The manifest as it is stored in the file.
     pub manifest: Manifest,
+    /// The output with the scores, if it was chosen by its name.
+    output: Option<String>,
+    /// What was taken from the files beside the model and from other projects' metadata, in words.
+    pub taken: Vec<String>,
+    /// The settings of preprocessing, from wherever they come.
+    settings: Preprocessing,
 }
 
 impl Model {
@@ -117,14 +170,15 @@ impl Model {
     /// Without a name in `overrides` or the manifest, the model is named after the file. Without
     /// labels there, the labels are read from `NAME.labels.txt` beside `NAME.onnx`, if that exists.
     /// Weights may lie in files of their own in the model's folder.
+    /// Files of Hugging Face and timm beside the model complete the settings, if the folder belongs
+    /// to this model alone.
     ///
     /// # Errors
     /// As for [`Model::from_bytes`], and a file that cannot be read.
     pub fn from_file(path: &Path, overrides: &Overrides) -> Result<Self, ModelError> {
         let stem = file_stem(path);
         in_file(path, |model, version| {
-            let labels = labels_beside(path);
-            Self::load(model, version, overrides, &stem, Some(&labels))
+            Self::load(model, version, overrides, &stem, Some(path))
         })
     }
 
@@ -141,12 +195,13 @@ impl Model {
         version: String,
         overrides: &Overrides,
         fallback_name: &str,
-        labels_beside: Option<&Path>,
+        path: Option<&Path>,
     ) -> Result<Self, ModelError> {
+        let beside = known_beside(path, &model)?;
         let labels = |graph: &ServingGraph, manifest: &Manifest| {
-            choose_labels(graph, overrides, manifest, labels_beside)
+            choose_labels(graph, overrides, manifest, path, &beside)
         };
-        Self::from_proto(model, version, overrides, fallback_name, labels)
+        Self::from_proto(model, version, overrides, fallback_name, &beside, labels)
     }
 
     fn from_proto(
@@ -154,21 +209,22 @@ impl Model {
         version: String,
         overrides: &Overrides,
         fallback_name: &str,
+        beside: &Beside,
         labels: impl FnOnce(&ServingGraph, &Manifest) -> Result<Vec<String>, ModelError>,
     ) -> Result<Self, ModelError> {
         let manifest = Manifest::read(&model)?;
-        let normalization = normalization(overrides, &manifest);
+        let settings = overrides
+            .preprocessing()
+            .or(&manifest.preprocessing())
+            .or(&beside.settings);
         let output = overrides.output.as_ref().or(manifest.output.as_ref());
-        let graph = ServingGraph::new(
-            model,
-            &normalization,
-            manifest.input.as_ref(),
-            output.map(String::as_str),
-        )?;
-        if !graph.normalizes && (overrides.mean.is_some() || overrides.std.is_some()) {
+        let graph = ServingGraph::new(model, &settings, output.map(String::as_str))?;
+        let is_normalized =
+            overrides.mean.is_some() || overrides.std.is_some() || overrides.scale.is_some();
+        if !graph.normalizes && is_normalized {
             return Err(ModelError::Normalization(
                 "the network takes integers and so gets the pixels from 0 to 255 as they are; \
-                 leave mean and standard deviation out"
+                 leave mean, standard deviation and scale out"
                     .into(),
             ));
         }
@@ -181,17 +237,14 @@ impl Model {
             .map_or_else(|| fallback_name.to_owned(), Clone::clone);
         let labels = labels(&graph, &manifest)?;
         let normalization_is_known =
-            graph.normalizes || (manifest.mean.is_some() && manifest.std.is_some());
-        let resize_shorter_side = overrides
-            .resize_shorter_side
-            .or(manifest.resize_shorter_side);
+            graph.normalizes || (settings.mean.is_some() && settings.std.is_some());
 
         Ok(Self {
             name,
             version,
             labels: labels.into(),
-            geometry: geometry(&graph, resize_shorter_side)?,
-            normalization: normalization_is_known.then_some(normalization),
+            geometry: settings.geometry(graph.width, graph.height)?,
+            normalization: normalization_is_known.then_some(graph.normalization),
             activation: if graph.is_binary {
                 graph.activation
             } else {
@@ -200,10 +253,83 @@ impl Model {
                     .or(manifest.activation)
                     .unwrap_or(graph.activation)
             },
+            output: output.cloned(),
             graph,
             manifest,
+            taken: beside.taken.clone(),
+            settings,
         })
     }
+
+    /// The manifest with every setting of preprocessing that the model is served with. What is
+    /// usual, or found in the network, is left out, unless something beside the model might say
+    /// otherwise.
+    fn complete_manifest(&self) -> Manifest {
+        let Geometry {
+            width,
+            height,
+            resize_shorter_side,
+            fit,
+            filter,
+        } = self.geometry;
+        let input_keys = self.manifest.input.as_ref();
+        let all = !self.taken.is_empty();
+        let settings = &self.settings;
+        // A network that normalizes by itself uses neither mean nor deviation.
+        let values = match settings.normalization(self.graph.channels) {
+            Ok(values) if self.graph.normalizes => Some(values),
+            _ => None,
+        };
+        let scale = values.map(|values| values.scale).or(settings.scale);
+        Manifest {
+            name: Some(self.name.clone()),
+            labels: Some(self.labels.to_vec()),
+            input: Some(InputSize {
+                height,
+                width,
+                other: input_keys.map_or_else(Default::default, |input| input.other.clone()),
+            }),
+            resize_shorter_side: match fit {
+                Fit::Crop | Fit::Squash => Some(resize_shorter_side),
+                Fit::Letterbox(_) => None,
+            },
+            mean: values.map(|values| values.mean).or(settings.mean),
+            std: values.map(|values| values.std).or(settings.std),
+            scale: scale.filter(|scale| *scale != Scale::Unit),
+            channels: (all || self.graph.channels == ChannelOrder::Bgr)
+                .then_some(self.graph.channels),
+            fit: (all || fit != Fit::Crop).then_some(fit),
+            interpolation: (all || filter != Filter::Bilinear)
+                .then_some(settings.interpolation.unwrap_or_default()),
+            antialias: (all || filter == Filter::Linear).then_some(filter != Filter::Linear),
+            output: self.output.clone(),
+            // The file says so itself, unless somebody has said otherwise.
+            activation: (self.activation != self.graph.activation
+                || self.manifest.activation.is_some())
+            .then_some(self.activation),
+            other: self.manifest.other.clone(),
+        }
+    }
+
+    /// The same for the file that holds the serving graph, which takes RGB pixels and normalizes.
+    pub(crate) fn serving_manifest(&self) -> Manifest {
+        Manifest {
+            mean: None,
+            std: None,
+            scale: None,
+            channels: (!self.taken.is_empty()).then_some(ChannelOrder::Rgb),
+            // Its only output are logits.
+            output: None,
+            activation: (self.activation != Activation::default()).then_some(self.activation),
+            ..self.complete_manifest()
+        }
+    }
+}
+
+/// What lies beside the file at `path`, and in the metadata of the model.
+fn known_beside(path: Option<&Path>, model: &ModelProto) -> Result<Beside, ModelError> {
+    path.map_or_else(|| Ok(Beside::default()), Beside::read)?
+        .with_metadata(model)
 }
 
 /// Calls `work` with the model in the file and its version; any error names the file.
@@ -240,7 +366,8 @@ fn version(onnx: &[u8]) -> String {
 ///
 /// `overrides` take precedence over the manifest; where neither has a value, the defaults of
 /// [`Model::from_file`] are written. A model without a name is called `fallback_name`. `origin` is
-/// the file that the model was read from: a file of labels may lie beside it.
+/// the file that the model was read from: files that describe it may lie beside it. Returns what was
+/// taken from these, in words.
 ///
 /// # Errors
 /// As for [`Model::from_bytes`].
@@ -249,51 +376,31 @@ pub fn complete(
     overrides: &Overrides,
     fallback_name: &str,
     origin: Option<&Path>,
-) -> Result<(), ModelError> {
-    let beside = origin.map(labels_beside);
+) -> Result<Vec<String>, ModelError> {
+    let beside = known_beside(origin, model)?;
+    complete_with(model, overrides, fallback_name, origin, &beside)
+}
+
+fn complete_with(
+    model: &mut ModelProto,
+    overrides: &Overrides,
+    fallback_name: &str,
+    origin: Option<&Path>,
+    beside: &Beside,
+) -> Result<Vec<String>, ModelError> {
     let labels = |graph: &ServingGraph, manifest: &Manifest| {
-        choose_labels(graph, overrides, manifest, beside.as_deref())
+        choose_labels(graph, overrides, manifest, origin, beside)
     };
     let served = Model::from_proto(
         model.clone(),
         String::new(),
         overrides,
         fallback_name,
+        beside,
         labels,
     )?;
-
-    let manifest = served.manifest;
-    // A network that normalizes by itself uses neither mean nor deviation.
-    let normalization = served
-        .graph
-        .normalizes
-        .then(|| normalization(overrides, &manifest));
-    let other_input_keys = manifest
-        .input
-        .map_or_else(Default::default, |input| input.other);
-
-    Manifest {
-        name: Some(served.name),
-        labels: Some(served.labels.to_vec()),
-        input: Some(InputSize {
-            height: served.geometry.height,
-            width: served.geometry.width,
-            other: other_input_keys,
-        }),
-        resize_shorter_side: Some(served.geometry.resize_shorter_side),
-        mean: normalization
-            .map(|normalization| normalization.mean)
-            .or(manifest.mean),
-        std: normalization
-            .map(|normalization| normalization.std)
-            .or(manifest.std),
-        output: overrides.output.clone().or(manifest.output),
-        // The file says so itself, unless somebody has said otherwise.
-        activation: overrides.activation.or(manifest.activation),
-        other: manifest.other,
-    }
-    .write(model);
-    Ok(())
+    served.complete_manifest().write(model);
+    Ok(served.taken)
 }
 
 /// Decodes an ONNX file. Weights are shared with `onnx`, not copied. Those that lie in other files
@@ -316,19 +423,6 @@ pub fn decode(onnx: &Bytes) -> Result<ModelProto, ModelError> {
     }
 }
 
-fn normalization(overrides: &Overrides, manifest: &Manifest) -> Normalization {
-    Normalization {
-        mean: overrides
-            .mean
-            .or(manifest.mean)
-            .unwrap_or(Normalization::IMAGENET.mean),
-        std: overrides
-            .std
-            .or(manifest.std)
-            .unwrap_or(Normalization::IMAGENET.std),
-    }
-}
-
 /// The path of the file of labels that belongs to the model file `path`.
 pub(crate) fn labels_beside(path: &Path) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -339,15 +433,19 @@ fn choose_labels(
     graph: &ServingGraph,
     overrides: &Overrides,
     manifest: &Manifest,
-    beside: Option<&Path>,
+    path: Option<&Path>,
+    beside: &Beside,
 ) -> Result<Vec<String>, ModelError> {
     let classes = graph.classes;
+    let file = path.map(labels_beside).filter(|path| path.exists());
     let (labels, origin) = if let Some(labels) = &overrides.labels {
         (labels.clone(), "was given".to_owned())
     } else if let Some(labels) = &manifest.labels {
         (labels.clone(), "its manifest holds".to_owned())
-    } else if let Some(path) = beside.filter(|path| path.exists()) {
-        (read_labels(path)?, format!("{} holds", path.display()))
+    } else if let Some(path) = file {
+        (read_labels(&path)?, format!("{} holds", path.display()))
+    } else if let Some(labels) = &beside.labels {
+        labels.clone()
     } else if let Some(labels) = &graph.labels {
         (labels.clone(), "its last node names".to_owned())
     } else if classes == 1000 {
@@ -363,29 +461,4 @@ fn choose_labels(
         });
     }
     Ok(labels)
-}
-
-/// The preprocessing geometry. Without `resize_shorter_side`, images are scaled in the ratio that
-/// is usual for ImageNet: a shorter side of 256 for a crop of 224.
-fn geometry(
-    graph: &ServingGraph,
-    resize_shorter_side: Option<u32>,
-) -> Result<Geometry, ModelError> {
-    let (width, height) = (graph.width, graph.height);
-    let resize_shorter_side = resize_shorter_side.unwrap_or_else(|| {
-        let usual = (f64::from(width.min(height)) * 256.0 / 224.0).round() as u32;
-        usual.max(width).max(height)
-    });
-    if resize_shorter_side < width.max(height) {
-        return Err(ModelError::Resize {
-            resize_shorter_side,
-            width,
-            height,
-        });
-    }
-    Ok(Geometry {
-        width,
-        height,
-        resize_shorter_side,
-    })
 }

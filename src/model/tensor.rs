@@ -184,6 +184,17 @@ pub(super) fn to_floats(tensor: &TensorProto) -> Result<Vec<f32>, ModelError> {
         .collect())
 }
 
+/// A list of int64.
+pub(super) fn int64s(name: &str, values: &[i64]) -> TensorProto {
+    TensorProto {
+        name: Some(name.to_owned()),
+        data_type: Some(DataType::Int64 as i32),
+        dims: vec![values.len() as i64],
+        int64_data: values.to_vec(),
+        ..Default::default()
+    }
+}
+
 /// A float32 tensor.
 pub(super) fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
     let raw: Vec<u8> = values

@@ -47,14 +47,7 @@ fn flags_win_over_the_manifest_and_that_over_defaults() {
         (model.name.as_str(), model.labels.join("")),
         ("birds", "efgh".to_owned())
     );
-    assert_eq!(
-        model.geometry,
-        Geometry {
-            width: 6,
-            height: 4,
-            resize_shorter_side: 9
-        }
-    );
+    assert_eq!(model.geometry, Geometry::cropped(6, 4, 9));
     assert_eq!(model.manifest.other["note"], "kept");
 
     let overrides = Overrides {
@@ -135,14 +128,7 @@ fn a_completed_model_needs_no_other_files() {
         (served.name.as_str(), served.labels.join("")),
         ("owls", "efgh".to_owned())
     );
-    assert_eq!(
-        served.geometry,
-        Geometry {
-            width: 6,
-            height: 4,
-            resize_shorter_side: 9
-        }
-    );
+    assert_eq!(served.geometry, Geometry::cropped(6, 4, 9));
     let Manifest {
         mean, std, other, ..
     } = served.manifest;
@@ -269,14 +255,7 @@ fn the_bundled_model_has_the_documented_properties() {
         (model.name.as_str(), model.labels.len(), model.graph.classes),
         ("resnet18-demo", 106, 106)
     );
-    assert_eq!(
-        model.geometry,
-        Geometry {
-            width: 224,
-            height: 224,
-            resize_shorter_side: 256
-        }
-    );
+    assert_eq!(model.geometry, Geometry::cropped(224, 224, 256));
     assert_eq!(model.graph.batch, Batch::Any);
     assert_eq!(model.activation, Activation::Softmax);
 
@@ -546,4 +525,20 @@ fn a_base_of_an_old_opset_with_a_function_is_cut_and_completed() {
     let file = decode(&file.into()).unwrap();
     assert_eq!(file.opset_import[0].version, Some(13));
     assert!(file.functions.is_empty());
+}
+
+#[test]
+fn a_new_layer_keeps_the_preprocessing_of_its_base() {
+    let mean = [123.68, 116.779, 103.939];
+    let overrides = Overrides {
+        channels: Some(ChannelOrder::Bgr),
+        scale: Some(Scale::Byte),
+        mean: Some(mean),
+        fit: Some(Fit::Letterbox([127, 0, 128])),
+        interpolation: Some(Interpolation::Area),
+        ..Default::default()
+    };
+    let base = Base::bundled(&overrides).unwrap();
+    assert_eq!(base.backbone.geometry.filter, Filter::Area);
+    assert_layer_replaced(&base, mean);
 }

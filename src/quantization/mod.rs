@@ -20,9 +20,8 @@ pub use self::{
     photos::Photos, ranges::Estimator, report::QuantizationReport, startup::StartupQuantization,
 };
 use crate::{
-    answer::Activation,
     engine::EngineError,
-    model::{InputSize, Manifest, Model, ModelError, Quantization, ServingGraph},
+    model::{Manifest, Model, ModelError, Quantization, ServingGraph},
 };
 
 /// Number of photos for measuring the noise of a single layer.
@@ -297,28 +296,8 @@ fn manifest(
     bias_correction: bool,
     parameters: &Quantization,
 ) -> Manifest {
-    let other_input_keys = model
-        .manifest
-        .input
-        .as_ref()
-        .map_or_else(Default::default, |input| input.other.clone());
-    let mut manifest = Manifest {
-        name: Some(model.name.clone()),
-        labels: Some(model.labels.to_vec()),
-        input: Some(InputSize {
-            height: model.geometry.height,
-            width: model.geometry.width,
-            other: other_input_keys,
-        }),
-        resize_shorter_side: Some(model.geometry.resize_shorter_side),
-        // The quantized file takes pixels and normalizes in the graph.
-        mean: None,
-        std: None,
-        // Its only output are logits.
-        output: None,
-        activation: (model.activation != Activation::default()).then_some(model.activation),
-        other: model.manifest.other.clone(),
-    };
+    // The quantized file takes pixels and normalizes in the graph.
+    let mut manifest = model.serving_manifest();
 
     let mut kept: Vec<&String> = parameters.keep_float.iter().collect();
     kept.sort();
@@ -341,7 +320,10 @@ mod tests {
 
     use super::photos::Photo;
     use super::*;
-    use crate::model::{Overrides, testing};
+    use crate::{
+        image::Fit,
+        model::{ChannelOrder, Overrides, Preset, testing},
+    };
 
     /// A model whose logits are these weights times the mean colours of an image.
     fn model(weights: [f32; 12]) -> Model {
@@ -391,6 +373,30 @@ mod tests {
             threads: 2,
             ..QuantizationConfig::default()
         }
+    }
+
+    #[test]
+    fn a_quantized_model_is_fed_as_the_float_one() {
+        let mut onnx = testing::tiny();
+        testing::graph(&mut onnx).initializer[1].raw_data = Some(vec![0; 16].into());
+        let overrides = Overrides {
+            labels: Some(["a", "b", "c", "d"].map(str::to_owned).to_vec()),
+            channels: Some(ChannelOrder::Bgr),
+            preset: Some(Preset::KerasTf),
+            fit: Some(Fit::Letterbox([1, 2, 3])),
+            ..Overrides::default()
+        };
+        let model = Model::from_bytes(testing::bytes(&onnx), &overrides).unwrap();
+        let quantized = quantize(&model, &photos(&model), &config(), &|_, _, _| {}).unwrap();
+        assert_eq!(quantized.report.comparison.agreement_but_ties, 1.0);
+        let loaded = Model::from_bytes(quantized.onnx.into(), &Overrides::default()).unwrap();
+        assert_eq!(loaded.geometry, model.geometry);
+        // The file takes RGB, reverses it and normalizes in its graph.
+        assert_eq!(loaded.graph.channels, ChannelOrder::Rgb);
+        assert_eq!(
+            (loaded.manifest.channels, loaded.manifest.scale),
+            (None, None)
+        );
     }
 
     #[test]

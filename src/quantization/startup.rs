@@ -138,10 +138,8 @@ impl StartupQuantization {
             min_agreement,
             ..
         } = &self.config;
-        let unnamed = Model {
-            name: String::new(),
-            ..model.clone()
-        };
+        let mut unnamed = model.clone();
+        unnamed.name.clear();
         let content = model.graph.to_file(&manifest(
             &unnamed,
             &self.config,

@@ -14,7 +14,7 @@ use crate::{
     cache::Origin,
     engine::{EngineConfig, EngineError, Lanes},
     metrics::{EngineLabels, ModelMetrics, engine_plan},
-    model::{Model, ModelError, Overrides},
+    model::{Model, ModelError, Overrides, files_beside},
     quantization::{QuantizationError, StartupQuantization},
     registry::{
         Registry, Served,
@@ -158,8 +158,10 @@ impl ListedModel {
         let Some(path) = &self.path else {
             return Stamp::default();
         };
-        // A change of the labels or the weights beside the model is a change of the model.
+        // A change of what describes the model beside it, or of its weights there, is a change of
+        // the model.
         let mut files = vec![path.clone(), path.with_extension("labels.txt")];
+        files.extend(files_beside(path));
         files.extend(weights.of(path));
         Stamp::of(files)
     }
@@ -394,6 +396,9 @@ impl Loader {
                 read => break read?,
             }
         };
+        for taken in &model.taken {
+            tracing::info!(model = model.name, "{taken}");
+        }
         if let Some(quantization) = &self.config.quantization {
             model = quantization.apply(model)?;
         }
@@ -549,6 +554,29 @@ mod tests {
         image::PreprocessConfig,
         scheduler::{Capacity, SchedulerConfig},
     };
+
+    #[test]
+    fn what_describes_a_model_beside_it_is_part_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guest.onnx");
+        fs::write(&path, "a model").unwrap();
+        let model = ListedModel {
+            name: "guest".into(),
+            path: Some(path),
+            overrides: Overrides::default(),
+        };
+        let mut stamps = vec![model.stamp()];
+        for name in [
+            "guest.labels.txt",
+            "preprocessor_config.json",
+            "config.json",
+        ] {
+            fs::write(folder.path().join(name), "{}").unwrap();
+            stamps.push(model.stamp());
+        }
+        stamps.dedup();
+        assert_eq!(stamps.len(), 4);
+    }
 
     #[tokio::test]
     async fn a_file_that_goes_while_it_is_loaded_is_not_a_bad_one() {

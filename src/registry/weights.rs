@@ -29,7 +29,7 @@ impl WeightFiles {
         }
         let files: Vec<PathBuf> = model::locations(model)
             .iter()
-            .filter_map(|location| model::beside(model, location).ok())
+            .filter_map(|location| model::weight_file(model, location).ok())
             .collect();
         if known.len() >= MOST_KNOWN {
             known.clear();

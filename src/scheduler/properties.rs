@@ -21,11 +21,7 @@ use crate::{
     metrics::statistics::Stages,
 };
 
-const GEOMETRY: Geometry = Geometry {
-    width: 2,
-    height: 2,
-    resize_shorter_side: 2,
-};
+const GEOMETRY: Geometry = Geometry::cropped(2, 2, 2);
 
 /// What items cost that all cost the same.
 const EQUAL: Cost = Cost {

@@ -24,7 +24,10 @@ fn wrong_flags_end_the_program_with_status_64_before_it_binds() {
         (&["serve", "--engine", "magic"][..], "openvino"),
         (&["serve", "--grpc", "nowhere"], "--grpc"),
         (&["serve", "--mean", "1,2"], "0.485,0.456,0.406"),
-        (&["serve", "--mean", "124,116,104"], "255"),
+        (&["serve", "--mean", "124,116,300"], "--scale 255"),
+        (&["serve", "--fit", "stretch"], "letterbox:RRGGBB"),
+        (&["serve", "--input-size", "224x"], "224x224"),
+        (&["serve", "--preset", "banana"], "keras-caffe"),
         (&["serve", "--max-batch", "0"], "--max-batch"),
         (&["serve", "--device", "one"], "0,1"),
         (&["build", "--sm", "8.6"], "such as 86"),
@@ -105,6 +108,9 @@ fn a_model_that_cannot_be_served_ends_the_program_with_the_reason() {
         (vec!["serve", "--model", photo.to_str().unwrap()], "ONNX"),
         (vec!["serve", "--labels", labels.to_str().unwrap()], "106"),
         (vec!["serve", "--std", "0,1,1"], "deviation"),
+        (vec!["serve", "--mean", "124,116,104"], "--scale 255"),
+        (vec!["serve", "--channels", "gray"], "3 channels"),
+        (vec!["serve", "--input-size", "256x224"], "--input-size"),
         (vec!["serve", "--resize", "100"], "224"),
     ] {
         let output = run(&arguments);

@@ -22,6 +22,7 @@ mod models;
 mod observability;
 mod oip;
 mod outputs;
+mod preprocessing;
 mod python;
 mod quantization;
 mod readme;

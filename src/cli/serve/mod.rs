@@ -329,8 +329,8 @@ fn model_source(flags: &ModelFlags) -> Result<ModelSource, CliError> {
     let several = flags.model.len() > 1 || flags.model_dir.is_some();
     if several && !flags.manifest.is_empty() {
         return Err(CliError::Usage(
-            "--labels, --mean, --std and --resize apply to one model; with several, write them \
-             into each file: resnet18 import MODEL.onnx --labels FILE --output NEW.onnx"
+            "--labels, --preset, --mean and the other flags of a model apply to one model; with \
+             several, write them into each file: resnet18 import MODEL.onnx --labels FILE --output NEW.onnx"
                 .into(),
         ));
     }

@@ -74,11 +74,7 @@ fn crops_of_jpegs_depend_on_nothing_that_was_not_decoded() {
             (30, 30, 30),
             (9, 9, 250),
         ] {
-            let geometry = Geometry {
-                width,
-                height,
-                resize_shorter_side,
-            };
+            let geometry = Geometry::cropped(width, height, resize_shorter_side);
             for config in [PreprocessConfig::default(), SCALED] {
                 let min_shorter_side = config.jpeg_scaling.min_shorter_side(resize_shorter_side);
                 let mut whole = Pixels::default();

@@ -1,5 +1,6 @@
 //! Preprocessing from end to end: image files and raw frames to crops.
 
+mod fits;
 mod heic;
 mod jpeg;
 mod raw;
@@ -19,11 +20,7 @@ use image::{
 use super::*;
 use crate::testing::shared;
 
-const IMAGENET: Geometry = Geometry {
-    width: 224,
-    height: 224,
-    resize_shorter_side: 256,
-};
+const IMAGENET: Geometry = Geometry::cropped(224, 224, 256);
 
 const SCALED: PreprocessConfig = PreprocessConfig {
     exif: Exif::Apply,
@@ -68,11 +65,7 @@ fn read(path: impl AsRef<Path>) -> Vec<u8> {
 
 fn assert_as_torchvision(image: &Path, expected: &Path) -> (u8, f64) {
     let name = image.file_name().unwrap().to_str().unwrap();
-    let whole = Geometry {
-        width: 224,
-        height: 224,
-        resize_shorter_side: 224,
-    };
+    let whole = Geometry::cropped(224, 224, 224);
     let expected = crop(Source::Encoded(read(expected).into()), &whole).unwrap();
     let got = crop_encoded(read(image)).unwrap_or_else(|error| panic!("{name}: {error}"));
     let (max, mean) = difference(&got, &expected);
@@ -187,11 +180,7 @@ fn png_and_webp_are_turned_upright_and_invalid_exif_is_ignored() {
     let stored: Vec<u8> = (0..width * height)
         .flat_map(|i| [(i % 251) as u8, (i / 3) as u8, (i % 30) as u8])
         .collect();
-    let geometry = Geometry {
-        width: 12,
-        height: 12,
-        resize_shorter_side: 16,
-    };
+    let geometry = Geometry::cropped(12, 12, 16);
     let mut resizer = Resizer::default();
     for value in 0..=9u8 {
         let exif = [
@@ -339,11 +328,7 @@ fn a_preprocessor_stays_usable_after_damaged_files() {
 
 #[test]
 fn a_mirrored_crop_has_left_and_right_swapped() {
-    let geometry = Geometry {
-        width: 3,
-        height: 2,
-        resize_shorter_side: 3,
-    };
+    let geometry = Geometry::cropped(3, 2, 3);
     let mut crop: Vec<u8> = (0..18).collect();
     geometry.mirror(&mut crop);
     assert_eq!(

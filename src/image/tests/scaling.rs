@@ -122,11 +122,7 @@ fn four_channel_jpegs_are_decoded_at_full_size() {
 
 #[test]
 fn scaled_crops_are_close_to_exact_ones_and_upright() {
-    let small = Geometry {
-        width: 40,
-        height: 40,
-        resize_shorter_side: 45,
-    };
+    let small = Geometry::cropped(40, 40, 45);
     for name in ["cat.jpg", "exif_6.jpg", "sunflower_q30.jpg"] {
         let photo = read(data().join(name));
         let exact = crop(Source::Encoded(photo.clone().into()), &small).unwrap();
@@ -144,11 +140,7 @@ fn scaled_crops_are_close_to_exact_ones_and_upright() {
 #[cfg(not(feature = "turbojpeg"))]
 #[test]
 fn scaling_rejects_the_same_files_with_the_same_messages() {
-    let small = Geometry {
-        width: 40,
-        height: 40,
-        resize_shorter_side: 45,
-    };
+    let small = Geometry::cropped(40, 40, 45);
     let photo = read(data().join("cat.jpg"));
     let mut cases: Vec<Vec<u8>> = (1..40)
         .map(|i| photo[..photo.len() * i / 40].to_vec())

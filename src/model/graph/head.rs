@@ -337,7 +337,7 @@ mod tests {
         let head = Head::find(model, None).unwrap();
         assert_eq!((head.features, head.classes), (3, CLASSES));
         let replaced = head.replace(model, &other()).unwrap();
-        let serving = ServingGraph::new(replaced.clone(), &IMAGENET, None, None).unwrap();
+        let serving = ServingGraph::new(replaced.clone(), &IMAGENET.into(), None).unwrap();
         assert_eq!(serving.classes, 2);
         let onnx = serving.to_onnx(None, BodyPrecision::Fp32).unwrap();
         assert_close(&run(onnx, &tiny_images(), [2, 4, 6, 3]), &expected(), 2e-3);
@@ -434,7 +434,7 @@ mod tests {
     fn the_backbone_outputs_the_features_of_the_layer() {
         let model = tiny();
         let backbone = Head::find(&model, None).unwrap().backbone(&model);
-        let serving = ServingGraph::new(backbone, &IMAGENET, None, None).unwrap();
+        let serving = ServingGraph::new(backbone, &IMAGENET.into(), None).unwrap();
         assert_eq!(serving.classes, 3);
         for (precision, tolerance) in [(BodyPrecision::Fp32, 1e-5), (BodyPrecision::Fp16, 1e-2)] {
             let onnx = serving.to_onnx(None, precision).unwrap();

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        InputSize, ModelError,
+        ChannelOrder, ModelError,
         onnx::{
             GraphProto, NodeProto, TypeProto, ValueInfoProto,
             tensor_proto::DataType,
@@ -10,12 +10,10 @@ use super::{
             type_proto,
         },
     },
-    Batch, fold,
+    Batch, Preprocessing, fold,
     walk::{self, is},
 };
 
-/// The side of images for which neither graph nor manifest gives a size, in pixels.
-const USUAL_SIDE: u32 = 224;
 /// The largest side that is accepted, in pixels.
 const LARGEST_SIDE: u32 = 8192;
 /// The largest batch that a graph may fix, in images.
@@ -32,12 +30,25 @@ pub(super) enum ImageLayout {
     Nhwc,
 }
 
+/// The dimension of an image tensor that a network leaves out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// None: it has four dimensions.
+    Nothing,
+    /// The batch: it takes one image.
+    Batch,
+    /// The channel of gray images.
+    Channel,
+}
+
 /// The image input that the network was exported with.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ImageInput {
     pub(super) name: String,
     pub(super) elem: DataType,
     pub(super) layout: ImageLayout,
+    pub(super) channels: ChannelOrder,
+    pub(super) missing: Missing,
     pub(super) height: u32,
     pub(super) width: u32,
     pub(super) batch: Batch,
@@ -45,10 +56,10 @@ pub(super) struct ImageInput {
     pub(super) any_size: bool,
 }
 
-/// Finds the image input. `size` is the size in the manifest.
+/// Finds the image input. `settings` say what the graph leaves open.
 pub(super) fn find_input(
     graph: &GraphProto,
-    size: Option<&InputSize>,
+    settings: &Preprocessing,
 ) -> Result<ImageInput, ModelError> {
     let value = only_input(graph)?;
     let name = value.name().to_owned();
@@ -64,44 +75,70 @@ pub(super) fn find_input(
     }
 
     let dims = dims.unwrap_or(vec![None; 4]);
-    let [batch, a, b, c] = dims[..] else {
-        return Err(wrong(format!(
-            "has the shape {}; an image input is [N,3,H,W] or [N,H,W,3]",
-            show(&dims)
-        )));
+    let ([batch, a, b, c], missing) = match dims[..] {
+        [batch, a, b, c] => ([batch, a, b, c], Missing::Nothing),
+        [a @ Some(1 | 3), b, c] => ([Some(1), a, b, c], Missing::Batch),
+        [a, b, c @ Some(1 | 3)] => ([Some(1), a, b, c], Missing::Batch),
+        [None, height, width] => ([None, height, width, Some(1)], Missing::Channel),
+        _ => {
+            return Err(wrong(format!(
+                "has the shape {}; an image input is [N,3,H,W] or [N,H,W,3], with 1 in place of 3 \
+                 for gray images",
+                show(&dims)
+            )));
+        }
     };
 
     // Where the shape does not tell the colours, the first convolution's input channels do.
     let channels = first_conv_channels(graph, &name);
-    let (layout, height, width) = match (a, c, channels) {
-        (Some(3), _, _) | (None, None, Some(3)) => (ImageLayout::Nchw, b, c),
-        (_, Some(3), _) if a != Some(1) => (ImageLayout::Nhwc, a, b),
-        (None, Some(_), Some(3)) => (ImageLayout::Nchw, b, c),
-        (Some(1), _, _) | (_, Some(1), _) | (None, _, Some(1)) => {
-            return Err(wrong(format!(
-                "has the shape {}: gray images, but this server feeds RGB images",
-                show(&dims)
-            )));
-        }
+    let (layout, count, height, width) = match (a, c, channels) {
+        (Some(3), _, _) | (None, None, Some(3)) => (ImageLayout::Nchw, 3, b, c),
+        (_, Some(3), _) if a != Some(1) => (ImageLayout::Nhwc, 3, a, b),
+        (None, Some(_), Some(3)) => (ImageLayout::Nchw, 3, b, c),
+        (Some(1), _, _) | (None, None, Some(1)) => (ImageLayout::Nchw, 1, b, c),
+        (_, Some(1), _) => (ImageLayout::Nhwc, 1, a, b),
+        (None, Some(_), Some(1)) => (ImageLayout::Nchw, 1, b, c),
         _ => {
             return Err(wrong(format!(
-                "has the shape {}: no dimension is known to be the 3 colours; \
-                 an image input is [N,3,H,W] or [N,H,W,3]",
+                "has the shape {}: no dimension is known to be the 3 colours, or the 1 of gray \
+                 images; an image input is [N,3,H,W] or [N,H,W,3]",
                 show(&dims)
             )));
         }
     };
+    let channels = match (count, settings.channels) {
+        (1, None | Some(ChannelOrder::Gray)) => ChannelOrder::Gray,
+        (3, None) => ChannelOrder::Rgb,
+        (3, Some(order)) if order != ChannelOrder::Gray => order,
+        (_, Some(order)) => {
+            return Err(wrong(format!(
+                "has the shape {} with {count} channel{}, but `--channels`, the manifest or a file \
+                 beside the model says {}",
+                show(&dims),
+                if count == 1 { "" } else { "s" },
+                order.name(),
+            )));
+        }
+        (_, None) => ChannelOrder::Rgb,
+    };
 
-    let side = |what: &str, dim: Option<i64>, manifest: Option<u32>| match (dim, manifest) {
-        (Some(dim), Some(manifest)) if dim != i64::from(manifest) => Err(wrong(format!(
-            "has {what} {dim}, but the manifest says {manifest}"
+    let side = |what: &str, dim: Option<i64>, given: Option<u32>| match (dim, given) {
+        (Some(dim), Some(given)) if dim != i64::from(given) => Err(wrong(format!(
+            "has {what} {dim}, but `--input-size`, the manifest or a file beside the model says \
+             {given}"
         ))),
         (Some(dim), _) => Ok(u32::try_from(dim).unwrap_or(u32::MAX)),
-        (None, manifest) => Ok(manifest.unwrap_or(USUAL_SIDE)),
+        (None, Some(given)) => Ok(given),
+        (None, None) => Err(wrong(format!(
+            "has the shape {}, which leaves {what} open; give the size that the network was \
+             trained with, such as `--input-size 224x224`",
+            show(&dims)
+        ))),
     };
     let any_size = height.is_none() || width.is_none();
-    let height = side("the height", height, size.map(|size| size.height))?;
-    let width = side("the width", width, size.map(|size| size.width))?;
+    let size = settings.input_size;
+    let height = side("the height", height, size.map(|[_, height]| height))?;
+    let width = side("the width", width, size.map(|[width, _]| width))?;
     if !(1..=LARGEST_SIDE).contains(&height) || !(1..=LARGEST_SIDE).contains(&width) {
         return Err(wrong(format!(
             "takes {width}×{height} pixels; each side must be 1 to {LARGEST_SIDE}"
@@ -129,6 +166,8 @@ pub(super) fn find_input(
         name,
         elem,
         layout,
+        channels,
+        missing,
         height,
         width,
         batch,

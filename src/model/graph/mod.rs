@@ -39,12 +39,12 @@ pub use self::quantize::{ActivationRange, Layer, Quantization};
 pub(super) use self::walk::{int_attribute, ints_attribute, node};
 use self::{
     encode::InitializerFormat,
-    inspect::{ImageInput, ImageLayout},
+    inspect::{ImageInput, ImageLayout, Missing},
     scores::Scores,
     walk::Names,
 };
 use super::{
-    InputSize, Manifest, ModelError,
+    ChannelOrder, Manifest, ModelError,
     onnx::{
         AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto,
         TypeProto, ValueInfoProto,
@@ -53,6 +53,7 @@ use super::{
         tensor_shape_proto::{Dimension, dimension},
         type_proto,
     },
+    preprocessing::{Preprocessing, Values},
     tensor,
 };
 use crate::answer::Activation;
@@ -80,26 +81,6 @@ impl Normalization {
         mean: [0.485, 0.456, 0.406],
         std: [0.229, 0.224, 0.225],
     };
-
-    fn check(&self) -> Result<(), ModelError> {
-        let Self { mean, std } = self;
-        let wrong = |reason: String| Err(ModelError::Normalization(reason));
-        if mean.iter().any(|value| !value.is_finite()) {
-            return wrong(format!("the mean {mean:?} must be three finite numbers"));
-        }
-        if std.iter().any(|value| !value.is_normal() || *value < 0.0) {
-            return wrong(format!(
-                "the standard deviation {std:?} must be three finite numbers above 0"
-            ));
-        }
-        if mean.iter().chain(std).all(|value| *value > 1.0) {
-            return wrong(format!(
-                "the mean {mean:?} and the standard deviation {std:?} are for pixels from 0 to \
-                 255; divide them by 255"
-            ));
-        }
-        Ok(())
-    }
 }
 
 /// The number of images in one run of the network.
@@ -146,6 +127,10 @@ pub struct ServingGraph {
     pub labels: Option<Vec<String>>,
     /// Whether the serving graph normalizes. It does not if the network takes integers.
     pub normalizes: bool,
+    /// The normalization that the settings ask for.
+    pub normalization: Normalization,
+    /// The colours that the network takes. The serving graph takes RGB in any case.
+    pub channels: ChannelOrder,
     /// Whether the outputs are not logits but the input features of a last layer (see
     /// [`Base`](super::Base)).
     pub features: bool,
@@ -162,18 +147,17 @@ pub struct ServingGraph {
 }
 
 impl ServingGraph {
-    /// Rewrites `model`. `size` is used where the model leaves the images' height or width open;
-    /// `output` is the name of the output with the scores, where it has several.
+    /// Rewrites `model`. The `settings` say what the graph leaves open, and `output` is the name of
+    /// the output with the scores, where it has several.
     ///
     /// # Errors
-    /// A model that is not a classifier of RGB images in one self-contained file.
-    pub fn new(
+    /// A model that is not a classifier of images in one self-contained file; settings that do not
+    /// fit it.
+    pub(super) fn new(
         mut model: ModelProto,
-        normalization: &Normalization,
-        size: Option<&InputSize>,
+        settings: &Preprocessing,
         output: Option<&str>,
     ) -> Result<Self, ModelError> {
-        normalization.check()?;
         rewrite(&mut model)?;
         let graph = model.graph.get_or_insert_default();
 
@@ -181,7 +165,11 @@ impl ServingGraph {
             None => scores::drop_ranking(graph)?,
             Some(_) => None,
         };
-        let input = inspect::find_input(graph, size)?;
+        let input = inspect::find_input(graph, settings)?;
+        let values = settings.normalization(input.channels)?;
+        if input.missing == Missing::Batch {
+            add_batch_to_outputs(graph);
+        }
         let scores = scores::find_scores(graph, output)?;
         let is_binary = scores.count == 1;
         let classes = scores.count.max(2);
@@ -192,7 +180,7 @@ impl ServingGraph {
         walk::rename(graph, &input.name, &network_input);
         let last = free_reserved(graph, last, &mut names);
         add_epilogue(graph, &scores, last, &mut names);
-        let prologue = add_prologue(graph, &input, &network_input, normalization, &mut names);
+        let prologue = add_prologue(graph, &input, &network_input, &values, &mut names);
         if input.batch == Batch::Any || input.any_size {
             forget_shapes(graph);
         }
@@ -209,6 +197,8 @@ impl ServingGraph {
             is_binary,
             labels,
             normalizes: input.elem == DataType::Float || input.elem == DataType::Double,
+            normalization: values.on_unit_scale(),
+            channels: input.channels,
             features: false,
             quantized: model
                 .graph
@@ -505,6 +495,43 @@ fn free_reserved(graph: &mut GraphProto, mut last: String, names: &mut Names) ->
     last
 }
 
+/// Gives the outputs of a network that takes one image without a batch the dimension of a batch of
+/// one, where they are one list.
+fn add_batch_to_outputs(graph: &mut GraphProto) {
+    let mut names = Names::of(graph);
+    let axes = names.free("batch_axes");
+    let mut is_used = false;
+    for index in 0..graph.output.len() {
+        let name = graph.output[index].name().to_owned();
+        let found = inspect::tensor_type(graph.output[index].r#type.as_ref());
+        let Some((elem, Some(dims))) = found else {
+            continue;
+        };
+        let [classes] = dims[..] else {
+            continue;
+        };
+        // Along its only dimension, which becomes the last one.
+        for node in &mut graph.node {
+            if node.output.contains(&name)
+                && (walk::is(node, "Softmax") || walk::is(node, "LogSoftmax"))
+            {
+                node.attribute = vec![int_attribute("axis", -1)];
+            }
+        }
+        let batched = names.free(&format!("{name}_batched"));
+        graph
+            .node
+            .push(node("Unsqueeze", &[&name, &axes], &batched, None));
+        let output = &mut graph.output[index];
+        output.name = Some(batched);
+        output.r#type = Some(tensor_type(elem, &[1, classes.unwrap_or(-1)]));
+        is_used = true;
+    }
+    if is_used {
+        graph.initializer.push(tensor::int64s(&axes, &[0]));
+    }
+}
+
 /// Gives the scores the name [`LOGITS`], the type float32 and the shape `[N, classes]`.
 fn add_epilogue(graph: &mut GraphProto, scores: &Scores, mut last: String, names: &mut Names) {
     if !scores.flat {
@@ -573,6 +600,14 @@ impl PrologueStep {
         }
     }
 
+    fn squeeze(axes: String) -> Self {
+        Self {
+            op_type: "Squeeze",
+            attribute: None,
+            operand: Some(axes),
+        }
+    }
+
     fn arithmetic(op_type: &'static str, operand: String) -> Self {
         Self {
             op_type,
@@ -588,10 +623,10 @@ fn add_prologue(
     graph: &mut GraphProto,
     input: &ImageInput,
     network_input: &str,
-    normalization: &Normalization,
+    values: &Values,
     names: &mut Names,
 ) -> usize {
-    let steps = prologue_steps(graph, input, normalization, names);
+    let steps = prologue_steps(graph, input, values, names);
     let count = steps.len();
     if count == 0 {
         walk::rename(graph, network_input, IMAGES);
@@ -627,51 +662,115 @@ fn add_prologue(
 fn prologue_steps(
     graph: &mut GraphProto,
     input: &ImageInput,
-    normalization: &Normalization,
+    values: &Values,
     names: &mut Names,
 ) -> Vec<PrologueStep> {
     let normalizes = matches!(input.elem, DataType::Float | DataType::Double);
 
     let mut steps = Vec::new();
-    if normalizes {
+    if normalizes || input.channels == ChannelOrder::Gray {
         steps.push(PrologueStep::cast(DataType::Float));
     } else if input.elem != DataType::Uint8 {
         // TensorRT refuses a cast of uint8 to uint8.
         steps.push(PrologueStep::cast(input.elem));
     }
+    match input.channels {
+        ChannelOrder::Rgb => {}
+        ChannelOrder::Bgr => steps.push(reversing_step(graph, names)),
+        ChannelOrder::Gray => steps.extend(gray_steps(graph, names)),
+    }
+    if !normalizes && input.channels == ChannelOrder::Gray {
+        steps.push(PrologueStep::cast(input.elem));
+    }
     if input.layout == ImageLayout::Nchw {
         steps.push(PrologueStep::nhwc_to_nchw());
     }
-    if !normalizes {
-        return steps;
+    if normalizes {
+        steps.extend(normalizing_steps(graph, input, values, names));
     }
-
-    let channels = match input.layout {
-        ImageLayout::Nchw => [1, 3, 1, 1],
-        ImageLayout::Nhwc => [1, 1, 1, 3],
-    };
-    let [scale, bias] = ["preprocess_scale", "preprocess_bias"].map(|name| names.free(name));
-    let per_channel = |formula: fn(f64, f64) -> f64| -> Vec<f32> {
-        let pairs = normalization.mean.iter().zip(normalization.std);
-        pairs
-            .map(|(&mean, std)| formula(mean.into(), std.into()) as f32)
-            .collect()
-    };
-    // `(value / 255 - mean) / std` as one multiplication and one addition.
-    graph.initializer.extend([
-        tensor::floats(
-            &scale,
-            &channels,
-            &per_channel(|_, std| 1.0 / (255.0 * std)),
-        ),
-        tensor::floats(&bias, &channels, &per_channel(|mean, std| -mean / std)),
-    ]);
-    steps.push(PrologueStep::arithmetic("Mul", scale));
-    steps.push(PrologueStep::arithmetic("Add", bias));
     if input.elem == DataType::Double {
         steps.push(PrologueStep::cast(DataType::Double));
     }
+
+    let left_out = match input.missing {
+        Missing::Nothing => return steps,
+        Missing::Batch => 0,
+        Missing::Channel => 3,
+    };
+    let axes = names.free("preprocess_left_out");
+    graph.initializer.push(tensor::int64s(&axes, &[left_out]));
+    steps.push(PrologueStep::squeeze(axes));
     steps
+}
+
+/// Turns red, green and blue into blue, green and red.
+fn reversing_step(graph: &mut GraphProto, names: &mut Names) -> PrologueStep {
+    let order = names.free("preprocess_order");
+    graph.initializer.push(tensor::int64s(&order, &[2, 1, 0]));
+    PrologueStep {
+        op_type: "Gather",
+        attribute: Some(int_attribute("axis", 3)),
+        operand: Some(order),
+    }
+}
+
+/// Turns red, green and blue into their luma, `(19595 R + 38470 G + 7471 B + 32768) / 65536` rounded
+/// down: ITU-R BT.601 as Pillow rounds it. Every intermediate value is exact in float32.
+fn gray_steps(graph: &mut GraphProto, names: &mut Names) -> [PrologueStep; 4] {
+    const ONE: f32 = 65536.0;
+    let [weights, axes, half] =
+        ["preprocess_luma", "preprocess_colours", "preprocess_half"].map(|name| names.free(name));
+    graph.initializer.extend([
+        tensor::floats(
+            &weights,
+            &[1, 1, 1, 3],
+            &[19595.0 / ONE, 38470.0 / ONE, 7471.0 / ONE],
+        ),
+        tensor::int64s(&axes, &[3]),
+        tensor::floats(&half, &[1, 1, 1, 1], &[0.5]),
+    ]);
+    [
+        PrologueStep::arithmetic("Mul", weights),
+        PrologueStep {
+            op_type: "ReduceSum",
+            attribute: Some(int_attribute("keepdims", 1)),
+            operand: Some(axes),
+        },
+        PrologueStep::arithmetic("Add", half),
+        PrologueStep {
+            op_type: "Floor",
+            attribute: None,
+            operand: None,
+        },
+    ]
+}
+
+/// Scales pixels and applies mean and deviation, as one multiplication and one addition.
+fn normalizing_steps(
+    graph: &mut GraphProto,
+    input: &ImageInput,
+    values: &Values,
+    names: &mut Names,
+) -> [PrologueStep; 2] {
+    let count = input.channels.count();
+    let dims = match input.layout {
+        ImageLayout::Nchw => [1, count as i64, 1, 1],
+        ImageLayout::Nhwc => [1, 1, 1, count as i64],
+    };
+    let mut factors = values.factors();
+    if input.channels == ChannelOrder::Bgr {
+        factors.reverse();
+    }
+    let (scales, biases): (Vec<f32>, Vec<f32>) = factors[..count].iter().copied().unzip();
+    let [scale, bias] = ["preprocess_scale", "preprocess_bias"].map(|name| names.free(name));
+    graph.initializer.extend([
+        tensor::floats(&scale, &dims, &scales),
+        tensor::floats(&bias, &dims, &biases),
+    ]);
+    [
+        PrologueStep::arithmetic("Mul", scale),
+        PrologueStep::arithmetic("Add", bias),
+    ]
 }
 
 /// Drops the shapes declared for tensors within the network: they may be those of another batch or

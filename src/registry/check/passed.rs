@@ -14,7 +14,7 @@ use super::{CheckConfig, Report};
 use crate::{
     cache::{ArtifactCache, CacheKey, hex},
     files::{self, ReadFailure},
-    model::{self, VERSION_DIGITS, labels_beside},
+    model::{self, VERSION_DIGITS, files_beside, labels_beside},
     registry::loader::ListedModel,
     sync::lock,
 };
@@ -71,10 +71,12 @@ impl Passed {
     ) -> Result<Identity, ReadFailure> {
         let sha256 = hash_all(path)?;
         // Labels that can't be read are not remembered as others: loading the model refuses them.
-        let labels = match hash(&labels_beside(path), files::LARGEST_TEXT) {
-            Ok(labels) => labels,
+        let text = |path: &Path| match hash(path, files::LARGEST_TEXT) {
+            Ok(hash) => hash,
             Err(failure) => failure.to_string(),
         };
+        let labels = text(&labels_beside(path));
+        let beside = files_beside(path).map(|path| text(&path));
         let arguments: Vec<_> = check
             .arguments
             .iter()
@@ -88,6 +90,7 @@ impl Passed {
             ("arguments", arguments.join(" ")),
             ("model", sha256.clone()),
             ("labels", labels),
+            ("beside", beside.join(" ")),
             (
                 "settings",
                 hex(&Sha256::digest(format!("{:?}", model.overrides))),

@@ -23,11 +23,7 @@ use crate::{
     image::{Crop, ImageError, PixelFormat, RawFrame, Source},
 };
 
-const GEOMETRY: Geometry = Geometry {
-    width: 2,
-    height: 2,
-    resize_shorter_side: 2,
-};
+const GEOMETRY: Geometry = Geometry::cropped(2, 2, 2);
 
 /// One call of an engine: its lane, and the first byte of each image.
 #[derive(Debug, PartialEq)]

@@ -5,11 +5,7 @@ use std::collections::HashMap;
 use super::*;
 use crate::inference::InferParameter;
 
-const GEOMETRY: Geometry = Geometry {
-    width: 3,
-    height: 2,
-    resize_shorter_side: 3,
-};
+const GEOMETRY: Geometry = Geometry::cropped(3, 2, 3);
 const FILES: Expected = Expected {
     form: Form::Encoded,
     geometry: GEOMETRY,

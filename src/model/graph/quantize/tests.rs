@@ -68,7 +68,7 @@ fn residual() -> ModelProto {
 }
 
 fn serve(model: ModelProto) -> ServingGraph {
-    ServingGraph::new(model, &Normalization::IMAGENET, None, None).unwrap()
+    ServingGraph::new(model, &Normalization::IMAGENET.into(), None).unwrap()
 }
 
 fn images() -> Vec<u8> {

@@ -3,6 +3,7 @@
 mod bounds;
 mod functions;
 mod operators;
+mod pixels;
 mod scores;
 mod sorting;
 mod typing;
@@ -27,7 +28,7 @@ const PLAIN: Normalization = Normalization {
 };
 
 fn serve(model: &ModelProto) -> Result<ServingGraph, ModelError> {
-    ServingGraph::new(model.clone(), &PLAIN, None, None)
+    ServingGraph::new(model.clone(), &PLAIN.into(), None)
 }
 
 fn refusal(model: &ModelProto) -> String {
@@ -169,27 +170,25 @@ fn stale_shapes_within_the_network_are_dropped() {
 }
 
 #[test]
-fn open_sizes_come_from_the_manifest_or_are_usual() {
+fn open_sizes_come_from_the_settings_and_are_never_guessed() {
+    let with_size = |model: &ModelProto, input_size| {
+        let settings = Preprocessing {
+            input_size: Some(input_size),
+            ..PLAIN.into()
+        };
+        ServingGraph::new(model.clone(), &settings, None)
+    };
     let mut model = tiny();
     graph(&mut model).input = vec![value("pixels", DataType::Float, &[-1, 3, -1, -1])];
-    let serving = serve(&model).unwrap();
-    assert_eq!((serving.height, serving.width), (224, 224));
-    let size = InputSize {
-        height: 4,
-        width: 6,
-        other: Default::default(),
-    };
-    assert_tiny(&ServingGraph::new(model, &PLAIN, Some(&size), None).unwrap());
-    let size = InputSize {
-        height: 5,
-        width: 6,
-        other: Default::default(),
-    };
-    let error = ServingGraph::new(tiny(), &PLAIN, Some(&size), None)
-        .unwrap_err()
-        .to_string();
+    let error = refusal(&model);
     assert!(
-        error.contains("the height 4, but the manifest says 5"),
+        error.contains("[?,3,?,?]") && error.contains("--input-size 224x224"),
+        "{error}"
+    );
+    assert_tiny(&with_size(&model, [6, 4]).unwrap());
+    let error = with_size(&tiny(), [6, 5]).unwrap_err().to_string();
+    assert!(
+        error.contains("the height 4, but `--input-size`") && error.contains("says 5"),
         "{error}"
     );
 }
@@ -455,14 +454,13 @@ fn everything_else_in_the_file_is_kept() {
 }
 
 #[test]
-fn inputs_that_are_not_rgb_images_are_refused() {
+fn inputs_that_are_not_images_are_refused() {
     let with = |elem: DataType, dims: &[i64]| {
         let mut model = tiny();
         graph(&mut model).input = vec![value("pixels", elem, dims)];
         refusal(&model)
     };
-    assert!(with(DataType::Float, &[-1, 1, 28, 28]).contains("gray images"));
-    assert!(with(DataType::Float, &[-1, 28, 28, 1]).contains("gray images"));
+    assert!(with(DataType::Float, &[2, 28, 28]).contains("1 in place of 3 for gray images"));
     assert!(with(DataType::Float, &[-1, 4, 28, 28]).contains("[?,4,28,28]"));
     assert!(with(DataType::Float, &[-1, 12]).contains("[N,3,H,W] or [N,H,W,3]"));
     assert!(with(DataType::Float, &[-1, -1, 8, 8]).contains("3 colours"));

@@ -99,7 +99,7 @@ fn the_output_with_the_scores_can_be_chosen() {
         .map(|name| value(name, DataType::Float, &[-1, 4]))
         .into();
 
-    let serve = |output| ServingGraph::new(model.clone(), &PLAIN, None, output);
+    let serve = |output| ServingGraph::new(model.clone(), &PLAIN.into(), output);
     assert_tiny(&serve(Some("scores")).unwrap());
     let opposite = logits(&serve(Some("opposite")).unwrap());
     let expected = tiny_logits(&tiny_images(), PLAIN.mean, PLAIN.std);
