@@ -14,6 +14,7 @@ mod deploy;
 mod formats;
 mod golden;
 mod grpc;
+mod hub;
 mod import;
 mod metrics;
 mod models;
