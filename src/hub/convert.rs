@@ -37,7 +37,7 @@ pub(super) fn convert(found: &Found, folder: &Path) -> Result<PathBuf, HubError>
         .and_then(|checkpoint| checkpoint.into_resnet(&ResNetOptions::default()))
         .map_err(|error| failed(error.to_string()))?;
     let mut proto = network.onnx;
-    model::complete(&mut proto, &found.overrides, "model", None)
+    model::complete(&mut proto, &found.overrides, "model", Some(&found.path))
         .map_err(|error| failed(error.to_string()))?;
     let parent = onnx.parent().unwrap_or(folder);
     std::fs::create_dir_all(parent).map_err(|source| super::fetch::disk(parent, source))?;

@@ -16,8 +16,9 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
-    time::timeout,
+    net::{TcpStream, lookup_host},
+    task::JoinSet,
+    time::{sleep, timeout},
 };
 use tokio_rustls::{
     TlsConnector,
@@ -32,6 +33,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Most redirects that are followed.
 const MAX_REDIRECTS: usize = 5;
+/// Most addresses of a host that are tried.
+const MAX_ADDRESSES: usize = 8;
+/// How long after the address before the next one is tried.
+const ADDRESS_DELAY: Duration = Duration::from_millis(250);
 /// Longest answer of a proxy to CONNECT, in bytes.
 const MAX_PROXY_ANSWER: usize = 8 << 10;
 
@@ -197,8 +202,8 @@ impl Client {
         let tls = self.tls.connect(name, tcp).await;
         tls.map(|tls| Box::new(tls) as Box<dyn Stream>)
             .map_err(|error| {
-                let unknown = error.to_string().contains("UnknownIssuer");
-                let hint = if unknown {
+                let untrusted = error.to_string().contains("invalid peer certificate");
+                let hint = if untrusted {
                     "; give the authority of a mirror or proxy with SSL_CERT_FILE"
                 } else {
                     ""
@@ -208,9 +213,26 @@ impl Client {
     }
 }
 
-/// Tries every address of the host in turn.
+/// Connects to the first address of the host that answers. Each is tried a moment after the one
+/// before, so that one that is silent, as where IPv6 leads nowhere, holds up nothing.
 async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    TcpStream::connect((host, port)).await
+    let mut attempts = JoinSet::new();
+    let addresses = lookup_host((host, port)).await?;
+    for (address, number) in addresses.take(MAX_ADDRESSES).zip(0..) {
+        attempts.spawn(async move {
+            sleep(ADDRESS_DELAY * number).await;
+            TcpStream::connect(address).await
+        });
+    }
+    let mut last = io::Error::other("the host has no address");
+    while let Some(attempt) = attempts.join_next().await {
+        match attempt {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error,
+            Err(error) => last = io::Error::other(error),
+        }
+    }
+    Err(last)
 }
 
 /// A connection to `target` through a proxy.

@@ -78,24 +78,6 @@ impl Repository {
             self.revision()
         )
     }
-
-    /// The settings in the two files.
-    ///
-    /// # Errors
-    /// Files that cannot be read, or are not those of an image classifier.
-    pub(super) fn overrides(&self, config: &Path, pixels: &Path) -> Result<Overrides, HubError> {
-        let config: Config = read(config)?;
-        let pixels: Pixels = read(pixels)?;
-        let labels = config.id2label.map(|labels| labels.into_values().collect());
-        Ok(Overrides {
-            name: Some(self.name.clone()),
-            labels,
-            mean: pixels.image_mean,
-            std: pixels.image_std,
-            resize_shorter_side: pixels.resize(),
-            ..Overrides::default()
-        })
-    }
 }
 
 impl fmt::Display for Repository {
@@ -108,19 +90,91 @@ impl fmt::Display for Repository {
     }
 }
 
+/// What the files beside the tensors say.
+pub(super) struct Settings {
+    labels: Option<Vec<String>>,
+    pixels: Option<Pixels>,
+}
+
+impl Settings {
+    /// Reads `config.json`, which has the labels and, as timm writes it, the preprocessing.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is not as Hugging Face writes it.
+    pub(super) fn read(config: &Path) -> Result<Self, HubError> {
+        let Config {
+            id2label,
+            pretrained_cfg,
+        } = read(config)?;
+        Ok(Self {
+            labels: id2label.map(|labels| labels.into_values().collect()),
+            pixels: pretrained_cfg.map(Pixels::from),
+        })
+    }
+
+    /// Whether the preprocessing is known.
+    pub(super) fn has_preprocessing(&self) -> bool {
+        self.pixels.is_some()
+    }
+
+    /// Reads `preprocessor_config.json`.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub(super) fn add_preprocessing(&mut self, path: &Path) -> Result<(), HubError> {
+        self.pixels = Some(read(path)?);
+        Ok(())
+    }
+
+    /// The settings as those of a model.
+    pub(super) fn overrides(self, repository: &Repository) -> Overrides {
+        let pixels = self.pixels.unwrap_or_default();
+        Overrides {
+            name: Some(repository.name.clone()),
+            labels: self.labels,
+            mean: pixels.image_mean,
+            std: pixels.image_std,
+            resize_shorter_side: pixels.resize(),
+            ..Overrides::default()
+        }
+    }
+}
+
 /// What is read of `config.json`.
 #[derive(Deserialize)]
 struct Config {
     id2label: Option<BTreeMap<u32, String>>,
+    pretrained_cfg: Option<TimmSettings>,
 }
 
 /// What is read of `preprocessor_config.json`.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Pixels {
     image_mean: Option<[f32; 3]>,
     image_std: Option<[f32; 3]>,
     size: Option<Value>,
     crop_pct: Option<f64>,
+}
+
+/// The preprocessing as timm writes it.
+#[derive(Deserialize)]
+struct TimmSettings {
+    mean: Option<[f32; 3]>,
+    std: Option<[f32; 3]>,
+    /// Channels, height and width.
+    input_size: Option<[u32; 3]>,
+    crop_pct: Option<f64>,
+}
+
+impl From<TimmSettings> for Pixels {
+    fn from(settings: TimmSettings) -> Self {
+        Self {
+            image_mean: settings.mean,
+            image_std: settings.std,
+            size: settings.input_size.map(|[_, height, _]| height.into()),
+            crop_pct: settings.crop_pct,
+        }
+    }
 }
 
 impl Pixels {
@@ -182,5 +236,8 @@ mod tests {
             Some(384)
         );
         assert_eq!(resize("{}"), None);
+        let timm = r#"{"input_size": [3, 224, 224], "crop_pct": 0.95, "mean": [0.5, 0.5, 0.5]}"#;
+        let timm: TimmSettings = serde_json::from_str(timm).unwrap();
+        assert_eq!(Pixels::from(timm).resize(), Some(235));
     }
 }

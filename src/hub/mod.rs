@@ -226,8 +226,12 @@ impl<'a> Hub<'a> {
         };
         // The small files first: they say whether this is an image classifier at all.
         let config = get("config.json", LARGEST_JSON, &mut |_| {})?;
-        let pixels = get("preprocessor_config.json", LARGEST_JSON, &mut |_| {})?;
-        let overrides = repository.overrides(&config, &pixels)?;
+        let mut settings = hugging_face::Settings::read(&config)?;
+        if !settings.has_preprocessing() {
+            let pixels = get("preprocessor_config.json", LARGEST_JSON, &mut |_| {})?;
+            settings.add_preprocessing(&pixels)?;
+        }
+        let overrides = settings.overrides(repository);
         let path = get("model.safetensors", files::LARGEST_CHECKPOINT, progress)?;
         Ok(Found {
             path,

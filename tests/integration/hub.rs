@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use resnet18_server::hub::{self, Deadline, HubConfig, HubError, Reference, Weights};
 use sha2::{Digest, Sha256};
 use tokio_rustls::rustls::{
@@ -142,8 +142,12 @@ impl Site {
 
     /// A site with a certificate for `localhost`.
     fn encrypted(reply: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static) -> Self {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let name = format!("hub authority {}", NUMBER.fetch_add(1, Relaxed));
+        params.distinguished_name.push(DnType::CommonName, name);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let authority = tempfile::NamedTempFile::new().unwrap();
         fs::write(authority.path(), issuer.pem()).unwrap();

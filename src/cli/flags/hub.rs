@@ -1,12 +1,13 @@
 //! Flags for published models, which are named instead of files: `torchvision:resnet18`.
 
 use std::{
+    io::{self, IsTerminal},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use clap::Args;
-use indicatif::ProgressBar;
+use indicatif::{DecimalBytes, ProgressBar};
 
 use crate::{
     cli::{CliError, blocking, output},
@@ -78,7 +79,7 @@ impl HubFlags {
         };
         let config = self.config(patience);
         let got = blocking(move || {
-            let bar = Bar::new(&reference);
+            let mut bar = Bar::new(&reference);
             let got = hub::model(&reference, &config, &mut |progress| bar.show(progress));
             bar.end();
             got.map(|(path, fetched)| {
@@ -96,7 +97,7 @@ impl HubFlags {
     /// # Errors
     /// A model that cannot be had.
     pub fn checkpoint(&self, reference: &Reference) -> Result<Found, CliError> {
-        let bar = Bar::new(reference);
+        let mut bar = Bar::new(reference);
         let found = hub::checkpoint(reference, &self.config(None), &mut |progress| {
             bar.show(progress);
         });
@@ -118,9 +119,11 @@ impl HubFlags {
     }
 }
 
-/// A progress bar on a terminal, which appears when something is fetched.
+/// A progress bar on a terminal, which appears when something is fetched; elsewhere a line.
 struct Bar {
     bar: ProgressBar,
+    /// What is fetched, until that has been said.
+    unsaid: Option<String>,
 }
 
 impl Bar {
@@ -128,10 +131,18 @@ impl Bar {
         let bar = ProgressBar::no_length()
             .with_style(output::progress_style(BAR))
             .with_message(reference.to_string());
-        Self { bar }
+        let unsaid = (!io::stderr().is_terminal()).then(|| reference.to_string());
+        Self { bar, unsaid }
     }
 
-    fn show(&self, progress: Progress) {
+    fn show(&mut self, progress: Progress) {
+        if let Some(reference) = self.unsaid.take() {
+            let size = progress
+                .total
+                .map(|total| format!(" ({})", DecimalBytes(total)));
+            let size = size.unwrap_or_default();
+            output::print_note(&format_args!("fetching {reference}{size}"));
+        }
         if let Some(total) = progress.total {
             self.bar.set_length(total);
         }
