@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The ONNX file of a checkpoint, with the settings that belong to it. It is named after the
-/// checkpoint and this program's version, so that a newer one converts it anew.
+/// checkpoint and this program's version, and made anew by a newer program.
 pub(super) fn convert(found: &Found, folder: &Path) -> Result<PathBuf, HubError> {
     let name = if found.path.starts_with(folder) {
         found.path.strip_prefix(folder).unwrap_or(&found.path)
@@ -23,7 +23,9 @@ pub(super) fn convert(found: &Found, folder: &Path) -> Result<PathBuf, HubError>
     };
     let name = name.with_extension(concat!(env!("CARGO_PKG_VERSION"), ".onnx"));
     let onnx = folder.join(name);
-    if is_newer(&onnx, &found.path) {
+    let program = std::env::current_exe();
+    let is_current = program.is_ok_and(|program| is_newer(&onnx, &program));
+    if is_current && is_newer(&onnx, &found.path) {
         return Ok(onnx);
     }
 

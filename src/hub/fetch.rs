@@ -79,26 +79,26 @@ pub(super) fn fetch(wanted: &Wanted, progress: &mut dyn FnMut(Progress)) -> Resu
         .enable_all()
         .build()
         .map_err(|source| disk(folder, source))?;
+    let mut partial = partial;
     let fetched = runtime.block_on(async {
-        let mut partial = partial;
         let fetching = partial.complete(wanted, progress);
-        let fetched = match wanted.deadline {
-            None => fetching.await,
-            Some(deadline) => match timeout_at(deadline.at.into(), fetching).await {
-                Ok(fetched) => fetched,
-                Err(_) => Err(too_slow(
-                    wanted,
-                    deadline,
-                    partial.len().unwrap_or_default(),
-                )),
-            },
-        };
-        fetched.map(|hash| (partial, hash))
+        match wanted.deadline {
+            None => Some(fetching.await),
+            Some(deadline) => timeout_at(deadline.at.into(), fetching).await.ok(),
+        }
     });
     // A name that is still being resolved must not hold up the end.
     runtime.shutdown_background();
-    let (partial, hash) = fetched?;
-    partial.keep(wanted, hash.as_deref())
+
+    let got = partial.len().unwrap_or_default();
+    if got == 0 && !matches!(fetched, Some(Ok(_))) {
+        partial.remove();
+    }
+    match (fetched, wanted.deadline) {
+        (Some(fetched), _) => partial.keep(wanted, fetched?.as_deref()),
+        (None, Some(deadline)) => Err(too_slow(wanted, deadline, got)),
+        (None, None) => unreachable!("only a deadline ends it early"),
+    }
 }
 
 fn too_slow(wanted: &Wanted, deadline: Deadline, got: u64) -> HubError {

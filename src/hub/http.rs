@@ -141,9 +141,8 @@ impl Client {
             url: url.to_owned(),
             reason: "is no URL".into(),
         })?;
-        let (host, authority) = match (uri.host(), uri.authority()) {
-            (Some(host), Some(authority)) => (host, authority),
-            _ => return Err(unreachable("the URL has no host".into())),
+        let (Some(host), Some(authority)) = (uri.host(), uri.authority()) else {
+            return Err(unreachable("the URL has no host".into()));
         };
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
 

@@ -129,13 +129,16 @@ impl Settings {
     /// The settings as those of a model.
     pub(super) fn overrides(self, repository: &Repository) -> Overrides {
         let pixels = self.pixels.unwrap_or_default();
-        Overrides {
+        let known = Overrides {
             name: Some(repository.name.clone()),
             labels: self.labels,
+            ..Overrides::default()
+        };
+        Overrides {
             mean: pixels.image_mean,
             std: pixels.image_std,
             resize_shorter_side: pixels.resize(),
-            ..Overrides::default()
+            ..known
         }
     }
 }

@@ -341,7 +341,7 @@ fn a_file_is_fetched_once_verified_and_kept() {
     let mut seen = Vec::new();
     let reference = weights(&file);
     let found = hub::checkpoint(&reference, &cache.config, &mut |progress| {
-        seen.push(progress)
+        seen.push(progress);
     })
     .unwrap();
     assert!(found.fetched);
@@ -440,6 +440,37 @@ fn the_next_attempt_goes_on_too_unless_the_file_has_changed() {
 }
 
 #[test]
+fn a_file_that_is_whole_but_was_not_kept_is_verified_and_kept() {
+    let file = content();
+    let length = file.len();
+    let site = Site::plain(move |asked, _| {
+        assert_eq!(asked.from, length);
+        Reply::status("416 Range Not Satisfiable")
+    });
+    for is_right in [true, false] {
+        let cache = Cache::new(&site.url);
+        let reference = weights(&file);
+        let Reference::Torchvision(weights) = &reference else {
+            unreachable!()
+        };
+        let models = cache.folder.path().join("models");
+        fs::create_dir(&models).unwrap();
+        let mut came = file.clone();
+        came[1] ^= u8::from(!is_right);
+        fs::write(models.join(format!("{}.part", weights.file)), &came).unwrap();
+        let tag = models.join(format!("{}.etag", weights.file));
+        fs::write(tag, "\"1\"").unwrap();
+        assert_eq!(cache.get(&reference).is_ok(), is_right);
+        assert_eq!(
+            cache.files().len(),
+            usize::from(is_right),
+            "{:?}",
+            cache.files()
+        );
+    }
+}
+
+#[test]
 fn a_file_with_another_hash_is_removed_before_anything_reads_it() {
     let mut other = content();
     other[7] ^= 1;
@@ -524,6 +555,7 @@ fn a_site_that_is_not_there_is_said_at_once_with_what_to_type() {
         "{:?}",
         started.elapsed()
     );
+    assert!(cache.files().is_empty(), "{:?}", cache.files());
 }
 
 #[test]
@@ -666,6 +698,26 @@ async fn a_model_of_hugging_face_is_served_by_its_name() {
     assert_eq!(answer.model, "trees");
     assert_eq!(answer.classifications[0].label, "cedar");
     assert_eq!(site.asked().len(), 4);
+}
+
+#[test]
+fn the_preprocessing_of_timm_is_in_its_only_file() {
+    let site = Site::encrypted(|asked, _| match asked.path.as_str() {
+        "/timm/tiny/resolve/main/config.json" => Reply::file(
+            br#"{"num_classes": 1000, "pretrained_cfg": {"input_size": [3, 32, 32],
+                "crop_pct": 0.8, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}"#,
+        ),
+        "/timm/tiny/resolve/main/model.safetensors" => Reply::file(&tiny_checkpoint(1000)),
+        _ => Reply::status("404 Not Found"),
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let imported = import(site.program(folder.path()), "hf:timm/tiny", folder.path());
+    assert!(imported.status.success(), "{}", text(&imported.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&imported.stdout).unwrap();
+    assert_eq!(report["resize_shorter_side"], 40);
+    assert_eq!(report["photo_of_a_cat"]["class_id"], 999);
+    let error = text(&imported.stderr);
+    assert!(error.contains("fetching hf:timm/tiny ("), "{error}");
 }
 
 #[test]

@@ -18,6 +18,9 @@ pub(super) struct Choice {
     pub(super) note: Option<String>,
 }
 
+/// Most networks of a file that are looked at.
+const MAX_NETWORKS: usize = 64;
+
 struct Candidate {
     set: usize,
     layout: Layout,
@@ -32,8 +35,14 @@ struct Candidate {
 /// No network, none with that name, or several of which none is the one to take.
 pub(super) fn choose(sets: Vec<TensorSet>, key: Option<&str>) -> Result<Choice, CheckpointError> {
     let mut sets = sets;
-    join_heads(&mut sets);
-    let found = candidates(&sets);
+    let layouts: Vec<Vec<Layout>> = sets.iter().map(Layout::find).collect();
+    if layouts.iter().map(Vec::len).sum::<usize>() > MAX_NETWORKS {
+        return Err(unsupported(format!(
+            "has more than {MAX_NETWORKS} networks; save the one to import by itself"
+        )));
+    }
+    join_heads(&mut sets, &layouts);
+    let found = candidates(&sets, &layouts);
     if found.is_empty() {
         return Err(no_network(&sets));
     }
@@ -109,10 +118,10 @@ pub(super) fn choose(sets: Vec<TensorSet>, key: Option<&str>) -> Result<Choice, 
 }
 
 /// All networks of the file, each once.
-fn candidates(sets: &[TensorSet]) -> Vec<Candidate> {
+fn candidates(sets: &[TensorSet], layouts: &[Vec<Layout>]) -> Vec<Candidate> {
     let mut found: Vec<Candidate> = Vec::new();
-    for (index, set) in sets.iter().enumerate() {
-        for layout in Layout::find(set) {
+    for (index, (set, layouts)) in sets.iter().zip(layouts).enumerate() {
+        for layout in layouts {
             let known = found
                 .iter()
                 .position(|other| layout.is_same(set, &other.layout, &sets[other.set]));
@@ -120,7 +129,7 @@ fn candidates(sets: &[TensorSet]) -> Vec<Candidate> {
             let candidate = Candidate {
                 set: index,
                 has_head: !layout.heads(set).is_empty(),
-                layout,
+                layout: layout.clone(),
                 path,
             };
             match known {
@@ -138,30 +147,30 @@ fn candidates(sets: &[TensorSet]) -> Vec<Candidate> {
 
 /// Gives a network without a last layer that of the set beside it, as in
 /// `{"encoder": …, "classifier": …}`.
-fn join_heads(sets: &mut [TensorSet]) {
-    for index in 0..sets.len() {
+fn join_heads(sets: &mut [TensorSet], layouts: &[Vec<Layout>]) {
+    for (index, found) in layouts.iter().enumerate() {
         let set = &sets[index];
-        let layouts = Layout::find(set);
-        let [layout] = &layouts[..] else { continue };
+        let [layout] = &found[..] else { continue };
         let (Some(features), true) = (layout.features(set), layout.heads(set).is_empty()) else {
             continue;
         };
 
         let parent = parent(&set.path);
-        let fits = |other: &TensorSet| {
+        let fits = |index: usize| {
+            let other = &sets[index];
             let linear = |(name, shape): (&String, &[usize])| {
                 name.rsplit('.').next() == Some("weight")
                     && matches!(shape, [_, inputs] if *inputs == features)
             };
             !other.path.is_empty()
                 && self::parent(&other.path) == parent
-                && Layout::find(other).is_empty()
+                && layouts[index].is_empty()
                 && other
                     .tensors
                     .iter()
                     .any(|(name, tensor)| linear((name, tensor.shape())))
         };
-        let mut beside = (0..sets.len()).filter(|other| *other != index && fits(&sets[*other]));
+        let mut beside = (0..sets.len()).filter(|other| *other != index && fits(*other));
         if let (Some(head), None) = (beside.next(), beside.next()) {
             let name = last(&sets[head].path).to_owned();
             let tensors = sets[head].tensors.clone();

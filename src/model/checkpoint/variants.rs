@@ -892,3 +892,15 @@ fn containers_within_themselves_end() {
         .collect();
     assert!(refusal(&named(&many)).contains("more entries"));
 }
+
+#[test]
+fn many_networks_are_refused_without_looking_at_each() {
+    let network = |number: usize| {
+        (1..=3).map(move |stage| {
+            let name = format!("n{number}.layer{stage}.0.conv1.weight");
+            (name.clone(), name, vec![4, 4, 3, 3])
+        })
+    };
+    let net = Net((0..5000).flat_map(network).collect());
+    assert!(refusal(&net.state_dict()).contains("has more than 64 networks"));
+}
