@@ -194,7 +194,8 @@ fn import(args: &Args) -> Result<ImportReport, CliError> {
                 .or_else(|| overrides.labels.clone()),
             ..found.overrides.clone()
         };
-        model::complete(&mut onnx, &settings, &name, None).map_err(|error| in_file(&error))?;
+        model::complete(&mut onnx, &settings, &name, Some(path))
+            .map_err(|error| in_file(&error))?;
     }
     model::complete(&mut onnx, &overrides, &name, Some(path)).map_err(|error| in_file(&error))?;
     let content: Bytes = onnx.encode_to_vec().into();

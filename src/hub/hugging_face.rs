@@ -106,8 +106,15 @@ impl Settings {
             id2label,
             pretrained_cfg,
         } = read(config)?;
+        let labels = id2label.unwrap_or_default();
+        if !labels.keys().copied().eq(0..labels.len() as u32) {
+            return Err(HubError::Model {
+                file: config.display().to_string(),
+                reason: "its id2label does not name each class from 0 on".into(),
+            });
+        }
         Ok(Self {
-            labels: id2label.map(|labels| labels.into_values().collect()),
+            labels: (!labels.is_empty()).then(|| labels.into_values().collect()),
             pixels: pretrained_cfg.map(Pixels::from),
         })
     }

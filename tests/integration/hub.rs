@@ -636,10 +636,10 @@ fn repository(
     move |asked, _| {
         match asked.path.as_str() {
         "/me/tiny/resolve/v1/config.json" => {
-            Reply::file(br#"{"id2label": {"0": "ash", "1": "birch", "10": "cedar"}}"#)
+            Reply::file(br#"{"id2label": {"0": "ash", "1": "birch", "2": "cedar"}}"#)
         }
         "/me/tiny/resolve/v1/preprocessor_config.json" => Reply::file(
-            br#"{"size": {"shortest_edge": 32}, "crop_pct": 0.5, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}"#,
+            br#"{"image_processor_type": "ConvNextImageProcessor", "resample": 2, "size": {"shortest_edge": 32}, "crop_pct": 0.5, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}"#,
         ),
         "/me/tiny/resolve/v1/model.safetensors" => {
             Reply::redirect("/cdn").with(format!("X-Linked-ETag: \"{}\"", hash(&tensors)))
@@ -702,13 +702,15 @@ async fn a_model_of_hugging_face_is_served_by_its_name() {
 
 #[test]
 fn the_preprocessing_of_timm_is_in_its_only_file() {
-    let site = Site::encrypted(|asked, _| match asked.path.as_str() {
+    let site = Site::encrypted(|asked, _| {
+        match asked.path.as_str() {
         "/timm/tiny/resolve/main/config.json" => Reply::file(
             br#"{"num_classes": 1000, "pretrained_cfg": {"input_size": [3, 32, 32],
-                "crop_pct": 0.8, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}"#,
+                "crop_pct": 0.8, "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}"#,
         ),
         "/timm/tiny/resolve/main/model.safetensors" => Reply::file(&tiny_checkpoint(1000)),
         _ => Reply::status("404 Not Found"),
+    }
     });
     let folder = tempfile::tempdir().unwrap();
     let imported = import(site.program(folder.path()), "hf:timm/tiny", folder.path());
