@@ -1,4 +1,4 @@
-# `make run` serves the bundled model, `make test` runs every test; both fetch what they need.
+# `make run` serves a model, `make test` runs every test; both fetch what they need.
 
 OPENVINO := 2026.4.1
 ONNXRUNTIME := 1.32.0
@@ -15,8 +15,11 @@ UNOPTIMIZED := $(CHECKED) --config profile.testing.package.resnet18-server.opt-l
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
 
-run: openvino ## fetch OpenVINO, build, and serve the bundled model until Ctrl-C
-	cargo run --release -- serve
+# What `make run` serves: a file, a published model, or `bundled`.
+MODEL := torchvision:resnet18
+
+run: openvino ## fetch OpenVINO, build, and serve MODEL until Ctrl-C
+	cargo run --release -- serve $(if $(filter bundled,$(MODEL)),,--model $(MODEL) --bundled-after 10s)
 
 build: ## the program: target/release/resnet18
 	cargo build --release

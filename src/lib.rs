@@ -66,6 +66,9 @@ pub mod engine;
 pub mod grpc;
 #[cfg(feature = "server")]
 #[doc(hidden)]
+pub mod hub;
+#[cfg(feature = "server")]
+#[doc(hidden)]
 pub mod image;
 #[cfg(feature = "server")]
 #[doc(hidden)]

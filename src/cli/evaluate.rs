@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{
     CliError, blocking, files,
-    flags::{CredentialFlags, EngineChoice, EngineFlags, ImageFlags, ManifestFlags},
+    flags::{CredentialFlags, EngineChoice, EngineFlags, HubFlags, ImageFlags, ManifestFlags},
     output::{self, named_line, thousands},
     report::{self, percent},
     values,
@@ -62,7 +62,8 @@ pub struct Args {
     /// The folder that holds LABEL/ or val/LABEL/.
     #[arg(value_name = "DATASET_DIR")]
     dataset: PathBuf,
-    /// The ONNX classifier to run in this process, or with --server the name of a model there
+    /// The ONNX classifier to run in this process (a file, or a published model such as
+    /// torchvision:resnet18), or with --server the name of a model there
     /// [default: the bundled model, or the server's default model].
     #[arg(long, env = "RESNET18_EVALUATE_MODEL", value_name = "MODEL")]
     model: Option<PathBuf>,
@@ -100,6 +101,8 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     credentials: CredentialFlags,
+    #[command(flatten)]
+    hub: HubFlags,
     #[command(flatten)]
     manifest: ManifestFlags,
     #[command(flatten)]
@@ -160,7 +163,12 @@ struct LabelledPhotos<'a> {
 /// If a folder is not named after a class of the model, too many photos cannot be read, or the
 /// engine or server cannot be used.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let mut args = args;
     output::print_warnings();
+    if args.server.is_none() {
+        args.model = args.hub.optional_file(args.model.take()).await?;
+        args.compare_model = args.hub.optional_file(args.compare_model.take()).await?;
+    }
 
     let val = args.dataset.join("val");
     if !val.is_dir() && args.dataset.join("train").is_dir() {

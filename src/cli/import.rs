@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::{
     CliError, blocking,
-    flags::ManifestFlags,
+    flags::{HubFlags, ManifestFlags},
     output::{self, escaped},
     output_file::OutputFile,
 };
@@ -27,7 +27,7 @@ use crate::{
     image::{Filter, Fit, PreprocessConfig, Preprocessor, Source},
     model::{
         self, ChannelOrder, Model, ModelError, Overrides,
-        checkpoint::{Checkpoint, ResNet},
+        checkpoint::{Checkpoint, ResNet, ResNetOptions},
         onnx::ModelProto,
     },
 };
@@ -36,28 +36,33 @@ use crate::{
 const PHOTO: &[u8] = include_bytes!("../../tests/data/cat_lossy.webp");
 
 const LONG_HELP: &str = "\
-CHECKPOINT is a ResNet18, 34, 50, 101 or 152, a Wide ResNet or a ResNeXt that PyTorch or Hugging \
-Face saved:
-  .pth, .pt      a state dict, at the top level or under `state_dict` or `model`;
-                 pickles are read as data, their code is never run
-  .safetensors   with the tensor names of torchvision, timm or Hugging Face
+CHECKPOINT is a ResNet18, 34, 50, 101 or 152, a Wide ResNet or a ResNeXt, also with the stems of \
+ResNet-C, D and T, for gray images or for CIFAR, that PyTorch or Hugging Face saved:
+  .pth, .pt      a state dict wherever it is in the file, a whole module or a TorchScript program;
+                 pickles are read as data, code is never run
+  .safetensors   with the tensor names of torchvision, timm, OpenMMLab or Hugging Face
   .onnx          any image classifier, with the weights that lie in files beside it;
                  only labels and settings are added
+or torchvision:NETWORK[@IMAGENET1K_V1|V2] and hf:OWNER/NAME[@REVISION], which are looked for in \
+PyTorch's cache and in --hub-cache, else fetched and verified.
+The network is found by its structure. Of several, an average of the weights (EMA) is taken; --key \
+chooses another. What is left out, such as a second output for training, is said.
 The size of the last layer determines the number of classes; --labels must have a line for each.
 
 With --json, one line is printed:
   {\"output\", \"bytes\", \"name\", \"classes\", \"architecture\", \"parameters\",
-   \"untrained\", \"input\": {\"height\", \"width\"}, \"resize_shorter_side\",
+   \"untrained\", \"notes\": [...], \"input\": {\"height\", \"width\"}, \"resize_shorter_side\",
    \"fit\", \"interpolation\", \"channels\",
    \"photo_of_a_cat\": {\"class_id\", \"label\", \"probability\"}}
-For an .onnx file, architecture, parameters and untrained are omitted; fit, interpolation and \
+For an .onnx file, architecture, parameters, untrained and notes are omitted; fit, interpolation and \
 channels are there where they differ from crop, bilinear and RGB.";
 
 /// The flags of `resnet18 import`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub struct Args {
-    /// The checkpoint (.pth, .pt, .safetensors), or an ONNX file to add labels to.
+    /// The checkpoint (.pth, .pt, .safetensors), a published one such as torchvision:resnet18, or an
+    /// ONNX file to add labels to.
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: PathBuf,
     /// The ONNX file to write; an existing model of this program is replaced.
@@ -70,9 +75,16 @@ pub struct Args {
     #[arg(long, env = "RESNET18_IMPORT_NAME", value_name = "NAME",
           value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
+    /// Which of a checkpoint's networks to import, by the key that it is under [default: an average
+    /// of the weights, such as `ema`, else the only one].
+    #[arg(long, env = "RESNET18_IMPORT_KEY", value_name = "NAME",
+          value_parser = NonEmptyStringValueParser::new())]
+    key: Option<String>,
     /// Print one line of JSON.
     #[arg(long, env = "RESNET18_IMPORT_JSON")]
     json: bool,
+    #[command(flatten)]
+    hub: HubFlags,
     #[command(flatten)]
     manifest: ManifestFlags,
 }
@@ -91,7 +103,13 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
             output::print_line(&describe(&report))?;
         }
 
-        if report.network.is_some_and(|network| network.untrained) {
+        let Some(network) = report.network else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        for note in network.notes {
+            output::print_note(&escaped(&note));
+        }
+        if network.untrained {
             output::print_note(&format_args!(
                 "{} has never been trained: the statistics of every BatchNorm have their initial \
                  values",
@@ -135,6 +153,8 @@ struct NetworkJson {
     parameters: usize,
     /// Whether every BatchNorm has its initial statistics.
     untrained: bool,
+    /// What was chosen or left out.
+    notes: Vec<String>,
 }
 
 #[derive(Clone, Copy, Serialize)]
@@ -161,12 +181,37 @@ fn import(args: &Args) -> Result<ImportReport, CliError> {
     let in_file =
         |error: &dyn Display| CliError::Failed(format!("{}: {error}", args.checkpoint.display()));
 
-    let (mut onnx, network) = read(&args.checkpoint).map_err(|reason| in_file(&reason))?;
+    let options = ResNetOptions {
+        key: args.key.clone(),
+        input_size: overrides.input_size.map(|[width, height]| (height, width)),
+        ..ResNetOptions::default()
+    };
+    let reference = HubFlags::reference(&args.checkpoint)?;
+    let published = reference.map(|reference| args.hub.checkpoint(&reference));
+    let published = published.transpose()?;
+    let path = published
+        .as_ref()
+        .map_or(&args.checkpoint, |found| &found.path);
+    let (mut onnx, network) = read(path, &options).map_err(|reason| in_file(&reason))?;
     let name = args
         .output
         .file_stem()
         .map_or("model".into(), |stem| stem.to_string_lossy());
-    let taken = model::complete(&mut onnx, &overrides, &name, Some(&args.checkpoint))
+    if let Some(found) = &published {
+        // What its publisher says goes into the file, where flags take precedence over it.
+        let settings = Overrides {
+            labels: found
+                .overrides
+                .labels
+                .clone()
+                .or_else(|| overrides.labels.clone()),
+            ..found.overrides.clone()
+        };
+        let taken = model::complete(&mut onnx, &settings, &name, Some(path))
+            .map_err(|error| in_file(&error))?;
+        output::print_taken(&taken);
+    }
+    let taken = model::complete(&mut onnx, &overrides, &name, Some(path))
         .map_err(|error| in_file(&error))?;
     output::print_taken(&taken);
     let content: Bytes = onnx.encode_to_vec().into();
@@ -199,7 +244,7 @@ fn import(args: &Args) -> Result<ImportReport, CliError> {
 }
 
 /// Reads a checkpoint or an ONNX file as a model. The error describes what is wrong with the file.
-fn read(path: &Path) -> Result<(ModelProto, Option<NetworkJson>), String> {
+fn read(path: &Path, options: &ResNetOptions) -> Result<(ModelProto, Option<NetworkJson>), String> {
     let content: Bytes = read_limited(path, LARGEST_CHECKPOINT)
         .map_err(|error| error.reason.to_string())?
         .into();
@@ -218,8 +263,9 @@ fn read(path: &Path) -> Result<(ModelProto, Option<NetworkJson>), String> {
         architecture,
         parameters,
         untrained,
+        notes,
     } = checkpoint
-        .into_resnet()
+        .into_resnet(options)
         .map_err(|error| error.to_string())?;
     Ok((
         onnx,
@@ -227,6 +273,7 @@ fn read(path: &Path) -> Result<(ModelProto, Option<NetworkJson>), String> {
             architecture,
             parameters,
             untrained,
+            notes,
         }),
     ))
 }

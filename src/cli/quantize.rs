@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{
     CliError, blocking,
-    flags::{ImageFlags, ManifestFlags, QuantizationFlags},
+    flags::{HubFlags, ImageFlags, ManifestFlags, QuantizationFlags},
     output::{self, escaped},
     output_file::OutputFile,
     report,
@@ -48,7 +48,8 @@ For a model that is refused, \"output\" and \"bytes\" are omitted.";
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub struct Args {
-    /// An ONNX image classifier [default: the bundled ResNet18].
+    /// An ONNX image classifier, or a published model such as torchvision:resnet18 [default: the
+    /// bundled ResNet18].
     #[arg(value_name = "MODEL")]
     model: Option<PathBuf>,
     /// A folder of photos that resemble those the model will classify.
@@ -62,6 +63,8 @@ pub struct Args {
     force: bool,
     #[command(flatten)]
     quantization: QuantizationFlags,
+    #[command(flatten)]
+    hub: HubFlags,
     #[command(flatten)]
     manifest: ManifestFlags,
     #[command(flatten)]
@@ -80,6 +83,8 @@ pub struct Args {
 /// If the model or the photos cannot be used, the result differs too much from the float model, or
 /// the output cannot be written.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let mut args = args;
+    args.model = args.hub.optional_file(args.model.take()).await?;
     blocking(move || quantize(&args)).await?;
     Ok(ExitCode::SUCCESS)
 }

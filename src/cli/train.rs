@@ -15,7 +15,7 @@ use serde_json::json;
 
 use super::{
     CliError, blocking,
-    flags::{EngineFlags, ImageFlags, PixelFlags},
+    flags::{EngineFlags, HubFlags, ImageFlags, PixelFlags},
     output::{self, escaped, named_line, thousands},
     output_file::OutputFile,
     report::{self, percent},
@@ -77,7 +77,8 @@ pub struct Args {
     /// Replace the output file whatever it is, even the base model itself.
     #[arg(long, env = "RESNET18_TRAIN_FORCE")]
     force: bool,
-    /// The ONNX classifier to start from [default: the bundled ResNet18].
+    /// The ONNX classifier to start from, or a published model such as torchvision:resnet18
+    /// [default: the bundled ResNet18].
     #[arg(long, env = "RESNET18_TRAIN_BASE", value_name = "MODEL")]
     base: Option<PathBuf>,
     /// The new model's name on a server [default: the name of the output file].
@@ -89,6 +90,8 @@ pub struct Args {
     json: bool,
     #[command(flatten)]
     training: TrainingFlags,
+    #[command(flatten)]
+    hub: HubFlags,
     #[command(flatten)]
     pixels: PixelFlags,
     #[command(flatten)]
@@ -208,8 +211,10 @@ struct EpochJson {
 /// If the dataset or the base model cannot be used, the engine cannot start, or the output cannot
 /// be written.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
-    let started = Instant::now();
+    let mut args = args;
     output::print_warnings();
+    args.base = args.hub.optional_file(args.base.take()).await?;
+    let started = Instant::now();
     let inputs: Vec<&Path> = args.base.as_deref().into_iter().collect();
     let output = OutputFile::check(&args.output, &inputs, args.force)?;
 

@@ -565,14 +565,15 @@ mod tests {
             path: Some(path),
             overrides: Overrides::default(),
         };
-        let mut stamps = vec![model.stamp()];
+        let weights = WeightFiles::default();
+        let mut stamps = vec![model.stamp(&weights)];
         for name in [
             "guest.labels.txt",
             "preprocessor_config.json",
             "config.json",
         ] {
             fs::write(folder.path().join(name), "{}").unwrap();
-            stamps.push(model.stamp());
+            stamps.push(model.stamp(&weights));
         }
         stamps.dedup();
         assert_eq!(stamps.len(), 4);

@@ -19,7 +19,7 @@ mod tools;
 mod turns;
 
 pub use self::{
-    checkpoint::{Checkpoint, checkpoint},
+    checkpoint::{Checkpoint, checkpoint, tiny_checkpoint, tiny_checkpoints},
     server::{LogReader, Server, Usage, resnet18, resnet18_with_files},
     tools::{ffmpeg, openssl, pillow, python, skipped, tritonclient},
     turns::{exclusive, shared_turn},

@@ -221,7 +221,6 @@ fn the_model_zoos_networks_are_served_as_they_are() {
             (1000, 224, 224),
             "{name}"
         );
-        assert_eq!(model.graph.softmax, name != "light_densenet121", "{name}");
         if !["light_squeezenet", "light_shufflenet"].contains(&name.as_str()) {
             continue;
         }

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::common::{
     Checkpoint, Server, checkpoint, data, image, json, python, request, resnet18, shared,
-    shared_turn, skipped, text, tiny_model::tiny_model,
+    shared_turn, skipped, text, tiny_checkpoints, tiny_model::tiny_model,
 };
 
 fn import(checkpoint: &Path, flags: &[&str]) -> Output {
@@ -417,4 +417,54 @@ fn a_checkpoint_without_labels_is_refused_with_the_number_of_lines_needed() {
         text(&result.stderr)
     );
     assert!(!output.exists());
+}
+
+#[test]
+fn of_several_networks_the_average_is_imported_unless_a_key_says_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("several.safetensors");
+    let labels = folder.path().join("labels.txt");
+    let import = |networks: &[(&str, usize)], classes: usize, flags: &[&str]| {
+        fs::write(&file, tiny_checkpoints(networks)).unwrap();
+        fs::write(&labels, "thing\n".repeat(classes)).unwrap();
+        let output = folder.path().join("out.onnx");
+        let flags = [
+            &[
+                "--json",
+                "--labels",
+                labels.to_str().unwrap(),
+                "--output",
+                output.to_str().unwrap(),
+            ],
+            flags,
+        ];
+        import(&file, &flags.concat())
+    };
+    let with_average = [("model.", 3), ("model_ema.", 4)];
+    let imported = import(&with_average, 4, &[]);
+    let report: Value = serde_json::from_slice(&imported.stdout).unwrap();
+    assert_eq!(report["classes"], 4);
+    assert_eq!(report["input"]["width"], 32);
+    let note = "the weights under `model_ema` were taken, the average of the weights";
+    assert!(
+        report["notes"][0].as_str().unwrap().starts_with(note),
+        "{report}"
+    );
+    assert!(
+        text(&imported.stderr).contains(note),
+        "{}",
+        text(&imported.stderr)
+    );
+
+    let imported = import(&with_average, 3, &["--key", "model"]);
+    let report: Value = serde_json::from_slice(&imported.stdout).unwrap();
+    assert_eq!(report["classes"], 3);
+
+    let refused = import(&[("student.", 3), ("teacher.", 3)], 3, &[]);
+    assert_eq!(refused.status.code(), Some(1));
+    let error = text(&refused.stderr);
+    assert!(
+        error.contains("`student`, `teacher`; choose one of them with --key NAME"),
+        "{error}"
+    );
 }

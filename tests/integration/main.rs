@@ -16,6 +16,7 @@ mod formats;
 mod golden;
 mod grpc;
 mod heads;
+mod hub;
 mod import;
 mod metrics;
 mod models;

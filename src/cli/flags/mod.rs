@@ -4,6 +4,7 @@
 mod connection;
 mod engine;
 mod engine_choice;
+mod hub;
 mod image;
 mod listen;
 mod manifest;
@@ -19,6 +20,7 @@ pub use self::{
     connection::{ConnectionFlags, CredentialFlags, ServerFlags},
     engine::{EngineFlags, PlanFlags, arguments as engine_arguments},
     engine_choice::EngineChoice,
+    hub::HubFlags,
     image::ImageFlags,
     listen::NetworkFlags,
     manifest::{ManifestFlags, PixelFlags},

@@ -14,8 +14,8 @@ use tokio::sync::Notify;
 use super::{
     CliError,
     flags::{
-        EngineFlags, ImageFlags, ManifestFlags, ModelCheckFlags, NetworkFlags, QuantizationFlags,
-        SecurityFlags, TelemetryFlags, passed_on,
+        EngineFlags, HubFlags, ImageFlags, ManifestFlags, ModelCheckFlags, NetworkFlags,
+        QuantizationFlags, SecurityFlags, TelemetryFlags, passed_on,
     },
     output, values,
 };
@@ -68,8 +68,9 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Model")]
 struct ModelFlags {
-    /// An ONNX image classifier to serve instead of the bundled one, as NAME. For several models,
-    /// repeat the flag or separate them with commas.
+    /// An ONNX image classifier to serve instead of the bundled one, as NAME: a file, or a published
+    /// model such as torchvision:resnet18. For several models, repeat the flag or separate them with
+    /// commas.
     #[arg(
         long,
         env = "RESNET18_MODEL",
@@ -93,10 +94,41 @@ struct ModelFlags {
     #[arg(long, env = "RESNET18_WATCH_INTERVAL", value_name = "DURATION", default_value = "1s",
           value_parser = values::duration)]
     watch_interval: Duration,
+    /// Serve the bundled model if the published one can't be had within this time; what has come of
+    /// it is kept for the next start.
+    #[arg(long, env = "RESNET18_BUNDLED_AFTER", value_name = "DURATION",
+          value_parser = values::positive_duration)]
+    bundled_after: Option<Duration>,
+    #[command(flatten)]
+    hub: HubFlags,
     #[command(flatten)]
     check: ModelCheckFlags,
     #[command(flatten)]
     manifest: ManifestFlags,
+}
+
+impl ModelFlags {
+    /// Fetches the published models, whose files then take the place of their names.
+    async fn fetch(&mut self) -> Result<(), CliError> {
+        if self.bundled_after.is_some() && self.model.len() > 1 {
+            return Err(CliError::Usage(
+                "--bundled-after is for one --model; the bundled model can't take the place of \
+                 several"
+                    .into(),
+            ));
+        }
+        let listed = std::mem::take(&mut self.model);
+        for ModelFile { name, path } in listed {
+            match self.hub.file_within(path, self.bundled_after).await? {
+                Ok(path) => self.model.push(ModelFile { name, path }),
+                Err(error) if self.bundled_after.is_some() => {
+                    tracing::warn!("serving the bundled model instead: {error}");
+                }
+                Err(error) => return Err(CliError::failed(error)),
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -170,7 +202,9 @@ impl FromStr for ModelFile {
 /// # Errors
 /// If a model cannot be served, an address cannot be bound, or an engine cannot start.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
+    let mut args = args;
     args.telemetry.start()?;
+    args.model.fetch().await?;
     let ended = serve(&args).await;
     telemetry::flush(TRACE_FLUSH_TIMEOUT).await;
 

@@ -1,4 +1,5 @@
-//! Reads the zip archive that `torch.save` writes: a pickle, and a file for each storage.
+//! Reads the zip archive that `torch.save` and `torch.jit.save` write: a pickle, and a file for each
+//! storage.
 
 use std::{
     collections::HashMap,
@@ -13,8 +14,8 @@ use super::{
     Checkpoint, CheckpointError,
     error::{damaged, unsupported},
     pickle::{Pickle, Storage},
-    state_dict,
     tensor::Elem,
+    values,
 };
 
 /// Most times its own size that an archive may decompress to. Weights are hardly ever compressed
@@ -25,7 +26,7 @@ pub(super) fn read(content: &Bytes) -> Result<Checkpoint, CheckpointError> {
     let mut archive = Archive::new(content)?;
     let pickle = Pickle::read(&archive.entry("data.pkl")?)?;
     let mut storages: HashMap<Rc<str>, Bytes> = HashMap::new();
-    state_dict::read(&pickle, |storage| {
+    let read = values::read(&pickle, |storage| {
         if let Some(bytes) = storages.get(&storage.key) {
             return Ok(bytes.clone());
         }
@@ -33,7 +34,14 @@ pub(super) fn read(content: &Bytes) -> Result<Checkpoint, CheckpointError> {
         check_len(storage, bytes.len())?;
         storages.insert(Rc::clone(&storage.key), bytes.clone());
         Ok(bytes)
-    })
+    });
+    match read {
+        Err(CheckpointError::Unsupported(_)) if archive.is_script() => Err(unsupported(
+            "is a TorchScript program without weights among its attributes: freezing it has made \
+             them constants of its code; save the module before that",
+        )),
+        read => read,
+    }
 }
 
 /// Checks that a storage has as many bytes as the pickle says.
@@ -71,16 +79,6 @@ impl Archive {
             ));
         };
 
-        if zip
-            .index_for_name(&format!("{folder}constants.pkl"))
-            .is_some()
-        {
-            return Err(unsupported(
-                "is a TorchScript program; its weights are read when saved alone: \
-                 `torch.save(torch.jit.load(PATH).state_dict(), PATH)`",
-            ));
-        }
-
         let allowance = content.len().saturating_mul(MAX_INFLATION);
         let mut archive = Self {
             content: content.clone(),
@@ -97,6 +95,12 @@ impl Archive {
             ));
         }
         Ok(archive)
+    }
+
+    /// Whether it is a TorchScript program, with its code beside the tensors. That is never read.
+    fn is_script(&self) -> bool {
+        let constants = format!("{}constants.pkl", self.folder);
+        self.zip.index_for_name(&constants).is_some()
     }
 
     /// An entry's content. If the entry is not compressed, it is a view of the file.

@@ -8,8 +8,8 @@ use super::{
     Checkpoint, CheckpointError, PICKLE,
     error::{damaged, unsupported},
     pickle::{Pickle, Value},
-    state_dict,
     tensor::Elem,
+    values,
 };
 
 /// PyTorch's magic number, 0x1950a86a20f9469cfc6c, as pickled: LONG1, 10 bytes, little-endian.
@@ -55,7 +55,7 @@ pub(super) fn read(content: &Bytes) -> Result<Checkpoint, CheckpointError> {
     }
 
     let storages = storages(&data, &keys, rest)?;
-    state_dict::read(&data, |storage| {
+    values::read(&data, |storage| {
         let bytes = storages.get(&storage.key).cloned();
         bytes.ok_or_else(|| {
             damaged(format!(

@@ -1,42 +1,49 @@
 //! Imports checkpoints, the weights that PyTorch and Hugging Face save, as ONNX models.
 //!
 //! One of three readers (`archive`, `legacy`, `safetensors`) turns a file into a [`Checkpoint`]:
-//! names and tensors, which are views of the file's bytes. [`Checkpoint::into_resnet`] builds an
-//! ONNX model from them. All of a file's fields are untrusted: sizes are checked before anything is
-//! allocated.
+//! sets of names and tensors, which are views of the file's bytes. [`Checkpoint::into_resnet`] finds
+//! the network among them (`layout`, `head`, `choice`) and builds an ONNX model (`architecture`,
+//! `resnet`). All of a file's fields are untrusted: sizes are checked before anything is allocated.
 
+mod architecture;
 mod archive;
+mod choice;
 mod error;
+mod head;
+mod layout;
 mod legacy;
-mod names;
 mod pickle;
 mod resnet;
+mod rest;
 mod safetensors;
-mod state_dict;
 mod tensor;
+mod tensor_set;
+mod values;
 
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
-
-use std::collections::BTreeMap;
+#[cfg(test)]
+mod variants;
 
 use bytes::Bytes;
 
-use self::tensor::Tensor;
-pub use self::{error::CheckpointError, resnet::ResNet};
+use self::tensor_set::TensorSet;
+pub use self::{
+    error::CheckpointError,
+    resnet::{ResNet, ResNetOptions},
+};
 use super::sniff;
 
 /// The first byte of a pickle: the opcode PROTO.
 const PICKLE: u8 = 0x80;
 
-/// The tensors of a checkpoint by their names in the file.
+/// The tensors of a checkpoint.
 #[derive(Debug)]
 pub struct Checkpoint {
-    tensors: BTreeMap<String, Tensor>,
-    /// Entries of the state dict that are not tensors, each with a description for error messages.
-    others: BTreeMap<String, String>,
+    /// One for each dict of tensors and for each tree of modules, in the order of the file.
+    sets: Vec<TensorSet>,
 }
 
 impl Checkpoint {
@@ -79,9 +86,9 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Tensors that are not those of a ResNet: missing or additional ones, wrong shapes, values
-    /// that are not finite.
-    pub fn into_resnet(self) -> Result<ResNet, CheckpointError> {
-        resnet::build(self)
+    /// that are not finite; several networks of which none is the one to take.
+    pub fn into_resnet(self, options: &ResNetOptions) -> Result<ResNet, CheckpointError> {
+        resnet::build(self, options)
     }
 }
 

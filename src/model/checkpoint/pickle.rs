@@ -20,7 +20,7 @@ const MAX_DIMENSIONS: usize = 8;
 
 /// Index of a value of the pickle. Values refer to each other by index, so that no code here has to
 /// recurse, however deeply they are nested.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Id(usize);
 
 #[derive(Clone, Debug)]
@@ -28,6 +28,7 @@ pub(super) enum Value {
     None,
     Bool(bool),
     Int(i64),
+    Float(f64),
     Text(Rc<str>),
     Tuple(Vec<Id>),
     List(Vec<Id>),
@@ -63,6 +64,8 @@ pub(super) struct TensorView {
 #[derive(Debug)]
 pub(super) struct Pickle {
     values: Vec<Value>,
+    /// The attributes of objects, as they were set after their making.
+    states: HashMap<Id, Id>,
     pub(super) root: Id,
     /// Every storage that is mentioned, by key.
     pub(super) storages: HashMap<Rc<str>, Rc<Storage>>,
@@ -81,6 +84,7 @@ impl Pickle {
             at: 0,
             steps: 0,
             values: Vec::new(),
+            states: HashMap::new(),
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
@@ -113,12 +117,42 @@ impl Pickle {
             .map(|(_, value)| *value)
     }
 
+    /// The attributes of an object: a dict, or the first of a pair of them, of which the second has
+    /// those in slots.
+    pub(super) fn attributes(&self, id: Id) -> Option<Id> {
+        let state = *self.states.get(&id)?;
+        match self.get(state) {
+            Value::Dict(_) => Some(state),
+            Value::Tuple(parts) => parts
+                .first()
+                .copied()
+                .filter(|part| matches!(self.get(*part), Value::Dict(_))),
+            _ => None,
+        }
+    }
+
+    /// The numbers that a number, or a tuple or list of them, consists of; empty for anything else.
+    pub(super) fn numbers(&self, id: Id) -> Vec<f64> {
+        let number = |id: Id| match self.get(id) {
+            Value::Int(value) => Some(*value as f64),
+            Value::Float(value) => Some(*value),
+            _ => None,
+        };
+        match self.get(id) {
+            Value::Tuple(items) | Value::List(items) if items.len() <= MAX_DIMENSIONS => {
+                let numbers: Option<Vec<f64>> = items.iter().map(|item| number(*item)).collect();
+                numbers.unwrap_or_default()
+            }
+            _ => number(id).into_iter().collect(),
+        }
+    }
+
     /// A description of the value for error messages.
     pub(super) fn describe(&self, id: Id) -> String {
         match self.get(id) {
             Value::None => "None".into(),
             Value::Bool(_) => "a bool".into(),
-            Value::Int(_) => "a number".into(),
+            Value::Int(_) | Value::Float(_) => "a number".into(),
             Value::Text(_) => "a string".into(),
             Value::Tuple(_) => "a tuple".into(),
             Value::List(_) => "a list".into(),
@@ -138,6 +172,7 @@ struct Machine<'a> {
     at: usize,
     steps: usize,
     values: Vec<Value>,
+    states: HashMap<Id, Id>,
     stack: Vec<Id>,
     /// Heights of the stack at which MARK was executed.
     marks: Vec<usize>,
@@ -158,6 +193,7 @@ impl Machine<'_> {
                     let root = self.pop()?;
                     return Ok(Pickle {
                         values: self.values,
+                        states: self.states,
                         root,
                         storages: self.storages,
                         len: self.at,
@@ -194,8 +230,8 @@ impl Machine<'_> {
                 0x8a => self.long::<1>()?,
                 0x8b => self.long::<4>()?,
                 b'G' => {
-                    self.take(8)?;
-                    self.push_object("float");
+                    let value = f64::from_be_bytes(self.array()?);
+                    self.push(Value::Float(value));
                 }
                 // SHORT_BINSTRING, BINSTRING, SHORT_BINUNICODE, BINUNICODE, BINUNICODE8
                 b'U' | 0x8c => self.push_text::<1>()?,
@@ -280,8 +316,15 @@ impl Machine<'_> {
                     let callee = self.pop()?;
                     self.reduce(callee, arguments)?;
                 }
-                // The state is ignored: the entries of a dict have been set before.
-                b'b' => drop(self.pop()?),
+                // The state of an object is kept. That of a dict is ignored: its entries have been
+                // set before.
+                b'b' => {
+                    let state = self.pop()?;
+                    let object = self.top()?;
+                    if matches!(self.get(object), Value::Object(_)) {
+                        self.states.insert(object, state);
+                    }
+                }
                 // BINPERSID
                 b'Q' => {
                     let id = self.pop()?;

@@ -1,13 +1,17 @@
-//! Builds an ONNX ResNet from a checkpoint's tensors: detects the architecture by names and shapes,
-//! and folds BatchNorm into the convolutions.
+//! Builds an ONNX ResNet from a checkpoint's tensors: detects the architecture by their shapes, and
+//! folds BatchNorm into the convolutions.
 
 use bytes::Bytes;
 
 use super::{
     Checkpoint, CheckpointError,
+    architecture::{Architecture, Conv},
+    choice::{self, Choice},
     error::{self, list, unsupported},
-    names::{self, ConvPosition, Naming},
-    tensor::Tensor,
+    head::Head,
+    layout::{ConvNames, Layout},
+    rest,
+    tensor_set::TensorSet,
 };
 use crate::model::{
     graph::{int_attribute, ints_attribute, node, tensor_type},
@@ -17,46 +21,25 @@ use crate::model::{
     },
 };
 
-/// The epsilon of BatchNorm: PyTorch's default, which published ResNets are trained with.
+/// The epsilon of BatchNorm: PyTorch's default, which published ResNets are trained with. Whole
+/// modules say their own.
 const EPSILON: f64 = 1e-5;
-/// Height and width of the images that ResNets are trained on.
-const IMAGE_SIZE: i64 = 224;
-/// Channels of the BasicBlocks of each stage, and of the bottlenecks of the usual width.
-const CHANNELS: [usize; 4] = [64, 128, 256, 512];
+/// Most parameters, as an ONNX file can have at most 2 GiB.
+const MAX_PARAMETERS: usize = (2 << 30) / 4 - 1;
 const OPSET: i64 = 17;
 const IR_VERSION: i64 = 8;
 
-/// A published ResNet.
-#[derive(Clone, Copy)]
-struct KnownResNet {
-    /// Whether its blocks are bottlenecks.
-    bottleneck: bool,
-    /// Number of blocks in each stage.
-    blocks: [usize; 4],
-    name: &'static str,
+/// What is imported of a checkpoint.
+#[derive(Clone, Debug, Default)]
+pub struct ResNetOptions {
+    /// The network to import of a file with several: the key that it is under, or the beginning or
+    /// end of its path.
+    pub key: Option<String>,
+    /// Height and width of the images that the network takes. Without them, those that networks of
+    /// its kind are trained on: 224×224, and 32×32 for a network that takes an image without
+    /// reducing it, as for CIFAR.
+    pub input_size: Option<(u32, u32)>,
 }
-
-const fn known(bottleneck: bool, blocks: [usize; 4], name: &'static str) -> KnownResNet {
-    KnownResNet {
-        bottleneck,
-        blocks,
-        name,
-    }
-}
-
-const RESNET18: KnownResNet = known(false, [2, 2, 2, 2], "resnet18");
-
-const KNOWN: [KnownResNet; 9] = [
-    known(false, [1, 1, 1, 1], "resnet10"),
-    RESNET18,
-    known(false, [3, 4, 6, 3], "resnet34"),
-    known(true, [1, 1, 1, 1], "resnet14"),
-    known(true, [2, 2, 2, 2], "resnet26"),
-    known(true, [3, 4, 6, 3], "resnet50"),
-    known(true, [3, 4, 23, 3], "resnet101"),
-    known(true, [3, 8, 36, 3], "resnet152"),
-    known(true, [3, 24, 36, 3], "resnet200"),
-];
 
 /// A network built from a checkpoint.
 #[derive(Debug)]
@@ -68,47 +51,55 @@ pub struct ResNet {
     /// Whether every BatchNorm still has its initial statistics, so that the network was never
     /// trained.
     pub untrained: bool,
-    /// The model, from `input`, `float32 [N, 3, 224, 224]`, to `logits`, `float32 [N, classes]`. It
-    /// has no manifest.
+    /// What the user should know: which weights were taken, and which were left out.
+    pub notes: Vec<String>,
+    /// The model, from `input`, `float32 [N, channels, height, width]`, to `logits`,
+    /// `float32 [N, classes]`. It has no manifest.
     pub onnx: ModelProto,
 }
 
 /// Builds the network that the checkpoint's tensors belong to.
-pub(super) fn build(mut checkpoint: Checkpoint) -> Result<ResNet, CheckpointError> {
-    names::strip_common_prefix(&mut checkpoint);
-    let naming = Naming::detect(&checkpoint);
-    let architecture = Architecture::detect(&checkpoint, &naming)?;
+pub(super) fn build(
+    checkpoint: Checkpoint,
+    options: &ResNetOptions,
+) -> Result<ResNet, CheckpointError> {
+    let Choice {
+        set,
+        layout,
+        others,
+        note,
+    } = choice::choose(checkpoint.sets, options.key.as_deref())?;
+    let architecture = Architecture::detect(&set, &layout)?;
+    rest::check_modules(&set, &layout)?;
     let mut builder = Builder {
-        checkpoint,
-        naming,
+        set,
+        layout,
+        others,
         graph: GraphProto::default(),
         parameters: 0,
         untrained: true,
+        notes: note.into_iter().collect(),
     };
 
-    let stem = Conv {
-        outputs: 64,
-        inputs: 3,
-        size: 7,
-        stride: 2,
-        groups: 1,
-    };
-    let mut last = builder.conv(ConvPosition::Stem, &stem, "input")?;
-    last = builder.relu(&last);
-    let pool = [
-        ("kernel_shape", &[3, 3][..]),
-        ("pads", &[1; 4]),
-        ("strides", &[2, 2]),
-    ];
-    last = builder.add(node("MaxPool", &[&last], "maxpool", None), &pool);
-
-    let mut channels = stem.outputs;
-    for (stage, blocks) in architecture.blocks.into_iter().enumerate() {
-        for block in 0..blocks {
+    let mut last = builder.stem(&architecture)?;
+    let size = options.input_size.unwrap_or(architecture.usual_size());
+    let mut side = [size.0, size.1].map(|side| architecture.after_stem(side.into()));
+    let mut channels = architecture.stem_outputs();
+    for (stage, blocks) in architecture.blocks.iter().enumerate() {
+        for block in 0..*blocks {
             let stride = if block == 0 && stage > 0 { 2 } else { 1 };
             let convs = architecture.block(stage, channels, stride);
-            last = builder.block(stage, block, &convs, stride, &last)?;
+            let place = Block {
+                stage,
+                block,
+                stride,
+                odd: side.iter().any(|side| side % 2 == 1),
+            };
+            last = builder.block(&place, &convs, &last)?;
             channels = convs[convs.len() - 1].outputs;
+            if stride == 2 {
+                side = side.map(|side| side.div_ceil(2));
+            }
         }
     }
 
@@ -122,227 +113,47 @@ pub(super) fn build(mut checkpoint: Checkpoint) -> Result<ResNet, CheckpointErro
         ),
         &[],
     );
-    let classes = builder.head(channels, &flat)?;
-    builder.finish(architecture.name(), classes)
+    let head = builder.choose_head(channels)?;
+    let classes = builder.head(&head, &flat)?;
+    let left = rest::account(
+        &builder.set,
+        &builder.layout,
+        &builder.others,
+        &head,
+        &architecture.name(),
+    )?;
+    builder.notes.extend(left);
+    let input = [architecture.inputs as i64, size.0.into(), size.1.into()];
+    Ok(builder.finish(architecture.name(), input, classes))
 }
 
-/// The kind of ResNet that a checkpoint contains.
-struct Architecture {
-    bottleneck: bool,
-    /// Number of blocks in each stage.
-    blocks: [usize; 4],
-    /// Channels within the bottlenecks of the first stage; each further stage has twice as many.
-    width: usize,
-    /// Groups of the 3×3 convolutions.
-    groups: usize,
-    /// The network of the usual width and without groups that has the same blocks.
-    base_name: &'static str,
-}
-
-impl Architecture {
-    /// Detects the architecture by the names and shapes of the tensors.
-    ///
-    /// # Errors
-    /// Tensors of another network; a number of blocks that no known ResNet has.
-    fn detect(checkpoint: &Checkpoint, naming: &Naming) -> Result<Self, CheckpointError> {
-        let weight = |position| format!("{}.weight", naming.convolution(position).0);
-        let shape = |name: &str| checkpoint.tensors.get(name).map(Tensor::shape);
-        let of_first_block = |index| {
-            weight(ConvPosition::Block {
-                stage: 0,
-                block: 0,
-                index,
-            })
-        };
-
-        let stem = weight(ConvPosition::Stem);
-        let first = of_first_block(0);
-        if shape(&stem).is_none() && shape(&first).is_none() {
-            let names: Vec<String> = checkpoint.tensors.keys().cloned().collect();
-            return Err(unsupported(format!(
-                "is not a ResNet as torchvision, timm or Hugging Face makes it: \
-                 it has neither `{stem}` nor `{first}`, but {}; export other networks to ONNX",
-                list(&names)
-            )));
-        }
-
-        // Only a bottleneck has a third convolution.
-        let bottleneck = shape(&of_first_block(2)).is_some();
-        let blocks = [0, 1, 2, 3].map(|stage| count_blocks(checkpoint, naming, stage));
-        let known = nearest(bottleneck, blocks);
-        check_blocks(checkpoint, naming, blocks, known)?;
-
-        let (mut width, mut groups) = (CHANNELS[0], 1);
-        if bottleneck
-            && let Some([_, inputs_a_group, 3, 3]) = shape(&of_first_block(1))
-            && let Some([outputs, 64, 1, 1]) = shape(&first)
-            && *outputs > 0
-            && outputs.is_multiple_of(*inputs_a_group)
-        {
-            width = *outputs;
-            groups = outputs / inputs_a_group;
-        }
-        Ok(Self {
-            bottleneck,
-            blocks,
-            width,
-            groups,
-            base_name: known.name,
-        })
-    }
-
-    /// The name in torchvision, or one formed in the same way.
-    fn name(&self) -> String {
-        match (self.groups, self.width) {
-            (1, 64) => self.base_name.into(),
-            (1, 128) => format!("wide_{}_2", self.base_name),
-            (1, width) => format!("{} of width {width}", self.base_name),
-            (groups, width) => format!(
-                "{}_{groups}x{}d",
-                self.base_name.replace("resnet", "resnext"),
-                width / groups
-            ),
-        }
-    }
-
-    /// The convolutions of a block of the stage, which has `inputs` input channels.
-    fn block(&self, stage: usize, inputs: usize, stride: i64) -> Vec<Conv> {
-        let channels = CHANNELS[stage];
-        if !self.bottleneck {
-            let conv = |inputs, stride| Conv {
-                outputs: channels,
-                inputs,
-                size: 3,
-                stride,
-                groups: 1,
-            };
-            return vec![conv(inputs, stride), conv(channels, 1)];
-        }
-        let width = self.width << stage;
-        vec![
-            Conv {
-                outputs: width,
-                inputs,
-                size: 1,
-                stride: 1,
-                groups: 1,
-            },
-            Conv {
-                outputs: width,
-                inputs: width,
-                size: 3,
-                stride,
-                groups: self.groups,
-            },
-            Conv {
-                outputs: channels * 4,
-                inputs: width,
-                size: 1,
-                stride: 1,
-                groups: 1,
-            },
-        ]
-    }
-}
-
-/// Number of blocks of a stage: one more than the highest index that has a tensor.
-fn count_blocks(checkpoint: &Checkpoint, naming: &Naming, stage: usize) -> usize {
-    const MAX_BLOCKS: usize = 100;
-    let exists = |block: &usize| {
-        let prefix = naming.block(stage, *block);
-        checkpoint
-            .tensors
-            .keys()
-            .any(|name| name.starts_with(&prefix))
-    };
-    (0..MAX_BLOCKS)
-        .rev()
-        .find(exists)
-        .map_or(0, |last| last + 1)
-}
-
-/// The known network that differs in the fewest blocks.
-fn nearest(bottleneck: bool, blocks: [usize; 4]) -> KnownResNet {
-    let difference = |known: &KnownResNet| {
-        let stages = known.blocks.iter().zip(blocks);
-        stages.map(|(a, b)| a.abs_diff(b)).sum::<usize>()
-    };
-    KNOWN
-        .into_iter()
-        .filter(|known| known.bottleneck == bottleneck)
-        .min_by_key(difference)
-        .unwrap_or(RESNET18)
-}
-
-/// Checks that each stage has as many blocks as in the network `known`.
-fn check_blocks(
-    checkpoint: &Checkpoint,
-    naming: &Naming,
-    blocks: [usize; 4],
-    known: KnownResNet,
-) -> Result<(), CheckpointError> {
-    for (stage, (found, expected)) in blocks.into_iter().zip(known.blocks).enumerate() {
-        if found < expected {
-            let position = ConvPosition::Block {
-                stage,
-                block: found,
-                index: 0,
-            };
-            return Err(CheckpointError::Missing {
-                tensor: format!("{}.weight", naming.convolution(position).0),
-                hint: format!(
-                    "; stage {} has {found} blocks, but a {} has {expected}",
-                    stage + 1,
-                    known.name
-                ),
-            });
-        }
-        if found > expected {
-            let prefix = naming.block(stage, expected);
-            return Err(CheckpointError::Extra {
-                architecture: known.name.into(),
-                tensors: checkpoint
-                    .tensors
-                    .keys()
-                    .filter(|name| name.starts_with(&prefix))
-                    .cloned()
-                    .collect(),
-            });
-        }
-    }
-    Ok(())
-}
-
-/// A convolution without a bias.
-struct Conv {
-    outputs: usize,
-    inputs: usize,
-    /// Height and width of the kernel.
-    size: usize,
+/// The place of a residual block.
+struct Block {
+    stage: usize,
+    block: usize,
     stride: i64,
-    groups: usize,
+    /// Whether the height or width of what it takes is odd.
+    odd: bool,
 }
 
-/// Builds the graph, taking tensors out of the checkpoint.
+/// Builds the graph, taking tensors out of the set.
 struct Builder {
     /// The tensors that have not been used yet.
-    checkpoint: Checkpoint,
-    naming: Naming,
+    set: TensorSet,
+    layout: Layout,
+    /// Other networks in the same set.
+    others: Vec<Layout>,
     graph: GraphProto,
     parameters: usize,
     untrained: bool,
+    notes: Vec<String>,
 }
 
 impl Builder {
-    /// Takes a tensor's values out of the checkpoint, in f64, so that folding does not lose
-    /// precision.
+    /// Takes a tensor's values out of the set, in f64, so that folding does not lose precision.
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f64>, CheckpointError> {
-        let Some(tensor) = self.checkpoint.tensors.remove(name) else {
-            let hint = self.missing_hint(name);
-            return Err(CheckpointError::Missing {
-                tensor: name.into(),
-                hint,
-            });
+        let Some(tensor) = self.set.tensors.remove(name) else {
+            return Err(self.missing(name));
         };
         if tensor.shape() != shape {
             return Err(error::tensor(
@@ -353,9 +164,18 @@ impl Builder {
         tensor.values(name)
     }
 
+    fn missing(&self, name: &str) -> CheckpointError {
+        CheckpointError::Missing {
+            tensor: name.into(),
+            hint: self.missing_hint(name),
+        }
+    }
+
     /// A hint about why a tensor is missing; may be empty.
     fn missing_hint(&self, name: &str) -> String {
-        let Checkpoint { tensors, others } = &self.checkpoint;
+        let TensorSet {
+            tensors, others, ..
+        } = &self.set;
         let layer = &name[..=name.rfind('.').unwrap_or_default()];
         let similar: Vec<String> = tensors
             .keys()
@@ -367,7 +187,7 @@ impl Builder {
             format!("; under that name it holds {what}")
         } else if !similar.is_empty() {
             format!("; of that layer there are only {}", list(&similar))
-        } else if layer.strip_suffix('.') == Some(self.naming.head()) {
+        } else if layer.strip_suffix('.') == Some(&self.layout.default_head()) {
             "; without its last layer it cannot classify".into()
         } else {
             String::new()
@@ -378,49 +198,92 @@ impl Builder {
     fn take_learned(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f64>, CheckpointError> {
         let values = self.take(name, shape)?;
         self.parameters += values.len();
+        if self.parameters > MAX_PARAMETERS {
+            return Err(unsupported(format!(
+                "has more than {MAX_PARAMETERS} parameters, as many as an ONNX file can hold"
+            )));
+        }
         Ok(values)
+    }
+
+    /// Adds the convolutions before the first stage, and the pooling after them.
+    fn stem(&mut self, architecture: &Architecture) -> Result<String, CheckpointError> {
+        let mut last = "input".to_owned();
+        let count = architecture.stem.len();
+        for (index, (names, conv)) in architecture.stem.iter().enumerate() {
+            let output = match count {
+                1 => "conv1".to_owned(),
+                _ => format!("conv1.{}", index * 3),
+            };
+            last = self.conv(names, conv, &last, &output)?;
+            last = self.relu(&last);
+        }
+        if !architecture.pooled {
+            return Ok(last);
+        }
+        let pool = [
+            ("kernel_shape", &[3, 3][..]),
+            ("pads", &[1; 4]),
+            ("strides", &[2, 2]),
+        ];
+        Ok(self.add(node("MaxPool", &[&last], "maxpool", None), &pool))
     }
 
     /// Adds a residual block: convolutions with ReLUs between them, added to the shortcut. Returns
     /// the name of its output.
     fn block(
         &mut self,
-        stage: usize,
-        block: usize,
+        place: &Block,
         convs: &[Conv],
-        stride: i64,
         input: &str,
     ) -> Result<String, CheckpointError> {
+        let Block {
+            stage,
+            block,
+            stride,
+            odd,
+        } = *place;
+        // The network gets torchvision's names, wherever the checkpoint is from.
+        let within = format!("layer{}.{block}", stage + 1);
         let mut last = input.to_owned();
         for (index, conv) in convs.iter().enumerate() {
             if index > 0 {
                 last = self.relu(&last);
             }
-            last = self.conv(
-                ConvPosition::Block {
-                    stage,
-                    block,
-                    index,
-                },
-                conv,
-                &last,
-            )?;
+            let names = self.layout.convolution(stage, block, index);
+            let output = format!("{within}.conv{}", index + 1);
+            last = self.conv(&names, conv, &last, &output)?;
         }
 
         let inputs = convs[0].inputs;
         let outputs = convs[convs.len() - 1].outputs;
-        let shortcut = if stride != 1 || inputs != outputs {
+        let found = self.layout.shortcut(&self.set, stage, block);
+        let pooled = found.as_ref().is_some_and(|found| found.pooled);
+        let names = match found {
+            Some(found) => Some(found.names),
+            None if stride != 1 || inputs != outputs => {
+                Some(self.layout.default_shortcut(stage, block))
+            }
+            None => None,
+        };
+        let mut shortcut = input.to_owned();
+        if pooled && stride != 1 {
+            // Only an odd side makes the last value the average of fewer.
+            let ceil = odd.then(|| int_attribute("ceil_mode", 1));
+            let attributes = [("kernel_shape", &[2, 2][..]), ("strides", &[2, 2])];
+            let name = format!("{within}.downsample.avgpool");
+            shortcut = self.add(node("AveragePool", &[&shortcut], &name, ceil), &attributes);
+        }
+        if let Some(names) = names {
             let conv = Conv {
                 outputs,
                 inputs,
                 size: 1,
-                stride,
+                stride: if pooled { 1 } else { stride },
                 groups: 1,
             };
-            self.conv(ConvPosition::Shortcut { stage, block }, &conv, input)?
-        } else {
-            input.to_owned()
-        };
+            shortcut = self.conv(&names, &conv, &shortcut, &format!("{within}.downsample.0"))?;
+        }
 
         let name = format!("layer{}.{block}.add", stage + 1);
         last = self.add(node("Add", &[&last, &shortcut], &name, None), &[]);
@@ -428,12 +291,13 @@ impl Builder {
     }
 
     /// Adds a convolution with the BatchNorm after it folded in: weights `w · s` and bias `β - μ ·
-    /// s`, where `s = γ / √(σ² + ε)`. Returns the name of its output.
+    /// s`, where `s = γ / √(σ² + ε)`. Returns the name of its output, `output`.
     fn conv(
         &mut self,
-        position: ConvPosition,
+        names: &ConvNames,
         conv: &Conv,
         input: &str,
+        output: &str,
     ) -> Result<String, CheckpointError> {
         let Conv {
             outputs,
@@ -442,11 +306,15 @@ impl Builder {
             stride,
             groups,
         } = *conv;
-        let (convolution, normalization) = self.naming.convolution(position);
+        rest::check_conv(&self.set, &names.conv, conv)?;
+        let epsilon = match self.set.attribute(&names.norm, "eps") {
+            Some([epsilon]) if *epsilon > 0.0 => *epsilon,
+            _ => EPSILON,
+        };
         let shape = [outputs, inputs / groups, size, size];
-        let weight_name = format!("{convolution}.weight");
+        let weight_name = format!("{}.weight", names.conv);
         let mut weight = self.take_learned(&weight_name, &shape)?;
-        let of = |part: &str| format!("{normalization}.{part}");
+        let of = |part: &str| format!("{}.{part}", names.norm);
         let gamma = self.take_learned(&of("weight"), &[outputs])?;
         let beta = self.take_learned(&of("bias"), &[outputs])?;
         let mean = self.take(&of("running_mean"), &[outputs])?;
@@ -463,7 +331,7 @@ impl Builder {
         let scale: Vec<f64> = gamma
             .iter()
             .zip(&variance)
-            .map(|(gamma, var)| gamma / (var + EPSILON).sqrt())
+            .map(|(gamma, var)| gamma / (var + epsilon).sqrt())
             .collect();
         for (kernel, scale) in weight
             .chunks_exact_mut(inputs / groups * size * size)
@@ -478,11 +346,6 @@ impl Builder {
             .map(|((beta, mean), scale)| beta - mean * scale)
             .collect();
 
-        // The network gets torchvision's names, wherever the checkpoint is from.
-        let (output, _) = Naming::Torchvision {
-            head: String::new(),
-        }
-        .convolution(position);
         let folded = format!("{output}.weight");
         let bias = format!("{output}.bias");
         self.store(&folded, &shape, weight, &weight_name)?;
@@ -497,40 +360,141 @@ impl Builder {
         ];
         let group = Some(int_attribute("group", groups as i64));
         Ok(self.add(
-            node("Conv", &[input, &folded, &bias], &output, group),
+            node("Conv", &[input, &folded, &bias], output, group),
             &attributes,
         ))
     }
 
-    /// Adds the last layer. Returns the number of classes, which the checkpoint determines.
-    fn head(&mut self, features: usize, input: &str) -> Result<usize, CheckpointError> {
-        let [weight, bias] =
-            ["weight", "bias"].map(|part| format!("{}.{part}", self.naming.head()));
-        let classes = match self.checkpoint.tensors.get(&weight).map(Tensor::shape) {
-            Some([classes, inputs]) if *inputs == features && *classes > 0 => *classes,
-            Some(shape) => {
-                let reason = format!("has the shape {shape:?} instead of [classes, {features}]");
-                return Err(error::tensor(&weight, reason));
-            }
-            // `take_learned` reports that the tensor is missing.
-            None => 0,
+    /// The last layer: the likeliest of those that fit.
+    fn choose_head(&mut self, features: usize) -> Result<Head, CheckpointError> {
+        let of_others = |head: &Head| {
+            let mut prefixes = self.others.iter().map(|other| &other.prefix);
+            prefixes.any(|prefix| {
+                !self.layout.prefix.starts_with(prefix) && head.name().starts_with(prefix)
+            })
         };
+        let mut heads = Head::find(&self.set, &self.layout, features).into_iter();
+        let Some(head) = heads.next() else {
+            return Err(self.no_head(features));
+        };
+        let others: Vec<Head> = heads.filter(|head| !of_others(head)).collect();
+        let rank = head.rank(&self.layout);
+        if let Some(other) = others.iter().find(|other| other.rank(&self.layout) == rank) {
+            return Err(unsupported(format!(
+                "has several last layers, such as `{}` and `{}`, and nothing says which one \
+                 classifies; save it without the others",
+                head.name(),
+                other.name()
+            )));
+        }
+        for other in others {
+            self.notes.push(format!(
+                "the last layer is `{}`; `{}`, which has {} outputs, was left out",
+                head.name(),
+                other.name(),
+                other.outputs()
+            ));
+        }
+        Ok(head)
+    }
 
-        let values = self.take_learned(&weight, &[classes, features])?;
-        self.store("fc.weight", &[classes, features], values, &weight)?;
-        let values = self.take_learned(&bias, &[classes])?;
-        self.store("fc.bias", &[classes], values, &bias)?;
-        let transposed = Some(int_attribute("transB", 1));
-        self.add(
-            node(
-                "Gemm",
-                &[input, "fc.weight", "fc.bias"],
-                "logits",
-                transposed,
+    /// Why there is no last layer.
+    fn no_head(&self, features: usize) -> CheckpointError {
+        let usual = format!("{}.weight", self.layout.default_head());
+        let wrong = self.set.tensors.iter().find(|(name, tensor)| {
+            **name == usual || (tensor.shape().len() == 2 && name.ends_with("classifier.weight"))
+        });
+        match wrong {
+            Some((name, tensor)) => error::tensor(
+                name,
+                format!(
+                    "has the shape {:?} instead of [classes, {features}]",
+                    tensor.shape()
+                ),
             ),
-            &[],
-        );
-        Ok(classes)
+            None => self.missing(&usual),
+        }
+    }
+
+    /// Adds the last layer, or several with a ReLU between them. Returns the number of classes, which
+    /// the checkpoint determines.
+    fn head(&mut self, head: &Head, input: &str) -> Result<usize, CheckpointError> {
+        let count = head.layers.len();
+        let mut last = input.to_owned();
+        for (index, layer) in head.layers.iter().enumerate() {
+            let (name, output) = match count - index {
+                1 => ("fc".to_owned(), "logits".to_owned()),
+                _ => (format!("fc.{index}"), format!("fc.{index}")),
+            };
+            if index > 0 && self.relu_before(head, index)? {
+                last = self.relu(&last);
+            }
+
+            let (inputs, outputs) = (layer.inputs, layer.outputs);
+            let [weight, bias] = ["weight", "bias"].map(|part| format!("{}.{part}", layer.name));
+            let shape = if layer.convolution {
+                vec![outputs, inputs, 1, 1]
+            } else {
+                vec![outputs, inputs]
+            };
+            let values = self.take_learned(&weight, &shape)?;
+            let [stored, stored_bias] = ["weight", "bias"].map(|part| format!("{name}.{part}"));
+            self.store(&stored, &[outputs, inputs], values, &weight)?;
+            let values = if self.set.tensors.contains_key(&bias) {
+                self.take_learned(&bias, &[outputs])?
+            } else {
+                vec![0.0; outputs]
+            };
+            self.store(&stored_bias, &[outputs], values, &bias)?;
+            let transposed = Some(int_attribute("transB", 1));
+            last = self.add(
+                node("Gemm", &[&last, &stored, &stored_bias], &output, transposed),
+                &[],
+            );
+        }
+        Ok(head.outputs())
+    }
+
+    /// Whether a ReLU is between a layer of the head and the one before. Where the file has only
+    /// their tensors, it is where something without tensors is.
+    fn relu_before(&mut self, head: &Head, layer: usize) -> Result<bool, CheckpointError> {
+        if !head.has_gap_before(layer) {
+            return Ok(false);
+        }
+        let modules: Vec<(String, Option<String>)> = head
+            .between(layer)
+            .into_iter()
+            .map(|name| {
+                let class = self
+                    .set
+                    .modules
+                    .get(&name)
+                    .map(|module| module.class.clone());
+                (name, class)
+            })
+            .collect();
+        if modules.iter().all(|(_, class)| class.is_none()) {
+            self.notes.push(format!(
+                "between `{}` and `{}`, a ReLU was assumed: the file does not say what is there",
+                head.layers[layer - 1].name,
+                head.layers[layer].name
+            ));
+            return Ok(true);
+        }
+
+        let mut relu = false;
+        for (name, class) in modules {
+            match class.as_deref() {
+                Some("ReLU") => relu = true,
+                Some("Dropout" | "Identity" | "Flatten") | None => {}
+                Some(other) => {
+                    return Err(unsupported(format!(
+                        "has a {other} in its last layer, `{name}`; only ReLU is supported there"
+                    )));
+                }
+            }
+        }
+        Ok(relu)
     }
 
     fn relu(&mut self, input: &str) -> String {
@@ -578,21 +542,9 @@ impl Builder {
         Ok(())
     }
 
-    /// The finished model. Every tensor must have been used.
-    fn finish(self, architecture: String, classes: usize) -> Result<ResNet, CheckpointError> {
-        let left: Vec<String> = self
-            .checkpoint
-            .tensors
-            .into_keys()
-            .filter(|name| !names::is_counter(name))
-            .collect();
-        if !left.is_empty() {
-            return Err(CheckpointError::Extra {
-                architecture,
-                tensors: left,
-            });
-        }
-
+    /// The finished model, for images of `[channels, height, width]`.
+    fn finish(self, architecture: String, input: [i64; 3], classes: usize) -> ResNet {
+        let [channels, height, width] = input;
         let value = |name: &str, shape: &[i64]| ValueInfoProto {
             name: Some(name.into()),
             r#type: Some(tensor_type(DataType::Float, shape)),
@@ -600,7 +552,7 @@ impl Builder {
         };
         let graph = GraphProto {
             name: Some(architecture.clone()),
-            input: vec![value("input", &[-1, 3, IMAGE_SIZE, IMAGE_SIZE])],
+            input: vec![value("input", &[-1, channels, height, width])],
             output: vec![value("logits", &[-1, classes as i64])],
             ..self.graph
         };
@@ -615,11 +567,12 @@ impl Builder {
             graph: Some(graph),
             ..Default::default()
         };
-        Ok(ResNet {
+        ResNet {
             architecture,
             parameters: self.parameters,
             untrained: self.untrained,
+            notes: self.notes,
             onnx,
-        })
+        }
     }
 }

@@ -15,6 +15,7 @@ use super::{
     Checkpoint, CheckpointError,
     error::{self, damaged},
     tensor::{Elem, StridedLayout, Tensor},
+    tensor_set::TensorSet,
 };
 
 /// The longest header that is accepted, in bytes. A ResNet152's has 0.1 MB.
@@ -58,8 +59,7 @@ pub(super) fn read(content: &Bytes) -> Result<Checkpoint, CheckpointError> {
         tensors.insert(name, tensor);
     }
     Ok(Checkpoint {
-        tensors,
-        others: BTreeMap::new(),
+        sets: vec![TensorSet::new(tensors)],
     })
 }
 

@@ -95,6 +95,8 @@ pub(super) struct Tensor {
     layout: StridedLayout,
     len: usize,
     storage: Bytes,
+    /// What the values are multiplied by, of the same shape: PyTorch's pruning keeps both.
+    mask: Option<Box<Tensor>>,
 }
 
 impl Tensor {
@@ -119,6 +121,7 @@ impl Tensor {
                     len,
                     layout,
                     storage,
+                    mask: None,
                 })
             }
             _ => Err(error::tensor(
@@ -135,12 +138,37 @@ impl Tensor {
         &self.layout.shape
     }
 
+    /// Number of values.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the values are floating-point numbers, as weights are.
+    pub(super) fn is_float(&self) -> bool {
+        !matches!(self.elem, Elem::Other(..))
+    }
+
+    /// This tensor multiplied by a mask of the same shape.
+    pub(super) fn masked(self, mask: Self) -> Self {
+        Self {
+            mask: Some(Box::new(mask)),
+            ..self
+        }
+    }
+
+    /// Whether both are the same values of the same file.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.layout == other.layout
+            && self.elem == other.elem
+            && self.storage.as_ptr() == other.storage.as_ptr()
+    }
+
     /// The values in C order: the last index varies fastest. `name` is used in errors.
     ///
     /// # Errors
     /// Values that are not floating-point numbers, or are not finite.
     pub(super) fn values(&self, name: &str) -> Result<Vec<f64>, CheckpointError> {
-        let values = match self.elem {
+        let mut values = match self.elem {
             Elem::F16 => self.read(|bytes| f16::from_le_bytes(bytes).to_f64()),
             Elem::Bf16 => self.read(|bytes| bf16::from_le_bytes(bytes).to_f64()),
             Elem::F32 => self.read(|bytes| f64::from(f32::from_le_bytes(bytes))),
@@ -156,6 +184,13 @@ impl Tensor {
             }
         };
 
+        if let Some(mask) = &self.mask {
+            let mask = mask.values(&format!("{name}_mask"))?;
+            values
+                .iter_mut()
+                .zip(mask)
+                .for_each(|(value, mask)| *value *= mask);
+        }
         if let Some(value) = values.iter().find(|value| !value.is_finite()) {
             let count = values.iter().filter(|value| !value.is_finite()).count();
             return Err(error::tensor(

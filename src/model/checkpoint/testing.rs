@@ -7,7 +7,9 @@ use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 /// A tensor to be saved: a view of the storage with the index `storage`.
 #[derive(Clone)]
 pub(super) struct Saved {
-    pub(super) name: &'static str,
+    pub(super) name: String,
+    /// The class of its storage, such as `FloatStorage`.
+    pub(super) class: &'static str,
     pub(super) storage: usize,
     pub(super) offset: usize,
     pub(super) shape: Vec<usize>,
@@ -16,8 +18,9 @@ pub(super) struct Saved {
 
 /// Two tensors of float32: a transposed one, and one that shares its storage.
 pub(super) fn small() -> (Vec<Saved>, Vec<Vec<f32>>) {
-    let saved = |name, offset, shape: &[usize], strides: &[usize]| Saved {
-        name,
+    let saved = |name: &str, offset, shape: &[usize], strides: &[usize]| Saved {
+        name: name.into(),
+        class: "FloatStorage",
         storage: 0,
         offset,
         shape: shape.into(),
@@ -78,12 +81,14 @@ pub(super) fn pickle(value: &[u8]) -> Vec<u8> {
 pub(super) fn tensor(saved: &Saved, storages: &[Vec<f32>], part: &[Vec<u8>]) -> Vec<u8> {
     let numbers =
         |numbers: &[usize]| tuple(&numbers.iter().map(|n| number(*n)).collect::<Vec<_>>());
+    // A number of 64 bits has the size of two values.
+    let values = if saved.class == "LongStorage" { 2 } else { 1 };
     let id = [
         text("storage"),
-        global("torch", "FloatStorage"),
+        global("torch", saved.class),
         text(&saved.storage.to_string()),
         text("cpu"),
-        number(storages[saved.storage].len()),
+        number(storages[saved.storage].len() / values),
     ];
     let storage = [tuple(&[&id, part].concat()), b"Q".into()].concat();
     let hooks = reduce(global("collections", "OrderedDict"), &[]);
@@ -102,7 +107,7 @@ pub(super) fn tensor(saved: &Saved, storages: &[Vec<f32>], part: &[Vec<u8>]) -> 
 pub(super) fn state_dict(tensors: &[Saved], storages: &[Vec<f32>], part: &[Vec<u8>]) -> Vec<u8> {
     let entries: Vec<_> = tensors
         .iter()
-        .map(|saved| (saved.name, tensor(saved, storages, part)))
+        .map(|saved| (saved.name.as_str(), tensor(saved, storages, part)))
         .collect();
     dict(&entries)
 }

@@ -465,8 +465,7 @@ fn an_old_model_answers_as_a_new_one() {
                 .push(value(stored.name(), DataType::Float, &stored.dims));
         }
         let normal = Normalization::IMAGENET;
-        let serving = ServingGraph::new(model, &normal, None).unwrap();
-        assert!(serving.softmax);
+        let serving = ServingGraph::new(model, &normal.into(), None).unwrap();
         let images = tiny_images();
         let onnx = serving.to_onnx(None, BodyPrecision::Fp32).unwrap();
         let logits = run(onnx, &images, [2, 4, 6, 3]);
