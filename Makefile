@@ -45,9 +45,10 @@ onnxruntime: .runtime/onnxruntime/$(ONNXRUNTIME) ## fetch ONNX Runtime, for mode
 .runtime/onnxruntime/$(ONNXRUNTIME):
 	@echo "Fetching ONNX Runtime $(ONNXRUNTIME) into .runtime/onnxruntime (about 28 MB) ..."
 	@rm -rf .runtime/onnxruntime
-	@$(PYTHON) -m pip install --quiet --no-deps --only-binary=:all: --python-version 3.12 --root-user-action=ignore \
-	    --target .runtime/onnxruntime onnxruntime==$(ONNXRUNTIME)
-	@touch $@
+	@if $(PYTHON) -m pip install --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+	    --root-user-action=ignore --target .runtime/onnxruntime onnxruntime==$(ONNXRUNTIME); \
+	then touch $@; \
+	else echo "ONNX Runtime could not be fetched; going on without it."; fi
 
 tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDIA GPUs, into .runtime (with pip)
 

@@ -462,9 +462,9 @@ fn damaged(error: io::Error) -> MissReason {
     })
 }
 
-/// Creates a folder that only this user can access: a plan is code, so nobody else may put files
-/// there.
-fn create_private(folder: &Path) -> io::Result<()> {
+/// Creates a folder that only this user can access: a plan is code and a model decides, so nobody
+/// else may put files there.
+pub fn create_private(folder: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]

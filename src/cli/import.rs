@@ -184,7 +184,6 @@ fn import(args: &Args) -> Result<ImportReport, CliError> {
     let options = ResNetOptions {
         key: args.key.clone(),
         input_size: overrides.input_size.map(|[width, height]| (height, width)),
-        ..ResNetOptions::default()
     };
     let reference = HubFlags::reference(&args.checkpoint)?;
     let published = reference.map(|reference| args.hub.checkpoint(&reference));

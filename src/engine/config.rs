@@ -66,6 +66,19 @@ impl EngineKind {
             reason: reason.to_string(),
         }
     }
+
+    /// Copies the `values` of an engine's output, which must be as many as the `logits`.
+    pub(super) fn copy_logits(self, values: &[f32], logits: &mut [f32]) -> Result<(), EngineError> {
+        if values.len() != logits.len() {
+            return Err(self.failed(format!(
+                "{} logits instead of {}",
+                values.len(),
+                logits.len()
+            )));
+        }
+        logits.copy_from_slice(values);
+        Ok(())
+    }
 }
 
 impl EngineKind {

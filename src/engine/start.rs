@@ -139,10 +139,10 @@ fn candidates(config: &EngineConfig) -> Vec<EngineKind> {
 }
 
 /// The engines to try on a CPU, best first. ONNX Runtime is an addition that few have: it is only
-/// tried where it is there.
+/// tried where it is there, or should be.
 fn on_cpu(config: &EngineConfig) -> Vec<EngineKind> {
     let mut candidates = vec![EngineKind::OpenVino, EngineKind::Embedded];
-    if onnxruntime::is_installed(config) {
+    if config.onnxruntime.library.is_some() || onnxruntime::is_installed(config) {
         candidates.insert(1, EngineKind::OnnxRuntime);
     }
     candidates

@@ -26,6 +26,7 @@ use super::{
     format_bytes,
     http::{Answer, Client},
 };
+use crate::cache::create_private;
 
 /// How long the transfer may stand still.
 const STALL_TIMEOUT: Duration = Duration::from_secs(20);
@@ -369,15 +370,6 @@ fn linked_hash(headers: &HeaderMap) -> Option<String> {
     let hash = tag.trim_start_matches("W/").trim_matches('"');
     let is_hash = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
     is_hash.then(|| hash.to_ascii_lowercase())
-}
-
-/// Creates a folder that only this user can read.
-fn create_private(folder: &Path) -> io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(folder)
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

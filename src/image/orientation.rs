@@ -36,7 +36,7 @@ impl Orientation {
     pub(super) fn then_quarter_left(self) -> Self {
         Self {
             swapped: !self.swapped,
-            mirrored_x: self.mirrored_x != !self.swapped,
+            mirrored_x: self.mirrored_x == self.swapped,
             mirrored_y: self.mirrored_y != self.swapped,
         }
     }

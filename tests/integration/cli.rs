@@ -141,6 +141,10 @@ fn a_forced_engine_that_cannot_start_ends_the_server_with_advice() {
             "libopenvino_c",
         ),
         (
+            &["--engine", "onnxruntime", "--onnxruntime-lib", "/nowhere"],
+            "libonnxruntime",
+        ),
+        (
             &["--engine", "tensorrt", "--tensorrt-lib", "/nowhere"],
             tensorrt,
         ),
@@ -162,7 +166,13 @@ fn a_program_without_tensorrt_says_how_to_build_it_in() {
 
 #[test]
 fn auto_falls_back_to_the_embedded_engine_and_logs_why() {
-    let server = Server::start(&["--openvino-lib", "/nowhere"]);
+    let nowhere = [
+        "--openvino-lib",
+        "/nowhere",
+        "--onnxruntime-lib",
+        "/nowhere",
+    ];
+    let server = Server::start(&nowhere);
     assert!(
         server.log().contains("trying the embedded engine"),
         "{}",

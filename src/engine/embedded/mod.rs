@@ -126,15 +126,7 @@ impl Engine for Embedded {
         let ([_, _], values) = values
             .into_shape_vec::<f32, 2>()
             .map_err(|error| KIND.failed(error))?;
-        if values.len() != logits.len() {
-            return Err(KIND.failed(format!(
-                "{} logits instead of {}",
-                values.len(),
-                logits.len()
-            )));
-        }
-        logits.copy_from_slice(&values);
-        Ok(())
+        KIND.copy_logits(&values, logits)
     }
 }
 

@@ -8,10 +8,7 @@ mod limits;
 
 use std::path::PathBuf;
 
-use ort::{
-    environment::Environment, logging::LogLevel, session::Session, session::SessionOutputs,
-    value::TensorRef,
-};
+use ort::{environment::Environment, logging::LogLevel, session::Session, value::TensorRef};
 
 use super::{
     Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, cpu_name,
@@ -131,21 +128,9 @@ impl Engine for OnnxRuntime {
             .session
             .run(ort::inputs![input])
             .map_err(|error| KIND.failed(error))?;
-        copy_logits(&outputs, logits)
+        let (_, values) = outputs[LOGITS]
+            .try_extract_tensor::<f32>()
+            .map_err(|error| KIND.failed(error))?;
+        KIND.copy_logits(values, logits)
     }
-}
-
-fn copy_logits(outputs: &SessionOutputs, logits: &mut [f32]) -> Result<(), EngineError> {
-    let (_, values) = outputs[LOGITS]
-        .try_extract_tensor::<f32>()
-        .map_err(|error| KIND.failed(error))?;
-    if values.len() != logits.len() {
-        return Err(KIND.failed(format!(
-            "{} logits instead of {}",
-            values.len(),
-            logits.len()
-        )));
-    }
-    logits.copy_from_slice(values);
-    Ok(())
 }

@@ -295,14 +295,6 @@ impl Engine for OpenVino {
         let values = output
             .get_data::<f32>()
             .map_err(|error| KIND.failed(error))?;
-        if values.len() != logits.len() {
-            return Err(KIND.failed(format!(
-                "{} logits instead of {}",
-                values.len(),
-                logits.len()
-            )));
-        }
-        logits.copy_from_slice(values);
-        Ok(())
+        KIND.copy_logits(values, logits)
     }
 }

@@ -37,7 +37,7 @@ fn zip_map(scores: &str, output: &str) -> NodeProto {
         name: Some("classlabels_strings".into()),
         r#type: Some(AttributeType::Strings as i32),
         strings: ["ant", "bee", "cat", "dog"]
-            .map(|name| name.as_bytes().to_vec().into())
+            .map(|name| name.as_bytes().to_vec())
             .into(),
         ..Default::default()
     });
@@ -126,7 +126,7 @@ fn what_names_the_classes_is_cut_off_and_its_names_are_kept() {
         data_type: Some(DataType::String as i32),
         dims: vec![4],
         string_data: ["ant", "bee", "cat", "dog"]
-            .map(|name| name.as_bytes().to_vec().into())
+            .map(|name| name.as_bytes().to_vec())
             .into(),
         ..Default::default()
     };
