@@ -175,6 +175,7 @@ impl ArtifactCache {
         Some(base.join("resnet18"))
     }
 
+    /// The folder of the files.
     pub fn folder(&self) -> &Path {
         &self.folder
     }

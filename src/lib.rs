@@ -36,7 +36,7 @@
 //!
 //! # Layout
 //!
-//! An image travels `grpc → scheduler → image → engine`, its logits travel back through [`answer`]
+//! An image travels `grpc → scheduler → image → engine`, its logits travel back through `answer`
 //! to `grpc`. Each module owns one step and does not know the others' insides; no module uses one
 //! that, through others, uses it. `docs/architecture.md` describes them.
 

@@ -26,6 +26,24 @@ use tokio::{
     time::sleep,
 };
 
+pub use crate::{
+    answer::Activation,
+    cache::ArtifactCache,
+    engine::{
+        EngineConfig, EngineError, EngineKind, OnnxRuntimeConfig, OpenVinoConfig, Precision,
+        tensorrt::TensorRtConfig,
+    },
+    grpc::{AccessControl, Deadlines, GrpcConfig, Listener, OpenService, TlsConfig, TokenConfig},
+    http::Web,
+    image::{Exif, Fit, JpegScaling, PreprocessConfig},
+    model::{ChannelOrder, Interpolation, Overrides, Preset, Scale},
+    quantization::{Estimator, QuantizationConfig, StartupQuantization},
+    registry::{
+        check::{CheckConfig, CheckError, CheckLimits, Passed, Refusal},
+        loader::{ListedModel, LoadError, LoaderConfig, ModelSource},
+    },
+    scheduler::{Capacity, Failure, SchedulerConfig, SpawnError},
+};
 use crate::{
     engine,
     grpc::{self, Services},
@@ -38,18 +56,6 @@ use crate::{
     scheduler::Scheduler,
     state::{State, StateCell},
     telemetry::summary,
-};
-pub use crate::{
-    engine::{EngineConfig, EngineError, EngineKind, Precision},
-    grpc::{AccessControl, Deadlines, GrpcConfig, Listener, OpenService, TlsConfig, TokenConfig},
-    http::Web,
-    image::PreprocessConfig,
-    model::Overrides,
-    registry::{
-        check::{CheckConfig, CheckError, CheckLimits, Passed, Refusal},
-        loader::{ListedModel, LoadError, LoaderConfig, ModelSource},
-    },
-    scheduler::{Capacity, Failure, SchedulerConfig, SpawnError},
 };
 
 /// How long the last answers may take to be sent, at shutdown and after an engine was lost, where

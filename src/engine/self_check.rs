@@ -379,10 +379,13 @@ fn relative_error(logits: &[f32], reference: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{
-        Overrides,
-        onnx::ModelProto,
-        testing::{CLASSES, bytes, graph, node, tiny},
+    use crate::{
+        model::{
+            Overrides,
+            onnx::ModelProto,
+            testing::{CLASSES, bytes, graph, node, tiny},
+        },
+        testing::skipped,
     };
 
     /// Gives the same logits for every image.
@@ -483,6 +486,30 @@ mod tests {
             warning.contains("not compared") && warning.contains("Sign"),
             "{warning}"
         );
+    }
+
+    #[test]
+    fn onnx_runtime_is_the_reference_where_the_embedded_engine_can_not_be() {
+        let config = EngineConfig::new(NonZeroUsize::MIN);
+        if !onnxruntime::is_installed(&config) {
+            skipped("there is no ONNX Runtime; `make onnxruntime` fetches it");
+            return;
+        }
+        let mut proto = tiny();
+        graph(&mut proto).node[2].output = vec!["gemm".into()];
+        graph(&mut proto)
+            .node
+            .push(node("Sign", &["gemm"], "scores"));
+        let load = || Ok(lanes([0.0, 0.0, 9.0, 0.0]));
+        let error = load_checked(
+            load,
+            &config,
+            &references(&config),
+            &model(&proto),
+            OnDisagreement::Refuse,
+        );
+        let error = error.err().unwrap().to_string();
+        assert!(error.contains("onnxruntime: class"), "{error}");
     }
 
     #[test]

@@ -286,19 +286,45 @@ mod tests {
     use std::num::NonZeroUsize;
 
     use super::*;
-    use crate::model::{
-        Overrides,
-        testing::{CLASSES, bytes, tiny},
+    use crate::{
+        model::{
+            Overrides,
+            testing::{CLASSES, bytes, tiny},
+        },
+        testing::skipped,
     };
 
-    #[test]
-    fn a_model_for_tensorrt_is_tried_without_a_gpu() {
+    fn tiny_model() -> Model {
         let labels = Some((0..CLASSES).map(|class| class.to_string()).collect());
         let overrides = Overrides {
             labels,
             ..Default::default()
         };
-        let model = Model::from_bytes(bytes(&tiny()), &overrides).unwrap();
+        Model::from_bytes(bytes(&tiny()), &overrides).unwrap()
+    }
+
+    #[test]
+    fn onnx_runtime_settles_which_of_two_engines_is_right() {
+        let config = EngineConfig::new(NonZeroUsize::MIN);
+        if !onnxruntime::is_installed(&config) {
+            skipped("there is no ONNX Runtime; `make onnxruntime` fetches it");
+            return;
+        }
+        // It agrees with the embedded engine, so OpenVINO is wrong.
+        let lanes = settle(&config, &tiny_model(), "class 1 instead of 2").unwrap();
+        assert_eq!(lanes.info.kind, EngineKind::OnnxRuntime);
+        let [warning] = &lanes.info.warnings[..] else {
+            panic!("{:?}", lanes.info.warnings);
+        };
+        assert!(
+            warning.contains("the openvino engine is not used") && warning.contains("class 1"),
+            "{warning}"
+        );
+    }
+
+    #[test]
+    fn a_model_for_tensorrt_is_tried_without_a_gpu() {
+        let model = tiny_model();
         let config = EngineConfig {
             kind: Some(EngineKind::TensorRt),
             precision: Some(Precision::Fp16),

@@ -20,6 +20,7 @@ pub struct StartupQuantization {
     pub photos: PathBuf,
     /// How the photos are decoded.
     pub preprocess: PreprocessConfig,
+    /// How the model is quantized.
     pub config: QuantizationConfig,
     /// Cache for the results, or why there is none.
     pub cache: Result<ArtifactCache, String>,
