@@ -193,7 +193,11 @@ fn reference_by(
             let mut logits = infer(&mut *lanes.narrow[0], model, &vec![crop; batch])?;
             Ok(logits.swap_remove(0))
         })
-        .collect::<Result<_, EngineError>>()?;
+        .collect::<Result<Vec<Vec<f32>>, EngineError>>()?;
+    // Nothing differs from what is not a number.
+    if logits.iter().flatten().any(|logit| !logit.is_finite()) {
+        return Err(EngineError::NotFinite { kind });
+    }
     Ok(Reference { kind, logits })
 }
 

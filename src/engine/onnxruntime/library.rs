@@ -54,17 +54,18 @@ pub(super) fn load(requested: Option<&Path>) -> Result<&'static Environment, Eng
     }
 }
 
-/// The version of the loaded library, such as `1.32.0`.
+/// The version of the loaded library, such as `1.32.0`: by its file's name, since what it says of
+/// itself may be only the branch that it was built from.
 pub(super) fn version() -> String {
-    // The information begins with "ORT Build Info: git-branch=rel-1.32.0, ...", and without a branch
-    // only the revision is known.
-    let info = ort::info();
-    let branch = info.split("git-branch=").nth(1);
-    let version = branch.and_then(|rest| rest.split([',', ' ']).next());
-    version
-        .map(|version| version.trim_start_matches("rel-").to_owned())
-        .filter(|version| !version.is_empty())
-        .unwrap_or_else(|| info.to_owned())
+    let loaded = LOADED.get().and_then(|loaded| loaded.as_ref().ok());
+    let name = loaded.and_then(|loaded| loaded.path.file_name());
+    let name = name.unwrap_or_default().to_string_lossy();
+    let digits = |c: char| c.is_ascii_digit() || c == '.';
+    let version = name
+        .split(|c| !digits(c))
+        .map(|part| part.trim_matches('.'))
+        .find(|part| part.contains('.'));
+    version.map_or_else(|| ort::info().to_owned(), str::to_owned)
 }
 
 /// The path of the library with its size and time; empty if there is none.

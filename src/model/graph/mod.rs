@@ -308,6 +308,7 @@ fn rewrite(model: &mut ModelProto) -> Result<(), ModelError> {
     fold::constants_as_tensors(graph);
     fold::casts(graph)?;
     check_order(graph)?;
+    walk::drop_repeated_names(&mut graph.node);
     operators::rewrite(graph);
     Ok(())
 }

@@ -102,6 +102,17 @@ pub(super) fn each_node(nodes: &mut [NodeProto], visit: &mut impl FnMut(&mut Nod
     }
 }
 
+/// Takes the name from each node whose name another one before it has: ONNX Runtime refuses models
+/// in which two nodes have the same.
+pub(super) fn drop_repeated_names(nodes: &mut [NodeProto]) {
+    let mut names = HashSet::new();
+    each_node(nodes, &mut |node| {
+        if !node.name().is_empty() && !names.insert(node.name().to_owned()) {
+            node.name = None;
+        }
+    });
+}
+
 /// Calls `visit` for each tensor of the graph: initializers and the values of attributes, in
 /// subgraphs too.
 pub(super) fn each_tensor<E>(
