@@ -44,8 +44,7 @@ pub struct QuantizationConfig {
     pub auto_keep: usize,
     /// Whether to measure each layer alone, so that the report names the worst. This takes a while.
     pub judge_layers: bool,
-    /// Least agreement with the float model, apart from ties, from 0 to 1: see
-    /// [`Comparison::agreement_but_ties`].
+    /// Least agreement with the float model on the photos, apart from ties, from 0 to 1.
     pub min_agreement: f64,
     /// Number of CPU threads.
     pub threads: usize,

@@ -31,7 +31,7 @@ impl StartupQuantization {
     /// thread until the quantization is done.
     ///
     /// # Errors
-    /// As for [`quantize`].
+    /// A model that cannot be quantized or calibrated, or whose answers change too much.
     pub fn apply(&self, model: Model) -> Result<Model, QuantizationError> {
         if model.graph.quantized {
             return Ok(model);
