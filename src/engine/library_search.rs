@@ -73,6 +73,15 @@ pub(super) fn stamp_of(library: &Path) -> String {
     format!("{} {:?} {folder:?}", library.display(), of(library))
 }
 
+/// The newest library at `path`, which is the file or its folder. `is_library` tells it by the file's
+/// name, which contains a version in a form that differs between operating systems.
+pub(super) fn library_at(path: &Path, is_library: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    if path.is_file() {
+        return is_library(path).then(|| path.to_owned());
+    }
+    newest(files_in(path).filter(|file| is_library(file)))
+}
+
 /// The files in `folder`; none if it can't be read.
 pub(super) fn files_in(folder: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(folder)

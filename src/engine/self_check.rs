@@ -437,6 +437,15 @@ mod tests {
         )
     }
 
+    /// A model that the embedded engine refuses.
+    fn beyond_the_embedded_engine() -> Model {
+        let mut proto = tiny();
+        let graph = graph(&mut proto);
+        graph.node[2].output = vec!["gemm".into()];
+        graph.node.push(node("Sign", &["gemm"], "scores"));
+        model(&proto)
+    }
+
     fn model(proto: &ModelProto) -> Model {
         let labels = Some((0..CLASSES).map(|class| class.to_string()).collect());
         let overrides = Overrides {
@@ -478,13 +487,8 @@ mod tests {
 
     #[test]
     fn a_model_without_a_reference_serves_with_a_warning_that_stays() {
-        let mut proto = tiny();
-        graph(&mut proto).node[2].output = vec!["gemm".into()];
-        graph(&mut proto)
-            .node
-            .push(node("Sign", &["gemm"], "scores"));
         let load = || Ok(lanes([0.0, 0.0, 9.0, 0.0]));
-        let lanes = checked(load, &model(&proto), OnDisagreement::Refuse).unwrap();
+        let lanes = checked(load, &beyond_the_embedded_engine(), OnDisagreement::Refuse).unwrap();
         let warning = &lanes.info.warnings[0];
         assert!(
             warning.contains("not compared") && warning.contains("Sign"),
@@ -499,17 +503,12 @@ mod tests {
             skipped("there is no ONNX Runtime; `make onnxruntime` fetches it");
             return;
         }
-        let mut proto = tiny();
-        graph(&mut proto).node[2].output = vec!["gemm".into()];
-        graph(&mut proto)
-            .node
-            .push(node("Sign", &["gemm"], "scores"));
         let load = || Ok(lanes([0.0, 0.0, 9.0, 0.0]));
         let error = load_checked(
             load,
             &config,
             &references(&config),
-            &model(&proto),
+            &beyond_the_embedded_engine(),
             OnDisagreement::Refuse,
         );
         let error = error.err().unwrap().to_string();

@@ -10,7 +10,7 @@ use ort::environment::Environment;
 use super::KIND;
 use crate::engine::{
     EngineError,
-    library_search::{fetched_folders, files_in, newest, stamp_of},
+    library_search::{fetched_folders, library_at, stamp_of},
 };
 
 /// Where `make onnxruntime` puts the library, relative to the checkout.
@@ -76,7 +76,7 @@ pub(super) fn stamp(requested: Option<&Path>) -> String {
 /// The `requested` library; else the one that `make` fetched; else an installed one.
 pub(super) fn find(requested: Option<&Path>) -> Result<PathBuf, EngineError> {
     if let Some(path) = requested {
-        return library_at(path).ok_or_else(|| EngineError::Unavailable {
+        return library_at(path, is_library).ok_or_else(|| EngineError::Unavailable {
             kind: KIND,
             reason: format!("there is no ONNX Runtime library at {}", path.display()),
             advice:
@@ -88,7 +88,7 @@ pub(super) fn find(requested: Option<&Path>) -> Result<PathBuf, EngineError> {
         .iter()
         .map(PathBuf::as_path)
         .chain(INSTALLED.iter().map(Path::new))
-        .find_map(library_at)
+        .find_map(|folder| library_at(folder, is_library))
         .ok_or_else(|| EngineError::Unavailable {
             kind: KIND,
             reason: "its library was not found".into(),
@@ -96,14 +96,6 @@ pub(super) fn find(requested: Option<&Path>) -> Result<PathBuf, EngineError> {
                      and point --onnxruntime-lib to its folder onnxruntime/capi"
                 .into(),
         })
-}
-
-/// The library at `path`, which is the file or its folder.
-fn library_at(path: &Path) -> Option<PathBuf> {
-    if path.is_file() {
-        return is_library(path).then(|| path.to_owned());
-    }
-    newest(files_in(path).filter(|file| is_library(file)))
 }
 
 /// Whether the file's name is that of the library and not of one of its providers.

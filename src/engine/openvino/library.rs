@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::KIND;
 use crate::engine::{
     EngineError,
-    library_search::{fetched_folders, files_in, newest, stamp_of},
+    library_search::{fetched_folders, library_at, stamp_of},
 };
 
 /// Where `make openvino` puts the libraries, relative to the checkout.
@@ -27,7 +27,7 @@ pub(super) fn stamp(requested: Option<&Path>) -> String {
 /// The `requested` library; else the one that `make` fetched; else an installed one.
 fn find(requested: Option<&Path>) -> Result<PathBuf, EngineError> {
     if let Some(path) = requested {
-        return library_at(path).ok_or_else(|| EngineError::Unavailable {
+        return library_at(path, is_library).ok_or_else(|| EngineError::Unavailable {
             kind: KIND,
             reason: format!("there is no OpenVINO C library at {}", path.display()),
             advice: "give --openvino-lib the file libopenvino_c.so* or the folder that holds it"
@@ -37,7 +37,7 @@ fn find(requested: Option<&Path>) -> Result<PathBuf, EngineError> {
 
     fetched_folders(FETCHED)
         .iter()
-        .find_map(|folder| library_at(folder))
+        .find_map(|folder| library_at(folder, is_library))
         .or_else(openvino_sys::library::find)
         .ok_or_else(|| EngineError::Unavailable {
             kind: KIND,
@@ -46,15 +46,6 @@ fn find(requested: Option<&Path>) -> Result<PathBuf, EngineError> {
                      point --openvino-lib to its folder openvino/libs"
                 .into(),
         })
-}
-
-/// The OpenVINO C library at `path`, which is the file or its folder. Its name contains a version,
-/// in a form that differs between operating systems.
-fn library_at(path: &Path) -> Option<PathBuf> {
-    if path.is_file() {
-        return is_library(path).then(|| path.to_owned());
-    }
-    newest(files_in(path).filter(|file| is_library(file)))
 }
 
 fn is_library(path: &Path) -> bool {
