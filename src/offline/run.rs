@@ -140,7 +140,7 @@ impl OfflineModel {
             mirrored: photo.mirrored,
         };
         let job = Job {
-            client: ClientId(0),
+            client: ClientId::alone(0),
             priority: Priority::default(),
             deadline: None,
             counted: false,

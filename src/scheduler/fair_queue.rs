@@ -111,7 +111,7 @@ impl<T> FairQueue<T> {
     /// Adds an item. With a `capacity` the item counts against it, and is accepted if one of these
     /// holds:
     /// - fewer counted items wait than the capacity;
-    /// - another client has at least two more counted items than this one, and gives one up;
+    /// - another client or group has at least two more counted items than this one, and gives one up;
     /// - this client has a less urgent counted item, which it gives up.
     pub fn push(
         &mut self,
@@ -156,24 +156,42 @@ impl<T> FairQueue<T> {
             return Room::Free;
         }
 
-        let own = self.clients.get(&client);
-        let own_counted = own.map_or(0, |own| own.counted);
-        let heaviest = self
-            .clients
-            .iter()
-            .max_by_key(|(_, client)| client.counted)
-            .filter(|(_, heaviest)| heaviest.counted > own_counted + 1);
-        if let Some((heaviest, items)) = heaviest {
+        if let Some((heaviest, items)) = self.heavier_than(client) {
             return match items.least_urgent() {
-                Some(level) => Room::InPlaceOf(*heaviest, level),
+                Some(level) => Room::InPlaceOf(heaviest, level),
                 None => Room::None,
             };
         }
 
+        let own = self.clients.get(&client);
         match own.and_then(Client::least_urgent) {
             Some(level) if level > priority as usize => Room::InPlaceOf(client, level),
             _ => Room::None,
         }
+    }
+
+    /// The client that gives up an item for one of this `client`: that with the most items in the
+    /// group with the most, if these are at least two more than those of the client's group; else one
+    /// in the client's own group, by the same measure.
+    fn heavier_than(&self, client: ClientId) -> Option<(ClientId, &Client<T>)> {
+        let mut groups: HashMap<u64, usize> = HashMap::new();
+        for (id, items) in &self.clients {
+            *groups.entry(id.group).or_default() += items.counted;
+        }
+        let own_group = groups.get(&client.group).copied().unwrap_or(0);
+        let group = groups
+            .into_iter()
+            .max_by_key(|(_, counted)| *counted)
+            .filter(|(_, counted)| *counted > own_group + 1)
+            .map_or(client.group, |(group, _)| group);
+
+        let own = self.clients.get(&client).map_or(0, |own| own.counted);
+        self.clients
+            .iter()
+            .filter(|(id, _)| id.group == group)
+            .max_by_key(|(_, items)| items.counted)
+            .filter(|(_, items)| group != client.group || items.counted > own + 1)
+            .map(|(id, items)| (*id, items))
     }
 
     /// Takes the oldest item of the client whose turn it is, and charges the client for it. With
@@ -274,9 +292,9 @@ impl<T> FairQueue<T> {
 mod tests {
     use super::*;
 
-    const A: Turn = (ClientId(1), Priority::Normal);
-    const B: Turn = (ClientId(2), Priority::Normal);
-    const C: Turn = (ClientId(3), Priority::Normal);
+    const A: Turn = (ClientId::alone(1), Priority::Normal);
+    const B: Turn = (ClientId::alone(2), Priority::Normal);
+    const C: Turn = (ClientId::alone(3), Priority::Normal);
 
     /// Pushes an item that costs as much as any other.
     fn push<T>(
@@ -341,6 +359,29 @@ mod tests {
     }
 
     #[test]
+    fn the_heaviest_group_gives_way_however_many_clients_it_has() {
+        let mut queue = FairQueue::default();
+        let many = |id| (ClientId::in_group(id, 77), Priority::Normal);
+        for id in 10..14 {
+            push(&mut queue, many(id), Some(4), id);
+        }
+        assert_eq!(push(&mut queue, many(14), Some(4), 14), Pushed::Full(14));
+        assert!(matches!(
+            push(&mut queue, A, Some(4), 1),
+            Pushed::Displaced(10..14)
+        ));
+        assert!(matches!(
+            push(&mut queue, B, Some(4), 2),
+            Pushed::Displaced(10..14)
+        ));
+        assert_eq!(
+            push(&mut queue, A, Some(4), 3),
+            Pushed::Full(3),
+            "both would have as many"
+        );
+    }
+
+    #[test]
     fn uncounted_items_always_have_a_place_and_never_give_way() {
         let mut queue = FairQueue::default();
         for item in ["s1", "s2", "s3"] {
@@ -368,8 +409,8 @@ mod tests {
         assert_eq!(drain(&mut queue), [1, 4, 2]);
     }
 
-    const URGENT: Turn = (ClientId(1), Priority::High);
-    const PATIENT: Turn = (ClientId(2), Priority::Low);
+    const URGENT: Turn = (ClientId::alone(1), Priority::High);
+    const PATIENT: Turn = (ClientId::alone(2), Priority::Low);
 
     #[test]
     fn what_is_urgent_goes_first_but_not_for_ever() {
@@ -421,7 +462,12 @@ mod tests {
         for item in ["a1", "a2", "a3"] {
             push(&mut queue, URGENT, Some(9), item);
         }
-        push(&mut queue, (ClientId(3), Priority::High), Some(9), "c1");
+        push(
+            &mut queue,
+            (ClientId::alone(3), Priority::High),
+            Some(9),
+            "c1",
+        );
         push(&mut queue, A, Some(9), "a4");
         assert_eq!(drain(&mut queue), ["a1", "c1", "a2", "a3", "a4"]);
     }
@@ -432,7 +478,12 @@ mod tests {
         push(&mut queue, A, Some(2), "a1");
         push(&mut queue, PATIENT, Some(2), "b1");
         assert_eq!(
-            push(&mut queue, (ClientId(3), Priority::High), Some(2), "c1"),
+            push(
+                &mut queue,
+                (ClientId::alone(3), Priority::High),
+                Some(2),
+                "c1"
+            ),
             Pushed::Full("c1")
         );
         assert_eq!(
@@ -510,7 +561,7 @@ mod tests {
                 pushed += 1;
                 match push(
                     &mut queue,
-                    (ClientId(next(5)), Priority::from_number(next(4))),
+                    (ClientId::alone(next(5)), Priority::from_number(next(4))),
                     capacity,
                     i,
                 ) {

@@ -13,9 +13,25 @@ use crate::{
     telemetry::context::SpanContext,
 };
 
-/// The unit of fair queuing: a named caller, else a connection.
+/// The unit of fair queuing: a named caller, else a connection. Clients of one group share what one
+/// client outside of it gets, so that nobody gets more by opening more connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ClientId(pub u64);
+pub struct ClientId {
+    pub(super) id: u64,
+    pub(super) group: u64,
+}
+
+impl ClientId {
+    /// A client in a group of its own.
+    pub const fn alone(id: u64) -> Self {
+        Self { id, group: id }
+    }
+
+    /// One of the clients of a group.
+    pub const fn in_group(id: u64, group: u64) -> Self {
+        Self { id, group }
+    }
+}
 
 /// An image, and when its wait began.
 pub struct InputImage {

@@ -227,7 +227,7 @@ impl Numbered {
             _ => Some(Instant::now() + Duration::from_secs(3600)),
         };
         Job {
-            client: ClientId(client),
+            client: ClientId::alone(client),
             priority: Priority::default(),
             deadline,
             counted: counts,
@@ -302,7 +302,7 @@ impl Submitted {
 
 /// Of one among equals; priorities have tests of their own.
 fn turn(client: u64) -> (ClientId, Priority) {
-    (ClientId(client), Priority::default())
+    (ClientId::alone(client), Priority::default())
 }
 
 /// The first bytes of the images that an engine has seen.

@@ -1,7 +1,8 @@
 //! Whose turn it is within one priority: clients share the machine's time, whatever each image
 //! costs.
 //!
-//! This is weighted fair queuing (Demers, Keshav and Shenker, 1989) with equal weights. Each client
+//! This is weighted fair queuing (Demers, Keshav and Shenker, 1989), in which the clients of a group
+//! that wait share the weight of one client: each is charged as many times what its item costs. Each client
 //! has an account of the time that it has been charged, and the one whose next item would leave its
 //! account lowest is served. A clock runs along at the pace of a client that gets its fair share. A
 //! client that comes begins where the one that waits and has got least is, and not far behind the
@@ -9,7 +10,7 @@
 //! number of new clients starves nobody. If all items cost the same, clients take turns in the order
 //! in which they came.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map::Entry};
 
 use super::ClientId;
 
@@ -26,11 +27,13 @@ pub(super) struct Turns {
     waiting: VecDeque<Head>,
     /// The accounts of clients that do not wait, unless the clock has left them behind.
     accounts: HashMap<ClientId, f64>,
+    /// How many of those who wait each group has.
+    groups: HashMap<u64, u32>,
     /// How many of those there may be before it is looked again which are left behind.
     forget_at: usize,
     clock: f64,
-    /// How unequal the items were that waited when the last one was taken, in cost: the clock may be
-    /// ahead of a client by as much although that client gets its share.
+    /// How unequal the items were that waited when the last one was taken, in what they are charged:
+    /// the clock may be ahead of a client by as much although that client gets its share.
     lag: f64,
 }
 
@@ -64,11 +67,6 @@ impl Head {
     fn start(&self) -> f64 {
         self.account.max(self.since)
     }
-
-    /// The client's account once the item has been served.
-    fn finish(&self) -> f64 {
-        self.start() + self.cost.time()
-    }
 }
 
 impl Default for Turns {
@@ -76,6 +74,7 @@ impl Default for Turns {
         Self {
             waiting: VecDeque::new(),
             accounts: HashMap::new(),
+            groups: HashMap::new(),
             forget_at: MIN_REMEMBERED,
             clock: 0.0,
             lag: 0.0,
@@ -94,10 +93,10 @@ impl Turns {
         let starts = self.waiting.iter().map(Head::start);
         let least = starts.fold(self.clock, f64::min).max(self.past());
         // Nobody who comes is put behind two items of one that waits.
-        let finishes = self.waiting.iter().map(Head::finish);
+        let finishes = self.waiting.iter().map(|head| self.finish(head));
         let since = finishes.fold(least, f64::min);
         let account = self.accounts.remove(&client).unwrap_or(since);
-        self.waiting.push_back(Head {
+        self.push(Head {
             client,
             account,
             since,
@@ -113,7 +112,7 @@ impl Turns {
         match oldest {
             Some(cost) => self.waiting[index].cost = cost,
             None => {
-                let account = self.waiting.remove(index).map_or(0.0, |head| head.account);
+                let account = self.remove(index).map_or(0.0, |head| head.account);
                 self.remember(client, account);
             }
         }
@@ -129,23 +128,24 @@ impl Turns {
             if !head.may_go(hold_heavy) {
                 continue;
             }
-            sharing += 1.0;
-            cheapest = f64::min(cheapest, head.cost.time());
-            dearest = f64::max(dearest, head.cost.time());
-            let finish = head.finish();
+            let charge = self.charge(head);
+            sharing += 1.0 / self.sharers(head.client);
+            cheapest = f64::min(cheapest, charge);
+            dearest = f64::max(dearest, charge);
+            let finish = head.start() + charge;
             if finish < least {
                 (first, least) = (Some(index), finish);
             }
         }
 
-        let head = self.waiting.remove(first?)?;
+        let head = self.remove(first?)?;
         // Each of those who wait is due its share of the time.
         let shared = self.clock + head.cost.time() / sharing;
         self.clock = shared.max(head.start());
         self.lag = dearest - cheapest;
         Some(Served {
             client: head.client,
-            account: head.finish(),
+            account: least,
         })
     }
 
@@ -154,7 +154,7 @@ impl Turns {
         let Served { client, account } = served;
         match next {
             None => self.remember(client, account),
-            Some(cost) => self.waiting.push_back(Head {
+            Some(cost) => self.push(Head {
                 client,
                 account,
                 since: f64::NEG_INFINITY,
@@ -166,7 +166,8 @@ impl Turns {
     /// Charges a client for the difference between what an item has cost and what was expected.
     pub fn correct(&mut self, client: ClientId, difference: f64) {
         // The clock was moved by what was expected.
-        self.clock += difference / (self.waiting.len() + 1) as f64;
+        self.clock += difference / (self.groups.len() + 1) as f64;
+        let difference = difference * self.sharers(client);
         if let Some(head) = self.head(client) {
             head.account += difference;
             return;
@@ -179,6 +180,38 @@ impl Turns {
     pub fn settle(&mut self) {
         self.accounts.clear();
         self.forget_at = MIN_REMEMBERED;
+    }
+
+    fn push(&mut self, head: Head) {
+        *self.groups.entry(head.client.group).or_default() += 1;
+        self.waiting.push_back(head);
+    }
+
+    fn remove(&mut self, index: usize) -> Option<Head> {
+        let head = self.waiting.remove(index)?;
+        if let Entry::Occupied(mut members) = self.groups.entry(head.client.group) {
+            *members.get_mut() -= 1;
+            if *members.get() == 0 {
+                members.remove();
+            }
+        }
+        Some(head)
+    }
+
+    /// How many clients of a client's group wait, which share a weight; at least 1.
+    fn sharers(&self, client: ClientId) -> f64 {
+        let waiting = self.groups.get(&client.group).copied();
+        f64::from(waiting.unwrap_or(1))
+    }
+
+    /// What a client is charged for its oldest item.
+    fn charge(&self, head: &Head) -> f64 {
+        head.cost.time() * self.sharers(head.client)
+    }
+
+    /// The client's account once its oldest item has been served.
+    fn finish(&self, head: &Head) -> f64 {
+        head.start() + self.charge(head)
     }
 
     /// Accounts that are no higher are those of idle clients.
@@ -241,7 +274,7 @@ mod tests {
         let mut got = HashMap::new();
         for _ in 0..times {
             let served = turns.take(false).unwrap();
-            let client = served.client.0;
+            let client = served.client.id;
             *got.entry(client).or_default() += cost_of(client);
             turns.put_back(served, Some(cost(cost_of(client))));
         }
@@ -253,7 +286,7 @@ mod tests {
         let mut turns = Turns::default();
         let cost_of = |client| if client == 1 { 2.0 } else { 0.1 };
         for client in [1, 2, 3] {
-            turns.join(ClientId(client), cost(cost_of(client)));
+            turns.join(ClientId::alone(client), cost(cost_of(client)));
         }
         let got = serve(&mut turns, 2000, cost_of);
         assert!((got[&1] - got[&2]).abs() <= 2.0 + 0.1, "{got:?}");
@@ -261,17 +294,55 @@ mod tests {
     }
 
     #[test]
+    fn a_group_gets_what_one_client_outside_of_it_gets() {
+        let mut turns = Turns::default();
+        turns.join(ClientId::alone(0), cost(1.0));
+        for client in 1..=9 {
+            turns.join(ClientId::in_group(client, 77), cost(1.0));
+        }
+        let got = serve(&mut turns, 1800, |_| 1.0);
+        assert!((got[&0] - 900.0).abs() <= 2.0, "{got:?}");
+        assert!((1..=9).all(|client| (got[&client] - 100.0).abs() <= 2.0));
+
+        // Nor does it help to come with a new connection for each call.
+        let mut own = 0;
+        let mut next = 100;
+        let mut turns = Turns::default();
+        turns.join(ClientId::alone(0), cost(1.0));
+        for _ in 0..50 {
+            next += 1;
+            turns.join(ClientId::in_group(next, 77), cost(1.0));
+        }
+        for _ in 0..1000 {
+            let served = turns.take(false).unwrap();
+            let again = (served.client == ClientId::alone(0)).then_some(cost(1.0));
+            own += usize::from(again.is_some());
+            turns.put_back(served, again);
+            if again.is_none() {
+                next += 1;
+                turns.join(ClientId::in_group(next, 77), cost(1.0));
+            }
+        }
+        assert!(own >= 450, "served {own} times of 1000");
+
+        while let Some(served) = turns.take(false) {
+            turns.put_back(served, None);
+        }
+        assert!(turns.groups.is_empty());
+    }
+
+    #[test]
     fn a_light_item_waits_for_none_of_the_heavy_ones_that_wait() {
         let mut turns = Turns::default();
         for client in 10..30 {
-            turns.join(ClientId(client), cost(1.0));
+            turns.join(ClientId::alone(client), cost(1.0));
         }
         let served = turns.take(false).unwrap();
         turns.put_back(served, Some(cost(1.0)));
         for _ in 0..20 {
-            turns.join(ClientId(1), cost(0.01));
+            turns.join(ClientId::alone(1), cost(0.01));
             let served = turns.take(false).unwrap();
-            assert_eq!(served.client, ClientId(1));
+            assert_eq!(served.client, ClientId::alone(1));
             turns.put_back(served, None);
         }
     }
@@ -280,16 +351,20 @@ mod tests {
     fn what_was_underestimated_is_paid_for_afterwards() {
         let mut turns = Turns::default();
         for client in [1, 2] {
-            turns.join(ClientId(client), cost(0.1));
+            turns.join(ClientId::alone(client), cost(0.1));
         }
         let mut got = [0.0; 3];
         for _ in 0..2000 {
             let served = turns.take(false).unwrap();
             let client = served.client;
             turns.put_back(served, Some(cost(0.1)));
-            let really = if client == ClientId(1) { 1.0 } else { 0.1 };
+            let really = if client == ClientId::alone(1) {
+                1.0
+            } else {
+                0.1
+            };
             turns.correct(client, really - 0.1);
-            got[client.0 as usize] += really;
+            got[client.id as usize] += really;
         }
         assert!((got[1] - got[2]).abs() < 1.2, "{got:?}");
     }
@@ -297,22 +372,22 @@ mod tests {
     #[test]
     fn idleness_earns_nothing_and_clients_that_come_starve_nobody() {
         let mut turns = Turns::default();
-        turns.join(ClientId(1), cost(1.0));
+        turns.join(ClientId::alone(1), cost(1.0));
         serve(&mut turns, 100, |_| 1.0);
-        turns.join(ClientId(2), cost(1.0));
+        turns.join(ClientId::alone(2), cost(1.0));
         let got = serve(&mut turns, 20, |_| 1.0);
         assert_eq!((got[&1], got[&2]), (10.0, 10.0));
 
         // A new client comes for each that is served.
         let mut turns = Turns::default();
-        turns.join(ClientId(1), cost(1.0));
+        turns.join(ClientId::alone(1), cost(1.0));
         let mut next = 100;
         let mut own = 0;
         for _ in 0..1000 {
             next += 1;
-            turns.join(ClientId(next), cost(1.0));
+            turns.join(ClientId::alone(next), cost(1.0));
             let served = turns.take(false).unwrap();
-            let again = (served.client == ClientId(1)).then_some(cost(1.0));
+            let again = (served.client == ClientId::alone(1)).then_some(cost(1.0));
             own += usize::from(again.is_some());
             turns.put_back(served, again);
         }
@@ -327,28 +402,28 @@ mod tests {
             heavy: true,
             ..cost(1.0)
         };
-        turns.join(ClientId(1), heavy);
+        turns.join(ClientId::alone(1), heavy);
         assert!(!turns.any(true) && turns.any(false));
         assert!(turns.take(true).is_none());
-        turns.join(ClientId(2), cost(5.0));
-        assert_eq!(turns.take(true).unwrap().client, ClientId(2));
-        assert_eq!(turns.take(false).unwrap().client, ClientId(1));
+        turns.join(ClientId::alone(2), cost(5.0));
+        assert_eq!(turns.take(true).unwrap().client, ClientId::alone(2));
+        assert_eq!(turns.take(false).unwrap().client, ClientId::alone(1));
     }
 
     #[test]
     fn only_so_many_debts_are_remembered() {
         let mut turns = Turns::default();
         for client in 0..20_000 {
-            turns.correct(ClientId(client), 1.0 + client as f64);
+            turns.correct(ClientId::alone(client), 1.0 + client as f64);
             assert!(turns.accounts.len() <= MAX_REMEMBERED + 1);
         }
-        assert!(turns.accounts.contains_key(&ClientId(19_999)));
+        assert!(turns.accounts.contains_key(&ClientId::alone(19_999)));
         turns.settle();
         assert!(turns.accounts.is_empty());
 
         // The clock passes them.
         for client in 0..1000 {
-            turns.join(ClientId(client), cost(1.0));
+            turns.join(ClientId::alone(client), cost(1.0));
             let served = turns.take(false).unwrap();
             turns.put_back(served, None);
         }

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
@@ -24,6 +24,14 @@ pub fn resnet18_with_files(files: u64) -> Command {
     let mut command = Command::new("sh");
     let limited = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
     command.args(["-c", &limited, env!("CARGO_BIN_EXE_resnet18")]);
+    with_clean_environment(command)
+}
+
+/// The program under test, in the cgroup with this list of processes.
+pub fn resnet18_in_cgroup(procs: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]);
+    command.arg(procs).arg(env!("CARGO_BIN_EXE_resnet18"));
     with_clean_environment(command)
 }
 
@@ -66,6 +74,13 @@ impl Server {
     /// Starts a server and waits until its ports are open.
     pub fn spawn(flags: &[&str]) -> Self {
         Self::spawn_as(resnet18(), flags)
+    }
+
+    /// Like [`start`](Self::start), but with a prepared command for the program.
+    pub fn start_as(program: Command, flags: &[&str]) -> Self {
+        let server = Self::spawn_as(program, flags);
+        server.wait_until_ready();
+        server
     }
 
     /// Starts a server whose log is treated in this way once its ports are open, and waits until

@@ -11,14 +11,16 @@ use std::{
 };
 
 use bytes::Bytes;
+use h2::client::SendRequest;
 use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
 use resnet18_server::proto::{
     ClassifyRequest, Image, classifier_client::ClassifierClient, image::Source,
 };
-use tonic::{metadata::MetadataValue, transport::Channel};
+use tonic::{Code, Status, metadata::MetadataValue, transport::Channel};
 
 use super::{
-    common::{Server, request, tiny_model::tiny_model},
+    cat,
+    common::{Server, http2, request, tiny_model::tiny_model},
     tiny,
 };
 
@@ -216,4 +218,44 @@ fn progressive(side: u16, scans: u8) -> Vec<u8> {
     }
     file.extend([0xff, 0xd9]);
     file
+}
+
+/// Classifies with an encoded message on this connection.
+async fn classify(connection: &mut SendRequest<Bytes>, body: &Bytes) -> Status {
+    let call = http2::call(http2::CLASSIFY).body(()).unwrap();
+    let (response, mut sender) = connection.send_request(call, false).unwrap();
+    sender.send_data(body.clone(), true).unwrap();
+    http2::status(response).await.unwrap()
+}
+
+/// Without tokens an address is what a name is: one that opens ever more connections gets no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_with_many_connections_leaves_another_its_share() {
+    const ATTACKERS: usize = 48;
+    let server = Server::start(&["--engine", "embedded", "--queue-capacity", "16"]);
+    let body = Bytes::from(http2::framed(&cat()));
+    let mut attackers = Vec::new();
+    for _ in 0..ATTACKERS {
+        let address = server.grpc.clone();
+        let body = body.clone();
+        attackers.push(tokio::spawn(async move {
+            let mut connection = http2::connect_from([127, 0, 0, 2], &address).await;
+            loop {
+                classify(&mut connection, &body).await;
+            }
+        }));
+    }
+    while server.metric("classifier_rejected_total", &["queue_full"]) == 0.0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    let mut victim = http2::connect_from([127, 0, 0, 3], &server.grpc).await;
+    for _ in 0..20 {
+        let status = classify(&mut victim, &body).await;
+        assert_eq!(status.code(), Code::Ok, "{status:?}");
+    }
+    assert!(attackers.iter().all(|attacker| !attacker.is_finished()));
+    for attacker in attackers {
+        attacker.abort();
+    }
 }

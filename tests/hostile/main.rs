@@ -8,6 +8,7 @@ mod common;
 mod bombs;
 mod clients;
 mod connections;
+mod container;
 mod fairness;
 mod hammering;
 mod http;

@@ -46,7 +46,10 @@ async fn connect_from(address: &str, server: &Server) -> SendRequest<Bytes> {
 }
 
 /// A call that announces a message of this many bytes and sends only the first of them.
-fn begin(connection: &mut SendRequest<Bytes>, mib: u32) -> (ResponseFuture, h2::SendStream<Bytes>) {
+pub fn begin(
+    connection: &mut SendRequest<Bytes>,
+    mib: u32,
+) -> (ResponseFuture, h2::SendStream<Bytes>) {
     let call = http2::call(CLASSIFY).body(()).unwrap();
     let (response, mut sender) = connection.send_request(call, false).unwrap();
     let prefix = [&[0], &(mib << 20).to_be_bytes()[..], &[0; 100]].concat();

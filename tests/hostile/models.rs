@@ -123,7 +123,7 @@ fn slow() -> Vec<u8> {
 }
 
 /// A model that needs 50 TB, in a way that is not seen before it runs.
-fn large() -> Vec<u8> {
+pub fn large() -> Vec<u8> {
     let tile = node("Tile", &["pixels", "repeats"], "tiled");
     let repeats = integers("repeats", &[4], &[1, 1, 1 << 16, 1 << 16]);
     behind(vec![tile], vec![repeats])

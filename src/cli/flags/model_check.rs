@@ -9,21 +9,28 @@ use crate::{
     cache::ArtifactCache,
     cli::values,
     engine::{self, EngineConfig},
+    memory_limit::memory_limit,
     registry::check::{CheckConfig, CheckLimits, Passed},
 };
 
 /// The running program, even after its file was replaced.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
+/// What a ResNet18 takes with OpenVINO, in bytes.
+const LEAST_DEFAULT_MEMORY: u64 = 384 << 20;
+/// Enough for any network that this server is meant for, in bytes.
+const MOST_DEFAULT_MEMORY: u64 = 4096 << 20;
+
 /// The limits of trying a model.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelCheckFlags {
     /// Maximum memory for trying a model in a process of its own, in MiB. A model that takes more
-    /// is not served.
-    #[arg(long, env = "RESNET18_MODEL_MEMORY", value_name = "MIB", default_value = "4096",
+    /// is not served [default: half of the memory that the process may use, by its container or the
+    /// machine, from 384 to 4096].
+    #[arg(long, env = "RESNET18_MODEL_MEMORY", value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
-    model_memory: u64,
+    model_memory: Option<u64>,
     /// Maximum time for it. A model that takes longer is not served.
     #[arg(long, env = "RESNET18_MODEL_TIMEOUT", value_name = "DURATION", default_value = "120s",
           value_parser = values::positive_duration)]
@@ -33,8 +40,17 @@ pub struct ModelCheckFlags {
 impl ModelCheckFlags {
     pub fn limits(&self) -> CheckLimits {
         CheckLimits {
-            memory: self.model_memory << 20,
+            memory: self.memory(),
             timeout: self.model_timeout,
+        }
+    }
+
+    /// In bytes. What a child takes counts towards the limit of the server's container, so without a
+    /// flag it may not be more than the server can spare.
+    fn memory(&self) -> u64 {
+        match self.model_memory {
+            Some(mib) => mib << 20,
+            None => (memory_limit() / 2).clamp(LEAST_DEFAULT_MEMORY, MOST_DEFAULT_MEMORY),
         }
     }
 
@@ -50,7 +66,7 @@ impl ModelCheckFlags {
             "check".into(),
             "--here".into(),
             "--model-memory".into(),
-            self.model_memory.to_string().into(),
+            (self.memory() >> 20).to_string().into(),
             "--model-timeout".into(),
             format!("{}ms", self.model_timeout.as_millis().max(1)).into(),
         ];

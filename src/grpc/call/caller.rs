@@ -101,14 +101,23 @@ impl Drop for OpenCall {
 pub(in crate::grpc) struct Caller(pub String);
 
 /// The unit of fair queuing: a caller with a name is the same on all of its connections, and each
-/// connection without one is a client of its own.
+/// connection without one is a client of its own, in the group of its address.
 pub(in crate::grpc) fn client_id(caller: Option<&Caller>, peer: Option<&Peer>) -> ClientId {
-    let mut hasher = DefaultHasher::new();
-    match caller {
-        Some(Caller(name)) => name.hash(&mut hasher),
-        None => peer.map(|peer| peer.id).hash(&mut hasher),
+    if let Some(Caller(name)) = caller {
+        return ClientId::alone(hash(name));
     }
-    ClientId(hasher.finish())
+
+    let id = hash(peer.map(|peer| peer.id));
+    match peer.and_then(Peer::network) {
+        Some(network) => ClientId::in_group(id, hash(network)),
+        None => ClientId::alone(id),
+    }
+}
+
+fn hash(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The address that a caller can't change at will: of IPv6 the first 64 bits, since each site has

@@ -195,7 +195,7 @@ fn input_image(value: u8) -> InputImage {
 
 fn job(value: u8) -> Job {
     Job {
-        client: ClientId(1),
+        client: ClientId::alone(1),
         priority: Priority::Normal,
         deadline: None,
         counted: true,
@@ -252,7 +252,7 @@ fn blocked(estimate: Duration) -> (Job, mpsc::Sender<()>, mpsc::Receiver<()>) {
         Some(input_image(99))
     });
     let job = Job {
-        client: ClientId(2),
+        client: ClientId::alone(2),
         decode_estimate: Some(estimate),
         fetch,
         ..job(0)

@@ -67,7 +67,7 @@ fn a_flooding_client_gives_way_to_another() {
     let other = bench
         .queue
         .submit(Job {
-            client: ClientId(2),
+            client: ClientId::alone(2),
             ..job(9)
         })
         .unwrap();
@@ -204,7 +204,7 @@ fn what_is_urgent_goes_first_and_what_can_wait_is_not_forgotten() {
     let bench = Setup::default().start();
     let first = bench.occupy(0);
     let submit = |priority, value| {
-        let client = ClientId(u64::from(value / 50));
+        let client = ClientId::alone(u64::from(value / 50));
         bench
             .queue
             .submit(Job {
@@ -253,7 +253,7 @@ fn a_request_of_several_images_takes_one_place() {
     let images = bench.queue.submit_all((1..=8).map(job)).unwrap();
     let more = bench.queue.submit_all((9..=10).map(job)).unwrap();
     let other = |value| Job {
-        client: ClientId(2),
+        client: ClientId::alone(2),
         ..job(value)
     };
     // Each of the two has one place, of two; nobody has enough of them to give one up but to the
@@ -289,7 +289,7 @@ fn heavy_images_leave_half_of_the_cores_to_others() {
     let (first, release_first, begun_first) = blocked(heavy);
     let (second, release_second, begun_second) = blocked(heavy);
     let heavies = [first, second].map(|job| {
-        let client = ClientId(100);
+        let client = ClientId::alone(100);
         bench.queue.submit(Job { client, ..job }).unwrap()
     });
     begun_first.recv_timeout(SOON).expect("one is decoded");
@@ -320,7 +320,7 @@ fn heavy_images_leave_half_of_the_cores_to_others() {
             })
         });
         Job {
-            client: ClientId(3),
+            client: ClientId::alone(3),
             counted: false,
             decode_estimate: None,
             fetch,
@@ -355,7 +355,7 @@ fn a_client_of_heavy_images_waits_behind_one_of_light_ones() {
         bench
             .queue
             .submit(Job {
-                client: ClientId(client),
+                client: ClientId::alone(client),
                 counted: false,
                 decode_estimate: Some(Duration::from_millis(estimate)),
                 ..job(value)
