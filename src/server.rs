@@ -104,7 +104,7 @@ impl Default for ServerConfig {
             default_model: None,
             scheduler: SchedulerConfig {
                 threads,
-                queue_capacity: Capacity::Usual,
+                queue_capacity: Capacity::default(),
                 max_queue_delay: Duration::ZERO,
                 preprocess: PreprocessConfig::default(),
                 stall_timeout: SchedulerConfig::STALL_TIMEOUT,

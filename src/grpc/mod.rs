@@ -31,10 +31,10 @@ use crate::{inference, memory_limit::memory_limit, proto, registry::Registry, st
 /// waits for a round trip; small, since it is not charged to the memory budget until it is read.
 const STREAM_WINDOW: u32 = 256 << 10;
 /// How many calls one connection may have in progress.
-const MAX_CONCURRENT_CALLS: u32 = 128;
-/// How much may be sent ahead on one connection, in bytes: the share of every call, so that streams
-/// that are not read do not block the others.
-const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_CONCURRENT_CALLS;
+const MAX_CONCURRENT_CALLS: u32 = 1024;
+/// How much may be sent ahead on one connection, in bytes: the share of 128 calls, so that as many
+/// streams that are not read do not block the others.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * 128;
 /// The largest HTTP/2 frame that senders may use, in bytes. A photo arrives in one piece instead of
 /// seven, with fewer reads and wake-ups.
 const MAX_FRAME: u32 = 256 << 10;
@@ -98,7 +98,7 @@ impl Default for GrpcConfig {
             max_message_bytes: 16 << 20,
             max_memory: memory_limit() / MEMORY_SHARE,
             max_streams: 256,
-            max_calls: 512,
+            max_calls: 1024,
             max_connections: 1024,
             max_per_client: 75,
             idle_timeout: Some(Duration::from_secs(300)),

@@ -204,9 +204,9 @@ pub const METRICS: [Metric; 41] = [
         kind: MetricKind::Gauge,
         unit: "requests",
         labels: &[MODEL],
-        help: "Single requests that may wait at present. Follows the measured throughput, and \
-               with `--latency-target` also the work in progress, unless `--queue-capacity` \
-               fixes it.",
+        help: "Single requests that may wait at present, but for those of a burst. Follows the \
+               measured throughput, and with `--latency-target` also the work in progress, unless \
+               `--queue-capacity` fixes it.",
         when_high: "Nothing: the server is fast.",
         presence: Presence::Always,
     },

@@ -141,6 +141,7 @@ impl OfflineModel {
         };
         let job = Job {
             client: ClientId::alone(0),
+            called: Instant::now(),
             priority: Priority::default(),
             deadline: None,
             counted: false,

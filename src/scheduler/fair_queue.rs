@@ -14,6 +14,9 @@ const MAX_PASSED: usize = 4;
 
 /// Items by priority. Within a priority the clients take turns by what their items cost, and each
 /// client's items keep their order of arrival.
+///
+/// Items that count are limited in number. Of those, ones that came in a burst are apart: they give
+/// way to nobody, and leave the others their room.
 pub(super) struct FairQueue<T> {
     clients: HashMap<ClientId, Client<T>>,
     /// For each priority the clients that have items of it.
@@ -21,7 +24,18 @@ pub(super) struct FairQueue<T> {
     /// For each priority how many items of higher ones have been served in a row while it waited.
     passed: [usize; Priority::LEVELS],
     len: usize,
-    counted: usize,
+    counted: Counted,
+}
+
+/// How many items may wait.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct QueueLimits {
+    /// How many that count, but for those of a burst.
+    pub standing: usize,
+    /// How many may be served before an item that comes in a burst; 0 if this one does not.
+    pub burst: usize,
+    /// How many that count, those of a burst included.
+    pub total: usize,
 }
 
 /// Whose turn an item takes: its client and its priority.
@@ -29,13 +43,21 @@ pub(super) type Turn = (ClientId, Priority);
 
 struct Client<T> {
     items: [VecDeque<Item<T>>; Priority::LEVELS],
-    counted: usize,
+    counted: Counted,
 }
 
 struct Item<T> {
-    counts: bool,
+    counts: Counts,
     cost: Cost,
     item: T,
+}
+
+/// What an item counts against.
+#[derive(Clone, Copy, PartialEq)]
+enum Counts {
+    Nothing,
+    Standing,
+    Burst,
 }
 
 /// The result of pushing an item.
@@ -53,9 +75,13 @@ pub(super) enum Pushed<T> {
 /// Where another item could wait.
 #[derive(PartialEq)]
 enum Room {
-    Free,
+    Free(Counts),
     /// In place of the newest item that this client has of this priority.
-    InPlaceOf(ClientId, usize),
+    InPlaceOf {
+        client: ClientId,
+        level: usize,
+        is_full: bool,
+    },
     None,
 }
 
@@ -66,7 +92,7 @@ impl<T> Default for FairQueue<T> {
             turns: Default::default(),
             passed: [0; _],
             len: 0,
-            counted: 0,
+            counted: Counted::default(),
         }
     }
 }
@@ -75,7 +101,7 @@ impl<T> Default for Client<T> {
     fn default() -> Self {
         Self {
             items: Default::default(),
-            counted: 0,
+            counted: Counted::default(),
         }
     }
 }
@@ -85,11 +111,57 @@ impl<T> Client<T> {
         self.items.iter().all(VecDeque::is_empty)
     }
 
-    /// The lowest priority of its counted items.
-    fn least_urgent(&self) -> Option<usize> {
+    /// The lowest priority of its items that give way to others.
+    fn least_urgent(&self, is_full: bool) -> Option<usize> {
         self.items
             .iter()
-            .rposition(|items| items.iter().any(|item| item.counts))
+            .rposition(|items| items.iter().any(|item| item.counts.gives_way(is_full)))
+    }
+
+    /// How many items it has of this priority and of higher ones.
+    fn up_to(&self, level: usize) -> usize {
+        self.items[..=level].iter().map(VecDeque::len).sum()
+    }
+}
+
+impl Counts {
+    /// Whether an item may be removed for another one, if the queue `is_full` or else has no place
+    /// beside a burst.
+    fn gives_way(self, is_full: bool) -> bool {
+        self == Self::Standing || is_full && self == Self::Burst
+    }
+}
+
+/// How many items count.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Counted {
+    standing: usize,
+    burst: usize,
+}
+
+impl Counted {
+    fn all(self) -> usize {
+        self.standing + self.burst
+    }
+
+    fn of(&mut self, counts: Counts) -> Option<&mut usize> {
+        match counts {
+            Counts::Nothing => None,
+            Counts::Standing => Some(&mut self.standing),
+            Counts::Burst => Some(&mut self.burst),
+        }
+    }
+
+    fn add(&mut self, counts: Counts) {
+        if let Some(number) = self.of(counts) {
+            *number += 1;
+        }
+    }
+
+    fn remove(&mut self, counts: Counts) {
+        if let Some(number) = self.of(counts) {
+            *number -= 1;
+        }
     }
 }
 
@@ -103,44 +175,47 @@ impl<T> FairQueue<T> {
         self.len == 0
     }
 
-    /// How many of them count against the capacity.
+    /// How many of them count.
     pub fn counted(&self) -> usize {
-        self.counted
+        self.counted.all()
     }
 
-    /// Adds an item. With a `capacity` the item counts against it, and is accepted if one of these
-    /// holds:
-    /// - fewer counted items wait than the capacity;
+    /// Adds an item. With `limits` the item counts, and is accepted if one of these holds:
+    /// - fewer counted items wait than may stand, and no more are served before this one;
+    /// - it belongs to a burst, and no more items are served before it than may be;
     /// - another client or group has at least two more counted items than this one, and gives one up;
     /// - this client has a less urgent counted item, which it gives up.
     pub fn push(
         &mut self,
         (client, priority): Turn,
-        capacity: Option<usize>,
+        limits: Option<QueueLimits>,
         cost: Cost,
         item: T,
     ) -> Pushed<T> {
-        let displaced = match self.room((client, priority), capacity) {
+        let (counts, displaced) = match self.room((client, priority), limits) {
             Room::None => return Pushed::Full(item),
-            Room::Free => None,
-            Room::InPlaceOf(other, level) => self.remove_newest(other, level),
+            Room::Free(counts) => (counts, None),
+            Room::InPlaceOf {
+                client,
+                level,
+                is_full,
+            } => (Counts::Standing, self.remove_newest(client, level, is_full)),
         };
         let level = priority as usize;
-        let counts = capacity.is_some();
         let entry = self.clients.entry(client).or_default();
         if entry.items[level].is_empty() {
             self.turns[level].join(client, cost);
         }
         entry.items[level].push_back(Item { counts, cost, item });
-        entry.counted += usize::from(counts);
+        entry.counted.add(counts);
         self.len += 1;
-        self.counted += usize::from(counts);
+        self.counted.add(counts);
         displaced.map_or(Pushed::Queued, Pushed::Displaced)
     }
 
     /// Whether an item that counts would be accepted.
-    pub fn has_room(&self, turn: Turn, capacity: usize) -> bool {
-        self.room(turn, Some(capacity)) != Room::None
+    pub fn has_room(&self, turn: Turn, limits: QueueLimits) -> bool {
+        self.room(turn, Some(limits)) != Room::None
     }
 
     /// Whether `condition` holds for any item.
@@ -151,32 +226,76 @@ impl<T> FairQueue<T> {
             .any(|item| condition(&item.item))
     }
 
-    fn room(&self, (client, priority): Turn, capacity: Option<usize>) -> Room {
-        if capacity.is_none_or(|capacity| self.counted < capacity) {
-            return Room::Free;
+    fn room(&self, (client, priority): Turn, limits: Option<QueueLimits>) -> Room {
+        let Some(limits) = limits else {
+            return Room::Free(Counts::Nothing);
+        };
+        let is_full = self.counted() >= limits.total;
+        if !is_full && limits.burst > 0 && self.served_before((client, priority)) < limits.burst {
+            return Room::Free(Counts::Burst);
+        }
+        let has_place = !is_full && self.counted.standing < limits.standing;
+        // Without a burst, no more are served before than stand.
+        if has_place
+            && (self.counted.burst == 0 || self.served_before((client, priority)) < limits.standing)
+        {
+            return Room::Free(Counts::Standing);
         }
 
-        if let Some((heaviest, items)) = self.heavier_than(client) {
-            return match items.least_urgent() {
-                Some(level) => Room::InPlaceOf(heaviest, level),
-                None => Room::None,
-            };
+        // Where there is no place at all, those of a burst give way as well.
+        let in_place_of = |client, level| Room::InPlaceOf {
+            client,
+            level,
+            is_full,
+        };
+        let weigh = |items: &Client<T>| {
+            if is_full {
+                items.counted.all()
+            } else {
+                items.counted.standing
+            }
+        };
+        if let Some((heaviest, items)) = self.heavier_than(client, weigh) {
+            let level = items.least_urgent(is_full);
+            return level.map_or(Room::None, |level| in_place_of(heaviest, level));
         }
 
         let own = self.clients.get(&client);
-        match own.and_then(Client::least_urgent) {
-            Some(level) if level > priority as usize => Room::InPlaceOf(client, level),
+        match own.and_then(|own| own.least_urgent(is_full)) {
+            Some(level) if level > priority as usize => in_place_of(client, level),
             _ => Room::None,
         }
     }
 
+    /// How many of the items that wait are served before another one of this client and priority, if
+    /// all cost the same.
+    fn served_before(&self, (client, priority): Turn) -> usize {
+        let level = priority as usize;
+        let own = self.clients.get(&client).map_or(0, |own| own.up_to(level));
+        let mut in_group = own;
+        let mut others: HashMap<u64, usize> = HashMap::new();
+        for (id, items) in &self.clients {
+            if id.group != client.group {
+                *others.entry(id.group).or_default() += items.up_to(level);
+            } else if *id != client {
+                in_group += items.up_to(level).min(own + 1);
+            }
+        }
+        let of_others = others.into_values().map(|items| items.min(in_group + 1));
+        in_group + of_others.sum::<usize>()
+    }
+
     /// The client that gives up an item for one of this `client`: that with the most items in the
     /// group with the most, if these are at least two more than those of the client's group; else one
-    /// in the client's own group, by the same measure.
-    fn heavier_than(&self, client: ClientId) -> Option<(ClientId, &Client<T>)> {
+    /// in the client's own group, by the same measure. The items of a client are counted by `weigh`.
+    fn heavier_than(
+        &self,
+        client: ClientId,
+        weigh: impl Fn(&Client<T>) -> usize,
+    ) -> Option<(ClientId, &Client<T>)> {
         let mut groups: HashMap<u64, usize> = HashMap::new();
         for (id, items) in &self.clients {
-            *groups.entry(id.group).or_default() += items.counted;
+            *groups.entry(id.group).or_default() += weigh(items);
         }
         let own_group = groups.get(&client.group).copied().unwrap_or(0);
         let group = groups
@@ -185,12 +304,12 @@ impl<T> FairQueue<T> {
             .filter(|(_, counted)| *counted > own_group + 1)
             .map_or(client.group, |(group, _)| group);
 
-        let own = self.clients.get(&client).map_or(0, |own| own.counted);
+        let own = self.clients.get(&client).map_or(0, &weigh);
         self.clients
             .iter()
             .filter(|(id, _)| id.group == group)
-            .max_by_key(|(_, items)| items.counted)
-            .filter(|(_, items)| group != client.group || items.counted > own + 1)
+            .max_by_key(|(_, items)| weigh(items))
+            .filter(|(_, items)| group != client.group || weigh(items) > own + 1)
             .map(|(id, items)| (*id, items))
     }
 
@@ -203,15 +322,14 @@ impl<T> FairQueue<T> {
         let client = self.clients.get_mut(&id)?;
         let Item { counts, item, .. } = client.items[level].pop_front()?;
 
-        client.counted -= usize::from(counts);
-        self.len -= 1;
-        self.counted -= usize::from(counts);
-
+        client.counted.remove(counts);
         let next = client.items[level].front().map(|next| next.cost);
         self.turns[level].put_back(served, next);
         if client.is_empty() {
             self.clients.remove(&id);
         }
+        self.len -= 1;
+        self.counted.remove(counts);
         Some(item)
     }
 
@@ -258,33 +376,46 @@ impl<T> FairQueue<T> {
                 }
                 removed.extend(removed_now);
             }
-            client.counted = client
-                .items
-                .iter()
-                .flatten()
-                .filter(|item| item.counts)
-                .count();
+            client.counted = Counted::default();
+            for item in client.items.iter().flatten() {
+                client.counted.add(item.counts);
+            }
         }
         self.clients.retain(|_, client| !client.is_empty());
         self.len -= removed.len();
-        self.counted -= removed.iter().filter(|item| item.counts).count();
+        for item in &removed {
+            self.counted.remove(item.counts);
+        }
         removed.into_iter().map(|item| item.item).collect()
     }
 
-    /// Removes the newest counted item of a priority that a client has.
-    fn remove_newest(&mut self, id: ClientId, level: usize) -> Option<T> {
+    /// Removes the newest item of a priority that a client has to give up.
+    fn remove_newest(&mut self, id: ClientId, level: usize, is_full: bool) -> Option<T> {
         let client = self.clients.get_mut(&id)?;
-        let index = client.items[level].iter().rposition(|item| item.counts)?;
+        let newest = |item: &Item<T>| item.counts.gives_way(is_full);
+        let index = client.items[level].iter().rposition(newest)?;
         let removed = client.items[level].remove(index)?;
-        client.counted -= 1;
+        client.counted.remove(removed.counts);
         self.len -= 1;
-        self.counted -= 1;
+        self.counted.remove(removed.counts);
         let oldest = client.items[level].front().map(|item| item.cost);
         self.turns[level].withdrawn(id, oldest);
         if client.is_empty() {
             self.clients.remove(&id);
         }
         Some(removed.item)
+    }
+}
+
+#[cfg(test)]
+impl QueueLimits {
+    /// The same for all items.
+    pub fn fixed(capacity: usize) -> Self {
+        Self {
+            standing: capacity,
+            burst: 0,
+            total: capacity,
+        }
     }
 }
 
@@ -303,7 +434,7 @@ mod tests {
         capacity: Option<usize>,
         item: T,
     ) -> Pushed<T> {
-        queue.push(turn, capacity, cost(1.0), item)
+        queue.push(turn, capacity.map(QueueLimits::fixed), cost(1.0), item)
     }
 
     fn cost(decode: f64) -> Cost {
@@ -390,6 +521,39 @@ mod tests {
         push(&mut queue, A, Some(1), "a1");
         assert_eq!(push(&mut queue, B, Some(1), "b1"), Pushed::Full("b1"));
         assert_eq!(drain(&mut queue), ["s1", "s2", "s3", "a1"]);
+    }
+
+    #[test]
+    fn a_burst_gives_way_to_nobody_and_leaves_others_their_room() {
+        let mut queue = FairQueue::default();
+        let limits = |burst| {
+            Some(QueueLimits {
+                standing: 2,
+                burst,
+                total: 8,
+            })
+        };
+        for item in 0..6 {
+            let pushed = queue.push(A, limits(6), cost(1.0), ("a", item));
+            assert_eq!(pushed, Pushed::Queued);
+        }
+        let too_late = queue.push(A, limits(6), cost(1.0), ("a", 6));
+        assert_eq!(too_late, Pushed::Full(("a", 6)), "six are served before it");
+        let standing = queue.push(A, limits(0), cost(1.0), ("a", 7));
+        assert_eq!(standing, Pushed::Full(("a", 7)));
+
+        // One is served before the first item of another client, and two before its second.
+        assert_eq!(
+            queue.push(B, limits(0), cost(1.0), ("b", 0)),
+            Pushed::Queued
+        );
+        assert_eq!(queue.counted(), 7);
+        let second = queue.push(B, limits(0), cost(1.0), ("b", 1));
+        assert_eq!(second, Pushed::Full(("b", 1)));
+
+        let order = drain(&mut queue);
+        assert_eq!(order[..3], [("a", 0), ("b", 0), ("a", 1)]);
+        assert_eq!((order.len(), queue.counted()), (7, 0));
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub type Fetch = Box<dyn FnOnce() -> Option<InputImage> + Send>;
 pub struct Job {
     pub client: ClientId,
     pub priority: Priority,
+    /// When the call began that it belongs to.
+    pub called: Instant,
     /// After this the answer is worthless: work that has not begun by then is never executed.
     pub deadline: Option<Instant>,
     /// Whether the job counts against the queue's capacity. Frames of streams do not: a stream

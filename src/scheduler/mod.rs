@@ -9,6 +9,7 @@
 //! time, which is the machine time it has been charged, is served next. An engine on a device has a
 //! thread for each of its lanes, which only waits for the device.
 
+mod capacity;
 mod fair_queue;
 mod job;
 mod model_queue;
@@ -32,13 +33,15 @@ use std::{
 use tokio::sync::watch;
 
 pub use self::{
+    capacity::Capacity,
     job::{ClientId, Failure, InputImage, Job, JobError, Outcome, QueueFull, Reply, Timeline},
     priority::Priority,
     queue::Queue,
 };
 use self::{
+    capacity::{Arrival, QueueLoad},
+    fair_queue::QueueLimits,
     model_queue::{ModelInfo, ModelQueue},
-    pace::Pace,
     running::Loss,
     state::{QueueId, SchedulerState},
     sync::{Builder, Condvar, JoinHandle, Mutex, MutexGuard},
@@ -83,37 +86,6 @@ pub struct SchedulerConfig {
 impl SchedulerConfig {
     /// The usual [`SchedulerConfig::stall_timeout`].
     pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-}
-
-/// How many single requests may wait for one model.
-#[derive(Clone, Copy, Debug, Default)]
-pub enum Capacity {
-    /// As many as take about 0.2 s, but at least 16; while other models are busy, this model's
-    /// share of that.
-    #[default]
-    Usual,
-    /// As many as are answered within this time at the measured pace; while other models are busy,
-    /// this model's share of that.
-    Within(Duration),
-    /// A fixed number of requests.
-    Exactly(NonZeroUsize),
-}
-
-impl Capacity {
-    const USUAL_TIME: Duration = Duration::from_millis(200);
-    const USUAL_MINIMUM: usize = 16;
-
-    /// How many requests may wait for a model that works at `pace` with its `share` of the machine,
-    /// and that has `ahead` images in progress.
-    fn requests(self, pace: &Pace, share: f64, ahead: usize) -> usize {
-        let requests = match self {
-            Self::Exactly(requests) => return requests.get(),
-            Self::Usual => pace.images_in(Self::USUAL_TIME).max(Self::USUAL_MINIMUM),
-            // The images in progress are answered before those that wait.
-            Self::Within(target) => pace.images_in(target).saturating_sub(ahead),
-        };
-        ((requests as f64 * share) as usize).max(1)
-    }
 }
 
 /// A model that has been loaded and is to be served.
@@ -444,10 +416,24 @@ impl Shared {
         Ok(())
     }
 
-    /// How many single requests may wait in a queue that has this share of the machine.
+    /// The limits for a request that comes to a queue.
+    fn queue_limits(&self, queue: &mut ModelQueue, share: f64, request: Arrival) -> QueueLimits {
+        if queue.waiting.counted() == 0 && queue.ready.is_empty() {
+            queue.emptied = request.now;
+        }
+        let load = QueueLoad {
+            pace: &queue.pace,
+            share,
+            ahead: queue.ahead(),
+        };
+        let capacity = self.config.queue_capacity;
+        capacity.limits(&load, request, queue.emptied)
+    }
+
+    /// How many single requests may wait in a standing queue that has this share of the machine.
     fn capacity(&self, queue: &ModelQueue, share: f64) -> usize {
         let capacity = self.config.queue_capacity;
-        capacity.requests(&queue.pace, share, queue.ahead())
+        capacity.standing(&queue.pace, share, queue.ahead())
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) struct ModelQueue {
     /// How many images are being decoded or inferred.
     pub in_progress: usize,
     pub pace: Pace,
+    /// When no request waited, decoded or not, as far as was seen when others came.
+    pub emptied: Instant,
     /// Seconds of the whole machine that this queue has been charged. The queue with the least is
     /// served next; an idle queue is raised to the current value, so that idleness earns no
     /// priority.
@@ -75,6 +77,7 @@ impl ModelQueue {
             spare: Vec::new(),
             in_progress: 0,
             pace: Pace::default(),
+            emptied: Instant::now(),
             virtual_time: 0.0,
             retired: false,
         }

@@ -10,7 +10,7 @@ use proptest::{collection::vec, prelude::*};
 use tokio::sync::oneshot;
 
 use super::{
-    fair_queue::{FairQueue, Pushed},
+    fair_queue::{FairQueue, Pushed, QueueLimits},
     model_queue::{Ready, Waiting},
     turns::Cost,
     *,
@@ -229,6 +229,7 @@ impl Numbered {
         Job {
             client: ClientId::alone(client),
             priority: Priority::default(),
+            called: Instant::now(),
             deadline,
             counted: counts,
             decode_estimate: Some(Duration::from_millis(1)),
@@ -407,7 +408,7 @@ proptest! {
         for (number, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Push { client, counts } => {
-                    let pushed = queue.push(turn(client), counts.then_some(capacity), EQUAL, number);
+                    let pushed = queue.push(turn(client), counts.then_some(QueueLimits::fixed(capacity)), EQUAL, number);
                     expected.push(capacity, (client, counts), number, pushed);
                 }
                 Step::Pop => expected.pop(queue.pop(false)),

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::{
     HEAVY_DECODE, Job, Outcome, QueueFull, Shared,
+    capacity::Arrival,
     fair_queue::{Pushed, Turn},
     model_queue::Waiting,
     state::QueueId,
@@ -73,22 +74,31 @@ impl Queue {
         }
 
         // Make room by removing jobs that nobody waits for any more.
-        let capacity = self.shared.capacity(queue, share);
+        let now = Instant::now();
+        let limits = self.shared.queue_limits(
+            queue,
+            share,
+            Arrival {
+                called: job.called,
+                deadline: job.deadline,
+                now,
+            },
+        );
+        let capacity = limits.standing;
         let mut expired = Vec::new();
         if counted && queue.waiting.counted() >= capacity {
-            let now = Instant::now();
             expired = queue
                 .waiting
                 .remove_all(|waiting| waiting.expired(now).is_some());
         }
 
-        let limit = counted.then_some(capacity);
+        let limits = counted.then_some(limits);
         let decode = job.decode_estimate;
         let heavy = decode.is_some_and(|time| time > HEAVY_DECODE);
         let decode = decode.map(|time| time.as_secs_f64() * self.shared.core_share());
         let cost = queue.cost(decode, heavy);
         let waiting = Waiting { job, reply, cost };
-        let pushed = queue.waiting.push(turn, limit, cost, waiting);
+        let pushed = queue.waiting.push(turn, limits, cost, waiting);
         let full = match pushed {
             Pushed::Queued => None,
             Pushed::Displaced(_) | Pushed::Full(_) => Some(queue.rejection(share)),
@@ -123,15 +133,22 @@ impl Queue {
 
     /// Rejects a job of this client and priority before it exists, so that its image need not even
     /// be received. `None` means that [`Self::submit`] is to decide.
-    pub fn reject_early(&self, turn: Turn) -> Option<QueueFull> {
+    pub fn reject_early(&self, turn: Turn, deadline: Option<Instant>) -> Option<QueueFull> {
         let mut state = self.shared.lock();
         let share = state.share(self.id);
         let queue = state.queues.get_mut(&self.id)?;
-        let capacity = self.shared.capacity(queue, share);
-
         let now = Instant::now();
+        let limits = self.shared.queue_limits(
+            queue,
+            share,
+            Arrival {
+                called: now,
+                deadline,
+                now,
+            },
+        );
         let has_expired = |waiting: &Waiting| waiting.expired(now).is_some();
-        if queue.waiting.has_room(turn, capacity) || queue.waiting.any(has_expired) {
+        if queue.waiting.has_room(turn, limits) || queue.waiting.any(has_expired) {
             return None;
         }
         queue.model.metrics.rejected(Rejection::QueueFull);

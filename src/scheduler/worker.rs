@@ -599,6 +599,7 @@ impl Shared {
         let job = Job {
             client: turn.0,
             priority: turn.1,
+            called: image.arrived,
             deadline,
             // Frames of streams are not counted, and no other images come without an estimate.
             counted: false,

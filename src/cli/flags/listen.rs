@@ -73,7 +73,7 @@ pub struct NetworkFlags {
         long,
         env = "RESNET18_MAX_CALLS",
         value_name = "N",
-        default_value = "512"
+        default_value = "1024"
     )]
     max_calls: NonZeroUsize,
     /// Maximum number of open connections. A further one replaces the one that is idle longest; if

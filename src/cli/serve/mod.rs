@@ -145,8 +145,8 @@ struct CalibrationFlags {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Queue")]
 struct QueueFlags {
-    /// Maximum number of requests in a model's queue [default: as many as take about 0.2 s, at
-    /// least 16].
+    /// Maximum number of requests in a model's queue, at any time [default: as many as take about
+    /// 0.2 s, at least 16, and up to --max-queue in a burst].
     #[arg(
         long,
         env = "RESNET18_QUEUE_CAPACITY",
@@ -154,11 +154,16 @@ struct QueueFlags {
         conflicts_with = "latency_target"
     )]
     queue_capacity: Option<NonZeroUsize>,
-    /// Accept only requests that can be answered within this time, given the measured throughput,
-    /// and reject the rest at once.
+    /// While the queue is never empty, accept only requests that can be answered within this time,
+    /// given the measured throughput, and reject the rest at once.
     #[arg(long, env = "RESNET18_LATENCY_TARGET", value_name = "DURATION",
           value_parser = values::positive_duration)]
     latency_target: Option<Duration>,
+    /// Maximum number of requests in a model's queue after a burst: requests that come at once to an
+    /// empty queue may wait as long as their own deadlines allow.
+    #[arg(long, env = "RESNET18_MAX_QUEUE", value_name = "N", default_value_t = Capacity::BURST,
+          conflicts_with = "queue_capacity")]
+    max_queue: NonZeroUsize,
     /// Maximum time that an incomplete batch waits for more images.
     #[arg(long, env = "RESNET18_MAX_QUEUE_DELAY", value_name = "DURATION", default_value = "0ms",
           value_parser = values::duration)]
@@ -258,10 +263,11 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
     let mut engine = args.engine.config()?;
     engine.openvino.batch = OPENVINO_BATCH;
     let web = args.network.web(&args.security)?;
+    let burst = args.queue.max_queue;
     let queue_capacity = match (args.queue.queue_capacity, args.queue.latency_target) {
-        (Some(images), _) => Capacity::Exactly(images),
-        (None, Some(target)) => Capacity::Within(target),
-        (None, None) => Capacity::Usual,
+        (Some(requests), _) => Capacity::Exactly(requests),
+        (None, Some(target)) => Capacity::Within { target, burst },
+        (None, None) => Capacity::Usual { burst },
     };
     let watch_interval = Some(args.model.watch_interval).filter(|interval| !interval.is_zero());
 

@@ -225,7 +225,10 @@ impl Admission {
             record.timing.priority
         };
         let client = client_id(caller, request.extensions().get());
-        let Some(full) = only.queue.reject_early((client, priority)) else {
+        let Some(full) = only
+            .queue
+            .reject_early((client, priority), record.timing.deadline)
+        else {
             return Ok(());
         };
         record.model(&only.name, &only.metrics);

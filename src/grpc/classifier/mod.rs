@@ -77,6 +77,7 @@ async fn classify(
     let outcome = served.queue.submit(Job {
         client: call.client,
         priority: call.timing.priority,
+        called: call.timing.arrived,
         deadline: call.timing.deadline,
         counted: true,
         decode_estimate,

@@ -173,6 +173,7 @@ impl Submitter<'_> {
         let job = Job {
             client: self.call.client,
             priority: timing.priority,
+            called: timing.arrived,
             deadline: timing.deadline,
             counted: false,
             decode_estimate: source.map(|source| served.queue.estimate(source)),

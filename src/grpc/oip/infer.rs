@@ -97,6 +97,7 @@ pub(super) fn submit(
         Job {
             client: call.client,
             priority,
+            called: timing.arrived,
             deadline,
             counted: true,
             decode_estimate,

@@ -197,6 +197,7 @@ fn job(value: u8) -> Job {
     Job {
         client: ClientId::alone(1),
         priority: Priority::Normal,
+        called: Instant::now(),
         deadline: None,
         counted: true,
         decode_estimate: Some(Duration::from_millis(1)),

@@ -140,32 +140,43 @@ fn models_take_turns_however_much_is_asked_of_one() {
         .for_each(|outcome| assert!(outcome.blocking_recv().unwrap().is_ok()));
 }
 
+/// Which is long before a hundred images of 10 ms each are done, as is assumed of them.
 #[test]
-fn the_capacity_follows_the_pace_and_the_share() {
-    let mut pace = Pace::default();
-    (0..300).for_each(|_| pace.record_inference(1, Duration::from_millis(18), 0.5));
-    // 1 ms of decoding and 9 of inference an image.
-    let capacity = |capacity: Capacity, share| capacity.requests(&pace, share, 2);
-    assert_eq!(
-        (
-            capacity(Capacity::Usual, 1.0),
-            capacity(Capacity::Usual, 0.5)
-        ),
-        (20, 10)
-    );
-    assert_eq!(
-        capacity(Capacity::Within(Duration::from_millis(105)), 1.0),
-        8
-    );
-    assert_eq!(
-        capacity(Capacity::Within(Duration::from_millis(105)), 0.5),
-        4
-    );
-    assert_eq!(capacity(Capacity::Within(Duration::from_millis(1)), 1.0), 1);
-    assert_eq!(
-        capacity(Capacity::Exactly(NonZeroUsize::new(3).unwrap()), 0.1),
-        3
-    );
+fn a_burst_waits_as_long_as_its_deadlines_allow_and_a_standing_queue_refuses() {
+    let mut setup = Setup {
+        max_batch: 1,
+        ..Setup::default()
+    };
+    setup.config.queue_capacity = Capacity::default();
+    let bench = setup.start();
+    let begun = Instant::now();
+    let _first = bench.occupy(0);
+    let burst: Vec<_> = (1..=100).map(|value| bench.submit(value)).collect();
+
+    let by = |millis| Job {
+        deadline: Some(Instant::now() + Duration::from_millis(millis)),
+        ..job(101)
+    };
+    assert!(bench.queue.submit(by(700)).is_err(), "it would be late");
+    let _in_time = bench.queue.submit(by(60_000)).unwrap();
+
+    let later = |client| Job {
+        called: begun + Duration::from_secs(2),
+        client: ClientId::alone(client),
+        ..job(102)
+    };
+    assert!(bench.queue.submit(later(1)).is_err(), "the queue stands");
+    let other = bench.queue.submit(later(9)).expect("of another client");
+
+    for _ in 0..burst.len() + 2 {
+        bench.go();
+        bench.call();
+    }
+    bench.go();
+    for (outcome, value) in burst.into_iter().zip(1_u8..) {
+        assert_eq!(logit(outcome), f32::from(value));
+    }
+    assert_eq!(logit(other), 102.0);
 }
 
 #[test]
@@ -175,7 +186,10 @@ fn what_is_in_work_counts_towards_the_latency_target() {
         ..Setup::default()
     };
     // Of images that take 10 ms, as is assumed before the first is done.
-    setup.config.queue_capacity = Capacity::Within(Duration::from_millis(45));
+    setup.config.queue_capacity = Capacity::Within {
+        target: Duration::from_millis(45),
+        burst: NonZeroUsize::MIN,
+    };
     let bench = setup.start();
     let first = bench.occupy(0);
     let rest: Vec<_> = (1..=3).map(|value| bench.submit(value)).collect();

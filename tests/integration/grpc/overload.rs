@@ -9,7 +9,7 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::{frame, open, raw, request_cat};
-use crate::common::{Server, config, data, exclusive, image, request};
+use crate::common::{Server, config, data, exclusive, image, request, tiny_model::tiny_model};
 
 #[tokio::test]
 async fn deadlines_are_kept_and_expired_requests_are_not_inferred() {
@@ -340,4 +340,40 @@ async fn calls_and_streams_beyond_their_limits_are_refused() {
         server.metric("classifier_rejected_total", &["stream_limit"]),
         1.0
     );
+}
+
+/// A burst is no overload: what comes at once to an idle server waits for its turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_calls_is_answered_within_its_deadlines() {
+    const CALLS: usize = 500;
+    let _alone = exclusive();
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("tiny.onnx");
+    std::fs::write(&model, tiny_model(1)).unwrap();
+    let server = Server::start(&[
+        "--model",
+        model.to_str().unwrap(),
+        "--engine",
+        "embedded",
+        "--threads",
+        "1",
+    ]);
+
+    for _ in 0..2 {
+        let client = server.client().await;
+        let calls: Vec<_> = (0..CALLS)
+            .map(|_| {
+                let mut client = client.clone();
+                tokio::spawn(async move {
+                    let mut call = Request::new(request_cat());
+                    call.set_timeout(Duration::from_secs(60));
+                    client.classify(call).await
+                })
+            })
+            .collect();
+        for call in calls {
+            call.await.unwrap().expect("every call is answered");
+        }
+    }
+    assert_eq!(server.sum("classifier_rejected_total", &[]), 0.0);
 }
