@@ -14,7 +14,7 @@ use std::{
 use super::{fair_queue::QueueLimits, pace::Pace};
 
 /// How long after a queue was empty the calls of a burst begin.
-const BURST: Duration = Duration::from_millis(250);
+const BURST: Duration = Duration::from_millis(500);
 /// How long after that their images may arrive.
 const ARRIVAL: Duration = Duration::from_secs(5);
 
