@@ -110,6 +110,7 @@ impl ModelMetrics {
             .unwrap_or_default();
         gauge!(MODEL_LOAD, "model" => Arc::clone(&self.model)).set(took.as_secs_f64());
         gauge!(MODEL_LOADED, "model" => Arc::clone(&self.model)).set(now.as_secs_f64());
+        removed::restore(&self.model);
         self.loads_succeeded.increment(1);
         self.ready.set(1.0);
         self.set_engine(Some(gauge!(
@@ -124,10 +125,12 @@ impl ModelMetrics {
 
     /// Counts a version of the model that could not be loaded.
     pub fn load_failed(&self) {
+        removed::restore(&self.model);
         self.loads_failed.increment(1);
     }
 
-    /// Records that the model is no longer served; its series are not exported any more.
+    /// Records that the model is no longer served; its series are not exported until it is loaded
+    /// again.
     pub fn removed(&self) {
         self.ready.set(0.0);
         self.fps.set(0.0);
@@ -172,7 +175,6 @@ impl ModelMetrics {
     pub fn inferred(&self, images: usize, took: Duration) {
         self.batch_size.record(images as f64);
         self.inference.record(took);
-        self.statistics.called(images, took);
     }
 
     /// Adds the time for which a call of the engine kept this many workers busy.

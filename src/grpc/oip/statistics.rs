@@ -2,7 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::names;
+use super::{names, versions};
 use crate::{
     grpc::call::{context::Context, record::CallRecord, status::CallError},
     inference::{
@@ -32,6 +32,7 @@ pub(super) fn read(
 }
 
 fn of(served: &Served, name: String, form: names::Form) -> ModelStatistics {
+    let statistics = form.statistics(&served.metrics);
     let RequestSums {
         success,
         fail,
@@ -41,14 +42,14 @@ fn of(served: &Served, name: String, form: names::Form) -> ModelStatistics {
         output,
         images,
         last,
-    } = form.statistics(&served.metrics).read();
-    let calls = served.metrics.statistics.calls();
+    } = statistics.read();
+    let calls = statistics.calls();
     let last = last
         .and_then(|last| last.duration_since(UNIX_EPOCH).ok())
         .unwrap_or_default();
     ModelStatistics {
         name,
-        version: served.version.clone(),
+        version: versions::number(&served.version),
         last_inference: last.as_millis() as u64,
         inference_count: images,
         execution_count: calls.values().map(|spent| spent.count).sum(),
