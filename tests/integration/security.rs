@@ -523,7 +523,7 @@ async fn compressed_requests_are_accepted_and_limited_by_their_real_size() {
         .unwrap()
         .into_inner();
     assert_eq!(answer.classifications[0].label, "cat");
-    for encoding in [Encoding::Gzip, Encoding::Zstd] {
+    for encoding in [Encoding::Deflate, Encoding::Gzip, Encoding::Zstd] {
         let status = compressed_call(&server, encoding, &request(image(data("cat.jpg")))).await;
         assert_eq!(status.code(), Code::Ok, "{encoding:?}: {status:?}");
     }

@@ -22,16 +22,17 @@ pub(super) fn read(
     let ModelStatisticsRequest { name, version } = request;
     let model_stats = if name.is_empty() {
         let all = names::list(&context.registry).into_iter();
-        all.filter_map(|(name, form, entry)| Some(of(&*entry.served?, name, form)))
+        all.filter_map(|(name, form, entry)| Some(of(&*entry.served?, name, form, "")))
             .collect()
     } else {
         let (served, form) = names::find(context, name, version, record)?;
-        vec![of(&served, form.name(&served.name), form)]
+        vec![of(&served, form.name(&served.name), form, version)]
     };
     Ok(ModelStatisticsResponse { model_stats })
 }
 
-fn of(served: &Served, name: String, form: names::Form) -> ModelStatistics {
+/// The statistics under one name. Tools look for the version that they `asked` for.
+fn of(served: &Served, name: String, form: names::Form, asked: &str) -> ModelStatistics {
     let statistics = form.statistics(&served.metrics);
     let RequestSums {
         success,
@@ -49,7 +50,11 @@ fn of(served: &Served, name: String, form: names::Form) -> ModelStatistics {
         .unwrap_or_default();
     ModelStatistics {
         name,
-        version: versions::number(&served.version),
+        version: if asked.is_empty() {
+            versions::number(&served.version)
+        } else {
+            asked.to_owned()
+        },
         last_inference: last.as_millis() as u64,
         inference_count: images,
         execution_count: calls.values().map(|spent| spent.count).sum(),
