@@ -136,6 +136,19 @@ impl Method {
         Self::LogSettings,
     ];
 
+    /// The methods whose requests are timed: those that work on images. The others answer at once.
+    pub const TIMED: [&'static str; 4] = [
+        "Classify",
+        "StreamClassify",
+        "ModelInfer",
+        "ModelStreamInfer",
+    ];
+
+    /// Whether its requests are timed.
+    pub fn is_timed(self) -> bool {
+        Self::TIMED.contains(&Self::LABELS[self as usize])
+    }
+
     /// Finds a method by its name in the `.proto` files.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL

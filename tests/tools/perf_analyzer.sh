@@ -69,7 +69,7 @@ work=$(mktemp -d)
 server=$!
 trap 'kill $server 2>/dev/null; rm -rf "$work"' EXIT
 for _ in $(seq 120); do
-    grep -q 'serving, loaded' "$work/log" && break
+    grep -qs 'serving, loaded' "$work/log" && break
     sleep 0.5
 done
 
