@@ -13,6 +13,7 @@ mod transport;
 use std::{sync::Arc, time::Duration};
 
 use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
 
 pub(crate) use self::call::caller::Peer;
 pub use self::{
@@ -24,7 +25,7 @@ pub use self::{
     services::{BrowserCalls, Services},
     transport::{accept::Listener, tls::TlsConfig},
 };
-use self::{call::places::Share, transport::table::ConnectionLimits};
+use self::{call::places::Share, health::HealthService, transport::table::ConnectionLimits};
 use crate::{inference, memory_limit::memory_limit, proto, registry::Registry, state::StateCell};
 
 /// How much a sender may send ahead on one call, in bytes. Large enough that a photo hardly ever
@@ -124,7 +125,8 @@ pub async fn serve(
     config: GrpcConfig,
 ) -> Result<(), tonic::transport::Error> {
     let refresh = tokio::spawn(Arc::clone(&config.access).follow());
-    let (health, health_service) = tonic_health::server::health_reporter();
+    let health = HealthReporter::new();
+    let health_service = HealthService::new(health.clone(), state.clone(), Arc::clone(&registry));
     health::report_not_serving(&health).await;
     let health = tokio::spawn(health::follow(health, state.clone(), registry));
 
@@ -132,7 +134,7 @@ pub async fn serve(
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
             .register_encoded_file_descriptor_set(inference::DESCRIPTOR)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(health::DESCRIPTOR)
     };
     let built = "the descriptors come from the build";
     let reflection_v1 = reflection().build_v1().expect(built);

@@ -4,6 +4,7 @@
 mod connections;
 mod guard;
 mod page;
+mod scrape;
 mod slow;
 
 use std::{io, sync::Arc};
@@ -11,10 +12,7 @@ use std::{io, sync::Arc};
 use axum::{
     Router, extract,
     extract::Request,
-    http::{
-        StatusCode,
-        header::{CONTENT_TYPE, RETRY_AFTER},
-    },
+    http::{StatusCode, header::RETRY_AFTER},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
@@ -58,7 +56,7 @@ pub async fn serve(
     let is_loopback = listener.local_addr()?.ip().is_loopback();
     let names = Names::of(is_loopback, web);
     let scrapes = Router::new()
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(scrape::metrics))
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             answered_to(names, request, next)
         }));
@@ -106,25 +104,6 @@ async fn answered_to(names: Names, request: Request, next: Next) -> Response {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     }
-}
-
-async fn metrics(extract::State(context): extract::State<HttpContext>) -> impl IntoResponse {
-    // Reading /proc and asking a GPU's driver can block.
-    let text = tokio::task::spawn_blocking(move || {
-        let models = context.registry.list();
-        let models = models.iter().map(|entry| &*entry.metrics);
-        context
-            .exporter
-            .render(models, &context.state, &context.memory)
-    });
-    let text = text
-        .await
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-
-    (
-        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        text,
-    )
 }
 
 async fn healthz(extract::State(context): extract::State<HttpContext>) -> impl IntoResponse {

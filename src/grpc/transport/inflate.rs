@@ -3,7 +3,7 @@
 use std::{fmt::Display, io::Read, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use flate2::read::GzDecoder;
+use flate2::read::{GzDecoder, ZlibDecoder};
 use http::HeaderMap;
 use ruzstd::decoding::StreamingDecoder;
 use tokio::{sync::Semaphore, task::spawn_blocking};
@@ -27,6 +27,8 @@ pub(in crate::grpc) struct Inflater(Arc<Semaphore>);
 /// How the compressed messages of a call are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::grpc) enum Encoding {
+    /// In the format of zlib, as gRPC says.
+    Deflate,
     Gzip,
     Zstd,
 }
@@ -35,7 +37,7 @@ impl Encoding {
     /// The header that names the encoding.
     const HEADER: &str = "grpc-encoding";
     /// The names of all encodings, for the header `grpc-accept-encoding`.
-    pub const ACCEPTED: &str = "gzip,zstd,identity";
+    pub const ACCEPTED: &str = "gzip,deflate,zstd,identity";
 
     /// Takes the encoding out of a call's headers, so that nobody else decompresses.
     ///
@@ -47,6 +49,7 @@ impl Encoding {
         };
         match name.as_bytes() {
             b"identity" => Ok(None),
+            b"deflate" => Ok(Some(Self::Deflate)),
             b"gzip" => Ok(Some(Self::Gzip)),
             b"zstd" => Ok(Some(Self::Zstd)),
             other => Err(CallError::UnknownEncoding {
@@ -99,6 +102,7 @@ impl Compressed {
     fn inflate(self) -> Result<Inflated, CallError> {
         let input = &self.bytes[..];
         match self.encoding {
+            Encoding::Deflate => read_pieces(ZlibDecoder::new(input), self.limit, self.reservation),
             Encoding::Gzip => read_pieces(GzDecoder::new(input), self.limit, self.reservation),
             Encoding::Zstd => {
                 let window = MIN_WINDOW.max(self.limit as u64);
