@@ -233,8 +233,11 @@ async fn serve(args: &Args) -> Result<Result<(), ServerError>, CliError> {
         listeners.grpc,
         describe(&config.loader)
     );
-    if config.web != Web::Off {
+    if config.http.web != Web::Off {
         tracing::info!("the live page is on http://{http}/");
+    }
+    if config.http.rest != Web::Off {
+        tracing::info!("REST is on http://{http}/v1 and /v2");
     }
     args.network.warn_if_exposed(&args.security);
     tracing::debug!("flags and models read in {:.0?}", started.elapsed());
@@ -257,7 +260,6 @@ async fn serve(args: &Args) -> Result<Result<(), ServerError>, CliError> {
 fn config(args: &Args) -> Result<ServerConfig, CliError> {
     let mut engine = args.engine.config()?;
     engine.openvino.batch = OPENVINO_BATCH;
-    let web = args.network.web(&args.security)?;
     let queue_capacity = match (args.queue.queue_capacity, args.queue.latency_target) {
         (Some(images), _) => Capacity::Exactly(images),
         (None, Some(target)) => Capacity::Within(target),
@@ -286,7 +288,7 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
         },
         default_model: args.model.default_model.clone(),
         grpc: args.network.config(&args.security)?,
-        web,
+        http: args.network.http(&args.security)?,
         drain_delay: args.network.drain_delay,
         drain_timeout: args.network.drain_timeout,
     })
