@@ -17,6 +17,7 @@ mod log;
 mod memory;
 mod models;
 mod places;
+mod rest;
 
 use std::time::{Duration, Instant};
 

@@ -105,8 +105,9 @@ fn json(
 ) -> Result<Vec<Bytes>, String> {
     let mut message = from_json(of, body)?;
     // The file is not copied once more.
-    let file = message
-        .get_field_by_number_mut(field.image)
+    let file = Some(&mut message)
+        .filter(|message| message.has_field_by_number(field.image))
+        .and_then(|message| message.get_field_by_number_mut(field.image))
         .and_then(Value::as_message_mut)
         .filter(|image| image.has_field_by_number(field.encoded))
         .and_then(|image| image.get_field_by_number_mut(field.encoded))

@@ -6,6 +6,8 @@
 mod call;
 mod classify;
 mod multipart;
+mod oip;
+mod openapi;
 mod schema;
 mod status;
 
@@ -16,12 +18,13 @@ use axum::{
     extract::Request,
     http::{
         HeaderValue, StatusCode,
-        header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS},
+        header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
     },
     middleware::{self, Next},
     response::Response,
     routing::{any, get, post},
 };
+use bytes::Bytes;
 use tonic::Code;
 
 use self::{
@@ -35,8 +38,13 @@ use crate::grpc::HttpCalls;
 /// The routes of REST, guarded.
 pub(super) fn routes(calls: &HttpCalls, guard: Guard) -> Router {
     let calls = Calls(calls.translated.clone());
-    let contract = guarded(contract(&calls), guard, Style::Contract);
-    contract.layer(middleware::map_response(with_headers))
+    let contract = guarded(contract(&calls), guard.clone(), Style::Contract);
+    let described = guarded(described(), guard.clone(), Style::Contract);
+    let protocol = guarded(oip::routes(&calls), guard, Style::Protocol);
+    contract
+        .merge(protocol)
+        .merge(described)
+        .layer(middleware::map_response(with_headers))
 }
 
 /// `resnet18.v1.Classifier`.
@@ -65,6 +73,15 @@ fn contract(calls: &Calls) -> Router {
         .route("/v1/classify", post(classify))
         .route("/v1/models", get(models))
         .route("/v1/{*path}", any(async move || nothing(style)))
+}
+
+/// The description of all of it.
+fn described() -> Router {
+    let document = Bytes::from(openapi::document().to_string());
+    Router::new().route(
+        "/openapi.json",
+        get(async move || ([(CONTENT_TYPE, "application/json")], document)),
+    )
 }
 
 fn nothing(style: Style) -> Response {

@@ -284,7 +284,7 @@ mod tests {
         for (json, expected) in [
             (r#"{"topk": 3}"#, "topk"),
             (r#"{"top_k": 3} x"#, "trailing"),
-            (r#"{"top_k": 3.5}"#, "top_k"),
+            (r#"{"top_k": 3.5}"#, "integer"),
             (r#"{"top_k": 1, "top_k": 2}"#, "multiple"),
             (r#"{"image": {"encoded": "~"}}"#, "Invalid"),
             ("", "EOF"),

@@ -1,0 +1,494 @@
+//! The OpenAPI document of REST. The messages in it, and what is said of their fields, come from
+//! the `.proto` files.
+
+use std::collections::BTreeMap;
+
+use prost_reflect::{EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor};
+use serde_json::{Map, Value, json};
+
+use super::schema::{Method, parameters};
+
+/// The schemas of messages by name, as they are used.
+#[derive(Default)]
+struct Schemas(BTreeMap<String, Value>);
+
+impl Schemas {
+    /// A reference to a message's schema, which is made when it is first used.
+    fn of(&mut self, message: &MessageDescriptor, numbers: bool) -> Value {
+        if message.full_name() == "google.protobuf.Duration" {
+            return json!({"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?s$"});
+        }
+        let name = message.name().to_owned();
+        if !self.0.contains_key(&name) {
+            self.0.insert(name.clone(), Value::Null);
+            let schema = self.message(message, numbers);
+            self.0.insert(name.clone(), schema);
+        }
+        json!({"$ref": format!("#/components/schemas/{name}")})
+    }
+
+    fn message(&mut self, message: &MessageDescriptor, numbers: bool) -> Value {
+        let mut properties = Map::new();
+        for field in message.fields() {
+            let mut schema = self.field(&field, numbers);
+            if let Some(text) = comment(&field.parent_message().parent_file(), field.path()) {
+                schema["description"] = text.into();
+            }
+            properties.insert(field.name().to_owned(), schema);
+        }
+        let mut schema = json!({
+            "type": "object",
+            "properties": properties,
+            "additionalProperties": false,
+        });
+        if let Some(text) = comment(&message.parent_file(), message.path()) {
+            schema["description"] = text.into();
+        }
+        schema
+    }
+
+    fn field(&mut self, field: &FieldDescriptor, numbers: bool) -> Value {
+        if field.is_map() {
+            let kind = field.kind();
+            let entry = kind.as_message().expect("a map's entries are messages");
+            let value = self.kind(&entry.map_entry_value_field(), numbers);
+            return json!({"type": "object", "additionalProperties": value});
+        }
+        let one = self.kind(field, numbers);
+        if field.is_list() {
+            return json!({"type": "array", "items": one});
+        }
+        one
+    }
+
+    fn kind(&mut self, field: &FieldDescriptor, numbers: bool) -> Value {
+        match field.kind() {
+            Kind::Message(message) => self.of(&message, numbers),
+            Kind::Enum(values) => enumeration(&values),
+            Kind::Bool => json!({"type": "boolean"}),
+            Kind::String => json!({"type": "string"}),
+            Kind::Bytes => json!({"type": "string", "contentEncoding": "base64"}),
+            Kind::Double | Kind::Float => json!({"type": "number"}),
+            Kind::Uint32 | Kind::Fixed32 => {
+                json!({"type": "integer", "minimum": 0, "maximum": u32::MAX})
+            }
+            Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => json!({"type": "integer"}),
+            _ if numbers => json!({"type": "integer"}),
+            _ => json!({"type": "string", "pattern": "^-?[0-9]+$"}),
+        }
+    }
+}
+
+fn enumeration(values: &EnumDescriptor) -> Value {
+    let names: Vec<_> = values
+        .values()
+        .map(|value| value.name().to_owned())
+        .collect();
+    json!({"type": "string", "enum": names})
+}
+
+/// What a `.proto` file says before a message or a field.
+fn comment(file: &FileDescriptor, path: &[i32]) -> Option<String> {
+    let info = file.file_descriptor_proto().source_code_info.as_ref()?;
+    let location = info
+        .location
+        .iter()
+        .find(|location| location.path == path)?;
+    let text = location.leading_comments.as_deref()?;
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    Some(lines.join(" ").trim().to_owned())
+}
+
+/// The answers of an operation: what it answers when all is well, and the errors.
+fn responses(of: &str, success: &Value, error: &str, codes: &[(u16, &str)]) -> Value {
+    let mut responses = Map::new();
+    responses.insert(
+        "200".into(),
+        json!({"description": of, "content": {"application/json": {"schema": success}}}),
+    );
+    let error = json!({"$ref": format!("#/components/schemas/{error}")});
+    for (code, text) in codes {
+        let mut response =
+            json!({"description": text, "content": {"application/json": {"schema": error}}});
+        if matches!(code, 429 | 503) {
+            response["headers"] = json!({"Retry-After": {
+                "description": "after how many seconds to try again",
+                "schema": {"type": "integer", "minimum": 0},
+            }});
+        }
+        responses.insert(code.to_string(), response);
+    }
+    responses.into()
+}
+
+/// What can go wrong with every call.
+const OF_CALLS: [(u16, &str); 7] = [
+    (401, "There is no token, or an unknown one."),
+    (403, "A browser asks on behalf of another site."),
+    (
+        421,
+        "The server is called by a name that it does not answer to.",
+    ),
+    (429, "The server is at a limit."),
+    (500, "The server failed; its log has the reason."),
+    (503, "The server is starting or shutting down."),
+    (504, "The deadline passed."),
+];
+/// What can also go wrong with a call that names a model.
+const OF_MODELS: [(u16, &str); 2] = [
+    (400, "The model could not be loaded."),
+    (404, "There is no such model or version."),
+];
+/// What can also go wrong with a call that has a body.
+const OF_BODIES: [(u16, &str); 4] = [
+    (400, "The image or the request is wrong."),
+    (404, "There is no such model or version."),
+    (413, "The body is too large."),
+    (
+        415,
+        "The body is of another type, or compressed in another way.",
+    ),
+];
+
+/// The document.
+pub(super) fn document() -> Value {
+    let mut schemas = Schemas::default();
+    let mut paths = Map::new();
+    contract(&mut schemas, &mut paths);
+    protocol(&mut schemas, &mut paths);
+
+    let mut components = Map::from_iter(schemas.0);
+    components.insert(
+        "Error".into(),
+        json!({
+            "type": "object",
+            "required": ["code", "status", "message"],
+            "properties": {
+                "code": {"type": "integer", "description": "A google.rpc.Code."},
+                "status": {"type": "string", "description": "The code's name."},
+                "message": {"type": "string"},
+                "retry_delay": {"type": "string", "description": "When to try again."},
+            },
+        }),
+    );
+    components.insert(
+        "ProtocolError".into(),
+        json!({
+            "type": "object",
+            "required": ["error"],
+            "properties": {"error": {"type": "string"}},
+        }),
+    );
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "resnet18",
+            "version": env!("CARGO_PKG_VERSION"),
+            "summary": "Image classification",
+            "license": {"name": "MIT OR Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"token": []}],
+    })
+}
+
+/// `/v1`.
+fn contract(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
+    let classify = Method::classifier("Classify");
+    let request = schemas.of(&classify.input, false);
+    let answer = schemas.of(&classify.output, false);
+    let query: Vec<_> = parameters(&classify.input)
+        .map(|field| {
+            let text = comment(&field.parent_message().parent_file(), field.path());
+            let schema = schemas.kind(&field, false);
+            json!({"name": field.name(), "in": "query", "description": text, "schema": schema})
+        })
+        .collect();
+    let mut form = Map::new();
+    form.insert(
+        "image".into(),
+        json!({"type": "string", "contentMediaType": "application/octet-stream"}),
+    );
+    for field in parameters(&classify.input) {
+        form.insert(field.name().to_owned(), schemas.kind(&field, false));
+    }
+    let image = json!({"schema": {}});
+    let codes = [&OF_CALLS[..], &OF_BODIES].concat();
+    paths.insert(
+        "/v1/classify".into(),
+        json!({"post": {
+            "operationId": "Classify",
+            "summary": "Classifies one image.",
+            "parameters": query,
+            "requestBody": {"required": true, "content": {
+                "application/octet-stream": image,
+                "image/*": image,
+                "multipart/form-data": {"schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": form,
+                    "additionalProperties": false,
+                }},
+                "application/json": {"schema": request},
+            }},
+            "responses": responses("The image's classes.", &answer, "Error", &codes),
+        }}),
+    );
+
+    let models = Method::classifier("ListModels");
+    let answer = schemas.of(&models.output, false);
+    paths.insert(
+        "/v1/models".into(),
+        json!({"get": {
+            "operationId": "ListModels",
+            "summary": "Lists the models.",
+            "responses": responses("The models.", &answer, "Error", &OF_CALLS),
+        }}),
+    );
+}
+
+/// `/v2`.
+fn protocol(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
+    let mut get = |path: &str, id: &str, text: &str, schema: &Value, codes: &[(u16, &str)]| {
+        let names: Vec<_> = ["name", "version"]
+            .into_iter()
+            .filter(|name| path.contains(&format!("{{{name}}}")))
+            .map(|name| {
+                let schema = json!({"type": "string", "minLength": 1});
+                json!({"name": name, "in": "path", "required": true, "schema": schema})
+            })
+            .collect();
+        let operation = json!({
+            "operationId": id,
+            "summary": text,
+            "parameters": names,
+            "responses": responses(text, schema, "ProtocolError", codes),
+        });
+        paths.insert(path.to_owned(), json!({"get": operation}));
+    };
+    let yes = |what: &str| {
+        json!({
+            "type": "object",
+            "required": [what],
+            "properties": {what: {"type": "boolean"}, "name": {"type": "string"}},
+        })
+    };
+    get(
+        "/v2/health/live",
+        "ServerLive",
+        "Whether the server is alive.",
+        &yes("live"),
+        &OF_CALLS,
+    );
+    get(
+        "/v2/health/ready",
+        "ServerReady",
+        "Whether the server is ready.",
+        &yes("ready"),
+        &OF_CALLS,
+    );
+    let message =
+        |schemas: &mut Schemas, name: &str| schemas.of(&Method::inference(name).output, true);
+    let server = message(schemas, "ServerMetadata");
+    get(
+        "/v2",
+        "ServerMetadata",
+        "The server and its extensions.",
+        &server,
+        &OF_CALLS,
+    );
+    let statistics = message(schemas, "ModelStatistics");
+    get(
+        "/v2/models/stats",
+        "AllStatistics",
+        "The statistics of all models.",
+        &statistics,
+        &OF_CALLS,
+    );
+    let metadata = message(schemas, "ModelMetadata");
+    let config = Method::inference("ModelConfig").output;
+    let config = config.get_field_by_name("config").expect("the protocol");
+    let config = schemas.kind(&config, true);
+    let of_models = [&OF_CALLS[..], &OF_MODELS].concat();
+    for (of, suffix) in [("", ""), ("/versions/{version}", "OfVersion")] {
+        let model = format!("/v2/models/{{name}}{of}");
+        for (what, id, text, schema) in [
+            ("", "ModelMetadata", "A model's tensors.", &metadata),
+            (
+                "/ready",
+                "ModelReady",
+                "Whether a model is ready.",
+                &yes("ready"),
+            ),
+            ("/config", "ModelConfig", "How a model is served.", &config),
+            (
+                "/stats",
+                "ModelStatistics",
+                "A model's statistics.",
+                &statistics,
+            ),
+        ] {
+            get(
+                &format!("{model}{what}"),
+                &format!("{id}{suffix}"),
+                text,
+                schema,
+                &of_models,
+            );
+        }
+    }
+
+    let infer = |suffix: &str, names: &[&str]| {
+        let names: Vec<_> = names
+            .iter()
+            .map(|name| {
+                let schema = json!({"type": "string", "minLength": 1});
+                json!({"name": name, "in": "path", "required": true, "schema": schema})
+            })
+            .collect();
+        let length = json!({
+            "name": "Inference-Header-Content-Length",
+            "in": "header",
+            "description": "How many bytes of the body are JSON, if binary tensors follow it.",
+            "schema": {"type": "integer", "minimum": 0},
+        });
+        let request = json!({"$ref": "#/components/schemas/InferRequest"});
+        let answer = json!({"$ref": "#/components/schemas/InferResponse"});
+        let codes = [&OF_CALLS[..], &OF_BODIES].concat();
+        let mut responses = responses("The tensors.", &answer, "ProtocolError", &codes);
+        responses["200"]["content"]["application/octet-stream"] = json!({"schema": {}});
+        json!({"post": {
+            "operationId": format!("ModelInfer{suffix}"),
+            "summary": "Classifies images.",
+            "parameters": names,
+            "requestBody": {"required": true, "content": {
+                "application/json": {"schema": request},
+                "application/octet-stream": {"schema": {}, "x-header": length},
+            }},
+            "responses": responses,
+        }})
+    };
+    paths.insert("/v2/models/{name}/infer".into(), infer("", &["name"]));
+    paths.insert(
+        "/v2/models/{name}/versions/{version}/infer".into(),
+        infer("OfVersion", &["name", "version"]),
+    );
+
+    let index = Method::inference("RepositoryIndex");
+    let models = index.output.get_field_by_name("models");
+    let models = schemas.field(&models.expect("the protocol"), true);
+    let request = schemas.of(&index.input, true);
+    let codes = [&OF_CALLS[..], &OF_BODIES[..1], &OF_BODIES[2..]].concat();
+    paths.insert(
+        "/v2/repository/index".into(),
+        json!({"post": {
+            "operationId": "RepositoryIndex",
+            "summary": "Lists the models under all their names.",
+            "requestBody": {"content": {"application/json": {"schema": request}}},
+            "responses": responses("The models.", &models, "ProtocolError", &codes),
+        }}),
+    );
+    tensors(schemas);
+}
+
+/// The messages that REST has in another form than gRPC.
+fn tensors(schemas: &mut Schemas) {
+    let parameters = json!({
+        "type": "object",
+        "maxProperties": 32,
+        "additionalProperties": {"type": ["boolean", "number", "string"]},
+    });
+    let datatypes = json!({"type": "string", "enum": ["BYTES", "UINT8", "FP32"]});
+    let shape = json!({
+        "type": "array",
+        "maxItems": 16,
+        "items": {"type": "integer", "minimum": -1, "maximum": u32::MAX},
+    });
+    let data = json!({
+        "type": "array",
+        "description": "The elements, flat or nested. BYTES of a request are files in base64.",
+    });
+    let tensor = |data: &Value| {
+        json!({
+            "type": "object",
+            "required": ["name", "datatype", "shape"],
+            "properties": {
+                "name": {"type": "string"},
+                "datatype": datatypes,
+                "shape": shape,
+                "parameters": parameters,
+                "data": data,
+            },
+        })
+    };
+    let output = json!({
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"type": "string"}, "parameters": parameters},
+    });
+    schemas.0.insert(
+        "InferRequest".into(),
+        json!({
+            "type": "object",
+            "required": ["inputs"],
+            "properties": {
+                "id": {"type": "string"},
+                "parameters": parameters,
+                "inputs": {"type": "array", "maxItems": 16, "items": tensor(&data)},
+                "outputs": {"type": "array", "maxItems": 16, "items": output},
+            },
+        }),
+    );
+    schemas.0.insert(
+        "InferResponse".into(),
+        json!({
+            "type": "object",
+            "required": ["model_name", "model_version", "outputs"],
+            "properties": {
+                "id": {"type": "string"},
+                "model_name": {"type": "string"},
+                "model_version": {"type": "string"},
+                "parameters": parameters,
+                "outputs": {"type": "array", "items": tensor(&data)},
+            },
+        }),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The committed copy; `UPDATE=1` writes it anew.
+    const COPY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
+
+    #[test]
+    fn the_committed_document_is_the_one_that_is_served() {
+        let document = serde_json::to_string_pretty(&document()).unwrap() + "\n";
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(COPY, &document).unwrap();
+        }
+        let copy = std::fs::read_to_string(COPY).unwrap_or_default();
+        assert!(
+            copy == document,
+            "{COPY} is outdated: UPDATE=1 cargo test openapi"
+        );
+    }
+
+    #[test]
+    fn fields_are_described_as_in_the_proto() {
+        let document = document();
+        let schema = &document["components"]["schemas"]["ClassifyRequest"];
+        let top_k = &schema["properties"]["top_k"];
+        assert_eq!(
+            top_k["description"],
+            "The most classes to return; 0 means 5."
+        );
+        let timing = &document["components"]["schemas"]["Timing"]["properties"]["queue"];
+        assert_eq!(timing["type"], "string");
+    }
+}
