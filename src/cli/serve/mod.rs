@@ -260,6 +260,7 @@ async fn serve(args: &Args) -> Result<Result<(), ServerError>, CliError> {
 fn config(args: &Args) -> Result<ServerConfig, CliError> {
     let mut engine = args.engine.config()?;
     engine.openvino.batch = OPENVINO_BATCH;
+    let http = args.network.http(&args.security)?;
     let queue_capacity = match (args.queue.queue_capacity, args.queue.latency_target) {
         (Some(images), _) => Capacity::Exactly(images),
         (None, Some(target)) => Capacity::Within(target),
@@ -288,7 +289,7 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
         },
         default_model: args.model.default_model.clone(),
         grpc: args.network.config(&args.security)?,
-        http: args.network.http(&args.security)?,
+        http,
         drain_delay: args.network.drain_delay,
         drain_timeout: args.network.drain_timeout,
     })

@@ -18,7 +18,8 @@ use crate::{
 };
 
 /// The extensions of the protocol that this server supports.
-const EXTENSIONS: [&str; 5] = [
+const EXTENSIONS: [&str; 6] = [
+    "binary_tensor_data",
     "classification",
     "model_configuration",
     "parameters",

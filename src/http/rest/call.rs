@@ -36,6 +36,8 @@ const LONG_ANSWER: usize = 64 << 10;
 /// How long the rest of a refused request is read: a caller that still sends would otherwise see
 /// its connection break instead of the answer.
 const DISCARD: Duration = Duration::from_millis(500);
+/// The most of it that is read, in bytes.
+const MAX_DISCARD: usize = 64 << 20;
 /// How long gRPC's prefix of a message is, in bytes.
 const PREFIX: usize = 5;
 
@@ -268,7 +270,12 @@ fn discard(unread: oneshot::Receiver<HttpBody>) {
     let mut unread = unread;
     if let Ok(mut body) = unread.try_recv() {
         tokio::spawn(timeout(DISCARD, async move {
-            while let Some(Ok(_)) = body.frame().await {}
+            let mut left = MAX_DISCARD;
+            while left > 0
+                && let Some(Ok(frame)) = body.frame().await
+            {
+                left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            }
         }));
     }
 }

@@ -8,29 +8,41 @@ use serde_json::{Map, Value, json};
 
 use super::schema::{Method, parameters};
 
+/// How a message is written in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// As proto3's JSON mapping takes it: numbers also as text, enums also as numbers, null for what
+    /// is not set.
+    Request,
+    /// As it writes it.
+    Answer,
+    /// The same, with numbers of 64 bits.
+    Numbers,
+}
+
 /// The schemas of messages by name, as they are used.
 #[derive(Default)]
 struct Schemas(BTreeMap<String, Value>);
 
 impl Schemas {
     /// A reference to a message's schema, which is made when it is first used.
-    fn of(&mut self, message: &MessageDescriptor, numbers: bool) -> Value {
+    fn of(&mut self, message: &MessageDescriptor, form: Form) -> Value {
         if message.full_name() == "google.protobuf.Duration" {
             return json!({"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?s$"});
         }
         let name = message.name().to_owned();
         if !self.0.contains_key(&name) {
             self.0.insert(name.clone(), Value::Null);
-            let schema = self.message(message, numbers);
+            let schema = self.message(message, form);
             self.0.insert(name.clone(), schema);
         }
         json!({"$ref": format!("#/components/schemas/{name}")})
     }
 
-    fn message(&mut self, message: &MessageDescriptor, numbers: bool) -> Value {
+    fn message(&mut self, message: &MessageDescriptor, form: Form) -> Value {
         let mut properties = Map::new();
         for field in message.fields() {
-            let mut schema = self.field(&field, numbers);
+            let mut schema = self.field(&field, form);
             if let Some(text) = comment(&field.parent_message().parent_file(), field.path()) {
                 schema["description"] = text.into();
             }
@@ -41,40 +53,76 @@ impl Schemas {
             "properties": properties,
             "additionalProperties": false,
         });
+        let alternatives: Vec<_> = message
+            .oneofs()
+            .filter(|oneof| !oneof.is_synthetic())
+            .map(|oneof| {
+                let alone = |field: FieldDescriptor| json!({"required": [field.name()]});
+                let mut one: Vec<_> = oneof.fields().map(alone).collect();
+                one.push(json!({"not": {"anyOf": one.clone()}}));
+                json!({"oneOf": one})
+            })
+            .collect();
+        if !alternatives.is_empty() {
+            schema["allOf"] = alternatives.into();
+        }
         if let Some(text) = comment(&message.parent_file(), message.path()) {
             schema["description"] = text.into();
         }
         schema
     }
 
-    fn field(&mut self, field: &FieldDescriptor, numbers: bool) -> Value {
+    fn field(&mut self, field: &FieldDescriptor, form: Form) -> Value {
         if field.is_map() {
             let kind = field.kind();
             let entry = kind.as_message().expect("a map's entries are messages");
-            let value = self.kind(&entry.map_entry_value_field(), numbers);
+            let value = self.kind(&entry.map_entry_value_field(), form);
             return json!({"type": "object", "additionalProperties": value});
         }
-        let one = self.kind(field, numbers);
+        let one = self.kind(field, form);
         if field.is_list() {
             return json!({"type": "array", "items": one});
         }
         one
     }
 
-    fn kind(&mut self, field: &FieldDescriptor, numbers: bool) -> Value {
+    fn kind(&mut self, field: &FieldDescriptor, form: Form) -> Value {
+        let is_request = form == Form::Request;
+        let number = |kind: &str| match is_request {
+            true => json!({"type": [kind, "string", "null"]}),
+            false => json!({"type": kind}),
+        };
+        let or_null = |kind: &str| match is_request {
+            true => json!({"type": [kind, "null"]}),
+            false => json!({"type": kind}),
+        };
         match field.kind() {
-            Kind::Message(message) => self.of(&message, numbers),
-            Kind::Enum(values) => enumeration(&values),
-            Kind::Bool => json!({"type": "boolean"}),
-            Kind::String => json!({"type": "string"}),
-            Kind::Bytes => json!({"type": "string", "contentEncoding": "base64"}),
-            Kind::Double | Kind::Float => json!({"type": "number"}),
-            Kind::Uint32 | Kind::Fixed32 => {
-                json!({"type": "integer", "minimum": 0, "maximum": u32::MAX})
+            Kind::Message(message) if is_request => {
+                let message = self.of(&message, form);
+                json!({"anyOf": [message, {"type": "null"}]})
             }
-            Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => json!({"type": "integer"}),
-            _ if numbers => json!({"type": "integer"}),
-            _ => json!({"type": "string", "pattern": "^-?[0-9]+$"}),
+            Kind::Message(message) => self.of(&message, form),
+            Kind::Enum(values) if is_request => {
+                json!({"anyOf": [enumeration(&values), {"type": ["integer", "null"]}]})
+            }
+            Kind::Enum(values) => enumeration(&values),
+            Kind::Bool => or_null("boolean"),
+            Kind::String => or_null("string"),
+            Kind::Bytes => {
+                let mut schema = or_null("string");
+                schema["contentEncoding"] = "base64".into();
+                schema
+            }
+            Kind::Double | Kind::Float => number("number"),
+            Kind::Uint32 | Kind::Fixed32 => {
+                let mut schema = number("integer");
+                schema["minimum"] = 0.into();
+                schema["maximum"] = u32::MAX.into();
+                schema
+            }
+            Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => number("integer"),
+            _ if form == Form::Answer => json!({"type": "string", "pattern": "^-?[0-9]+$"}),
+            _ => number("integer"),
         }
     }
 }
@@ -199,12 +247,12 @@ pub(super) fn document() -> Value {
 /// `/v1`.
 fn contract(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
     let classify = Method::classifier("Classify");
-    let request = schemas.of(&classify.input, false);
-    let answer = schemas.of(&classify.output, false);
+    let request = schemas.of(&classify.input, Form::Request);
+    let answer = schemas.of(&classify.output, Form::Answer);
     let query: Vec<_> = parameters(&classify.input)
         .map(|field| {
             let text = comment(&field.parent_message().parent_file(), field.path());
-            let schema = schemas.kind(&field, false);
+            let schema = schemas.kind(&field, Form::Answer);
             json!({"name": field.name(), "in": "query", "description": text, "schema": schema})
         })
         .collect();
@@ -214,7 +262,7 @@ fn contract(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
         json!({"type": "string", "contentMediaType": "application/octet-stream"}),
     );
     for field in parameters(&classify.input) {
-        form.insert(field.name().to_owned(), schemas.kind(&field, false));
+        form.insert(field.name().to_owned(), schemas.kind(&field, Form::Answer));
     }
     let image = json!({"schema": {}});
     let codes = [&OF_CALLS[..], &OF_BODIES].concat();
@@ -240,7 +288,7 @@ fn contract(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
     );
 
     let models = Method::classifier("ListModels");
-    let answer = schemas.of(&models.output, false);
+    let answer = schemas.of(&models.output, Form::Answer);
     paths.insert(
         "/v1/models".into(),
         json!({"get": {
@@ -291,8 +339,9 @@ fn protocol(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
         &yes("ready"),
         &OF_CALLS,
     );
-    let message =
-        |schemas: &mut Schemas, name: &str| schemas.of(&Method::inference(name).output, true);
+    let message = |schemas: &mut Schemas, name: &str| {
+        schemas.of(&Method::inference(name).output, Form::Numbers)
+    };
     let server = message(schemas, "ServerMetadata");
     get(
         "/v2",
@@ -312,7 +361,7 @@ fn protocol(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
     let metadata = message(schemas, "ModelMetadata");
     let config = Method::inference("ModelConfig").output;
     let config = config.get_field_by_name("config").expect("the protocol");
-    let config = schemas.kind(&config, true);
+    let config = schemas.kind(&config, Form::Numbers);
     let of_models = [&OF_CALLS[..], &OF_MODELS].concat();
     for (of, suffix) in [("", ""), ("/versions/{version}", "OfVersion")] {
         let model = format!("/v2/models/{{name}}{of}");
@@ -340,6 +389,21 @@ fn protocol(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
                 &of_models,
             );
         }
+    }
+
+    for path in [
+        "/v2/models/{name}/ready",
+        "/v2/models/{name}/versions/{version}/ready",
+    ] {
+        let answers = &mut paths[path]["get"]["responses"];
+        answers["404"] = answers["200"].clone();
+        answers["404"]["description"] = "It is not ready, or there is no such model.".into();
+    }
+    for path in ["/v2/health/live", "/v2/health/ready"] {
+        let answers = &mut paths[path]["get"]["responses"];
+        let no = answers["200"]["content"]["application/json"]["schema"].clone();
+        let error = answers["503"]["content"]["application/json"]["schema"].clone();
+        answers["503"]["content"]["application/json"]["schema"] = json!({"anyOf": [no, error]});
     }
 
     let infer = |suffix: &str, names: &[&str]| {
@@ -380,8 +444,8 @@ fn protocol(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
 
     let index = Method::inference("RepositoryIndex");
     let models = index.output.get_field_by_name("models");
-    let models = schemas.field(&models.expect("the protocol"), true);
-    let request = schemas.of(&index.input, true);
+    let models = schemas.field(&models.expect("the protocol"), Form::Numbers);
+    let request = schemas.of(&index.input, Form::Request);
     let codes = [&OF_CALLS[..], &OF_BODIES[..1], &OF_BODIES[2..]].concat();
     paths.insert(
         "/v2/repository/index".into(),

@@ -285,7 +285,7 @@ mod tests {
             (r#"{"topk": 3}"#, "topk"),
             (r#"{"top_k": 3} x"#, "trailing"),
             (r#"{"top_k": 3.5}"#, "integer"),
-            (r#"{"top_k": 1, "top_k": 2}"#, "multiple"),
+            (r#"{"image": {"encoded": "", "raw": {}}}"#, "multiple"),
             (r#"{"image": {"encoded": "~"}}"#, "Invalid"),
             ("", "EOF"),
             ("[]", "not a ClassifyRequest"),

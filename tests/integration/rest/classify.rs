@@ -147,8 +147,9 @@ async fn models_are_listed_as_by_grpc() {
     assert_eq!(listed.header("content-type"), Some("application/json"));
     assert_eq!(listed.header("x-content-type-options"), Some("nosniff"));
     let listed = json(&listed);
-    let by_grpc = server.client().await.list_models(ListModelsRequest {});
-    let by_grpc = by_grpc.await.unwrap().into_inner();
+    let mut client = server.client().await;
+    let by_grpc = client.list_models(ListModelsRequest {}).await;
+    let by_grpc = by_grpc.unwrap().into_inner();
     let model = &by_grpc.models[0];
     let first = &listed["models"][0];
     assert_eq!(first["name"], model.name);
@@ -288,7 +289,8 @@ fn a_full_server_says_when_to_retry_and_one_that_starts_or_drains_that_it_does()
         "--max-queue-delay",
         "3s",
     ];
-    let server = Server::start(&[&flags[..], &["--max-calls", "2"]].concat());
+    let server =
+        Server::start(&[&flags[..], &["--max-calls", "2", "--max-per-client", "100"]].concat());
     let (http, photo) = (server.http, cat.clone());
     let waiting: Vec<_> = (0..2)
         .map(|_| {

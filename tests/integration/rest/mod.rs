@@ -1,6 +1,7 @@
 //! REST on the HTTP port: the same answers as gRPC's, its errors, and who may call.
 
 mod classify;
+mod clients;
 mod guards;
 
 use std::{path::Path, process::Command};

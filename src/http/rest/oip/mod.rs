@@ -122,7 +122,13 @@ fn model_ready(calls: &Calls) -> MethodRouter {
             let ready = decode::<ModelReadyResponse>(message)?.ready;
             let mut body = of;
             body["ready"] = ready.into();
-            Ok(json_response(status(ready), body.to_string().into_bytes()))
+            // The method does not tell a model that is not ready from one that does not exist.
+            let status = if ready {
+                StatusCode::OK
+            } else {
+                StatusCode::NOT_FOUND
+            };
+            Ok(json_response(status, body.to_string().into_bytes()))
         };
         let path = &method.path;
         calls.call(path, STYLE, split(request), input, answer).await
@@ -131,15 +137,12 @@ fn model_ready(calls: &Calls) -> MethodRouter {
 
 /// 200 or 503, as probes want it; KServe's client also reads the body.
 fn yes_or_no(what: &str, yes: bool) -> Response {
-    json_response(status(yes), json!({ what: yes }).to_string().into_bytes())
-}
-
-fn status(yes: bool) -> StatusCode {
-    if yes {
+    let status = if yes {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
-    }
+    };
+    json_response(status, json!({ what: yes }).to_string().into_bytes())
 }
 
 fn metadata(calls: &Calls) -> MethodRouter {
