@@ -198,6 +198,7 @@ async fn run_with(
         registry: Arc::clone(&registry),
         exporter: exporter.clone(),
         memory: services.memory.clone(),
+        tls: config.grpc.access.http(),
     };
     let http = http::serve(listeners.http, context, config.http, services.for_http());
     let grpc = grpc::serve(

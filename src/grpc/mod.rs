@@ -28,6 +28,7 @@ pub(crate) use self::{
     transport::{
         foreign::{ForeignBody, Form as BodyForm},
         inflate::Encoding,
+        tls::HttpTls,
     },
 };
 use self::{call::places::Share, transport::table::ConnectionLimits};

@@ -32,7 +32,7 @@ use self::{
 pub use self::{cors::Origin, guard::Web};
 use crate::{
     budget::MemoryBudget,
-    grpc::HttpCalls,
+    grpc::{HttpCalls, HttpTls},
     metrics::Exporter,
     registry::Registry,
     state::{State, StateCell},
@@ -69,18 +69,20 @@ impl Default for HttpConfig {
 
 /// What the endpoints report on.
 #[derive(Clone)]
-pub struct HttpContext {
+pub(crate) struct HttpContext {
     pub state: StateCell,
     pub registry: Arc<Registry>,
     pub exporter: Exporter,
     pub memory: MemoryBudget,
+    /// The port's certificates; `None` if it is not encrypted.
+    pub tls: Option<HttpTls>,
 }
 
 /// Serves until the returned future is dropped. `config` decides who may make `calls`.
 ///
 /// # Errors
 /// Fatal errors of the listener.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     context: HttpContext,
     config: HttpConfig,
@@ -88,6 +90,7 @@ pub async fn serve(
 ) -> io::Result<()> {
     let is_loopback = listener.local_addr()?.ip().is_loopback();
     let HttpConfig { web, rest, .. } = config;
+    let tls = context.tls.clone();
     let names = Names::of(is_loopback, web.max(rest));
     let scrapes = Router::new()
         .route("/metrics", get(metrics))
@@ -149,7 +152,7 @@ pub async fn serve(
         all: with_one_host(all),
         probes: with_one_host(probes),
     };
-    connections::serve(listener, routes).await
+    connections::serve(listener, routes, tls).await
 }
 
 /// Refuses a request with more than one `Host`, or one that is no name.

@@ -189,7 +189,7 @@ async fn bodies_that_are_hard_to_read_are_refused_quickly() {
         let what = format!("{path} {:.60}", body);
         assert!([400, 404, 413, 429].contains(&code), "{what}: {text}");
         assert!(
-            started.elapsed() < Duration::from_secs(4),
+            started.elapsed() < Duration::from_secs(10),
             "{what}: {:?}",
             started.elapsed()
         );

@@ -145,7 +145,7 @@ def test_classes_and_parameters():
         first = first.decode() if isinstance(first, bytes) else first
         assert first.endswith(":cat"), first
     infer = lambda **named: client.infer(MODEL, file(triton, photo), **named)
-    fails(504, "timeout", infer, timeout=1)
+    fails(504, "passed", infer, timeout=1)
     fails(400, "softmax", infer, outputs=output("softmax"))
     fails(404, "other", client.infer, "other", file(triton, photo))
     fails(404, "version", infer, model_version="777777")

@@ -90,21 +90,23 @@ impl HttpFlags {
         if self.address.ip().is_loopback() {
             return;
         }
-        tracing::warn!(
-            "anyone who can reach the HTTP port can read the metrics: it has no TLS and no token"
-        );
+        let lacks = match security.has_http_tls() {
+            true => "their readers need no token",
+            false => "it has no TLS and no token",
+        };
+        tracing::warn!("anyone who can reach the HTTP port can read the metrics: {lacks}");
         let offered = match (self.web, self.rest) {
             (Mode::On, Mode::On) => "on the live page (--web) and by REST (--rest)",
             (Mode::On, _) => "on the live page (--web)",
             (_, Mode::On) => "by REST (--rest)",
             _ => return,
         };
-        if security.requires_token() {
+        if security.requires_token() && !security.has_http_tls() {
             tracing::warn!(
-                "tokens that are sent to the HTTP port {offered} travel in plain text: put a \
-                 proxy with TLS in front of it"
+                "tokens that are sent to the HTTP port {offered} travel in plain text: add \
+                 --http-tls, or put a proxy with TLS in front of it"
             );
-        } else {
+        } else if !security.requires_token() {
             tracing::warn!(
                 "anyone who can reach the HTTP port can use the server {offered}: there is no \
                  token (--tokens)"

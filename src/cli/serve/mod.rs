@@ -227,17 +227,22 @@ async fn serve(args: &Args) -> Result<Result<(), ServerError>, CliError> {
     let listeners = bound.listeners;
 
     // The system chooses the port if that of the flag is 0.
-    let http = listeners.http.local_addr()?;
+    let scheme = if args.security.has_http_tls() {
+        "https"
+    } else {
+        "http"
+    };
+    let http = format!("{scheme}://{}", listeners.http.local_addr()?);
     tracing::info!(
-        "serving gRPC on {} and metrics on http://{http}/metrics; loading {}",
+        "serving gRPC on {} and metrics on {http}/metrics; loading {}",
         listeners.grpc,
         describe(&config.loader)
     );
     if config.http.web != Web::Off {
-        tracing::info!("the live page is on http://{http}/");
+        tracing::info!("the live page is on {http}/");
     }
     if config.http.rest != Web::Off {
-        tracing::info!("REST is on http://{http}/v1 and /v2");
+        tracing::info!("REST is on {http}/v1 and /v2");
     }
     args.network.warn_if_exposed(&args.security);
     tracing::debug!("flags and models read in {:.0?}", started.elapsed());

@@ -1,10 +1,15 @@
 //! Who may call the HTTP port: tokens, names, other sites.
 
-use std::net::TcpStream;
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
-use super::{classify, json};
+use super::{classify, curl, json};
 use crate::{
-    common::{Server, data},
+    common::{Server, data, resnet18},
+    security::Authority,
     web::{read, send},
 };
 
@@ -112,9 +117,69 @@ fn the_scripts_of_listed_sites_may_call() {
 }
 
 #[test]
-fn connections_stay_open_between_requests() {
-    use std::io::{Read, Write};
+fn the_port_is_encrypted_with_the_certificate_of_grpc() {
+    let authority = Authority::new();
+    authority.issue_server();
+    let [ca, certificate, key] =
+        ["ca.pem", "server.pem", "server.key"].map(|name| authority.path(name));
+    let flags = [
+        "--engine",
+        "embedded",
+        "--tls-cert",
+        &certificate,
+        "--tls-key",
+        &key,
+    ];
+    let server = Server::spawn(&[&flags[..], &["--http-tls"]].concat());
+    let url = |path: &str| format!("https://localhost:{}{path}", server.http.port());
+    let get = |path: &str, more: &[&str]| {
+        let url = url(path);
+        curl(&[&["--cacert", &ca, "--noproxy", "*", &url], more].concat())
+    };
+    let Some(health) = get("/healthz", &[]) else {
+        return;
+    };
+    assert_eq!(health, "ok\n");
+    let give_up = Instant::now() + Duration::from_secs(60);
+    while get("/readyz", &[]).unwrap() != "ready\n" {
+        assert!(Instant::now() < give_up, "{}", server.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let body = ["--data-binary", "@tests/data/cat.jpg"];
+    let answer = get("/v1/classify?top_k=1", &body).unwrap();
+    assert!(answer.contains("\"cat\""), "{answer}");
+    assert!(
+        get("/metrics", &[])
+            .unwrap()
+            .contains("classifier_build_info")
+    );
+    assert!(get("/", &[]).unwrap().contains("<html"));
 
+    // Without TLS there is no answer, and a silent connection is closed.
+    let mut plain = TcpStream::connect(server.http).unwrap();
+    plain
+        .write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer);
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+
+    // Probes never need a client's certificate.
+    let mutual = ["--tls-client-ca", &ca, "--http-tls"];
+    let server = Server::spawn(&[&flags[..], &mutual].concat());
+    let url = format!("https://localhost:{}/healthz", server.http.port());
+    assert_eq!(
+        curl(&["--cacert", &ca, "--noproxy", "*", &url]).unwrap(),
+        "ok\n"
+    );
+
+    let alone = resnet18().args(["serve", "--http-tls"]).output().unwrap();
+    assert_eq!(alone.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&alone.stderr).contains("--tls-cert"));
+}
+
+#[test]
+fn connections_stay_open_between_requests() {
     let server = Server::start(&["--engine", "embedded"]);
     let mut stream = TcpStream::connect(server.http).unwrap();
     let photo = cat();

@@ -2,6 +2,7 @@
 
 mod classify;
 mod clients;
+mod grpc_web;
 mod guards;
 
 use std::{path::Path, process::Command};
