@@ -39,6 +39,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .out_dir(server)
             .compile_fds(protocol)?;
 
+        let health = protox::compile(["grpc/health/v1/health.proto"], ["proto"])?;
+        fs::write(out.join("health.bin"), health.encode_to_vec())?;
+        // The library has these messages, and a service without `List`.
+        tonic_prost_build::configure()
+            .build_client(false)
+            .extern_path(
+                ".grpc.health.v1.HealthCheckRequest",
+                "::tonic_health::pb::HealthCheckRequest",
+            )
+            .extern_path(
+                ".grpc.health.v1.HealthCheckResponse",
+                "::tonic_health::pb::HealthCheckResponse",
+            )
+            .compile_fds(health)?;
+
         let onnx = protox::compile(["onnx/onnx.proto"], ["proto"])?;
         tonic_prost_build::configure()
             .build_client(false)

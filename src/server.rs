@@ -40,6 +40,7 @@ pub use crate::{
     quantization::{Estimator, QuantizationConfig, StartupQuantization},
     registry::{
         check::{CheckConfig, CheckError, CheckLimits, Passed, Refusal},
+        control::ModelControl,
         loader::{ListedModel, LoadError, LoaderConfig, ModelSource},
     },
     scheduler::{Capacity, Failure, SchedulerConfig, SpawnError},
@@ -73,6 +74,9 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 pub struct ServerConfig {
     /// Which models are served, and on which engine.
     pub loader: LoaderConfig,
+    /// Who decides which models of a folder are served after the start; without a folder, only
+    /// [`ModelControl::None`] has a meaning.
+    pub model_control: ModelControl,
     /// The model that answers calls that name none; `None` means the first.
     pub default_model: Option<String>,
     /// How work is queued, batched and executed.
@@ -101,6 +105,7 @@ impl Default for ServerConfig {
                 check: None,
                 watch_interval: None,
             },
+            model_control: ModelControl::None,
             default_model: None,
             scheduler: SchedulerConfig {
                 threads,
@@ -189,7 +194,8 @@ async fn run_with(
 ) -> Result<(), ServerError> {
     let exporter = Exporter::install();
     let state = StateCell::default();
-    let registry = Arc::new(Registry::new(config.default_model));
+    let (controller, commands) = config.model_control.channel();
+    let registry = Arc::new(Registry::controlled(config.default_model, controller));
     let scheduler = Arc::new(Scheduler::new(config.scheduler)?);
 
     let services = Services::new(Arc::clone(&registry), state.clone(), &config.grpc);
@@ -225,7 +231,7 @@ async fn run_with(
         scheduler: Arc::clone(&scheduler),
         state: state.clone(),
     };
-    let load = loader.run(control.reload);
+    let load = loader.run(control.reload, commands);
     let upkeep = async {
         loop {
             sleep(METRICS_UPKEEP).await;

@@ -99,6 +99,7 @@ fn state_name(state: ModelState) -> &'static str {
         ModelState::Unspecified | ModelState::Ready => "ready",
         ModelState::Loading => "loading",
         ModelState::Failed => "failed",
+        ModelState::Unloaded => "unloaded",
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     admission::{Admission, AdmissionConfig, caps::CallLimits},
     call::{context::Context, places::Share},
     classifier::ClassifierService,
+    health::{self, HealthService},
     oip::InferenceService,
     transport::inflate::Inflater,
 };
@@ -73,18 +74,20 @@ impl Services {
             registry: Arc::clone(&registry),
             state: state.clone(),
         });
+        let health = HealthReporter::new();
+        let health_service =
+            HealthService::new(health.clone(), state.clone(), Arc::clone(&registry));
         let context = Arc::new(Context::new(registry, state, config.max_streams, share));
         let classifier = ClassifierServer::new(ClassifierService(Arc::clone(&context)))
             .max_decoding_message_size(config.max_message_bytes);
         let protocol = GrpcInferenceServiceServer::new(InferenceService(context))
             .max_decoding_message_size(config.max_message_bytes);
 
-        let (health, health_service) = tonic_health::server::health_reporter();
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
                 .register_encoded_file_descriptor_set(inference::DESCRIPTOR)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(health::DESCRIPTOR)
         };
         let built = "the descriptors come from the build";
         let reflection_v1 = reflection().build_v1().expect(built);

@@ -7,6 +7,7 @@ mod grpc_web;
 mod guard;
 mod page;
 mod rest;
+mod scrape;
 mod slow;
 
 use std::{io, sync::Arc};
@@ -14,10 +15,7 @@ use std::{io, sync::Arc};
 use axum::{
     Router, extract,
     extract::Request,
-    http::{
-        StatusCode,
-        header::{CONTENT_TYPE, RETRY_AFTER},
-    },
+    http::{StatusCode, header::RETRY_AFTER},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{any, get},
@@ -93,7 +91,7 @@ pub(crate) async fn serve(
     let tls = context.tls.clone();
     let names = Names::of(is_loopback, web.max(rest));
     let scrapes = Router::new()
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(scrape::metrics))
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             answered_to(names, request, next)
         }));
@@ -169,25 +167,6 @@ async fn answered_to(names: Names, request: Request, next: Next) -> Response {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),
     }
-}
-
-async fn metrics(extract::State(context): extract::State<HttpContext>) -> impl IntoResponse {
-    // Reading /proc and asking a GPU's driver can block.
-    let text = tokio::task::spawn_blocking(move || {
-        let models = context.registry.list();
-        let models = models.iter().map(|entry| &*entry.metrics);
-        context
-            .exporter
-            .render(models, &context.state, &context.memory)
-    });
-    let text = text
-        .await
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-
-    (
-        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        text,
-    )
 }
 
 async fn healthz(extract::State(context): extract::State<HttpContext>) -> impl IntoResponse {

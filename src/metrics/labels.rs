@@ -70,11 +70,21 @@ pub enum Method {
     ModelStreamInfer,
     ModelStatistics,
     RepositoryIndex,
+    RepositoryModelLoad,
+    RepositoryModelUnload,
+    SystemSharedMemoryStatus,
+    SystemSharedMemoryRegister,
+    SystemSharedMemoryUnregister,
+    CudaSharedMemoryStatus,
+    CudaSharedMemoryRegister,
+    CudaSharedMemoryUnregister,
+    TraceSetting,
+    LogSettings,
 }
 
 impl Method {
     /// In the order of the variants, which index this array.
-    pub const LABELS: [&'static str; 13] = [
+    pub const LABELS: [&'static str; 23] = [
         "Classify",
         "StreamClassify",
         "ListModels",
@@ -88,9 +98,19 @@ impl Method {
         "ModelStreamInfer",
         "ModelStatistics",
         "RepositoryIndex",
+        "RepositoryModelLoad",
+        "RepositoryModelUnload",
+        "SystemSharedMemoryStatus",
+        "SystemSharedMemoryRegister",
+        "SystemSharedMemoryUnregister",
+        "CudaSharedMemoryStatus",
+        "CudaSharedMemoryRegister",
+        "CudaSharedMemoryUnregister",
+        "TraceSetting",
+        "LogSettings",
     ];
 
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 23] = [
         Self::Classify,
         Self::StreamClassify,
         Self::ListModels,
@@ -104,7 +124,30 @@ impl Method {
         Self::ModelStreamInfer,
         Self::ModelStatistics,
         Self::RepositoryIndex,
+        Self::RepositoryModelLoad,
+        Self::RepositoryModelUnload,
+        Self::SystemSharedMemoryStatus,
+        Self::SystemSharedMemoryRegister,
+        Self::SystemSharedMemoryUnregister,
+        Self::CudaSharedMemoryStatus,
+        Self::CudaSharedMemoryRegister,
+        Self::CudaSharedMemoryUnregister,
+        Self::TraceSetting,
+        Self::LogSettings,
     ];
+
+    /// The methods whose requests are timed: those that work on images. The others answer at once.
+    pub const TIMED: [&'static str; 4] = [
+        "Classify",
+        "StreamClassify",
+        "ModelInfer",
+        "ModelStreamInfer",
+    ];
+
+    /// Whether its requests are timed.
+    pub fn is_timed(self) -> bool {
+        Self::TIMED.contains(&Self::LABELS[self as usize])
+    }
 
     /// Finds a method by its name in the `.proto` files.
     pub fn named(name: &str) -> Option<Self> {
@@ -175,8 +218,8 @@ mod tests {
             ["failed"]
         );
         assert_eq!(
-            Method::LABELS[Method::RepositoryIndex as usize..],
-            ["RepositoryIndex"]
+            Method::LABELS[Method::LogSettings as usize..],
+            ["LogSettings"]
         );
         assert!(
             Method::ALL

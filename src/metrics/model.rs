@@ -26,7 +26,8 @@ use crate::sync::lock;
 pub struct ModelMetrics {
     model: Arc<str>,
     pub(super) requests: RequestMetrics,
-    frame: Histogram,
+    /// Registered with the first frame.
+    frame: OnceLock<Histogram>,
     decode: Histogram,
     queue: Histogram,
     inference: Histogram,
@@ -62,7 +63,8 @@ pub struct EngineLabels {
 }
 
 impl ModelMetrics {
-    /// Registers the series of `model`, so that they exist, at 0, before the first request.
+    /// Registers the series of `model`, so that they exist, at 0, before the first request; those of
+    /// a method, and of frames, begin to exist with the first one.
     pub fn new(model: &str) -> Self {
         removed::restore(model);
         let model: Arc<str> = model.into();
@@ -75,7 +77,7 @@ impl ModelMetrics {
 
         Self {
             requests: RequestMetrics::new(name()),
-            frame: histogram!(FRAME_DURATION, "model" => name()),
+            frame: OnceLock::new(),
             decode: stage("decode"),
             queue: stage("queue"),
             inference: stage("inference"),
@@ -110,6 +112,7 @@ impl ModelMetrics {
             .unwrap_or_default();
         gauge!(MODEL_LOAD, "model" => Arc::clone(&self.model)).set(took.as_secs_f64());
         gauge!(MODEL_LOADED, "model" => Arc::clone(&self.model)).set(now.as_secs_f64());
+        removed::restore(&self.model);
         self.loads_succeeded.increment(1);
         self.ready.set(1.0);
         self.set_engine(Some(gauge!(
@@ -124,10 +127,12 @@ impl ModelMetrics {
 
     /// Counts a version of the model that could not be loaded.
     pub fn load_failed(&self) {
+        removed::restore(&self.model);
         self.loads_failed.increment(1);
     }
 
-    /// Records that the model is no longer served; its series are not exported any more.
+    /// Records that the model is no longer served; its series are not exported until it is loaded
+    /// again.
     pub fn removed(&self) {
         self.ready.set(0.0);
         self.fps.set(0.0);
@@ -172,7 +177,6 @@ impl ModelMetrics {
     pub fn inferred(&self, images: usize, took: Duration) {
         self.batch_size.record(images as f64);
         self.inference.record(took);
-        self.statistics.called(images, took);
     }
 
     /// Adds the time for which a call of the engine kept this many workers busy.
@@ -224,7 +228,9 @@ impl ModelMetrics {
 
     /// Records how long after its arrival a frame was answered.
     pub fn frame_answered(&self, took: Duration) {
-        self.frame.record(took);
+        self.frame
+            .get_or_init(|| histogram!(FRAME_DURATION, "model" => Arc::clone(&self.model)))
+            .record(took);
     }
 
     /// Counts an open stream until the guard is dropped.
@@ -257,10 +263,11 @@ pub fn request_ended(method: Method, model: Option<&ModelMetrics>, code: Code, d
     metrics.finished(method, code).increment(1);
 
     // Requests that are rejected at once would make an overloaded server look fast.
-    if !matches!(
+    let was_rejected = matches!(
         code,
         Code::ResourceExhausted | Code::Unavailable | Code::Unauthenticated
-    ) {
+    );
+    if method.is_timed() && !was_rejected {
         metrics.duration(method).record(duration);
     }
 }

@@ -14,8 +14,8 @@ use crate::proto::code_name;
 const METHODS: usize = Method::LABELS.len();
 const CODES: usize = Code::Unauthenticated as usize + 1;
 
-/// The status codes whose series exist, at 0, from the beginning: Prometheus computes no rate for
-/// the first increment of a series that did not exist before.
+/// The status codes whose series exist, at 0, from a method's first request on: Prometheus computes
+/// no rate for the first increment of a series that did not exist before.
 const USUAL_CODES: [Code; 7] = [
     Code::Ok,
     Code::InvalidArgument,
@@ -35,28 +35,25 @@ pub(super) struct RequestMetrics {
 }
 
 impl RequestMetrics {
-    /// Registers the usual series of the methods that work on images.
+    /// Nothing is registered yet: most methods are never called.
     pub fn new(model: Arc<str>) -> Self {
-        let metrics = Self {
+        Self {
             model,
             ..Self::default()
-        };
-
-        metrics.duration(Method::Classify);
-        for method in [
-            Method::Classify,
-            Method::StreamClassify,
-            Method::ModelInfer,
-            Method::ModelStreamInfer,
-        ] {
-            for code in USUAL_CODES {
-                metrics.finished(method, code);
-            }
         }
-        metrics
     }
 
+    /// The requests of a method that ended with this code.
     pub fn finished(&self, method: Method, code: Code) -> &Counter {
+        if method.is_timed() && !self.model.is_empty() {
+            for usual in USUAL_CODES {
+                self.counter(method, usual);
+            }
+        }
+        self.counter(method, code)
+    }
+
+    fn counter(&self, method: Method, code: Code) -> &Counter {
         self.finished[method as usize][code as usize].get_or_init(|| {
             counter!(
                 REQUESTS,
@@ -67,6 +64,7 @@ impl RequestMetrics {
         })
     }
 
+    /// How long requests of a method take that is timed.
     pub fn duration(&self, method: Method) -> &Histogram {
         self.durations[method as usize].get_or_init(|| {
             histogram!(

@@ -9,11 +9,20 @@ use std::{
 
 use crate::sync::lock;
 
+/// What kind of request brought an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    /// One of this server's own contract, which the protocol's statistics leave out.
+    Contract,
+    /// One of the Open Inference Protocol, with encoded images.
+    Encoded,
+    /// One of the Open Inference Protocol, with tensors.
+    Tensor,
+}
+
 /// The sums of one model, over all its versions.
 #[derive(Debug, Default)]
 pub struct Statistics {
-    /// The engine's calls, by batch size.
-    calls: Mutex<BTreeMap<usize, CountAndTime>>,
     /// Requests of the Open Inference Protocol with encoded images.
     pub encoded: RequestStatistics,
     /// Requests of the Open Inference Protocol with tensors.
@@ -40,7 +49,11 @@ pub struct CountAndTime {
 
 /// The sums of one kind of request.
 #[derive(Debug, Default)]
-pub struct RequestStatistics(Mutex<RequestSums>);
+pub struct RequestStatistics {
+    sums: Mutex<RequestSums>,
+    /// The engine's calls with images of such requests, by how many of these there were in the call.
+    calls: Mutex<BTreeMap<usize, CountAndTime>>,
+}
 
 /// The sums of [`RequestStatistics`] at one moment. For a request with several images, each stage
 /// counts the slowest image.
@@ -69,25 +82,41 @@ impl CountAndTime {
 }
 
 impl Statistics {
-    /// Records a call of the engine with this many images.
-    pub fn called(&self, images: usize, took: Duration) {
-        lock(&self.calls).entry(images).or_default().add(took);
-    }
-
-    /// The engine's calls, by batch size.
-    pub fn calls(&self) -> BTreeMap<usize, CountAndTime> {
-        lock(&self.calls).clone()
+    /// Records a call of the engine that succeeded, with an image for each of `kinds`. It counts
+    /// once for each kind among them.
+    pub fn called(&self, kinds: impl Iterator<Item = RequestKind>, took: Duration) {
+        let (mut encoded, mut tensor) = (0, 0);
+        for kind in kinds {
+            match kind {
+                RequestKind::Contract => {}
+                RequestKind::Encoded => encoded += 1,
+                RequestKind::Tensor => tensor += 1,
+            }
+        }
+        self.encoded.called(encoded, took);
+        self.tensor.called(tensor, took);
     }
 }
 
 impl RequestStatistics {
+    fn called(&self, images: usize, took: Duration) {
+        if images > 0 {
+            lock(&self.calls).entry(images).or_default().add(took);
+        }
+    }
+
+    /// The engine's calls with images of such requests, by how many of these there were in the call.
+    pub fn calls(&self) -> BTreeMap<usize, CountAndTime> {
+        lock(&self.calls).clone()
+    }
+
     /// Records a request that was answered `took` after its arrival. `stages` has an entry for each
     /// of its images; composing the answer took `output`.
     pub fn succeeded(&self, took: Duration, stages: &[Stages], output: Duration) {
         let slowest =
             |stage: fn(&Stages) -> Duration| stages.iter().map(stage).max().unwrap_or_default();
 
-        let mut sums = lock(&self.0);
+        let mut sums = lock(&self.sums);
         sums.success.add(took);
         sums.queue.add(slowest(|stages| stages.queue));
         sums.decode.add(slowest(|stages| stages.decode));
@@ -99,12 +128,12 @@ impl RequestStatistics {
 
     /// Records a request that failed `took` after its arrival.
     pub fn failed(&self, took: Duration) {
-        lock(&self.0).fail.add(took);
+        lock(&self.sums).fail.add(took);
     }
 
     /// Reads the current sums.
     pub fn read(&self) -> RequestSums {
-        *lock(&self.0)
+        *lock(&self.sums)
     }
 }
 
@@ -143,5 +172,22 @@ mod tests {
             (ms(15), ms(17), 3)
         );
         assert!(sums.last.is_some());
+    }
+
+    #[test]
+    fn a_call_of_the_engine_counts_once_for_each_kind_of_request_in_it() {
+        use RequestKind::{Contract, Encoded, Tensor};
+
+        let statistics = Statistics::default();
+        let took = Duration::from_millis(5);
+        statistics.called([Contract, Contract].into_iter(), took);
+        statistics.called([Encoded, Contract, Encoded, Tensor].into_iter(), took);
+        statistics.called([Tensor].into_iter(), took);
+        let counts = |of: &RequestStatistics| -> Vec<(usize, u64)> {
+            let calls = of.calls().into_iter();
+            calls.map(|(images, calls)| (images, calls.count)).collect()
+        };
+        assert_eq!(counts(&statistics.encoded), [(2, 1)]);
+        assert_eq!(counts(&statistics.tensor), [(1, 2)]);
     }
 }

@@ -55,7 +55,7 @@ pub struct Label {
 /// When a metric is exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// On every server, once a model is known.
+    /// On every server, once a model is known and was called.
     Always,
     /// With an engine on a GPU only.
     Gpu,
@@ -120,6 +120,10 @@ const METHOD: Label = Label {
     name: "method",
     values: &Method::LABELS,
 };
+const TIMED_METHOD: Label = Label {
+    name: "method",
+    values: &Method::TIMED,
+};
 const STAGE: Label = Label {
     name: "stage",
     values: &["decode", "queue", "inference"],
@@ -143,9 +147,9 @@ pub const METRICS: [Metric; 41] = [
         name: REQUEST_DURATION,
         kind: MetricKind::Histogram(&DURATIONS),
         unit: "seconds",
-        labels: &[MODEL, METHOD],
+        labels: &[MODEL, TIMED_METHOD],
         help: "Time from a request's arrival to its answer, without requests that were rejected \
-               at once. For a stream, its whole life.",
+               at once. For a stream, its whole life. Only methods that bring images are timed.",
         when_high: "Look at the stages: `queue` calls for more cores or servers, `decode` for \
                     smaller images, `inference` for a faster engine.",
         presence: Presence::Always,

@@ -14,7 +14,7 @@ use crate::{
     engine::{self, EngineConfig, EngineError, EngineInfo},
     files::{self, ReadFailure},
     image::{ImageError, PreprocessConfig, Source},
-    metrics::ModelMetrics,
+    metrics::{ModelMetrics, statistics::RequestKind},
     model::Model,
     offline::dataset::Labelled,
     scheduler::{
@@ -148,6 +148,7 @@ impl OfflineModel {
             decode_estimate: Some(Duration::ZERO),
             fetch: Box::new(move || Some(image)),
             span: None,
+            kind: RequestKind::Contract,
         };
 
         let stopped = |error: &dyn std::fmt::Display| OfflineError::Stopped(error.to_string());

@@ -19,6 +19,7 @@ use crate::{
     registry::{
         Registry, Served,
         check::{CheckConfig, CheckError},
+        control::{Action, Command, Commands, ControlError},
         weights::WeightFiles,
     },
     scheduler::{LoadedModel, Scheduler, SpawnError},
@@ -182,13 +183,17 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Loads the models, then follows changes of their files. `reload` asks to check the files at
-    /// once.
+    /// Loads the models, then follows changes of their files, or `commands` where callers control
+    /// the models. `reload` asks to check the files at once.
     ///
     /// # Errors
     /// At the start only: when a listed model can't be served, or when the engine that was asked
     /// for can't start.
-    pub async fn run(self, reload: Arc<Notify>) -> Result<std::convert::Infallible, LoadError> {
+    pub async fn run(
+        self,
+        reload: Arc<Notify>,
+        commands: Commands,
+    ) -> Result<std::convert::Infallible, LoadError> {
         let mut known = BTreeMap::new();
         let weights = Arc::new(WeightFiles::default());
         let first = self.scan(&mut known, &weights, ScanReason::Start).await;
@@ -197,6 +202,9 @@ impl Loader {
             return Err(error);
         }
 
+        if commands.are_explicit() {
+            return Ok(self.obey(commands, &reload, &weights).await);
+        }
         let mut last_problem = String::new();
         loop {
             let reason = self.next_scan(&reload).await;
@@ -209,6 +217,97 @@ impl Loader {
             }
             last_problem = problem;
         }
+    }
+
+    /// Loads and unloads models as callers request, and nothing else.
+    async fn obey(
+        &self,
+        mut commands: Commands,
+        reload: &Notify,
+        weights: &Arc<WeightFiles>,
+    ) -> std::convert::Infallible {
+        loop {
+            let command = tokio::select! {
+                command = commands.next() => command,
+                () = reload.notified() => {
+                    tracing::warn!(
+                        "the models' files are left alone: with --model-control explicit, only \
+                         RepositoryModelLoad and RepositoryModelUnload change what is served"
+                    );
+                    continue;
+                }
+            };
+            let Command {
+                action,
+                model,
+                done,
+            } = command;
+            let outcome = match action {
+                Action::Load => self.load_by_name(&model, weights).await,
+                Action::Unload => self.unload(&model),
+            };
+            // The caller may have gone.
+            let _ = done.send(outcome);
+        }
+    }
+
+    /// Loads the model whose file has this name.
+    async fn load_by_name(
+        &self,
+        name: &str,
+        weights: &Arc<WeightFiles>,
+    ) -> Result<(), ControlError> {
+        let source = self.config.source.clone();
+        let weights = Arc::clone(weights);
+        let found = match blocking(move || find(source, &weights)).await {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::error!("{error}");
+                return Err(ControlError::Unavailable);
+            }
+        };
+        let no_file = || ControlError::NoFile(name.chars().take(100).collect());
+        let model = found.into_iter().map(|(model, _)| model);
+        let model = model
+            .into_iter()
+            .find(|model| model.name == name)
+            .ok_or_else(no_file)?;
+        if self.registry.find(name).is_err() && self.registry.list().len() >= MAX_MODELS {
+            return Err(ControlError::TooMany(MAX_MODELS));
+        }
+        match self.load(&model, false).await {
+            Ok(false) if self.registry.find(name).is_err() => Err(no_file()),
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                self.report_whether_any_is_served();
+                let problem = self
+                    .registry
+                    .find(name)
+                    .ok()
+                    .and_then(|entry| entry.problem);
+                Err(ControlError::Failed {
+                    name: name.to_owned(),
+                    reason: problem
+                        .as_deref()
+                        .unwrap_or("its file was removed")
+                        .to_owned(),
+                })
+            }
+            Err(error) => {
+                tracing::error!(model = name, "{error}");
+                Err(ControlError::Unavailable)
+            }
+        }
+    }
+
+    /// Stops serving a model at a caller's request.
+    fn unload(&self, name: &str) -> Result<(), ControlError> {
+        if !self.registry.unload(name) {
+            return Err(ControlError::Unknown(name.chars().take(100).collect()));
+        }
+        tracing::info!(model = name, "unloaded by a caller: no longer served");
+        self.report_whether_any_is_served();
+        Ok(())
     }
 
     /// Waits until the files are to be checked again.
@@ -274,8 +373,11 @@ impl Loader {
         }
         // Callers are not told where the folder is.
         let folder = path.file_name().unwrap_or(".".as_ref()).to_string_lossy();
-        let reason = if self.registry.list().is_empty() {
+        let models = self.registry.list();
+        let reason = if models.is_empty() {
             format!("the folder \"{folder}\" holds no model (*.onnx)")
+        } else if models.iter().all(|model| model.unloaded) {
+            "all models are unloaded; RepositoryModelLoad loads them again".into()
         } else {
             format!(
                 "no model in the folder \"{folder}\" could be loaded; ListModels gives the reasons"

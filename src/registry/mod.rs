@@ -1,6 +1,7 @@
 //! The models that are served at this moment, by name.
 
 pub mod check;
+pub mod control;
 pub mod loader;
 mod weights;
 
@@ -8,6 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::watch;
 
+use self::control::Controller;
 use crate::{
     answer::Activation,
     engine::EngineInfo,
@@ -73,6 +75,8 @@ pub struct Entry {
     pub served: Option<Arc<Served>>,
     /// The error of loading the newest file, if that failed.
     pub problem: Option<Arc<str>>,
+    /// Whether a caller unloaded it. Then nothing is served.
+    pub unloaded: bool,
 }
 
 /// No model has that name, or the default model is gone.
@@ -105,6 +109,7 @@ fn alternatives(known: &[String]) -> String {
 pub struct Registry {
     models: RwLock<Models>,
     changed: watch::Sender<()>,
+    controller: Controller,
 }
 
 #[derive(Default)]
@@ -117,13 +122,24 @@ impl Registry {
     /// An empty registry. `default` is the model that answers when a call names none; `None` means
     /// the first one announced.
     pub fn new(default: Option<String>) -> Self {
+        Self::controlled(default, Controller::default())
+    }
+
+    /// The same, with models that callers load and unload through this `controller`.
+    pub fn controlled(default: Option<String>, controller: Controller) -> Self {
         Self {
+            controller,
             models: RwLock::new(Models {
                 entries: Vec::new(),
                 default,
             }),
             changed: watch::Sender::new(()),
         }
+    }
+
+    /// Through which callers load and unload models.
+    pub fn controller(&self) -> &Controller {
+        &self.controller
     }
 
     /// Counts a rejection whose model is not known, for the default model.
@@ -199,6 +215,7 @@ impl Registry {
             metrics: Arc::clone(&metrics),
             served: None,
             problem: None,
+            unloaded: false,
         };
         models.entries.push(entry);
         models.default.get_or_insert_with(|| name.to_owned());
@@ -216,6 +233,7 @@ impl Registry {
         };
         let old = entry.served.replace(Arc::new(served));
         entry.problem = None;
+        entry.unloaded = false;
         drop(models);
         // This may be the last holder: drop its engines after the lock has been released.
         drop(old);
@@ -226,8 +244,28 @@ impl Registry {
     pub fn report(&self, name: &str, problem: &str) {
         if let Some(entry) = self.write().entry(name) {
             entry.problem = Some(problem.into());
+            entry.unloaded = false;
         }
         self.changed.send_replace(());
+    }
+
+    /// Stops serving a model until a version of it is published. Returns whether there is such a
+    /// model.
+    pub fn unload(&self, name: &str) -> bool {
+        let mut models = self.write();
+        let Some(entry) = models.entry(name) else {
+            return false;
+        };
+        let old = entry.served.take();
+        entry.problem = None;
+        entry.unloaded = true;
+        let metrics = Arc::clone(&entry.metrics);
+        drop(models);
+        // As above: this may drop its engines.
+        drop(old);
+        metrics.removed();
+        self.changed.send_replace(());
+        true
     }
 
     /// Stops serving a model.

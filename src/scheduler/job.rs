@@ -9,7 +9,7 @@ use super::Priority;
 use crate::{
     engine::EngineError,
     image::{ImageError, Source},
-    metrics::statistics::Stages,
+    metrics::statistics::{RequestKind, Stages},
     telemetry::context::SpanContext,
 };
 
@@ -46,6 +46,8 @@ pub struct Job {
     pub fetch: Fetch,
     /// The span that the work belongs to, if the call is traced.
     pub span: Option<SpanContext>,
+    /// What kind of request brought the image, for the statistics.
+    pub kind: RequestKind,
 }
 
 /// The result of a job.

@@ -19,7 +19,10 @@ use super::{
 use crate::{
     engine::{Engine, EngineInfo},
     image::Geometry,
-    metrics::{ModelMetrics, Rejection, statistics::Stages},
+    metrics::{
+        ModelMetrics, Rejection,
+        statistics::{RequestKind, Stages},
+    },
     telemetry::context::SpanContext,
 };
 
@@ -260,6 +263,7 @@ pub(super) struct Ready {
     /// When it had been decoded.
     pub since: Instant,
     pub span: Option<SpanContext>,
+    pub kind: RequestKind,
     /// Who has been charged for it.
     pub turn: Turn,
     /// What that client has been charged for inference.

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     engine::{Engine, EngineError, EngineInfo, EngineKind, Precision},
     image::{PixelFormat, RawFrame, Source},
-    metrics::statistics::Stages,
+    metrics::statistics::{RequestKind, Stages},
 };
 
 const GEOMETRY: Geometry = Geometry::cropped(2, 2, 2);
@@ -234,6 +234,7 @@ impl Numbered {
             decode_estimate: Some(Duration::from_millis(1)),
             fetch: Box::new(move || input_image(value, fate)),
             span: None,
+            kind: RequestKind::Contract,
         }
     }
 }
@@ -507,8 +508,8 @@ proptest! {
                 }
                 let crop = frame.data.to_vec();
                 let (stages, since) = (Stages::default(), Instant::now());
-                let (span, turn, inference_cost) = (None, turn(1), 0.0);
-                queue.ready.push_back(Ready { crop, deadline, reply, stages, since, span, turn, inference_cost });
+                let (span, kind, turn, inference_cost) = (None, job.kind, turn(1), 0.0);
+                queue.ready.push_back(Ready { crop, deadline, reply, stages, since, span, kind, turn, inference_cost });
                 assert!(queue.ready.len() <= max_batch * (lanes + 1));
             } else if let Ok((crops, batch)) = queue.take_batch(Duration::ZERO) {
                 assert!(!batch.is_empty() && batch.len() <= max_batch && batch.len() == crops.len());

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     engine::EngineError,
-    metrics::{self, Restart},
+    metrics::{self, Restart, statistics::RequestKind},
     telemetry::context::SpanContext,
 };
 
@@ -61,6 +61,7 @@ pub(super) struct Decoding {
     pub deadline: Option<Instant>,
     pub reply: oneshot::Sender<Outcome>,
     pub span: Option<SpanContext>,
+    pub kind: RequestKind,
     /// What its client has been charged for it.
     pub cost: Cost,
 }

@@ -232,6 +232,7 @@ impl ModelQueue {
             deadline: job.deadline,
             reply,
             span: job.span,
+            kind: job.kind,
             cost,
         });
         Some((work, stage))

@@ -183,6 +183,7 @@ impl CoreWorker {
             deadline,
             reply,
             span,
+            kind,
             cost,
         } = decoding;
         let spent = took.as_secs_f64() * self.share;
@@ -205,6 +206,7 @@ impl CoreWorker {
                     },
                     since: ended,
                     span,
+                    kind,
                     turn,
                     inference_cost: cost.inference,
                 });
@@ -507,6 +509,8 @@ impl Shared {
         }
 
         model.metrics.classified(n);
+        let kinds = batch.iter().map(|ready| ready.kind);
+        model.metrics.statistics.called(kinds, took);
         for (ready, logits) in batch.into_iter().zip(logits.chunks_exact(model.classes)) {
             let mut stages = ready.stages;
             stages.queue += started - ready.since;
@@ -589,6 +593,7 @@ impl Shared {
             deadline,
             reply,
             span,
+            kind,
             cost,
         } = decoding;
         let queue = state.busy_queue(id);
@@ -605,6 +610,7 @@ impl Shared {
             decode_estimate: Some(time),
             fetch: Box::new(move || Some(image)),
             span,
+            kind,
         };
         let cost = queue.cost(Some(time.as_secs_f64() * self.core_share()), true);
         let waiting = Waiting { job, reply, cost };

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flate2::read::GzEncoder;
+use flate2::read::{GzEncoder, ZlibEncoder};
 use h2::client::{ResponseFuture, SendRequest};
 use prost::Message;
 use tonic::Status;
@@ -26,6 +26,7 @@ pub fn framed(message: &impl Message) -> Vec<u8> {
 /// How a message is compressed.
 #[derive(Clone, Copy, Debug)]
 pub enum Encoding {
+    Deflate,
     Gzip,
     Zstd,
 }
@@ -40,6 +41,12 @@ impl CompressedMessage {
     pub fn new(encoding: Encoding, message: &impl Message) -> Self {
         let message = message.encode_to_vec();
         let (encoding, compressed) = match encoding {
+            Encoding::Deflate => {
+                let mut zlib = ZlibEncoder::new(&message[..], flate2::Compression::fast());
+                let mut compressed = Vec::new();
+                zlib.read_to_end(&mut compressed).unwrap();
+                ("deflate", compressed)
+            }
             Encoding::Gzip => {
                 let mut gzip = GzEncoder::new(&message[..], flate2::Compression::fast());
                 let mut compressed = Vec::new();

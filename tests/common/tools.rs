@@ -38,6 +38,17 @@ pub fn tritonclient() -> Option<PathBuf> {
     None
 }
 
+/// grpcurl, which `make test-env` sets up.
+pub fn grpcurl() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/grpcurl");
+    if path.exists() {
+        return Some(path);
+    }
+
+    skipped("there is no grpcurl beside the tests' Python; `make test-env` sets it up");
+    None
+}
+
 /// Whether openssl is installed.
 pub fn openssl() -> bool {
     let found = Command::new("openssl")

@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Write,
+    io::{Read, Write},
+    net::TcpStream,
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -186,6 +187,74 @@ async fn a_server_exports_exactly_the_metrics_of_the_table() {
     }
     assert_eq!(shown["process_cpu_seconds_total"].kind, "counter");
     promtool_finds_nothing(&text);
+}
+
+#[tokio::test]
+async fn methods_that_nobody_calls_have_no_series() {
+    let server = Server::start(&["--engine", "embedded"]);
+    let series = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
+    let (_, before) = server.get("/metrics");
+    assert!(!before.contains("method=\"") && !before.contains("frame_duration"));
+    assert!(series(&before) < 250, "{} series", series(&before));
+
+    let mut client = server.client().await;
+    client
+        .classify(request(image(data("cat.jpg"))))
+        .await
+        .unwrap();
+    client.list_models(ListModelsRequest {}).await.unwrap();
+    let (_, after) = server.get("/metrics");
+    let has = |name: &str, labels: &str| {
+        let start = format!("{name}{{model=\"resnet18-demo\",method=\"{labels}");
+        after.lines().any(|line| line.starts_with(&start))
+    };
+    assert!(has(
+        "classifier_request_duration_seconds_count",
+        "Classify\""
+    ));
+    // A rate can be computed of the first error.
+    assert!(has(
+        "classifier_requests_total",
+        "Classify\",code=\"INTERNAL\"} 0"
+    ));
+    assert!(after.contains("method=\"ListModels\",code=\"OK\"} 1"));
+    assert!(
+        !after.contains("request_duration_seconds_count{model=\"\""),
+        "it is not timed"
+    );
+    assert!(series(&after) < series(&before) + 60);
+}
+
+/// Prometheus asks for gzip.
+#[test]
+fn a_scrape_is_compressed_when_asked() {
+    let server = Server::start(&["--engine", "embedded"]);
+    let scrape = |accepts: &str| {
+        let mut stream = TcpStream::connect(&server.http).unwrap();
+        write!(
+            stream,
+            "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{accepts}\r\n"
+        )
+        .unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        let end = answer
+            .windows(4)
+            .position(|end| end == b"\r\n\r\n")
+            .unwrap();
+        let body = answer.split_off(end + 4);
+        (String::from_utf8(answer).unwrap().to_lowercase(), body)
+    };
+    let (head, plain) = scrape("");
+    assert!(head.contains("vary: accept-encoding") && !head.contains("content-encoding"));
+    let (head, compressed) = scrape("Accept-Encoding: zstd, gzip\r\n");
+    assert!(head.contains("content-encoding: gzip"), "{head}");
+    assert!(compressed.len() < plain.len() / 4, "{}", compressed.len());
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(&compressed[..])
+        .read_to_string(&mut text)
+        .unwrap();
+    assert!(text.contains("classifier_ready 1"), "{text}");
 }
 
 /// `promtool check metrics` reports names, types and help texts that break Prometheus' conventions.

@@ -567,6 +567,10 @@ fn wrong_model_flags_end_the_program_before_it_binds() {
         (vec!["--model", "x=/nowhere.onnx"], "/nowhere.onnx"),
         (vec!["--model-dir", "/nowhere"], "no such folder"),
         (
+            vec!["--model", &a, "--model-control", "explicit"],
+            "needs --model-dir",
+        ),
+        (
             vec!["--model-dir", "/tmp", "--model", &a],
             "cannot be used with",
         ),

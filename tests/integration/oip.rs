@@ -71,7 +71,7 @@ fn tritonclient_gets_the_same_answers_as_classify() {
     );
     assert_eq!(
         stdout.lines().filter(|line| line.ends_with(" ok")).count(),
-        15,
+        18,
         "{stdout}"
     );
     eprint!("{stdout}");
@@ -130,6 +130,47 @@ fn a_killed_client_leaves_no_stream_and_no_queued_work() {
     client.wait().unwrap();
     wait_for_zero(&server, "classifier_streams_active");
     wait_for_zero(&server, "classifier_queue_depth");
+}
+
+#[test]
+fn callers_load_and_unload_the_models_of_a_folder() {
+    let Some(python) = tritonclient() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/resnet18-demo.onnx");
+    std::fs::copy(&bundled, folder.path().join("cats.onnx")).unwrap();
+    let server = Server::start(&[
+        "--engine",
+        "embedded",
+        "--model-control",
+        "explicit",
+        "--watch-interval",
+        "50ms",
+        "--model-dir",
+        folder.path().to_str().unwrap(),
+    ]);
+    std::fs::copy(&bundled, folder.path().join("birds.onnx")).unwrap();
+    server.signal("HUP");
+    std::thread::sleep(Duration::from_millis(300));
+
+    let output = script(&python, "triton_control.py", &server)
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "ok\n",
+        "{output:?}\nserver:\n{}",
+        server.log()
+    );
+    let log = server.log();
+    assert!(log.contains("the models' files are left alone"), "{log}");
+    assert!(log.contains("unloaded by a caller"), "{log}");
+    assert_eq!(server.metric("classifier_model_ready", &["cats"]), 1.0);
+    let (_, metrics) = server.get("/metrics");
+    assert!(
+        !metrics.contains("birds"),
+        "an unloaded model has no series"
+    );
 }
 
 #[test]

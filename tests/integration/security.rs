@@ -28,9 +28,9 @@ use tonic_reflection::pb::v1::{
 };
 
 use crate::common::{
-    Server, data,
+    Server, data, grpcurl,
     http2::{Encoding, compressed_call},
-    image, openssl, request, resnet18,
+    image, openssl, request, resnet18, tritonclient,
 };
 
 const SHOP: &str = "0123456789abcdef-shop";
@@ -438,6 +438,54 @@ async fn the_server_listens_on_a_unix_socket() {
     assert!(!socket.exists());
 }
 
+/// grpcio and grpcurl send the socket's path as the authority of their calls.
+#[cfg(unix)]
+#[test]
+fn the_socket_may_be_the_authority_of_calls() {
+    let (Some(python), Some(grpcurl)) = (tritonclient(), grpcurl()) else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("resnet18.sock").display().to_string();
+    let server = Server::start(&["--engine", "embedded", "--grpc", &format!("unix:{socket}")]);
+
+    // Several calls on a connection: later ones refer to the headers of earlier ones.
+    let code = "import sys, grpc, numpy as np, tritonclient.grpc as triton
+channel = grpc.insecure_channel('unix:' + sys.argv[1])
+check = channel.unary_unary('/grpc.health.v1.Health/Check')
+print([check(b'', timeout=10) for _ in range(3)])
+client = triton.InferenceServerClient('unix:' + sys.argv[1])
+photo = triton.InferInput('images', [1, 1], 'BYTES')
+photo.set_data_from_numpy(np.array([[open(sys.argv[2], 'rb').read()]], dtype=np.object_))
+for _ in range(3):
+    top = client.infer('resnet18-demo', [photo], outputs=[triton.InferRequestedOutput('probabilities', class_count=1)])
+    print(top.as_numpy('probabilities')[0, 0].decode().split(':')[2])
+client.close()";
+    let output = Command::new(python)
+        .args(["-c", code, &socket, data("cat.jpg").to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "[b'\\x08\\x01', b'\\x08\\x01', b'\\x08\\x01']\ncat\ncat\ncat\n",
+        "{output:?}\n{}",
+        server.log()
+    );
+
+    let ask = |arguments: &[&str]| {
+        let output = Command::new(&grpcurl)
+            .args(["-plaintext", "-unix"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(ask(&[&socket, "list"]).contains("inference.GRPCInferenceService"));
+    let health = ask(&[&socket, "grpc.health.v1.Health/List"]);
+    assert!(health.contains("SERVING"), "{health}");
+}
+
 #[tokio::test]
 async fn the_server_sets_default_deadlines_and_limits_long_ones() {
     let patient = || {
@@ -523,7 +571,7 @@ async fn compressed_requests_are_accepted_and_limited_by_their_real_size() {
         .unwrap()
         .into_inner();
     assert_eq!(answer.classifications[0].label, "cat");
-    for encoding in [Encoding::Gzip, Encoding::Zstd] {
+    for encoding in [Encoding::Deflate, Encoding::Gzip, Encoding::Zstd] {
         let status = compressed_call(&server, encoding, &request(image(data("cat.jpg")))).await;
         assert_eq!(status.code(), Code::Ok, "{encoding:?}: {status:?}");
     }

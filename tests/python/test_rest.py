@@ -83,6 +83,8 @@ def test_health_and_metadata():
     assert [(model["name"], model["state"]) for model in index] == [(MODEL, "READY"), (TENSOR, "READY")], index
     for ask in (client.get_model_metadata, client.get_model_config, client.get_inference_statistics):
         fails(404, MODEL, ask, "other")
+    fails(501, "--model-control", client.load_model, MODEL)
+    fails(501, "--model-control", client.unload_model, MODEL)
 
 
 def test_photos_have_the_same_answers_by_every_protocol():
@@ -111,9 +113,10 @@ def test_every_way_to_send_a_tensor():
                    tensor(triton, normal, "FP32", binary_data=False)):
         got = client.infer(TENSOR, inputs, outputs=output("logits", binary_data=False)).as_numpy("logits")
         assert (got == expected).all(), np.abs(got - expected).max()
-    compressed = client.infer(TENSOR, tensor(triton, pixels, "UINT8"), outputs=output("logits"),
-                              request_compression_algorithm="gzip")
-    assert (compressed.as_numpy("logits") == expected).all()
+    for algorithm in ("gzip", "deflate"):
+        compressed = client.infer(TENSOR, tensor(triton, pixels, "UINT8"), outputs=output("logits"),
+                                  request_compression_algorithm=algorithm)
+        assert (compressed.as_numpy("logits") == expected).all()
     # Without outputs Triton's client asks for all in binary form, and another client for none.
     everything = client.infer(TENSOR, tensor(triton, pixels, "UINT8"))
     assert everything.as_numpy("probabilities") is not None

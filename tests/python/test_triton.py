@@ -15,9 +15,13 @@ import grpc
 import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_tools import protoc
+from PIL import Image
 from tritonclient.grpc import model_config_pb2, service_pb2
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, deserialize_bytes_tensor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests/data"
@@ -97,6 +101,7 @@ def test_ready():
     assert client.is_server_live() and client.is_server_ready()
     assert client.is_model_ready(MODEL) and client.is_model_ready(TENSOR)
     assert not client.is_model_ready("other") and not client.is_model_ready(MODEL, "7")
+    assert client.is_model_ready(MODEL, "1") and client.is_model_ready(MODEL, "")
 
 
 def test_metadata_and_config():
@@ -104,19 +109,24 @@ def test_metadata_and_config():
     assert server.name == "resnet18" and {"classification", "statistics"} <= set(server.extensions), server
     metadata = client.get_model_metadata(TENSOR)
     assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("images", "UINT8", [-1, 224, 224, 3])]
-    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.outputs] == [
-        ("logits", "FP32", [-1, 106]), ("probabilities", "FP32", [-1, 106])]
+    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.outputs] == [("probabilities", "FP32", [-1, 106])]
     [version] = metadata.versions
-    assert client.is_model_ready(TENSOR, version)
+    [listed] = classifier.ListModels(classifier_pb2.ListModelsRequest()).models
+    assert int(version) == int(listed.version, 16) and len(listed.version) == 12, (version, listed.version)
+    assert client.is_model_ready(TENSOR, version) and client.is_model_ready(TENSOR, listed.version)
     metadata = client.get_model_metadata(MODEL, version)
-    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("images", "BYTES", [-1])]
-    config = client.get_model_config(TENSOR).config
+    assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("images", "BYTES", [-1, 1])]
+    config = client.get_model_config(TENSOR, "1").config
+    assert [(o.name, o.data_type, list(o.dims)) for o in config.output] == [
+        ("probabilities", model_config_pb2.TYPE_FP32, [106])]
+    assert config.parameters["model_hash"].string_value == listed.version, config
     assert config.max_batch_size == 64 and config.dynamic_batching.priority_levels == 3, config
     assert list(config.input[0].dims) == [224, 224, 3]
     assert config.input[0].data_type == model_config_pb2.TYPE_UINT8
     assert config.input[0].format == model_config_pb2.ModelInput.FORMAT_NHWC
     assert config.parameters["mean"].string_value == "0.485,0.456,0.406", config
-    assert client.get_model_config(MODEL, as_json=True)["config"]["input"][0]["data_type"] == "TYPE_STRING"
+    encoded = client.get_model_config(MODEL, as_json=True)["config"]["input"][0]
+    assert encoded["data_type"] == "TYPE_STRING" and encoded["dims"] == ["1"], encoded
     for ask in (client.get_model_metadata, client.get_model_config):
         try:
             ask("other")
@@ -129,6 +139,7 @@ def test_metadata_and_config():
 def test_index():
     models = client.get_model_repository_index().models
     assert [(model.name, model.state) for model in models] == [(MODEL, "READY"), (TENSOR, "READY")], models
+    assert all(int(model.version) > 1 and not model.reason for model in models), models
 
 
 def test_photos_get_the_same_answers_as_from_classify():
@@ -149,7 +160,12 @@ def test_several_photos_in_one_request():
 
 def test_outputs():
     photo = (DATA / "cat.jpg").read_bytes()
-    both = client.infer(MODEL, files(photo))
+    default = client.infer(MODEL, files(photo), model_version="1")
+    response = default.get_response()
+    assert [output.name for output in response.outputs] == ["probabilities"]
+    assert int(response.model_version) == int(response.parameters["model_hash"].string_param, 16)
+    both = client.infer(MODEL, files(photo), outputs=[triton.InferRequestedOutput(name) for name in ("logits", "probabilities")])
+    assert np.allclose(default.as_numpy("probabilities"), both.as_numpy("probabilities"), atol=1e-3)
     logits, probabilities = both.as_numpy("logits"), both.as_numpy("probabilities")
     assert logits.shape == probabilities.shape == (1, 106) and logits.dtype == np.float32
     softmax = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
@@ -162,13 +178,14 @@ def test_outputs():
 
 def test_tensors():
     pixels = crops(3)
-    answers = [client.infer(TENSOR, inputs).as_numpy("logits")
+    answers = [client.infer(TENSOR, inputs, outputs=[triton.InferRequestedOutput("logits")]).as_numpy("logits")
                for inputs in (tensor(pixels, "UINT8"), tensor(normalized(pixels), "FP32"))]
     assert answers[0].shape == (3, 106)
     assert np.allclose(*answers, atol=0.05), np.abs(answers[0] - answers[1]).max()
     request = service_pb2.ModelInferRequest(model_name=TENSOR)
     contents = service_pb2.InferTensorContents(uint_contents=pixels[:1].flatten().tolist())
     request.inputs.add(name="images", datatype="UINT8", shape=[1, 224, 224, 3], contents=contents)
+    request.outputs.add(name="logits")
     typed = np.frombuffer(raw_call("ModelInfer", request).raw_output_contents[0], np.float32)
     assert np.allclose(typed, answers[0][0], atol=0.05)
 
@@ -179,7 +196,7 @@ def test_errors():
     fails("version", model_version="7")
     assert fails("JPEG", inputs=files(b"nonsense")).status() == "StatusCode.INVALID_ARGUMENT"
     fails("image 2 of 3", "JPEG", inputs=files(photo, b"nonsense", photo))
-    fails("UINT8", "BYTES [N]", inputs=tensor(crops(1), "UINT8"))
+    fails("UINT8", "BYTES [N, 1]", inputs=tensor(crops(1), "UINT8"))
     fails("UINT8 [N, 224, 224, 3]", model=TENSOR, inputs=tensor(crops(1)[:, :100], "UINT8"))
     fails("1 to 64", inputs=files(*[b"x"] * 65))
     fails("softmax", "`logits` and `probabilities`", outputs=[triton.InferRequestedOutput("softmax")])
@@ -242,14 +259,81 @@ def test_statistics():
     assert stats.fail.count == before[MODEL].inference_stats.fail.count + 1
     assert stats.success.ns > stats.compute_infer.ns > 0 and stats.compute_input.ns > 0
     assert abs(after[MODEL].last_inference / 1000 - time.time()) < 60
-    calls = sum(batch.compute_infer.count for batch in after[MODEL].batch_stats)
-    assert calls == after[MODEL].execution_count > before[MODEL].execution_count
+    for name, images in ((MODEL, 1), (TENSOR, 2)):
+        calls = {batch.batch_size: batch.compute_infer for batch in after[name].batch_stats}
+        assert sum(calls[size].count for size in calls) == after[name].execution_count
+        assert 1 <= after[name].execution_count - before[name].execution_count <= images
+        assert all(calls[size].ns > 0 for size in calls), calls
+        earlier = {batch.batch_size: batch.compute_infer.count for batch in before[name].batch_stats}
+        assert sum(size * (calls[size].count - earlier.get(size, 0)) for size in calls) == images
+    [named] = client.get_inference_statistics(MODEL, "1").model_stats
+    assert named.version == "1" and named.inference_count == after[MODEL].inference_count, named
+    # What came by another protocol, or under the other name, is not counted.
+    image = classifier_pb2.Image(encoded=(DATA / "cat.jpg").read_bytes())
+    for _ in range(3):
+        classifier.Classify(classifier_pb2.ClassifyRequest(image=image))
+    client.infer(MODEL, files((DATA / "cat.jpg").read_bytes()))
+    last = read()
+    assert last[MODEL].execution_count == after[MODEL].execution_count + 1
+    assert last[TENSOR].execution_count == after[TENSOR].execution_count
+
+
+def test_what_triton_s_image_clients_ask():
+    # image_client.py and grpc_image_client.py take a model if it has one FP32 vector as its output.
+    for name, dimensions in ((TENSOR, 4), (MODEL, 2)):
+        metadata = client.get_model_metadata(name, "1")
+        config = client.get_model_config(name, "1").config
+        [output], [wanted] = metadata.outputs, metadata.inputs
+        assert output.datatype == "FP32" and sum(size > 1 for size in output.shape[1:]) == 1, output
+        assert config.max_batch_size > 0 and len(config.input) == 1 and len(wanted.shape) == dimensions, config
+    # They stretch the whole photo to the network's input and send it with the version of `-x 1`.
+    photo = Image.open(DATA / "photos/cat.jpg").convert("RGB").resize((224, 224), Image.BILINEAR)
+    pixels = np.array(photo)[np.newaxis]
+    request = service_pb2.ModelInferRequest(model_name=TENSOR, model_version="1", raw_input_contents=[pixels.tobytes()])
+    request.inputs.add(name="images", datatype="UINT8", shape=pixels.shape)
+    request.outputs.add(name="probabilities").parameters["classification"].int64_param = 3
+    response = raw_call("ModelInfer", request)
+    assert len(response.outputs) == len(response.raw_output_contents) == 1
+    texts = deserialize_bytes_tensor(response.raw_output_contents[0]).reshape(response.outputs[0].shape)
+    value, index, label = texts[0, 0].decode().split(":")
+    assert texts.shape == (1, 3) and label == "cat" and 0 < float(value) <= 1 and int(index) >= 0, texts
+
+
+def test_methods_that_are_not_offered_say_what_to_do():
+    asks = {"shared memory": [client.get_system_shared_memory_status, client.get_cuda_shared_memory_status,
+                              client.unregister_system_shared_memory, client.unregister_cuda_shared_memory,
+                              lambda: client.register_system_shared_memory("a", "/a", 1),
+                              lambda: client.register_cuda_shared_memory("a", b"eA==", 0, 1)],
+            "--otlp-endpoint": [client.get_trace_settings, client.update_trace_settings],
+            "--log": [client.get_log_settings, lambda: client.update_log_settings({"log_info": True})],
+            "--model-control explicit": [lambda: client.load_model(MODEL), lambda: client.unload_model(MODEL)]}
+    for words, methods in asks.items():
+        for method in methods:
+            try:
+                method()
+            except InferenceServerException as error:
+                assert error.status() == "StatusCode.UNIMPLEMENTED" and words in error.message(), error
+            else:
+                raise AssertionError(f"a method about {words} is offered")
+
+
+def test_health_of_all_services():
+    channel = grpc.insecure_channel(ADDRESS)
+    pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+    answer = GetMessageClass(pool.FindMessageTypeByName("grpc.health.v1.HealthListResponse"))
+    ask = channel.unary_unary("/grpc.health.v1.Health/List", response_deserializer=answer.FromString)
+    statuses = ask(b"", timeout=10).statuses
+    assert set(statuses) == {"", "resnet18.v1.Classifier", "inference.GRPCInferenceService",
+                             f"resnet18.v1.Classifier/{MODEL}"}, statuses
+    serving = pool.FindEnumTypeByName("grpc.health.v1.HealthCheckResponse.ServingStatus").values_by_name["SERVING"]
+    assert all(entry.status == serving.number for entry in statuses.values()), statuses
 
 
 def test_compression():
     pixels = np.zeros((1, 224, 224, 3), np.uint8)
-    plain, packed = (client.infer(TENSOR, tensor(pixels, "UINT8"), compression_algorithm=how) for how in (None, "gzip"))
-    assert np.allclose(plain.as_numpy("logits"), packed.as_numpy("logits"), atol=0.05)
+    answers = [client.infer(TENSOR, tensor(pixels, "UINT8"), compression_algorithm=how).as_numpy("probabilities")
+               for how in (None, "gzip", "deflate")]
+    assert np.allclose(answers[0], answers[1], atol=1e-3) and np.allclose(answers[0], answers[2], atol=1e-3)
 
 
 def test_asyncio():

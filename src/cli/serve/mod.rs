@@ -28,6 +28,7 @@ use crate::{
     quantization::{QuantizationConfig, StartupQuantization},
     registry::{
         check::CheckConfig,
+        control::ModelControl,
         loader::{ListedModel, LoaderConfig, ModelSource},
     },
     scheduler::{Capacity, SchedulerConfig},
@@ -94,6 +95,17 @@ struct ModelFlags {
     #[arg(long, env = "RESNET18_WATCH_INTERVAL", value_name = "DURATION", default_value = "1s",
           value_parser = values::duration)]
     watch_interval: Duration,
+    /// Who decides which models of --model-dir are served after the start: their files, or callers
+    /// by RepositoryModelLoad and RepositoryModelUnload of the Open Inference Protocol. With explicit,
+    /// changes of the files and SIGHUP have no effect by themselves.
+    #[arg(
+        long,
+        env = "RESNET18_MODEL_CONTROL",
+        value_name = "WHO",
+        value_enum,
+        default_value_t
+    )]
+    model_control: ModelControl,
     /// Serve the bundled model if the published one can't be had within this time; what has come of
     /// it is kept for the next start.
     #[arg(long, env = "RESNET18_BUNDLED_AFTER", value_name = "DURATION",
@@ -292,6 +304,7 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
             engine,
             watch_interval,
         },
+        model_control: args.model.model_control,
         default_model: args.model.default_model.clone(),
         grpc: args.network.config(&args.security)?,
         http,
@@ -377,6 +390,11 @@ fn model_source(flags: &ModelFlags) -> Result<ModelSource, CliError> {
         ));
     }
 
+    if flags.model_control == ModelControl::Explicit && flags.model_dir.is_none() {
+        return Err(CliError::Usage(
+            "--model-control explicit needs --model-dir: callers load models from its files".into(),
+        ));
+    }
     if let Some(folder) = &flags.model_dir {
         if !folder.is_dir() {
             return Err(CliError::Usage(format!(

@@ -83,7 +83,7 @@ impl Context {
     /// The version of a model that answers now.
     ///
     /// # Errors
-    /// When no version has been loaded yet, or loading it failed.
+    /// When no version has been loaded yet, loading it failed, or it was unloaded.
     pub fn newest(&self, entry: &Entry) -> Result<Arc<Served>, CallError> {
         match (&entry.served, &entry.problem) {
             (Some(served), _) => Ok(Arc::clone(served)),
@@ -91,6 +91,7 @@ impl Context {
                 name: entry.name.clone(),
                 reason: problem.to_string(),
             }),
+            (None, None) if entry.unloaded => Err(CallError::Unloaded(entry.name.clone())),
             (None, None) => Err(NotReady::Starting.into()),
         }
     }

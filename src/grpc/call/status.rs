@@ -9,7 +9,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::{
     budget::OutOfMemory,
     image::{ImageError, ImageFormat},
-    registry::UnknownModel,
+    registry::{UnknownModel, control::ControlError},
     scheduler::{JobError, QueueFull},
     state::NotReady,
 };
@@ -108,6 +108,14 @@ pub(in crate::grpc) enum CallError {
     /// The newest file of the model can't be served, and there is no older version.
     #[error("the model \"{name}\" could not be loaded: {reason}")]
     ModelFailed { name: String, reason: String },
+    /// A caller unloaded it.
+    #[error("the model \"{0}\" is unloaded; RepositoryModelLoad loads it again")]
+    Unloaded(String),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A method of the protocol that is not offered; this says what to do instead.
+    #[error("{0}")]
+    NotOffered(&'static str),
     #[error("this server requires a token: send the metadata `authorization: Bearer TOKEN`")]
     NoToken,
     #[error("the token is not one that this server knows")]
@@ -122,8 +130,13 @@ pub(in crate::grpc) enum CallError {
 impl CallError {
     pub fn code(&self) -> Code {
         match self {
-            Self::Model(_) | Self::Version { .. } => Code::NotFound,
-            Self::NotReady(_) | Self::Job(JobError::Abandoned) => Code::Unavailable,
+            Self::Model(_)
+            | Self::Version { .. }
+            | Self::Unloaded(_)
+            | Self::Control(ControlError::NoFile(_) | ControlError::Unknown(_)) => Code::NotFound,
+            Self::NotReady(_)
+            | Self::Job(JobError::Abandoned)
+            | Self::Control(ControlError::Unavailable) => Code::Unavailable,
             Self::QueueFull(_)
             | Self::Job(JobError::Displaced(_))
             | Self::TooManyStreams { .. }
@@ -131,12 +144,18 @@ impl CallError {
             | Self::Memory(_)
             | Self::TooManyOpen { .. }
             | Self::ClientLimit { .. }
+            | Self::Control(ControlError::Busy)
             | Self::LargeMetadata { .. } => Code::ResourceExhausted,
             Self::LargeMessage { .. } | Self::LargeInflated { .. } | Self::LongBody { .. } => {
                 Code::OutOfRange
             }
-            Self::UnknownEncoding { .. } => Code::Unimplemented,
-            Self::ModelFailed { .. } => Code::FailedPrecondition,
+            Self::UnknownEncoding { .. }
+            | Self::NotOffered(_)
+            | Self::Control(ControlError::Off) => Code::Unimplemented,
+            Self::ModelFailed { .. }
+            | Self::Control(ControlError::Failed { .. } | ControlError::TooMany(_)) => {
+                Code::FailedPrecondition
+            }
             Self::Job(JobError::Image(error)) | Self::ImageInRequest { error, .. }
                 if is_internal(error) =>
             {
@@ -197,6 +216,7 @@ impl CallError {
             | Self::Memory(_)
             | Self::TooManyOpen { .. }
             | Self::ClientLimit { .. }
+            | Self::Control(ControlError::Busy)
             | Self::NotReady(
                 NotReady::Starting
                 | NotReady::NoModel(_)

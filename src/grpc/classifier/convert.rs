@@ -131,6 +131,8 @@ pub(in crate::grpc) fn model(entry: &Entry) -> proto::Model {
         proto::ModelState::Ready
     } else if entry.problem.is_some() {
         proto::ModelState::Failed
+    } else if entry.unloaded {
+        proto::ModelState::Unloaded
     } else {
         proto::ModelState::Loading
     };

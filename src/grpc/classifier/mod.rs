@@ -15,6 +15,7 @@ use super::{
     stream::open,
 };
 use crate::{
+    metrics::statistics::RequestKind,
     proto::{
         ClassifyRequest, ClassifyResponse, ListModelsRequest, ListModelsResponse,
         StreamClassifyRequest, StreamClassifyResponse, classifier_server::Classifier,
@@ -82,6 +83,7 @@ async fn classify(
         decode_estimate,
         fetch: Box::new(move || Some(image)),
         span: Some(call.record.trace().context()),
+        kind: RequestKind::Contract,
     })?;
     // A scheduler that stops drops the sender.
     let reply = outcome.await.unwrap_or(Err(JobError::Abandoned))?;

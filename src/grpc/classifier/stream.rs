@@ -29,7 +29,10 @@ use crate::{
         stream::{both, supervise},
     },
     image::Source,
-    metrics::{FrameOutcome, ModelMetrics, RateMeter, statistics::Stages},
+    metrics::{
+        FrameOutcome, ModelMetrics, RateMeter,
+        statistics::{RequestKind, Stages},
+    },
     proto::{
         Classifications, Frame, FrameError, FramePolicy, StreamClassifyRequest,
         StreamClassifyResponse, StreamConfig, stream_classify_request::Message,
@@ -178,6 +181,7 @@ impl Submitter<'_> {
             decode_estimate: source.map(|source| served.queue.estimate(source)),
             fetch: Box::new(fetch),
             span: Some(span),
+            kind: RequestKind::Contract,
         };
         let outcome = served.queue.submit(job)?;
         Ok(Submitted { served, outcome })

@@ -13,15 +13,16 @@ use crate::{
     scheduler::Reply,
 };
 
-/// The outputs of every model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The outputs of every model. The default one is the answer to a request that names none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Scores {
     Logits,
+    #[default]
     Probabilities,
 }
 
 impl Scores {
-    pub const ALL: [Self; 2] = [Self::Logits, Self::Probabilities];
+    const ALL: [Self; 2] = [Self::Logits, Self::Probabilities];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -51,17 +52,13 @@ struct RequestedOutput {
 pub(super) struct Outputs(Vec<RequestedOutput>);
 
 impl Outputs {
-    /// The requested outputs; all of them if none was requested.
+    /// The requested outputs; the default one if none was requested.
     pub fn requested(outputs: &[InferRequestedOutputTensor]) -> Result<Self, CallError> {
         if outputs.is_empty() {
-            return Ok(Self(
-                Scores::ALL
-                    .map(|scores| RequestedOutput {
-                        scores,
-                        classes: None,
-                    })
-                    .into(),
-            ));
+            return Ok(Self(vec![RequestedOutput {
+                scores: Scores::default(),
+                classes: None,
+            }]));
         }
         let mut wanted: Vec<RequestedOutput> = Vec::new();
         for InferRequestedOutputTensor { name, parameters } in outputs {
@@ -196,9 +193,25 @@ mod tests {
     }
 
     #[test]
-    fn without_requested_outputs_all_are_returned() {
+    fn without_requested_outputs_the_probabilities_are_returned() {
         let (tensors, contents) =
             Outputs::requested(&[])
+                .unwrap()
+                .tensors(&replies(), &labels(), Activation::Softmax);
+        assert_eq!((tensors.len(), contents.len()), (1, 1));
+        assert_eq!(tensors[0].name, "probabilities");
+        assert!(
+            floats(&contents[0])
+                .chunks(3)
+                .all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-6)
+        );
+    }
+
+    #[test]
+    fn requested_outputs_are_returned_in_their_order() {
+        let both = [requested("logits", None), requested("probabilities", None)];
+        let (tensors, contents) =
+            Outputs::requested(&both)
                 .unwrap()
                 .tensors(&replies(), &labels(), Activation::Softmax);
         assert_eq!(

@@ -1,6 +1,7 @@
 //! One inference request: putting its images into the queue, and making its answer.
 
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,13 +11,17 @@ use tokio::{sync::oneshot, time::timeout_at};
 use super::{
     Form,
     answers::Outputs,
+    metadata::MODEL_HASH,
     names, parameters,
     tensors::{self, Expected},
+    versions,
 };
 use crate::{
     grpc::call::{Call, context::Context, status::CallError, timing::CallTiming},
     image::Source,
-    inference::{ModelInferRequest, ModelInferResponse},
+    inference::{
+        InferParameter, ModelInferRequest, ModelInferResponse, infer_parameter::ParameterChoice,
+    },
     registry::Served,
     scheduler::{InputImage, Job, JobError, Outcome, Priority, Reply},
     telemetry::context::SpanContext,
@@ -102,6 +107,7 @@ pub(super) fn submit(
             decode_estimate,
             fetch: Box::new(move || Some(image)),
             span: Some(span),
+            kind: form.kind(),
         }
     });
     let images = served.queue.submit_all(jobs)?;
@@ -142,10 +148,16 @@ impl Submitted {
         } = &*measured.served;
         let (outputs, raw_output_contents) = outputs.tensors(&replies, labels, *activation);
         measured.succeed(&replies, ready.elapsed());
+        let hash = InferParameter {
+            parameter_choice: Some(ParameterChoice::StringParam(
+                measured.served.version.clone(),
+            )),
+        };
         let response = ModelInferResponse {
             model_name: measured.form.name(&measured.served.name),
-            model_version: measured.served.version.clone(),
+            model_version: versions::number(&measured.served.version),
             id,
+            parameters: HashMap::from([(MODEL_HASH.into(), hash)]),
             outputs,
             raw_output_contents,
             ..Default::default()

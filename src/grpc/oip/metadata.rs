@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Form, answers::Scores, names, tensors::MAX_IMAGES};
+use super::{Form, answers::Scores, names, tensors::MAX_IMAGES, versions};
 use crate::{
     grpc::call::status::shorten,
     inference::{
@@ -17,11 +17,15 @@ use crate::{
     state::State,
 };
 
+/// The parameter with the hash that the number of a version stands for.
+pub(super) const MODEL_HASH: &str = "model_hash";
+
 /// The extensions of the protocol that this server supports.
-const EXTENSIONS: [&str; 6] = [
+const EXTENSIONS: [&str; 7] = [
     "binary_tensor_data",
     "classification",
     "model_configuration",
+    "model_repository",
     "parameters",
     "schedule_policy",
     "statistics",
@@ -45,12 +49,10 @@ pub(super) fn model(served: &Served, form: Form) -> ModelMetadataResponse {
     let classes = served.labels.len() as i64;
     ModelMetadataResponse {
         name: form.name(&served.name),
-        versions: vec![served.version.clone()],
+        versions: vec![versions::number(&served.version)],
         platform: platform(served),
         inputs: vec![tensor(IMAGES, datatype, &dimensions)],
-        outputs: Scores::ALL
-            .map(|scores| tensor(scores.name(), "FP32", &[classes]))
-            .into(),
+        outputs: vec![tensor(Scores::default().name(), "FP32", &[classes])],
     }
 }
 
@@ -62,8 +64,9 @@ pub(super) fn config(served: &Served, form: Form) -> ModelConfig {
         format: format.into(),
         dims,
     };
-    let output = |scores: Scores| ModelOutput {
-        name: scores.name().into(),
+    // Tools expect a classifier to have one output. The others can be requested by their names.
+    let output = ModelOutput {
+        name: Scores::default().name().into(),
         data_type: DataType::TypeFp32.into(),
         dims: vec![served.labels.len() as i64],
     };
@@ -78,7 +81,7 @@ pub(super) fn config(served: &Served, form: Form) -> ModelConfig {
         backend: served.engine.kind.to_string(),
         max_batch_size: MAX_IMAGES as i32,
         input: vec![input],
-        output: Scores::ALL.map(output).into(),
+        output: vec![output],
         instance_group: vec![ModelInstanceGroup {
             name: served.engine.device.clone(),
             count: served.queue.parallelism() as i32,
@@ -101,7 +104,8 @@ fn input(served: &Served, form: Form) -> (DataType, &'static str, model_input::F
             DataType::TypeString,
             "BYTES",
             model_input::Format::None,
-            Vec::new(),
+            // Tools can't make the data of an input without dimensions.
+            vec![1],
         ),
         Form::Tensor => (
             DataType::TypeUint8,
@@ -119,6 +123,7 @@ fn platform(served: &Served) -> String {
 fn parameters(served: &Served, form: Form) -> HashMap<String, ModelParameter> {
     let list = |values: [f32; 3]| values.map(|value| value.to_string()).join(",");
     let mut parameters = vec![
+        (MODEL_HASH, served.version.clone()),
         ("precision", served.engine.precision.to_string()),
         ("engine_version", served.engine.version.clone()),
         (
@@ -148,20 +153,27 @@ fn parameters(served: &Served, form: Form) -> HashMap<String, ModelParameter> {
 pub(super) fn index(registry: &Registry, state: &State, ready: bool) -> RepositoryIndexResponse {
     let models = names::list(registry).into_iter().map(|(name, _, entry)| {
         let Entry {
-            served, problem, ..
+            served,
+            problem,
+            unloaded,
+            ..
         } = entry;
         let state = match (&served, &problem) {
             (Some(_), _) if state.ready().is_ok() => "READY",
-            (None, None) => "LOADING",
+            (None, None) if !unloaded => "LOADING",
             _ => "UNAVAILABLE",
         };
         ModelIndex {
             name,
             version: served
-                .map(|served| served.version.clone())
+                .map(|served| versions::number(&served.version))
                 .unwrap_or_default(),
             state: state.into(),
-            reason: problem.as_deref().map(shorten).unwrap_or_default(),
+            reason: match problem {
+                Some(problem) => shorten(&problem),
+                None if unloaded => "unloaded".into(),
+                None => String::new(),
+            },
         }
     });
     RepositoryIndexResponse {

@@ -9,10 +9,12 @@ mod infer;
 mod metadata;
 mod names;
 mod parameters;
+mod repository;
 mod service;
 mod statistics;
 mod stream;
 pub mod tensors;
+mod versions;
 
 pub use self::{
     codec::{MessageError, read_request},

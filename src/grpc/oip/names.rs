@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
+use super::versions;
 use crate::{
     grpc::call::{context::Context, record::CallRecord, status::CallError},
-    metrics::{ModelMetrics, statistics::RequestStatistics},
+    metrics::{
+        ModelMetrics,
+        statistics::{RequestKind, RequestStatistics},
+    },
     registry::{Entry, Registry, Served},
 };
 
@@ -27,6 +31,14 @@ impl Form {
         match self {
             Self::Encoded => model.to_owned(),
             Self::Tensor => format!("{model}{TENSOR}"),
+        }
+    }
+
+    /// How the statistics count its requests.
+    pub(super) fn kind(self) -> RequestKind {
+        match self {
+            Self::Encoded => RequestKind::Encoded,
+            Self::Tensor => RequestKind::Tensor,
         }
     }
 
@@ -86,15 +98,15 @@ pub(super) fn find(
         return Err(CallError::Version {
             name: form.name(&served.name),
             asked,
-            served: served.version.clone(),
+            served: versions::number(&served.version),
         });
     }
     Ok((served, form))
 }
 
-/// Whether this is the version that was asked for; an empty one means any.
+/// Whether this is the version that was asked for.
 pub(super) fn has_version(served: &Served, version: &str) -> bool {
-    version.is_empty() || version == served.version
+    versions::matches(version, &served.version)
 }
 
 #[cfg(test)]

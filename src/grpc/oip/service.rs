@@ -9,23 +9,42 @@ use super::{
     infer::{self, RequestContext},
     metadata,
     names::{self, has_version, resolve},
-    statistics, stream,
+    repository, statistics, stream,
 };
 use crate::{
     grpc::{
-        call::{Call, context::Context},
+        call::{Call, context::Context, status::CallError},
         stream::open,
     },
     inference::{
-        ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse,
-        ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
-        ModelStatisticsRequest, ModelStatisticsResponse, ModelStreamInferResponse,
-        RepositoryIndexRequest, RepositoryIndexResponse, ServerLiveRequest, ServerLiveResponse,
+        CudaSharedMemoryRegisterRequest, CudaSharedMemoryRegisterResponse,
+        CudaSharedMemoryStatusRequest, CudaSharedMemoryStatusResponse,
+        CudaSharedMemoryUnregisterRequest, CudaSharedMemoryUnregisterResponse, LogSettingsRequest,
+        LogSettingsResponse, ModelConfigRequest, ModelConfigResponse, ModelInferRequest,
+        ModelInferResponse, ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest,
+        ModelReadyResponse, ModelStatisticsRequest, ModelStatisticsResponse,
+        ModelStreamInferResponse, RepositoryIndexRequest, RepositoryIndexResponse,
+        RepositoryModelLoadRequest, RepositoryModelLoadResponse, RepositoryModelUnloadRequest,
+        RepositoryModelUnloadResponse, ServerLiveRequest, ServerLiveResponse,
         ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse,
+        SystemSharedMemoryRegisterRequest, SystemSharedMemoryRegisterResponse,
+        SystemSharedMemoryStatusRequest, SystemSharedMemoryStatusResponse,
+        SystemSharedMemoryUnregisterRequest, SystemSharedMemoryUnregisterResponse,
+        TraceSettingRequest, TraceSettingResponse,
         grpc_inference_service_server::GrpcInferenceService,
     },
     state::State,
 };
+
+/// What to do without shared memory.
+const SHARED_MEMORY: &str = "shared memory is not supported; send the data in the request, and read \
+                             it from the answer";
+/// What to do without settings of traces.
+const TRACE_SETTINGS: &str = "traces can't be set by calls; start the server with --otlp-endpoint, and \
+                              send the header `traceparent`";
+/// What to do without settings of the log.
+const LOG_SETTINGS: &str = "the log can't be set by calls; start the server with --log or \
+                            --log-format";
 
 /// The service; streams keep its context beyond the call that opened them.
 pub(in crate::grpc) struct InferenceService(pub Arc<Context>);
@@ -154,4 +173,83 @@ impl GrpcInferenceService for InferenceService {
         );
         call.answer(Ok(index))
     }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<RepositoryModelLoadRequest>,
+    ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
+        let call = Call::of(&request);
+        let loaded = repository::load(&self.0, request.into_inner(), &call.record).await;
+        call.answer(loaded.map(|()| RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<RepositoryModelUnloadRequest>,
+    ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
+        let call = Call::of(&request);
+        let unloaded = repository::unload(&self.0, request.into_inner(), &call.record).await;
+        call.answer(unloaded.map(|()| RepositoryModelUnloadResponse {}))
+    }
+
+    async fn system_shared_memory_status(
+        &self,
+        request: Request<SystemSharedMemoryStatusRequest>,
+    ) -> Result<Response<SystemSharedMemoryStatusResponse>, Status> {
+        not_offered(&request, SHARED_MEMORY)
+    }
+
+    async fn system_shared_memory_register(
+        &self,
+        request: Request<SystemSharedMemoryRegisterRequest>,
+    ) -> Result<Response<SystemSharedMemoryRegisterResponse>, Status> {
+        not_offered(&request, SHARED_MEMORY)
+    }
+
+    async fn system_shared_memory_unregister(
+        &self,
+        request: Request<SystemSharedMemoryUnregisterRequest>,
+    ) -> Result<Response<SystemSharedMemoryUnregisterResponse>, Status> {
+        not_offered(&request, SHARED_MEMORY)
+    }
+
+    async fn cuda_shared_memory_status(
+        &self,
+        request: Request<CudaSharedMemoryStatusRequest>,
+    ) -> Result<Response<CudaSharedMemoryStatusResponse>, Status> {
+        not_offered(&request, SHARED_MEMORY)
+    }
+
+    async fn cuda_shared_memory_register(
+        &self,
+        request: Request<CudaSharedMemoryRegisterRequest>,
+    ) -> Result<Response<CudaSharedMemoryRegisterResponse>, Status> {
+        not_offered(&request, SHARED_MEMORY)
+    }
+
+    async fn cuda_shared_memory_unregister(
+        &self,
+        request: Request<CudaSharedMemoryUnregisterRequest>,
+    ) -> Result<Response<CudaSharedMemoryUnregisterResponse>, Status> {
+        not_offered(&request, SHARED_MEMORY)
+    }
+
+    async fn trace_setting(
+        &self,
+        request: Request<TraceSettingRequest>,
+    ) -> Result<Response<TraceSettingResponse>, Status> {
+        not_offered(&request, TRACE_SETTINGS)
+    }
+
+    async fn log_settings(
+        &self,
+        request: Request<LogSettingsRequest>,
+    ) -> Result<Response<LogSettingsResponse>, Status> {
+        not_offered(&request, LOG_SETTINGS)
+    }
+}
+
+/// Answers a call of a method that is not offered.
+fn not_offered<T, U>(request: &Request<T>, instead: &'static str) -> Result<Response<U>, Status> {
+    Call::of(request).answer(Err(CallError::NotOffered(instead)))
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::names;
+use super::{names, versions};
 use crate::{
     grpc::call::{context::Context, record::CallRecord, status::CallError},
     inference::{
@@ -22,16 +22,18 @@ pub(super) fn read(
     let ModelStatisticsRequest { name, version } = request;
     let model_stats = if name.is_empty() {
         let all = names::list(&context.registry).into_iter();
-        all.filter_map(|(name, form, entry)| Some(of(&*entry.served?, name, form)))
+        all.filter_map(|(name, form, entry)| Some(of(&*entry.served?, name, form, "")))
             .collect()
     } else {
         let (served, form) = names::find(context, name, version, record)?;
-        vec![of(&served, form.name(&served.name), form)]
+        vec![of(&served, form.name(&served.name), form, version)]
     };
     Ok(ModelStatisticsResponse { model_stats })
 }
 
-fn of(served: &Served, name: String, form: names::Form) -> ModelStatistics {
+/// The statistics under one name. Tools look for the version that they `asked` for.
+fn of(served: &Served, name: String, form: names::Form, asked: &str) -> ModelStatistics {
+    let statistics = form.statistics(&served.metrics);
     let RequestSums {
         success,
         fail,
@@ -41,14 +43,18 @@ fn of(served: &Served, name: String, form: names::Form) -> ModelStatistics {
         output,
         images,
         last,
-    } = form.statistics(&served.metrics).read();
-    let calls = served.metrics.statistics.calls();
+    } = statistics.read();
+    let calls = statistics.calls();
     let last = last
         .and_then(|last| last.duration_since(UNIX_EPOCH).ok())
         .unwrap_or_default();
     ModelStatistics {
         name,
-        version: served.version.clone(),
+        version: if asked.is_empty() {
+            versions::number(&served.version)
+        } else {
+            asked.to_owned()
+        },
         last_inference: last.as_millis() as u64,
         inference_count: images,
         execution_count: calls.values().map(|spent| spent.count).sum(),

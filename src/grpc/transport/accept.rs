@@ -18,6 +18,8 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 
+#[cfg(unix)]
+use super::authority::Mended;
 use super::{
     connection::{Connection, Duplex},
     table::{ConnectionLimits, Decision, Registered, Table},
@@ -76,7 +78,7 @@ impl Listener {
             #[cfg(unix)]
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                Ok((Accepted::Local(Box::new(stream)), None))
+                Ok((Accepted::Local(Box::new(Mended::new(stream))), None))
             }
         }
     }

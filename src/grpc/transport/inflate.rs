@@ -3,7 +3,7 @@
 use std::{fmt::Display, io::Read, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use flate2::read::GzDecoder;
+use flate2::read::{GzDecoder, ZlibDecoder};
 use http::HeaderMap;
 use ruzstd::decoding::StreamingDecoder;
 use tokio::{sync::Semaphore, task::spawn_blocking};
@@ -27,6 +27,8 @@ pub(in crate::grpc) struct Inflater(Arc<Semaphore>);
 /// How the compressed messages of a call are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Encoding {
+    /// In the format of zlib, as gRPC says.
+    Deflate,
     Gzip,
     Zstd,
 }
@@ -35,7 +37,7 @@ impl Encoding {
     /// The header that names the encoding.
     const HEADER: &str = "grpc-encoding";
     /// The names of all encodings, for the header `grpc-accept-encoding`.
-    pub const ACCEPTED: &str = "gzip,zstd,identity";
+    pub const ACCEPTED: &str = "gzip,deflate,zstd,identity";
 
     /// Takes the encoding out of a call's headers, so that nobody else decompresses.
     ///
@@ -55,6 +57,7 @@ impl Encoding {
     pub fn named(name: &[u8]) -> Option<Option<Self>> {
         match name {
             b"identity" => Some(None),
+            b"deflate" => Some(Some(Self::Deflate)),
             b"gzip" => Some(Some(Self::Gzip)),
             b"zstd" => Some(Some(Self::Zstd)),
             _ => None,
@@ -115,6 +118,7 @@ impl Compressed {
     fn inflate(self) -> Result<Inflated, CallError> {
         let input = &self.bytes[..];
         match self.encoding {
+            Encoding::Deflate => read_pieces(ZlibDecoder::new(input), self.limit, self.reservation),
             Encoding::Gzip => read_pieces(GzDecoder::new(input), self.limit, self.reservation),
             Encoding::Zstd => {
                 let window = MIN_WINDOW.max(self.limit as u64);

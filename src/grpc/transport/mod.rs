@@ -1,6 +1,9 @@
-//! Connections: accepting them, TLS, and the pace at which messages must arrive.
+//! Connections: accepting them, TLS, what is mended on Unix sockets, and the pace at which messages
+//! must arrive.
 
 pub(in crate::grpc) mod accept;
+#[cfg(unix)]
+mod authority;
 mod connection;
 pub(in crate::grpc) mod foreign;
 pub(in crate::grpc) mod inflate;

@@ -172,7 +172,7 @@ fn encoding(headers: &HeaderMap) -> Result<Option<Encoding>, Refusal> {
     };
     Encoding::named(name.as_bytes()).ok_or_else(|| {
         Refusal::unsupported_type(format!(
-            "the content encoding \"{}\" is unknown; this server decompresses gzip and zstd",
+            "the content encoding \"{}\" is unknown; this server decompresses gzip, deflate and zstd",
             name.as_bytes().escape_ascii()
         ))
     })

@@ -187,6 +187,8 @@ const OF_MODELS: [(u16, &str); 2] = [
     (400, "The model could not be loaded."),
     (404, "There is no such model or version."),
 ];
+/// What can also go wrong where clients load models.
+const OF_CONTROL: [(u16, &str); 1] = [(501, "Clients of this server may not load models.")];
 /// What can also go wrong with a call that has a body.
 const OF_BODIES: [(u16, &str); 4] = [
     (400, "The image or the request is wrong."),
@@ -456,6 +458,28 @@ fn protocol(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
             "responses": responses("The models.", &models, "ProtocolError", &codes),
         }}),
     );
+    for (what, text) in [("load", "Loads a model."), ("unload", "Unloads a model.")] {
+        let codes = [&OF_CALLS[..], &OF_MODELS, &OF_CONTROL].concat();
+        paths.insert(
+            format!("/v2/repository/models/{{name}}/{what}"),
+            json!({"post": {
+                "operationId": format!("RepositoryModel{what}"),
+                "summary": text,
+                "parameters": [{
+                    "name": "name",
+                    "in": "path",
+                    "required": true,
+                    "schema": {"type": "string", "minLength": 1},
+                }],
+                "responses": responses(
+                    "It is done.",
+                    &json!({"type": "object"}),
+                    "ProtocolError",
+                    &codes,
+                ),
+            }}),
+        );
+    }
     tensors(schemas);
 }
 

@@ -21,6 +21,7 @@ use super::*;
 use crate::{
     engine::{Engine, EngineError, EngineInfo, EngineKind, Precision},
     image::{Crop, ImageError, PixelFormat, RawFrame, Source},
+    metrics::statistics::RequestKind,
 };
 
 const GEOMETRY: Geometry = Geometry::cropped(2, 2, 2);
@@ -202,6 +203,7 @@ fn job(value: u8) -> Job {
         decode_estimate: Some(Duration::from_millis(1)),
         fetch: Box::new(move || Some(input_image(value))),
         span: None,
+        kind: RequestKind::Contract,
     }
 }
 

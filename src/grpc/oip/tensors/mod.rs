@@ -110,7 +110,7 @@ impl Expected {
     fn dimensions(&self, datatype: Datatype) -> Vec<i64> {
         let [height, width] = [self.geometry.height, self.geometry.width].map(i64::from);
         match datatype {
-            Datatype::Bytes => Vec::new(),
+            Datatype::Bytes => vec![1],
             Datatype::Uint8 => vec![height, width, 3],
             Datatype::Fp32 => vec![3, height, width],
         }
@@ -179,8 +179,9 @@ pub fn images(request: ModelInferRequest, expected: &Expected) -> Result<Vec<Sou
 
 /// The number of images in a tensor of this shape.
 fn count(shape: &[i64], datatype: Datatype, expected: &Expected) -> Result<usize, TensorError> {
+    // A dimension of 1 may as well be left out.
     let fits = |rest: &[i64]| {
-        rest == expected.dimensions(datatype) || (datatype == Datatype::Bytes && rest == [1])
+        rest == expected.dimensions(datatype) || (datatype == Datatype::Bytes && rest.is_empty())
     };
     match shape {
         [n, rest @ ..] if (1..=MAX_IMAGES as i64).contains(n) && fits(rest) => Ok(*n as usize),

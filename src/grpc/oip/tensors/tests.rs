@@ -153,7 +153,7 @@ fn shapes_that_are_not_the_models_are_refused() {
         let message = error(raw("BYTES", shape, framed(&[b"x"])), &FILES);
         assert!(
             message.contains(&format!("{shape:?}"))
-                && message.contains("BYTES [N], where N is 1 to 64"),
+                && message.contains("BYTES [N, 1], where N is 1 to 64"),
             "{message}"
         );
     }
@@ -284,7 +284,7 @@ fn inputs_and_types_that_the_model_does_not_take_are_refused() {
     );
     assert!(
         error(raw("UINT8", &[1, 2, 3, 3], vec![0; 18]), &FILES)
-            .contains("is UINT8; this model takes BYTES [N]")
+            .contains("is UINT8; this model takes BYTES [N, 1]")
     );
     let message = error(raw("FP16", &[1, 3, 2, 3], vec![0; 36]), &PIXELS);
     assert!(

@@ -30,7 +30,8 @@ use crate::{
     grpc::BodyForm,
     inference::{
         ModelConfigRequest, ModelInferResponse, ModelMetadataRequest, ModelReadyRequest,
-        ModelReadyResponse, ModelStatisticsRequest, ServerLiveResponse, ServerReadyResponse,
+        ModelReadyResponse, ModelStatisticsRequest, RepositoryModelLoadRequest,
+        RepositoryModelUnloadRequest, ServerLiveResponse, ServerReadyResponse,
     },
 };
 
@@ -61,6 +62,8 @@ pub(super) fn routes(calls: &Calls) -> Router {
         .route("/v2/health/ready", ready(calls))
         .route("/v2/models/stats", all_statistics(calls))
         .route("/v2/repository/index", index(calls))
+        .route("/v2/repository/models/{name}/load", load(calls))
+        .route("/v2/repository/models/{name}/unload", unload(calls))
         .route("/v2/{*path}", any(async || nothing(STYLE)));
     for (what, handler) in models {
         for model in ["/v2/models/{name}", "/v2/models/{name}/versions/{version}"] {
@@ -178,6 +181,40 @@ fn index(calls: &Calls) -> MethodRouter {
         let input = Input::Body(BodyForm::Whole(Arc::new(read)));
         inner(&calls, &method, "models", request, input).await
     })
+}
+
+/// Loads a model of a folder, where the server may be told to; a body is not read.
+fn load(calls: &Calls) -> MethodRouter {
+    let calls = calls.clone();
+    let method = Method::inference("RepositoryModelLoad");
+    post(async move |Path(model): Path<Named>, request: Request| {
+        let message = RepositoryModelLoadRequest {
+            model_name: model.name,
+            ..Default::default()
+        };
+        let input = Input::Message(message.encode_to_vec());
+        let path = &method.path;
+        calls.call(path, STYLE, split(request), input, done).await
+    })
+}
+
+fn unload(calls: &Calls) -> MethodRouter {
+    let calls = calls.clone();
+    let method = Method::inference("RepositoryModelUnload");
+    post(async move |Path(model): Path<Named>, request: Request| {
+        let message = RepositoryModelUnloadRequest {
+            model_name: model.name,
+            ..Default::default()
+        };
+        let input = Input::Message(message.encode_to_vec());
+        let path = &method.path;
+        calls.call(path, STYLE, split(request), input, done).await
+    })
+}
+
+/// The answer of a method that says no more than that it is done.
+fn done(_: Bytes) -> Result<Response, Status> {
+    Ok(json_response(StatusCode::OK, b"{}".to_vec()))
 }
 
 /// Answers with one field of the method's answer: an object, or a list.
