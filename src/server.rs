@@ -34,7 +34,7 @@ pub use crate::{
         tensorrt::TensorRtConfig,
     },
     grpc::{AccessControl, Deadlines, GrpcConfig, Listener, OpenService, TlsConfig, TokenConfig},
-    http::Web,
+    http::{HttpConfig, Origin, Web},
     image::{Exif, Fit, JpegScaling, PreprocessConfig},
     model::{ChannelOrder, Interpolation, Overrides, Preset, Scale},
     quantization::{Estimator, QuantizationConfig, StartupQuantization},
@@ -83,8 +83,8 @@ pub struct ServerConfig {
     pub scheduler: SchedulerConfig,
     /// The limits of the gRPC side, and who may call.
     pub grpc: GrpcConfig,
-    /// Whether the live page is served at `/` of the HTTP port, and to whom.
-    pub web: Web,
+    /// What the HTTP port serves besides metrics and probes, and to whom.
+    pub http: HttpConfig,
     /// How long requests are still served at shutdown after health and readiness checks have begun
     /// to fail, so that load balancers notice.
     pub drain_delay: Duration,
@@ -93,7 +93,7 @@ pub struct ServerConfig {
 }
 
 /// The bundled model on the fastest engine that starts, on all CPUs, with the limits that the
-/// program has by default and without the live page.
+/// program has by default and without the live page and REST.
 impl Default for ServerConfig {
     fn default() -> Self {
         let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -115,7 +115,7 @@ impl Default for ServerConfig {
                 stall_timeout: SchedulerConfig::STALL_TIMEOUT,
             },
             grpc: GrpcConfig::default(),
-            web: Web::Off,
+            http: HttpConfig::default(),
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
         }
@@ -204,8 +204,9 @@ async fn run_with(
         registry: Arc::clone(&registry),
         exporter: exporter.clone(),
         memory: services.memory.clone(),
+        tls: config.grpc.access.http(),
     };
-    let http = http::serve(listeners.http, context, config.web, services.for_browsers());
+    let http = http::serve(listeners.http, context, config.http, services.for_http());
     let grpc = grpc::serve(
         listeners.grpc,
         services,
@@ -215,7 +216,7 @@ async fn run_with(
     );
     let grpc = async {
         let served = grpc.await;
-        // Calls of the live page arrive on the other port.
+        // Calls of the live page and of REST arrive on the other port.
         if state.calls() > 0 {
             state.idle().await;
             sleep(FLUSH).await;

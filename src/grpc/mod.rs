@@ -13,20 +13,26 @@ mod transport;
 use std::{sync::Arc, time::Duration};
 
 use tonic::transport::Server;
-use tonic_health::server::HealthReporter;
 
-pub(crate) use self::call::caller::Peer;
 pub use self::{
     admission::{
         access::AccessControl,
         auth::{OpenService, TokenConfig},
     },
     call::timing::Deadlines,
-    services::{BrowserCalls, Services},
+    services::{HttpCalls, Services},
     transport::{accept::Listener, tls::TlsConfig},
 };
-use self::{call::places::Share, health::HealthService, transport::table::ConnectionLimits};
-use crate::{inference, memory_limit::memory_limit, proto, registry::Registry, state::StateCell};
+pub(crate) use self::{
+    call::caller::Peer,
+    transport::{
+        foreign::{ForeignBody, Form as BodyForm},
+        inflate::Encoding,
+        tls::HttpTls,
+    },
+};
+use self::{call::places::Share, transport::table::ConnectionLimits};
+use crate::{memory_limit::memory_limit, registry::Registry, state::StateCell};
 
 /// How much a sender may send ahead on one call, in bytes. Large enough that a photo hardly ever
 /// waits for a round trip; small, since it is not charged to the memory budget until it is read.
@@ -48,8 +54,6 @@ const MAX_HEADER_BYTES: u32 = 256 << 10;
 const MAX_PENDING_RESETS: usize = 20;
 /// A connection is closed when the server has reset this many of its calls for protocol errors.
 const MAX_ERROR_RESETS: usize = 1024;
-/// The largest message to health and reflection, in bytes.
-const MAX_SMALL_MESSAGE: usize = 64 << 10;
 /// The interval of HTTP/2 keep-alive pings on a silent connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 /// A connection is closed when a keep-alive ping is not answered within this time.
@@ -125,20 +129,8 @@ pub async fn serve(
     config: GrpcConfig,
 ) -> Result<(), tonic::transport::Error> {
     let refresh = tokio::spawn(Arc::clone(&config.access).follow());
-    let health = HealthReporter::new();
-    let health_service = HealthService::new(health.clone(), state.clone(), Arc::clone(&registry));
-    health::report_not_serving(&health).await;
-    let health = tokio::spawn(health::follow(health, state.clone(), registry));
-
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
-            .register_encoded_file_descriptor_set(inference::DESCRIPTOR)
-            .register_encoded_file_descriptor_set(health::DESCRIPTOR)
-    };
-    let built = "the descriptors come from the build";
-    let reflection_v1 = reflection().build_v1().expect(built);
-    let reflection_v1alpha = reflection().build_v1alpha().expect(built);
+    health::report_not_serving(&services.health).await;
+    let health = tokio::spawn(health::follow(services.health, state.clone(), registry));
 
     let mut server = Server::builder();
     if let Some(age) = config.max_connection_age {
@@ -164,11 +156,7 @@ pub async fn serve(
         .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
         .http2_max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
         .layer(services.admission.layer())
-        .add_service(services.classifier)
-        .add_service(services.inference)
-        .add_service(health_service.max_decoding_message_size(MAX_SMALL_MESSAGE))
-        .add_service(reflection_v1.max_decoding_message_size(MAX_SMALL_MESSAGE))
-        .add_service(reflection_v1alpha.max_decoding_message_size(MAX_SMALL_MESSAGE))
+        .add_routes(services.routes)
         .serve_with_incoming_shutdown(connections, async move { state.draining().await })
         .await;
 

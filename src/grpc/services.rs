@@ -1,10 +1,11 @@
-//! The classifying services and their admission, made once for both ports: calls of the live page
-//! on the HTTP port count against the same limits as those on the gRPC port.
+//! All services and their admission, made once for both ports: calls on the HTTP port count against
+//! the same limits as those on the gRPC port.
 
 use std::{convert::Infallible, sync::Arc, thread, time::Duration};
 
 use http::{Request, Response};
-use tonic::body::Body;
+use tonic::{body::Body, service::Routes};
+use tonic_health::server::HealthReporter;
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, util::BoxCloneSyncService};
 
@@ -13,30 +14,40 @@ use super::{
     admission::{Admission, AdmissionConfig, caps::CallLimits},
     call::{context::Context, places::Share},
     classifier::ClassifierService,
+    health::{self, HealthService},
     oip::InferenceService,
     transport::inflate::Inflater,
 };
 use crate::{
-    budget::MemoryBudget, inference::grpc_inference_service_server::GrpcInferenceServiceServer,
-    proto::classifier_server::ClassifierServer, registry::Registry, state::StateCell,
+    budget::MemoryBudget,
+    inference::{self, grpc_inference_service_server::GrpcInferenceServiceServer},
+    proto::{self, classifier_server::ClassifierServer},
+    registry::Registry,
+    state::StateCell,
 };
 
-/// The longest that a call of the live page may take, including its upload.
-const MAX_BROWSER_CALL: Duration = Duration::from_secs(30);
+/// The longest that a call on the HTTP port may take, including its upload.
+const MAX_HTTP_CALL: Duration = Duration::from_secs(30);
+/// The largest message to health and reflection, in bytes.
+const MAX_SMALL_MESSAGE: usize = 64 << 10;
 
-/// The `Classifier` service as browsers call it, in gRPC-Web over HTTP/1.1.
-pub struct BrowserCalls {
-    pub(crate) service: BoxCloneSyncService<Request<axum::body::Body>, Response<Body>, Infallible>,
+/// The services as they are called on the HTTP port.
+#[derive(Clone)]
+pub struct HttpCalls {
+    /// In gRPC-Web, binary or as text, over HTTP/1.1.
+    pub(crate) web: BoxCloneSyncService<Request<axum::body::Body>, Response<Body>, Infallible>,
+    /// In gRPC's own framing, for requests that were translated from another one.
+    pub(crate) translated: BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>,
     /// The largest message that is accepted, in bytes.
     pub(crate) max_message_bytes: usize,
 }
 
-/// The classifying services and their admission.
+/// All services and their admission.
 #[derive(Clone)]
 pub struct Services {
     pub(super) admission: Admission,
-    pub(super) classifier: ClassifierServer<ClassifierService>,
-    pub(super) inference: GrpcInferenceServiceServer<InferenceService>,
+    pub(super) routes: Routes,
+    pub(super) health: HealthReporter,
     /// What the messages of all callers are charged to.
     pub(crate) memory: MemoryBudget,
     max_message_bytes: usize,
@@ -63,30 +74,49 @@ impl Services {
             registry: Arc::clone(&registry),
             state: state.clone(),
         });
+        let health = HealthReporter::new();
+        let health_service =
+            HealthService::new(health.clone(), state.clone(), Arc::clone(&registry));
         let context = Arc::new(Context::new(registry, state, config.max_streams, share));
         let classifier = ClassifierServer::new(ClassifierService(Arc::clone(&context)))
             .max_decoding_message_size(config.max_message_bytes);
-        let inference = GrpcInferenceServiceServer::new(InferenceService(context))
+        let protocol = GrpcInferenceServiceServer::new(InferenceService(context))
             .max_decoding_message_size(config.max_message_bytes);
+
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
+                .register_encoded_file_descriptor_set(inference::DESCRIPTOR)
+                .register_encoded_file_descriptor_set(health::DESCRIPTOR)
+        };
+        let built = "the descriptors come from the build";
+        let reflection_v1 = reflection().build_v1().expect(built);
+        let reflection_v1alpha = reflection().build_v1alpha().expect(built);
+        let routes = Routes::new(classifier)
+            .add_service(protocol)
+            .add_service(health_service.max_decoding_message_size(MAX_SMALL_MESSAGE))
+            .add_service(reflection_v1.max_decoding_message_size(MAX_SMALL_MESSAGE))
+            .add_service(reflection_v1alpha.max_decoding_message_size(MAX_SMALL_MESSAGE));
+
         Self {
             admission,
-            classifier,
-            inference,
+            routes,
+            health,
             memory,
             max_message_bytes: config.max_message_bytes,
         }
     }
 
-    /// The `Classifier` service for the live page.
-    pub fn for_browsers(&self) -> BrowserCalls {
+    /// The services for the HTTP port.
+    pub fn for_http(&self) -> HttpCalls {
         let admitted = self
             .admission
-            .within(MAX_BROWSER_CALL)
+            .within(MAX_HTTP_CALL)
             .layer()
-            .layer(self.classifier.clone());
-        let service = BoxCloneSyncService::new(GrpcWebLayer::new().layer(admitted));
-        BrowserCalls {
-            service,
+            .layer(self.routes.clone());
+        HttpCalls {
+            web: BoxCloneSyncService::new(GrpcWebLayer::new().layer(admitted.clone())),
+            translated: BoxCloneSyncService::new(admitted),
             max_message_bytes: self.max_message_bytes,
         }
     }

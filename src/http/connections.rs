@@ -12,6 +12,7 @@ use axum::{Router, body::Body, extract::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
@@ -19,7 +20,7 @@ use tokio::{
 use tower::ServiceExt;
 
 use super::slow::{TimedBody, TimedWrites};
-use crate::grpc::Peer;
+use crate::grpc::{HttpTls, Peer};
 
 /// The most connections that are open at once for everything. A browser opens six for a page, a
 /// scraper one.
@@ -51,7 +52,11 @@ pub(super) struct Routes {
 }
 
 /// Serves until the returned future is dropped, which closes every connection.
-pub(super) async fn serve(listener: TcpListener, routes: Routes) -> io::Result<()> {
+pub(super) async fn serve(
+    listener: TcpListener,
+    routes: Routes,
+    tls: Option<HttpTls>,
+) -> io::Result<()> {
     let mut usual = JoinSet::new();
     let mut probes = Probes::default();
     let mut logged: Option<Instant> = None;
@@ -71,7 +76,10 @@ pub(super) async fn serve(listener: TcpListener, routes: Routes) -> io::Result<(
         };
 
         if usual.len() < MAX_CONNECTIONS {
-            usual.spawn(serve_connection(stream, address, routes.all.clone()));
+            let routes = routes.all.clone();
+            usual.spawn(encrypted(stream, tls.clone(), move |stream| {
+                serve_connection(stream, address, routes)
+            }));
             continue;
         }
         if logged.is_none_or(|logged| logged.elapsed() >= LIMIT_LOGGED) {
@@ -81,7 +89,10 @@ pub(super) async fn serve(listener: TcpListener, routes: Routes) -> io::Result<(
                  probes and metrics only"
             );
         }
-        probes.spawn(serve_probe(stream, address, routes.probes.clone()));
+        let routes = routes.probes.clone();
+        probes.spawn(encrypted(stream, tls.clone(), move |stream| {
+            serve_probe(stream, address, routes)
+        }));
     }
 }
 
@@ -105,8 +116,33 @@ impl Probes {
     }
 }
 
+/// The bytes of a connection, as they are or decrypted.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+type Stream = Box<dyn Duplex>;
+
+/// Serves a connection once its TLS handshake has succeeded, where it needs one.
+async fn encrypted<F: Future<Output = ()>>(
+    stream: TcpStream,
+    tls: Option<HttpTls>,
+    serve: impl FnOnce(Stream) -> F,
+) {
+    // Answers are small; Nagle's algorithm would delay them.
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else {
+        return serve(Box::new(stream)).await;
+    };
+    match timeout(HEAD_TIMEOUT, tls.acceptor().accept(stream)).await {
+        Ok(Ok(stream)) => serve(Box::new(stream)).await,
+        Ok(Err(error)) => tracing::debug!("a TLS handshake on the HTTP port failed: {error}"),
+        Err(_) => {}
+    }
+}
+
 /// Answers the requests of one connection.
-async fn serve_connection(stream: TcpStream, address: SocketAddr, routes: Router) {
+async fn serve_connection(stream: Stream, address: SocketAddr, routes: Router) {
     let connection = http1(true).serve_connection(io(stream), service(address, routes));
     let mut connection = pin!(connection);
 
@@ -118,7 +154,7 @@ async fn serve_connection(stream: TcpStream, address: SocketAddr, routes: Router
 }
 
 /// Answers the first request of a connection.
-async fn serve_probe(stream: TcpStream, address: SocketAddr, routes: Router) {
+async fn serve_probe(stream: Stream, address: SocketAddr, routes: Router) {
     let connection = http1(false).serve_connection(io(stream), service(address, routes));
     let _ = timeout(PROBE_AGE, connection).await;
 }
@@ -133,9 +169,7 @@ fn http1(keep_alive: bool) -> http1::Builder {
     builder
 }
 
-fn io(stream: TcpStream) -> TokioIo<TimedWrites<TcpStream>> {
-    // Answers are small; Nagle's algorithm would delay them.
-    let _ = stream.set_nodelay(true);
+fn io(stream: Stream) -> TokioIo<TimedWrites<Stream>> {
     TokioIo::new(TimedWrites::new(stream))
 }
 

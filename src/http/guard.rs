@@ -8,20 +8,41 @@
 use std::net::IpAddr;
 
 use axum::http::{
-    HeaderMap, Method, StatusCode,
-    header::{CONTENT_TYPE, HOST, ORIGIN},
+    HeaderMap, Method, Request, StatusCode,
+    header::{HOST, ORIGIN},
     uri::Authority,
 };
 
-/// Who may open the page at `/` and send images from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use super::cors::Origins;
+use crate::{
+    grpc::Peer,
+    telemetry::summary::{self, Warning},
+};
+
+/// Who may use a part of the HTTP port: the page at `/`, or REST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Web {
     /// Nobody.
     Off,
-    /// Browsers that address the server as this machine: `localhost`, `127.0.0.1`, `[::1]`.
+    /// Those that address the server as this machine: `localhost`, `127.0.0.1`, `[::1]`.
     Loopback,
-    /// Browsers that address the server by any name.
+    /// Those that address the server by any name.
     Everywhere,
+}
+
+/// A part of the HTTP port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Page,
+    Rest,
+}
+
+/// Who may use a part of the port, and from which other sites.
+#[derive(Clone, Debug)]
+pub(super) struct Guard {
+    pub part: Part,
+    pub web: Web,
+    pub origins: Origins,
 }
 
 /// The answer to a refused request: status and text.
@@ -83,37 +104,50 @@ pub(super) fn check_host(headers: &HeaderMap) -> Result<(), RefusedRequest> {
     Ok(())
 }
 
-impl Web {
-    /// Decides whether a request is answered.
-    pub(super) fn admits(self, method: &Method, headers: &HeaderMap) -> Result<(), RefusedRequest> {
+impl Guard {
+    /// Decides whether a request is answered; the log says which are not.
+    pub fn admits<B>(&self, request: &Request<B>) -> Result<(), RefusedRequest> {
+        self.decide(request).inspect_err(|(_, reason)| {
+            let reason = format!("rejected a browser's request: {}", reason.trim_end());
+            let peer = request.extensions().get::<Peer>();
+            let warning = Warning {
+                kind: &reason,
+                host: peer.map_or("unknown", Peer::host),
+            };
+            summary::warn(warning, |further| tracing::warn!(further, "{reason}"));
+        })
+    }
+
+    fn decide<B>(&self, request: &Request<B>) -> Result<(), RefusedRequest> {
+        let headers = request.headers();
         let host = authority(headers.get(HOST).and_then(|host| host.to_str().ok()));
-        if self == Self::Loopback && !host.as_ref().is_some_and(|host| is_loopback(host.host())) {
+        if self.web == Web::Loopback && !host.as_ref().is_some_and(|host| is_loopback(host.host()))
+        {
             return Err((
                 StatusCode::MISDIRECTED_REQUEST,
-                "the page is for this machine only: open it as http://localhost:PORT or \
-                 http://127.0.0.1:PORT, or start the server with --web on\n",
+                match self.part {
+                    Part::Page => {
+                        "the page is for this machine only: open it as http://localhost:PORT or \
+                         http://127.0.0.1:PORT, or start the server with --web on\n"
+                    }
+                    Part::Rest => {
+                        "calls over HTTP are for this machine only: name the server localhost or \
+                         127.0.0.1, or start it with --rest on\n"
+                    }
+                },
             ));
         }
 
-        if method != Method::POST {
+        let is_safe = matches!(*request.method(), Method::GET | Method::HEAD);
+        let is_ours = is_same_origin(headers, host.as_ref()) || self.origins.of(headers).is_some();
+        if is_safe || is_ours {
             return Ok(());
         }
-
-        if !is_same_origin(headers, host.as_ref()) {
-            return Err((
-                StatusCode::FORBIDDEN,
-                "only the server's own page may call it from a browser\n",
-            ));
-        }
-
-        // No form can send these types, so that a browser would ask first (CORS preflight).
-        match headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes()) {
-            Some(b"application/grpc-web" | b"application/grpc-web+proto") => Ok(()),
-            _ => Err((
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "calls are gRPC-Web: application/grpc-web+proto\n",
-            )),
-        }
+        Err((
+            StatusCode::FORBIDDEN,
+            "only the server's own page may call it from a browser, and the sites of its flag \
+             --allow-origin\n",
+        ))
     }
 }
 
@@ -156,15 +190,20 @@ mod tests {
     use super::*;
 
     fn status(web: Web, method: Method, headers: &[(&'static str, &str)]) -> u16 {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
-            .collect();
-        web.admits(&method, &headers)
+        let guard = Guard {
+            part: Part::Page,
+            web,
+            origins: Origins::new(&["https://app.example".parse().unwrap()]),
+        };
+        let mut request = Request::new(());
+        *request.method_mut() = method;
+        for (name, value) in headers {
+            request.headers_mut().append(*name, value.parse().unwrap());
+        }
+        guard
+            .admits(&request)
             .map_or_else(|(status, _)| status.as_u16(), |()| 200)
     }
-
-    const KIND: (&str, &str) = ("content-type", "application/grpc-web+proto");
 
     #[test]
     fn a_page_for_this_machine_answers_to_its_names_only() {
@@ -250,7 +289,7 @@ mod tests {
             status(
                 Web::Everywhere,
                 Method::POST,
-                &[&[KIND, ("host", "models.example.com:8002")], headers].concat(),
+                &[&[("host", "models.example.com:8002")], headers].concat(),
             )
         };
         assert_eq!(call(&[]), 200);
@@ -274,33 +313,11 @@ mod tests {
         for site in ["cross-site", "same-site", "none"] {
             assert_eq!(call(&[("sec-fetch-site", site)]), 403, "{site}");
         }
-        assert_eq!(
-            status(
-                Web::Everywhere,
-                Method::POST,
-                &[KIND, ("origin", "http://evil.example")]
-            ),
-            403
-        );
-    }
-
-    #[test]
-    fn calls_need_a_content_type_that_no_form_can_send() {
-        for kind in [
-            "text/plain",
-            "application/grpc",
-            "application/grpc-web-text",
-            "multipart/form-data",
-        ] {
-            assert_eq!(
-                status(
-                    Web::Everywhere,
-                    Method::POST,
-                    &[("host", "a"), ("content-type", kind)]
-                ),
-                415,
-                "{kind}"
-            );
+        let listed = ("origin", "https://app.example");
+        assert_eq!(call(&[listed, ("sec-fetch-site", "cross-site")]), 200);
+        for method in [Method::POST, Method::PUT, Method::OPTIONS] {
+            let headers = [("host", "a"), ("origin", "http://evil.example")];
+            assert_eq!(status(Web::Everywhere, method, &headers), 403);
         }
     }
 }

@@ -1,9 +1,12 @@
-//! The HTTP port: `/metrics` for Prometheus, `/healthz` and `/readyz` for probes, and the live page
-//! at `/`.
+//! The HTTP port: `/metrics` for Prometheus, `/healthz` and `/readyz` for probes, the live page at
+//! `/`, REST, and gRPC-Web.
 
 mod connections;
+mod cors;
+mod grpc_web;
 mod guard;
 mod page;
+mod rest;
 mod scrape;
 mod slow;
 
@@ -15,15 +18,19 @@ use axum::{
     http::{StatusCode, header::RETRY_AFTER},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{any, get},
 };
 use tokio::net::TcpListener;
 
-pub use self::guard::Web;
-use self::{connections::Routes, guard::Names};
+use self::{
+    connections::Routes,
+    cors::Origins,
+    guard::{Guard, Names, Part},
+};
+pub use self::{cors::Origin, guard::Web};
 use crate::{
     budget::MemoryBudget,
-    grpc::BrowserCalls,
+    grpc::{HttpCalls, HttpTls},
     metrics::Exporter,
     registry::Registry,
     state::{State, StateCell},
@@ -33,28 +40,56 @@ use crate::{
 const NO_PAGE: &str = "resnet18: /metrics /healthz /readyz\n\
                        The live page is off; `resnet18 serve --web` turns it on.\n";
 
+/// Answered where REST is off.
+const NO_REST: &str = "REST is off; `resnet18 serve --rest` turns it on.\n";
+
+/// What the HTTP port serves, and to whom.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// The live page at `/`.
+    pub web: Web,
+    /// REST (`/v1`, `/v2`), and gRPC-Web for all services.
+    pub rest: Web,
+    /// The sites whose scripts may call, besides the server's own page.
+    pub allowed_origins: Vec<Origin>,
+}
+
+/// Metrics and probes only.
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            web: Web::Off,
+            rest: Web::Off,
+            allowed_origins: Vec::new(),
+        }
+    }
+}
+
 /// What the endpoints report on.
 #[derive(Clone)]
-pub struct HttpContext {
+pub(crate) struct HttpContext {
     pub state: StateCell,
     pub registry: Arc<Registry>,
     pub exporter: Exporter,
     pub memory: MemoryBudget,
+    /// The port's certificates; `None` if it is not encrypted.
+    pub tls: Option<HttpTls>,
 }
 
-/// Serves until the returned future is dropped. `web` decides who may open the page and make
-/// `calls` from it.
+/// Serves until the returned future is dropped. `config` decides who may make `calls`.
 ///
 /// # Errors
 /// Fatal errors of the listener.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     context: HttpContext,
-    web: Web,
-    calls: BrowserCalls,
+    config: HttpConfig,
+    calls: HttpCalls,
 ) -> io::Result<()> {
     let is_loopback = listener.local_addr()?.ip().is_loopback();
-    let names = Names::of(is_loopback, web);
+    let HttpConfig { web, rest, .. } = config;
+    let tls = context.tls.clone();
+    let names = Names::of(is_loopback, web.max(rest));
     let scrapes = Router::new()
         .route("/metrics", get(scrape::metrics))
         .layer(middleware::from_fn(move |request: Request, next: Next| {
@@ -66,14 +101,42 @@ pub async fn serve(
         .merge(scrapes)
         .with_state(context.clone());
 
-    let all = match web {
-        Web::Off => probes.clone().route("/", get(async || NO_PAGE)),
+    let origins = Origins::new(&config.allowed_origins);
+    let guard = |part, web| Guard {
+        part,
+        web,
+        origins: origins.clone(),
+    };
+    let mut all = Router::new();
+    if web.max(rest) != Web::Off {
+        let part = if web >= rest { Part::Page } else { Part::Rest };
+        all = all.merge(grpc_web::for_page(&calls, guard(part, web.max(rest))));
+    }
+    all = if rest == Web::Off {
+        let off = || any(async || (StatusCode::NOT_FOUND, NO_REST));
+        ["/v1/{*path}", "/v2", "/v2/{*path}", "/openapi.json"]
+            .into_iter()
+            .fold(all, |all, path| all.route(path, off()))
+    } else {
+        let guard = guard(Part::Rest, rest);
+        all.merge(grpc_web::for_programs(&calls, guard.clone()))
+            .merge(rest::routes(&calls, guard))
+    };
+    all = all.layer(middleware::from_fn(move |request: Request, next: Next| {
+        origins.clone().answer(request, next)
+    }));
+    all = match web {
+        Web::Off => all.route("/", get(async || NO_PAGE)),
         Web::Loopback | Web::Everywhere => {
-            probes
-                .clone()
-                .merge(page::routes(context.state, web, calls))
+            let guard = Guard {
+                part: Part::Page,
+                web,
+                origins: Origins::default(),
+            };
+            all.merge(page::routes(context.state, guard, calls.max_message_bytes))
         }
     };
+    let all = all.merge(probes.clone());
     let probes = probes.fallback(async || {
         (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -87,7 +150,7 @@ pub async fn serve(
         all: with_one_host(all),
         probes: with_one_host(probes),
     };
-    connections::serve(listener, routes).await
+    connections::serve(listener, routes, tls).await
 }
 
 /// Refuses a request with more than one `Host`, or one that is no name.

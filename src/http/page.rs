@@ -1,4 +1,4 @@
-//! The live page at `/`: its files, its security headers, the server's state, and its calls.
+//! The live page at `/`: its files, its security headers and the server's state.
 
 use axum::{
     Router,
@@ -12,17 +12,13 @@ use axum::{
     },
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post_service},
+    routing::get,
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::guard::Web;
-use crate::{
-    grpc::{BrowserCalls, Peer},
-    state::{State, StateCell},
-    telemetry::summary::{self, Warning},
-};
+use super::guard::Guard;
+use crate::state::{State, StateCell};
 
 /// The page's Content Security Policy: everything that is not listed is forbidden.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
@@ -108,20 +104,8 @@ const FILES: [WebFile; 10] = [
     },
 ];
 
-/// The gRPC methods that the page may call. Streams are not among them: a browser can't send while
-/// it receives.
-const METHODS: [&str; 2] = [
-    "/resnet18.v1.Classifier/Classify",
-    "/resnet18.v1.Classifier/ListModels",
-];
-
-/// Routes for everything that the page needs, guarded by `web`.
-pub(super) fn routes(state: StateCell, web: Web, calls: BrowserCalls) -> Router {
-    let BrowserCalls {
-        service,
-        max_message_bytes,
-    } = calls;
-
+/// Routes for everything that the page needs besides its calls.
+pub(super) fn routes(state: StateCell, guard: Guard, max_message_bytes: usize) -> Router {
     let mut routes = Router::new().route(
         "/state",
         get(async move || describe(state.get(), max_message_bytes)),
@@ -134,29 +118,16 @@ pub(super) fn routes(state: StateCell, web: Web, calls: BrowserCalls) -> Router 
             get(async move |headers: HeaderMap| file.answer(&headers, tag)),
         );
     }
-    for method in METHODS {
-        routes = routes.route(method, post_service(service.clone()));
-    }
-
     routes.layer(middleware::from_fn(move |request: Request, next: Next| {
-        guarded(web, request, next)
+        guarded(guard.clone(), request, next)
     }))
 }
 
-/// Refuses requests that [`Web::admits`] does not admit, and adds [`HEADERS`] to every answer.
-async fn guarded(web: Web, request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<Peer>().cloned();
-    let mut response = match web.admits(request.method(), request.headers()) {
+/// Refuses requests that the guard does not admit, and adds [`HEADERS`] to every answer.
+async fn guarded(guard: Guard, request: Request, next: Next) -> Response {
+    let mut response = match guard.admits(&request) {
         Ok(()) => next.run(request).await,
-        Err(refusal) => {
-            let reason = format!("rejected a browser's request: {}", refusal.1.trim_end());
-            let warning = Warning {
-                kind: &reason,
-                host: peer.as_ref().map_or("unknown", Peer::host),
-            };
-            summary::warn(warning, |further| tracing::warn!(further, "{reason}"));
-            refusal.into_response()
-        }
+        Err(refusal) => refusal.into_response(),
     };
 
     for (name, value) in HEADERS {

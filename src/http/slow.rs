@@ -44,6 +44,19 @@ impl Patience {
     }
 }
 
+/// Why a body failed: its sender has stopped.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing of the request arrived within {BODY_TIMEOUT:?}")]
+pub(super) struct Stalled;
+
+impl Stalled {
+    /// This reason, if it is among an error's sources.
+    pub fn of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+        let mut sources = std::iter::successors(Some(error), |error| error.source());
+        sources.find_map(|error| error.downcast_ref())
+    }
+}
+
 /// The body of a request, which fails when its sender stops.
 pub(super) struct TimedBody {
     body: Incoming,
@@ -69,8 +82,7 @@ impl Body for TimedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if self.patience.is_over(&polled, cx) {
-            let error = format!("nothing of the request arrived within {BODY_TIMEOUT:?}");
-            return Poll::Ready(Some(Err(error.into())));
+            return Poll::Ready(Some(Err(Stalled.into())));
         }
         polled.map_err(Into::into)
     }

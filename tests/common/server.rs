@@ -334,10 +334,11 @@ fn collect_log(
     addresses
 }
 
-/// Reads `… serving gRPC on A and metrics on http://B/metrics …`.
+/// Reads `… serving gRPC on A and metrics on http://B/metrics …`, or with https.
 fn addresses_in(line: &str) -> Option<(String, SocketAddr)> {
     let (_, rest) = line.split_once("serving gRPC on ")?;
-    let (grpc, rest) = rest.split_once(" and metrics on http://")?;
+    let (grpc, rest) = rest.split_once(" and metrics on ")?;
+    let (_, rest) = rest.split_once("://")?;
     let (http, _) = rest.split_once("/metrics")?;
     Some((grpc.to_owned(), http.parse().ok()?))
 }

@@ -18,6 +18,7 @@ mod log;
 mod memory;
 mod models;
 mod places;
+mod rest;
 
 use std::time::{Duration, Instant};
 

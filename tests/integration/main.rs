@@ -28,6 +28,7 @@ mod python;
 mod quantization;
 mod readme;
 mod replicas;
+mod rest;
 mod security;
 mod telemetry;
 #[cfg(all(feature = "tensorrt", not(feature = "tensorrt-enterprise")))]

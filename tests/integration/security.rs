@@ -37,13 +37,13 @@ const SHOP: &str = "0123456789abcdef-shop";
 const CAMERA: &str = "0123456789abcdef-camera";
 
 /// A certificate authority, and the folder with its certificates.
-struct Authority {
+pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: tempfile::TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
 
         let mut params = CertificateParams::default();
@@ -59,7 +59,7 @@ impl Authority {
         Self { issuer, folder }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.folder.path().join(name).display().to_string()
     }
 
@@ -82,11 +82,11 @@ impl Authority {
         fs::write(self.path(&format!("{name}.pem")), certificate.pem()).unwrap();
     }
 
-    fn issue_server(&self) {
+    pub fn issue_server(&self) {
         self.issue("server", ExtendedKeyUsagePurpose::ServerAuth, false);
     }
 
-    fn issue_client(&self, name: &str, expired: bool) {
+    pub fn issue_client(&self, name: &str, expired: bool) {
         self.issue(name, ExtendedKeyUsagePurpose::ClientAuth, expired);
     }
 

@@ -17,27 +17,27 @@ const CLASSIFY: &str = "/resnet18.v1.Classifier/Classify";
 const MAX_CONNECTIONS: usize = 256;
 
 /// An answer over HTTP/1.1.
-struct Answer {
-    status: u16,
-    head: String,
-    body: Vec<u8>,
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
 }
 
 impl Answer {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
         lines
             .find(|(found, _)| found.eq_ignore_ascii_case(name))
             .map(|(_, value)| value)
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
     /// The result of a gRPC-Web call: the message, or the status, which is in the head or in the
     /// last frame.
-    fn call(&self) -> Result<&[u8], (Code, String)> {
+    pub fn call(&self) -> Result<&[u8], (Code, String)> {
         assert_eq!(self.status, 200, "{}{}", self.head, self.text());
         let (mut message, mut trailers) = (None, self.head.clone());
         let mut rest = &self.body[..];
@@ -76,7 +76,7 @@ impl Answer {
 }
 
 /// Sends one request and reads the whole answer.
-fn send(http: SocketAddr, line: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+pub fn send(http: SocketAddr, line: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     let mut stream = TcpStream::connect(http).unwrap();
     ask(
         &mut stream,
@@ -89,7 +89,7 @@ fn send(http: SocketAddr, line: &str, headers: &[(&str, &str)], body: &[u8]) -> 
     read(&answer)
 }
 
-fn ask(stream: &mut TcpStream, line: &str, headers: &[(&str, &str)], body: &[u8]) {
+pub fn ask(stream: &mut TcpStream, line: &str, headers: &[(&str, &str)], body: &[u8]) {
     let mut head = format!("{line} HTTP/1.1\r\ncontent-length: {}\r\n", body.len());
     if !headers.iter().any(|(name, _)| *name == "host") {
         head += "host: localhost\r\n";
@@ -103,7 +103,7 @@ fn ask(stream: &mut TcpStream, line: &str, headers: &[(&str, &str)], body: &[u8]
     let _ = stream.write_all(body);
 }
 
-fn read(answer: &[u8]) -> Answer {
+pub fn read(answer: &[u8]) -> Answer {
     let end = answer
         .windows(4)
         .position(|bytes| bytes == b"\r\n\r\n")
@@ -134,7 +134,7 @@ fn unchunked(mut rest: &[u8]) -> Vec<u8> {
 }
 
 /// A message with gRPC-Web's prefix.
-fn framed(message: &impl Message) -> Vec<u8> {
+pub fn framed(message: &impl Message) -> Vec<u8> {
     let bytes = message.encode_to_vec();
     [&[0][..], &(bytes.len() as u32).to_be_bytes(), &bytes].concat()
 }
@@ -309,7 +309,7 @@ fn the_page_has_a_strict_policy_and_is_cached_while_it_is_unchanged() {
 
 #[test]
 fn a_page_that_is_off_says_how_to_turn_it_on() {
-    let server = Server::start(&["--web", "off"]);
+    let server = Server::start(&["--web", "off", "--rest", "off"]);
     let (status, text) = server.get("/");
     assert_eq!(status, 200);
     assert!(
@@ -377,11 +377,17 @@ fn the_page_calls_by_grpc_web_and_other_sites_do_not() {
     assert_eq!(send(&format!("POST {CLASSIFY}"), "text/plain"), 415);
     assert_eq!(send(&format!("GET {CLASSIFY}"), KIND.1), 405);
     assert_eq!(send(&format!("OPTIONS {CLASSIFY}"), KIND.1), 405);
+    // The page needs no others.
+    let page_only = Server::start(&["--rest", "off"]);
+    assert_eq!(
+        call(&page_only, CLASSIFY, &own, &cat()).label(),
+        Ok("cat".into())
+    );
     for other in [
         "/resnet18.v1.Classifier/StreamClassify",
         "/grpc.health.v1.Health/Check",
     ] {
-        assert_eq!(call(&server, other, &own, &cat()).status, 404, "{other}");
+        assert_eq!(call(&page_only, other, &own, &cat()).status, 404, "{other}");
     }
 
     let code = |headers: &[_], body: &[u8]| {
@@ -518,7 +524,7 @@ fn the_state_is_reported_and_calls_are_finished_during_shutdown() {
     );
 }
 
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let give_up = Instant::now() + Duration::from_secs(10);
     while !is_so() {
         assert!(Instant::now() < give_up, "{what}: not within 10 s");
@@ -526,7 +532,7 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-fn until_calls_are(server: &Server, calls: f64) {
+pub fn until_calls_are(server: &Server, calls: f64) {
     until("calls in progress", || {
         server.metric("classifier_calls_active", &[]) == calls
     });

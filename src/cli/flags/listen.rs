@@ -4,16 +4,16 @@ use std::{
     io, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr, sync::Arc, time::Duration,
 };
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use tokio::net::TcpListener;
 
-use super::SecurityFlags;
 #[cfg(unix)]
 use super::socket;
+use super::{HttpFlags, SecurityFlags};
 use crate::{
     cli::{CliError, open_files, values},
     grpc::{Deadlines, GrpcConfig, Listener},
-    http::Web,
+    http::HttpConfig,
     memory_limit::memory_limit,
     server::Listeners,
 };
@@ -39,17 +39,8 @@ pub struct NetworkFlags {
     #[arg(long, env = "RESNET18_GRPC_SOCKET_MODE", value_name = "MODE",
           value_parser = values::file_mode)]
     grpc_socket_mode: Option<u32>,
-    /// The address of the HTTP port, which serves the live page, /metrics, /healthz and /readyz.
-    #[arg(long, env = "RESNET18_HTTP", value_name = "ADDRESS", default_value = "127.0.0.1:8002",
-          value_parser = values::listen_address)]
-    http: SocketAddr,
-    /// Whether to serve the live page at / of the HTTP port, where browsers can also classify
-    /// photos and camera pictures. auto: only if --http is a loopback address and the gRPC port
-    /// requires neither a client certificate nor the permissions of a socket. on, or --web alone:
-    /// always, and under any host name, as behind a proxy.
-    #[arg(long, env = "RESNET18_WEB", value_enum, default_value = "auto", num_args = 0..=1,
-          default_missing_value = "on")]
-    web: WebMode,
+    #[command(flatten)]
+    http: HttpFlags,
     /// Maximum size of a message, in MiB.
     #[arg(long, env = "RESNET18_MAX_MESSAGE_MIB", value_name = "MIB", default_value = "16",
           value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -149,13 +140,6 @@ impl SocketFile {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum WebMode {
-    Auto,
-    On,
-    Off,
-}
-
 #[derive(Clone, Debug)]
 enum GrpcAddress {
     Tcp(SocketAddr),
@@ -236,23 +220,12 @@ impl NetworkFlags {
         }
     }
 
-    /// Who may open the live page. It must not admit callers that the gRPC port would reject.
-    pub fn web(&self, security: &SecurityFlags) -> Result<Web, CliError> {
-        let client_certificates = security.requires_client_certificate();
-        match self.web {
-            WebMode::On if client_certificates => Err(CliError::Usage(
-                "--web and --tls-client-ca cannot be combined: the HTTP port does not ask \
-                 browsers for certificates"
-                    .into(),
-            )),
-            WebMode::On => Ok(Web::Everywhere),
-            WebMode::Auto
-                if self.http.ip().is_loopback() && self.grpc.is_tcp() && !client_certificates =>
-            {
-                Ok(Web::Loopback)
-            }
-            WebMode::Auto | WebMode::Off => Ok(Web::Off),
-        }
+    /// What the HTTP port serves, and to whom.
+    ///
+    /// # Errors
+    /// If the flags contradict each other.
+    pub fn http(&self, security: &SecurityFlags) -> Result<HttpConfig, CliError> {
+        self.http.config(security, self.grpc.is_tcp())
     }
 
     /// Binds the addresses.
@@ -278,7 +251,7 @@ impl NetworkFlags {
         Ok(Bound {
             listeners: Listeners {
                 grpc,
-                http: bind_tcp(self.http, "http").await?,
+                http: bind_tcp(self.http.address, "http").await?,
             },
             socket,
         })
@@ -289,9 +262,7 @@ impl NetworkFlags {
         if self.grpc.is_exposed() {
             self.warn_about_grpc(security);
         }
-        if !self.http.ip().is_loopback() {
-            self.warn_about_http(security);
-        }
+        self.http.warn_if_exposed(security);
     }
 
     fn warn_about_grpc(&self, security: &SecurityFlags) {
@@ -308,26 +279,6 @@ impl NetworkFlags {
                  (--tokens) or client certificate (--tls-client-ca)"
             ),
             (true, _) => {}
-        }
-    }
-
-    fn warn_about_http(&self, security: &SecurityFlags) {
-        tracing::warn!(
-            "anyone who can reach the HTTP port can read the metrics: it has no TLS and no token"
-        );
-        if self.web != WebMode::On {
-            return;
-        }
-        if security.requires_token() {
-            tracing::warn!(
-                "tokens that are entered on the live page travel in plain text: put a proxy with \
-                 TLS in front of the HTTP port"
-            );
-        } else {
-            tracing::warn!(
-                "anyone who can reach the HTTP port can use the server on the live page (--web): \
-                 there is no token (--tokens)"
-            );
         }
     }
 }
@@ -368,36 +319,5 @@ mod tests {
         }
         assert!("unix:".parse::<GrpcAddress>().unwrap_err().contains("path"));
         assert!("8001".parse::<GrpcAddress>().unwrap_err().contains("port"));
-    }
-
-    #[test]
-    fn the_page_is_served_where_grpc_callers_need_no_more_or_on_request() {
-        #[derive(clap::Parser)]
-        struct Flags {
-            #[command(flatten)]
-            network: NetworkFlags,
-            #[command(flatten)]
-            security: SecurityFlags,
-        }
-        let web = |line: &str| {
-            let Flags { network, security } =
-                clap::Parser::try_parse_from(["serve"].into_iter().chain(line.split_whitespace()))
-                    .unwrap();
-            network.web(&security).ok()
-        };
-        let certificates = "--tls-cert a --tls-key b --tls-client-ca c";
-        assert_eq!(web(""), Some(Web::Loopback));
-        assert_eq!(
-            web("--http [::1]:1 --tokens a --grpc 0.0.0.0:1"),
-            Some(Web::Loopback)
-        );
-        assert_eq!(web("--http 0.0.0.0:1"), Some(Web::Off));
-        assert_eq!(web(certificates), Some(Web::Off));
-        assert_eq!(web("--web off"), Some(Web::Off));
-        assert_eq!(web("--http 0.0.0.0:1 --web"), Some(Web::Everywhere));
-        assert_eq!(web("--web on --grpc 127.0.0.1:1"), Some(Web::Everywhere));
-        assert_eq!(web(&format!("--web {certificates}")), None);
-        #[cfg(unix)]
-        assert_eq!(web("--grpc unix:/run/a.sock"), Some(Web::Off));
     }
 }

@@ -4,6 +4,7 @@
 mod connection;
 mod engine;
 mod engine_choice;
+mod http;
 mod hub;
 mod image;
 mod listen;
@@ -20,6 +21,7 @@ pub use self::{
     connection::{ConnectionFlags, CredentialFlags, ServerFlags},
     engine::{EngineFlags, PlanFlags, arguments as engine_arguments},
     engine_choice::EngineChoice,
+    http::HttpFlags,
     hub::HubFlags,
     image::ImageFlags,
     listen::NetworkFlags,

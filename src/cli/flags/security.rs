@@ -39,6 +39,10 @@ pub struct SecurityFlags {
         requires = "tls_cert"
     )]
     tls_client_ca: Option<PathBuf>,
+    /// Encrypt the HTTP port too, with the same certificate: probes, scrapers and browsers must then
+    /// use https.
+    #[arg(long, env = "RESNET18_HTTP_TLS", requires = "tls_cert")]
+    http_tls: bool,
     /// A file with the tokens that callers must send, one `NAME TOKEN` per line. The file is read
     /// again when it changes.
     #[arg(long, env = "RESNET18_TOKENS", value_name = "FILE")]
@@ -52,6 +56,11 @@ pub struct SecurityFlags {
 impl SecurityFlags {
     pub fn has_tls(&self) -> bool {
         self.tls_cert.is_some()
+    }
+
+    /// Whether the HTTP port is encrypted.
+    pub fn has_http_tls(&self) -> bool {
+        self.http_tls
     }
 
     pub fn requires_client_certificate(&self) -> bool {
@@ -79,6 +88,11 @@ impl SecurityFlags {
             file,
             open: self.open_services.iter().copied().flatten().collect(),
         });
-        AccessControl::new(tls, tokens).map_err(CliError::Usage)
+        let http = tls.clone().filter(|_| self.http_tls);
+        let access = AccessControl::new(tls, tokens).and_then(|access| match http {
+            Some(tls) => access.with_http(tls),
+            None => Ok(access),
+        });
+        access.map_err(CliError::Usage)
     }
 }

@@ -244,14 +244,22 @@ async fn serve(args: &Args) -> Result<Result<(), ServerError>, CliError> {
     let listeners = bound.listeners;
 
     // The system chooses the port if that of the flag is 0.
-    let http = listeners.http.local_addr()?;
+    let scheme = if args.security.has_http_tls() {
+        "https"
+    } else {
+        "http"
+    };
+    let http = format!("{scheme}://{}", listeners.http.local_addr()?);
     tracing::info!(
-        "serving gRPC on {} and metrics on http://{http}/metrics; loading {}",
+        "serving gRPC on {} and metrics on {http}/metrics; loading {}",
         listeners.grpc,
         describe(&config.loader)
     );
-    if config.web != Web::Off {
-        tracing::info!("the live page is on http://{http}/");
+    if config.http.web != Web::Off {
+        tracing::info!("the live page is on {http}/");
+    }
+    if config.http.rest != Web::Off {
+        tracing::info!("REST is on {http}/v1 and /v2");
     }
     args.network.warn_if_exposed(&args.security);
     tracing::debug!("flags and models read in {:.0?}", started.elapsed());
@@ -274,7 +282,7 @@ async fn serve(args: &Args) -> Result<Result<(), ServerError>, CliError> {
 fn config(args: &Args) -> Result<ServerConfig, CliError> {
     let mut engine = args.engine.config()?;
     engine.openvino.batch = OPENVINO_BATCH;
-    let web = args.network.web(&args.security)?;
+    let http = args.network.http(&args.security)?;
     let burst = args.queue.max_queue;
     let queue_capacity = match (args.queue.queue_capacity, args.queue.latency_target) {
         (Some(requests), _) => Capacity::Exactly(requests),
@@ -305,7 +313,7 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
         model_control: args.model.model_control,
         default_model: args.model.default_model.clone(),
         grpc: args.network.config(&args.security)?,
-        web,
+        http,
         drain_delay: args.network.drain_delay,
         drain_timeout: args.network.drain_timeout,
     })

@@ -59,7 +59,7 @@ impl FromStr for MetricsAddress {
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         if scheme != "http" {
             return Err(MetricsAddressError(format!(
-                "`{scheme}://` isn't supported: the HTTP port has no TLS; use http://HOST:PORT"
+                "`{scheme}://` isn't supported: metrics are read with no TLS; use http://HOST:PORT"
             )));
         }
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::auth::{TokenConfig, Tokens};
-use crate::grpc::transport::tls::{self, Certificates, TlsConfig};
+use crate::grpc::transport::tls::{self, Application, Certificates, HttpTls, TlsConfig};
 
 /// How often the files of certificates and tokens are checked for changes.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -12,6 +12,7 @@ const REFRESH: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct AccessControl {
     certificates: Option<Arc<Certificates>>,
+    http: Option<Arc<Certificates>>,
     tokens: Option<Arc<Tokens>>,
 }
 
@@ -23,9 +24,35 @@ impl AccessControl {
     /// The file that is wrong, and how.
     pub fn new(tls: Option<TlsConfig>, tokens: Option<TokenConfig>) -> Result<Self, String> {
         Ok(Self {
-            certificates: tls.map(tls::certificates).transpose()?.map(Arc::new),
+            certificates: tls
+                .map(|tls| tls::certificates(tls, Application::Http2))
+                .transpose()?
+                .map(Arc::new),
+            http: None,
             tokens: tokens.map(Tokens::read).transpose()?.map(Arc::new),
         })
+    }
+
+    /// Encrypts the HTTP port too, whose callers never need certificates: probes and browsers have
+    /// none.
+    ///
+    /// # Errors
+    /// The file that is wrong, and how.
+    pub fn with_http(self, tls: TlsConfig) -> Result<Self, String> {
+        let tls = TlsConfig {
+            client_authorities: None,
+            ..tls
+        };
+        let certificates = tls::certificates(tls, Application::Http1)?;
+        Ok(Self {
+            http: Some(Arc::new(certificates)),
+            ..self
+        })
+    }
+
+    /// The certificates of the HTTP port; `None` if it is not encrypted.
+    pub(crate) fn http(&self) -> Option<HttpTls> {
+        self.http.clone().map(HttpTls)
     }
 
     pub(in crate::grpc) fn certificates(&self) -> Option<Arc<Certificates>> {
@@ -48,7 +75,7 @@ impl AccessControl {
 
     /// Blocks on the file system.
     fn refresh(&self) {
-        if let Some(certificates) = &self.certificates {
+        for certificates in [&self.certificates, &self.http].into_iter().flatten() {
             certificates.refresh();
         }
         if let Some(tokens) = &self.tokens {

@@ -43,6 +43,7 @@ use crate::{
             timing::{CallTiming, Deadlines, grpc_timeout, priority},
         },
         transport::{
+            foreign::{ForeignBody, Reading},
             inflate::{Encoding, Inflater},
             receive::{ReceiveConfig, ReceiveLimits, Receiving, ReceivingCall},
         },
@@ -296,6 +297,7 @@ where
             Err(error) => return Box::pin(self.admission.reject(request, record, error)),
         };
         let config = &self.admission.config;
+        let foreign = request.extensions_mut().remove::<ForeignBody>();
         let call = record.as_ref().map(|record| {
             let holder = Holder::of(admitted.caller.as_ref(), peer.as_ref());
             let key = Holder::budget_key(holder.as_ref());
@@ -311,6 +313,15 @@ where
         if let (Some(record), Some(memory)) = (&record, &memory) {
             request.extensions_mut().insert(Arc::clone(record));
             request.extensions_mut().insert(memory.clone());
+        }
+        if let (Some(foreign), Some(call)) = (foreign, &call) {
+            let reading = Reading {
+                memory: call.memory.clone(),
+                inflater: config.inflater.clone(),
+                registry: Arc::clone(&config.registry),
+                limit: config.max_message_bytes,
+            };
+            request = request.map(|body| foreign.framed(body, reading));
         }
         let receive = ReceiveConfig {
             limits: ReceiveLimits {

@@ -90,6 +90,11 @@ pub(in crate::grpc) enum CallError {
          server accepts (its flag --max-message-mib)"
     )]
     LargeInflated { limit: usize },
+    #[error(
+        "the body has more than {limit} bytes, the most that this server accepts (its flag \
+         --max-message-mib)"
+    )]
+    LongBody { limit: usize },
     /// The caller's images don't fit into memory now.
     #[error("{0}; retry in a moment")]
     Memory(#[from] OutOfMemory),
@@ -141,7 +146,9 @@ impl CallError {
             | Self::ClientLimit { .. }
             | Self::Control(ControlError::Busy)
             | Self::LargeMetadata { .. } => Code::ResourceExhausted,
-            Self::LargeMessage { .. } | Self::LargeInflated { .. } => Code::OutOfRange,
+            Self::LargeMessage { .. } | Self::LargeInflated { .. } | Self::LongBody { .. } => {
+                Code::OutOfRange
+            }
             Self::UnknownEncoding { .. }
             | Self::NotOffered(_)
             | Self::Control(ControlError::Off) => Code::Unimplemented,

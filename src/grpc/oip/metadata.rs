@@ -21,7 +21,8 @@ use crate::{
 pub(super) const MODEL_HASH: &str = "model_hash";
 
 /// The extensions of the protocol that this server supports.
-const EXTENSIONS: [&str; 6] = [
+const EXTENSIONS: [&str; 7] = [
+    "binary_tensor_data",
     "classification",
     "model_configuration",
     "model_repository",

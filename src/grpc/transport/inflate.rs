@@ -26,7 +26,7 @@ pub(in crate::grpc) struct Inflater(Arc<Semaphore>);
 
 /// How the compressed messages of a call are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::grpc) enum Encoding {
+pub(crate) enum Encoding {
     /// In the format of zlib, as gRPC says.
     Deflate,
     Gzip,
@@ -43,19 +43,24 @@ impl Encoding {
     ///
     /// # Errors
     /// When the server does not know the encoding.
-    pub fn take(headers: &mut HeaderMap) -> Result<Option<Self>, CallError> {
+    pub(in crate::grpc) fn take(headers: &mut HeaderMap) -> Result<Option<Self>, CallError> {
         let Some(name) = headers.remove(Self::HEADER) else {
             return Ok(None);
         };
-        match name.as_bytes() {
-            b"identity" => Ok(None),
-            b"deflate" => Ok(Some(Self::Deflate)),
-            b"gzip" => Ok(Some(Self::Gzip)),
-            b"zstd" => Ok(Some(Self::Zstd)),
-            other => Err(CallError::UnknownEncoding {
-                name: other.escape_ascii().to_string(),
-                accepted: Self::ACCEPTED,
-            }),
+        Self::named(name.as_bytes()).ok_or_else(|| CallError::UnknownEncoding {
+            name: name.as_bytes().escape_ascii().to_string(),
+            accepted: Self::ACCEPTED,
+        })
+    }
+
+    /// The encoding of this name, where `Some(None)` is none; `None` if it is unknown.
+    pub fn named(name: &[u8]) -> Option<Option<Self>> {
+        match name {
+            b"identity" => Some(None),
+            b"deflate" => Some(Some(Self::Deflate)),
+            b"gzip" => Some(Some(Self::Gzip)),
+            b"zstd" => Some(Some(Self::Zstd)),
+            _ => None,
         }
     }
 }
@@ -88,13 +93,24 @@ impl Inflater {
     /// # Errors
     /// When it is damaged, too large, or more than fits into memory now.
     pub async fn inflate(self, message: Compressed) -> Result<Inflated, CallError> {
+        self.run(|| message.inflate()).await
+    }
+
+    /// Does other work on a message as soon as a thread is free for it.
+    ///
+    /// # Errors
+    /// Those of the work.
+    pub async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> Result<T, CallError> + Send + 'static,
+    ) -> Result<T, CallError> {
         let permit = self.0.acquire_owned().await;
         let permit = permit.expect("the semaphore is never closed");
-        let inflated = spawn_blocking(move || {
+        let done = spawn_blocking(move || {
             let _permit = permit;
-            message.inflate()
+            work()
         });
-        inflated.await.unwrap_or(Err(CallError::Panicked))
+        done.await.unwrap_or(Err(CallError::Panicked))
     }
 }
 

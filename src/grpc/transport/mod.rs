@@ -5,6 +5,7 @@ pub(in crate::grpc) mod accept;
 #[cfg(unix)]
 mod authority;
 mod connection;
+pub(in crate::grpc) mod foreign;
 pub(in crate::grpc) mod inflate;
 pub(in crate::grpc) mod receive;
 pub(in crate::grpc) mod table;

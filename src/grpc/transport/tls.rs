@@ -2,10 +2,13 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use tokio_rustls::rustls::{
-    RootCertStore, ServerConfig,
-    crypto::{CryptoProvider, ring},
-    server::WebPkiClientVerifier,
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        RootCertStore, ServerConfig,
+        crypto::{CryptoProvider, ring},
+        server::WebPkiClientVerifier,
+    },
 };
 
 use crate::{certificate, watch::Watched};
@@ -25,20 +28,43 @@ pub struct TlsConfig {
 /// The current certificates, as rustls expects them.
 pub(in crate::grpc) type Certificates = Watched<Arc<ServerConfig>>;
 
+/// The certificates of the HTTP port.
+#[derive(Clone)]
+pub(crate) struct HttpTls(pub(in crate::grpc) Arc<Certificates>);
+
+impl HttpTls {
+    /// What makes the handshake with the certificates as they are now.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::clone(&*self.0.get()))
+    }
+}
+
+/// What is spoken on a connection after the handshake (ALPN).
+#[derive(Clone, Copy)]
+pub(in crate::grpc) enum Application {
+    Http1,
+    Http2,
+}
+
 /// Reads the certificates.
 ///
 /// # Errors
 /// The file that is missing or wrong, and how.
-pub(in crate::grpc) fn certificates(config: TlsConfig) -> Result<Certificates, String> {
+pub(in crate::grpc) fn certificates(
+    config: TlsConfig,
+    application: Application,
+) -> Result<Certificates, String> {
     let files = [&config.certificate, &config.key]
         .into_iter()
         .chain(&config.client_authorities)
         .cloned()
         .collect();
-    Watched::new("the certificates", files, move || read(&config))
+    Watched::new("the certificates", files, move || {
+        read(&config, application)
+    })
 }
 
-fn read(config: &TlsConfig) -> Result<Arc<ServerConfig>, String> {
+fn read(config: &TlsConfig, application: Application) -> Result<Arc<ServerConfig>, String> {
     let provider: Arc<CryptoProvider> = ring::default_provider().into();
     let (chain, _) = certificate::read_identity(&config.certificate)?;
     let own = chain.first().and_then(|own| certificate::facts(own));
@@ -77,6 +103,9 @@ fn read(config: &TlsConfig) -> Result<Arc<ServerConfig>, String> {
             config.key.display()
         )
     })?;
-    server.alpn_protocols = vec![b"h2".to_vec()];
+    server.alpn_protocols = match application {
+        Application::Http1 => vec![b"http/1.1".to_vec()],
+        Application::Http2 => vec![b"h2".to_vec()],
+    };
     Ok(Arc::new(server))
 }
