@@ -12,7 +12,7 @@ use super::{
     Exif, ImageError, ImageFormat, PreprocessConfig,
     bmp::RunLength,
     budget::{Budget, Timed},
-    gif, heic,
+    gif, heif,
     jpeg::{self, Needed},
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
@@ -83,7 +83,10 @@ impl Pixels {
         match format {
             ImageFormat::Jpeg => return jpeg::decode(self, encoded, budget, needed, resizer),
             ImageFormat::Png => return self.decode_png(&input, needed, resizer),
-            ImageFormat::Heic => return heic::decode(self, encoded, budget, needed.crop, resizer),
+            ImageFormat::Heic | ImageFormat::Avif => {
+                let file = (format, encoded);
+                return heif::decode(self, file, budget, needed.crop, resizer);
+            }
             ImageFormat::WebP => {
                 input.check_outline()?;
                 self.decode_with(&input, WebPDecoder::new(reader))

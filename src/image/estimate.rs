@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{
     ImageFormat, PixelFormat, PreprocessConfig, RawFrame, Source, bmp, gif,
     guard::guarded,
-    heic, jpeg,
+    heif, jpeg,
     outline::{Outline, area},
     png, pnm, tiff, webp,
 };
@@ -69,7 +69,7 @@ fn outline(format: ImageFormat, encoded: &[u8], config: &PreprocessConfig) -> Op
         ImageFormat::Bmp => bmp::outline(encoded),
         ImageFormat::Tiff => tiff::outline(encoded),
         ImageFormat::Pnm => pnm::outline(encoded),
-        ImageFormat::Heic => heic::outline(encoded, config),
+        ImageFormat::Heic | ImageFormat::Avif => heif::outline(format, encoded, config),
     }
 }
 
@@ -125,7 +125,12 @@ mod tests {
 
     /// The image files of the tests and the fuzzers' seeds.
     fn files() -> Vec<PathBuf> {
-        let folders = ["tests/data", "tests/data/jpeg", "fuzz/seeds/image"];
+        let folders = [
+            "tests/data",
+            "tests/data/jpeg",
+            "tests/data/avif",
+            "fuzz/seeds/image",
+        ];
         let entries = folders.iter().flat_map(|folder| {
             fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap()
         });
@@ -137,6 +142,8 @@ mod tests {
 
     #[test]
     fn headers_tell_the_size_that_the_decoder_finds() {
+        #[cfg(unix)]
+        crate::image::heif::av1::tests::start_processes();
         let config = PreprocessConfig::default();
         let mut images = 0;
         for path in files() {

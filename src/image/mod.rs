@@ -16,7 +16,7 @@ mod estimate;
 mod geometry;
 mod gif;
 mod guard;
-mod heic;
+mod heif;
 mod jpeg;
 mod orientation;
 mod outline;
@@ -37,6 +37,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+#[cfg(unix)]
+pub use self::heif::av1::{decode_av1, decode_av1_with};
 use self::{budget::Budget, guard::guarded, jpeg::Needed, rows::Decoded};
 pub use self::{
     crop::Crop,

@@ -16,11 +16,13 @@ pub enum ImageFormat {
     Pnm,
     /// As phones take photos: HEVC pictures in a HEIF container.
     Heic,
+    /// AV1 pictures in the same container.
+    Avif,
 }
 
 impl ImageFormat {
     /// The names of the accepted formats, for messages.
-    pub const ACCEPTED: &'static str = "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM or HEIC";
+    pub const ACCEPTED: &'static str = "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, HEIC or AVIF";
 
     /// Identifies the format of a file by its first bytes; `None` if it is not an accepted one.
     pub fn of(data: &[u8]) -> Option<Self> {
@@ -28,9 +30,13 @@ impl ImageFormat {
             return Some(Self::WebP);
         }
         if data.get(4..8) == Some(b"ftyp") {
-            // The first brand says what the file is.
+            // The first brand says what the file is, or else one of the others.
             return match data.get(8..12) {
                 Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx") => Some(Self::Heic),
+                Some(b"avif" | b"avis") => Some(Self::Avif),
+                Some(b"mif1" | b"msf1") if has_brand(data, &[*b"avif", *b"avis"]) => {
+                    Some(Self::Avif)
+                }
                 Some(b"mif1" | b"msf1") => Some(Self::Heic),
                 _ => None,
             };
@@ -64,8 +70,23 @@ impl fmt::Display for ImageFormat {
             Self::Tiff => "TIFF",
             Self::Pnm => "PNM",
             Self::Heic => "HEIC",
+            Self::Avif => "AVIF",
         })
     }
+}
+
+/// Whether the first box of a file names one of these brands after its first one.
+fn has_brand(data: &[u8], brands: &[[u8; 4]]) -> bool {
+    let length = data
+        .first_chunk()
+        .map_or(0, |size| u32::from_be_bytes(*size));
+    let end = data.len().min(length as usize);
+    let others = data.get(16..end).unwrap_or_default();
+    others
+        .as_chunks()
+        .0
+        .iter()
+        .any(|brand| brands.contains(brand))
 }
 
 /// Whether a file in a folder of photos is an image: by its name, or, if that has no extension, by
@@ -116,7 +137,6 @@ pub(super) fn looks_like(data: &[u8]) -> Option<&'static str> {
     // The ISO base media file format: the brand says what the file is.
     if data.get(4..8) == Some(b"ftyp") {
         let name = match data.get(8..12) {
-            Some(b"avif" | b"avis") => "AVIF",
             Some(b"crx ") => "a camera's raw file (CR3)",
             _ => "an MP4 or QuickTime video",
         };
@@ -198,13 +218,23 @@ mod tests {
         );
         assert_eq!(ImageFormat::of(b"MM\0\x2a"), Some(ImageFormat::Tiff));
         assert_eq!(ImageFormat::of(b"P6\n2 2 255\n"), Some(ImageFormat::Pnm));
+        assert_eq!(
+            ImageFormat::of(b"\0\0\0\x18ftypavif"),
+            Some(ImageFormat::Avif)
+        );
+        let general = b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf";
+        assert_eq!(ImageFormat::of(general), Some(ImageFormat::Avif));
+        assert_eq!(ImageFormat::of(&general[..20]), Some(ImageFormat::Heic));
         assert_eq!(ImageFormat::of(b"BMI is the body mass index."), None);
         assert_eq!(ImageFormat::of(b""), None);
     }
 
     #[test]
     fn common_mistakes_are_named() {
-        assert_eq!(looks_like(b"\0\0\0\x18ftypavif"), Some("AVIF"));
+        assert_eq!(
+            looks_like(b"\0\0\0\x18ftypcrx "),
+            Some("a camera's raw file (CR3)")
+        );
         assert_eq!(looks_like(b"<?xml version=\"1.0\"?><svg/>"), Some("SVG"));
         assert_eq!(looks_like(b"<!DOCTYPE html>"), Some("an HTML page"));
         assert_eq!(looks_like(b"%PDF-1.7"), Some("PDF"));

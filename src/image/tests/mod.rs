@@ -1,7 +1,7 @@
 //! Preprocessing from end to end: image files and raw frames to crops.
 
 mod fits;
-mod heic;
+mod heif;
 mod jpeg;
 mod raw;
 mod scaling;
