@@ -228,7 +228,7 @@ mod tests {
             }
             .to_string(),
             "unsupported image format: the data looks like SVG; \
-             send JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, HEIC or AVIF"
+             send JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, HEIC, AVIF, QOI, ICO or TGA"
         );
         assert_eq!(
             ImageError::Stride {

@@ -17,12 +17,14 @@ mod geometry;
 mod gif;
 mod guard;
 mod heif;
+mod ico;
 mod jpeg;
 mod orientation;
 mod outline;
 mod pixels;
 mod png;
 mod pnm;
+mod qoi;
 mod raw;
 mod resize;
 mod rows;
@@ -30,6 +32,7 @@ mod sampling;
 mod sniff;
 #[cfg(test)]
 mod tests;
+mod tga;
 mod tiff;
 mod webp;
 
@@ -246,7 +249,7 @@ impl Preprocessor {
         result.unwrap_or(Err(ImageError::DecoderPanic))
     }
 
-    fn check_memory(&self, source: &Source) -> Result<(), ImageError> {
+    fn check_memory(&self, source: &Source, geometry: &Geometry) -> Result<(), ImageError> {
         let limit = self.config.max_memory;
         if limit == u64::MAX {
             return Ok(());
@@ -255,7 +258,7 @@ impl Preprocessor {
             memory_bytes,
             pixels,
             ..
-        } = estimate(source, self.config);
+        } = estimate(source, self.config, geometry);
         // An image with too many pixels is rejected for those.
         if memory_bytes > limit && pixels <= self.config.max_pixels {
             return Err(ImageError::AboveMemory {
@@ -272,7 +275,7 @@ impl Preprocessor {
         geometry: &Geometry,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
-        self.check_memory(source)?;
+        self.check_memory(source, geometry)?;
         let budget = Budget::new(&self.config);
         match source {
             Source::Encoded(encoded) => {

@@ -2,6 +2,7 @@
 
 use std::{fmt, fs::File, io::Read, path::Path};
 
+use super::tga;
 use crate::files::has_image_name;
 
 /// An accepted image file format.
@@ -18,11 +19,15 @@ pub enum ImageFormat {
     Heic,
     /// AV1 pictures in the same container.
     Avif,
+    Qoi,
+    Ico,
+    Tga,
 }
 
 impl ImageFormat {
     /// The names of the accepted formats, for messages.
-    pub const ACCEPTED: &'static str = "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, HEIC or AVIF";
+    pub const ACCEPTED: &'static str =
+        "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, HEIC, AVIF, QOI, ICO or TGA";
 
     /// Identifies the format of a file by its first bytes; `None` if it is not an accepted one.
     pub fn of(data: &[u8]) -> Option<Self> {
@@ -54,6 +59,11 @@ impl ImageFormat {
                 Some(&[12..=124, 0, 0, 0]) => Some(Self::Bmp),
                 _ => None,
             },
+            [b'q', b'o', b'i', b'f', ..] => Some(Self::Qoi),
+            // The number of pictures is not zero, and the fourth byte of the first one is.
+            [0, 0, 1, 0, low, high, _, _, _, 0, ..] if *low > 0 || *high > 0 => Some(Self::Ico),
+            // They have no mark, so all others are looked for first.
+            _ if looks_like(data).is_none() && tga::is_likely(data) => Some(Self::Tga),
             _ => None,
         }
     }
@@ -71,6 +81,9 @@ impl fmt::Display for ImageFormat {
             Self::Pnm => "PNM",
             Self::Heic => "HEIC",
             Self::Avif => "AVIF",
+            Self::Qoi => "QOI",
+            Self::Ico => "ICO",
+            Self::Tga => "TGA",
         })
     }
 }
@@ -115,8 +128,6 @@ pub(super) fn looks_like(data: &[u8]) -> Option<&'static str> {
         (b"%PDF", "PDF"),
         (b"%!PS", "PostScript"),
         (b"8BPS", "a Photoshop document"),
-        (b"\x00\x00\x01\x00", "an icon (ICO)"),
-        (b"qoif", "QOI"),
         (b"DDS ", "DDS"),
         (b"\x76\x2f\x31\x01", "OpenEXR"),
         (b"#?RADIANCE", "Radiance HDR"),
@@ -225,6 +236,12 @@ mod tests {
         let general = b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf";
         assert_eq!(ImageFormat::of(general), Some(ImageFormat::Avif));
         assert_eq!(ImageFormat::of(&general[..20]), Some(ImageFormat::Heic));
+        assert_eq!(ImageFormat::of(b"qoif\0\0\0\x01"), Some(ImageFormat::Qoi));
+        let icon = b"\0\0\x01\0\x01\0\x10\x10\0\0\x01\0\x20\0";
+        assert_eq!(ImageFormat::of(icon), Some(ImageFormat::Ico));
+        assert_eq!(ImageFormat::of(b"\0\0\x01\0\0\0\x10\x10\0\0"), None);
+        let targa = b"\0\0\x03\0\0\0\0\0\0\0\0\0\x01\0\x01\0\x08\0\xff";
+        assert_eq!(ImageFormat::of(targa), Some(ImageFormat::Tga));
         assert_eq!(ImageFormat::of(b"BMI is the body mass index."), None);
         assert_eq!(ImageFormat::of(b""), None);
     }

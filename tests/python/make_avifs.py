@@ -62,7 +62,14 @@ subprocess.run(
     check=True,
     stdout=subprocess.DEVNULL,
 )
-for made in ["alpha", "flipped", "tiles"]:
+# Many pixels in few bytes.
+Image.new("RGB", (3000, 2990), (120, 90, 60)).save(OUT / "flat.png")
+subprocess.run(
+    ["avifenc", "-y", "420", "-s", "10", OUT / "flat.png", OUT / "flat.avif"],
+    check=True,
+    stdout=subprocess.DEVNULL,
+)
+for made in ["alpha", "flat", "flipped", "tiles"]:
     (OUT / f"{made}.png").unlink()
 
 subprocess.run(["heif-enc", "-A", "-q", "60", "-o", DATA / "cat.avif", DATA / "cat.jpg"], check=True)
