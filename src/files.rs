@@ -30,9 +30,9 @@ pub const LARGEST_MODEL: u64 = 2 << 30;
 
 /// The extensions of the images that the server reads, in lower case. They include those that
 /// torchvision's `ImageFolder` takes.
-const IMAGE_EXTENSIONS: [&str; 18] = [
+const IMAGE_EXTENSIONS: [&str; 23] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "pnm", "ppm",
-    "pgm", "pbm", "pam", "heic", "heif",
+    "pgm", "pbm", "pam", "heic", "heif", "avif", "avifs", "qoi", "ico", "tga",
 ];
 
 /// Whether a file in a folder is an image by its name: it has the extension of one and is not
@@ -266,7 +266,9 @@ mod tests {
 
     #[test]
     fn images_are_told_by_their_names() {
-        for image in ["a.jpg", "b.JPEG", "c.d.Tiff", "e.pam"] {
+        for image in [
+            "a.jpg", "b.JPEG", "c.d.Tiff", "e.pam", "f.avif", "g.QOI", "h.ico", "i.tga",
+        ] {
             assert!(has_image_name(Path::new(image)), "{image}");
         }
         for other in [

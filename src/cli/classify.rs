@@ -45,7 +45,7 @@ Exit status: 0 = every image was classified, 1 = some were not, 64 = wrong flags
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = LONG_HELP)]
 pub struct Args {
-    /// The image files (JPEG, PNG, WebP, GIF, BMP, TIFF, PNM), or folders of them; - reads one from
+    /// The image files (JPEG, PNG, HEIC, AVIF and others), or folders of them; - reads one from
     /// standard input.
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,

@@ -11,7 +11,10 @@ use thiserror::Error;
 use tokio::{runtime, task::spawn_blocking};
 use tonic::Code;
 
-use crate::client::{ClientError, retry::requested_delay, video::VideoError};
+use crate::{
+    client::{ClientError, retry::requested_delay, video::VideoError},
+    image,
+};
 
 mod build;
 mod check;
@@ -70,6 +73,10 @@ enum Command {
     Top(top::Args),
     /// Build TensorRT engines ahead of time, without a GPU (needs the feature tensorrt).
     Build(build::Args),
+    /// Decode AV1 pictures for a server that has started this process.
+    #[cfg(unix)]
+    #[command(hide = true)]
+    DecodeAv1,
 }
 
 /// Why a subcommand failed.
@@ -181,6 +188,22 @@ pub fn main() -> ExitCode {
         }
     };
 
+    #[cfg(unix)]
+    {
+        if matches!(cli.command, Command::DecodeAv1) {
+            return match image::decode_av1() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    output::print_error(&format_args!("this is no subcommand for people: {error}"));
+                    ExitCode::FAILURE
+                }
+            };
+        }
+        if let Some(program) = flags::own_program() {
+            image::decode_av1_with(program, vec!["decode-av1".into()]);
+        }
+    }
+
     let runtime = match runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -220,6 +243,8 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Load(args) => load::run(args).await,
         Command::Top(args) => top::run(args).await,
         Command::Build(args) => build::run(args).await,
+        #[cfg(unix)]
+        Command::DecodeAv1 => Ok(ExitCode::FAILURE),
     }
 }
 

@@ -17,7 +17,7 @@ use super::{ImageError, PreprocessConfig};
 pub(super) struct Budget {
     config: PreprocessConfig,
     /// The thread's time when this image's is over.
-    end: Duration,
+    end: Cell<Duration>,
     /// The work until the clock is looked at again.
     left: Cell<usize>,
 }
@@ -29,7 +29,7 @@ impl Budget {
     pub fn new(config: &PreprocessConfig) -> Self {
         Self {
             config: *config,
-            end: thread_time().saturating_add(config.max_decode_time),
+            end: Cell::new(thread_time().saturating_add(config.max_decode_time)),
             left: Cell::new(Self::BETWEEN_LOOKS),
         }
     }
@@ -57,18 +57,35 @@ impl Budget {
     /// # Errors
     /// [`ImageError::TookTooLong`].
     pub fn check(&self) -> Result<(), ImageError> {
-        if thread_time() >= self.end {
-            return Err(ImageError::TookTooLong {
-                max_time: self.config.max_decode_time,
-            });
+        if thread_time() >= self.end.get() {
+            return Err(self.is_over());
         }
         Ok(())
+    }
+
+    /// The time that is left.
+    #[cfg(unix)]
+    pub fn left(&self) -> Duration {
+        self.end.get().saturating_sub(thread_time())
+    }
+
+    /// Counts time that was spent elsewhere.
+    #[cfg(unix)]
+    pub fn charge(&self, time: Duration) {
+        self.end.set(self.end.get().saturating_sub(time));
+    }
+
+    /// The error of an image whose time is over.
+    pub fn is_over(&self) -> ImageError {
+        ImageError::TookTooLong {
+            max_time: self.config.max_decode_time,
+        }
     }
 }
 
 /// The CPU time that this thread has taken.
 #[cfg(unix)]
-fn thread_time() -> Duration {
+pub(super) fn thread_time() -> Duration {
     use rustix::time::{ClockId, clock_gettime};
 
     let time = clock_gettime(ClockId::ThreadCPUTime);

@@ -4,7 +4,10 @@ use std::{error::Error, io};
 
 use image::{
     ColorType, ImageDecoder, ImageResult, Limits,
-    codecs::{bmp::BmpDecoder, gif::GifDecoder, pnm::PnmDecoder, webp::WebPDecoder},
+    codecs::{
+        bmp::BmpDecoder, gif::GifDecoder, ico::IcoDecoder, pnm::PnmDecoder, qoi::QoiDecoder,
+        tga::TgaDecoder, webp::WebPDecoder,
+    },
     error::{DecodingError, LimitError, LimitErrorKind, UnsupportedErrorKind},
 };
 
@@ -12,7 +15,7 @@ use super::{
     Exif, ImageError, ImageFormat, PreprocessConfig,
     bmp::RunLength,
     budget::{Budget, Timed},
-    gif, heic,
+    gif, heif, ico,
     jpeg::{self, Needed},
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
@@ -83,7 +86,10 @@ impl Pixels {
         match format {
             ImageFormat::Jpeg => return jpeg::decode(self, encoded, budget, needed, resizer),
             ImageFormat::Png => return self.decode_png(&input, needed, resizer),
-            ImageFormat::Heic => return heic::decode(self, encoded, budget, needed.crop, resizer),
+            ImageFormat::Heic | ImageFormat::Avif => {
+                let file = (format, encoded);
+                return heif::decode(self, file, budget, needed.crop, resizer);
+            }
             ImageFormat::WebP => {
                 input.check_outline()?;
                 self.decode_with(&input, WebPDecoder::new(reader))
@@ -97,6 +103,21 @@ impl Pixels {
                 None => self.decode_with(&input, BmpDecoder::new(reader)),
             },
             ImageFormat::Tiff => tiff::decode(self, encoded, budget),
+            ImageFormat::Qoi => self.decode_with(&input, QoiDecoder::new(reader)),
+            ImageFormat::Tga => self.decode_with(&input, TgaDecoder::new(reader)),
+            ImageFormat::Ico => {
+                let picture = ico::Picture::largest(encoded)?;
+                if let Some(encoded) = picture.png() {
+                    let input = Input {
+                        format: ImageFormat::Png,
+                        encoded,
+                        budget,
+                    };
+                    return self.decode_png(&input, needed, resizer);
+                }
+                let alone = picture.alone();
+                self.decode_with(&input, IcoDecoder::new(Timed::new(&alone, budget)))
+            }
             ImageFormat::Pnm => {
                 let decoder = PnmDecoder::new(reader);
                 if decoder.is_ok() {

@@ -51,6 +51,12 @@ pub enum ImageError {
     )]
     DecoderPanic,
 
+    /// The process that would decode it is not there.
+    #[error(
+        "{format} is decoded in a process of its own, and {reason}; send the image as JPEG or PNG"
+    )]
+    NoDecoder { format: ImageFormat, reason: String },
+
     #[error("the image is {width}x{height} pixels; width and height must be at least 1")]
     ZeroSize { width: u32, height: u32 },
 
@@ -218,11 +224,11 @@ mod tests {
     fn messages_say_what_was_wrong_and_what_is_accepted() {
         assert_eq!(
             ImageError::Unrecognized {
-                looks_like: Some("AVIF")
+                looks_like: Some("SVG")
             }
             .to_string(),
-            "unsupported image format: the data looks like AVIF; \
-             send JPEG, PNG, WebP, GIF, BMP, TIFF, PNM or HEIC"
+            "unsupported image format: the data looks like SVG; \
+             send JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, HEIC, AVIF, QOI, ICO or TGA"
         );
         assert_eq!(
             ImageError::Stride {

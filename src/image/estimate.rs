@@ -6,11 +6,11 @@
 use std::time::Duration;
 
 use super::{
-    ImageFormat, PixelFormat, PreprocessConfig, RawFrame, Source, bmp, gif,
+    Fit, Geometry, ImageFormat, PixelFormat, PreprocessConfig, RawFrame, Source, bmp, gif,
     guard::guarded,
-    heic, jpeg,
+    heif, ico, jpeg,
     outline::{Outline, area},
-    png, pnm, tiff, webp,
+    png, pnm, qoi, tga, tiff, webp,
 };
 
 /// What decoding an image, and resizing it to a crop, is expected to cost.
@@ -25,11 +25,11 @@ pub struct Estimate {
     pub pixels: u64,
 }
 
-/// Estimates the cost of an image from its headers, within microseconds.
+/// Estimates the cost of making the crop of an image from its headers, within microseconds.
 ///
 /// JPEG files of several scans are searched to their end for the headers of their scans. Files that will be rejected by their headers cost next to
 /// nothing, as do ready crops.
-pub fn estimate(source: &Source, config: PreprocessConfig) -> Estimate {
+pub fn estimate(source: &Source, config: PreprocessConfig, geometry: &Geometry) -> Estimate {
     let outline = match source {
         Source::Encoded(encoded) => {
             let format = ImageFormat::of(encoded);
@@ -48,9 +48,13 @@ pub fn estimate(source: &Source, config: PreprocessConfig) -> Estimate {
         };
     };
     Estimate {
-        memory_bytes: outline.memory_bytes(),
+        memory_bytes: outline.memory_bytes(geometry),
         time: OVERHEAD
-            + Duration::from_nanos(outline.nanoseconds.saturating_add(resizing(&outline))),
+            + Duration::from_nanos(
+                outline
+                    .nanoseconds
+                    .saturating_add(resizing(&outline, geometry)),
+            ),
         pixels: outline.pixels(),
     }
 }
@@ -69,14 +73,25 @@ fn outline(format: ImageFormat, encoded: &[u8], config: &PreprocessConfig) -> Op
         ImageFormat::Bmp => bmp::outline(encoded),
         ImageFormat::Tiff => tiff::outline(encoded),
         ImageFormat::Pnm => pnm::outline(encoded),
-        ImageFormat::Heic => heic::outline(encoded, config),
+        ImageFormat::Qoi => qoi::outline(encoded),
+        ImageFormat::Ico => ico::outline(encoded, config.exif),
+        ImageFormat::Tga => tga::outline(encoded),
+        ImageFormat::Heic | ImageFormat::Avif => heif::outline(format, encoded, config),
     }
 }
 
-/// The time of resizing: the square in the middle of a picture is read once.
-fn resizing(outline: &Outline) -> u64 {
-    let shorter = outline.width.min(outline.height);
-    outline.pixels().min(2 * area(shorter, shorter)) * 2
+/// The time of resizing: what the crop shows of a picture is read once, and each pixel becomes a part
+/// of as many scaled ones as the filter reaches.
+fn resizing(outline: &Outline, geometry: &Geometry) -> u64 {
+    let pixels = match geometry.fit {
+        // The square in the middle.
+        Fit::Crop => {
+            let shorter = outline.width.min(outline.height);
+            outline.pixels().min(2 * area(shorter, shorter))
+        }
+        Fit::Squash | Fit::Letterbox(_) => outline.pixels(),
+    };
+    pixels * 2 * geometry.filter.support() as u64
 }
 
 /// What converting a raw frame needs, as far as it is not resized in place.
@@ -112,7 +127,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::image::{Crop, Geometry, ImageError, Preprocessor, decode};
+    use crate::image::{Crop, Filter, ImageError, Preprocessor, decode};
 
     const GEOMETRY: Geometry = Geometry::cropped(4, 4, 4);
 
@@ -120,12 +135,18 @@ mod tests {
         estimate(
             &Source::Encoded(encoded.into()),
             PreprocessConfig::default(),
+            &GEOMETRY,
         )
     }
 
     /// The image files of the tests and the fuzzers' seeds.
     fn files() -> Vec<PathBuf> {
-        let folders = ["tests/data", "tests/data/jpeg", "fuzz/seeds/image"];
+        let folders = [
+            "tests/data",
+            "tests/data/jpeg",
+            "tests/data/avif",
+            "fuzz/seeds/image",
+        ];
         let entries = folders.iter().flat_map(|folder| {
             fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap()
         });
@@ -137,6 +158,8 @@ mod tests {
 
     #[test]
     fn headers_tell_the_size_that_the_decoder_finds() {
+        #[cfg(unix)]
+        crate::image::heif::av1::tests::start_processes();
         let config = PreprocessConfig::default();
         let mut images = 0;
         for path in files() {
@@ -174,7 +197,7 @@ mod tests {
         }
         let ready = Source::Crop(Crop::Pixels(Bytes::from_static(&[0; 12])));
         assert_eq!(
-            estimate(&ready, PreprocessConfig::default()).memory_bytes,
+            estimate(&ready, PreprocessConfig::default(), &GEOMETRY).memory_bytes,
             0
         );
     }
@@ -188,6 +211,30 @@ mod tests {
         assert_eq!(estimate.pixels, 64_000_000);
         assert!(estimate.memory_bytes >= 7 * 64_000_000, "{estimate:?}");
         assert!(estimate.time > Duration::from_millis(300), "{estimate:?}");
+    }
+
+    #[test]
+    fn pictures_that_are_shown_whole_cost_more() {
+        // A PNM, whose rows all are in memory, and which is ten times as high as wide.
+        let tall = b"P6\n1000 10000\n255\n";
+        let with = |fit, filter| {
+            let geometry = Geometry {
+                fit,
+                filter,
+                ..Geometry::cropped(600, 600, 600)
+            };
+            let source = Source::Encoded(Bytes::from_static(tall));
+            estimate(&source, PreprocessConfig::default(), &geometry)
+        };
+        let cropped = with(Fit::Crop, Filter::Bilinear);
+        // 600 columns of three bytes, in 1000 rows and in 10,000.
+        for fit in [Fit::Squash, Fit::Letterbox([0; 3])] {
+            let whole = with(fit, Filter::Bilinear);
+            assert_eq!(whole.memory_bytes - cropped.memory_bytes, 600 * 3 * 9000);
+            assert_eq!((whole.time - cropped.time).as_millis(), 16);
+        }
+        let sharp = with(Fit::Crop, Filter::Lanczos);
+        assert_eq!((sharp.time - cropped.time).as_millis(), 8);
     }
 
     #[test]
@@ -224,7 +271,7 @@ mod tests {
                 file.truncate(random(file.len()).max(1));
             }
             let source = Source::Encoded(file.into());
-            let estimate = estimate(&source, config);
+            let estimate = estimate(&source, config, &GEOMETRY);
             match preprocessor.crop(&source, &GEOMETRY, &mut crop) {
                 Ok(()) => {
                     assert_ne!(estimate.pixels, 0, "{source:?}");

@@ -61,7 +61,7 @@ fn install_hook() {
 }
 
 /// Whether no decoder of this format has panicked at this place before.
-fn is_new(format: Option<ImageFormat>, place: &str) -> bool {
+pub(super) fn is_new(format: Option<ImageFormat>, place: &str) -> bool {
     static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     lock(&SEEN).insert(format!("{format:?} {place}"))
 }

@@ -16,13 +16,15 @@ mod estimate;
 mod geometry;
 mod gif;
 mod guard;
-mod heic;
+mod heif;
+mod ico;
 mod jpeg;
 mod orientation;
 mod outline;
 mod pixels;
 mod png;
 mod pnm;
+mod qoi;
 mod raw;
 mod resize;
 mod rows;
@@ -30,6 +32,7 @@ mod sampling;
 mod sniff;
 #[cfg(test)]
 mod tests;
+mod tga;
 mod tiff;
 mod webp;
 
@@ -37,6 +40,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+#[cfg(unix)]
+pub use self::heif::av1::{decode_av1, decode_av1_with};
 use self::{budget::Budget, guard::guarded, jpeg::Needed, rows::Decoded};
 pub use self::{
     crop::Crop,
@@ -244,7 +249,7 @@ impl Preprocessor {
         result.unwrap_or(Err(ImageError::DecoderPanic))
     }
 
-    fn check_memory(&self, source: &Source) -> Result<(), ImageError> {
+    fn check_memory(&self, source: &Source, geometry: &Geometry) -> Result<(), ImageError> {
         let limit = self.config.max_memory;
         if limit == u64::MAX {
             return Ok(());
@@ -253,7 +258,7 @@ impl Preprocessor {
             memory_bytes,
             pixels,
             ..
-        } = estimate(source, self.config);
+        } = estimate(source, self.config, geometry);
         // An image with too many pixels is rejected for those.
         if memory_bytes > limit && pixels <= self.config.max_pixels {
             return Err(ImageError::AboveMemory {
@@ -270,7 +275,7 @@ impl Preprocessor {
         geometry: &Geometry,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
-        self.check_memory(source)?;
+        self.check_memory(source, geometry)?;
         let budget = Budget::new(&self.config);
         match source {
             Source::Encoded(encoded) => {

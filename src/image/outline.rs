@@ -1,6 +1,6 @@
 //! The size of a picture by its headers, and what decoding it takes.
 
-use super::rows::band_rows;
+use super::{Fit, Geometry, rows::band_rows};
 
 /// The size of a picture, and what its decoder needs for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,14 +25,17 @@ impl Outline {
         area(self.width, self.height)
     }
 
-    /// The bytes that decoding and resizing allocate at their peak, the crop excluded.
-    pub fn memory_bytes(&self) -> u64 {
-        /// Crops are seldom wider than this, in pixels.
-        const CROP_SIDE: u64 = 512;
-        // Between its two passes the resizer keeps about as many rows as the shorter side has, each
-        // as long as one of the crop.
-        let shorter = u64::from(self.width.min(self.height));
-        let narrowed = CROP_SIDE * shorter.max(CROP_SIDE) * self.bytes_per_pixel;
+    /// The bytes that decoding and resizing to this crop allocate at their peak, the crop excluded.
+    pub fn memory_bytes(&self, geometry: &Geometry) -> u64 {
+        let (shorter, longer) = (self.width.min(self.height), self.width.max(self.height));
+        let crop = u64::from(geometry.width.max(geometry.height));
+        // Between its two passes the resizer keeps the rows that the crop shows, or the columns of a
+        // picture that is turned, each as long as one of the crop.
+        let kept = match geometry.fit {
+            Fit::Crop => u64::from(shorter) * crop / u64::from(geometry.resize_shorter_side.max(1)),
+            Fit::Squash | Fit::Letterbox(_) => longer.into(),
+        };
+        let narrowed = crop * kept.clamp(crop, u64::from(longer).max(crop)) * self.bytes_per_pixel;
         let row = u64::from(self.width) * self.bytes_per_pixel;
         let rows = if self.by_rows {
             u64::from(self.height).min(band_rows(row as usize) as u64)

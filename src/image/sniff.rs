@@ -2,6 +2,7 @@
 
 use std::{fmt, fs::File, io::Read, path::Path};
 
+use super::tga;
 use crate::files::has_image_name;
 
 /// An accepted image file format.
@@ -16,11 +17,17 @@ pub enum ImageFormat {
     Pnm,
     /// As phones take photos: HEVC pictures in a HEIF container.
     Heic,
+    /// AV1 pictures in the same container.
+    Avif,
+    Qoi,
+    Ico,
+    Tga,
 }
 
 impl ImageFormat {
     /// The names of the accepted formats, for messages.
-    pub const ACCEPTED: &'static str = "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM or HEIC";
+    pub const ACCEPTED: &'static str =
+        "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, HEIC, AVIF, QOI, ICO or TGA";
 
     /// Identifies the format of a file by its first bytes; `None` if it is not an accepted one.
     pub fn of(data: &[u8]) -> Option<Self> {
@@ -28,9 +35,13 @@ impl ImageFormat {
             return Some(Self::WebP);
         }
         if data.get(4..8) == Some(b"ftyp") {
-            // The first brand says what the file is.
+            // The first brand says what the file is, or else one of the others.
             return match data.get(8..12) {
                 Some(b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx") => Some(Self::Heic),
+                Some(b"avif" | b"avis") => Some(Self::Avif),
+                Some(b"mif1" | b"msf1") if has_brand(data, &[*b"avif", *b"avis"]) => {
+                    Some(Self::Avif)
+                }
                 Some(b"mif1" | b"msf1") => Some(Self::Heic),
                 _ => None,
             };
@@ -48,6 +59,11 @@ impl ImageFormat {
                 Some(&[12..=124, 0, 0, 0]) => Some(Self::Bmp),
                 _ => None,
             },
+            [b'q', b'o', b'i', b'f', ..] => Some(Self::Qoi),
+            // The number of pictures is not zero, and the fourth byte of the first one is.
+            [0, 0, 1, 0, low, high, _, _, _, 0, ..] if *low > 0 || *high > 0 => Some(Self::Ico),
+            // They have no mark, so all others are looked for first.
+            _ if looks_like(data).is_none() && tga::is_likely(data) => Some(Self::Tga),
             _ => None,
         }
     }
@@ -64,8 +80,26 @@ impl fmt::Display for ImageFormat {
             Self::Tiff => "TIFF",
             Self::Pnm => "PNM",
             Self::Heic => "HEIC",
+            Self::Avif => "AVIF",
+            Self::Qoi => "QOI",
+            Self::Ico => "ICO",
+            Self::Tga => "TGA",
         })
     }
+}
+
+/// Whether the first box of a file names one of these brands after its first one.
+fn has_brand(data: &[u8], brands: &[[u8; 4]]) -> bool {
+    let length = data
+        .first_chunk()
+        .map_or(0, |size| u32::from_be_bytes(*size));
+    let end = data.len().min(length as usize);
+    let others = data.get(16..end).unwrap_or_default();
+    others
+        .as_chunks()
+        .0
+        .iter()
+        .any(|brand| brands.contains(brand))
 }
 
 /// Whether a file in a folder of photos is an image: by its name, or, if that has no extension, by
@@ -94,8 +128,6 @@ pub(super) fn looks_like(data: &[u8]) -> Option<&'static str> {
         (b"%PDF", "PDF"),
         (b"%!PS", "PostScript"),
         (b"8BPS", "a Photoshop document"),
-        (b"\x00\x00\x01\x00", "an icon (ICO)"),
-        (b"qoif", "QOI"),
         (b"DDS ", "DDS"),
         (b"\x76\x2f\x31\x01", "OpenEXR"),
         (b"#?RADIANCE", "Radiance HDR"),
@@ -116,7 +148,6 @@ pub(super) fn looks_like(data: &[u8]) -> Option<&'static str> {
     // The ISO base media file format: the brand says what the file is.
     if data.get(4..8) == Some(b"ftyp") {
         let name = match data.get(8..12) {
-            Some(b"avif" | b"avis") => "AVIF",
             Some(b"crx ") => "a camera's raw file (CR3)",
             _ => "an MP4 or QuickTime video",
         };
@@ -198,13 +229,29 @@ mod tests {
         );
         assert_eq!(ImageFormat::of(b"MM\0\x2a"), Some(ImageFormat::Tiff));
         assert_eq!(ImageFormat::of(b"P6\n2 2 255\n"), Some(ImageFormat::Pnm));
+        assert_eq!(
+            ImageFormat::of(b"\0\0\0\x18ftypavif"),
+            Some(ImageFormat::Avif)
+        );
+        let general = b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf";
+        assert_eq!(ImageFormat::of(general), Some(ImageFormat::Avif));
+        assert_eq!(ImageFormat::of(&general[..20]), Some(ImageFormat::Heic));
+        assert_eq!(ImageFormat::of(b"qoif\0\0\0\x01"), Some(ImageFormat::Qoi));
+        let icon = b"\0\0\x01\0\x01\0\x10\x10\0\0\x01\0\x20\0";
+        assert_eq!(ImageFormat::of(icon), Some(ImageFormat::Ico));
+        assert_eq!(ImageFormat::of(b"\0\0\x01\0\0\0\x10\x10\0\0"), None);
+        let targa = b"\0\0\x03\0\0\0\0\0\0\0\0\0\x01\0\x01\0\x08\0\xff";
+        assert_eq!(ImageFormat::of(targa), Some(ImageFormat::Tga));
         assert_eq!(ImageFormat::of(b"BMI is the body mass index."), None);
         assert_eq!(ImageFormat::of(b""), None);
     }
 
     #[test]
     fn common_mistakes_are_named() {
-        assert_eq!(looks_like(b"\0\0\0\x18ftypavif"), Some("AVIF"));
+        assert_eq!(
+            looks_like(b"\0\0\0\x18ftypcrx "),
+            Some("a camera's raw file (CR3)")
+        );
         assert_eq!(looks_like(b"<?xml version=\"1.0\"?><svg/>"), Some("SVG"));
         assert_eq!(looks_like(b"<!DOCTYPE html>"), Some("an HTML page"));
         assert_eq!(looks_like(b"%PDF-1.7"), Some("PDF"));

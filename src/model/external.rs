@@ -1,7 +1,8 @@
 //! Weights in files of their own beside the model, as PyTorch writes them by default.
 //!
-//! A tensor names its file, an offset and a length. The file must lie in the model's folder: what a
-//! model names is never read from anywhere else. The names are found without decoding the model, so
+//! A tensor names its file, an offset and a length. The file must lie in the model's folder, or where
+//! Hugging Face's cache keeps what that folder links to: what a model names is never read from
+//! anywhere else. The names are found without decoding the model, so
 //! that a folder that is watched costs little.
 
 use std::{
@@ -96,7 +97,8 @@ pub(crate) fn weight_file(model: &Path, location: &str) -> Result<PathBuf, Model
 /// The real path of the file `location` of the model's weights.
 ///
 /// # Errors
-/// A file that is missing or, by its name or by links, outside the model's folder.
+/// A file that is missing or, by its name or by links, outside the model's folder and its part of
+/// Hugging Face's cache.
 pub(crate) fn find(model: &Path, location: &str) -> Result<PathBuf, ModelError> {
     let path = weight_file(model, location)?;
     let real = |path: &Path| {
@@ -106,13 +108,31 @@ pub(crate) fn find(model: &Path, location: &str) -> Result<PathBuf, ModelError> 
         })
     };
     let path = real(&path)?;
-    if !path.starts_with(real(folder_of(model))?) {
+    let folder = real(folder_of(model))?;
+    if !path.starts_with(&folder) && !is_blob_of(&folder, &path) {
         return Err(refuse(
             location,
             "is a link that leaves the model's folder, and nothing else is read",
         ));
     }
     Ok(path)
+}
+
+/// Whether a file is where Hugging Face's cache keeps what the snapshot in `folder` links to. A
+/// snapshot is `models--OWNER--NAME/snapshots/REVISION`; beside `snapshots`, the folder `blobs` holds
+/// the files of all revisions, each named after its hash.
+fn is_blob_of(folder: &Path, file: &Path) -> bool {
+    let name = file.file_name().and_then(|name| name.to_str());
+    let is_hash = name.is_some_and(|name| {
+        matches!(name.len(), 40 | 64) && name.bytes().all(|digit| digit.is_ascii_hexdigit())
+    });
+    let entry = folder.ancestors().find_map(|snapshot| {
+        let snapshots = snapshot.parent()?;
+        let entry = snapshots.parent()?;
+        let is_entry = entry.file_name()?.to_str()?.starts_with("models--");
+        (is_entry && snapshots.file_name()? == "snapshots").then_some(entry)
+    });
+    is_hash && entry.is_some_and(|entry| file.parent() == Some(&entry.join("blobs")))
 }
 
 fn folder_of(model: &Path) -> &Path {
@@ -618,6 +638,79 @@ mod tests {
         symlink(outside.path(), folder.path().join("sub")).unwrap();
         let reason = refusal(&path);
         assert!(reason.contains("leaves the model's folder"), "{reason}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_snapshot_of_hugging_faces_cache_links_to_its_blobs() {
+        use std::os::unix::fs::symlink;
+
+        let cache = tempfile::tempdir().unwrap();
+        let (onnx, data) = divided(external("tiny.data", "2", None));
+        let entry = |name: &str| {
+            let entry = cache.path().join(name);
+            fs::create_dir_all(entry.join("blobs")).unwrap();
+            fs::create_dir_all(entry.join("snapshots/main/onnx")).unwrap();
+            entry
+        };
+        // The model is a link as well, and lies in a folder of its repository.
+        let snapshot = |entry: &Path, target: &str| {
+            let folder = entry.join("snapshots/main/onnx");
+            fs::write(entry.join("blobs").join("a".repeat(40)), &onnx).unwrap();
+            for (name, target) in [
+                ("model.onnx", format!("../../../blobs/{}", "a".repeat(40))),
+                ("tiny.data", target.to_owned()),
+            ] {
+                let _ = fs::remove_file(folder.join(name));
+                symlink(target, folder.join(name)).unwrap();
+            }
+            folder.join("model.onnx")
+        };
+        let hash = "0123456789abcdef".repeat(4);
+        let ours = entry("models--owner--tiny");
+        let other = entry("models--owner--other");
+        let secret = cache.path().join("secret");
+        for file in [
+            ours.join("blobs").join(&hash),
+            ours.join("blobs/secret"),
+            ours.join(&hash),
+            other.join("blobs").join(&hash),
+            secret.clone(),
+        ] {
+            fs::write(file, &data).unwrap();
+        }
+        let path = snapshot(&ours, &format!("../../../blobs/{hash}"));
+        assert!(load(&path).is_ok());
+        assert!(locations(&path).contains("tiny.data"));
+
+        // No other file, not another entry's, and no blob that is a link itself.
+        symlink(&secret, ours.join("blobs").join("b".repeat(64))).unwrap();
+        for target in [
+            "../../../blobs/secret".to_owned(),
+            format!("../../../{hash}"),
+            format!("../../../../models--owner--other/blobs/{hash}"),
+            "../../../../secret".to_owned(),
+            format!("../../../blobs/{}", "b".repeat(64)),
+        ] {
+            let reason = refusal(&snapshot(&ours, &target));
+            assert!(
+                reason.contains("leaves the model's folder"),
+                "{target}: {reason}"
+            );
+        }
+        // A folder that only looks like one.
+        let plain = entry("models-owner-tiny");
+        fs::write(plain.join("blobs").join(&hash), &data).unwrap();
+        let reason = refusal(&snapshot(&plain, &format!("../../../blobs/{hash}")));
+        assert!(reason.contains("leaves the model's folder"), "{reason}");
+
+        let pipe = "c".repeat(64);
+        let made = std::process::Command::new("mkfifo")
+            .arg(ours.join("blobs").join(&pipe))
+            .status();
+        assert!(made.unwrap().success());
+        let reason = refusal(&snapshot(&ours, &format!("../../../blobs/{pipe}")));
+        assert!(reason.contains("a named pipe"), "{reason}");
     }
 
     #[test]

@@ -209,6 +209,7 @@ impl Scheduler {
             shared: Arc::clone(&self.shared),
             id,
             parallelism,
+            geometry: loaded.geometry,
         };
 
         for (i, lane) in device_lanes.into_iter().enumerate() {

@@ -15,7 +15,7 @@ use super::{
     state::QueueId,
 };
 use crate::{
-    image::{Source, estimate},
+    image::{Geometry, Source, estimate},
     metrics::Rejection,
 };
 
@@ -25,6 +25,7 @@ pub struct Queue {
     pub(super) shared: Arc<Shared>,
     pub(super) id: QueueId,
     pub(super) parallelism: usize,
+    pub(super) geometry: Geometry,
 }
 
 impl Queue {
@@ -158,7 +159,7 @@ impl Queue {
     /// How long decoding an image is expected to keep a core busy, by its headers. For
     /// [`Job::decode_estimate`].
     pub fn estimate(&self, source: &Source) -> Duration {
-        estimate(source, self.shared.config.preprocess).time
+        estimate(source, self.shared.config.preprocess, &self.geometry).time
     }
 
     /// How many images can be worked on at once.

@@ -160,7 +160,8 @@ impl CoreWorker {
         let fetched = fetch();
         let fetched = match fetched {
             Some(image) if !is_estimated => {
-                let time = estimate(&image.source, self.shared.config.preprocess).time;
+                let config = self.shared.config.preprocess;
+                let time = estimate(&image.source, config, &model.geometry).time;
                 if time > HEAVY_DECODE && !self.shared.may_decode_heavy(run) {
                     return self.shared.queue_again(id, run, crop, image, time);
                 }

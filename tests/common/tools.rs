@@ -63,6 +63,21 @@ pub fn openssl() -> bool {
     found
 }
 
+/// Whether libheif's encoder is installed, for HEVC and for AV1.
+pub fn heif_enc() -> bool {
+    let found = Command::new("heif-enc")
+        .arg("--list-encoders")
+        .output()
+        .is_ok_and(|output| {
+            let text = String::from_utf8_lossy(&output.stdout);
+            text.contains("x265") && (text.contains("aom") || text.contains("svt"))
+        });
+    if !found {
+        skipped("there is no heif-enc with encoders of HEVC and AV1 (Debian: libheif-examples)");
+    }
+    found
+}
+
 /// The same Python, where Pillow is installed too.
 pub fn pillow() -> Option<PathBuf> {
     let python = python()?;

@@ -51,7 +51,44 @@ pub fn headers() -> Vec<(&'static str, Vec<u8>)> {
             )
             .into_bytes(),
         ),
+        ("QOI", qoi(side, side, b"")),
+        ("HEIC", resized("cat.heic", side, side)),
+        ("AVIF", resized("cat.avif", side, side)),
+        (
+            "AVIF with the longest sides",
+            resized("cat.avif", u32::MAX, u32::MAX),
+        ),
+        ("AVIF of tiles", resized("avif/tiles.avif", side, side)),
     ]
+}
+
+/// A HEIC or AVIF file of the tests whose container states another size of its pictures.
+fn resized(name: &str, width: u32, height: u32) -> Vec<u8> {
+    let mut file = std::fs::read(super::data(name)).unwrap();
+    let places: Vec<_> = file
+        .windows(4)
+        .enumerate()
+        .filter(|(_, kind)| kind == b"ispe")
+        .map(|(at, _)| at + 8)
+        .collect();
+    for at in places {
+        file[at..at + 4].copy_from_slice(&width.to_be_bytes());
+        file[at + 4..at + 8].copy_from_slice(&height.to_be_bytes());
+    }
+    file
+}
+
+/// A QOI file of three channels.
+fn qoi(width: u32, height: u32, pixels: &[u8]) -> Vec<u8> {
+    [
+        b"qoif",
+        &width.to_be_bytes()[..],
+        &height.to_be_bytes(),
+        &[3, 0],
+        pixels,
+        &[0, 0, 0, 0, 0, 0, 0, 1],
+    ]
+    .concat()
 }
 
 /// Files with just fewer pixels than the limit, or with few pixels and large metadata.
@@ -79,6 +116,9 @@ pub fn within_the_limit() -> Vec<(&'static str, Vec<u8>)> {
         ("a JPEG of 8000x7990", jpeg(8000, 7990)),
         ("a GIF of 8000x7990", gif(8000, 7990)),
         ("a TIFF of 8000x7990", tiff(8000, 7990, &[0; 64])),
+        ("a QOI of 8000x7990", qoi(8000, 7990, &[0; 64])),
+        ("a HEIC of 8000x7990", resized("cat.heic", 8000, 7990)),
+        ("an AVIF of 8000x7990", resized("cat.avif", 8000, 7990)),
         (
             "a WebP of 8000x7990",
             webp(
@@ -136,11 +176,41 @@ pub fn rejected_by_their_structure() -> Vec<(&'static str, Vec<u8>, &'static str
         ),
         ("a JPEG of 1,000 scans", many_scans, "too much work"),
         (
+            "an AVIF of 5,000 parts",
+            with_more_units(&b"\x7a\0".repeat(5_000)),
+            "4096 parts",
+        ),
+        (
+            "an AVIF of 1,000 frames",
+            with_more_units(&b"\x32\0".repeat(1_000)),
+            "8 frames",
+        ),
+        (
             "a TIFF whose strips are the same",
             shared_strips(1000),
             "overlap",
         ),
     ]
+}
+
+/// An AVIF file with these units at the end of its picture's data, which is the end of the file.
+fn with_more_units(units: &[u8]) -> Vec<u8> {
+    let mut file = std::fs::read(super::data("avif/yuv420.avif")).unwrap();
+    // The item's extent: its offset and its length, of four bytes each.
+    let place = file.windows(4).position(|kind| kind == b"iloc").unwrap();
+    let data = file.windows(4).position(|kind| kind == b"mdat").unwrap() + 4;
+    let length = (file.len() - data) as u32;
+    let extent = [(data as u32).to_be_bytes(), length.to_be_bytes()].concat();
+    let entry = place
+        + file[place..]
+            .windows(8)
+            .position(|bytes| bytes == extent)
+            .unwrap();
+    let length = length + units.len() as u32;
+    file[entry + 4..entry + 8].copy_from_slice(&length.to_be_bytes());
+    file[data - 8..data - 4].copy_from_slice(&(length + 8).to_be_bytes());
+    file.extend(units);
+    file
 }
 
 /// The sides of the pictures of [`flat`].
@@ -162,7 +232,24 @@ pub fn flat() -> Vec<(&'static str, Vec<u8>)> {
     let size = u32::from(width - 1) | u32::from(height - 1) << 14;
     let codes = b"\x07\x10\x11\xfd\x0fDD\xff\x03";
     let lossless = [&[0x2f][..], &size.to_le_bytes(), codes].concat();
+    // Runs of 62 pixels, of one byte each.
+    let pixels = usize::from(width) * usize::from(height);
+    let mut runs = vec![0xfd; pixels / 62];
+    runs.push(0xc0 | (pixels % 62 - 1) as u8);
+    // Runs of 128 pixels.
+    let mut targa = [&[0, 0, 10][..], &[0; 9]].concat();
+    targa.extend(width.to_le_bytes());
+    targa.extend(height.to_le_bytes());
+    targa.extend([24, 0x20]);
+    targa.extend([0xff, 9, 9, 9].repeat(pixels / 128));
+    targa.extend([0x80 | (pixels % 128 - 1) as u8, 9, 9, 9]);
     vec![
+        (
+            "an AVIF",
+            std::fs::read(super::data("avif/flat.avif")).unwrap(),
+        ),
+        ("a QOI", qoi(width.into(), height.into(), &runs)),
+        ("a TGA", targa),
         ("a PNG", png),
         ("a WebP", webp_of(&[(b"VP8L", &lossless)])),
         ("a JPEG", flat_jpeg(width, height)),

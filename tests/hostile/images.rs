@@ -4,7 +4,7 @@ use std::{fs, io::Read, time::Instant};
 
 use bytes::Bytes;
 use resnet18_server::{
-    image::{Estimate, PreprocessConfig, Source, estimate},
+    image::{Estimate, Geometry, PreprocessConfig, Source, estimate},
     proto::{Image, image},
 };
 use tonic::Code;
@@ -22,7 +22,8 @@ fn encoded(bytes: Vec<u8>) -> Image {
 
 fn estimate_of(bytes: &[u8]) -> Estimate {
     let source = Source::Encoded(Bytes::copy_from_slice(bytes));
-    estimate(&source, PreprocessConfig::default())
+    let geometry = Geometry::cropped(224, 224, 256);
+    estimate(&source, PreprocessConfig::default(), &geometry)
 }
 
 #[tokio::test]

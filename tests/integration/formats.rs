@@ -2,6 +2,8 @@
 
 use std::{fmt::Write, fs, path::Path, process::Command};
 
+#[cfg(unix)]
+use resnet18_server::image::decode_av1_with;
 use resnet18_server::image::{Exif, ImageError, ImageFormat, Pixels, PreprocessConfig, decode};
 
 use crate::common::pillow;
@@ -32,6 +34,11 @@ fn rgb(pixels: &Pixels) -> Vec<u8> {
 #[test]
 fn files_of_every_kind_that_pillow_writes_are_decoded_as_pillow_does() {
     let Some(python) = pillow() else { return };
+    #[cfg(unix)]
+    decode_av1_with(
+        env!("CARGO_BIN_EXE_resnet18").into(),
+        vec!["decode-av1".into()],
+    );
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(python)
         .arg(concat!(
@@ -75,6 +82,10 @@ fn files_of_every_kind_that_pillow_writes_are_decoded_as_pillow_does() {
         ImageFormat::Bmp,
         ImageFormat::WebP,
         ImageFormat::Gif,
+        ImageFormat::Tga,
+        ImageFormat::Qoi,
+        ImageFormat::Ico,
+        ImageFormat::Avif,
     ] {
         assert!(count(format) >= 8, "{format}: {}", count(format));
     }

@@ -1,13 +1,13 @@
 //! Accuracy: real images through a real server, compared with PyTorch's answers.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, process::Command, time::Instant};
 
 use futures_util::{StreamExt, stream};
 use resnet18_server::proto::{ClassifyRequest, ClassifyResponse};
 use serde_json::Value;
 use tonic::{Code, Status};
 
-use crate::common::{Server, data, exclusive, image, json, request, shared};
+use crate::common::{Server, data, exclusive, heif_enc, image, json, request, shared};
 
 /// Classifies the files, four at a time; the answers contain every class.
 async fn classify(
@@ -98,6 +98,74 @@ async fn golden_images_have_pytorchs_answers() {
         worst.0,
         worst.1
     );
+}
+
+/// Checks that two answers are the same: top-1, and every probability within 0.02.
+fn assert_same(name: &str, answer: &BTreeMap<usize, f64>, expected: &BTreeMap<usize, f64>) {
+    let best = |answer: &BTreeMap<usize, f64>| {
+        let (class, _) = answer.iter().max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
+        *class
+    };
+    assert_eq!(best(answer), best(expected), "{name}");
+    for (class, expected) in expected {
+        let off = (answer[class] - expected).abs();
+        assert!(off < 0.02, "{name}: class {class} is off by {off}");
+    }
+}
+
+#[tokio::test]
+async fn photos_of_phones_have_the_answers_of_their_jpegs() {
+    let server = Server::start(&[]);
+    for name in ["cat", "exif_6"] {
+        let files = ["jpg", "heic", "avif"].map(|kind| data(&format!("{name}.{kind}")));
+        let answers: Vec<_> = classify(&server, files.to_vec())
+            .await
+            .into_iter()
+            .map(|answer| probabilities(&answer.unwrap()))
+            .collect();
+        assert_same(&format!("{name}.heic"), &answers[1], &answers[0]);
+        assert_same(&format!("{name}.avif"), &answers[2], &answers[0]);
+    }
+}
+
+#[tokio::test]
+async fn golden_photos_that_heif_enc_wrote_have_pytorchs_answers() {
+    let Some(golden) = shared("golden") else {
+        return;
+    };
+    if !heif_enc() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let expected = json(&golden.join("expected.json"));
+    let server = Server::start(&[]);
+    for photo in [
+        "astronaut.png",
+        "cat.jpg",
+        "coffee.jpg",
+        "rocket.jpg",
+        "sunflower.jpg",
+        "odd_257x513.png",
+    ] {
+        let logits: Vec<f64> = serde_json::from_value(expected[photo]["logits"].clone()).unwrap();
+        let expected = softmax(&logits).into_iter().enumerate().collect();
+        for kind in ["heic", "avif"] {
+            let file = folder.path().join(photo).with_extension(kind);
+            let output = Command::new("heif-enc")
+                .args(["-q", "95", "-o"])
+                .args([&file, &golden.join("images").join(photo)])
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let answer = classify(&server, vec![file]).await.remove(0);
+            let answer = answer.unwrap_or_else(|status| panic!("{photo}: {status:?}"));
+            assert_same(
+                &format!("{photo} as {kind}"),
+                &probabilities(&answer),
+                &expected,
+            );
+        }
+    }
 }
 
 #[tokio::test]

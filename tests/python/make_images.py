@@ -362,6 +362,33 @@ def pillow_files():
             buffer = io.BytesIO()
             Image.fromarray(picture(*size(), 3)).convert(mode).save(buffer, "GIF")
             keep(f"{len(index):04}_{mode}.gif", buffer.getvalue())
+    for mode in ("L", "LA", "P", "RGB", "RGBA"):
+        for compression in (None, "tga_rle"):
+            for _ in range(2):
+                buffer = io.BytesIO()
+                image = Image.fromarray(picture(*size(), 3)).convert(mode)
+                image.save(buffer, "TGA", compression=compression, orientation=rng.choice([1, -1]))
+                keep(f"{len(index):04}_{mode}.tga", buffer.getvalue())
+    for mode in ("RGB", "RGBA"):
+        for _ in range(4):
+            buffer = io.BytesIO()
+            Image.fromarray(picture(*size(), len(mode))).save(buffer, "QOI")
+            keep(f"{len(index):04}_{mode}.qoi", buffer.getvalue())
+    for bitmap_format in ("png", "bmp"):
+        for _ in range(4):
+            # Several sizes, of which the largest is not the first.
+            sides = sorted({rng.randint(8, 60) for _ in range(3)})
+            buffer = io.BytesIO()
+            image = Image.fromarray(picture(64, 64, 4))
+            image.save(buffer, "ICO", sizes=[(side, side) for side in sides], bitmap_format=bitmap_format)
+            keep(f"{len(index):04}_{bitmap_format}.ico", buffer.getvalue())
+    # What is between samples of chroma is not the same in all decoders.
+    for subsampling in ("4:4:4", "4:0:0"):
+        for _ in range(4):
+            buffer = io.BytesIO()
+            image = Image.fromarray(picture(*size(), 3))
+            image.save(buffer, "AVIF", quality=rng.choice([30, 60, 90]), subsampling=subsampling, speed=9)
+            keep(f"{len(index):04}_{subsampling.replace(':', '')}.avif", buffer.getvalue(), 2)
 
 
 own_tiffs()

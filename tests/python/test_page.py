@@ -168,6 +168,19 @@ def test_a_file_that_is_no_image_shows_an_error_until_the_next_one():
     assert not at("trouble").is_displayed()
 
 
+def test_a_file_that_only_the_browser_can_show_is_converted():
+    cat = base64.b64encode((DATA / "photos/cat.jpg").read_bytes()).decode()
+    (FOLDER / "drawing.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" width="4000" height="3000">'
+        f'<image href="data:image/jpeg;base64,{cat}" width="4000" height="3000" preserveAspectRatio="xMidYMid slice"/></svg>')
+    choose(FOLDER / "drawing.svg")
+    until("a cat", lambda: labels()[0] == "cat")
+    assert "converted it to JPEG" in at("converted").text and not at("trouble").is_displayed()
+    choose(DATA / "photos/pizza.jpg")
+    until("a pizza", lambda: labels()[0] == "pizza")
+    assert not at("converted").is_displayed()
+
+
 def test_a_file_that_is_too_large_is_not_sent():
     (FOLDER / "large.jpg").write_bytes(b"a" * (17 << 20))
     choose(FOLDER / "large.jpg")

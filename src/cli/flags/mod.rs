@@ -26,7 +26,7 @@ pub use self::{
     image::ImageFlags,
     listen::NetworkFlags,
     manifest::{ManifestFlags, PixelFlags},
-    model_check::{ModelCheckFlags, passed_on},
+    model_check::{ModelCheckFlags, own_program, passed_on},
     quantization::QuantizationFlags,
     security::SecurityFlags,
     telemetry::TelemetryFlags,

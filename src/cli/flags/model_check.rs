@@ -94,7 +94,8 @@ pub fn passed_on(engine: &EngineConfig) -> Passed {
     }
 }
 
-fn own_program() -> Option<PathBuf> {
+/// This program, for starting it again.
+pub fn own_program() -> Option<PathBuf> {
     let link = PathBuf::from(OWN_PROGRAM);
     if link.exists() {
         return Some(link);

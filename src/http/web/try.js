@@ -11,6 +11,8 @@ const RETRY_PAUSE = 1000;
 const [FIGURES, SPEECH] = [250, 3000];
 /** Upper bound for the bytes of a message besides its photo. */
 const ENVELOPE = 1024;
+/** The longest side of a photo that is converted here, in pixels: more than any model looks at. */
+const CONVERTED = 2048;
 /** The answers' rate covers this time, in ms. */
 const RATE_WINDOW = 2000;
 
@@ -70,8 +72,39 @@ function trouble(message) {
   if (place.textContent !== message) place.textContent = message ?? "";
 }
 
-/** Classifies, with retries. Null if something else is shown by the time of the answer. */
-async function ask(mine, file) {
+/**
+ * A photo as a JPEG, drawn by this browser on white. Null if it can't show the file either.
+ */
+async function convert(file) {
+  const url = URL.createObjectURL(file);
+  try {
+    const image = new Image();
+    image.src = url;
+    await image.decode();
+    const { naturalWidth: width, naturalHeight: height } = image;
+    const scale = Math.min(1, CONVERTED / Math.max(width, height));
+    const canvas = document.createElement("canvas");
+    canvas.width = Math.max(1, Math.round(width * scale));
+    canvas.height = Math.max(1, Math.round(height * scale));
+    const context = canvas.getContext("2d");
+    context.fillStyle = "white";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.imageSmoothingQuality = "high";
+    context.drawImage(image, 0, 0, canvas.width, canvas.height);
+    const jpeg = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.95));
+    return jpeg && new Uint8Array(await jpeg.arrayBuffer());
+  } catch {
+    return null;
+  } finally {
+    URL.revokeObjectURL(url);
+  }
+}
+
+/**
+ * Classifies, with retries. Where the server can't read the file, what `other` makes of it is sent
+ * once. Null if something else is shown by the time of the answer.
+ */
+async function ask(mine, file, other = null) {
   for (;;) {
     try {
       const answer = await classify(at("model").value, file);
@@ -86,6 +119,17 @@ async function ask(mine, file) {
         if (mine !== session) return null;
         continue;
       }
+      if (error.code === Code.invalid && other) {
+        const converted = await other();
+        if (mine !== session) return null;
+        other = null;
+        if (converted) {
+          file = converted;
+          at("converted").hidden = false;
+          continue;
+        }
+      }
+      at("converted").hidden = true;
       trouble(explain(error));
       if (!error.isTransient && !camera.isOn) {
         clear();
@@ -117,6 +161,7 @@ function begin() {
   spokenLabel = "";
   lastFigures = lastSpeech = 0;
   trouble(null);
+  at("converted").hidden = true;
   at("stage").classList.add("filled");
   return session;
 }
@@ -152,7 +197,7 @@ async function showPhoto(file) {
     return;
   }
   const started = performance.now();
-  const answer = await ask(mine, bytes).catch(() => null);
+  const answer = await ask(mine, bytes, () => convert(file)).catch(() => null);
   if (answer) show(answer, performance.now() - started);
 }
 
@@ -256,6 +301,7 @@ function cameraStopped() {
   session += 1;
   photo = null;
   trouble(null);
+  at("converted").hidden = true;
   at("video").hidden = true;
   at("hint").hidden = false;
   at("hint").textContent = "Drop a photo here or paste one.";

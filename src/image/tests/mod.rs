@@ -1,7 +1,7 @@
 //! Preprocessing from end to end: image files and raw frames to crops.
 
 mod fits;
-mod heic;
+mod heif;
 mod jpeg;
 mod raw;
 mod scaling;
@@ -134,9 +134,7 @@ fn golden_bad_files_are_rejected_quickly() {
         let expected = match name {
             // A decoder cannot always detect this damage.
             "corrupt_scan.jpg" => continue,
-            "avif_stub.avif" => {
-                "looks like AVIF; send JPEG, PNG, WebP, GIF, BMP, TIFF, PNM or HEIC"
-            }
+            "avif_stub.avif" => "AVIF",
             "bad_crc.png" => "damaged PNG: a checksum does not match",
             "bomb_50000x50000.png" => "50000x50000 pixels, more than the 64000000 allowed",
             "bomb_65500x65500.jpg" => "65500x65500 pixels, more than the 64000000 allowed",
@@ -144,7 +142,9 @@ fn golden_bad_files_are_rejected_quickly() {
             "heic_stub.heic" => "HEIC",
             "html_error_page.png" => "looks like an HTML page",
             "random.bin" => "no known file type",
-            "svg.svg" => "looks like SVG",
+            "svg.svg" => {
+                "looks like SVG; send JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, HEIC, AVIF, QOI, ICO or TGA"
+            }
             "text.jpg" => "looks like plain text",
             "zero_width.png" => "damaged PNG: Invalid image dimensions",
             "gif_header_only.gif" | "jpeg_soi_only.jpg" | "truncated.png" => "truncated",
