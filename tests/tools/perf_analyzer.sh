@@ -7,7 +7,7 @@
 # PROGRAM is the built `resnet18`; what is fetched is kept in FOLDER (.runtime/perf-analyzer).
 # Needs python3 with pip; and where the system's C library is older
 # than 2.38, as in Debian 12, apt-get and dpkg-deb for that of Debian 13, which is unpacked into FOLDER
-# and installed nowhere. STEP=21 tries fewer levels of concurrency; SECONDS_EACH is the time of a window.
+# and installed nowhere. STEP=21 tries fewer levels of concurrency.
 set -eu
 
 program=$1
@@ -85,8 +85,10 @@ measure() {
     name=$1
     shift
     rm -f "$work/figures.csv"
-    # Whether a window is like the one before says nothing here about the protocol.
-    run -m "$name" -i grpc -u 127.0.0.1:18901 -p "${SECONDS_EACH:-1}000" -s 999 -r 9 -f "$work/figures.csv" "$@" \
+    # Windows of ten requests, however slow the machine is; whether one is like the one before says
+    # nothing about the protocol.
+    run -m "$name" -i grpc -u 127.0.0.1:18901 --measurement-mode count_windows \
+        --measurement-request-count 10 -s 999 -r 9 -f "$work/figures.csv" "$@" \
         > "$work/output" 2>&1 || { cat "$work/output"; exit 1; }
     "$python" - "$work/figures.csv" "$name $*" <<'CODE'
 import csv, sys
