@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs Triton's perf_analyzer, unmodified, against a server with the bundled model: both of its names,
-# 1 to 64 requests at once, and `-x 1`. Every line must have a throughput, and no request may fail.
+# 1 to 64 requests at once, and `-x 1`; by gRPC, and some of it by REST. Every line must have a throughput, and no request may fail.
 #
 # usage: tests/tools/perf_analyzer.sh PROGRAM [FOLDER]
 #
@@ -86,9 +86,9 @@ measure() {
     shift
     rm -f "$work/figures.csv"
     # Whether a window is like the one before says nothing here about the protocol.
-    run -m "$name" -i grpc -u 127.0.0.1:18901 -p "${SECONDS_EACH:-1}000" -s 999 -r 9 -f "$work/figures.csv" "$@" \
+    run -m "$name" -i "$protocol" -u "$address" -p "${SECONDS_EACH:-1}000" -s 999 -r 9 -f "$work/figures.csv" "$@" \
         > "$work/output" 2>&1 || { cat "$work/output"; exit 1; }
-    "$python" - "$work/figures.csv" "$name $*" <<'CODE'
+    "$python" - "$work/figures.csv" "$protocol $name $*" <<'CODE'
 import csv, sys
 rows = [row for row in csv.DictReader(open(sys.argv[1])) if row.get("Inferences/Second")]
 rates = {int(row["Concurrency"]): float(row["Inferences/Second"]) for row in rows}
@@ -100,7 +100,14 @@ print(sys.argv[2].split(" --input-data")[0], "levels:", len(rates), "|",
 CODE
 }
 
+protocol=grpc
+address=127.0.0.1:18901
 levels=1:64:${STEP:-1}
 measure resnet18-demo_tensor -x 1
 measure resnet18-demo_tensor --concurrency-range "$levels"
 measure resnet18-demo --input-data "$work/photo.json" --concurrency-range "$levels"
+
+protocol=http
+address=127.0.0.1:18902
+measure resnet18-demo_tensor --concurrency-range 1:16:5
+measure resnet18-demo --input-data "$work/photo.json" --concurrency-range 1:16:5
