@@ -10,7 +10,7 @@ CHECKED := --profile testing
 # The same for tests that need no speed: this crate compiles in a fraction of the time.
 UNOPTIMIZED := $(CHECKED) --config profile.testing.package.resnet18-server.opt-level=0
 
-.PHONY: run build openvino onnxruntime tensorrt test test-features test-gpu test-env test-perf-analyzer lint lint-features deny shuttle chaos fuzz bench screenshots help
+.PHONY: run build openvino onnxruntime tensorrt test test-features test-gpu test-env test-triton lint lint-features deny shuttle chaos fuzz bench screenshots help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -82,8 +82,8 @@ $(VENV)/ready: tests/python/requirements.txt tests/python/requirements-without-t
 	    && $(VENV)/bin/python -m pip install --quiet --no-deps -r $(dir $<)requirements-without-theirs.txt; then touch $@; \
 	else echo "No Python environment: the Python tests will be skipped."; rm -rf $(VENV); fi
 
-test-perf-analyzer: build ## measure with Triton's perf_analyzer, 1 to 64 requests at once (fetches it; see tests/tools)
-	tests/tools/perf_analyzer.sh target/release/resnet18
+test-triton: build ## run Triton's perf_analyzer and image clients (fetches the former; see tests/tools)
+	tests/tools/triton.sh target/release/resnet18
 
 lint-features: ## clippy with every feature, for both variants of TensorRT (needs cmake, nasm, libclang)
 	cargo clippy $(CHECKED) --all-targets --features turbojpeg,otlp,tensorrt -- -D warnings

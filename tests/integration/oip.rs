@@ -76,6 +76,18 @@ fn tritonclient_gets_the_same_answers_as_classify() {
     );
     eprint!("{stdout}");
 
+    // What Triton's image clients ask before they send a photo.
+    if let Some(asks) = shared("cases/clients/triton_image_client.py") {
+        for model in ["resnet18-demo_tensor", "resnet18-demo"] {
+            let output = Command::new(&python)
+                .arg(&asks)
+                .args([&server.grpc, model])
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+        }
+    }
+
     let requests = |method: &str, model: &str| {
         let labels = [
             format!("method=\"{method}\""),

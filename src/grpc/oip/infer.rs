@@ -160,7 +160,6 @@ impl Submitted {
             parameters: HashMap::from([(MODEL_HASH.into(), hash)]),
             outputs,
             raw_output_contents,
-            ..Default::default()
         };
         Ok(Answered {
             response,

@@ -1,13 +1,16 @@
 #!/bin/sh
-# Runs Triton's perf_analyzer, unmodified, against a server with the bundled model: both of its names,
-# 1 to 64 requests at once, and `-x 1`; by gRPC, and some of it by REST. Every line must have a throughput, and no request may fail.
+# Runs Triton's own tools, unmodified, against a server with the bundled model. perf_analyzer: both of the
+# model's names, 1 to 64 requests at once, `-x 1`, and some of it by REST; every level must have a throughput, and no request
+# may fail. image_client.py and grpc_image_client.py: a photo of a cat, one by one and on a stream.
 #
-# usage: tests/tools/perf_analyzer.sh PROGRAM [FOLDER]
+# usage: tests/tools/triton.sh PROGRAM [FOLDER]
 #
 # PROGRAM is the built `resnet18`; what is fetched is kept in FOLDER (.runtime/perf-analyzer).
 # Needs python3 with pip; and where the system's C library is older
 # than 2.38, as in Debian 12, apt-get and dpkg-deb for that of Debian 13, which is unpacked into FOLDER
-# and installed nowhere. STEP=21 tries fewer levels of concurrency; SECONDS_EACH is the time of a window.
+# and installed nowhere. STEP=21 tries fewer levels of concurrency.
+# The image clients are in no package: TRITON_EXAMPLES names the folder `src/python/examples` of Triton's
+# client repository. They run on the tests' Python (.venv, or PYTHON) with tritonclient[all] and Pillow.
 set -eu
 
 program=$1
@@ -18,7 +21,7 @@ python=${PYTHON:-python3}
 photo=$(dirname "$0")/../data/photos/cat.jpg
 
 skip() {
-    echo "SKIPPED: perf_analyzer: $1"
+    echo "SKIPPED: Triton's tools: $1"
     exit 0
 }
 
@@ -85,8 +88,10 @@ measure() {
     name=$1
     shift
     rm -f "$work/figures.csv"
-    # Whether a window is like the one before says nothing here about the protocol.
-    run -m "$name" -i "$protocol" -u "$address" -p "${SECONDS_EACH:-1}000" -s 999 -r 9 -f "$work/figures.csv" "$@" \
+    # Windows of ten requests, however slow the machine is; whether one is like the one before says
+    # nothing about the protocol.
+    run -m "$name" -i "$protocol" -u "$address" --measurement-mode count_windows \
+        --measurement-request-count 10 -s 999 -r 9 -f "$work/figures.csv" "$@" \
         > "$work/output" 2>&1 || { cat "$work/output"; exit 1; }
     "$python" - "$work/figures.csv" "$protocol $name $*" <<'CODE'
 import csv, sys
@@ -99,6 +104,26 @@ print(sys.argv[2].split(" --input-data")[0], "levels:", len(rates), "|",
       ", ".join(f"{level} at once: {rates[level]:.1f}/s, p99 {slow[level]:.0f} ms" for level in dict.fromkeys(some)))
 CODE
 }
+
+classify() {
+    "${PYTHON:-.venv/bin/python}" "$@" -m resnet18-demo_tensor -u 127.0.0.1:18901 -c 2 "$photo" \
+        > "$work/output" 2>&1 && grep -q ' = cat$' "$work/output" || { cat "$work/output"; exit 1; }
+    tool=$(basename "$1")
+    shift
+    echo "$tool $*: $(grep ' = cat$' "$work/output" | head -n 1 | tr -s ' ')"
+}
+
+if [ -e "${TRITON_EXAMPLES:-}/grpc_image_client.py" ]; then
+    for how in '-x 1' -a --streaming '-b 2'; do
+        # Split on purpose: an option and its value.
+        # shellcheck disable=SC2086
+        classify "$TRITON_EXAMPLES/image_client.py" -i grpc $how
+        # shellcheck disable=SC2086
+        classify "$TRITON_EXAMPLES/grpc_image_client.py" $how
+    done
+else
+    echo "SKIPPED: image_client.py and grpc_image_client.py: TRITON_EXAMPLES names no folder with them"
+fi
 
 protocol=grpc
 address=127.0.0.1:18901
