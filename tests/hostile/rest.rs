@@ -186,7 +186,7 @@ async fn bodies_that_are_hard_to_read_are_refused_quickly() {
     ] {
         let started = Instant::now();
         let (code, text) = post(&server, path, headers, body.as_bytes());
-        let what = format!("{path} {:.60}", body);
+        let what = format!("{path} {body:.60}");
         assert!([400, 404, 413, 429].contains(&code), "{what}: {text}");
         assert!(
             started.elapsed() < Duration::from_secs(10),

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs Triton's own tools, unmodified, against a server with the bundled model. perf_analyzer: both of the
-# model's names, 1 to 64 requests at once, and `-x 1`; every level must have a throughput, and no request
+# model's names, 1 to 64 requests at once, `-x 1`, and some of it by REST; every level must have a throughput, and no request
 # may fail. image_client.py and grpc_image_client.py: a photo of a cat, one by one and on a stream.
 #
 # usage: tests/tools/triton.sh PROGRAM [FOLDER]
@@ -90,10 +90,10 @@ measure() {
     rm -f "$work/figures.csv"
     # Windows of ten requests, however slow the machine is; whether one is like the one before says
     # nothing about the protocol.
-    run -m "$name" -i grpc -u 127.0.0.1:18901 --measurement-mode count_windows \
+    run -m "$name" -i "$protocol" -u "$address" --measurement-mode count_windows \
         --measurement-request-count 10 -s 999 -r 9 -f "$work/figures.csv" "$@" \
         > "$work/output" 2>&1 || { cat "$work/output"; exit 1; }
-    "$python" - "$work/figures.csv" "$name $*" <<'CODE'
+    "$python" - "$work/figures.csv" "$protocol $name $*" <<'CODE'
 import csv, sys
 rows = [row for row in csv.DictReader(open(sys.argv[1])) if row.get("Inferences/Second")]
 rates = {int(row["Concurrency"]): float(row["Inferences/Second"]) for row in rows}
@@ -125,7 +125,14 @@ else
     echo "SKIPPED: image_client.py and grpc_image_client.py: TRITON_EXAMPLES names no folder with them"
 fi
 
+protocol=grpc
+address=127.0.0.1:18901
 levels=1:64:${STEP:-1}
 measure resnet18-demo_tensor -x 1
 measure resnet18-demo_tensor --concurrency-range "$levels"
 measure resnet18-demo --input-data "$work/photo.json" --concurrency-range "$levels"
+
+protocol=http
+address=127.0.0.1:18902
+measure resnet18-demo_tensor --concurrency-range 1:16:5
+measure resnet18-demo --input-data "$work/photo.json" --concurrency-range 1:16:5

@@ -90,9 +90,10 @@ impl HttpFlags {
         if self.address.ip().is_loopback() {
             return;
         }
-        let lacks = match security.has_http_tls() {
-            true => "their readers need no token",
-            false => "it has no TLS and no token",
+        let lacks = if security.has_http_tls() {
+            "their readers need no token"
+        } else {
+            "it has no TLS and no token"
         };
         tracing::warn!("anyone who can reach the HTTP port can read the metrics: {lacks}");
         let offered = match (self.web, self.rest) {

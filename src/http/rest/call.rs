@@ -85,10 +85,13 @@ impl Calls {
         input: Input,
         convert: impl FnOnce(Bytes) -> Result<Response, Status> + Send + 'static,
     ) -> Response {
-        let (body, unread) = Returned::new(body);
+        let (body, mut unread) = Returned::new(body);
         let request = match request(path, head, body, input) {
             Ok(request) => request,
-            Err(refusal) => return refusal.into_response(style),
+            Err(refusal) => {
+                discard(unread.await.ok());
+                return refusal.into_response(style);
+            }
         };
         let answered = match self.0.clone().oneshot(request).await {
             Ok(response) => message(response).await,
@@ -103,7 +106,7 @@ impl Calls {
             Err(status) => Err(status),
         };
         response.unwrap_or_else(|status| {
-            discard(unread);
+            discard(unread.try_recv().ok());
             failed(style, &status)
         })
     }
@@ -266,9 +269,8 @@ impl http_body::Body for Returned {
 }
 
 /// Reads what is left of a body for a while, beside the answer.
-fn discard(unread: oneshot::Receiver<HttpBody>) {
-    let mut unread = unread;
-    if let Ok(mut body) = unread.try_recv() {
+pub(super) fn discard(body: Option<HttpBody>) {
+    if let Some(mut body) = body {
         tokio::spawn(timeout(DISCARD, async move {
             let mut left = MAX_DISCARD;
             while left > 0

@@ -28,7 +28,7 @@ use bytes::Bytes;
 use tonic::Code;
 
 use self::{
-    call::{Calls, Input, split},
+    call::{Calls, Input, discard, split},
     schema::Method,
     status::{Refusal, Style},
 };
@@ -57,7 +57,10 @@ fn contract(calls: &Calls) -> Router {
             let (head, body) = split(request);
             match classify::input(&method.input, &head.headers, head.uri.query()) {
                 Ok(input) => calls.json(&method, style, (head, body), input).await,
-                Err(refusal) => refusal.into_response(style),
+                Err(refusal) => {
+                    discard(Some(body));
+                    refusal.into_response(style)
+                }
             }
         }
     };

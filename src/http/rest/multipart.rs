@@ -80,9 +80,10 @@ pub(super) fn read(body: &Bytes, boundary: &str) -> Result<Form, String> {
     let cut_off = || "the form ends before its last boundary".to_owned();
 
     // What stands before the first boundary is to be ignored.
-    let start = match body.starts_with(first.as_bytes()) {
-        true => first.len(),
-        false => next.find(body).ok_or_else(cut_off)? + next.needle().len(),
+    let start = if body.starts_with(first.as_bytes()) {
+        first.len()
+    } else {
+        next.find(body).ok_or_else(cut_off)? + next.needle().len()
     };
     let mut form = Form::default();
     let mut rest = body.slice(start..);

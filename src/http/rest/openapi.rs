@@ -88,13 +88,19 @@ impl Schemas {
 
     fn kind(&mut self, field: &FieldDescriptor, form: Form) -> Value {
         let is_request = form == Form::Request;
-        let number = |kind: &str| match is_request {
-            true => json!({"type": [kind, "string", "null"]}),
-            false => json!({"type": kind}),
+        let number = |kind: &str| {
+            if is_request {
+                json!({"type": [kind, "string", "null"]})
+            } else {
+                json!({"type": kind})
+            }
         };
-        let or_null = |kind: &str| match is_request {
-            true => json!({"type": [kind, "null"]}),
-            false => json!({"type": kind}),
+        let or_null = |kind: &str| {
+            if is_request {
+                json!({"type": [kind, "null"]})
+            } else {
+                json!({"type": kind})
+            }
         };
         match field.kind() {
             Kind::Message(message) if is_request => {

@@ -294,8 +294,7 @@ mod tests {
             let error = read(json).unwrap_err();
             assert!(
                 error.to_lowercase().contains(&expected.to_lowercase()),
-                "{:.60}: {error}",
-                json
+                "{json:.60}: {error}"
             );
         }
     }

@@ -295,7 +295,7 @@ mod tests {
             (Element::Bytes, "[\"~\"]"),
             (Element::Fp32, &"[".repeat(100_000)),
         ] {
-            assert!(read(kind, json).is_err(), "{:.40}", json);
+            assert!(read(kind, json).is_err(), "{json:.40}");
         }
     }
 
