@@ -378,7 +378,8 @@ impl Input<'_> {
 
         // Some decoders do not pass on the I/O error as their source; only its text is left.
         let lower_case = reason.to_ascii_lowercase();
-        if lower_case.contains("end of file") || lower_case.contains("eof") {
+        let ends = ["end of file", "eof", "fill whole buffer"];
+        if ends.iter().any(|words| lower_case.contains(words)) {
             return self.truncated();
         }
         self.damaged(reason)

@@ -246,7 +246,7 @@ pub fn flat() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         (
             "an AVIF",
-            std::fs::read(super::data("avif/flat.avif")).unwrap(),
+            std::fs::read(super::data("bombs/flat.avif")).unwrap(),
         ),
         ("a QOI", qoi(width.into(), height.into(), &runs)),
         ("a TGA", targa),

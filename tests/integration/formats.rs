@@ -107,7 +107,13 @@ fn compare(path: &Path, [width, height]: [u32; 2], tolerance: u8) -> Result<(), 
     if largest > tolerance {
         return Err(format!("differs by {largest}"));
     }
-    match decode(&file[..file.len() / 2], &config()) {
+    // Pillow adds a footer to TGA, without which the file is whole as well.
+    let footer = if path.extension().is_some_and(|kind| kind == "tga") {
+        26
+    } else {
+        0
+    };
+    match decode(&file[..(file.len() - footer) / 2], &config()) {
         Ok(_) => Err("half of it is read as a whole".to_owned()),
         Err(ImageError::DecoderPanic) => Err("half of it makes the decoder panic".to_owned()),
         Err(_) => Ok(()),

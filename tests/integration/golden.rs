@@ -100,8 +100,13 @@ async fn golden_images_have_pytorchs_answers() {
     );
 }
 
-/// Checks that two answers are the same: top-1, and every probability within 0.02.
-fn assert_same(name: &str, answer: &BTreeMap<usize, f64>, expected: &BTreeMap<usize, f64>) {
+/// Checks that two answers are the same: top-1, and every probability within `tolerance`.
+fn assert_same(
+    name: &str,
+    answer: &BTreeMap<usize, f64>,
+    expected: &BTreeMap<usize, f64>,
+    tolerance: f64,
+) {
     let best = |answer: &BTreeMap<usize, f64>| {
         let (class, _) = answer.iter().max_by(|a, b| a.1.total_cmp(b.1)).unwrap();
         *class
@@ -109,7 +114,7 @@ fn assert_same(name: &str, answer: &BTreeMap<usize, f64>, expected: &BTreeMap<us
     assert_eq!(best(answer), best(expected), "{name}");
     for (class, expected) in expected {
         let off = (answer[class] - expected).abs();
-        assert!(off < 0.02, "{name}: class {class} is off by {off}");
+        assert!(off < tolerance, "{name}: class {class} is off by {off}");
     }
 }
 
@@ -123,8 +128,10 @@ async fn photos_of_phones_have_the_answers_of_their_jpegs() {
             .into_iter()
             .map(|answer| probabilities(&answer.unwrap()))
             .collect();
-        assert_same(&format!("{name}.heic"), &answers[1], &answers[0]);
-        assert_same(&format!("{name}.avif"), &answers[2], &answers[0]);
+        // They have a third of the JPEG's bytes.
+        for (kind, answer) in [("heic", &answers[1]), ("avif", &answers[2])] {
+            assert_same(&format!("{name}.{kind}"), answer, &answers[0], 0.06);
+        }
     }
 }
 
@@ -163,6 +170,7 @@ async fn golden_photos_that_heif_enc_wrote_have_pytorchs_answers() {
                 &format!("{photo} as {kind}"),
                 &probabilities(&answer),
                 &expected,
+                0.02,
             );
         }
     }

@@ -592,7 +592,7 @@ fn the_page_works_in_a_browser() {
     );
     assert_eq!(
         stdout.lines().filter(|line| line.ends_with(" ok")).count(),
-        14,
+        15,
         "{stdout}"
     );
 }

@@ -65,7 +65,7 @@ subprocess.run(
 # Many pixels in few bytes.
 Image.new("RGB", (3000, 2990), (120, 90, 60)).save(OUT / "flat.png")
 subprocess.run(
-    ["avifenc", "-y", "420", "-s", "10", OUT / "flat.png", OUT / "flat.avif"],
+    ["avifenc", "-y", "420", "-s", "10", OUT / "flat.png", DATA / "bombs/flat.avif"],
     check=True,
     stdout=subprocess.DEVNULL,
 )

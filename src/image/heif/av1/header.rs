@@ -73,7 +73,7 @@ impl Header {
             if units > MAX_UNITS {
                 return Err(HeaderError::TooManyUnits);
             }
-            let kind = first >> 3 & 15;
+            let kind = (first >> 3) & 15;
             let extension = usize::from(first & 4 != 0);
             let rest = rest.get(extension..).ok_or(HeaderError::Ends)?;
             let (length, rest) = if first & 2 == 0 {
@@ -301,13 +301,13 @@ struct Bits<'a> {
 impl Bits<'_> {
     fn flag(&mut self) -> Option<bool> {
         let byte = *self.data.get(self.position / 8)?;
-        let bit = byte >> (7 - self.position % 8) & 1;
+        let bit = (byte >> (7 - self.position % 8)) & 1;
         self.position += 1;
         Some(bit == 1)
     }
 
     /// A number of up to 32 bits.
     fn read(&mut self, count: u32) -> Option<u32> {
-        (0..count).try_fold(0, |value, _| Some(value << 1 | u32::from(self.flag()?)))
+        (0..count).try_fold(0, |value, _| Some((value << 1) | u32::from(self.flag()?)))
     }
 }

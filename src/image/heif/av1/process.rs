@@ -55,7 +55,7 @@ pub struct Decoded {
 /// Decodes a picture in a process of its own. Waits for it as long as `patience`.
 pub fn decode(data: &[u8], request: Request, patience: Duration) -> Result<Decoded, Failure> {
     let deadline = Instant::now().checked_add(patience);
-    let mut process = match lock(&IDLE).pop() {
+    let mut process = match idle() {
         Some(process) => process,
         None => Process::start()?,
     };
@@ -69,6 +69,16 @@ pub fn decode(data: &[u8], request: Request, patience: Duration) -> Result<Decod
         }
     }
     outcome
+}
+
+/// A process that waits, if there is one. Those that have ended meanwhile are forgotten.
+fn idle() -> Option<Process> {
+    loop {
+        let mut process = lock(&IDLE).pop()?;
+        if matches!(process.child.try_wait(), Ok(None)) {
+            return Some(process);
+        }
+    }
 }
 
 /// A process, which is ended when this is dropped.
@@ -229,5 +239,57 @@ impl Write for Connection<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests, *};
+
+    /// Decodes a picture of 97 by 65 pixels.
+    fn decode_small() -> Result<Decoded, Failure> {
+        let data = tests::data_of("avif/yuv420.avif");
+        let request = Request {
+            length: data.len() as u32,
+            max_pixels: 97 * 65,
+            memory: 1 << 30,
+        };
+        decode(&data, request, Duration::from_secs(60))
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_not_used_again() {
+        tests::start_processes();
+        let mut ended = Process::start().unwrap();
+        ended.child.kill().unwrap();
+        ended.child.wait().unwrap();
+        lock(&IDLE).push(ended);
+        assert_eq!(decode_small().unwrap().frame.widths, [98, 49, 49]);
+    }
+
+    #[test]
+    fn a_picture_beyond_a_limit_is_rejected_and_the_next_one_decoded() {
+        tests::start_processes();
+        let data = tests::data_of("bombs/flat.avif");
+        let with = |max_pixels: u32, memory: u64| {
+            let request = Request {
+                length: data.len() as u32,
+                max_pixels,
+                memory,
+            };
+            decode(&data, request, Duration::from_secs(60))
+        };
+        let pixels = 3000 * 2990;
+        assert!(matches!(
+            with(pixels - 1, 1 << 30),
+            Err(Failure::Refused(Outcome::Damaged))
+        ));
+        // An allocation fails, by which the process may end.
+        assert!(matches!(
+            with(pixels, 1 << 20),
+            Err(Failure::Crashed | Failure::Refused(_))
+        ));
+        assert_eq!(with(pixels, 1 << 30).unwrap().frame.heights[0], 2990);
+        assert_eq!(decode_small().unwrap().frame.heights, [66, 33, 33]);
     }
 }

@@ -29,9 +29,9 @@ fn process() {
     let _ = super::decode_av1();
 }
 
-/// The data of the picture of a file in tests/data/avif.
-fn data_of(name: &str) -> Vec<u8> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/avif");
+/// The data of the picture of a file in tests/data.
+pub(super) fn data_of(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let file = fs::read(folder.join(name)).unwrap();
     let container = HeifFile::parse(&file).unwrap();
     let data = container.item_data(container.primary_id).unwrap();
@@ -41,7 +41,7 @@ fn data_of(name: &str) -> Vec<u8> {
 #[test]
 fn headers_say_how_samples_are_stored() {
     let kind = |name: &str| {
-        let Header { frames, sequence } = Header::read(&data_of(name)).unwrap();
+        let Header { frames, sequence } = Header::read(&data_of(&format!("avif/{name}"))).unwrap();
         assert_eq!(
             (frames, sequence.max_width, sequence.max_height),
             (1, 97, 65),
@@ -74,7 +74,7 @@ fn headers_say_how_samples_are_stored() {
 #[test]
 fn memory_grows_with_what_is_stored() {
     let bytes = |name: &str| {
-        let header = Header::read(&data_of(name)).unwrap();
+        let header = Header::read(&data_of(&format!("avif/{name}"))).unwrap();
         super::memory(&header, 1_000_000) as f64 / 1e6
     };
     // Samples as they are decoded and as they are converted, and two bytes of other things.
@@ -97,7 +97,7 @@ fn memory_grows_with_what_is_stored() {
 
 #[test]
 fn damaged_headers_are_rejected() {
-    let data = data_of("yuv420.avif");
+    let data = data_of("avif/yuv420.avif");
     for length in 0..data.len() {
         assert!(Header::read(&data[..length]).is_err(), "{length}");
     }

@@ -103,7 +103,7 @@ impl Answer {
             outcome,
             self.depth,
             self.monochrome.into(),
-            columns | rows << 1,
+            columns | (rows << 1),
         ])?;
         to.write_all(&self.width.to_le_bytes())?;
         to.write_all(&self.height.to_le_bytes())?;
