@@ -146,7 +146,7 @@ async fn a_server_in_a_container_keeps_within_its_memory() {
 
     let after = server.usage();
     assert_eq!(cgroup.kills(), 0, "{before:?}, then {after:?}");
-    let budget_mib = LIMIT / 2 >> 20;
+    let budget_mib = (LIMIT / 2) >> 20;
     assert!(
         after.peak_mib < before.peak_mib + budget_mib * 11 / 10,
         "{before:?}, then {after:?}"
