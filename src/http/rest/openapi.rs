@@ -557,19 +557,19 @@ fn tensors(schemas: &mut Schemas) {
 mod tests {
     use super::*;
 
-    /// The committed copy; `UPDATE=1` writes it anew.
+    /// The committed copy; `RESNET18_OPENAPI_UPDATE=1` writes it anew.
     const COPY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
 
     #[test]
     fn the_committed_document_is_the_one_that_is_served() {
         let document = serde_json::to_string_pretty(&document()).unwrap() + "\n";
-        if std::env::var_os("UPDATE").is_some() {
+        if std::env::var_os("RESNET18_OPENAPI_UPDATE").is_some() {
             std::fs::write(COPY, &document).unwrap();
         }
         let copy = std::fs::read_to_string(COPY).unwrap_or_default();
         assert!(
             copy == document,
-            "{COPY} is outdated: UPDATE=1 cargo test openapi"
+            "{COPY} is outdated: RESNET18_OPENAPI_UPDATE=1 cargo test --lib openapi"
         );
     }
 
