@@ -58,6 +58,9 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     let server = Server::start(&["--engine", "embedded"]);
     let url = format!("http://{}/openapi.json", server.http);
     let mut command = Command::new(python);
+    // It keeps what it finds in the folder that it runs in.
+    let folder = tempfile::tempdir().unwrap();
+    command.current_dir(folder.path());
     command.args(["-m", "schemathesis.cli", "run", &url]);
     command.args(["--max-examples", "20", "--seed", "1", "--no-color"]);
     // It takes any bytes for an image, and wants them to be classified.
