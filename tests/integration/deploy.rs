@@ -55,6 +55,40 @@ fn validate(files: &[PathBuf]) -> Option<Output> {
 }
 
 #[test]
+fn the_unit_of_systemd_is_valid() {
+    let unit = std::fs::read_to_string(deploy("systemd/resnet18.service")).unwrap();
+    let program = env!("CARGO_BIN_EXE_resnet18");
+
+    // What it sets are flags' variables, and it waits for the drain to end.
+    let help = resnet18().args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let mut variables = 0;
+    for line in unit.lines() {
+        if let Some(setting) = line.strip_prefix("Environment=RESNET18_") {
+            let name = setting.split('=').next().unwrap();
+            assert!(help.contains(&format!("RESNET18_{name}")), "{line}");
+            variables += 1;
+        }
+    }
+    assert!(variables > 0);
+
+    // It checks that the program exists.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("resnet18.service");
+    std::fs::write(&path, unit.replace("/usr/local/bin/resnet18", program)).unwrap();
+    let Ok(output) = Command::new("systemd-analyze")
+        .arg("verify")
+        .arg(&path)
+        .output()
+    else {
+        skipped("systemd-analyze is not installed");
+        return;
+    };
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+#[test]
 fn manifests_match_the_published_schemas() {
     let Some(output) = validate(&MANIFESTS.map(deploy)) else {
         return;

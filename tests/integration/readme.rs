@@ -58,6 +58,7 @@ impl Page {
                 "CONTRIBUTING.md",
                 "deploy/README.md",
                 "models/README.md",
+                "clients/python/README.md",
                 "tests/data/README.md",
             ]
             .map(Self::read),
@@ -235,22 +236,34 @@ fn the_python_examples_run() {
         &server,
         &format!(
             "python -m grpc_tools.protoc -Iproto --python_out={out} --grpc_python_out={out} \
-             resnet18/v1/classifier.proto"
+             resnet18/v1/classifier.proto && cp clients/python/resnet18/*.py {out}/resnet18"
         ),
     );
-    let script = folder.path().join("example.py");
-    let pages = Page::guide();
+    let mut pages = Page::guide();
+    pages.push(Page::read("clients/python/README.md"));
     let examples: Vec<&str> = pages
         .iter()
         .flat_map(|page| page.blocks("python"))
         .collect();
-    let [code, triton] = examples[..] else {
-        panic!("two Python examples")
+    let [in_readme, code, triton, in_client] = examples[..] else {
+        panic!("four Python examples")
     };
+    // Python finds what lies beside the script.
+    let script = folder.path().join("example.py");
     let run_code = |code: &str| {
-        std::fs::write(&script, code.replace("127.0.0.1:8001", &server.grpc)).unwrap();
+        let code = code.replace("127.0.0.1:8001", &server.grpc);
+        std::fs::write(
+            &script,
+            code.replace("\"cat.jpg\"", "\"tests/data/cat.jpg\""),
+        )
+        .unwrap();
         run(&server, &format!("python {}", script.display()))
     };
+
+    for code in [in_readme, in_client] {
+        let output = run_code(code);
+        assert!(output.lines().next().unwrap().contains("cat"), "{output}");
+    }
     let output = run_code(code);
     assert!(output.lines().next().unwrap().contains("cat"), "{output}");
     assert!(
