@@ -7,7 +7,8 @@ use crate::common::{Server, python};
 #[test]
 fn grpcio_classifies_streams_checks_health_and_reflects() {
     let Some(python) = python() else { return };
-    let server = Server::start(&[]);
+    // A burst would be accepted as a whole.
+    let server = Server::start(&["--queue-capacity", "16"]);
     let output = Command::new(python)
         .arg(concat!(
             env!("CARGO_MANIFEST_DIR"),
