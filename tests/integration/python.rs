@@ -69,12 +69,12 @@ fn the_ready_made_client_classifies_streams_and_retries() {
         .args([&installed, &copy]));
 
     let server = Server::start(&[]);
-    let single = Server::start(&["--queue-capacity", "1", "--threads", "1"]);
+    let small = Server::start(&["--queue-capacity", "1", "--threads", "1"]);
     run(Command::new(&python)
         .arg(root.join("tests/python/test_installed_client.py"))
-        .args([&server.grpc, &single.grpc])
+        .args([&server.grpc, &small.grpc])
         .env("PYTHONPATH", &installed));
-    let rejected = single.metric("classifier_rejected_total", &["queue_full"]);
+    let rejected = small.metric("classifier_rejected_total", &["queue_full"]);
     assert!(rejected > 0.0, "no call was rejected and had to be retried");
 }
 

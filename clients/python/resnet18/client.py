@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
+import time
 from types import TracebackType
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Callable, Iterable, Iterator, List, Optional, Sequence, Tuple, Type, Union
 
 import grpc
 
@@ -15,22 +16,10 @@ from resnet18.v1 import classifier_pb2_grpc as rpc
 #: A path, the content of an image file, or an image that is ready to be sent.
 ImageSource = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, pb.Image]
 
-#: Calls that found the server overloaded or restarting are repeated, after the delay that it asks for
-#: if it does. Streams are not repeated once they have an answer.
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": "resnet18.v1.Classifier"}],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "5s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-            },
-        }
-    ]
-}
+#: What is worth repeating: the server is overloaded, or it restarts.
+_TEMPORARY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+#: How often a call without a deadline is made at most.
+_MAX_ATTEMPTS = 10
 
 #: In bytes. The server has its own limit.
 _MAX_MESSAGE = 64 << 20
@@ -59,7 +48,7 @@ def raw(pixels: object, pixel_format: str = "BGR8") -> pb.Image:
         )
     height, width, _ = shape
     frame = pb.RawFrame(
-        format=pb.PixelFormat.Value(f"PIXEL_FORMAT_{pixel_format}"),
+        format=f"PIXEL_FORMAT_{pixel_format}",
         width=width,
         height=height,
         data=view.tobytes(),
@@ -96,10 +85,8 @@ class Classifier:
         model: str = "",
     ) -> None:
         options = [
-            ("grpc.enable_retries", 1),
-            ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-            # A call can only be repeated while its message is kept, by default up to 256 KiB.
-            ("grpc.per_rpc_retry_buffer_size", _MAX_MESSAGE),
+            # A library's own retries end after five attempts, however much time is left.
+            ("grpc.enable_retries", 0),
             ("grpc.max_receive_message_length", _MAX_MESSAGE),
         ]
         if credentials is None:
@@ -130,7 +117,7 @@ class Classifier:
             top_k=top_k,
             min_probability=min_probability,
         )
-        answer = self.stub.Classify(request, **self._call(timeout))
+        answer = self._call(self.stub.Classify, request, timeout)
         return list(answer.classifications)
 
     def stream(
@@ -169,7 +156,7 @@ class Classifier:
 
     def models(self, *, timeout: Optional[float] = None) -> List[pb.Model]:
         """What is served: names, labels, input sizes, engines and states."""
-        return list(self.stub.ListModels(pb.ListModelsRequest(), **self._call(timeout)).models)
+        return list(self._call(self.stub.ListModels, pb.ListModelsRequest(), timeout).models)
 
     def close(self) -> None:
         """Ends the connection."""
@@ -186,8 +173,32 @@ class Classifier:
     ) -> None:
         self.close()
 
-    def _call(self, timeout: Optional[float]) -> Dict[str, Any]:
-        return {
-            "timeout": self._timeout if timeout is None else timeout,
-            "metadata": self._metadata,
-        }
+    def _call(self, method: Callable[..., Any], request: Any, timeout: Optional[float]) -> Any:
+        """Makes a call, and repeats it until the deadline while the server can't answer it yet."""
+        limit = self._timeout if timeout is None else timeout
+        deadline = None if limit is None else time.monotonic() + limit
+        for attempt in itertools.count(1):
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.001)
+            try:
+                return method(request, timeout=left, metadata=self._metadata)
+            except grpc.RpcError as error:
+                delay = _retry_delay(error, attempt)
+                if delay is None:
+                    raise
+                if deadline is None and attempt == _MAX_ATTEMPTS:
+                    raise
+                if deadline is not None and time.monotonic() + delay >= deadline:
+                    raise
+                time.sleep(delay)
+
+
+def _retry_delay(error: grpc.RpcError, attempt: int) -> Optional[float]:
+    """After how many seconds a failed call is to be repeated; ``None`` if it is not."""
+    if not isinstance(error, grpc.Call) or error.code() not in _TEMPORARY:
+        return None
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-retry-pushback-ms":
+            return max(int(value), 1) / 1000
+    if error.code() == grpc.StatusCode.UNAVAILABLE:
+        return min(0.1 * 2 ** (attempt - 1), 5.0)
+    return None
