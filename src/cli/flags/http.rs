@@ -28,7 +28,7 @@ pub struct HttpFlags {
     #[arg(long, env = "RESNET18_REST", value_enum, default_value = "auto", num_args = 0..=1,
           default_missing_value = "on")]
     rest: Mode,
-    /// The web sites whose scripts may call REST and gRPC-Web, such as https://app.example.com;
+    /// The web sites whose scripts may call REST and gRPC-Web, such as https://HOST;
     /// repeat the flag or separate them with commas [default: only the live page].
     #[arg(
         long,
