@@ -230,7 +230,7 @@ fn names(folder: &Path) -> Vec<String> {
 /// Not a test by itself: what the other one starts, which runs the tests of one engine until the
 /// end or a crash.
 #[test]
-#[ignore = "started by operators_are_computed_rightly_or_refused"]
+#[ignore = "a child process, started by operators_are_computed_rightly_or_refused"]
 fn worker() {
     let arguments = env::var(WORKER).expect("the engine, the folder and the first test");
     let [engine, folder, skip] = arguments.split('|').collect::<Vec<_>>()[..] else {

@@ -127,7 +127,10 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::image::{Crop, Filter, ImageError, Preprocessor, decode};
+    use crate::{
+        image::{Crop, Filter, ImageError, Preprocessor, decode},
+        testing::random_numbers,
+    };
 
     const GEOMETRY: Geometry = Geometry::cropped(4, 4, 4);
 
@@ -239,13 +242,7 @@ mod tests {
 
     #[test]
     fn damaged_files_are_decoded_or_rejected_in_time_and_never_unforeseen() {
-        let mut state = 0x2545_f491_4f6c_dd1du64;
-        let mut random = move |below: usize| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state % below as u64) as usize
-        };
+        let mut random = random_numbers(0x2545_f491_4f6c_dd1d);
         // Small files only, which decoders without optimizations decode quickly too.
         let files: Vec<_> = files()
             .iter()

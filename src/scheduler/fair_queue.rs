@@ -231,15 +231,21 @@ impl<T> FairQueue<T> {
             return Room::Free(Counts::Nothing);
         };
         let is_full = self.counted() >= limits.total;
-        if !is_full && limits.burst > 0 && self.served_before((client, priority)) < limits.burst {
-            return Room::Free(Counts::Burst);
-        }
-        let has_place = !is_full && self.counted.standing < limits.standing;
-        // Without a burst, no more are served before than stand.
-        if has_place
-            && (self.counted.burst == 0 || self.served_before((client, priority)) < limits.standing)
-        {
-            return Room::Free(Counts::Standing);
+        let in_burst = limits.burst > 0;
+        let has_place = self.counted.standing < limits.standing;
+        if !is_full && (in_burst || has_place) {
+            // Unless there is a burst, no more are served before this one than stand.
+            let before = if in_burst || self.counted.burst > 0 {
+                self.served_before((client, priority))
+            } else {
+                0
+            };
+            if before < limits.burst {
+                return Room::Free(Counts::Burst);
+            }
+            if has_place && before < limits.standing {
+                return Room::Free(Counts::Standing);
+            }
         }
 
         // Where there is no place at all, those of a burst give way as well.

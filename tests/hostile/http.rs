@@ -6,18 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{assert_recovers, assert_serves, common::Server};
+use super::{assert_recovers, assert_serves, common::Server, connect};
 
 const CLASSIFY: &str = "/resnet18.v1.Classifier/Classify";
-
-/// A connection that gives up reading and writing after 20 s.
-fn connect(http: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(http).unwrap();
-    let patience = Some(Duration::from_secs(20));
-    stream.set_read_timeout(patience).unwrap();
-    stream.set_write_timeout(patience).unwrap();
-    stream
-}
 
 /// Sends this head and reads until the server closes the connection; returns the status.
 fn status(http: SocketAddr, head: &str) -> u16 {

@@ -20,7 +20,10 @@ mod models;
 mod places;
 mod rest;
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
 
 use common::{Server, Usage, data, image, request};
 use resnet18_server::proto::{
@@ -47,6 +50,15 @@ fn frame_of(id: u64, image: Image) -> StreamClassifyRequest {
             image: Some(image),
         })),
     }
+}
+
+/// A connection to the HTTP port that gives up reading and writing after 20 s.
+fn connect(http: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(http).unwrap();
+    let patience = Some(Duration::from_secs(20));
+    stream.set_read_timeout(patience).unwrap();
+    stream.set_write_timeout(patience).unwrap();
+    stream
 }
 
 /// Error messages reveal nothing of the server's internals, and are short.

@@ -2,7 +2,6 @@
 //! budget, of which one caller has a part.
 
 use std::{
-    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -14,7 +13,6 @@ use resnet18_server::proto::{
     FramePolicy, Image, PixelFormat, RawFrame, StreamConfig, image::Source,
     stream_classify_response::Outcome,
 };
-use tokio::net::TcpSocket;
 use tonic::Code;
 
 use super::{
@@ -32,18 +30,6 @@ const LIMIT: &str = "classifier_message_memory_limit_bytes";
 
 /// The least memory that the flag accepts: 64 MiB for messages, 32 for those of one caller.
 const FLAGS: [&str; 4] = ["--engine", "embedded", "--max-memory", "128"];
-
-/// A connection from one of the addresses of the loopback interface.
-async fn connect_from(address: &str, server: &Server) -> SendRequest<Bytes> {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket
-        .bind(SocketAddr::new(address.parse().unwrap(), 0))
-        .unwrap();
-    let stream = socket.connect(server.grpc.parse().unwrap()).await.unwrap();
-    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
-    tokio::spawn(connection);
-    sender.ready().await.unwrap()
-}
 
 /// A call that announces a message of this many bytes and sends only the first of them.
 pub fn begin(
@@ -70,7 +56,7 @@ async fn one_address_can_not_take_the_memory_of_the_others() {
     let server = Server::start(&FLAGS);
     assert_eq!(server.metric(LIMIT, &[]), f64::from(64 << 20));
 
-    let mut greedy = connect_from("127.0.0.2", &server).await;
+    let mut greedy = http2::connect_from([127, 0, 0, 2], &server.grpc).await;
     let held: Vec<_> = (0..2).map(|_| begin(&mut greedy, 16)).collect();
     until(|| server.metric(MEMORY, &[]) == f64::from(32 << 20)).await;
     for _ in 0..20 {
@@ -92,10 +78,10 @@ async fn one_address_can_not_take_the_memory_of_the_others() {
     assert_serves(&server).await;
 
     // Others have the rest, and no more.
-    let mut other = connect_from("127.0.0.3", &server).await;
+    let mut other = http2::connect_from([127, 0, 0, 3], &server.grpc).await;
     let others: Vec<_> = (0..2).map(|_| begin(&mut other, 16)).collect();
     until(|| server.metric(MEMORY, &[]) == f64::from(64 << 20)).await;
-    let mut third = connect_from("127.0.0.4", &server).await;
+    let mut third = http2::connect_from([127, 0, 0, 4], &server.grpc).await;
     let (response, _sender) = begin(&mut third, 1);
     let status = http2::status(response).await.unwrap();
     assert_eq!(status.code(), Code::ResourceExhausted);

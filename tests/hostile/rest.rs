@@ -2,21 +2,13 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     time::{Duration, Instant},
 };
 
-use super::{assert_recovers, assert_serves, common::Server};
+use super::{assert_recovers, assert_serves, common::Server, connect};
 
 const FLAGS: [&str; 2] = ["--engine", "embedded"];
-
-fn connect(http: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(http).unwrap();
-    let patience = Some(Duration::from_secs(20));
-    stream.set_read_timeout(patience).unwrap();
-    stream.set_write_timeout(patience).unwrap();
-    stream
-}
 
 /// A request's head, which asks for the connection to be closed afterwards.
 fn head(path: &str, headers: &str) -> String {

@@ -4,7 +4,6 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::Body as HttpBody,
-    extract::Request,
     http::{
         HeaderMap, HeaderValue, StatusCode,
         header::{
@@ -280,9 +279,4 @@ pub(super) fn discard(body: Option<HttpBody>) {
             }
         }));
     }
-}
-
-/// The parts of a request.
-pub(super) fn split(request: Request) -> (Parts, HttpBody) {
-    request.into_parts()
 }

@@ -28,7 +28,7 @@ use bytes::Bytes;
 use tonic::Code;
 
 use self::{
-    call::{Calls, Input, discard, split},
+    call::{Calls, Input, discard},
     schema::Method,
     status::{Refusal, Style},
 };
@@ -54,7 +54,7 @@ fn contract(calls: &Calls) -> Router {
         let calls = calls.clone();
         let method = Arc::new(Method::classifier("Classify"));
         async move |request: Request| {
-            let (head, body) = split(request);
+            let (head, body) = request.into_parts();
             match classify::input(&method.input, &head.headers, head.uri.query()) {
                 Ok(input) => calls.json(&method, style, (head, body), input).await,
                 Err(refusal) => {
@@ -69,7 +69,9 @@ fn contract(calls: &Calls) -> Router {
         let method = Arc::new(Method::classifier("ListModels"));
         async move |request: Request| {
             let input = Input::Message(Vec::new());
-            calls.json(&method, style, split(request), input).await
+            calls
+                .json(&method, style, request.into_parts(), input)
+                .await
         }
     };
     Router::new()

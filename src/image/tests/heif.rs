@@ -302,13 +302,7 @@ fn damaged_avif_files_are_rejected_with_a_reason() {
 #[test]
 fn many_damaged_pictures_end_nothing() {
     start_processes();
-    let mut state = 0x2545_f491_4f6c_dd1du64;
-    let mut random = move |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % below as u64) as usize
-    };
+    let mut random = random_numbers(0x2545_f491_4f6c_dd1d);
     let mut preprocessor = Preprocessor::new(PreprocessConfig::default());
     let mut crop = vec![0; CROP_BYTES];
     let mut decoded = 0;

@@ -18,7 +18,7 @@ use image::{
 };
 
 use super::*;
-use crate::testing::shared;
+use crate::testing::{random_numbers, shared};
 
 const IMAGENET: Geometry = Geometry::cropped(224, 224, 256);
 
@@ -289,13 +289,7 @@ fn very_long_sides_are_rejected_by_the_header() {
 #[test]
 fn a_preprocessor_stays_usable_after_damaged_files() {
     let mut preprocessor = Preprocessor::new(PreprocessConfig::default());
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut random = move |below: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % below as u64) as usize
-    };
+    let mut random = random_numbers(0x9e37_79b9_7f4a_7c15);
     for name in [
         "cat.jpg",
         "tiny_33x47.png",

@@ -21,7 +21,7 @@ use serde_json::json;
 use tonic::Status;
 
 use super::{
-    call::{Calls, Input, json_response, split},
+    call::{Calls, Input, json_response},
     nothing,
     schema::{Method, from_json, to_json},
     status::{Refusal, Style},
@@ -78,7 +78,9 @@ fn server(calls: &Calls) -> MethodRouter {
     let method = Arc::new(Method::inference("ServerMetadata"));
     get(async move |request: Request| {
         let nothing = Input::Message(Vec::new());
-        calls.json(&method, STYLE, split(request), nothing).await
+        calls
+            .json(&method, STYLE, request.into_parts(), nothing)
+            .await
     })
 }
 
@@ -93,7 +95,7 @@ fn live(calls: &Calls) -> MethodRouter {
         };
         let path = &method.path;
         calls
-            .call(path, STYLE, split(request), nothing, answer)
+            .call(path, STYLE, request.into_parts(), nothing, answer)
             .await
     })
 }
@@ -109,7 +111,7 @@ fn ready(calls: &Calls) -> MethodRouter {
         };
         let path = &method.path;
         calls
-            .call(path, STYLE, split(request), nothing, answer)
+            .call(path, STYLE, request.into_parts(), nothing, answer)
             .await
     })
 }
@@ -134,7 +136,9 @@ fn model_ready(calls: &Calls) -> MethodRouter {
             Ok(json_response(status, body.to_string().into_bytes()))
         };
         let path = &method.path;
-        calls.call(path, STYLE, split(request), input, answer).await
+        calls
+            .call(path, STYLE, request.into_parts(), input, answer)
+            .await
     })
 }
 
@@ -154,7 +158,9 @@ fn metadata(calls: &Calls) -> MethodRouter {
     get(async move |Path(model): Path<Named>, request: Request| {
         let Named { name, version } = model;
         let input = Input::Message(ModelMetadataRequest { name, version }.encode_to_vec());
-        calls.json(&method, STYLE, split(request), input).await
+        calls
+            .json(&method, STYLE, request.into_parts(), input)
+            .await
     })
 }
 
@@ -194,7 +200,9 @@ fn load(calls: &Calls) -> MethodRouter {
         };
         let input = Input::Message(message.encode_to_vec());
         let path = &method.path;
-        calls.call(path, STYLE, split(request), input, done).await
+        calls
+            .call(path, STYLE, request.into_parts(), input, done)
+            .await
     })
 }
 
@@ -208,7 +216,9 @@ fn unload(calls: &Calls) -> MethodRouter {
         };
         let input = Input::Message(message.encode_to_vec());
         let path = &method.path;
-        calls.call(path, STYLE, split(request), input, done).await
+        calls
+            .call(path, STYLE, request.into_parts(), input, done)
+            .await
     })
 }
 
@@ -248,7 +258,7 @@ async fn inner(
         ))
     };
     calls
-        .call(&method.path, STYLE, split(request), input, answer)
+        .call(&method.path, STYLE, request.into_parts(), input, answer)
         .await
 }
 
@@ -258,7 +268,9 @@ fn statistics(calls: &Calls) -> MethodRouter {
     get(async move |Path(model): Path<Named>, request: Request| {
         let Named { name, version } = model;
         let input = Input::Message(ModelStatisticsRequest { name, version }.encode_to_vec());
-        calls.json(&method, STYLE, split(request), input).await
+        calls
+            .json(&method, STYLE, request.into_parts(), input)
+            .await
     })
 }
 
@@ -267,7 +279,7 @@ fn all_statistics(calls: &Calls) -> MethodRouter {
     let method = Arc::new(Method::inference("ModelStatistics"));
     get(async move |request: Request| {
         let all = Input::Message(Vec::new());
-        calls.json(&method, STYLE, split(request), all).await
+        calls.json(&method, STYLE, request.into_parts(), all).await
     })
 }
 
@@ -304,7 +316,9 @@ fn infer(calls: &Calls) -> MethodRouter {
         };
         let input = Input::Body(BodyForm::Whole(Arc::new(read)));
         let path = &method.path;
-        calls.call(path, STYLE, split(request), input, answer).await
+        calls
+            .call(path, STYLE, request.into_parts(), input, answer)
+            .await
     })
 }
 

@@ -23,7 +23,7 @@ pub(in crate::image) fn start_processes() {
 }
 
 #[test]
-#[ignore = "it is what start_processes starts"]
+#[ignore = "a child process of the other tests, started by start_processes"]
 fn process() {
     // It fails where standard input is no socket.
     let _ = super::decode_av1();
