@@ -10,7 +10,7 @@ CHECKED := --profile testing
 # The same for tests that need no speed: this crate compiles in a fraction of the time.
 UNOPTIMIZED := $(CHECKED) --config profile.testing.package.resnet18-server.opt-level=0
 
-.PHONY: run build openvino onnxruntime tensorrt test test-features test-gpu test-env test-triton lint lint-features deny shuttle chaos fuzz bench screenshots help
+.PHONY: run build openvino onnxruntime tensorrt test test-features test-gpu test-env test-triton test-image lint lint-features deny shuttle chaos fuzz bench screenshots help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -84,6 +84,9 @@ $(VENV)/ready: tests/python/requirements.txt tests/python/requirements-without-t
 
 test-triton: build ## run Triton's perf_analyzer and image clients (fetches the former; see tests/tools)
 	tests/tools/triton.sh target/release/resnet18
+
+test-image: ## build the container image without a daemon and try it (needs root, buildah, debootstrap; see tests/tools)
+	tests/tools/image.sh
 
 lint-features: ## clippy with every feature, for both variants of TensorRT (needs cmake, nasm, libclang)
 	cargo clippy $(CHECKED) --all-targets --features turbojpeg,otlp,tensorrt -- -D warnings

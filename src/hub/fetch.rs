@@ -346,7 +346,7 @@ impl Partial {
 }
 
 /// The SHA-256 of the rest of a file, in hexadecimal digits.
-pub(super) fn digest(file: &mut File) -> io::Result<String> {
+pub(super) fn digest(file: &mut impl Read) -> io::Result<String> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     loop {

@@ -21,16 +21,18 @@ impl WeightFiles {
     /// the file system.
     pub fn of(&self, model: &Path) -> Vec<PathBuf> {
         let stamp = Stamp::of([model]);
-        let mut known = lock(&self.0);
-        if let Some((seen, files)) = known.get(model)
+        if let Some((seen, files)) = lock(&self.0).get(model)
             && *seen == stamp
         {
             return files.clone();
         }
+        // Not read under the lock, which a file system that stalls would hold for ever.
         let files: Vec<PathBuf> = model::locations(model)
             .iter()
             .filter_map(|location| model::weight_file(model, location).ok())
             .collect();
+
+        let mut known = lock(&self.0);
         if known.len() >= MOST_KNOWN {
             known.clear();
         }

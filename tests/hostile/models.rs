@@ -201,7 +201,7 @@ fn flag(path: impl Into<PathBuf>) -> String {
 }
 
 /// A server of the models in a folder, which keeps what it remembers in `cache`.
-fn serve(folder: &Path, cache: &Path, flags: &[&str]) -> Server {
+pub fn serve(folder: &Path, cache: &Path, flags: &[&str]) -> Server {
     let (folder, cache) = (flag(folder), flag(cache));
     let mut all = vec![
         "--engine",
@@ -228,7 +228,7 @@ async fn models(server: &Server) -> Vec<Model> {
 }
 
 /// The problem of this model, once there is one.
-async fn problem(server: &Server, name: &str) -> String {
+pub async fn problem(server: &Server, name: &str) -> String {
     let give_up = Instant::now() + Duration::from_secs(30);
     loop {
         let listed = models(server).await;
@@ -246,7 +246,7 @@ async fn problem(server: &Server, name: &str) -> String {
 }
 
 /// What the model makes of a photo.
-async fn classify(server: &Server, model: &str, token: Option<&str>) -> Result<(), Status> {
+pub async fn classify(server: &Server, model: &str, token: Option<&str>) -> Result<(), Status> {
     let mut request = Request::new(ClassifyRequest {
         model: model.into(),
         ..cat()

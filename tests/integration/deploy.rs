@@ -368,4 +368,28 @@ fn the_image_is_built_from_all_files_that_the_program_includes() {
         }
     }
     assert!(included >= 4, "only {included} included files were found");
+
+    // Cargo wants the files of all targets, also of those that it does not build.
+    let metadata = Command::new(env!("CARGO"))
+        .args([
+            "metadata",
+            "--offline",
+            "--no-deps",
+            "--format-version",
+            "1",
+        ])
+        .current_dir(&root)
+        .output()
+        .expect("cargo runs");
+    let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout).unwrap();
+    let targets = metadata["packages"][0]["targets"].as_array().unwrap();
+    assert!(targets.len() > 5, "{targets:?}");
+    for target in targets {
+        let path = Path::new(target["src_path"].as_str().unwrap());
+        assert!(
+            kept.iter().any(|kept| path.starts_with(kept)),
+            ".dockerignore keeps out {}",
+            path.display()
+        );
+    }
 }

@@ -158,10 +158,7 @@ fn hash_all(path: &Path) -> Result<String, ReadFailure> {
 
 /// The SHA-256 of a file, in hexadecimal digits.
 fn hash(path: &Path, limit: u64) -> Result<String, ReadFailure> {
-    let (file, bytes) = files::open_regular(path)?;
-    if bytes > limit {
-        return Err(ReadFailure::TooLarge { limit });
-    }
+    let (file, _) = files::PatientFile::open(path, limit)?;
     // One that grows while it is read is cut off, and then is not the file that was checked.
     let mut file = file.take(limit);
     let mut chunk = vec![0; CHUNK];

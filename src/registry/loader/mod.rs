@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use crate::{
     cache::Origin,
     engine::{EngineConfig, EngineError, Lanes},
+    files::{self, ReadFailure},
     metrics::{EngineLabels, ModelMetrics, engine_plan},
     model::{Model, ModelError, Overrides, files_beside},
     quantization::{QuantizationError, StartupQuantization},
@@ -101,6 +102,14 @@ pub enum LoadError {
         /// Why not.
         source: io::Error,
     },
+    /// The file system that holds a model or the folder does not answer.
+    #[error("{}: {reason}", path.display())]
+    Unresponsive {
+        /// Which file or folder.
+        path: PathBuf,
+        /// What happened.
+        reason: ReadFailure,
+    },
 }
 
 impl LoadError {
@@ -125,7 +134,10 @@ impl LoadError {
                 error @ (EngineError::Disagreement { .. } | EngineError::NotFinite { .. }),
             ) => error.to_string(),
             Self::Engine(_) => "no engine runs it; the server's log has the reason".into(),
-            Self::Thread(_) | Self::Panicked(_) | Self::Folder { .. } => {
+            Self::Thread(_)
+            | Self::Panicked(_)
+            | Self::Folder { .. }
+            | Self::Unresponsive { .. } => {
                 "loading it was interrupted; the server's log has the reason".into()
             }
         }
@@ -155,18 +167,6 @@ impl ListedModel {
             Some(path) => Model::from_file(path, &overrides),
             None => Model::bundled(&overrides),
         }
-    }
-
-    fn stamp(&self, weights: &WeightFiles) -> Stamp {
-        let Some(path) = &self.path else {
-            return Stamp::default();
-        };
-        // A change of what describes the model beside it, or of its weights there, is a change of
-        // the model.
-        let mut files = vec![path.clone(), path.with_extension("labels.txt")];
-        files.extend(files_beside(path));
-        files.extend(weights.of(path));
-        Stamp::of(files)
     }
 }
 
@@ -469,8 +469,10 @@ impl Loader {
         let (ModelSource::Folder(_), Some(path)) = (&self.config.source, &model.path) else {
             return false;
         };
-        let exists = tokio::fs::try_exists(path).await;
-        let removed = exists.is_ok_and(|exists| !exists);
+        let path = path.clone();
+        // The entry of the folder itself: what a link leads to may not answer.
+        let found = blocking(move || answered(&path, |path| fs::symlink_metadata(path))).await;
+        let removed = matches!(found, Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound);
 
         // A version that is served stays until the next scan: the file may just be being replaced.
         if removed
@@ -508,20 +510,66 @@ struct Known {
 /// The models to serve now, with the fingerprints of their files.
 fn find(
     source: ModelSource,
-    weights: &WeightFiles,
+    weights: &Arc<WeightFiles>,
 ) -> Result<Vec<(ListedModel, Stamp)>, LoadError> {
-    let models = match source {
-        ModelSource::Listed(models) => models,
-        ModelSource::Folder(path) => models_in(&path).map_err(|source| LoadError::Folder {
-            path: path.clone(),
-            source,
-        })?,
+    let (models, in_folder) = match source {
+        ModelSource::Listed(models) => (models, false),
+        ModelSource::Folder(path) => match answered(&path, models_in)? {
+            Ok(models) => (models, true),
+            Err(source) => return Err(LoadError::Folder { path, source }),
+        },
     };
-    let with_stamp = |model: ListedModel| {
-        let stamp = model.stamp(weights);
-        (model, stamp)
-    };
-    Ok(models.into_iter().map(with_stamp).collect())
+
+    let mut found = Vec::with_capacity(models.len());
+    for model in models {
+        let Some(path) = &model.path else {
+            found.push((model, Stamp::default()));
+            continue;
+        };
+        let weights = Arc::clone(weights);
+        let asked = answered(path, move |path| {
+            let is_model = !in_folder || is_file(path);
+            is_model.then(|| stamp(path, &weights))
+        });
+        match asked {
+            Ok(Some(stamp)) => found.push((model, stamp)),
+            // A link to nothing, or a folder whose name ends in .onnx.
+            Ok(None) => {}
+            // A link to a file system that does not answer: loading the model fails for the same
+            // reason, and the other models are served.
+            Err(_) if in_folder => found.push((model, Stamp::default())),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a path leads to something other than a folder. What is no regular file gets a reason why
+/// it is not served.
+fn is_file(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| !metadata.is_dir())
+}
+
+/// What `ask` finds out about a path, unless its file system does not answer.
+fn answered<T: Send + 'static>(
+    path: &Path,
+    ask: impl FnOnce(&Path) -> T + Send + 'static,
+) -> Result<T, LoadError> {
+    let asked = path.to_owned();
+    files::within(files::PATIENCE, move || ask(&asked)).map_err(|reason| LoadError::Unresponsive {
+        path: path.to_owned(),
+        reason,
+    })
+}
+
+/// The fingerprint of a model's files.
+fn stamp(path: &Path, weights: &WeightFiles) -> Stamp {
+    // A change of what describes the model beside it, or of its weights there, is a change of the
+    // model.
+    let mut files = vec![path.to_owned(), path.with_extension("labels.txt")];
+    files.extend(files_beside(path));
+    files.extend(weights.of(path));
+    Stamp::of(files)
 }
 
 /// Every `*.onnx` in a folder, in the order of their names. Hidden files are ignored.
@@ -532,12 +580,8 @@ fn models_in(folder: &Path) -> io::Result<Vec<ListedModel>> {
         let is_onnx = path
             .extension()
             .is_some_and(|extension| extension == "onnx");
-        // What is no regular file gets a reason why it is not served; a link to nothing is ignored.
-        if !is_onnx || !fs::metadata(&path).is_ok_and(|metadata| !metadata.is_dir()) {
-            continue;
-        }
         let name = path.file_stem().and_then(|stem| stem.to_str());
-        if let Some(name) = name.filter(|name| !name.starts_with('.')) {
+        if is_onnx && let Some(name) = name.filter(|name| !name.starts_with('.')) {
             models.push(ListedModel {
                 name: name.into(),
                 path: Some(path),
@@ -573,20 +617,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guest.onnx");
         fs::write(&path, "a model").unwrap();
-        let model = ListedModel {
-            name: "guest".into(),
-            path: Some(path),
-            overrides: Overrides::default(),
-        };
         let weights = WeightFiles::default();
-        let mut stamps = vec![model.stamp(&weights)];
+        let mut stamps = vec![stamp(&path, &weights)];
         for name in [
             "guest.labels.txt",
             "preprocessor_config.json",
             "config.json",
         ] {
             fs::write(folder.path().join(name), "{}").unwrap();
-            stamps.push(model.stamp(&weights));
+            stamps.push(stamp(&path, &weights));
         }
         stamps.dedup();
         assert_eq!(stamps.len(), 4);

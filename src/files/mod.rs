@@ -4,6 +4,11 @@
 //! `/dev/zero`, a named pipe that nobody writes to or a backup of many gigabytes, is an error
 //! instead of exhausted memory or a wait without end.
 
+#[cfg(feature = "server")]
+mod stall;
+
+#[cfg(feature = "server")]
+use std::time::Duration;
 use std::{
     fs::{File, FileType},
     io::{self, Read},
@@ -11,6 +16,9 @@ use std::{
 };
 
 use thiserror::Error;
+
+#[cfg(feature = "server")]
+pub use self::stall::{PATIENCE, PatientFile, within};
 
 /// Limit for a photo, in bytes.
 #[cfg(feature = "server")]
@@ -77,6 +85,17 @@ pub enum ReadFailure {
         /// In bytes.
         limit: u64,
     },
+    #[cfg(feature = "server")]
+    #[error(
+        "the file system has not answered for {0:?}; if it is a network mount, see whether its \
+         server is up"
+    )]
+    Stalled(Duration),
+    #[cfg(feature = "server")]
+    #[error(
+        "not read, since too many earlier reads still wait for a file system that does not answer"
+    )]
+    Unresponsive,
     #[error("{}", describe(.0))]
     Io(#[source] io::Error),
 }
@@ -88,6 +107,8 @@ impl ReadFailure {
             Self::Directory => io::ErrorKind::IsADirectory,
             Self::NotRegular(_) => io::ErrorKind::InvalidInput,
             Self::TooLarge { .. } => io::ErrorKind::FileTooLarge,
+            #[cfg(feature = "server")]
+            Self::Stalled(_) | Self::Unresponsive => io::ErrorKind::TimedOut,
             Self::Io(error) => error.kind(),
         }
     }
@@ -102,17 +123,15 @@ impl From<ReadFailure> for io::Error {
     }
 }
 
-/// Reads a whole regular file of at most `limit` bytes. Never waits for a writer.
+/// Reads a whole regular file of at most `limit` bytes. Never waits for a writer, and not for ever
+/// for a file system that stalls.
 ///
 /// # Errors
 /// Anything but a regular file, a file that is larger, or one that the operating system can't read.
 #[cfg(feature = "server")]
 pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     let read = || {
-        let (file, bytes) = open_regular(path)?;
-        if bytes > limit {
-            return Err(ReadFailure::TooLarge { limit });
-        }
+        let (file, bytes) = PatientFile::open(path, limit)?;
         read_to_end(file, bytes, limit)
     };
     read().map_err(|reason| ReadError {
