@@ -194,7 +194,8 @@ impl Load {
             load.clients.spawn(async move {
                 let request = request(image(data("cat.jpg")));
                 while !stop.load(Relaxed) {
-                    let deadline = tokio::time::Instant::now() + Duration::from_secs(15);
+                    // nginx gives calls to a server that is still starting.
+                    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
                     let answer = match retries {
                         Retries::Client => {
                             classify_with_retries(&mut client, request.clone(), deadline)
