@@ -72,8 +72,8 @@ test-gpu: tensorrt ## test and time TensorRT on an NVIDIA GPU; skipped visibly w
 	    TEST_ENGINE=tensorrt cargo test --release --features tensorrt --test integration golden:: -- --nocapture --test-threads 1; \
 	else echo "SKIPPED: the golden images on a GPU: there is none"; fi
 
-# Python clients for the tests; without them, those tests report that they are skipped.
-test-env: $(VENV)/ready
+# Clients in Python and for Node, for the tests; without them, those tests report that they are skipped.
+test-env: $(VENV)/ready tests/node/node_modules/ready
 	@command -v ffmpeg >/dev/null || echo "ffmpeg is not installed: the video tests will be skipped."
 	@command -v prometheus >/dev/null || echo "prometheus is not installed: the tests with a real one will be skipped."
 
@@ -81,6 +81,10 @@ $(VENV)/ready: tests/python/requirements.txt tests/python/requirements-without-t
 	@if $(PYTHON) -m venv $(VENV) && $(VENV)/bin/python -m pip install --quiet -r $< \
 	    && $(VENV)/bin/python -m pip install --quiet --no-deps -r $(dir $<)requirements-without-theirs.txt; then touch $@; \
 	else echo "No Python environment: the Python tests will be skipped."; rm -rf $(VENV); fi
+
+tests/node/node_modules/ready: tests/node/package.json | $(VENV)/ready
+	@if PATH="$(abspath $(VENV)/bin):$$PATH" npm install --prefix tests/node --no-package-lock --no-audit --no-fund --silent; \
+	then touch $@; else echo "No libraries for Node: its tests will be skipped."; fi
 
 test-triton: build ## run Triton's perf_analyzer and image clients (fetches the former; see tests/tools)
 	tests/tools/triton.sh target/release/resnet18

@@ -49,6 +49,18 @@ pub fn grpcurl() -> Option<PathBuf> {
     None
 }
 
+/// Node with gRPC's and Connect's libraries, which `make test-env` sets up.
+pub fn node() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let path = root.join(".venv/bin/node");
+    if path.exists() && root.join("tests/node/node_modules/@grpc").exists() {
+        return Some(path);
+    }
+
+    skipped("there is no Node with gRPC's libraries; `make test-env` sets it up");
+    None
+}
+
 /// Whether openssl is installed.
 pub fn openssl() -> bool {
     let found = Command::new("openssl")

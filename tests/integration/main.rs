@@ -20,6 +20,7 @@ mod hub;
 mod import;
 mod metrics;
 mod models;
+mod node;
 mod observability;
 mod oip;
 mod outputs;
