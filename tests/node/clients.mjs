@@ -35,7 +35,7 @@ async function grpcJs() {
   assert.equal(error.code, grpc.status.INVALID_ARGUMENT);
 
   const stream = client.streamClassify(deadline());
-  stream.write({ config: { topK: 1, framePolicy: "FRAME_POLICY_EVERY" } });
+  stream.write({ config: { topK: 1, policy: "FRAME_POLICY_EVERY" } });
   for (let index = 0; index < FRAMES; index += 1) {
     stream.write({ frame: { image: { encoded } } });
   }
@@ -66,7 +66,7 @@ async function connect(transport, { streams }) {
 
   if (streams) {
     async function* requests() {
-      yield { message: { case: "config", value: { topK: 1, framePolicy: 1 } } };
+      yield { message: { case: "config", value: { topK: 1, policy: 1 } } };
       for (let index = 0; index < FRAMES; index += 1) {
         yield { message: { case: "frame", value: { image } } };
       }
