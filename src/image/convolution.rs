@@ -534,3 +534,161 @@ mod avx2 {
         _mm256_set_m128i(order, order)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::random_numbers;
+
+    const FILTERS: [Filter; 3] = [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos];
+
+    fn weights(filter: Filter, source: u32, scaled: u64) -> Weights {
+        let mut weights = Weights::default();
+        weights.fill(filter, whole(source, scaled));
+        weights
+    }
+
+    fn whole(source: u32, scaled: u64) -> Stretch {
+        Stretch {
+            source,
+            scaled,
+            offset: 0,
+            length: scaled as u32,
+            mirrored: false,
+        }
+    }
+
+    #[test]
+    fn weights_are_those_of_pillow() {
+        let of = |filter, source, scaled| -> Vec<(usize, Vec<i32>)> {
+            let weights = weights(filter, source, scaled);
+            let pixels = weights.pixels().map(|(first, groups)| {
+                let mut all: Vec<_> = groups.iter().flat_map(|group| group.weights()).collect();
+                while all.last() == Some(&0) {
+                    all.pop();
+                }
+                (first, all)
+            });
+            pixels.collect()
+        };
+        // Each half of a triangle that is as wide as both pixels: 3 : 3 : 1 of 7 at the edges.
+        let half = |weight: f64| (weight * f64::from(1 << FRACTION) + 0.5) as i32;
+        assert_eq!(
+            of(Filter::Bilinear, 4, 2),
+            [
+                (0, vec![half(3.0 / 7.0), half(3.0 / 7.0), half(1.0 / 7.0)]),
+                (1, vec![half(1.0 / 7.0), half(3.0 / 7.0), half(3.0 / 7.0)]),
+            ]
+        );
+        for filter in FILTERS {
+            for (source, scaled) in [(1, 1), (7, 7)] {
+                let one = 1 << FRACTION;
+                for (index, (first, weights)) in of(filter, source, scaled).into_iter().enumerate()
+                {
+                    let place = index - first;
+                    assert_eq!(
+                        (weights.len(), weights[place]),
+                        (place + 1, one),
+                        "{filter:?}"
+                    );
+                    assert!(weights[..place].iter().all(|weight| *weight == 0));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn weights_are_kept_for_the_same_axis_alone() {
+        let mut kept = Weights::default();
+        for (source, scaled) in [(30, 20), (30, 20), (31, 20), (30, 40)] {
+            for filter in FILTERS {
+                kept.fill(filter, whole(source, scaled));
+                kept.fill(filter, whole(source, scaled));
+                let new = weights(filter, source, scaled);
+                assert_eq!(
+                    (kept.first.clone(), kept.groups.clone()),
+                    (new.first, new.groups)
+                );
+            }
+        }
+    }
+
+    /// Random rows of this many bytes.
+    fn rows(random: &mut impl FnMut(usize) -> usize, count: usize, bytes: usize) -> Vec<Vec<u8>> {
+        let extreme = random(3) == 0;
+        let mut byte = || {
+            if extreme {
+                [0, 255][random(2)]
+            } else {
+                random(256) as u8
+            }
+        };
+        (0..count)
+            .map(|_| (0..bytes).map(|_| byte()).collect())
+            .collect()
+    }
+
+    #[test]
+    fn vectors_scale_rows_as_the_portable_code_does() {
+        type Scale = fn([&[u8]; 4], usize, &Weights, [&mut [u8]; 4]);
+        let mut random = random_numbers(13);
+        for case in 0..600 {
+            let filter = FILTERS[case % 3];
+            let source = 1 + random(if case % 5 == 0 { 2000 } else { 60 });
+            let scaled = 1 + random(50);
+            let weights = weights(filter, source as u32, scaled as u64);
+            let kinds: [(usize, Scale, Scale); 4] = [
+                (1, four_rows_of_1, |a, b, c, d| {
+                    four_rows_inline::<1>(a, b, c, d, 0)
+                }),
+                (2, four_rows_of_2, |a, b, c, d| {
+                    four_rows_inline::<2>(a, b, c, d, 0)
+                }),
+                (3, four_rows_of_3, |a, b, c, d| {
+                    four_rows_inline::<3>(a, b, c, d, 0)
+                }),
+                (4, four_rows_of_4, |a, b, c, d| {
+                    four_rows_inline::<4>(a, b, c, d, 0)
+                }),
+            ];
+            for (channels, vectors, portable) in kinds {
+                let rows = rows(&mut random, 4, source * channels);
+                let [mut got, mut expected] = [(); 2].map(|()| vec![9; 4 * scaled * channels]);
+                for (scale, target) in [(vectors, &mut got), (portable, &mut expected)] {
+                    let mut targets = target.chunks_exact_mut(scaled * channels);
+                    scale(
+                        std::array::from_fn(|row| &rows[row][..]),
+                        0,
+                        &weights,
+                        std::array::from_fn(|_| targets.next().unwrap()),
+                    );
+                }
+                assert_eq!(got, expected, "{filter:?} {channels} {source} to {scaled}");
+            }
+        }
+    }
+
+    #[test]
+    fn vectors_scale_columns_as_the_portable_code_does() {
+        let mut random = random_numbers(14);
+        for case in 0..600 {
+            let filter = FILTERS[case % 3];
+            let (source, scaled) = (1 + random(90), 1 + random(40));
+            let bytes = 1 + random(100);
+            let weights = weights(filter, source as u32, scaled as u64);
+            let lines = rows(&mut random, source, bytes);
+            let lines: Vec<_> = lines.iter().map(|line| &line[..]).collect();
+            let mut got = vec![9; scaled * bytes];
+            scale_columns(&lines, 0, &weights, &mut got);
+            let mut expected = vec![7; scaled * bytes];
+            for ((first, groups), target) in weights.pixels().zip(expected.chunks_exact_mut(bytes))
+            {
+                row_of_rows_inline(&lines[first..], groups, target, 0);
+            }
+            assert_eq!(
+                got, expected,
+                "{filter:?} {source} to {scaled}, {bytes} bytes"
+            );
+        }
+    }
+}

@@ -45,28 +45,31 @@ impl<'a> BitReader<'a> {
 
     /// Makes at least [`TOPPED_UP`] bits available.
     ///
-    /// Where none of the next eight bytes is `0xff`, as mostly, this takes no branch that depends on
-    /// how many bits there are.
+    /// Where none of the next bytes is `0xff`, as mostly, this takes no branch that depends on how
+    /// many bits there are.
     #[inline(always)]
     pub fn top_up(&mut self) {
-        match self.data[self.position..]
-            .first_chunk()
-            .map(|word| u64::from_be_bytes(*word))
-        {
-            Some(word) if !contains_ff(word) => {
-                // Bits of the byte after the last whole one are set as well. They do not count, and
-                // are set again by the next call.
-                self.buffer |= word >> self.count;
-                self.position += (63 - self.count as usize) / 8;
-                self.count |= 56;
-            }
+        let word = match self.data[self.position..].first_chunk() {
+            Some(word) => u64::from_be_bytes(*word),
+            None => u64::MAX,
+        };
+        // The bits of the bytes that fit in whole, 0 to 56; less than 64 bits have to be shifted.
+        let bits = (63 - self.count) & !7;
+        if contains_ff(word >> 1 >> (63 - bits)) {
             // Passed by value: taking its address would keep the reader out of registers.
-            _ => *self = self.filled_bytewise(),
+            *self = self.filled_bytewise();
+            return;
         }
+        // Bits of the byte after the last whole one are set as well. They do not count, and are set
+        // again by the next call.
+        self.buffer |= word >> self.count;
+        self.position += bits as usize / 8;
+        self.count += bits;
     }
 
     #[cold]
     fn filled_bytewise(mut self) -> Self {
+        self.buffer &= !(u64::MAX >> self.count);
         while self.count < TOPPED_UP {
             let byte = match self.data[self.position..] {
                 [0xff, 0, ..] => {

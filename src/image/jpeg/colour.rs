@@ -229,6 +229,7 @@ mod avx2 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::random_numbers;
 
     #[test]
     fn every_colour_is_converted_as_by_the_rounded_formula() {
@@ -249,6 +250,20 @@ mod tests {
                     assert_eq!(*pixel, expected, "{y} {cb} {cr}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn vectors_compute_what_the_portable_code_does() {
+        let mut random = random_numbers(12);
+        for width in 1..200 {
+            let samples: [Vec<u8>; 3] =
+                std::array::from_fn(|_| (0..width).map(|_| random(256) as u8).collect());
+            let samples = [0, 1, 2].map(|component: usize| &samples[component][..]);
+            let mut rows = [vec![0; 3 * width], vec![0; 3 * width]];
+            ycbcr_to_rgb(&mut rows[0], samples);
+            ycbcr_to_rgb_inline(&mut rows[1], samples, convert);
+            assert_eq!(rows[0], rows[1], "{width}");
         }
     }
 

@@ -183,9 +183,10 @@ impl HuffmanCodes {
         }
     }
 
-    /// The symbol of the code that a window of 16 bits begins with, and the code's length in bits.
-    fn symbol(&self, window: usize) -> Option<(u8, u32)> {
-        let length = (1..=16).find(|length| (window as u32) < self.upper_bound[*length])?;
+    /// The symbol of the code that a window of 16 bits begins with, and the code's length in bits,
+    /// which is at least `shortest`.
+    fn symbol(&self, window: usize, shortest: usize) -> Option<(u8, u32)> {
+        let length = (shortest..=16).find(|length| (window as u32) < self.upper_bound[*length])?;
         let index = (window >> (16 - length)) as i32 + self.symbol_offset[length];
         Some((*self.symbols.get(index as usize)?, length as u32))
     }
@@ -208,15 +209,15 @@ impl HuffmanCodes {
         }
     }
 
-    /// Decodes the first symbol in a window of `width` bits, with its value. `None` if it needs
-    /// more bits, or if the bits are invalid.
-    fn decode_step(&self, window: usize, width: u32) -> Option<Step> {
+    /// Decodes the first symbol in a window of `width` bits, with its value. Its code has at least
+    /// `shortest` bits. `None` if it needs more bits, or if the bits are invalid.
+    fn decode_step(&self, window: usize, width: u32, shortest: usize) -> Option<Step> {
         let window_of_16 = if width < 16 {
             window << (16 - width)
         } else {
             window >> (width - 16)
         };
-        let (symbol, length) = self.symbol(window_of_16)?;
+        let (symbol, length) = self.symbol(window_of_16, shortest)?;
         step(symbol, length, window, width)
     }
 
@@ -229,7 +230,7 @@ impl HuffmanCodes {
             let rest = window & ((1 << left) - 1);
             let known = steps[rest << skip.bits >> (SKIP_BITS - STEP_BITS)];
             let step = match known.bits {
-                0 => self.decode_step(rest, left),
+                0 => self.decode_step(rest, left, 1),
                 bits => (u32::from(bits) <= left).then_some(known),
             };
             match step {
@@ -306,7 +307,7 @@ impl StepTable {
     fn read(&self, bits: &mut BitReader<'_>) -> Option<Step> {
         let mut step = self.steps[bits.peek(STEP_BITS)];
         if step.bits == 0 {
-            step = self.codes.decode_step(bits.peek(32), 32)?;
+            step = self.codes.decode_step(bits.peek(32), 32, 1)?;
         }
         bits.consume(step.bits.into());
         Some(step)
@@ -341,6 +342,14 @@ pub(super) struct AcTable {
     pairs: Box<[Pair; 1 << STEP_BITS]>,
     /// Empty where few coefficients are skipped.
     skips: Vec<Skip>,
+}
+
+/// How far the AC coefficients of a block have been read.
+struct Pass {
+    /// The index in zigzag order of the next coefficient.
+    next: usize,
+    /// Whether all others are 0, or there are none.
+    ended: bool,
 }
 
 impl AcTable {
@@ -395,11 +404,11 @@ impl AcTable {
         // A local copy can stay in registers.
         let mut bits = *source;
         let difference = dc.difference(&mut bits)?;
-        let last = self.pass(&mut bits, |index, value| {
+        let pass = self.pass(&mut bits, 63, |index, value| {
             block[usize::from(ZIGZAG[index & 63]) & 63] = value;
         })?;
         *source = bits;
-        Some((difference, last))
+        Some((difference, pass.next - 1))
     }
 
     /// Passes over the coefficients of one block, and returns the difference of its DC coefficient;
@@ -409,7 +418,7 @@ impl AcTable {
         let mut bits = *source;
         let difference = dc.difference(&mut bits)?;
         if self.skips.is_empty() {
-            self.pass(&mut bits, |_, _| ())?;
+            self.pass(&mut bits, 63, |_, _| ())?;
         } else {
             self.skip_from(1, &mut bits)?;
         }
@@ -417,16 +426,21 @@ impl AcTable {
         Some(difference)
     }
 
-    /// Reads AC coefficients; returns the index of the last one.
+    /// Reads AC coefficients, at least up to index `last` in zigzag order.
     #[inline(always)]
-    fn pass(&self, bits: &mut BitReader<'_>, mut store: impl FnMut(usize, i16)) -> Option<usize> {
+    fn pass(
+        &self,
+        bits: &mut BitReader<'_>,
+        last: usize,
+        mut store: impl FnMut(usize, i16),
+    ) -> Option<Pass> {
         /// Pairs that can be read before the bits are topped up, so that enough are left for any
         /// symbol.
         const PAIRS: u32 = (TOPPED_UP - LONGEST_SYMBOL) / STEP_BITS + 1;
 
         // The next coefficient.
         let mut index = 1;
-        'block: while index < 64 {
+        'block: while index <= last {
             bits.top_up();
             for _ in 0..PAIRS {
                 let pair = self.pairs[bits.peek(STEP_BITS)];
@@ -436,6 +450,9 @@ impl AcTable {
                     store(index + pair.first_coefficients() - 1, pair.first_value());
                     store(next - 1, pair.value());
                     index = next;
+                    if index > last {
+                        break 'block;
+                    }
                     continue;
                 }
 
@@ -448,8 +465,10 @@ impl AcTable {
                         index + pair.first_coefficients().saturating_sub(1),
                         pair.first_value(),
                     );
-                    index = next - Pair::END;
-                    break 'block;
+                    return Some(Pass {
+                        next: next - Pair::END,
+                        ended: true,
+                    });
                 } else {
                     // The block is full after the first symbol, or the second one is too much.
                     Step {
@@ -460,7 +479,10 @@ impl AcTable {
                 };
                 bits.consume(step.bits.into());
                 if step.zeros == Step::END {
-                    break 'block;
+                    return Some(Pass {
+                        next: index,
+                        ended: true,
+                    });
                 }
                 index += usize::from(step.zeros);
                 if index >= 64 {
@@ -471,7 +493,10 @@ impl AcTable {
                 continue 'block;
             }
         }
-        Some(index - 1)
+        Some(Pass {
+            next: index,
+            ended: index == 64,
+        })
     }
 
     /// Passes over the AC coefficients from this one on, several at a time.
@@ -515,12 +540,15 @@ impl AcTable {
         let window = bits.peek(32);
         match pair.long_code() {
             Some((symbol, length)) => step(symbol, length, window, 32),
-            None => self.steps.codes.decode_step(window, 32),
+            None => self
+                .steps
+                .codes
+                .decode_step(window, 32, STEP_BITS as usize + 1),
         }
     }
 
     /// Like [`AcTable::read`], but stores only AC coefficients up to index `last` in zigzag order,
-    /// and returns the index of the last one that was stored, 0 if there is none.
+    /// and returns the index of the last one of them that is not 0, or 0 if there is none.
     #[inline(never)]
     pub fn read_up_to(
         &self,
@@ -531,29 +559,15 @@ impl AcTable {
     ) -> Option<(i32, usize)> {
         let mut bits = *source;
         let difference = dc.difference(&mut bits)?;
-        let mut index = 1;
         let mut last_stored = 0;
-        let ended = loop {
-            if index > last {
-                break false;
-            }
-            bits.fill();
-            let step = self.steps.read(&mut bits)?;
-            if step.zeros == Step::END {
-                break true;
-            }
-            index += usize::from(step.zeros);
-            if index >= 64 {
-                return None;
-            }
-            if index <= last {
-                block[usize::from(ZIGZAG[index]) & 63] = step.value;
+        let pass = self.pass(&mut bits, last, |index, value| {
+            if index <= last && value != 0 {
+                block[usize::from(ZIGZAG[index & 63]) & 63] = value;
                 last_stored = index;
             }
-            index += 1;
-        };
-        if !ended {
-            self.skip_from(index, &mut bits)?;
+        })?;
+        if !pass.ended {
+            self.skip_from(pass.next, &mut bits)?;
         }
         *source = bits;
         Some((difference, last_stored))
@@ -584,7 +598,7 @@ impl SymbolTable {
     #[inline(always)]
     pub fn read(&self, bits: &mut BitReader<'_>) -> Option<u8> {
         let (symbol, length) = match self.symbols[bits.peek(STEP_BITS)] {
-            (_, 0) => self.codes.symbol(bits.peek(16))?,
+            (_, 0) => self.codes.symbol(bits.peek(16), STEP_BITS as usize + 1)?,
             (symbol, length) => (symbol, length.into()),
         };
         bits.consume(length);

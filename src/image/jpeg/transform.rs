@@ -323,7 +323,7 @@ mod tests {
     use std::f64::consts::PI;
 
     use super::*;
-    use crate::image::jpeg::zigzag::ZIGZAG;
+    use crate::{image::jpeg::zigzag::ZIGZAG, testing::random_numbers};
 
     /// The inverse transform by its definition (A.3.3), without rounding.
     fn exact(block: &Block, x: usize, y: usize) -> f64 {
@@ -374,6 +374,35 @@ mod tests {
             );
             inverse(&block, &[1; 64], 63, &mut samples[1], 8);
             assert_eq!(samples[0], samples[1], "{case}");
+        }
+    }
+
+    #[test]
+    fn vectors_compute_what_the_portable_code_does() {
+        let mut random = random_numbers(11);
+        for case in 0..20_000 {
+            let quarter = case % 2 == 0;
+            // Small coefficients, as in files, and any.
+            let bits = 1 + random(16) as u32;
+            let mut block = [0; 64];
+            let mut quantization = [0; 64];
+            for (index, coefficient) in block.iter_mut().enumerate() {
+                if !quarter || index % 8 < 4 && index < 32 {
+                    *coefficient = random(1 << 16) as u16 as i16 >> (16 - bits);
+                }
+            }
+            for factor in &mut quantization {
+                *factor = 1 + random(if case % 3 == 0 { 255 } else { 8 }) as i16;
+            }
+            let mut samples = [[7; 8 * 13]; 2];
+            if quarter {
+                transform_quarter(&block, &quantization, &mut samples[0], 13);
+                transform_inline::<4>(&block, &quantization, &mut samples[1], 13);
+            } else {
+                transform(&block, &quantization, &mut samples[0], 13);
+                transform_inline::<8>(&block, &quantization, &mut samples[1], 13);
+            }
+            assert_eq!(samples[0], samples[1], "{block:?} {quantization:?}");
         }
     }
 
