@@ -53,10 +53,12 @@ fn main() -> Result<(), Error> {
         costs.push(measure(&variant, &bytes, duration)?);
     }
     println!(
-        "CPU ms an image at {TYPICAL_CLIENTS} clients, and {cores} cores / (decode + resize + inference):"
+        "CPU ms an image at {TYPICAL_CLIENTS} clients; the limit is {cores} cores / (decode + resize \
+         + inference):"
     );
     println!(
-        "precision  decode  resize  inference  kernel, network  the rest  limit/s  images/s  share"
+        "precision  decode  resize  inference  kernel, network  the rest  limit/s  \
+         images/s  share"
     );
     for cost in costs {
         let Cost {
@@ -68,7 +70,8 @@ fn main() -> Result<(), Error> {
         } = cost;
         let limit = terms.limit(cores.get());
         println!(
-            "{precision:>9}  {:>6.2}  {:>6.2}  {:>9.2}  {:>15.2}  {:>8.2}  {limit:>7.1}  {rate:>8.1}  {:>5.2}",
+            "{precision:>9}  {:>6.2}  {:>6.2}  {:>9.2}  {:>15.2}  {:>8.2}  {limit:>7.1}  \
+             {rate:>8.1}  {:>5.2}",
             terms.decode,
             terms.resize,
             terms.inference,
