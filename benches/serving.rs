@@ -1,10 +1,12 @@
 //! The whole server, as a separate process, under load: latency of a single client, throughput,
-//! overload, and each term of the theoretical limit.
+//! overload, and what an image costs, by terms of which the theoretical limit is made.
 //!
 //! `cargo bench --bench serving [-- IMAGE]`; RESNET18_BENCH_SECONDS sets the length of each
-//! measurement (default 10). The server reads its flags from the environment:
-//! RESNET18_MODEL=int8.onnx measures that model, RESNET18_JPEG_SCALING=auto that decoding.
-//! Server and clients share the machine, so the clients' own cost is part of the results.
+//! measurement (default 10). RESNET18_BENCH_PRECISIONS=fp32,bf16,int8 measures one after the other
+//! in one run, int8 with the model RESNET18_BENCH_INT8; by default the engine chooses one. The server
+//! reads its other flags from the environment: RESNET18_MODEL=model.onnx measures that model,
+//! RESNET18_JPEG_SCALING=auto that decoding. Server and clients share the machine, so the clients' own
+//! cost is part of the results.
 
 use std::{
     fs,
@@ -15,15 +17,21 @@ use std::{
 };
 
 use bytes::Bytes;
+use clap::ValueEnum;
 use resnet18_server::{
     client::load::{LoadConfig, LoadMode, LoadReport, OnRejection, run_load},
-    engine::{self, Engine, EngineConfig},
-    image::{JpegScaling, PreprocessConfig, Preprocessor, Source},
+    engine::{self, Engine, EngineConfig, Precision},
+    image::{JpegScaling, PreprocessConfig, Preprocessor, Resizer, Source, decode},
     model::{Model, Overrides},
 };
 use tonic::Code;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+type Error = Box<dyn std::error::Error>;
+
+/// The clients of the measurement that the costs are taken from.
+const TYPICAL_CLIENTS: usize = 16;
+
+fn main() -> Result<(), Error> {
     let image = image_path();
     let seconds = std::env::var("RESNET18_BENCH_SECONDS")
         .ok()
@@ -31,17 +39,160 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .unwrap_or(10.0);
     let duration = Duration::from_secs_f64(seconds);
     let bytes = Bytes::from(fs::read(&image)?);
+    let cores = std::thread::available_parallelism()?;
+    let (name, features) = processor();
+    println!("{name}, {cores} cores: {features}");
     println!(
         "{} ({} kB), {seconds} s per measurement\n",
         image.display(),
         bytes.len() / 1000
     );
 
-    let before = limit(&bytes, duration.min(Duration::from_secs(5)))?;
+    let mut costs = Vec::new();
+    for variant in Variant::all()? {
+        costs.push(measure(&variant, &bytes, duration)?);
+    }
+    println!(
+        "CPU ms an image at {TYPICAL_CLIENTS} clients; the limit is {cores} cores / (decode + resize \
+         + inference):"
+    );
+    println!(
+        "precision  decode  resize  inference  kernel, network  the rest  limit/s  \
+         images/s  share"
+    );
+    for cost in costs {
+        let Cost {
+            precision,
+            terms,
+            user,
+            system,
+            rate,
+        } = cost;
+        let limit = terms.limit(cores.get());
+        println!(
+            "{precision:>9}  {:>6.2}  {:>6.2}  {:>9.2}  {:>15.2}  {:>8.2}  {limit:>7.1}  \
+             {rate:>8.1}  {:>5.2}",
+            terms.decode,
+            terms.resize,
+            terms.inference,
+            system,
+            user - terms.sum(),
+            rate / limit,
+        );
+    }
+    Ok(())
+}
 
-    let server = Server::start()?;
+/// The processor's name, and those of its features that matter to engines and decoders.
+fn processor() -> (String, String) {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let value = |keys: [&str; 2]| {
+        let line = info
+            .lines()
+            .find(|line| keys.iter().any(|key| line.starts_with(key)));
+        line.and_then(|line| Some(line.split_once(':')?.1.trim().to_owned()))
+    };
+    let name = value(["model name", "CPU part"]);
+    let features = value(["flags", "Features"]).unwrap_or_default();
+    let known = [
+        "avx2", "bmi2", "avx512", "avx_vnni", "amx", "asimd", "bf16", "i8mm", "sve",
+    ];
+    let features: Vec<_> = features
+        .split(' ')
+        .filter(|feature| known.iter().any(|known| feature.starts_with(known)))
+        .collect();
+    (
+        name.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+        features.join(" "),
+    )
+}
+
+/// What is measured: a precision, and the model for it.
+#[derive(Default)]
+struct Variant {
+    precision: Option<Precision>,
+    model: Option<PathBuf>,
+}
+
+impl Variant {
+    fn all() -> Result<Vec<Self>, Error> {
+        let Ok(precisions) = std::env::var("RESNET18_BENCH_PRECISIONS") else {
+            return Ok(vec![Self::default()]);
+        };
+        let variant = |name: &str| -> Result<Self, Error> {
+            let precision = Precision::from_str(name, true)?;
+            let model = match precision {
+                Precision::Int8 => {
+                    let path = std::env::var_os("RESNET18_BENCH_INT8");
+                    Some(
+                        path.ok_or("int8 needs RESNET18_BENCH_INT8=model-int8.onnx")?
+                            .into(),
+                    )
+                }
+                _ => None,
+            };
+            Ok(Self {
+                precision: Some(precision),
+                model,
+            })
+        };
+        precisions.split(',').map(variant).collect()
+    }
+
+    fn model(&self) -> Result<Model, Error> {
+        let given = self.model.clone();
+        let path = given.or_else(|| std::env::var_os("RESNET18_MODEL").map(PathBuf::from));
+        Ok(match path {
+            Some(path) => Model::from_file(&path, &Overrides::default())?,
+            None => Model::bundled(&Overrides::default())?,
+        })
+    }
+}
+
+/// What an image costs, in CPU milliseconds.
+struct Cost {
+    precision: Precision,
+    terms: Terms,
+    /// What the server took in all, by itself and in the kernel.
+    user: f64,
+    system: f64,
+    /// Images per second.
+    rate: f64,
+}
+
+/// The parts of which the limit is made, each with all cores busy.
+#[derive(Clone, Copy)]
+struct Terms {
+    decode: f64,
+    resize: f64,
+    inference: f64,
+}
+
+impl Terms {
+    fn sum(self) -> f64 {
+        self.decode + self.resize + self.inference
+    }
+
+    /// Images per second.
+    fn limit(self, cores: usize) -> f64 {
+        1e3 * cores as f64 / self.sum()
+    }
+
+    fn middle(self, other: Self) -> Self {
+        Self {
+            decode: f64::midpoint(self.decode, other.decode),
+            resize: f64::midpoint(self.resize, other.resize),
+            inference: f64::midpoint(self.inference, other.inference),
+        }
+    }
+}
+
+fn measure(variant: &Variant, bytes: &Bytes, duration: Duration) -> Result<Cost, Error> {
+    let (precision, before) = terms(variant, bytes, duration.min(Duration::from_secs(5)))?;
+
+    let server = Server::start(variant)?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let measure = |clients, on_rejection| -> Result<LoadReport, Box<dyn std::error::Error>> {
+    let measure = |clients, on_rejection| -> Result<LoadReport, Error> {
         let mut config = LoadConfig::new(server.url.parse()?, vec![bytes.clone()]);
         config.mode = LoadMode::Closed { clients };
         config.duration = duration;
@@ -49,6 +200,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(runtime.block_on(run_load(config))?)
     };
     let mut rates = Vec::new();
+    let mut typical = None;
     println!(
         "clients  images/s     p50     p99     max  refused  refusal p99  server CPU  RSS MiB"
     );
@@ -56,15 +208,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (1, OnRejection::Wait),
         (2, OnRejection::Wait),
         (4, OnRejection::Wait),
-        (16, OnRejection::Wait),
+        (TYPICAL_CLIENTS, OnRejection::Wait),
         (64, OnRejection::Wait),
         (256, OnRejection::Wait),
         (256, OnRejection::Retry),
     ] {
-        let cpu = server.cpu_seconds();
+        let [user, system] = server.cpu_seconds();
         let started = Instant::now();
         let report = measure(clients, on_rejection)?;
-        let cpu = (server.cpu_seconds() - cpu) / started.elapsed().as_secs_f64();
+        let elapsed = started.elapsed().as_secs_f64();
+        let [user, system] = [
+            server.cpu_seconds()[0] - user,
+            server.cpu_seconds()[1] - system,
+        ];
+        let cpu = (user + system) / elapsed;
+        if clients == TYPICAL_CLIENTS {
+            let each = 1e3 / (report.goodput * report.duration_s);
+            typical = Some((user * each, system * each, report.goodput));
+        }
         let latency = report
             .latency_ms
             .as_ref()
@@ -97,23 +258,33 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         rates.push((clients, report.goodput));
     }
-    let idle = server.cpu_seconds();
+    let total = |[user, system]: [f64; 2]| user + system;
+    let idle = total(server.cpu_seconds());
     std::thread::sleep(Duration::from_secs(5));
     println!(
         "\nidle: {:.1} ms of CPU per second\n",
-        (server.cpu_seconds() - idle) * 200.0
+        (total(server.cpu_seconds()) - idle) * 200.0
     );
     drop(server);
 
-    // The speed of a shared machine drifts by a few percent within minutes, so the limit is
-    // measured before and after.
-    let after = limit(&bytes, duration.min(Duration::from_secs(5)))?;
-    let limit = f64::midpoint(before, after);
+    // The speed of a shared machine drifts by a few percent within minutes, so the terms of the limit
+    // are measured before and after.
+    let (_, after) = terms(variant, bytes, duration.min(Duration::from_secs(5)))?;
+    let terms = before.middle(after);
+    let limit = terms.limit(std::thread::available_parallelism()?.get());
     println!("share of the limit, {limit:.1} images/s (mean of before and after):");
     for (clients, rate) in rates {
         println!("{clients:>7} clients  {:.2}", rate / limit);
     }
-    Ok(())
+    println!();
+    let (user, system, rate) = typical.ok_or("the typical clients were measured")?;
+    Ok(Cost {
+        precision,
+        terms,
+        user,
+        system,
+        rate,
+    })
 }
 
 fn image_path() -> PathBuf {
@@ -129,14 +300,15 @@ fn image_path() -> PathBuf {
     }
 }
 
-/// Measures each term with all cores busy, and returns the limit in images per second: cores /
-/// (decode + resize + inference, in CPU seconds per image).
-fn limit(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::Error>> {
+/// Measures each term with all cores busy, in CPU milliseconds an image, and tells the precision.
+fn terms(
+    variant: &Variant,
+    bytes: &Bytes,
+    duration: Duration,
+) -> Result<(Precision, Terms), Error> {
     let cores = std::thread::available_parallelism()?;
-    let model = match std::env::var_os("RESNET18_MODEL") {
-        Some(path) => Model::from_file(Path::new(&path), &Overrides::default())?,
-        None => Model::bundled(&Overrides::default())?,
-    };
+    let model = variant.model()?;
+    let geometry = model.geometry;
     let jpeg_scaling = match std::env::var("RESNET18_JPEG_SCALING").as_deref() {
         Ok("auto") => JpegScaling::Auto,
         _ => JpegScaling::Off,
@@ -146,20 +318,38 @@ fn limit(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::E
         ..PreprocessConfig::default()
     };
     let source = Source::Encoded(bytes.clone());
-    let mut crop = vec![0; model.geometry.bytes()];
-    Preprocessor::new(config).crop(&source, &model.geometry, &mut crop)?;
+    let mut crop = vec![0; geometry.bytes()];
+    Preprocessor::new(config).crop(&source, &geometry, &mut crop)?;
     let mut preprocessors: Vec<_> = (0..cores.get())
         .map(|_| (Preprocessor::new(config), crop.clone()))
         .collect();
     let preprocessing = mean_of_all(&mut preprocessors, |(preprocessor, crop)| {
         seconds_each(duration / 2, || {
             preprocessor
-                .crop(&source, &model.geometry, crop)
+                .crop(&source, &geometry, crop)
                 .expect("the image can be decoded");
         })
     });
+    // Decoding and resizing take turns with the rows of an image, so that only one of them can be
+    // measured by itself. Of a scaled image it is not known.
+    let pixels = decode(bytes, &config)?;
+    let mut resizers: Vec<_> = (0..cores.get())
+        .map(|_| (Resizer::default(), crop.clone()))
+        .collect();
+    let resizing = match jpeg_scaling {
+        JpegScaling::Auto => 0.0,
+        JpegScaling::Off => mean_of_all(&mut resizers, |(resizer, crop)| {
+            seconds_each(duration / 4, || {
+                resizer
+                    .crop(&pixels, &geometry, crop)
+                    .expect("the image can be resized");
+            })
+        }),
+    };
 
-    let mut lanes = engine::start(&EngineConfig::new(cores), &model)?;
+    let mut engine_config = EngineConfig::new(cores);
+    engine_config.precision = variant.precision;
+    let mut lanes = engine::start(&engine_config, &model)?;
     let classes = model.graph.classes;
     let infer = |engine: &mut Box<dyn Engine>| {
         let mut logits = vec![0.0; classes];
@@ -174,18 +364,22 @@ fn limit(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::E
     let narrow = mean_of_all(&mut lanes.narrow, |lane| {
         seconds_each(duration, || infer(lane))
     });
-    let limit = cores.get() as f64 / (preprocessing + narrow);
+    let terms = Terms {
+        decode: (preprocessing - resizing) * 1e3,
+        resize: resizing * 1e3,
+        inference: narrow * 1e3,
+    };
     println!(
         "engine                 {} {} ({})",
         lanes.info.kind, lanes.info.version, lanes.info.precision
     );
     println!(
-        "decode + resize        {:.2} ms on one core, all cores busy",
-        preprocessing * 1e3
+        "decode, resize         {:.2}, {:.2} ms on one core, all cores busy",
+        terms.decode, terms.resize
     );
     println!(
         "inference              {:.2} ms on one core, all cores busy",
-        narrow * 1e3
+        terms.inference
     );
     if let Some(wide) = wide {
         println!(
@@ -194,11 +388,13 @@ fn limit(bytes: &Bytes, duration: Duration) -> Result<f64, Box<dyn std::error::E
         );
     }
     println!(
-        "limit                  {limit:.1} images/s = {cores} / ({:.2} + {:.2}) ms\n",
-        preprocessing * 1e3,
-        narrow * 1e3
+        "limit                  {:.1} images/s = {cores} / ({:.2} + {:.2} + {:.2}) ms\n",
+        terms.limit(cores.get()),
+        terms.decode,
+        terms.resize,
+        terms.inference
     );
-    Ok(limit)
+    Ok((lanes.info.precision, terms))
 }
 
 /// The mean of `measure` over all workers, which run at the same time.
@@ -237,12 +433,19 @@ struct Server {
 }
 
 impl Server {
-    fn start() -> Result<Self, Box<dyn std::error::Error>> {
+    fn start(variant: &Variant) -> Result<Self, Error> {
         let started = Instant::now();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_resnet18"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_resnet18"));
+        command
             .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"])
-            .stderr(Stdio::piped())
-            .spawn()?;
+            .stderr(Stdio::piped());
+        if let Some(model) = &variant.model {
+            command.env("RESNET18_MODEL", model);
+        }
+        if let Some(precision) = variant.precision {
+            command.args(["--precision", &precision.to_string()]);
+        }
+        let mut child = command.spawn()?;
         let lines = BufReader::new(child.stderr.take().ok_or("stderr is piped")?).lines();
         let mut url = None;
         for line in lines {
@@ -264,18 +467,16 @@ impl Server {
         })
     }
 
-    /// CPU seconds used so far; 0 on systems without /proc.
-    fn cpu_seconds(&self) -> f64 {
+    /// CPU seconds used so far, by itself and in the kernel; 0 on systems without /proc.
+    fn cpu_seconds(&self) -> [f64; 2] {
         let stat =
             fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         let after_name = stat.rsplit(") ").next().unwrap_or_default();
-        let ticks: f64 = after_name
+        let mut ticks = after_name
             .split(' ')
             .skip(11)
-            .take(2)
-            .filter_map(|t| t.parse::<f64>().ok())
-            .sum();
-        ticks / 100.0
+            .map(|ticks| ticks.parse().unwrap_or(0.0));
+        [(); 2].map(|()| ticks.next().unwrap_or(0.0) / 100.0)
     }
 
     fn resident_mib(&self) -> u64 {

@@ -9,6 +9,7 @@
 
 mod bmp;
 mod budget;
+mod convolution;
 mod crop;
 mod decode;
 mod error;
@@ -29,6 +30,7 @@ mod raw;
 mod resize;
 mod rows;
 mod sampling;
+mod simd;
 mod sniff;
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@ use fast_image_resize::{
 
 use super::{
     Filter, Fit, Geometry, ImageError,
+    convolution::{self, Weights, is_convolution},
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
     sampling::{self, Sampling, Stretch, Table},
@@ -251,12 +252,9 @@ impl CropPlan {
     /// The options of the resampler.
     fn options(&self) -> ResizeOptions {
         let algorithm = match self.filter {
-            Filter::Bilinear => ResizeAlg::Convolution(FilterType::Bilinear),
-            Filter::Bicubic => ResizeAlg::Convolution(FilterType::CatmullRom),
-            Filter::Lanczos => ResizeAlg::Convolution(FilterType::Lanczos3),
             Filter::Linear => ResizeAlg::Interpolation(FilterType::Bilinear),
-            // Not scaled by the resampler: see `sampling`.
-            Filter::Nearest | Filter::Area => ResizeAlg::Nearest,
+            // Not scaled by the resampler: see `convolution` and `sampling`.
+            _ => ResizeAlg::Nearest,
         };
         ResizeOptions::new().resize_alg(algorithm).use_alpha(false)
     }
@@ -318,6 +316,9 @@ pub struct Resizer {
     /// How columns and rows are sampled, where that is not done by the resampler.
     columns: Table,
     rows: Table,
+    /// What scaled columns and rows are made of, where that is a convolution.
+    column_weights: Weights,
+    row_weights: Weights,
 }
 
 impl Resizer {
@@ -383,6 +384,15 @@ impl Resizer {
             self.columns.fill(sampling, plan.column.to_sample());
             self.rows.fill(sampling, plan.row.to_sample());
         }
+        self.weigh(plan);
+    }
+
+    fn weigh(&mut self, plan: &CropPlan) {
+        if is_convolution(plan.filter) {
+            self.column_weights
+                .fill(plan.filter, plan.column.to_sample());
+            self.row_weights.fill(plan.filter, plan.row.to_sample());
+        }
     }
 
     /// Scales rows of the stored image horizontally, all of which the plan needs.
@@ -404,6 +414,10 @@ impl Resizer {
         if plan.sampling().is_some() {
             let first = rows.start - source.origin.1;
             return sampling::scale_rows(source, first, count, &self.columns, target);
+        }
+        if is_convolution(plan.filter) {
+            let first = rows.start - source.origin.1;
+            return convolution::scale_rows(source, first, count, &self.column_weights, target);
         }
 
         let pixel_type = pixel_type(source.layout);
@@ -477,6 +491,12 @@ impl Resizer {
             sampling::scale_columns(&self.narrowed, first, &self.rows, layout, columns, target);
             return Ok(());
         }
+        if is_convolution(plan.filter) {
+            let row_bytes = columns as usize * layout.channels();
+            let packed: Vec<_> = self.narrowed.chunks_exact(row_bytes).collect();
+            convolution::scale_columns(&packed, lines.start, &self.row_weights, target);
+            return Ok(());
+        }
 
         let pixel_type = pixel_type(layout);
         let mut target =
@@ -505,6 +525,9 @@ impl Resizer {
         target: &mut [u8],
     ) -> Result<(), ImageError> {
         let (columns, rows) = (plan.column.length, plan.row.length);
+        if is_convolution(plan.filter) {
+            return self.convolve_columns_first(source, plan, target);
+        }
         let mut target = Image::from_slice_u8(columns, rows, target, pixel_type(source.layout))
             .map_err(resize_error)?;
         let (left, width) = plan.column.stretch();
@@ -520,6 +543,32 @@ impl Resizer {
             .map_err(resize_error)
     }
 
+    fn convolve_columns_first<V: IntoImageView>(
+        &mut self,
+        source: &SourceView<'_, V>,
+        plan: &CropPlan,
+        target: &mut [u8],
+    ) -> Result<(), ImageError> {
+        let layout = source.layout;
+        let (columns, lines) = plan.region();
+        self.weigh(plan);
+        resize_buffer(
+            &mut self.narrowed,
+            columns.len() * plan.row.length as usize * layout.channels(),
+        );
+        let weights = &self.row_weights;
+        let flattened = &mut self.narrowed;
+        convolution::scale_columns_of(source, columns.clone(), lines, weights, flattened)?;
+
+        let flattened = SourceView {
+            view: &view(columns.len() as u32, plan.row.length, flattened, layout)?,
+            origin: (columns.start, 0),
+            layout,
+        };
+        let count = plan.row.length;
+        convolution::scale_rows(&flattened, 0, count, &self.column_weights, target)
+    }
+
     /// The size of the buffers, in bytes.
     pub(super) fn memory(&self) -> usize {
         self.scaled.capacity()
@@ -527,6 +576,8 @@ impl Resizer {
             + self.resizer.size_of_internal_buffers()
             + self.columns.memory()
             + self.rows.memory()
+            + self.column_weights.memory()
+            + self.row_weights.memory()
     }
 }
 

@@ -9,8 +9,9 @@ use super::{
     resize::{CropPlan, Resizer, SourceView, view},
 };
 
-/// The bytes of a band: few enough for a processor's cache, and enough rows to be worth it.
-const BAND_BYTES: usize = 1 << 20;
+/// The bytes of a band: few enough to be in a processor's cache beside the tables of a decoder, and
+/// enough rows to be worth it.
+const BAND_BYTES: usize = 1 << 16;
 
 /// The rows that the resampler scales side by side.
 const ROWS_AT_ONCE: usize = 4;

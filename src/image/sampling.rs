@@ -28,7 +28,7 @@ pub(super) enum Sampling {
 }
 
 /// An axis of an upright picture, and the stretch of its scaled pixels that is needed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stretch {
     /// The size of the source, in pixels.
     pub source: u32,

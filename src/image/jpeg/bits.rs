@@ -5,14 +5,19 @@
 /// Huffman code has 16 bits, and up to 15 bits of a coefficient's value follow it.
 const FILLED: u32 = 33;
 
+/// After [`BitReader::top_up`], at least this many bits can be peeked at and consumed.
+pub(super) const TOPPED_UP: u32 = 56;
+
 /// Reads bits up to the next marker. Past the end of a segment it returns zeros, so that decoding
 /// loops need not check every read; [`BitReader::overrun`] tells afterwards.
 #[derive(Clone, Copy)]
 pub(super) struct BitReader<'a> {
     data: &'a [u8],
     position: usize,
-    /// The next bits, from the most significant one down; zeros after `count`.
+    /// The next bits, from the most significant one down. After `count` of them there are zeros, or
+    /// bits of the byte at `position`.
     buffer: u64,
+    /// Less than 64.
     count: u32,
     /// How many of the last bits in `buffer` are zeros from beyond the end of the segment.
     padding: u32,
@@ -33,26 +38,39 @@ impl<'a> BitReader<'a> {
     /// Makes at least [`FILLED`] bits available.
     #[inline(always)]
     pub fn fill(&mut self) {
-        if self.count >= FILLED {
+        if self.count < FILLED {
+            self.top_up();
+        }
+    }
+
+    /// Makes at least [`TOPPED_UP`] bits available.
+    ///
+    /// Where none of the next bytes is `0xff`, as mostly, this takes no branch that depends on how
+    /// many bits there are.
+    #[inline(always)]
+    pub fn top_up(&mut self) {
+        let word = match self.data[self.position..].first_chunk() {
+            Some(word) => u64::from_be_bytes(*word),
+            None => u64::MAX,
+        };
+        // The bits of the bytes that fit in whole, 0 to 56; less than 64 bits have to be shifted.
+        let bits = (63 - self.count) & !7;
+        if contains_ff(word >> 1 >> (63 - bits)) {
+            // Passed by value: taking its address would keep the reader out of registers.
+            *self = self.filled_bytewise();
             return;
         }
-        match self.data[self.position..]
-            .first_chunk()
-            .map(|word| u32::from_be_bytes(*word))
-        {
-            Some(word) if !contains_ff(word) => {
-                self.buffer |= u64::from(word) << (32 - self.count);
-                self.count += 32;
-                self.position += 4;
-            }
-            // Passed by value: taking its address would keep the reader out of registers.
-            _ => *self = self.filled_bytewise(),
-        }
+        // Bits of the byte after the last whole one are set as well. They do not count, and are set
+        // again by the next call.
+        self.buffer |= word >> self.count;
+        self.position += bits as usize / 8;
+        self.count += bits;
     }
 
     #[cold]
     fn filled_bytewise(mut self) -> Self {
-        while self.count <= 56 {
+        self.buffer &= !(u64::MAX >> self.count);
+        while self.count < TOPPED_UP {
             let byte = match self.data[self.position..] {
                 [0xff, 0, ..] => {
                     self.position += 2;
@@ -129,9 +147,11 @@ impl<'a> BitReader<'a> {
     }
 }
 
-/// Whether one of the four bytes is `0xff`: the usual test for a zero byte, on the complement.
-fn contains_ff(word: u32) -> bool {
-    (!word).wrapping_sub(0x0101_0101) & word & 0x8080_8080 != 0
+/// Whether one of the eight bytes is `0xff`: the usual test for a zero byte, on the complement.
+#[inline(always)]
+fn contains_ff(word: u64) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    (!word).wrapping_sub(ONES) & word & (ONES << 7) != 0
 }
 
 #[cfg(test)]
@@ -181,11 +201,11 @@ mod tests {
 
     #[test]
     fn bytes_of_ff_are_found_at_any_position() {
-        for shift in [0, 8, 16, 24] {
+        for shift in (0..64).step_by(8) {
             assert!(contains_ff(0xff << shift));
-            assert!(contains_ff(0x01fe_7f80 | 0xff << shift));
+            assert!(contains_ff(0x01fe_7f80_f00f_1000 | 0xff << shift));
         }
-        for word in [0, 0xfefe_fefe, 0x7f80_01fe, 0xf00f_f00f] {
+        for word in [0, 0xfefe_fefe_fefe_fefe, 0x7f80_01fe_fe01_807f, 0xf00f_f00f] {
             assert!(!contains_ff(word), "{word:x}");
         }
     }

@@ -1,7 +1,6 @@
 //! How stored components become red, green and blue: to the bit as libjpeg and Pillow do it.
 
-use super::simd::simd;
-use crate::image::pixels::PixelLayout;
+use crate::image::{pixels::PixelLayout, simd::simd};
 
 /// What the components of a file mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +87,8 @@ simd! {
     /// 1/65536 as libjpeg rounds them.
     fn ycbcr_to_rgb(row: &mut [u8], samples: [&[u8]; 3])
         = ycbcr_to_rgb_avx2(|row, samples| {
-            ycbcr_to_rgb_inline(row, samples, |planes| interleaved_avx2(planes));
-        }), |row, samples| ycbcr_to_rgb_inline(row, samples, interleaved);
+            ycbcr_to_rgb_inline(row, samples, |pixels, y, cb, cr| avx2::convert(pixels, y, cb, cr));
+        }), |row, samples| ycbcr_to_rgb_inline(row, samples, convert);
 }
 
 /// Pixels that are converted at once.
@@ -99,7 +98,7 @@ const BATCH: usize = 16;
 fn ycbcr_to_rgb_inline(
     row: &mut [u8],
     [y, cb, cr]: [&[u8]; 3],
-    interleaved: impl Fn([[u8; BATCH]; 3]) -> [u8; 3 * BATCH],
+    convert: impl Fn(&mut [u8; 3 * BATCH], &[u8; BATCH], &[u8; BATCH], &[u8; BATCH]),
 ) {
     let width = row.len() / 3;
     let [y, cb, cr] = [y, cb, cr].map(|samples| &samples[..width]);
@@ -111,7 +110,7 @@ fn ycbcr_to_rgb_inline(
         .zip(cb.as_chunks().0)
         .zip(cr.as_chunks().0)
     {
-        *batch = interleaved(convert(y, cb, cr));
+        convert(batch, y, cb, cr);
     }
 
     let rest = |samples: &[u8]| {
@@ -121,7 +120,8 @@ fn ycbcr_to_rgb_inline(
         batch
     };
     if !last.is_empty() {
-        let batch = interleaved(convert(&rest(y), &rest(cb), &rest(cr)));
+        let mut batch = [0; 3 * BATCH];
+        convert(&mut batch, &rest(y), &rest(cb), &rest(cr));
         last.copy_from_slice(&batch[..last.len()]);
     }
 }
@@ -129,7 +129,7 @@ fn ycbcr_to_rgb_inline(
 /// All products fit into 16 bits after their rounding, so that processors can work on many at once:
 /// a coefficient above a half is split into a whole number and a rest.
 #[inline(always)]
-fn convert(y: &[u8; BATCH], cb: &[u8; BATCH], cr: &[u8; BATCH]) -> [[u8; BATCH]; 3] {
+fn convert(pixels: &mut [u8; 3 * BATCH], y: &[u8; BATCH], cb: &[u8; BATCH], cr: &[u8; BATCH]) {
     /// The product with a fraction of 65536, rounded to the nearest number.
     #[inline(always)]
     fn times(value: i16, fraction: i16) -> i16 {
@@ -137,8 +137,7 @@ fn convert(y: &[u8; BATCH], cb: &[u8; BATCH], cr: &[u8; BATCH]) -> [[u8; BATCH];
         (doubled as i16 + 1) >> 1
     }
 
-    let mut planes = [[0; BATCH]; 3];
-    for i in 0..BATCH {
+    for (i, pixel) in pixels.as_chunks_mut::<3>().0.iter_mut().enumerate() {
         let y = i16::from(y[i]);
         let (cb, cr) = (i16::from(cb[i]) - 128, i16::from(cr[i]) - 128);
         // 1.402, 0.34414, 0.71414 and 1.772
@@ -146,28 +145,20 @@ fn convert(y: &[u8; BATCH], cb: &[u8; BATCH], cr: &[u8; BATCH]) -> [[u8; BATCH];
         let subtracted = i32::from(cb) * -22_554 + i32::from(cr) * 18_734 + 32_768;
         let green = y + (subtracted >> 16) as i16 - cr;
         let blue = y + 2 * cb + times(cb, -14_942);
-        planes[0][i] = red.clamp(0, 255) as u8;
-        planes[1][i] = green.clamp(0, 255) as u8;
-        planes[2][i] = blue.clamp(0, 255) as u8;
+        *pixel = [red, green, blue].map(|value| value.clamp(0, 255) as u8);
     }
-    planes
 }
 
-fn interleaved(planes: [[u8; BATCH]; 3]) -> [u8; 3 * BATCH] {
-    std::array::from_fn(|index| planes[index % 3][index / 3])
-}
-
-/// Compilers move the bytes one by one; this moves sixteen at once.
+/// The same with instructions chosen by hand.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn interleaved_avx2(planes: [[u8; BATCH]; 3]) -> [u8; 3 * BATCH] {
-    use std::arch::x86_64::{
-        __m128i, _mm_cvtsi128_si64, _mm_extract_epi64, _mm_or_si128, _mm_set_epi64x,
-        _mm_shuffle_epi8,
-    };
+mod avx2 {
+    use std::arch::x86_64::*;
 
-    /// For each third of the result and each plane: which byte of the plane goes where. Indices
-    /// from 128 on give a zero.
+    use super::BATCH;
+    use crate::image::simd::x86::{load, store};
+
+    /// For each third of the pixels and each plane: which byte of the plane goes where. Indices from
+    /// 128 on give a zero.
     const ORDERS: [[[u8; 16]; 3]; 3] = {
         let mut orders = [[[128; 16]; 3]; 3];
         let mut index = 0;
@@ -177,26 +168,68 @@ fn interleaved_avx2(planes: [[u8; BATCH]; 3]) -> [u8; 3 * BATCH] {
         }
         orders
     };
-    let vector = |bytes: &[u8; 16]| -> __m128i {
-        let halves = bytes.as_chunks::<8>().0;
-        _mm_set_epi64x(i64::from_le_bytes(halves[1]), i64::from_le_bytes(halves[0]))
-    };
 
-    let planes = planes.map(|plane| vector(&plane));
-    let mut pixels = [0; 3 * BATCH];
-    for (third, orders) in pixels.as_chunks_mut::<16>().0.iter_mut().zip(&ORDERS) {
-        let [red, green, blue] =
-            [0, 1, 2].map(|plane: usize| _mm_shuffle_epi8(planes[plane], vector(&orders[plane])));
-        let merged = _mm_or_si128(_mm_or_si128(red, green), blue);
-        third[..8].copy_from_slice(&_mm_cvtsi128_si64(merged).to_le_bytes());
-        third[8..].copy_from_slice(&_mm_extract_epi64::<1>(merged).to_le_bytes());
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn convert(
+        pixels: &mut [u8; 3 * BATCH],
+        y: &[u8; BATCH],
+        cb: &[u8; BATCH],
+        cr: &[u8; BATCH],
+    ) {
+        let middle = _mm256_set1_epi16(128);
+        let y = _mm256_cvtepu8_epi16(load(y));
+        let cb = _mm256_sub_epi16(_mm256_cvtepu8_epi16(load(cb)), middle);
+        let cr = _mm256_sub_epi16(_mm256_cvtepu8_epi16(load(cr)), middle);
+        let [twice_cb, twice_cr] = [_mm256_add_epi16(cb, cb), _mm256_add_epi16(cr, cr)];
+
+        let red = _mm256_add_epi16(_mm256_add_epi16(y, cr), times(twice_cr, 26_345));
+        let blue = _mm256_add_epi16(_mm256_add_epi16(y, twice_cb), times(twice_cb, -14_942));
+
+        let [first, second] = [-22_554, 18_734].map(i16::to_le_bytes);
+        let factors = i32::from_le_bytes([first[0], first[1], second[0], second[1]]);
+        let factors = _mm256_set1_epi32(factors);
+        let rounding = _mm256_set1_epi32(32_768);
+        let low = _mm256_madd_epi16(_mm256_unpacklo_epi16(cb, cr), factors);
+        let high = _mm256_madd_epi16(_mm256_unpackhi_epi16(cb, cr), factors);
+        let subtracted = _mm256_packs_epi32(
+            _mm256_srai_epi32::<16>(_mm256_add_epi32(low, rounding)),
+            _mm256_srai_epi32::<16>(_mm256_add_epi32(high, rounding)),
+        );
+        let green = _mm256_add_epi16(_mm256_sub_epi16(y, cr), subtracted);
+
+        let planes = [bytes(red), bytes(green), bytes(blue)];
+        for (third, orders) in pixels.as_chunks_mut::<16>().0.iter_mut().zip(&ORDERS) {
+            let red = _mm_shuffle_epi8(planes[0], load(&orders[0]));
+            let green = _mm_shuffle_epi8(planes[1], load(&orders[1]));
+            let blue = _mm_shuffle_epi8(planes[2], load(&orders[2]));
+            store(third, _mm_or_si128(_mm_or_si128(red, green), blue));
+        }
     }
-    pixels
+
+    /// The product of a doubled value with a fraction of 65536, rounded to the nearest number.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn times(twice: __m256i, fraction: i16) -> __m256i {
+        let doubled = _mm256_mulhi_epi16(twice, _mm256_set1_epi16(fraction));
+        _mm256_srai_epi16::<1>(_mm256_add_epi16(doubled, _mm256_set1_epi16(1)))
+    }
+
+    /// Sixteen words, as bytes from 0 to 255.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn bytes(words: __m256i) -> __m128i {
+        _mm_packus_epi16(
+            _mm256_castsi256_si128(words),
+            _mm256_extracti128_si256::<1>(words),
+        )
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::random_numbers;
 
     #[test]
     fn every_colour_is_converted_as_by_the_rounded_formula() {
@@ -217,6 +250,20 @@ mod tests {
                     assert_eq!(*pixel, expected, "{y} {cb} {cr}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn vectors_compute_what_the_portable_code_does() {
+        let mut random = random_numbers(12);
+        for width in 1..200 {
+            let samples: [Vec<u8>; 3] =
+                std::array::from_fn(|_| (0..width).map(|_| random(256) as u8).collect());
+            let samples = [0, 1, 2].map(|component: usize| &samples[component][..]);
+            let mut rows = [vec![0; 3 * width], vec![0; 3 * width]];
+            ycbcr_to_rgb(&mut rows[0], samples);
+            ycbcr_to_rgb_inline(&mut rows[1], samples, convert);
+            assert_eq!(rows[0], rows[1], "{width}");
         }
     }
 

@@ -178,14 +178,21 @@ impl Output for FullSize {
         63
     }
 
+    fn needed_columns(&self, component: usize, row: usize) -> Range<usize> {
+        let component = &self.components[component];
+        if component
+            .block_rows
+            .contains(&(self.strip * component.strip_blocks + row))
+        {
+            component.block_columns.clone()
+        } else {
+            0..0
+        }
+    }
+
     #[inline(always)]
     fn block(&mut self, component: usize, row: usize, column: usize, block: &Block, last: usize) {
         let component = &mut self.components[component];
-        let row_of_all = self.strip * component.strip_blocks + row;
-        if !component.block_columns.contains(&column) || !component.block_rows.contains(&row_of_all)
-        {
-            return;
-        }
         let start = (1 + 8 * row) * component.stride + 8 * column;
         transform::inverse(
             block,

@@ -49,7 +49,6 @@ mod scaled_transform;
 mod scan;
 mod segment;
 mod sequential;
-mod simd;
 mod smoothing;
 mod standard;
 mod tables;

@@ -27,6 +27,9 @@ pub(super) trait Output {
     /// The last coefficient, in zigzag order, that matters for this component.
     fn last_of_interest(&self, component: usize) -> usize;
 
+    /// The columns of blocks that are needed of this row of the strip's blocks of this component.
+    fn needed_columns(&self, component: usize, row: usize) -> Range<usize>;
+
     /// Takes a block, at this row and column of the strip's blocks of this component. `last` is the
     /// index in zigzag order of its last coefficient that is not 0, or a greater one.
     fn block(&mut self, component: usize, row: usize, column: usize, block: &Block, last: usize);
@@ -93,20 +96,45 @@ fn decode_strips<O: Output>(
     rows: &mut Rows<'_>,
 ) -> Result<(), ScanError> {
     let mut restarts = Restarts::new(header.tables.restart_interval);
-    let mut block: Block = [0; 64];
+    let mut places = Vec::with_capacity(ScanHeader::MAX_BLOCKS_PER_MCU);
+    for (number, component) in header.scan.components.iter().enumerate() {
+        for row in 0..component.vertical {
+            for column in 0..component.horizontal {
+                places.push(Place {
+                    number,
+                    component: component.index,
+                    row,
+                    column,
+                    columns_per_mcu: component.horizontal,
+                    needed: 0..0,
+                });
+            }
+        }
+    }
+    // Those of an MCU are all decoded before any is transformed: processors are slow to read several
+    // small values at once that have just been written.
+    let mut blocks: [(Block, usize); ScanHeader::MAX_BLOCKS_PER_MCU] =
+        std::array::from_fn(|_| ([0; 64], 0));
     let (columns, strips) = header.scan.mcus(&header.frame);
     let samples = 64 * columns * header.scan.blocks_per_mcu();
     for strip in 0..strips {
+        for place in &mut places {
+            place.needed = output.needed_columns(place.component, place.row);
+        }
         for mcu in 0..columns {
             restarts.before_mcu(&mut decoder)?;
-            for (number, component) in header.scan.components.iter().enumerate() {
-                for row in 0..component.vertical {
-                    for column in 0..component.horizontal {
-                        block.fill(0);
-                        let last = decoder.block(number, &mut block)?;
-                        let column = mcu * component.horizontal + column;
-                        output.block(component.index, row, column, &block, last);
-                    }
+            for (place, (block, last)) in places.iter().zip(&mut blocks) {
+                if place.needed.contains(&place.column_at(mcu)) {
+                    *block = [0; 64];
+                    *last = decoder.block(place.number, block)?;
+                } else {
+                    decoder.skip(place.number)?;
+                }
+            }
+            for (place, (block, last)) in places.iter().zip(&blocks) {
+                let column = place.column_at(mcu);
+                if place.needed.contains(&column) {
+                    output.block(place.component, place.row, column, block, *last);
                 }
             }
         }
@@ -115,6 +143,26 @@ fn decode_strips<O: Output>(
         output.finish_strip(strip, rows);
     }
     Ok(())
+}
+
+/// Where a block of an MCU is.
+struct Place {
+    /// The number of its component in the scan, and in the frame.
+    number: usize,
+    component: usize,
+    /// Its row in the strip, and its column in the MCU.
+    row: usize,
+    column: usize,
+    columns_per_mcu: usize,
+    /// The columns that are needed of its row.
+    needed: Range<usize>,
+}
+
+impl Place {
+    #[inline(always)]
+    fn column_at(&self, mcu: usize) -> usize {
+        mcu * self.columns_per_mcu + self.column
+    }
 }
 
 /// Decodes all scans to coefficients, and then those to pixels.
@@ -170,7 +218,8 @@ fn decode_scans<O: Output>(
             let first_row = strip * component.vertical;
             let rows_of_blocks = component.vertical.min(component.blocks_high - first_row);
             for row in 0..rows_of_blocks {
-                for column in 0..component.blocks_wide {
+                let needed = output.needed_columns(index, row);
+                for column in needed.start..needed.end.min(component.blocks_wide) {
                     if let Some(smoothing) = &smoothing {
                         let block = smoothing.block(index, strip, row, column);
                         output.block(index, row, column, &block, 63);

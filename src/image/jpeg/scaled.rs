@@ -134,6 +134,17 @@ impl Output for Scaled {
         self.components[component].transform.last
     }
 
+    fn needed_columns(&self, component: usize, row: usize) -> Range<usize> {
+        let Region { columns, rows } = &self.region;
+        let transform = self.components[component].transform;
+        let top = self.strip * self.strip_rows + row * transform.height;
+        if top < rows.end && top + transform.height > rows.start {
+            columns.start / transform.width..columns.end.div_ceil(transform.width)
+        } else {
+            0..0
+        }
+    }
+
     #[inline(always)]
     fn block(&mut self, component: usize, row: usize, column: usize, block: &Block, last: usize) {
         /// Samples are coded less 128 (A.3.1), and a DC coefficient is 8 times a block's mean
@@ -142,17 +153,6 @@ impl Output for Scaled {
 
         let component = &mut self.components[component];
         let transform = component.transform;
-        let is_outside = |wanted: &Range<usize>, start: usize, length: usize| {
-            start >= wanted.end || start + length <= wanted.start
-        };
-        let top = self.strip * self.strip_rows + row * transform.height;
-        let left = column * transform.width;
-        if is_outside(&self.region.rows, top, transform.height)
-            || is_outside(&self.region.columns, left, transform.width)
-        {
-            return;
-        }
-
         let mut dequantized = [0.0; 64];
         for (value, (coefficient, factor)) in dequantized
             .iter_mut()
@@ -163,7 +163,7 @@ impl Output for Scaled {
         }
         dequantized[0] += LEVEL_SHIFT;
 
-        let start = row * transform.height * self.stride + left;
+        let start = row * transform.height * self.stride + column * transform.width;
         let plane = &mut component.plane[start..];
         transform.apply(&dequantized, last == 0, plane, self.stride);
     }

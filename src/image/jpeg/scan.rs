@@ -29,7 +29,7 @@ pub(super) struct ScanComponent {
 
 impl ScanHeader {
     /// The most blocks that an MCU of several components may have (B.2.3).
-    const MAX_BLOCKS_PER_MCU: usize = 10;
+    pub const MAX_BLOCKS_PER_MCU: usize = 10;
 
     pub fn read(body: &[u8], frame: &Frame) -> Result<Self, ImageError> {
         let Some((count, rest)) = body.split_first() else {
@@ -152,6 +152,13 @@ pub(super) trait EntropyDecoder {
     /// Returns the index, in zigzag order, of the last coefficient that is not 0, or a greater one.
     /// What is beyond the end of the data counts as zeros until [`EntropyDecoder::check`] tells.
     fn block(&mut self, component: usize, block: &mut Block) -> Result<usize, Fault>;
+
+    /// Passes over the next block, which is of the scan's component number `component`: what is
+    /// wrong with it is found as by [`EntropyDecoder::block`].
+    fn skip(&mut self, component: usize) -> Result<(), Fault> {
+        self.block(component, &mut [0; 64])?;
+        Ok(())
+    }
 
     /// Begins the next restart interval, whose marker has this number from 0 to 7 (E.2.4).
     fn restart(&mut self, number: u8) -> Result<(), Fault>;

@@ -10,6 +10,9 @@ use super::{
 };
 use crate::image::ImageError;
 
+/// The data of which skipping a part repays the making of tables for it, in bytes.
+const LONG_DATA: usize = 1 << 17;
+
 /// Decodes whole blocks one after the other.
 pub(super) struct SequentialDecoder<'a> {
     bits: BitReader<'a>,
@@ -48,7 +51,8 @@ impl<'a> SequentialDecoder<'a> {
             .components
             .iter()
             .map(|component| (component, last_of_interest(component.index)));
-        let may_skip = components.clone().any(|(_, last)| last < 63);
+        let is_long = encoded.len() - position >= LONG_DATA;
+        let may_skip = is_long || components.clone().any(|(_, last)| last < 63);
         for (component, last) in components {
             let (Some(dc), Some(ac)) = (&tables.dc[component.dc], &tables.ac[component.ac]) else {
                 return Err(missing_table());
@@ -84,11 +88,25 @@ impl EntropyDecoder for SequentialDecoder<'_> {
         let (Some(dc), Some(ac)) = (&self.dc[component.dc], &self.ac[component.ac]) else {
             return Err(Fault::Invalid);
         };
-        let difference = dc.difference(&mut self.bits).ok_or(Fault::Invalid)?;
+        let read = match component.last {
+            63 => ac.read(dc, &mut self.bits, block),
+            last => ac.read_up_to(last, dc, &mut self.bits, block),
+        };
+        let (difference, last) = read.ok_or(Fault::Invalid)?;
         component.predictor = component.predictor.wrapping_add(difference);
         block[0] = component.predictor as i16;
-        ac.read(&mut self.bits, component.last, block)
-            .ok_or(Fault::Invalid)
+        Ok(last)
+    }
+
+    #[inline(always)]
+    fn skip(&mut self, component: usize) -> Result<(), Fault> {
+        let component = &mut self.components[component];
+        let (Some(dc), Some(ac)) = (&self.dc[component.dc], &self.ac[component.ac]) else {
+            return Err(Fault::Invalid);
+        };
+        let difference = ac.skip(dc, &mut self.bits).ok_or(Fault::Invalid)?;
+        component.predictor = component.predictor.wrapping_add(difference);
+        Ok(())
     }
 
     fn restart(&mut self, number: u8) -> Result<(), Fault> {

@@ -5,10 +5,8 @@
 //! sample and one of its neighbour. The roundings alternate, so that there is no bias. All other
 //! factors just repeat samples.
 
-use super::{
-    frame::{Component, Frame},
-    simd::simd,
-};
+use super::frame::{Component, Frame};
+use crate::image::simd::simd;
 
 /// How a component is enlarged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -69,8 +69,10 @@ fn assert_as_torchvision(image: &Path, expected: &Path) -> (u8, f64) {
     let expected = crop(Source::Encoded(read(expected).into()), &whole).unwrap();
     let got = crop_encoded(read(image)).unwrap_or_else(|error| panic!("{name}: {error}"));
     let (max, mean) = difference(&got, &expected);
+    // The same as Pillow's for JPEGs; other decoders may differ by 1.
+    let most = u8::from(!name.ends_with(".jpg"));
     assert!(
-        max <= 1 && mean < 0.01,
+        max <= most && mean < 0.01,
         "{name} differs by up to {max}, {mean:.3} in the mean"
     );
     (max, mean)
