@@ -283,6 +283,7 @@ mod tests {
                 "model_version": "",
                 "classifications": [{"class_id": 0, "label": "cat", "probability": 0.1}],
                 "timing": {"total": "0.012300s"},
+                "regions": [],
             }),
             "{}",
             String::from_utf8_lossy(&json)
