@@ -552,6 +552,51 @@ mod tests {
         );
     }
 
+    /// An engine that is right but for its embeddings.
+    struct WrongEmbeddings(Box<dyn Engine>);
+
+    impl Engine for WrongEmbeddings {
+        fn infer(
+            &mut self,
+            images: &[u8],
+            n: usize,
+            logits: &mut [f32],
+        ) -> Result<(), EngineError> {
+            self.0.infer(images, n, logits)
+        }
+
+        fn infer_with_embeddings(
+            &mut self,
+            images: &[u8],
+            n: usize,
+            results: Results<'_>,
+        ) -> Result<(), EngineError> {
+            results.embeddings.reverse();
+            self.0.infer(images, n, results.logits)
+        }
+    }
+
+    #[test]
+    fn embeddings_that_differ_are_not_given_and_a_warning_stays() {
+        let model = model(&tiny());
+        let config = EngineConfig::new(NonZeroUsize::MIN);
+        let right = || embedded::load(&config, &model);
+        let kept = checked(right, &model, OnDisagreement::Refuse).unwrap();
+        assert_eq!(kept.info.embedding, Some(3));
+        assert!(kept.info.warnings.is_empty());
+
+        let wrong = || {
+            let mut lanes = right()?;
+            let wrap = |engine| -> Box<dyn Engine> { Box::new(WrongEmbeddings(engine)) };
+            lanes.narrow = lanes.narrow.into_iter().map(wrap).collect();
+            Ok(lanes)
+        };
+        let without = checked(wrong, &model, OnDisagreement::Refuse).unwrap();
+        assert_eq!(without.info.embedding, None);
+        let warning = &without.info.warnings[0];
+        assert!(warning.contains("no embeddings are given"), "{warning}");
+    }
+
     #[test]
     fn a_model_without_a_reference_serves_with_a_warning_that_stays() {
         let load = || Ok(lanes([0.0, 0.0, 9.0, 0.0]));

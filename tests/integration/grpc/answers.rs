@@ -290,12 +290,19 @@ async fn wrong_regions_are_named() {
 
 #[tokio::test]
 async fn the_crops_of_regions_count_against_the_memory() {
-    let server = Server::start(&["--engine", "embedded", "--max-memory", "32"]);
+    let server = Server::start(&[
+        "--engine",
+        "embedded",
+        "--max-memory",
+        "32",
+        "--max-message-mib",
+        "2",
+    ]);
     let regions = |count| ClassifyRequest {
         regions: vec![pixels(0, 0, 10, 10); count],
         ..request_cat()
     };
-    // 64 crops of 147 KiB are more than the quarter that one caller may have.
+    // 64 crops of 147 KiB are more than the quarter of it that one caller may have.
     let (code, message) = refused(&server, regions(64)).await;
     assert_eq!(code, Code::ResourceExhausted, "{message}");
     assert!(message.contains("--max-memory"), "{message}");
