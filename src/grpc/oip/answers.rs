@@ -2,11 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{
-    options::{Filter, flag},
-    parameters,
-    tensors::TensorError,
-};
+use super::{options::Filter, parameters, tensors::TensorError};
 use crate::{
     answer::{Activation, Class, top_k_of},
     grpc::{call::status::CallError, classifier::EmbeddingForm},
@@ -44,7 +40,6 @@ struct RequestedOutput {
     scores: Scores,
     /// How many of the best classes to return, as text instead of all the numbers.
     classes: Option<usize>,
-    embedding: EmbeddingForm,
 }
 
 /// The outputs that a caller requested.
@@ -56,6 +51,7 @@ pub(super) struct Shown<'a> {
     pub labels: &'a [String],
     pub activation: Activation,
     pub filter: &'a Filter,
+    pub embedding: EmbeddingForm,
     /// How many regions each image has, if they have some.
     pub each: Option<usize>,
 }
@@ -67,7 +63,6 @@ impl Outputs {
             return Ok(Self(vec![RequestedOutput {
                 scores: Scores::default(),
                 classes: None,
-                embedding: EmbeddingForm::AsItIs,
             }]));
         }
         let mut wanted: Vec<RequestedOutput> = Vec::new();
@@ -81,30 +76,16 @@ impl Outputs {
                 return Err(TensorError::SameOutput(scores.name()).into());
             }
             let classes = parameters::integer(parameters, "classification", 1)?;
-            let normalized = flag(parameters, "normalize")?;
-            let is_embedding = scores == Scores::Embedding;
-            if is_embedding && classes.is_some() {
+            if scores == Scores::Embedding && classes.is_some() {
                 return Err(TensorError::Parameter {
                     name: "classification",
                     expected: "left out: an embedding has no classes",
                 }
                 .into());
             }
-            if normalized && !is_embedding {
-                return Err(TensorError::Parameter {
-                    name: "normalize",
-                    expected: "left out, but for the output `embedding`",
-                }
-                .into());
-            }
             wanted.push(RequestedOutput {
                 scores,
                 classes: classes.map(|classes| usize::try_from(classes).unwrap_or(usize::MAX)),
-                embedding: if normalized {
-                    EmbeddingForm::Normalized
-                } else {
-                    EmbeddingForm::AsItIs
-                },
             });
         }
         Ok(Self(wanted))
@@ -151,7 +132,7 @@ impl RequestedOutput {
                 Scores::Probabilities => shown.activation.probabilities(&output.logits),
                 Scores::Embedding => {
                     let embedding = output.embedding.as_deref().unwrap_or_default();
-                    self.embedding.of(embedding)
+                    shown.embedding.of(embedding)
                 }
             };
             columns = values.len();
@@ -264,6 +245,7 @@ mod tests {
             labels,
             activation: Activation::Softmax,
             filter,
+            embedding: EmbeddingForm::AsItIs,
             each: None,
         }
     }
@@ -338,22 +320,21 @@ mod tests {
 
     #[test]
     fn embeddings_are_an_output_that_is_asked_for_by_name() {
-        let normalize = InferParameter {
-            parameter_choice: Some(ParameterChoice::BoolParam(true)),
-        };
-        let mut output = requested("embedding", None);
-        let as_it_is = Outputs::requested(&[output.clone()]).unwrap();
-        output.parameters = HashMap::from([("normalize".to_owned(), normalize)]);
-        let normalized = Outputs::requested(&[output.clone()]).unwrap();
-        assert!(normalized.want_embedding() && !Outputs::requested(&[]).unwrap().want_embedding());
-        for (outputs, expected) in [(as_it_is, [3.0, 4.0]), (normalized, [0.6, 0.8])] {
-            let (tensors, contents) =
-                outputs.tensors(&replies(), &shown(&labels(), &Filter::default()));
+        let outputs = Outputs::requested(&[requested("embedding", None)]).unwrap();
+        assert!(outputs.want_embedding() && !Outputs::requested(&[]).unwrap().want_embedding());
+        let (labels, filter) = (labels(), Filter::default());
+        for (embedding, expected) in [
+            (EmbeddingForm::AsItIs, [3.0, 4.0]),
+            (EmbeddingForm::Normalized, [0.6, 0.8]),
+        ] {
+            let shown = Shown {
+                embedding,
+                ..shown(&labels, &filter)
+            };
+            let (tensors, contents) = outputs.tensors(&replies(), &shown);
             assert_eq!(tensors[0].shape, [2, 2]);
             assert_eq!(floats(&contents[0])[..2], expected);
         }
-        output.name = "logits".into();
-        assert!(Outputs::requested(&[output]).is_err());
         assert!(Outputs::requested(&[requested("embedding", Some(3))]).is_err());
     }
 

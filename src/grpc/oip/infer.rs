@@ -13,7 +13,7 @@ use super::{
     answers::{Outputs, Shown},
     metadata::MODEL_HASH,
     names,
-    options::{Filter, Regions},
+    options::{self, Filter, Regions},
     parameters,
     tensors::{self, Expected, TensorError},
     versions,
@@ -22,7 +22,7 @@ use crate::{
     budget::Reservation,
     grpc::{
         call::{Call, context::Context, status::CallError, timing::CallTiming},
-        classifier::gives_embeddings,
+        classifier::{EmbeddingForm, gives_embeddings},
     },
     image::Source,
     inference::{
@@ -53,6 +53,7 @@ pub(super) struct Submitted {
     measured: Measured,
     outputs: Outputs,
     filter: Filter,
+    embedding: EmbeddingForm,
     /// How many regions each image has, if they have some.
     each: Option<usize>,
     images: Vec<oneshot::Receiver<Outcome>>,
@@ -96,6 +97,7 @@ pub(super) fn submit(
     if outputs.want_embedding() {
         gives_embeddings(&served)?;
     }
+    let embedding = options::embedding(&request.parameters)?;
     let filter = Filter::of(&request.parameters, &served)?;
     if !filter.is_none() && !outputs.want_classes() {
         return Err(TensorError::FilterOfTensors.into());
@@ -153,6 +155,7 @@ pub(super) fn submit(
         measured,
         outputs,
         filter,
+        embedding,
         each,
         images,
         deadline,
@@ -174,6 +177,7 @@ impl Submitted {
             mut measured,
             outputs,
             filter,
+            embedding,
             each,
             images,
             deadline,
@@ -194,6 +198,7 @@ impl Submitted {
             labels,
             activation: *activation,
             filter: &filter,
+            embedding,
             each,
         };
         let (outputs, raw_output_contents) = outputs.tensors(&replies, &shown);

@@ -4,7 +4,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::tensors::{MAX_IMAGES, TensorError};
 use crate::{
-    grpc::{call::status::CallError, classifier::Classes},
+    grpc::{
+        call::status::CallError,
+        classifier::{Classes, EmbeddingForm},
+    },
     image::{Region, RegionUnit},
     inference::{
         InferParameter, ModelInferRequest, infer_parameter::ParameterChoice,
@@ -186,16 +189,19 @@ fn probability(
         })
 }
 
-/// A parameter that is true or false; `false` where it is absent.
-pub(super) fn flag(
+/// What embeddings are to look like, by the parameter `normalize_embedding`.
+///
+/// # Errors
+/// A parameter that is wrong.
+pub(super) fn embedding(
     parameters: &HashMap<String, InferParameter>,
-    name: &'static str,
-) -> Result<bool, TensorError> {
-    match parameters.get(name).map(|found| &found.parameter_choice) {
-        None => Ok(false),
-        Some(Some(ParameterChoice::BoolParam(flag))) => Ok(*flag),
+) -> Result<EmbeddingForm, TensorError> {
+    const NAME: &str = "normalize_embedding";
+    match parameters.get(NAME).map(|found| &found.parameter_choice) {
+        None | Some(Some(ParameterChoice::BoolParam(false))) => Ok(EmbeddingForm::AsItIs),
+        Some(Some(ParameterChoice::BoolParam(true))) => Ok(EmbeddingForm::Normalized),
         Some(_) => Err(TensorError::Parameter {
-            name,
+            name: NAME,
             expected: "true or false",
         }),
     }
@@ -326,6 +332,28 @@ mod tests {
         assert!(read(text("[3]")).is_err());
         assert!(read(ParameterChoice::Int64Param(3)).is_err());
         assert!(labels(&HashMap::new(), "allow_labels").unwrap().is_empty());
+    }
+
+    #[test]
+    fn embeddings_are_normalized_on_request() {
+        let read = |choice| {
+            let parameter = InferParameter {
+                parameter_choice: choice,
+            };
+            embedding(&HashMap::from([(
+                "normalize_embedding".to_owned(),
+                parameter,
+            )]))
+        };
+        assert_eq!(embedding(&HashMap::new()), Ok(EmbeddingForm::AsItIs));
+        for (flag, form) in [
+            (true, EmbeddingForm::Normalized),
+            (false, EmbeddingForm::AsItIs),
+        ] {
+            assert_eq!(read(Some(ParameterChoice::BoolParam(flag))), Ok(form));
+        }
+        assert!(read(Some(ParameterChoice::Int64Param(1))).is_err());
+        assert!(read(None).is_err());
     }
 
     #[test]

@@ -196,10 +196,11 @@ fn the_open_inference_protocol_gives_regions_and_embeddings() {
     };
     let regions = r#", {"name": "regions", "datatype": "FP32", "shape": [1, 2, 4],
         "data": [[[0, 0, 1, 1], [0.25, 0.25, 0.1, 0.5]]]}"#;
-    let outputs = r#"{"name": "probabilities"},
-        {"name": "embedding", "parameters": {"normalize": true}}"#;
-    let whole = infer("", "", outputs);
-    let parts = infer(regions, r#""region_unit": "fractions""#, outputs);
+    let outputs = r#"{"name": "probabilities"}, {"name": "embedding"}"#;
+    let normalized = r#""normalize_embedding": true"#;
+    let whole = infer("", normalized, outputs);
+    let unit = format!(r#"{normalized}, "region_unit": "fractions""#);
+    let parts = infer(regions, &unit, outputs);
     let shapes = |answer: &Value| [0, 1].map(|at| answer["outputs"][at]["shape"].clone());
     assert_eq!(shapes(&whole), [json!([1, 106]), json!([1, 512])]);
     assert_eq!(shapes(&parts), [json!([1, 2, 106]), json!([1, 2, 512])]);
