@@ -71,7 +71,7 @@ fn tritonclient_gets_the_same_answers_as_classify() {
     );
     assert_eq!(
         stdout.lines().filter(|line| line.ends_with(" ok")).count(),
-        18,
+        19,
         "{stdout}"
     );
     eprint!("{stdout}");

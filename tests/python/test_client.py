@@ -114,7 +114,7 @@ def test_reflection():
     assert {"resnet18.v1.Classifier", "grpc.health.v1.Health"} <= set(database.get_services())
     pool = DescriptorPool(database)
     service = pool.FindServiceByName("resnet18.v1.Classifier")
-    assert sorted(m.name for m in service.methods) == ["Classify", "ListModels", "StreamClassify"]
+    assert sorted(m.name for m in service.methods) == ["Classify", "ClassifyBatch", "ListModels", "StreamClassify"]
     assert "ModelInfer" in pool.FindServiceByName("inference.GRPCInferenceService").methods_by_name
 
 

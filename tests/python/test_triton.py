@@ -199,7 +199,7 @@ def test_errors():
     fails("UINT8", "BYTES [N, 1]", inputs=tensor(crops(1), "UINT8"))
     fails("UINT8 [N, 224, 224, 3]", model=TENSOR, inputs=tensor(crops(1)[:, :100], "UINT8"))
     fails("1 to 64", inputs=files(*[b"x"] * 65))
-    fails("softmax", "`logits` and `probabilities`", outputs=[triton.InferRequestedOutput("softmax")])
+    fails("softmax", "`probabilities` and `embedding`", outputs=[triton.InferRequestedOutput("softmax")])
     wrong = triton.InferInput("input", [1], "BYTES")
     wrong.set_data_from_numpy(np.array([photo], dtype=np.object_))
     fails("`input`", "`images`", inputs=[wrong])
@@ -398,6 +398,33 @@ def test_a_stream_goes_on_after_errors():
     assert [result and result.get_response().id for result, _ in results] == ["1", None, None, None, "5"], results
     words = ["NOT_FOUND: there is no model", "INVALID_ARGUMENT: ", "DEADLINE_EXCEEDED: "]
     assert all(word in str(error) for word, (_, error) in zip(words, results[1:4])), results
+
+
+def as_regions(boxes):
+    regions = triton.InferInput("regions", boxes.shape, "FP32")
+    regions.set_data_from_numpy(boxes)
+    return regions
+
+
+def test_regions_and_embeddings():
+    photo = (DATA / "cat.jpg").read_bytes()
+    boxes = np.array([[[0, 0, 1, 1], [0.25, 0.25, 0.5, 0.5]]], np.float32)
+    regions = as_regions(boxes)
+    wanted = [triton.InferRequestedOutput(name) for name in ("probabilities", "embedding")]
+    parameters = {"region_unit": "fractions", "normalize_embedding": True}
+    parts = client.infer(MODEL, files(photo) + [regions], outputs=wanted, parameters=parameters)
+    whole = client.infer(MODEL, files(photo), outputs=wanted, parameters={"normalize_embedding": True})
+    assert parts.as_numpy("probabilities").shape == (1, 2, 106)
+    assert whole.as_numpy("embedding").shape == (1, 512)
+    assert np.allclose(np.linalg.norm(parts.as_numpy("embedding"), axis=-1), 1, atol=1e-3)
+    for output in ("probabilities", "embedding"):
+        assert np.allclose(parts.as_numpy(output)[:, 0], whole.as_numpy(output), atol=1e-3)
+
+    allowed = client.infer(MODEL, files(photo), outputs=top(3), parameters={"allow_labels": "cat\ndog"})
+    row = [entry.decode() for entry in allowed.as_numpy("probabilities")[0]]
+    assert row[0].endswith(":cat") and row[1].endswith(":dog") and row[2] == "", row
+    fails("`allow_labels`", "neither a label", outputs=top(3), parameters={"allow_labels": "unicorn"})
+    fails("FP32 [N, R, 4]", inputs=files(photo) + [as_regions(boxes[0])])
 
 
 for name, test in list(globals().items()):
