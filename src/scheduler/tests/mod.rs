@@ -158,6 +158,7 @@ impl Setup {
                 device: "test".into(),
                 max_batch: self.max_batch,
                 fixed_batch: self.fixed_batch,
+                batch_sizes: Vec::new(),
                 offloaded: self.offloaded,
                 warnings: Vec::new(),
             },
