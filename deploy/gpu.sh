@@ -32,15 +32,15 @@ choose() {
 }
 
 case ${GPU:-auto} in
-off) exit ;;
+off) exit 0 ;;
 tensorrt | tensorrt-enterprise)
     choose "$GPU"
-    exit
+    exit 0
     ;;
 auto) ;;
 *)
     say "GPU=$GPU is unknown: off, tensorrt, tensorrt-enterprise, or nothing for a choice by the card."
-    exit
+    exit 0
     ;;
 esac
 
@@ -52,9 +52,9 @@ elif [ -x "$root/usr/lib/wsl/lib/nvidia-smi" ]; then
 elif [ -e "$root/proc/driver/nvidia/version" ]; then
     say "There is an NVIDIA driver but no nvidia-smi to tell the card: going on with the CPU." \
         "\`make run GPU=tensorrt\` (GeForce, RTX, T4, L4) or GPU=tensorrt-enterprise (A100, H100) uses it."
-    exit
+    exit 0
 else
-    exit
+    exit 0
 fi
 
 # A driver that hangs must not keep the server from starting.
@@ -63,7 +63,7 @@ if command -v timeout >/dev/null; then limit="timeout 20"; fi
 if ! cards=$($limit "$smi" --query-gpu=compute_cap,name --format=csv,noheader 2>&1); then
     # Without a card or with a driver that does not run, its first line says so.
     say "The GPU is not used: nvidia-smi says: $(echo "$cards" | head -n 1)"
-    exit
+    exit 0
 fi
 
 # The first card, as the server's --device 0 does. Others are named if they need another feature.
@@ -79,7 +79,7 @@ echo "$cards" | {
             first=$feature
             if [ -z "$feature" ]; then
                 say "The GPU is not used: TensorRT needs compute capability 7.5 or newer, and this is${name:- an unknown card} with $capability."
-                exit
+                exit 0
             fi
             say "GPU:$name with compute capability $capability, by the feature $feature. GPU=off goes without."
         elif [ "$feature" != "$first" ]; then

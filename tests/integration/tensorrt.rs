@@ -707,6 +707,10 @@ impl FakeDriver {
             int cuDeviceGetAttribute(int *value, int attribute, int device) {{
                 *value = attribute == 75 ? {major} : attribute == 76 ? {minor} : 1; return 0;
             }}
+            int cuDeviceGetUuid(char *uuid, int device) {{
+                for (int i = 0; i < 16; i++) uuid[i] = i; return 0;
+            }}
+            int cuDeviceGetUuid_v2(char *uuid, int device) {{ return cuDeviceGetUuid(uuid, device); }}
             int cuDevicePrimaryCtxRetain(void **it, int device) {{ *it = &context; return 0; }}
             int cuDevicePrimaryCtxRelease_v2(int device) {{ return 0; }}
             int cuCtxGetCurrent(void **it) {{ *it = context; return 0; }}

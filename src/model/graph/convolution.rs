@@ -67,7 +67,12 @@ fn convolution(from: &NodeProto, layer: &Linear, axes: &str, names: &mut Names) 
     let bias = input(from, 2);
     let mut inputs = vec![image.as_str(), kernels.as_str()];
     inputs.extend(bias.filter(|_| layer.has_plain_bias));
-    nodes.push(node("Conv", &inputs, &product, None));
+    let mut convolution = node("Conv", &inputs, &product, None);
+    // Their defaults depend on the kernels' shape, which not every engine knows when it needs them.
+    for name in ["kernel_shape", "strides", "dilations"] {
+        convolution.attribute.push(ints_attribute(name, &[1, 1]));
+    }
+    nodes.push(convolution);
     let flatten = |output: &str| {
         let axis = Some(int_attribute("axis", 1));
         node("Flatten", &[&product], output, axis)
