@@ -368,3 +368,19 @@ fn statuses(report: &LoadReport) -> String {
         .collect();
     statuses.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_become_frames_of_one_size() {
+        let photo = include_bytes!("../../tests/data/sunflower_q30.jpg");
+        let paths = [PathBuf::from("sunflower.jpg")];
+        let frames = decoded(&paths, vec![Bytes::from_static(photo)]).unwrap();
+        assert_eq!(frames[0].len(), 256 * 256 * 3);
+
+        let error = decoded(&paths, vec![Bytes::from_static(b"no image")]).unwrap_err();
+        assert!(error.to_string().contains("sunflower.jpg: "), "{error}");
+    }
+}

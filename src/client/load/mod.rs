@@ -435,3 +435,27 @@ fn image_bytes(request: &ClassifyRequest) -> usize {
         None => 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_sent_as_pixels_and_files_as_they_are() {
+        let server: Server = "http://127.0.0.1:1".parse().unwrap();
+        let mut config = LoadConfig::new(server, vec![Bytes::from_static(&[7; 12])]);
+        let source = |config: &LoadConfig| requests(config)[0].image.clone().unwrap().source;
+        assert_eq!(
+            source(&config),
+            Some(Source::Encoded(Bytes::from_static(&[7; 12])))
+        );
+
+        config.frame_size = Some([2, 2]);
+        let Some(Source::Raw(frame)) = source(&config) else {
+            panic!("a frame");
+        };
+        assert_eq!(frame.format(), PixelFormat::Rgb8);
+        assert_eq!((frame.width, frame.height, frame.stride), (2, 2, 0));
+        assert_eq!(image_bytes(&requests(&config)[0]), 12);
+    }
+}
