@@ -3,6 +3,7 @@
 OPENVINO := 2026.4.1
 ONNXRUNTIME := 1.32.0
 TENSORRT_RTX := 1.7.1.116
+TENSORRT_ENTERPRISE := 11.4.0.106
 PYTHON := python3
 VENV := .venv
 # All checks build with this profile, so that they share the dependencies.
@@ -10,7 +11,7 @@ CHECKED := --profile testing
 # The same for tests that need no speed: this crate compiles in a fraction of the time.
 UNOPTIMIZED := $(CHECKED) --config profile.testing.package.resnet18-server.opt-level=0
 
-.PHONY: run build openvino onnxruntime tensorrt test test-features test-gpu test-env test-triton test-image lint lint-features deny shuttle chaos fuzz bench screenshots help
+.PHONY: run build openvino onnxruntime tensorrt tensorrt-enterprise test test-features test-gpu test-env test-triton test-image lint lint-features deny shuttle chaos fuzz bench screenshots help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -18,8 +19,14 @@ help: ## list the targets
 # What `make run` serves: a file, a published model, or `bundled`.
 MODEL := torchvision:resnet18
 
-run: openvino ## fetch OpenVINO, build, and serve MODEL until Ctrl-C
-	cargo run --release -- serve $(if $(filter bundled,$(MODEL)),,--model $(MODEL) --bundled-after 10s)
+# Whether it uses an NVIDIA card: `auto` if there is one, `off`, or the feature to build with.
+GPU := auto
+# The feature for the card, or nothing; looked for once, and only by `make run`.
+gpu_feature = $(eval gpu_feature := $(shell GPU=$(GPU) sh deploy/gpu.sh))$(gpu_feature)
+
+run: openvino ## fetch OpenVINO (and TensorRT for a card), build, and serve MODEL until Ctrl-C
+	$(if $(gpu_feature),-@$(MAKE) --no-print-directory $(gpu_feature))
+	cargo run --release $(if $(gpu_feature),--features $(gpu_feature) )-- serve $(if $(filter bundled,$(MODEL)),,--model $(MODEL) --bundled-after 10s)
 
 build: ## the program: target/release/resnet18
 	cargo build --release
@@ -57,6 +64,15 @@ tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDI
 	@rm -rf .runtime/tensorrt-rtx
 	@$(PYTHON) -m pip install --quiet --no-deps --only-binary=:all: --python-version 3.12 --root-user-action=ignore \
 	    --target .runtime/tensorrt-rtx tensorrt-rtx-cu12-libs==$(TENSORRT_RTX)
+	@touch $@
+
+tensorrt-enterprise: .runtime/tensorrt/$(TENSORRT_ENTERPRISE) ## fetch the data-centre TensorRT, for A100, H100 and the like, into .runtime (with pip)
+
+.runtime/tensorrt/$(TENSORRT_ENTERPRISE):
+	@echo "Fetching TensorRT $(TENSORRT_ENTERPRISE) into .runtime/tensorrt (some GB, under NVIDIA's licence) ..."
+	@rm -rf .runtime/tensorrt
+	@$(PYTHON) -m pip install --quiet --root-user-action=ignore \
+	    --target .runtime/tensorrt tensorrt-cu12-libs==$(TENSORRT_ENTERPRISE)
 	@touch $@
 
 test: openvino onnxruntime test-env ## fetch what the tests need, then run all of them

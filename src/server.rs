@@ -193,6 +193,8 @@ async fn run_with(
     control: Control<impl Future<Output = ()>>,
 ) -> Result<(), ServerError> {
     let exporter = Exporter::install();
+    #[cfg(feature = "tensorrt")]
+    exporter.number_gpus(engine::tensorrt::gpu_uuids);
     let state = StateCell::default();
     let (controller, commands) = config.model_control.channel();
     let registry = Arc::new(Registry::controlled(config.default_model, controller));
@@ -396,6 +398,7 @@ mod tests {
             device: "test".into(),
             max_batch: 1,
             fixed_batch: false,
+            batch_sizes: Vec::new(),
             offloaded: false,
             embedding: None,
             warnings: Vec::new(),

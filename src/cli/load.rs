@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tonic::Code;
 
 use super::{
-    CliError,
+    CliError, blocking,
     files::{self, Images},
     flags::ConnectionFlags,
     output::{self, escaped, named_line, thousands, time},
@@ -23,6 +23,7 @@ use crate::{
             run_load_observed,
         },
     },
+    image::{Geometry, PreprocessConfig, Preprocessor, Source},
     proto::code_name,
 };
 
@@ -30,6 +31,10 @@ use crate::{
 const DEFAULT_CLIENTS: usize = 16;
 /// Open loop: maximum number of requests in flight unless --concurrency is given.
 const DEFAULT_MAX_IN_FLIGHT: usize = 1024;
+
+/// The width and height of the frames of --raw: what most models scale the shorter side to, so that
+/// the server only crops them.
+const FRAME_SIDE: u32 = 256;
 
 /// The most bytes of images that are sent in rotation.
 const MOST_BYTES: usize = 1 << 30;
@@ -89,6 +94,10 @@ pub struct Args {
     /// Retry a rejected request, after the delay that the server asks for.
     #[arg(long, env = "RESNET18_LOAD_RETRY", conflicts_with = "hammer")]
     retry: bool,
+    /// Send the images as RGB frames of 256×256 pixels, decoded and cropped beforehand: this measures
+    /// the server without its decoding of files.
+    #[arg(long, env = "RESNET18_LOAD_RAW")]
+    raw: bool,
     /// Do not wait after a rejected request.
     #[arg(long, env = "RESNET18_LOAD_HAMMER")]
     hammer: bool,
@@ -110,12 +119,16 @@ impl From<LoadError> for CliError {
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let found = Images::find(&args.images)?;
     report::print_ignored(found.ignored, args.json);
-    let images = read_all(&found.files).await?;
+    let mut images = read_all(&found.files).await?;
+    if args.raw {
+        images = blocking(move || decoded(&found.files, images)).await?;
+    }
 
     let config = LoadConfig {
         server: args.server.server()?,
         model: args.server.model,
         images,
+        frame_size: args.raw.then_some([FRAME_SIDE; 2]),
         mode: match args.rate {
             None => LoadMode::Closed {
                 clients: args.concurrency.unwrap_or(DEFAULT_CLIENTS),
@@ -169,6 +182,20 @@ async fn read_all(paths: &[PathBuf]) -> Result<Vec<Bytes>, CliError> {
         images.push(image);
     }
     Ok(images)
+}
+
+/// The images as frames, cropped to squares of [`FRAME_SIDE`] pixels.
+fn decoded(paths: &[PathBuf], images: Vec<Bytes>) -> Result<Vec<Bytes>, CliError> {
+    let geometry = Geometry::cropped(FRAME_SIDE, FRAME_SIDE, FRAME_SIDE);
+    let mut preprocessor = Preprocessor::new(PreprocessConfig::default());
+    let frame = |(path, image): (&PathBuf, Bytes)| {
+        let mut frame = vec![0; geometry.bytes()];
+        preprocessor
+            .crop(&Source::Encoded(image), &geometry, &mut frame)
+            .map_err(|error| CliError::Failed(format!("{}: {error}", files::name(path))))?;
+        Ok(frame.into())
+    };
+    paths.iter().zip(images).map(frame).collect()
 }
 
 /// Whether some requests succeeded and none failed unexpectedly. Rejections and missed deadlines
@@ -340,4 +367,20 @@ fn statuses(report: &LoadReport) -> String {
         })
         .collect();
     statuses.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_become_frames_of_one_size() {
+        let photo = include_bytes!("../../tests/data/sunflower_q30.jpg");
+        let paths = [PathBuf::from("sunflower.jpg")];
+        let frames = decoded(&paths, vec![Bytes::from_static(photo)]).unwrap();
+        assert_eq!(frames[0].len(), 256 * 256 * 3);
+
+        let error = decoded(&paths, vec![Bytes::from_static(b"no image")]).unwrap_err();
+        assert!(error.to_string().contains("sunflower.jpg: "), "{error}");
+    }
 }

@@ -82,12 +82,38 @@ pub struct EngineInfo {
     pub max_batch: usize,
     /// The model file fixes the batch size: every call must bring `max_batch` images.
     pub fixed_batch: bool,
+    /// The batch sizes that the engine computes, in ascending order; it pads others to the next
+    /// one. Empty if it computes each size as it is.
+    pub batch_sizes: Vec<usize>,
     /// The engine computes on its own device, so the CPU's cores are free to decode meanwhile.
     pub offloaded: bool,
     /// How many values an embedding of the network has; `None` where this engine gives none.
     pub embedding: Option<usize>,
     /// Reasons to doubt the answers, such as that they differ from another engine's.
     pub warnings: Vec<String>,
+}
+
+impl EngineInfo {
+    /// The batch sizes to run before the engine serves, so that nothing is left to be compiled.
+    fn sizes_to_warm_up(&self) -> Vec<usize> {
+        if self.fixed_batch {
+            vec![self.max_batch]
+        } else if self.batch_sizes.is_empty() {
+            (1..=self.max_batch).collect()
+        } else {
+            self.batch_sizes.clone()
+        }
+    }
+
+    /// The batch sizes whose answers are compared with the reference's: every one that has kernels
+    /// of its own, or the smallest and the largest one.
+    fn sizes_to_check(&self) -> Vec<usize> {
+        match (self.fixed_batch, &self.batch_sizes[..], self.max_batch) {
+            (true, _, n) | (false, [], n @ 1) => vec![n],
+            (false, [], max) => vec![1, max],
+            (false, sizes, _) => sizes.to_vec(),
+        }
+    }
 }
 
 /// One network, loaded as many times as it can run at once.

@@ -280,7 +280,8 @@ fn drop_wrong_embeddings(lanes: &mut Lanes, model: &Model, crop: &Vec<u8>, refer
     }
 }
 
-/// Compares every lane on every photo, alone and in a full batch of different photos.
+/// Compares every lane on every photo, alone and in batches of different photos, of each size that
+/// has kernels of its own.
 fn compare(
     lanes: &mut Lanes,
     model: &Model,
@@ -351,16 +352,14 @@ fn both_answers(
 }
 
 /// Batches of indices of photos: one batch of the smallest size that starts with each photo, then
-/// one of the largest size.
+/// one of each other size that is checked.
 fn photo_batches(info: &EngineInfo, photos: usize) -> Vec<Vec<usize>> {
     let batch = |first: usize, n: usize| -> Vec<usize> {
         (first..first + n).map(|index| index % photos).collect()
     };
-    let smallest = if info.fixed_batch { info.max_batch } else { 1 };
-    let mut batches: Vec<_> = (0..photos).map(|first| batch(first, smallest)).collect();
-    if info.max_batch > smallest {
-        batches.push(batch(0, info.max_batch));
-    }
+    let sizes = info.sizes_to_check();
+    let mut batches: Vec<_> = (0..photos).map(|first| batch(first, sizes[0])).collect();
+    batches.extend(sizes[1..].iter().map(|&size| batch(0, size)));
     batches
 }
 
@@ -479,6 +478,7 @@ mod tests {
                 device: "test".into(),
                 max_batch: 1,
                 fixed_batch: false,
+                batch_sizes: Vec::new(),
                 offloaded: false,
                 embedding: None,
                 warnings: Vec::new(),
@@ -647,6 +647,28 @@ mod tests {
             .err()
             .unwrap();
         assert!(error.to_string().contains("not finite"), "{error}");
+    }
+
+    #[test]
+    fn every_size_that_is_compiled_is_checked() {
+        let sizes = |fixed_batch, max_batch, batch_sizes: &[usize]| {
+            let info = EngineInfo {
+                fixed_batch,
+                max_batch,
+                batch_sizes: batch_sizes.to_vec(),
+                ..lanes([0.0; 4]).info
+            };
+            let batches = photo_batches(&info, 3);
+            let lens: Vec<usize> = batches.iter().map(Vec::len).collect();
+            (lens, info.sizes_to_warm_up())
+        };
+        assert_eq!(
+            sizes(false, 8, &[1, 2, 4, 8]),
+            (vec![1, 1, 1, 2, 4, 8], vec![1, 2, 4, 8])
+        );
+        assert_eq!(sizes(false, 3, &[]), (vec![1, 1, 1, 3], vec![1, 2, 3]));
+        assert_eq!(sizes(false, 1, &[]), (vec![1, 1, 1], vec![1]));
+        assert_eq!(sizes(true, 4, &[4]), (vec![4, 4, 4], vec![4]));
     }
 
     fn difference(logits: &[f32], reference: &[f32]) -> Result<f32, String> {

@@ -106,6 +106,7 @@ pub fn try_out(config: &EngineConfig, model: &Model) -> Result<EngineInfo, Engin
         device: "GPU".into(),
         max_batch: 1,
         fixed_batch: false,
+        batch_sizes: Vec::new(),
         offloaded: true,
         embedding: None,
         warnings: vec![error.to_string()],
@@ -247,18 +248,14 @@ fn load_openvino(
 /// Runs every batch size once on every lane, so that no request pays for lazy initialization.
 fn warm_up(lanes: &mut Lanes, model: &Model) -> Result<(), EngineError> {
     let max_batch = lanes.info.max_batch;
-    let sizes = if lanes.info.fixed_batch {
-        max_batch..=max_batch
-    } else {
-        1..=max_batch
-    };
+    let sizes = lanes.info.sizes_to_warm_up();
     let image_len = model.geometry.bytes();
     let classes = model.graph.classes;
     let images = vec![0; max_batch * image_len];
 
     let run_all_sizes = |engine: &mut dyn Engine| -> Result<(), EngineError> {
         let mut logits = vec![0.0; max_batch * classes];
-        for n in sizes.clone() {
+        for &n in &sizes {
             engine.infer(&images[..n * image_len], n, &mut logits[..n * classes])?;
         }
         Ok(())

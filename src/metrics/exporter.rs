@@ -76,6 +76,13 @@ impl Exporter {
         }
     }
 
+    /// Numbers GPUs as the engine does, by these identities in its order; without this, as
+    /// `nvidia-smi` does. They are asked for at the first scrape that finds a GPU.
+    #[cfg(feature = "tensorrt")]
+    pub fn number_gpus(&self, uuids: fn() -> Vec<String>) {
+        self.gpus.number(uuids);
+    }
+
     /// Renders the text that Prometheus scrapes, with current values from `models`, `state` and
     /// `memory`.
     pub fn render<'a>(

@@ -343,6 +343,7 @@ fn info(max_batch: usize, offloaded: bool) -> EngineInfo {
         device: "test".into(),
         max_batch,
         fixed_batch: false,
+        batch_sizes: Vec::new(),
         offloaded,
         embedding: None,
         warnings: Vec::new(),

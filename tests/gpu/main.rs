@@ -19,6 +19,7 @@ use resnet18_server::{
 };
 use serde_json::Value;
 
+/// Those that have kernels of their own; others are padded.
 const BATCHES: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 
 fn config(cache: &std::path::Path) -> EngineConfig {
@@ -160,18 +161,24 @@ fn the_time_that_the_server_adds_to_the_gpus_own() {
     let model = Model::bundled(&Overrides::default()).unwrap();
     let times = measure(&config(folder.path()), &model, &BATCHES).unwrap();
     let rate = |batch: usize, time: Duration| batch as f64 / time.as_secs_f64();
-    eprintln!("batch  device ms  images/s   lane ms  images/s  lane/device");
+    eprintln!("batch  device ms  images/s   lane ms  images/s  lane/device  after");
     let mut best = 0.0_f64;
     for time in &times {
         let [device, lane] = [time.device, time.lane].map(|t| rate(time.batch, t));
         best = best.max(device);
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
         eprintln!(
-            "{:5}  {:9.3}  {device:8.0}  {:8.3}  {lane:8.0}  {:11.2}",
+            "{:5}  {:9.3}  {device:8.0}  {:8.3}  {lane:8.0}  {:11.2}  {} runs{}",
             time.batch,
             ms(time.device),
             ms(time.lane),
-            lane / device
+            lane / device,
+            time.warm_up,
+            if time.settled {
+                ""
+            } else {
+                ", and still changing"
+            }
         );
     }
     let cache = folder.path().to_str().unwrap();

@@ -70,6 +70,21 @@ fn the_core_of_the_server_does_not_use_grpc_types() {
     assert!(elsewhere > 5, "the uses of tonic in src/ were not found");
 }
 
+/// The binding of TensorRT is experimental: what would have to be replaced is in one place.
+#[test]
+fn only_one_folder_calls_the_binding_of_tensorrt() {
+    let callers: BTreeSet<PathBuf> = sources()
+        .iter()
+        .filter(|source| {
+            let mut tokens = source.tokens.iter();
+            tokens.any(|token| token == "trtx" || token == "trtx_sys" || token == "cxx")
+        })
+        .map(|source| source.path.parent().unwrap().to_owned())
+        .collect();
+    let expected = PathBuf::from("engine/tensorrt/enabled/binding");
+    assert_eq!(callers, BTreeSet::from([expected]));
+}
+
 /// One Rust file below `src/`.
 struct SourceFile {
     /// The top-level module that it belongs to.

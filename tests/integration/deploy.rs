@@ -15,14 +15,18 @@ fn deploy(name: &str) -> PathBuf {
         .join(name)
 }
 
-const MANIFESTS: [&str; 6] = [
+const MANIFESTS: [&str; 7] = [
     "kubernetes/server/autoscaling.yaml",
     "kubernetes/server/deployment.yaml",
     "kubernetes/server/disruption.yaml",
     "kubernetes/server/service.yaml",
     "kubernetes/kserve/example.yaml",
     "kubernetes/kserve/runtime.yaml",
+    "kubernetes/kserve/runtime-gpu.yaml",
 ];
+
+/// What the images are built by.
+const DOCKERFILES: [&str; 2] = ["Dockerfile", "Dockerfile.gpu"];
 
 /// A program of the tests' Python environment; `None`, with a visible message, where it is missing.
 fn tool(name: &str) -> Option<PathBuf> {
@@ -105,8 +109,67 @@ fn manifests_match_the_published_schemas() {
         "Service",
         "InferenceService",
         "ServingRuntime",
+        "ServingRuntime",
     ];
     assert_eq!(kinds, expected);
+}
+
+#[test]
+fn the_overlay_for_gpus_is_valid_and_changes_what_it_says() {
+    let kubectl = Command::new("kubectl")
+        .arg("kustomize")
+        .arg(deploy("kubernetes/gpu"))
+        .output();
+    let Ok(output) = kubectl else {
+        skipped("kubectl is not installed");
+        return;
+    };
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let manifests = text(&output.stdout);
+    for changed in [
+        "image: resnet18:0.1.0-gpu",
+        "nvidia.com/gpu: 1",
+        "name: RESNET18_ENGINE",
+        "maxSurge: 0",
+        "minReplicas: 1",
+        // What stays.
+        "- --drain-delay=5s",
+        "readOnlyRootFilesystem: true",
+    ] {
+        assert!(manifests.contains(changed), "{changed}: {manifests}");
+    }
+    assert!(!manifests.contains("image: resnet18:0.1.0\n"));
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gpu.yaml");
+    std::fs::write(&file, manifests).unwrap();
+    let Some(output) = validate(&[file]) else {
+        return;
+    };
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout).lines().count(), 5);
+}
+
+#[test]
+fn compose_gives_the_server_the_gpus() {
+    let Some(python) = tool("kubernetes-validate").map(|path| path.with_file_name("python")) else {
+        return;
+    };
+    let script = "
+import sys, yaml
+base, gpu = (yaml.safe_load(open(path)) for path in sys.argv[1:])
+changed = gpu['services']['resnet18']
+assert set(gpu['services']) <= set(base['services'])
+assert changed['gpus'] == 'all' and changed['build']['dockerfile'] == 'deploy/Dockerfile.gpu'
+volumes = {volume.split(':')[0] for volume in changed['volumes']}
+assert volumes == set(gpu['volumes']), volumes
+";
+    let output = Command::new(python)
+        .args(["-c", script])
+        .args(["compose.yaml", "compose.gpu.yaml"].map(deploy))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -221,27 +284,41 @@ fn every_flag_in_deploy_exists() {
         );
     }
 
-    let dockerfile = std::fs::read_to_string(deploy("Dockerfile")).unwrap();
-    let check = dockerfile
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("CMD "))
-        .unwrap();
-    let check: Vec<String> = serde_json::from_str(check).unwrap();
-    let output = resnet18().args(&check[1..]).arg("--help").output().unwrap();
-    assert!(
-        check[0] == "resnet18" && output.status.success(),
-        "{check:?}: {}",
-        text(&output.stderr)
-    );
-
     let help = resnet18().args(["serve", "--help"]).output().unwrap();
     let help = text(&help.stdout);
-    let variables = dockerfile.split("RESNET18_").skip(1);
-    for (name, _) in variables.filter_map(|rest| rest.split_once('=')) {
+    let known = |name: &str| {
         assert!(
             help.contains(&format!("RESNET18_{name}=")),
             "`serve --help` does not name RESNET18_{name}"
         );
+    };
+    for dockerfile in DOCKERFILES {
+        let dockerfile = std::fs::read_to_string(deploy(dockerfile)).unwrap();
+        let check = dockerfile
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("CMD "))
+            .unwrap();
+        let check: Vec<String> = serde_json::from_str(check).unwrap();
+        let output = resnet18().args(&check[1..]).arg("--help").output().unwrap();
+        assert!(
+            check[0] == "resnet18" && output.status.success(),
+            "{check:?}: {}",
+            text(&output.stderr)
+        );
+
+        let variables = dockerfile.split("RESNET18_").skip(1);
+        for (name, _) in variables.filter_map(|rest| rest.split_once('=')) {
+            known(name);
+        }
+    }
+    for (file, end) in [
+        ("kubernetes/gpu/deployment.yaml", '\n'),
+        ("compose.gpu.yaml", ':'),
+    ] {
+        let text = std::fs::read_to_string(deploy(file)).unwrap();
+        let variables: Vec<_> = text.split("RESNET18_").skip(1).collect();
+        assert_eq!(variables.len(), 1, "{file}");
+        known(variables[0].split(end).next().unwrap());
     }
 }
 
@@ -255,6 +332,10 @@ fn pods_get_enough_time_to_drain() {
         (
             "kubernetes/kserve/example.yaml",
             "kubernetes/kserve/runtime.yaml",
+        ),
+        (
+            "kubernetes/kserve/example.yaml",
+            "kubernetes/kserve/runtime-gpu.yaml",
         ),
     ] {
         let text = std::fs::read_to_string(deploy(manifest)).unwrap();
@@ -281,30 +362,32 @@ fn pods_get_enough_time_to_drain() {
 }
 
 #[test]
-fn the_dockerfile_passes_its_linter() {
-    let dockerfile = std::fs::read_to_string(deploy("Dockerfile")).unwrap();
-    let toolchain = dockerfile
-        .split("FROM rust:")
-        .nth(1)
-        .unwrap()
-        .split('-')
-        .next()
-        .unwrap();
-    assert_eq!(
-        toolchain,
-        env!("CARGO_PKG_RUST_VERSION"),
-        "the image builds with the oldest supported Rust"
-    );
+fn the_dockerfiles_pass_their_linter() {
+    for name in DOCKERFILES {
+        let dockerfile = std::fs::read_to_string(deploy(name)).unwrap();
+        let toolchain = dockerfile
+            .split("FROM rust:")
+            .nth(1)
+            .unwrap()
+            .split('-')
+            .next()
+            .unwrap();
+        assert_eq!(
+            toolchain,
+            env!("CARGO_PKG_RUST_VERSION"),
+            "the image builds with the oldest supported Rust"
+        );
 
-    let Some(hadolint) = tool("hadolint") else {
-        return;
-    };
-    let output = Command::new(hadolint)
-        .arg("--no-color")
-        .arg(deploy("Dockerfile"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", text(&output.stdout));
+        let Some(hadolint) = tool("hadolint") else {
+            return;
+        };
+        let output = Command::new(hadolint)
+            .arg("--no-color")
+            .arg(deploy(name))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output.stdout));
+    }
 }
 
 /// All Rust files of a folder.

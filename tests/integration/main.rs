@@ -14,6 +14,8 @@ mod deploy;
 mod files;
 mod formats;
 mod golden;
+#[cfg(unix)]
+mod gpu_choice;
 mod grpc;
 mod heads;
 mod hub;

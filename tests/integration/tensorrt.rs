@@ -2,6 +2,7 @@
 //! and every error.
 
 use std::{
+    collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -9,7 +10,10 @@ use std::{
 };
 
 use prost::Message;
-use resnet18_server::model::onnx::{ModelProto, TensorProto};
+use resnet18_server::model::{
+    ActivationRange, Model, Overrides, Quantization,
+    onnx::{ModelProto, TensorProto},
+};
 use serde_json::Value;
 
 use crate::common::{
@@ -110,22 +114,7 @@ fn every_model_is_built_for_every_gpu_and_found_again() {
         models.push([vec![path], normalization.to_vec()].concat());
     }
     let folder = tempfile::tempdir().unwrap();
-    if let (Some(models_folder), Some(python)) = (shared("models"), python()) {
-        let Checkpoint { path, labels, .. } =
-            checkpoint(&python, &models_folder, "resnet50", folder.path());
-        let onnx = folder.path().join("resnet50.onnx");
-        let output = resnet18()
-            .arg("import")
-            .args([
-                &path,
-                Path::new("--labels"),
-                &labels,
-                Path::new("--output"),
-                &onnx,
-            ])
-            .output();
-        let output = output.unwrap();
-        assert!(output.status.success(), "{}", text(&output.stderr));
+    if let Some(onnx) = shared("models").and_then(|models| resnet50(&models, folder.path())) {
         models.push(vec![onnx.display().to_string()]);
     }
     // More models can be given as a list of paths: RESNET18_TEST_ONNX=/a.onnx:/b.onnx
@@ -158,6 +147,146 @@ fn every_model_is_built_for_every_gpu_and_found_again() {
             assert_eq!(line["cached"], true, "{line}");
         }
     }
+}
+
+/// The heading of the table that the following test checks.
+const TABLE: &str = "| model | precision | 7.5 | 8.0 | 8.6 | 8.9 | 12.0 | 12.1 |";
+
+/// What a row of the table says about a model in a precision: for each GPU whether a plan is built,
+/// or why not.
+fn row(name: &str, precision: &str, arguments: &[&str]) -> String {
+    let targets = ["75", "80", "86", "89", "120", "121"];
+    let mut cells: Vec<&str> = Vec::new();
+    while cells.len() < targets.len() {
+        let cache = tempfile::tempdir().unwrap();
+        let left = targets[cells.len()..].join(",");
+        let output = command(cache.path(), &[arguments, &["--sm", &left]].concat())
+            .output()
+            .unwrap();
+        // It ends at the first one that is refused.
+        cells.extend(text(&output.stdout).lines().map(|_| "built"));
+        if output.status.success() {
+            continue;
+        }
+        let said = text(&output.stderr);
+        let reasons = [
+            ("do not compute in bf16", "no bf16"),
+            ("GEMM is not supported", "no fp32 products"),
+        ];
+        match reasons.iter().find(|(part, _)| said.contains(part)) {
+            Some((_, reason)) => cells.push(reason),
+            None => panic!("{name} in {precision}: {said}"),
+        }
+    }
+    format!("| {name} | {precision} | {} |", cells.join(" | "))
+}
+
+/// The model in int8 with the same range for all activations: enough to see whether it can be built.
+fn quantized(model: &Path, folder: &Path) -> PathBuf {
+    let model = Model::from_file(model, &Overrides::default()).unwrap();
+    let float = model.graph.folded().unwrap();
+    let range = ActivationRange {
+        limit: 8.0,
+        signed: true,
+    };
+    let tensors = float.ranged_tensors().into_iter();
+    let how = Quantization {
+        ranges: tensors.map(|tensor| (tensor, range)).collect(),
+        means: HashMap::new(),
+        keep_float: HashSet::new(),
+    };
+    let quantized = float.quantized(&how).unwrap();
+    let path = folder.join("int8.onnx");
+    fs::write(&path, quantized.to_file(&model.manifest).unwrap()).unwrap();
+    path
+}
+
+/// `RESNET18_GPU_TABLE_UPDATE=1` writes the table anew.
+#[test]
+fn the_documentation_says_what_is_built_for_which_gpu() {
+    if library().is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut models: Vec<(&str, Vec<String>)> = vec![("the bundled ResNet18", vec![BUNDLED.into()])];
+    if let Some(shared) = shared("models") {
+        let path = shared.join("efficientnet-lite0.onnx");
+        let settings = ["--mean", "0.498,0.498,0.498", "--std", "0.502,0.502,0.502"];
+        let arguments = [&[path.to_str().unwrap()], &settings[..]].concat();
+        let arguments = arguments.into_iter().map(str::to_owned).collect();
+        models.push(("EfficientNet-Lite0", arguments));
+        if let Some(onnx) = resnet50(&shared, folder.path()) {
+            models.push(("ResNet50", vec![onnx.display().to_string()]));
+        }
+    }
+
+    let mut rows = Vec::new();
+    for (name, arguments) in &models {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        for precision in ["fp16", "fp32", "bf16"] {
+            let arguments = [&arguments[..], &["--precision", precision]].concat();
+            rows.push(row(name, precision, &arguments));
+        }
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join(arguments[0]);
+        let int8 = quantized(&model, folder.path());
+        rows.push(row(name, "int8", &[int8.to_str().unwrap()]));
+    }
+
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/gpu.md");
+    let text = fs::read_to_string(&page).unwrap();
+    let start = text.find(TABLE).expect("the page has the table");
+    let end = start + text[start..].find("\n\n").unwrap();
+    let lines: Vec<&str> = text[start..end].lines().collect();
+    if std::env::var_os("RESNET18_GPU_TABLE_UPDATE").is_some() {
+        let table = format!(
+            "{TABLE}\n|---|---|---|---|---|---|---|---|\n{}",
+            rows.join("\n")
+        );
+        fs::write(&page, format!("{}{table}{}", &text[..start], &text[end..])).unwrap();
+        return;
+    }
+    for row in &rows {
+        assert!(lines.contains(&row.as_str()), "docs/gpu.md lacks: {row}");
+    }
+}
+
+/// A ResNet50 as an ONNX file.
+fn resnet50(models: &Path, folder: &Path) -> Option<PathBuf> {
+    let Checkpoint { path, labels, .. } = checkpoint(&python()?, models, "resnet50", folder);
+    let onnx = folder.join("resnet50.onnx");
+    let output = resnet18()
+        .arg("import")
+        .args([
+            &path,
+            Path::new("--labels"),
+            &labels,
+            Path::new("--output"),
+            &onnx,
+        ])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    Some(onnx)
+}
+
+#[test]
+fn too_little_scratch_memory_names_the_flag() {
+    if library().is_none() {
+        return;
+    }
+    let arguments = ["--max-batch", "64", "--workspace-mib", "64"];
+    assert_contains(
+        &failure(&arguments),
+        &[
+            "OutOfMemory",
+            "64 MiB",
+            "--workspace-mib 172",
+            "--max-batch",
+        ],
+    );
+    let cache = tempfile::tempdir().unwrap();
+    let arguments = ["--sm", "86", "--max-batch", "64", "--workspace-mib", "172"];
+    assert_eq!(build(cache.path(), &arguments).len(), 1);
 }
 
 #[test]
@@ -585,6 +714,10 @@ impl FakeDriver {
             int cuDeviceGetAttribute(int *value, int attribute, int device) {{
                 *value = attribute == 75 ? {major} : attribute == 76 ? {minor} : 1; return 0;
             }}
+            int cuDeviceGetUuid(char *uuid, int device) {{
+                for (int i = 0; i < 16; i++) uuid[i] = i; return 0;
+            }}
+            int cuDeviceGetUuid_v2(char *uuid, int device) {{ return cuDeviceGetUuid(uuid, device); }}
             int cuDevicePrimaryCtxRetain(void **it, int device) {{ *it = &context; return 0; }}
             int cuDevicePrimaryCtxRelease_v2(int device) {{ return 0; }}
             int cuCtxGetCurrent(void **it) {{ *it = context; return 0; }}

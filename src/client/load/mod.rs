@@ -42,7 +42,7 @@ use tonic::{Code, Status};
 
 use super::{Client, ClientError, Server, classify, connect, find_model, retry::requested_delay};
 use crate::{
-    proto::{ClassifyRequest, Image, image::Source},
+    proto::{ClassifyRequest, Image, PixelFormat, RawFrame, image::Source},
     sync,
 };
 
@@ -68,8 +68,11 @@ pub struct LoadConfig {
     pub server: Server,
     /// The model's name; empty for the server's default model.
     pub model: String,
-    /// The image files to send, in turn.
+    /// The image files to send, in turn; pixels if [`frame_size`](Self::frame_size) is given.
     pub images: Vec<Bytes>,
+    /// The images are no files but frames of red, green and blue bytes, of this width and height,
+    /// which the server need not decode.
+    pub frame_size: Option<[u32; 2]>,
     /// When requests are sent.
     pub mode: LoadMode,
     /// How many connections to open; `None` means one for each client of a closed loop, and up to
@@ -92,6 +95,7 @@ impl LoadConfig {
             server,
             model: String::new(),
             images,
+            frame_size: None,
             mode: LoadMode::Closed { clients: 16 },
             connections: None,
             duration: Duration::from_secs(10),
@@ -256,9 +260,21 @@ async fn connect_all(config: &LoadConfig) -> Result<Vec<Client>, ClientError> {
 }
 
 fn requests(config: &LoadConfig) -> Vec<ClassifyRequest> {
-    let request = |image: &Bytes| ClassifyRequest {
+    let image = |data: &Bytes| match config.frame_size {
+        None => Image::encoded(data.clone()),
+        Some([width, height]) => Image {
+            source: Some(Source::Raw(RawFrame {
+                format: PixelFormat::Rgb8.into(),
+                width,
+                height,
+                stride: 0,
+                data: data.clone(),
+            })),
+        },
+    };
+    let request = |data: &Bytes| ClassifyRequest {
         model: config.model.clone(),
-        image: Some(Image::encoded(image.clone())),
+        image: Some(image(data)),
         ..ClassifyRequest::default()
     };
     config.images.iter().map(request).collect()
@@ -415,6 +431,31 @@ fn image_bytes(request: &ClassifyRequest) -> usize {
         .and_then(|image| image.source.as_ref())
     {
         Some(Source::Encoded(data)) => data.len(),
-        _ => 0,
+        Some(Source::Raw(frame)) => frame.data.len(),
+        None => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_sent_as_pixels_and_files_as_they_are() {
+        let server: Server = "http://127.0.0.1:1".parse().unwrap();
+        let mut config = LoadConfig::new(server, vec![Bytes::from_static(&[7; 12])]);
+        let source = |config: &LoadConfig| requests(config)[0].image.clone().unwrap().source;
+        assert_eq!(
+            source(&config),
+            Some(Source::Encoded(Bytes::from_static(&[7; 12])))
+        );
+
+        config.frame_size = Some([2, 2]);
+        let Some(Source::Raw(frame)) = source(&config) else {
+            panic!("a frame");
+        };
+        assert_eq!(frame.format(), PixelFormat::Rgb8);
+        assert_eq!((frame.width, frame.height, frame.stride), (2, 2, 0));
+        assert_eq!(image_bytes(&requests(&config)[0]), 12);
     }
 }

@@ -90,6 +90,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             device: cpu_name(),
             max_batch,
             fixed_batch: batch.is_some(),
+            batch_sizes: Vec::new(),
             offloaded: false,
             embedding: serving.embedding,
             warnings: Vec::new(),

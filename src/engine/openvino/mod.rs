@@ -82,6 +82,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             device,
             max_batch,
             fixed_batch: matches!(model.graph.batch, Batch::Fixed(_)),
+            batch_sizes: Vec::new(),
             offloaded: false,
             embedding,
             warnings: Vec::new(),

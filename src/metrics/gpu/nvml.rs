@@ -1,17 +1,23 @@
 //! Reads the state of GPUs through NVML, NVIDIA's management library. It is loaded at run time;
 //! where it is missing there are no readings.
 
+use std::sync::OnceLock;
+
 use nvml_wrapper::{Nvml, enum_wrappers::device::TemperatureSensor, error::NvmlError};
 
 /// The GPUs of this machine.
 pub struct Gpus {
     nvml: Option<Nvml>,
+    /// Gives the identities of the GPUs in the engine's order.
+    uuids: OnceLock<fn() -> Vec<String>>,
+    /// For each GPU that is shown: its index in NVML and its number.
+    numbers: OnceLock<Vec<(u32, u32)>>,
 }
 
 /// The state of one GPU. Values that it can't report are `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GpuReading {
-    /// As `nvidia-smi` counts.
+    /// As in `--device`.
     pub index: u32,
     /// The product's name.
     pub name: String,
@@ -35,7 +41,17 @@ impl Gpus {
             tracing::debug!("no GPU metrics: {error}");
         }
 
-        Self { nvml: nvml.ok() }
+        Self {
+            nvml: nvml.ok(),
+            uuids: OnceLock::new(),
+            numbers: OnceLock::new(),
+        }
+    }
+
+    /// Numbers GPUs by these identities from now on. The first call counts.
+    pub fn number(&self, uuids: fn() -> Vec<String>) {
+        // A second server in the same process has the same GPUs.
+        let _ = self.uuids.set(uuids);
     }
 
     pub fn read(&self) -> Vec<GpuReading> {
@@ -43,18 +59,51 @@ impl Gpus {
             return Vec::new();
         };
 
-        (0..nvml.device_count().unwrap_or(0))
-            .filter_map(|index| read(nvml, index).ok())
+        let numbers = self.numbers.get_or_init(|| {
+            let by_nvml: Vec<String> = (0..nvml.device_count().unwrap_or(0))
+                .map(|index| {
+                    let uuid = nvml.device_by_index(index).and_then(|gpu| gpu.uuid());
+                    uuid.unwrap_or_default()
+                })
+                .collect();
+            numbered(
+                &by_nvml,
+                &self.uuids.get().map_or_else(Vec::new, |uuids| uuids()),
+            )
+        });
+        numbers
+            .iter()
+            .filter_map(|&(index, number)| read(nvml, index, number).ok())
             .collect()
     }
 }
 
-fn read(nvml: &Nvml, index: u32) -> Result<GpuReading, NvmlError> {
+/// The GPUs to show, as indices in NVML with their numbers: those that the engine sees, numbered as
+/// it does. The two orders differ where `CUDA_VISIBLE_DEVICES` is set, and where cards differ: CUDA
+/// puts the fastest one first. If the engine sees none that NVML knows, all are shown.
+fn numbered(by_nvml: &[String], by_engine: &[String]) -> Vec<(u32, u32)> {
+    let seen: Vec<(u32, u32)> = (0..)
+        .zip(by_engine)
+        .filter_map(|(number, uuid)| {
+            let index = by_nvml.iter().position(|found| found == uuid)?;
+            Some((u32::try_from(index).ok()?, number))
+        })
+        .collect();
+    if seen.is_empty() {
+        return (0..)
+            .zip(by_nvml)
+            .map(|(index, _)| (index, index))
+            .collect();
+    }
+    seen
+}
+
+fn read(nvml: &Nvml, index: u32, number: u32) -> Result<GpuReading, NvmlError> {
     let gpu = nvml.device_by_index(index)?;
     let memory = gpu.memory_info().ok();
 
     Ok(GpuReading {
-        index,
+        index: number,
         name: gpu.name()?,
         utilization: gpu
             .utilization_rates()
@@ -82,5 +131,17 @@ mod tests {
             return;
         }
         assert_eq!(gpus.read(), []);
+    }
+
+    #[test]
+    fn gpus_have_the_numbers_of_the_engine() {
+        let uuids =
+            |names: &[&str]| -> Vec<String> { names.iter().map(ToString::to_string).collect() };
+        let nvml = uuids(&["old", "new", "other"]);
+        // The fastest first, and one that is hidden.
+        assert_eq!(numbered(&nvml, &uuids(&["new", "old"])), [(1, 0), (0, 1)]);
+        let all = [(0, 0), (1, 1), (2, 2)];
+        assert_eq!(numbered(&nvml, &[]), all, "no CUDA");
+        assert_eq!(numbered(&nvml, &uuids(&["part of a card"])), all);
     }
 }

@@ -176,6 +176,7 @@ impl Setup {
                 device: "test".into(),
                 max_batch: self.max_batch,
                 fixed_batch: self.fixed_batch,
+                batch_sizes: Vec::new(),
                 offloaded: self.offloaded,
                 embedding: self.embedding,
                 warnings: Vec::new(),

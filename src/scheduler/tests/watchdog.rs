@@ -80,6 +80,49 @@ fn an_engine_that_hangs_takes_its_lane_and_the_last_one_the_server() {
     }
 }
 
+#[cfg(feature = "tensorrt")]
+#[test]
+fn a_gpu_that_answers_nothing_is_given_up() {
+    let (lane, release) = crate::engine::tensorrt::hanging_lane(GEOMETRY.bytes(), 1);
+    let mut config = impatient(1).config;
+    config.threads = NonZeroUsize::MIN;
+    let scheduler = Scheduler::new(config).unwrap();
+    let queue = scheduler
+        .add(LoadedModel {
+            lanes: Lanes {
+                info: EngineInfo {
+                    kind: EngineKind::TensorRt,
+                    version: "1".into(),
+                    precision: Precision::Fp16,
+                    device: "test".into(),
+                    max_batch: 2,
+                    fixed_batch: false,
+                    batch_sizes: vec![1, 2],
+                    offloaded: true,
+                    warnings: Vec::new(),
+                },
+                wide: None,
+                narrow: vec![lane],
+                plans: Vec::new(),
+            },
+            geometry: GEOMETRY,
+            classes: 1,
+            metrics: Arc::new(ModelMetrics::new("test")),
+        })
+        .unwrap();
+    let answer = queue.submit(job(1)).unwrap().blocking_recv().unwrap();
+    assert!(
+        matches!(&answer, Err(JobError::Engine(error)) if error.to_string().contains("--stall-timeout")),
+        "{answer:?}"
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let failure = runtime.block_on(scheduler.failed());
+    assert!(failure.to_string().contains("--stall-timeout"), "{failure}");
+    drop(release);
+}
+
 #[test]
 fn so_many_hanging_threads_are_the_end() {
     let bench = impatient(1).start();

@@ -4,12 +4,14 @@ use std::{fs, net::SocketAddr, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use resnet18_server::client::load::{LoadConfig, LoadMode, OnRejection, run_load};
+use serde_json::Value;
 use tonic::Code;
 
 use super::{
     classify::{json_lines, resnet18},
     fake_server::{self, Script},
 };
+use crate::common::{self, Server, data, text};
 
 fn config(server: SocketAddr) -> LoadConfig {
     LoadConfig {
@@ -155,4 +157,30 @@ async fn the_program_prints_the_report() {
         "{text}"
     );
     assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn raw_frames_are_sent_in_place_of_files() {
+    let server = Server::start(&[]);
+    let output = common::resnet18()
+        .args([
+            "load",
+            "--raw",
+            "--json",
+            "--duration",
+            "300ms",
+            "--warmup",
+            "0",
+        ])
+        .args(["--server", &server.url()])
+        .arg(data("cat.jpg"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let statuses = report["statuses"].as_object().unwrap();
+    assert!(
+        statuses.len() == 1 && statuses["OK"].as_u64().unwrap() > 0,
+        "{report}"
+    );
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::{ComputeCapability, KIND};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Precision};
 
 /// The two products that are called TensorRT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +34,9 @@ impl Flavour {
         }
     }
 
-    /// The oldest driver that is documented to work, as the CUDA that it supports. Minor versions
-    /// of CUDA are compatible.
+    /// The oldest driver that may work, as the CUDA that it supports: NVIDIA documents that programs
+    /// for a newer minor version of CUDA run on it. Between this one and [`cuda`](Self::cuda) a
+    /// warning is logged.
     fn oldest_driver(self) -> CudaVersion {
         match self {
             Self::Rtx => CudaVersion {
@@ -56,6 +57,18 @@ impl Flavour {
             Self::Rtx => [75, 80, 86, 89, 120, 121].contains(&capability.sm()),
             Self::Enterprise => capability.sm() >= 75,
         }
+    }
+
+    /// Whether it multiplies no float32 matrices on this hardware. Convolutions work, so that the
+    /// last layer of a classifier becomes one.
+    pub(super) fn needs_convolutions(
+        self,
+        capability: ComputeCapability,
+        precision: Precision,
+    ) -> bool {
+        self == Self::Rtx
+            && capability.sm() == 75
+            && matches!(precision, Precision::Fp32 | Precision::Int8)
     }
 
     /// The Cargo feature that builds it.
@@ -120,6 +133,8 @@ pub(super) struct GpuInfo {
     pub(super) free_memory: u64,
     /// In bytes.
     pub(super) total_memory: u64,
+    /// As `nvidia-smi -L` prints it.
+    pub(super) uuid: String,
 }
 
 /// For messages, such as `GPU 0 (NVIDIA L4)`.
@@ -147,27 +162,111 @@ pub(super) fn check_support(flavour: Flavour, gpu: &GpuInfo) -> Result<(), Engin
         });
     }
 
-    if !flavour.supports(gpu.capability) {
-        let other = flavour.other();
-        let advice = if other.supports(gpu.capability) {
-            format!(
-                "build the program for {other}: `cargo build --release --features {}`",
-                other.feature()
-            )
-        } else {
-            "use --engine openvino; TensorRT needs a GPU of the Turing generation (7.5) or newer"
-                .into()
-        };
-        return Err(EngineError::Unavailable {
-            kind: KIND,
-            reason: format!(
-                "{flavour} does not support GPU {}, {} with compute capability {}",
-                gpu.index, gpu.name, gpu.capability
-            ),
-            advice,
-        });
+    if flavour.supports(gpu.capability) {
+        return Ok(());
+    }
+    Err(EngineError::Unavailable {
+        kind: KIND,
+        reason: format!(
+            "{flavour} does not support GPU {}, {} with compute capability {}",
+            gpu.index, gpu.name, gpu.capability
+        ),
+        advice: instead_of(flavour, gpu.capability),
+    })
+}
+
+/// What to do with a GPU that this flavour does not support.
+fn instead_of(flavour: Flavour, capability: ComputeCapability) -> String {
+    let other = flavour.other();
+    if other.supports(capability) {
+        format!(
+            "build the program for {other}: `cargo build --release --features {}`",
+            other.feature()
+        )
+    } else {
+        "use --engine openvino; TensorRT needs a GPU of the Turing generation (7.5) or newer".into()
+    }
+}
+
+/// Refuses to build for a kind of GPU that this flavour does not support.
+pub(super) fn check_target(flavour: Flavour, target: ComputeCapability) -> Result<(), EngineError> {
+    if flavour.supports(target) {
+        return Ok(());
+    }
+    Err(EngineError::Unavailable {
+        kind: KIND,
+        reason: format!("{flavour} builds nothing for compute capability {target}"),
+        advice: instead_of(flavour, target),
+    })
+}
+
+/// Refuses a precision that the hardware lacks.
+pub(super) fn check_precision(
+    target: ComputeCapability,
+    precision: Precision,
+) -> Result<(), EngineError> {
+    if precision == Precision::Bf16 && target.major < 8 {
+        return Err(KIND.unsupported(format!(
+            "GPUs of compute capability {target} do not compute in {precision}; use --precision \
+             fp16, which is the default on a GPU"
+        )));
     }
     Ok(())
+}
+
+/// What is not proven about this driver, for the log.
+pub(super) fn driver_doubt(flavour: Flavour, driver: CudaVersion) -> Option<String> {
+    (driver < flavour.cuda()).then(|| {
+        format!(
+            "the NVIDIA driver supports CUDA {driver}, and {flavour} is built with CUDA {}: NVIDIA \
+             documents that this works within CUDA {}, but names a driver for {} as its \
+             requirement",
+            flavour.cuda(),
+            driver.major,
+            flavour.cuda(),
+        )
+    })
+}
+
+/// Adds to TensorRT's reason for refusing a network what can be done about it.
+pub(super) fn explain_refusal(
+    reason: String,
+    target: ComputeCapability,
+    precision: Precision,
+    workspace: u64,
+) -> String {
+    if let Some(advice) = more_workspace(&reason, workspace) {
+        return format!("{reason}; {advice}");
+    }
+    if reason.contains("GEMM is not supported") {
+        let float_model = match precision {
+            Precision::Int8 => "serve the float model that it was made from in fp16",
+            _ => "use --precision fp16",
+        };
+        return format!(
+            "{reason}; compute capability {target} multiplies no {precision} matrices, and not all \
+             of this network's layers can be rewritten as convolutions: {float_model}"
+        );
+    }
+    reason
+}
+
+/// How to get more scratch memory, where TensorRT had too little.
+fn more_workspace(reason: &str, workspace: u64) -> Option<String> {
+    if !reason.contains("OutOfMemory") {
+        return None;
+    }
+    let requested: Option<u64> = reason
+        .split_once("Requested size was ")
+        .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    // TensorRT names the first request that failed, and more would have followed.
+    let more = 2 * mib(requested.unwrap_or(0).max(workspace));
+    Some(format!(
+        "layers may use {} MiB of scratch memory: allow them more, such as --workspace-mib {more}, \
+         or lower --max-batch",
+        mib(workspace)
+    ))
 }
 
 /// Refuses a GPU that has less than `needed` bytes free.
@@ -205,7 +304,12 @@ mod tests {
             driver: CudaVersion::from_number(driver),
             free_memory: 500 << 20,
             total_memory: 8 << 30,
+            uuid: String::new(),
         }
+    }
+
+    fn capability(sm: u32) -> ComputeCapability {
+        sm.to_string().parse().unwrap()
     }
 
     #[test]
@@ -266,5 +370,84 @@ mod tests {
                 && error.contains("--max-batch"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn an_older_driver_of_the_same_cuda_is_doubted_and_a_matching_one_is_not() {
+        let doubt = |number| driver_doubt(Flavour::Rtx, CudaVersion::from_number(number));
+        let said = doubt(12040).unwrap();
+        assert!(
+            said.contains("CUDA 12.4") && said.contains("CUDA 12.9"),
+            "{said}"
+        );
+        assert_eq!(doubt(12090), None);
+        assert_eq!(doubt(13000), None);
+        assert!(check_support(Flavour::Rtx, &gpu("RTX 3090", 86, 12000)).is_ok());
+    }
+
+    #[test]
+    fn turing_computes_no_bf16() {
+        let check = |sm| check_precision(capability(sm), Precision::Bf16);
+        let error = check(75).unwrap_err().to_string();
+        assert!(
+            error.contains("7.5") && error.contains("--precision fp16"),
+            "{error}"
+        );
+        assert!(check(80).is_ok());
+        assert!(check_precision(capability(75), Precision::Fp32).is_ok());
+    }
+
+    #[test]
+    fn only_turing_needs_convolutions_and_not_in_fp16() {
+        let needs = |sm, precision| Flavour::Rtx.needs_convolutions(capability(sm), precision);
+        assert!(needs(75, Precision::Fp32) && needs(75, Precision::Int8));
+        assert!(!needs(75, Precision::Fp16) && !needs(86, Precision::Fp32));
+        assert!(!Flavour::Enterprise.needs_convolutions(capability(75), Precision::Fp32));
+    }
+
+    #[test]
+    fn too_little_scratch_memory_names_the_flag() {
+        let reason = "Error Code 2: OutOfMemory (Requested size was 1096194004 bytes.)";
+        let explain =
+            |reason: &str| explain_refusal(reason.into(), capability(86), Precision::Fp16, 1 << 30);
+        let said = explain(reason);
+        assert!(
+            said.starts_with(reason)
+                && said.contains("--workspace-mib 2092")
+                && said.contains("1024 MiB")
+                && said.contains("--max-batch"),
+            "{said}"
+        );
+        assert!(explain("OutOfMemory").contains("--workspace-mib 2048"));
+        assert_eq!(explain("no such operator"), "no such operator");
+    }
+
+    #[test]
+    fn a_float32_product_on_turing_is_explained() {
+        let explain = |precision| {
+            explain_refusal(
+                "FP32 GEMM is not supported".into(),
+                capability(75),
+                precision,
+                1,
+            )
+        };
+        let said = explain(Precision::Fp32);
+        assert!(
+            said.contains("7.5") && said.contains("--precision fp16"),
+            "{said}"
+        );
+        assert!(explain(Precision::Int8).contains("the float model"));
+    }
+
+    #[test]
+    fn nothing_is_built_for_a_gpu_that_this_flavour_does_not_know() {
+        let error = check_target(Flavour::Rtx, capability(90)).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("9.0") && error.contains("tensorrt-enterprise"),
+            "{error}"
+        );
+        assert!(check_target(Flavour::Rtx, capability(121)).is_ok());
     }
 }

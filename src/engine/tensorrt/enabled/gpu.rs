@@ -8,8 +8,8 @@ use cudarc::driver::{CudaContext, DriverError, sys};
 
 use super::{
     ComputeCapability, KIND,
+    binding::Failure,
     compatibility::{CudaVersion, GpuInfo, MAKE_ROOM},
-    library,
     pipeline::DeviceError,
 };
 use crate::engine::EngineError;
@@ -83,6 +83,37 @@ fn driver_version() -> Result<CudaVersion, DriverError> {
     Ok(CudaVersion::from_number(number))
 }
 
+/// The identities of the GPUs that CUDA shows to this process, in its order, as `nvidia-smi -L`
+/// prints them; none if there is no driver. No memory of a GPU is used for that.
+pub(in super::super) fn uuids() -> Vec<String> {
+    // SAFETY: as in `find`.
+    if !unsafe { sys::is_culib_present() } || cudarc::driver::result::init().is_err() {
+        return Vec::new();
+    }
+    let count = cudarc::driver::result::device::get_count().unwrap_or(0);
+    let uuid = |index| {
+        let device = cudarc::driver::result::device::get(index)?;
+        cudarc::driver::result::device::get_uuid(device)
+    };
+    (0..count)
+        .map(|index| uuid(index).map(|uuid| uuid_text(uuid.bytes.map(|byte| byte as u8))))
+        .collect::<Result<_, DriverError>>()
+        .unwrap_or_default()
+}
+
+/// A GPU's identity as `nvidia-smi -L` prints it.
+fn uuid_text(bytes: [u8; 16]) -> String {
+    let hex = crate::cache::hex(&bytes);
+    format!(
+        "GPU-{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
+}
+
 impl Gpu {
     fn open(index: usize) -> Result<Self, DriverError> {
         let context = CudaContext::new(index)?;
@@ -101,6 +132,7 @@ impl Gpu {
             driver: driver_version()?,
             free_memory: free as u64,
             total_memory: total as u64,
+            uuid: uuid_text(context.uuid()?.bytes.map(|byte| byte as u8)),
         };
         Ok(Self { info, context })
     }
@@ -127,8 +159,8 @@ impl Gpu {
     }
 
     /// Interprets an error of TensorRT's, which has no code.
-    pub(super) fn tensorrt_error(&self, error: trtx::Error) -> DeviceError {
-        let reason = library::take_errors(error);
+    pub(super) fn tensorrt_error(&self, failure: Failure) -> DeviceError {
+        let reason = failure.to_string();
         if let Some(sticky) = self.sticky_error() {
             return DeviceError::Lost(format!("{reason} ({sticky})"));
         }
@@ -187,6 +219,12 @@ fn is_sticky(error: DriverError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gpu_is_named_as_nvidia_smi_does() {
+        let bytes = std::array::from_fn(|index| index as u8 * 16 + 1);
+        assert_eq!(uuid_text(bytes), "GPU-01112131-4151-6171-8191-a1b1c1d1e1f1");
+    }
 
     #[test]
     fn errors_that_outlive_their_call_are_told_from_those_that_do_not() {

@@ -5,17 +5,14 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use cudarc::driver::{
-    CudaGraph, CudaSlice, CudaStream, DevicePtrMut, DriverError, PinnedHostSlice, sys,
+    CudaEvent, CudaGraph, CudaSlice, CudaStream, DevicePtrMut, DriverError, PinnedHostSlice, sys,
 };
-use trtx::{ExecutionContext, trtx_sys::Dims64};
 
 use super::{
-    flavour::RECORDS_GRAPHS,
-    library,
+    binding::{Context, Failure, Memory, RECORDS_GRAPHS},
     loaded_plan::LoadedPlan,
     pipeline::{Device, DeviceError},
 };
-use crate::model::{IMAGES, LOGITS};
 
 /// Memory for batches up to a certain size.
 struct Buffers {
@@ -32,9 +29,12 @@ pub(super) struct GpuLane {
     // Dropped from top to bottom: graphs use the context, the context uses the buffers and the
     // engine.
     graphs: HashMap<usize, CudaGraph>,
-    context: ExecutionContext<'static>,
+    context: Context,
     /// `None` before `reserve`, and after it failed.
     buffers: Option<Buffers>,
+    /// Recorded behind what was queued, to wait for it without a thread that spins: cores are there
+    /// to decode.
+    finished: CudaEvent,
     stream: Arc<CudaStream>,
     plan: Arc<LoadedPlan>,
     /// Height, width, channels.
@@ -44,9 +44,8 @@ pub(super) struct GpuLane {
     batch: Option<usize>,
 }
 
-// SAFETY: an execution context may be used from any thread, by one at a time; `GpuLane` is not
-// `Clone` and every use is through `&mut`. The `Rc` inside holds the runtime configuration that
-// only this context was made with. CUDA's graphs need the same care, and get it.
+// SAFETY: CUDA's graphs may be used from any thread, by one at a time; `GpuLane` is not `Clone` and
+// every use of them is through `&mut`.
 unsafe impl Send for GpuLane {}
 
 impl GpuLane {
@@ -61,11 +60,13 @@ impl GpuLane {
         gpu.context
             .bind_to_thread()
             .map_err(|error| gpu.cuda_error(error))?;
-        // Discards errors of earlier calls, which would otherwise be reported for this one.
-        library::take_errors("");
         let stream = gpu
             .context
             .new_stream()
+            .map_err(|error| gpu.cuda_error(error))?;
+        let finished = gpu
+            .context
+            .new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))
             .map_err(|error| gpu.cuda_error(error))?;
         let context = plan
             .execution_context()
@@ -74,6 +75,7 @@ impl GpuLane {
             graphs: HashMap::new(),
             context,
             buffers: None,
+            finished,
             stream,
             plan: Arc::clone(plan),
             image_shape,
@@ -91,8 +93,8 @@ impl GpuLane {
         result.map_err(|error| self.plan.gpu.cuda_error(error))
     }
 
-    fn tensorrt<T>(&self, result: trtx::Result<T>) -> Result<T, DeviceError> {
-        result.map_err(|error| self.plan.gpu.tensorrt_error(error))
+    fn tensorrt<T>(&self, result: Result<T, Failure>) -> Result<T, DeviceError> {
+        result.map_err(|failure| self.plan.gpu.tensorrt_error(failure))
     }
 
     fn bind(&self) -> Result<(), DeviceError> {
@@ -104,9 +106,8 @@ impl GpuLane {
             return Ok(());
         }
         let [height, width, channels] = self.image_shape;
-        let shape = Dims64::from_slice(&[n as i64, height, width, channels]);
         self.batch = None;
-        let set = self.context.set_input_shape(IMAGES, &shape);
+        let set = self.context.set_images([n as i64, height, width, channels]);
         self.tensorrt(set)?;
         self.batch = Some(n);
         Ok(())
@@ -142,7 +143,7 @@ impl GpuLane {
     }
 
     /// Tells the execution context where its memory is.
-    fn set_addresses(&mut self, buffers: &mut Buffers, scratch: usize) -> trtx::Result<()> {
+    fn set_addresses(&mut self, buffers: &mut Buffers, scratch: usize) -> Result<(), Failure> {
         let (images, _images) = buffers.images.device_ptr_mut(&self.stream);
         let (logits, _logits) = buffers.logits.device_ptr_mut(&self.stream);
         let (scratch_memory, _scratch) = buffers.scratch.device_ptr_mut(&self.stream);
@@ -150,11 +151,11 @@ impl GpuLane {
         // the current batch. `reserve` moves the buffers into `self`, which owns them until the
         // next `reserve` sets new addresses before anything runs again.
         unsafe {
-            self.context
-                .set_device_memory_v2(scratch_memory as *mut _, scratch as i64);
-            self.context
-                .set_tensor_address(IMAGES, images as *mut _)
-                .and_then(|()| self.context.set_tensor_address(LOGITS, logits as *mut _))
+            self.context.set_memory(Memory {
+                scratch: (scratch_memory, scratch),
+                images,
+                logits,
+            })
         }
     }
 
@@ -171,12 +172,12 @@ impl GpuLane {
     /// # Safety
     /// [`check_reserved`](Self::check_reserved) and [`set_batch`](Self::set_batch) must have
     /// succeeded for the batch, and the GPU must be bound to the calling thread.
-    unsafe fn enqueue(&mut self) -> trtx::Result<()> {
+    unsafe fn enqueue(&mut self) -> Result<(), Failure> {
         // SAFETY: the stream is alive and belongs to the CUDA context in which the engine was
         // loaded. `reserve` gave the execution context addresses of device memory that is large
         // enough for every batch up to its own; the memory is owned by `self` and freed on this
         // same stream. The caller has checked the rest.
-        unsafe { self.context.enqueue_v3(self.stream.cu_stream().cast()) }
+        unsafe { self.context.enqueue(self.stream.cu_stream().cast()) }
     }
 
     /// How long the device alone takes for `n` images, by CUDA's clock, averaged over `runs`.
@@ -206,7 +207,8 @@ impl Device for GpuLane {
         self.buffers = None;
 
         self.set_batch(n)?;
-        let scratch = self.context.update_device_memory_size_for_shapes();
+        let scratch = self.context.scratch_size();
+        let scratch = self.tensorrt(scratch)?;
         let mut buffers = self.cuda(self.allocate(n, scratch))?;
         let set = self.set_addresses(&mut buffers, scratch);
         self.tensorrt(set)?;
@@ -224,7 +226,7 @@ impl Device for GpuLane {
         }
         let copied = (|| {
             // A copy that an earlier call left behind still reads the buffer.
-            self.stream.synchronize()?;
+            self.finished.synchronize()?;
             let host = &mut buffers.host_images.as_mut_slice()?[..len];
             host.copy_from_slice(images);
             self.stream.memcpy_htod(&*host, &mut buffers.images)
@@ -260,7 +262,12 @@ impl Device for GpuLane {
     }
 
     fn synchronise(&mut self) -> Result<(), DeviceError> {
-        self.cuda(self.stream.synchronize())
+        let waited = match self.finished.record(&self.stream) {
+            Ok(()) => self.finished.synchronize(),
+            // Nothing may run on whose buffers are used again.
+            Err(error) => self.stream.synchronize().and(Err(error)),
+        };
+        self.cuda(waited)
     }
 
     fn logits(&self, n: usize) -> Result<&[f32], DeviceError> {
@@ -272,32 +279,39 @@ impl Device for GpuLane {
             .ok_or_else(not_reserved)
     }
 
-    fn capture(&mut self, n: usize) -> Result<bool, DeviceError> {
-        if !RECORDS_GRAPHS {
-            return Ok(false);
-        }
+    fn capture(&mut self, n: usize) -> Result<(), DeviceError> {
         self.check_reserved(n)?;
+        self.set_batch(n)?;
+        // SAFETY: the stream belongs to the plan's GPU, which is bound since `n` images ran on this
+        // thread; the lines above have checked and set the batch.
+        if !unsafe { self.context.is_capturable(self.stream.cu_stream().cast()) } {
+            return Err(DeviceError::Failed(
+                "TensorRT can't capture this network".into(),
+            ));
+        }
+        if !RECORDS_GRAPHS {
+            return Ok(());
+        }
 
         let begun = self
             .stream
             .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
         self.cuda(begun)?;
-        // SAFETY: `check_reserved` and `set_batch` have succeeded, and the GPU is bound since `n`
-        // images ran on this thread.
-        let queued = self.set_batch(n).map(|()| unsafe { self.enqueue() });
+        // SAFETY: as above.
+        let queued = unsafe { self.enqueue() };
         // Capturing has to be ended whatever happened within.
         let graph = self.stream.end_capture(
             sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH,
         );
-        self.tensorrt(queued?)?;
+        self.tensorrt(queued)?;
         let Some(graph) = self.cuda(graph)? else {
-            return Ok(false);
+            return Err(DeviceError::Failed("nothing was captured".into()));
         };
         self.graphs.insert(n, graph);
-        Ok(true)
+        Ok(())
     }
 
-    fn warmed_up(&mut self) {
+    fn save_kernels(&mut self) {
         self.plan.save_kernels();
     }
 }

@@ -1,16 +1,15 @@
-//! Finding and loading TensorRT's two libraries, the runtime and the ONNX parser, and collecting
-//! the errors that they log.
+//! Finding and loading TensorRT's two libraries, the runtime and the ONNX parser.
 
 use std::{
-    cell::RefCell,
     env,
     path::{Path, PathBuf},
-    sync::OnceLock,
 };
 
-use trtx::{LogHandler, Logger, Severity};
-
-use super::{KIND, compatibility::Flavour, flavour::FLAVOUR, version};
+use super::{
+    KIND,
+    binding::{self, FLAVOUR},
+    compatibility::Flavour,
+};
 use crate::engine::{
     EngineError,
     library_search::{fetched_folders, files_in, newest},
@@ -182,11 +181,11 @@ pub(super) fn load(library: &LibraryFiles) -> Result<String, EngineError> {
         advice,
     };
     let file = library.runtime.display();
-    let version = version::library_version(&library.runtime)
+    let version = binding::library_version(&library.runtime)
         .map_err(|reason| unusable(format!("{file} can't be loaded: {reason}"), advice()))?;
 
     // Minor versions are backward compatible.
-    let [major, minor, ..] = version::header_version();
+    let [major, minor, ..] = binding::header_version();
     if version[0] != major || version[1] < minor {
         return Err(unusable(
             format!(
@@ -202,11 +201,11 @@ pub(super) fn load(library: &LibraryFiles) -> Result<String, EngineError> {
         ));
     }
 
-    trtx::dynamically_load_tensorrt(Some(&library.runtime))
-        .map_err(|error| unusable(format!("{file} can't be loaded: {error}"), advice()))?;
-    trtx::dynamically_load_tensorrt_onnxparser(Some(&library.parser)).map_err(|error| {
+    binding::load_runtime(&library.runtime)
+        .map_err(|reason| unusable(format!("{file} can't be loaded: {reason}"), advice()))?;
+    binding::load_parser(&library.parser).map_err(|reason| {
         unusable(
-            format!("{} can't be loaded: {error}", library.parser.display()),
+            format!("{} can't be loaded: {reason}", library.parser.display()),
             advice(),
         )
     })?;
@@ -219,96 +218,4 @@ fn dotted(numbers: &[i32]) -> String {
         .map(i32::to_string)
         .collect::<Vec<_>>()
         .join(".")
-}
-
-/// Receives TensorRT's log. There is one for the process, as TensorRT keeps the first that it gets.
-pub(super) fn logger() -> Result<&'static Logger, EngineError> {
-    static LOGGER: OnceLock<Option<Logger>> = OnceLock::new();
-    LOGGER
-        .get_or_init(|| Logger::new(TracingLogger).ok())
-        .as_ref()
-        .ok_or_else(|| KIND.failed("its log can't be opened"))
-}
-
-thread_local! {
-    /// Errors that TensorRT logged on this thread and nobody has taken yet.
-    static ERRORS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Most errors that are kept for one call; more tell nothing new.
-const MAX_ERRORS: usize = 8;
-
-/// Takes the errors that TensorRT logged on this thread since the last call, as one message;
-/// `default` if there are none.
-pub(super) fn take_errors(default: impl ToString) -> String {
-    let errors = ERRORS.take();
-    if errors.is_empty() {
-        default.to_string()
-    } else {
-        errors.join("; ")
-    }
-}
-
-/// Puts a message on one line, without its location in TensorRT's source; `None` for a message that
-/// is only decoration.
-fn tidy(message: &str) -> Option<String> {
-    let words = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    let text = match words.split_once(": ") {
-        Some((location, text)) if location.contains(".cpp:") && !location.contains(' ') => text,
-        _ => &words,
-    };
-    let text = text
-        .replace("--- Begin node --- ", "")
-        .trim_end_matches(':')
-        .to_owned();
-    (!text.is_empty() && !text.contains("--- End node ---")).then_some(text)
-}
-
-/// Logs through `tracing`, and keeps errors for [`take_errors`].
-struct TracingLogger;
-
-impl LogHandler for TracingLogger {
-    fn log(&self, severity: Severity, message: &str) {
-        let message = message.trim();
-        match severity {
-            // Callers report them, and know what they are about.
-            Severity::InternalError | Severity::Error => {
-                tracing::debug!("{message}");
-                ERRORS.with_borrow_mut(|errors| {
-                    if errors.len() < MAX_ERRORS {
-                        errors.extend(tidy(message));
-                    }
-                });
-            }
-            Severity::Warning | Severity::Info => tracing::debug!("{message}"),
-            Severity::Verbose => tracing::trace!("{message}"),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_are_told_on_one_line_without_decoration() {
-        assert_eq!(
-            tidy("ModelImporter.cpp:142: --- Begin node ---\nNode name: /relu/Relu").unwrap(),
-            "Node name: /relu/Relu"
-        );
-        assert_eq!(tidy("ModelImporter.cpp:143: --- End node ---"), None);
-        assert_eq!(
-            tidy("Error Code 2: out\n of memory").unwrap(),
-            "Error Code 2: out of memory"
-        );
-        assert_eq!(tidy(" \n"), None);
-    }
-
-    #[test]
-    fn errors_are_taken_once() {
-        TracingLogger.log(Severity::Error, "one");
-        TracingLogger.log(Severity::Warning, "two");
-        assert_eq!(take_errors("nothing"), "one");
-        assert_eq!(take_errors("nothing"), "nothing");
-    }
 }

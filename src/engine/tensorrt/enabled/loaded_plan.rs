@@ -1,38 +1,22 @@
 //! A plan on a GPU, which several lanes run.
 
-#![allow(unsafe_code)]
+use std::sync::Arc;
 
-use std::{
-    rc::Rc,
-    sync::{Arc, Mutex},
+use super::{
+    binding::{Context, Failure, Kernels, Plan},
+    gpu::Gpu,
+    kernel_store::KernelStore,
+    pipeline::DeviceError,
 };
-
-use trtx::{
-    CudaEngine, ExecutionContext, ExecutionContextAllocationStrategy, Runtime, RuntimeConfig,
-};
-
-use super::{flavour::CompiledKernels, gpu::Gpu, library, pipeline::DeviceError};
-use crate::{
-    cache::{ArtifactCache, CacheKey},
-    sync::lock,
-};
+use crate::cache::{ArtifactCache, CacheKey};
 
 /// A plan on a GPU, which several lanes run.
 pub(super) struct LoadedPlan {
-    // Dropped from top to bottom: TensorRT requires that an engine is dropped before its runtime.
-    engine: Mutex<CudaEngine<'static>>,
-    _runtime: Mutex<Runtime<'static>>,
-    kernels: CompiledKernels,
+    plan: Arc<Plan>,
+    kernels: Arc<Kernels>,
+    store: KernelStore,
     pub(super) gpu: Gpu,
 }
-
-// SAFETY: TensorRT's engine and runtime are not bound to a thread; the mutexes keep calls apart,
-// and the CUDA context is bound to the calling thread before each of them.
-unsafe impl Send for LoadedPlan {}
-// SAFETY: engine and runtime are not reached without their mutexes; CUDA contexts and
-// TensorRT-RTX's cache of kernels synchronise their callers themselves (`trtx` declares the cache
-// `Sync` for that reason).
-unsafe impl Sync for LoadedPlan {}
 
 impl LoadedPlan {
     /// Puts a plan on a GPU. Kernels that are compiled from it are kept in `cache`, where the plan
@@ -46,41 +30,37 @@ impl LoadedPlan {
         gpu.context
             .bind_to_thread()
             .map_err(|error| gpu.cuda_error(error))?;
-        // Discards errors of earlier calls, which would otherwise be reported for this one.
-        library::take_errors("");
-        let logger = library::logger().map_err(|error| DeviceError::Failed(error.to_string()))?;
+        let failed = |failure| gpu.tensorrt_error(failure);
+        let plan = Plan::load(plan).map_err(failed)?;
 
-        let mut runtime = Runtime::new(logger).map_err(|error| gpu.tensorrt_error(error))?;
-        let mut engine = runtime
-            .deserialize_cuda_engine(plan)
-            .map_err(|error| gpu.tensorrt_error(error))?;
-        let kernels = CompiledKernels::new(&mut engine, cache, key, &gpu.info)
-            .map_err(|error| gpu.tensorrt_error(error))?;
+        let key = CacheKey::new([
+            ("kind", "compiled kernels".to_owned()),
+            ("plan", key.file_name()),
+            ("GPU", gpu.info.name.clone()),
+            ("driver", gpu.info.driver.to_string()),
+        ]);
+        let saved = cache.get(&key).ok();
+        let (kernels, was_read) = plan.kernels(saved.as_deref()).map_err(failed)?;
+        let saved = saved.filter(|_| was_read);
         Ok(Arc::new(Self {
-            engine: Mutex::new(engine),
-            _runtime: Mutex::new(runtime),
-            kernels,
+            kernels: Arc::new(kernels),
+            plan: Arc::new(plan),
+            store: KernelStore::new(cache.clone(), key, saved.as_deref()),
             gpu: gpu.clone(),
         }))
     }
 
     /// Creates an execution context without memory for a batch. The GPU must be bound to the
     /// calling thread.
-    pub(super) fn execution_context(&self) -> trtx::Result<ExecutionContext<'static>> {
-        let mut engine = lock(&self.engine);
-        let mut config: RuntimeConfig<'static> = engine.create_runtime_config()?;
-        // The lane allocates memory for the batches that it really gets, and notices there if
-        // there is too little.
-        config.set_execution_context_allocation_strategy(
-            ExecutionContextAllocationStrategy::kUSER_MANAGED,
-        );
-        self.kernels.configure(&mut config)?;
-        engine.create_execution_context_with_config(Rc::new(config))
+    pub(super) fn execution_context(&self) -> Result<Context, Failure> {
+        Plan::context(&self.plan, &self.kernels)
     }
 
     /// Keeps the kernels that have been compiled so far.
     pub(super) fn save_kernels(&self) {
-        self.kernels.save();
+        if let Some(kernels) = self.kernels.serialize() {
+            self.store.save(&kernels);
+        }
     }
 }
 

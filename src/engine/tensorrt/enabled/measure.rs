@@ -11,6 +11,15 @@ use crate::{
 /// Calls that each time is averaged over.
 const RUNS: u32 = 50;
 
+/// So many times in a row have to be alike for them to be settled.
+const ALIKE: u32 = 3;
+
+/// How much times that are alike may differ.
+const TOLERANCE: f64 = 0.05;
+
+/// So many times are taken at most.
+const MAX_TIMES: u32 = 40;
+
 /// The cost of one batch.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceTimes {
@@ -20,6 +29,10 @@ pub struct DeviceTimes {
     pub device: Duration,
     /// From images in memory to logits in memory, on one lane.
     pub lane: Duration,
+    /// Batches that ran before these times were taken.
+    pub warm_up: u32,
+    /// Whether times had stopped changing by then, as they do when all kernels are compiled.
+    pub settled: bool,
 }
 
 /// Measures one lane of the first GPU for each of `batches`.
@@ -36,7 +49,7 @@ pub fn measure(
         library_version,
     } = prepare(config)?;
     let gpu = &gpus[0];
-    let source = PlanSource::new(config, model, &library_version)?;
+    let source = PlanSource::new(config, model, &library_version, gpu.info.capability)?;
     let (plan, _) = source.load(gpu, &config.tensorrt)?;
     let mut lane = source.lane(gpu, &plan, &source.gpu_state(gpu))?;
 
@@ -44,16 +57,15 @@ pub fn measure(
     for &batch in batches {
         let images = vec![128; batch * model.geometry.bytes()];
         let mut logits = vec![0.0; batch * model.graph.classes];
-        // The first runs warm up.
-        for _ in 0..RUNS {
-            lane.infer(&images, batch, &mut logits)?;
-        }
-
-        let started = Instant::now();
-        for _ in 0..RUNS {
-            lane.infer(&images, batch, &mut logits)?;
-        }
-        let lane_time = started.elapsed() / RUNS;
+        let mut lane_time = || {
+            let started = Instant::now();
+            for _ in 0..RUNS {
+                lane.infer(&images, batch, &mut logits)?;
+            }
+            Ok(started.elapsed() / RUNS)
+        };
+        let Settled { taken, settled } = settle(&mut lane_time)?;
+        let lane_time = lane_time()?;
 
         let device_time = lane
             .device()
@@ -66,7 +78,78 @@ pub fn measure(
             batch,
             device: device_time,
             lane: lane_time,
+            warm_up: taken * RUNS,
+            settled,
         });
     }
     Ok(times)
+}
+
+/// How the taking of times ended.
+#[derive(Debug, PartialEq, Eq)]
+struct Settled {
+    /// How many were taken.
+    taken: u32,
+    settled: bool,
+}
+
+/// Takes times until they are alike, or there have been enough.
+fn settle<E>(take: &mut impl FnMut() -> Result<Duration, E>) -> Result<Settled, E> {
+    let mut previous = take()?.as_secs_f64();
+    let mut alike = 1;
+    for taken in 2..=MAX_TIMES {
+        let time = take()?.as_secs_f64();
+        let close = (time - previous).abs() <= TOLERANCE * time.max(previous);
+        alike = if close { alike + 1 } else { 1 };
+        previous = time;
+        if alike == ALIKE {
+            return Ok(Settled {
+                taken,
+                settled: true,
+            });
+        }
+    }
+    Ok(Settled {
+        taken: MAX_TIMES,
+        settled: false,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    fn settled(time: impl Fn(u32) -> u64) -> Settled {
+        let mut taken = 0;
+        let mut take = || {
+            taken += 1;
+            Ok::<_, Infallible>(Duration::from_micros(time(taken)))
+        };
+        let Ok(settled) = settle(&mut take);
+        settled
+    }
+
+    #[test]
+    fn times_are_taken_until_they_stay_the_same() {
+        // Compiled kernels take over from the fifth time on.
+        let found = settled(|taken| if taken < 5 { 900 - taken * 100 } else { 200 }.into());
+        let expected = Settled {
+            taken: 7,
+            settled: true,
+        };
+        assert_eq!(found, expected);
+        assert_eq!(settled(|_| 100).taken, ALIKE);
+    }
+
+    #[test]
+    fn times_that_never_settle_are_told() {
+        let found = settled(|taken| 100 + u64::from(taken % 2) * 100);
+        let expected = Settled {
+            taken: MAX_TIMES,
+            settled: false,
+        };
+        assert_eq!(found, expected);
+    }
 }

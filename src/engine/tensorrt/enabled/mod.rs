@@ -2,41 +2,35 @@
 //! and makes the lanes.
 //!
 //! The library and CUDA are loaded at run time, so that one program runs with and without a GPU.
-//! The GPU and TensorRT's objects on it are in `gpu`, `loaded_plan` and `lane`; what surrounds them
-//! (splitting batches, halving them when memory runs out, giving up) is in `pipeline`, behind a
-//! trait that tests implement. `rtx` and `enterprise` hold what differs between the two products.
+//! All calls of TensorRT are in `binding`; the GPU and its memory are in `gpu`, `loaded_plan` and
+//! `lane`; what surrounds them (padding and splitting batches, making them smaller when memory runs
+//! out, giving up) is in `pipeline`, behind a trait that tests implement.
 
-mod builder;
+mod binding;
 mod compatibility;
-#[cfg(feature = "tensorrt-enterprise")]
-mod enterprise;
 mod gpu;
+mod kernel_store;
 mod lane;
 mod library;
 mod loaded_plan;
 mod measure;
 mod pipeline;
 mod plan;
-#[cfg(not(feature = "tensorrt-enterprise"))]
-mod rtx;
-mod version;
 
 use std::time::Instant;
 
-#[cfg(feature = "tensorrt-enterprise")]
-use self::enterprise as flavour;
-#[cfg(not(feature = "tensorrt-enterprise"))]
-use self::rtx as flavour;
+#[cfg(test)]
+pub(crate) use self::pipeline::tests::hanging_lane;
 
 pub use self::measure::{DeviceTimes, measure};
 
 use self::{
-    compatibility::{Flavour, check_support},
-    flavour::FLAVOUR,
+    binding::FLAVOUR,
+    compatibility::{Flavour, check_support, check_target, driver_doubt},
     gpu::Gpu,
     plan::{PlanSource, log_origin, open_cache},
 };
-use super::{BuiltPlan, ComputeCapability, KIND, Progress, TensorRtConfig};
+use super::{BuiltPlan, ComputeCapability, KIND, PlanOutcome, Progress, TensorRtConfig};
 use crate::{
     engine::{Engine, EngineConfig, EngineError, EngineInfo, Lanes},
     model::Model,
@@ -59,15 +53,28 @@ pub(in crate::engine) struct Prepared {
 /// # Errors
 /// What is missing or incompatible, and how to fix it.
 pub(in crate::engine) fn prepare(config: &EngineConfig) -> Result<Prepared, EngineError> {
-    let library = library::find(config.tensorrt.library.as_deref())?;
+    // The GPUs first: one that needs the other product makes this one's library useless.
     let gpus = gpu::find(config.tensorrt.devices.as_deref())?;
     for gpu in &gpus {
         check_support(FLAVOUR, &gpu.info)?;
     }
+    if let Some(doubt) = gpus
+        .first()
+        .and_then(|gpu| driver_doubt(FLAVOUR, gpu.info.driver))
+    {
+        tracing::warn!("{doubt}");
+    }
+    let library = library::find(config.tensorrt.library.as_deref())?;
     Ok(Prepared {
         gpus,
         library_version: library::load(&library)?,
     })
+}
+
+/// The identities of the GPUs that this process sees, in the order of `--device`, as
+/// `nvidia-smi -L` prints them.
+pub fn gpu_uuids() -> Vec<String> {
+    gpu::uuids()
 }
 
 impl Prepared {
@@ -77,11 +84,28 @@ impl Prepared {
         config: &EngineConfig,
         model: &Model,
     ) -> Result<Lanes, EngineError> {
-        let source = PlanSource::new(config, model, &self.library_version)?;
         let mut narrow: Vec<Box<dyn Engine>> = Vec::new();
         let mut plans = Vec::new();
+        let source =
+            |gpu: &Gpu| PlanSource::new(config, model, &self.library_version, gpu.info.capability);
+        let first = source(&self.gpus[0])?;
         for gpu in &self.gpus {
+            let own;
+            let source = if gpu.info.capability == first.target {
+                &first
+            } else {
+                own = source(gpu)?;
+                &own
+            };
             let (plan, outcomes) = source.load(gpu, &config.tensorrt)?;
+            tracing::info!(
+                "{} with compute capability {}: {FLAVOUR} {} in {}, {}",
+                gpu.info,
+                gpu.info.capability,
+                self.library_version,
+                source.precision,
+                describe(outcomes.last())
+            );
             plans.extend(outcomes);
 
             let state = source.gpu_state(gpu);
@@ -93,10 +117,11 @@ impl Prepared {
             info: EngineInfo {
                 kind: KIND,
                 version: format!("{FLAVOUR} {}", self.library_version),
-                precision: source.precision,
+                precision: first.precision,
                 device: device_names(self.gpus.iter().map(|gpu| gpu.info.name.as_str())),
-                max_batch: source.max_batch,
-                fixed_batch: source.has_fixed_batch(),
+                max_batch: first.max_batch,
+                fixed_batch: first.has_fixed_batch(),
+                batch_sizes: first.batch_sizes(),
                 offloaded: true,
                 embedding: None,
                 warnings: Vec::new(),
@@ -105,6 +130,14 @@ impl Prepared {
             narrow,
             plans,
         })
+    }
+}
+
+/// How a plan was obtained, for the log.
+fn describe(outcome: Option<&PlanOutcome>) -> String {
+    match outcome.and_then(|outcome| outcome.build_time) {
+        Some(took) => format!("engine built in {:.1} s", took.as_secs_f64()),
+        None => "engine from the cache".into(),
     }
 }
 
@@ -148,15 +181,16 @@ pub fn build_ahead(
         });
     }
 
+    check_target(FLAVOUR, target)?;
+
     let library = library::find(config.tensorrt.library.as_deref())?;
     let library_version = library::load(&library)?;
-    let source = PlanSource::new(config, model, &library_version)?;
+    let source = PlanSource::new(config, model, &library_version, target)?;
     let cache = open_cache(&config.tensorrt)?;
-    let key = source.key(target, None);
+    let key = source.key(None);
 
     let started = Instant::now();
-    let (plan, origin) =
-        cache.get_or_make(&key, |_| source.build(target, &config.tensorrt, progress))?;
+    let (plan, origin) = cache.get_or_make(&key, |_| source.build(&config.tensorrt, progress))?;
     log_origin(&origin, &cache, &key);
     Ok(BuiltPlan {
         target,
@@ -169,7 +203,21 @@ pub fn build_ahead(
 
 #[cfg(test)]
 mod tests {
-    use super::device_names;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cache::Origin;
+
+    #[test]
+    fn the_log_says_how_an_engine_was_obtained() {
+        let outcome = |build_time| PlanOutcome {
+            origin: Origin::Hit,
+            build_time,
+        };
+        assert_eq!(describe(Some(&outcome(None))), "engine from the cache");
+        let built = outcome(Some(Duration::from_millis(2345)));
+        assert_eq!(describe(Some(&built)), "engine built in 2.3 s");
+    }
 
     #[test]
     fn gpus_of_the_same_name_are_counted() {

@@ -2,6 +2,7 @@
 //! from the cache or the builder onto a GPU.
 
 use std::{
+    borrow::Cow,
     num::NonZeroUsize,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -11,13 +12,12 @@ use sha2::{Digest, Sha256};
 
 use super::{
     ComputeCapability, KIND, Progress, TensorRtConfig,
-    builder::{self, BatchRange, BuildRequest},
-    compatibility::{Flavour, GpuInfo, check_memory},
-    flavour::FLAVOUR,
+    binding::{self, BatchRange, BuildRequest, FLAVOUR},
+    compatibility::{Flavour, GpuInfo, check_memory, check_precision},
     gpu::Gpu,
     lane::GpuLane,
     loaded_plan::LoadedPlan,
-    pipeline::{GpuState, Pipeline},
+    pipeline::{GpuState, Pipeline, batch_sizes},
 };
 use crate::{
     cache::{ArtifactCache, CacheKey, MissReason, Origin, hex},
@@ -35,8 +35,9 @@ const DEFAULT_USUAL_BATCH: usize = 8;
 /// How often a long build logs its progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// All that plans for one model are made from.
+/// All that the plan of one model for one kind of GPU is made from.
 pub(super) struct PlanSource {
+    pub(super) target: ComputeCapability,
     /// The serving graph, typed.
     onnx: Vec<u8>,
     /// Height, width, channels.
@@ -46,7 +47,7 @@ pub(super) struct PlanSource {
     /// `None` if the model fixes the batch size.
     batches: Option<BatchRange>,
     pub(super) max_batch: usize,
-    /// All that a plan depends on, except for the GPU.
+    /// All that a plan depends on, except for the card.
     base_key: CacheKey,
 }
 
@@ -55,8 +56,10 @@ impl PlanSource {
         config: &EngineConfig,
         model: &Model,
         library_version: &str,
+        target: ComputeCapability,
     ) -> Result<Self, EngineError> {
         let precision = Precision::choose(model, config.precision, Precision::Fp16, KIND)?;
+        check_precision(target, precision)?;
         let (fixed_batch, batches, max_batch) = match model.graph.batch {
             Batch::Fixed(n) => (Some(n), None, n),
             Batch::Any => {
@@ -64,7 +67,7 @@ impl PlanSource {
                 (None, Some(range), range.max)
             }
         };
-        let onnx = typed_graph(model, fixed_batch, precision)?;
+        let onnx = typed_graph(model, fixed_batch, precision, target)?;
         let batches_text = match batches {
             Some(BatchRange { usual, max }) => format!("1 to {max}, usually {usual}"),
             None => format!("of {max_batch}"),
@@ -80,8 +83,11 @@ impl PlanSource {
                 config.tensorrt.optimization_level.to_string(),
             ),
             ("model", hex(&Sha256::digest(&onnx)[..16])),
+            ("execution memory", "ours".to_owned()),
+            ("compute capability", target.to_string()),
         ]);
         Ok(Self {
+            target,
             onnx,
             image_shape: [model.geometry.height.into(), model.geometry.width.into(), 3],
             classes: model.graph.classes,
@@ -96,27 +102,33 @@ impl PlanSource {
         self.batches.is_none()
     }
 
+    /// The batch sizes that are computed.
+    pub(super) fn batch_sizes(&self) -> Vec<usize> {
+        batch_sizes(self.max_batch, self.has_fixed_batch())
+    }
+
     /// The cache key of a plan. One of TensorRT-RTX is for a compute capability, whatever the card;
     /// one of the data-centre TensorRT is for the card on which it was measured.
-    pub(super) fn key(&self, target: ComputeCapability, gpu: Option<&GpuInfo>) -> CacheKey {
-        let key = self.base_key.with("compute capability", target.to_string());
+    pub(super) fn key(&self, gpu: Option<&GpuInfo>) -> CacheKey {
         match gpu {
-            Some(gpu) if FLAVOUR == Flavour::Enterprise => key.with("GPU", gpu.name.clone()),
-            _ => key,
+            Some(gpu) if FLAVOUR == Flavour::Enterprise => {
+                self.base_key.with("GPU", gpu.name.clone())
+            }
+            _ => self.base_key.clone(),
         }
     }
 
     pub(super) fn build(
         &self,
-        target: ComputeCapability,
         config: &TensorRtConfig,
         progress: Progress,
     ) -> Result<Vec<u8>, EngineError> {
-        builder::build(&BuildRequest {
+        binding::build(&BuildRequest {
             onnx: &self.onnx,
             image_shape: self.image_shape,
             batches: self.batches,
-            target,
+            target: self.target,
+            precision: self.precision,
             workspace: config.workspace,
             optimization_level: config.optimization_level,
             progress,
@@ -131,7 +143,7 @@ impl PlanSource {
         config: &TensorRtConfig,
     ) -> Result<(Arc<LoadedPlan>, Vec<PlanOutcome>), EngineError> {
         let cache = open_cache(config)?;
-        let key = self.key(gpu.info.capability, Some(&gpu.info));
+        let key = self.key(Some(&gpu.info));
 
         let mut build_time = None;
         let (plan, origin) = cache.get_or_make(&key, |miss| {
@@ -179,7 +191,7 @@ impl PlanSource {
         tracing::info!("building for {}: {miss}", gpu.info);
         gpu.bind()?;
         let started = Instant::now();
-        let plan = self.build(gpu.info.capability, config, log_progress())?;
+        let plan = self.build(config, log_progress())?;
         Ok((plan, started.elapsed()))
     }
 
@@ -218,6 +230,7 @@ fn typed_graph(
     model: &Model,
     fixed_batch: Option<usize>,
     precision: Precision,
+    target: ComputeCapability,
 ) -> Result<Vec<u8>, EngineError> {
     let body = match precision {
         // A quantized graph has little float arithmetic left, and states its types itself.
@@ -225,12 +238,14 @@ fn typed_graph(
         Precision::Fp16 => BodyPrecision::Fp16,
         Precision::Bf16 => BodyPrecision::Bf16,
     };
-    let onnx = if model.graph.quantized {
-        let signed = model.graph.with_signed_activations();
-        signed.to_onnx(fixed_batch, body)
-    } else {
-        model.graph.to_onnx(fixed_batch, body)
-    };
+    let mut graph = Cow::Borrowed(&model.graph);
+    if graph.quantized {
+        graph = Cow::Owned(graph.with_signed_activations());
+    }
+    if FLAVOUR.needs_convolutions(target, precision) {
+        graph = Cow::Owned(graph.with_linear_layers_as_convolutions());
+    }
+    let onnx = graph.to_onnx(fixed_batch, body);
     onnx.map_err(|error| {
         let advice = if precision == Precision::Fp32 {
             ""
