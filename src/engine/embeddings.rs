@@ -128,6 +128,8 @@ fn no_engine_changes_a_bit_of_the_logits_for_embeddings() {
                     assert!(off < 1e-3, "{name}: off by {off}");
                 }
             }
+            // `RESNET18_MEASURE=1 cargo test --lib no_engine_changes -- --nocapture` tells what the output
+            // costs.
             if std::env::var_os("RESNET18_MEASURE").is_some() {
                 let cpu = || {
                     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);

@@ -185,6 +185,9 @@ pub(super) fn scale_rows<V: IntoImageView>(
     }
 }
 
+/// Scales four rows that begin with a column, into as many targets.
+type ScaleFourRows = fn([&[u8]; 4], usize, &Weights, [&mut [u8]; 4]);
+
 fn view_of<'a, P: PixelTrait, V: IntoImageView>(
     source: &SourceView<'a, V>,
 ) -> Result<impl ImageView<Pixel = P> + use<'a, P, V>, ImageError> {
@@ -214,7 +217,7 @@ where
         .map(P::components)
         .collect();
     let begin = source.origin.0 as usize;
-    let scale: fn([&[u8]; 4], usize, &Weights, [&mut [u8]; 4]) = match channels {
+    let scale: ScaleFourRows = match channels {
         1 => four_rows_of_1,
         2 => four_rows_of_2,
         3 => four_rows_of_3,
@@ -521,8 +524,8 @@ mod avx2 {
     #[target_feature(enable = "avx2")]
     fn packed<const CHANNELS: usize>() -> __m256i {
         let mut order = [-1; 16];
-        for byte in 0..4 * CHANNELS {
-            order[byte] = (byte / CHANNELS * 4 + byte % CHANNELS) as i8;
+        for (byte, source) in order.iter_mut().enumerate().take(4 * CHANNELS) {
+            *source = (byte / CHANNELS * 4 + byte % CHANNELS) as i8;
         }
         twice(order)
     }
@@ -630,25 +633,24 @@ mod tests {
 
     #[test]
     fn vectors_scale_rows_as_the_portable_code_does() {
-        type Scale = fn([&[u8]; 4], usize, &Weights, [&mut [u8]; 4]);
         let mut random = random_numbers(13);
         for case in 0..600 {
             let filter = FILTERS[case % 3];
             let source = 1 + random(if case % 5 == 0 { 2000 } else { 60 });
             let scaled = 1 + random(50);
             let weights = weights(filter, source as u32, scaled as u64);
-            let kinds: [(usize, Scale, Scale); 4] = [
+            let kinds: [(usize, ScaleFourRows, ScaleFourRows); 4] = [
                 (1, four_rows_of_1, |a, b, c, d| {
-                    four_rows_inline::<1>(a, b, c, d, 0)
+                    four_rows_inline::<1>(a, b, c, d, 0);
                 }),
                 (2, four_rows_of_2, |a, b, c, d| {
-                    four_rows_inline::<2>(a, b, c, d, 0)
+                    four_rows_inline::<2>(a, b, c, d, 0);
                 }),
                 (3, four_rows_of_3, |a, b, c, d| {
-                    four_rows_inline::<3>(a, b, c, d, 0)
+                    four_rows_inline::<3>(a, b, c, d, 0);
                 }),
                 (4, four_rows_of_4, |a, b, c, d| {
-                    four_rows_inline::<4>(a, b, c, d, 0)
+                    four_rows_inline::<4>(a, b, c, d, 0);
                 }),
             ];
             for (channels, vectors, portable) in kinds {
