@@ -239,7 +239,7 @@ mod tests {
         let form = file("one") + &file("") + &file("three") + "--b--";
         let kind = "multipart/form-data; boundary=b";
         let expected = ClassifyBatchRequest {
-            images: ["one", "", "three"].map(|file| Image::encoded(file)).into(),
+            images: ["one", "", "three"].map(Image::encoded).into(),
             top_k: 3,
             deny_labels: vec!["a".into(), "b".into()],
             ..ClassifyBatchRequest::default()
