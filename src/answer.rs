@@ -57,6 +57,17 @@ pub fn softmax(logits: &[f32]) -> Vec<f32> {
 /// Returns up to `k` classes with a probability of at least `min_probability`, the most probable
 /// first. Equal probabilities are ordered by class index.
 pub fn top_k(probabilities: &[f32], k: usize, min_probability: f32) -> Vec<Class> {
+    top_k_of(probabilities, |_| true, k, min_probability)
+}
+
+/// Like [`top_k`], of the classes that `accepts` alone. Their probabilities are what they are among
+/// all classes.
+pub fn top_k_of(
+    probabilities: &[f32],
+    accepts: impl Fn(usize) -> bool,
+    k: usize,
+    min_probability: f32,
+) -> Vec<Class> {
     let mut classes: Vec<Class> = probabilities
         .iter()
         .enumerate()
@@ -64,7 +75,7 @@ pub fn top_k(probabilities: &[f32], k: usize, min_probability: f32) -> Vec<Class
             class_id,
             probability,
         })
-        .filter(|class| class.probability >= min_probability)
+        .filter(|class| class.probability >= min_probability && accepts(class.class_id))
         .collect();
 
     // A partial selection first: it is cheaper than to sort all classes for a small `k`.
@@ -83,6 +94,17 @@ fn most_probable_first(a: &Class, b: &Class) -> Ordering {
     b.probability
         .total_cmp(&a.probability)
         .then(a.class_id.cmp(&b.class_id))
+}
+
+/// The vector of length 1 in the same direction; a vector of zeros stays one.
+pub fn normalized(vector: &[f32]) -> Vec<f32> {
+    let square: f64 = vector.iter().map(|&value| f64::from(value).powi(2)).sum();
+    if square == 0.0 {
+        return vector.to_vec();
+    }
+    let scale = 1.0 / square.sqrt();
+    let scaled = vector.iter().map(|&value| f64::from(value) * scale);
+    scaled.map(|value| value as f32).collect()
 }
 
 /// An exponential moving average of the probabilities over the frames of a video.
@@ -161,6 +183,25 @@ mod tests {
         assert_eq!(ids(100, 0.0), [1, 3, 0, 2, 4]);
         assert_eq!(ids(100, 0.2), [1, 3]);
         assert_eq!(ids(0, 0.0), [0_usize; 0]);
+    }
+
+    #[test]
+    fn classes_that_are_not_accepted_change_no_other_probability() {
+        let p = [0.1, 0.4, 0.1, 0.3, 0.1];
+        let found = top_k_of(&p, |class| class != 1, 2, 0.0);
+        let found: Vec<_> = found
+            .iter()
+            .map(|class| (class.class_id, class.probability))
+            .collect();
+        assert_eq!(found, [(3, 0.3), (0, 0.1)]);
+    }
+
+    #[test]
+    fn normalized_vectors_have_the_length_one() {
+        assert_eq!(normalized(&[3.0, 0.0, -4.0]), [0.6, 0.0, -0.8]);
+        assert_eq!(normalized(&[0.0, 0.0]), [0.0, 0.0]);
+        let large = normalized(&[f32::MAX; 4]);
+        assert_eq!(large, [0.5; 4]);
     }
 
     #[test]

@@ -397,6 +397,7 @@ mod tests {
             max_batch: 1,
             fixed_batch: false,
             offloaded: false,
+            embedding: None,
             warnings: Vec::new(),
         };
         Lanes {

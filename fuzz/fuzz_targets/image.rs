@@ -52,7 +52,7 @@ fn crop(preprocessor: &mut Preprocessor, image: &Source) -> Result<Vec<u8>, Stri
 fuzz_target!(|file: &[u8]| {
     let image = Source::Encoded(Bytes::copy_from_slice(file));
 
-    let estimate = estimate(&image, config(JpegScaling::Auto), &GEOMETRY);
+    let estimate = estimate(&image, &[], config(JpegScaling::Auto), &GEOMETRY);
     assert!(estimate.pixels <= MAX_PIXELS);
 
     let with_new = crop(&mut Preprocessor::new(config(JpegScaling::Auto)), &image);

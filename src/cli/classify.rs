@@ -21,11 +21,17 @@ use super::{
 };
 use crate::{
     client::{self, Client},
-    proto::{ClassifyRequest, ClassifyResponse, Image, code_name, image::Source},
+    proto::{
+        Classification, ClassifyRequest, ClassifyResponse, Embedding, Image, Region, RegionResult,
+        code_name, image::Source,
+    },
 };
 
 /// Longer labels are cut off in tables.
 const MAX_LABEL_WIDTH: usize = 40;
+
+/// What stands in the place of classes where there are none.
+const NO_CLASS: &str = "(no class has a probability that high)";
 
 const LONG_HELP: &str = "\
 A folder stands for the images in it, at any depth and in the order of their names; each is one \
@@ -35,6 +41,9 @@ With --json, each image is one line on standard output, in the order of the argu
   {\"file\", \"model\", \"model_version\",
    \"classifications\": [{\"class_id\", \"label\", \"probability\"}],
    \"timing_ms\": {\"decode\", \"queue\", \"inference\", \"total\", \"round_trip\"}}
+With --embedding there is \"embedding\": [NUMBER, …] as well. With --regions the classifications are \
+empty, and \"regions\" has an object with \"classifications\" (and \"embedding\") for each, in their \
+order.
 The line of an image that failed is {\"file\", \"error\": {\"code\", \"message\"}}, where code is \
 a gRPC status such as NOT_FOUND. For a name that is not UTF-8, \"file_percent_encoded\" has its \
 bytes as in a URL.
@@ -59,6 +68,24 @@ pub struct Args {
     #[arg(long, env = "RESNET18_CLASSIFY_MIN_PROBABILITY", value_name = "P", default_value = "0",
           value_parser = values::probability)]
     min_probability: f32,
+    /// Classify these parts of each image instead of the whole: LEFT,TOP,WIDTH,HEIGHT in pixels of the
+    /// upright image, or in percent of its size, as in 0%,0%,50%,100%. Several are separated by
+    /// semicolons; at most 64.
+    #[arg(long, env = "RESNET18_CLASSIFY_REGIONS", value_name = "REGIONS", value_delimiter = ';',
+          value_parser = values::region)]
+    regions: Vec<Region>,
+    /// Print embeddings too: what the model's last layer reads.
+    #[arg(long, env = "RESNET18_CLASSIFY_EMBEDDING")]
+    embedding: bool,
+    /// Scale embeddings to the length 1.
+    #[arg(long, env = "RESNET18_CLASSIFY_NORMALIZE", requires = "embedding")]
+    normalize: bool,
+    /// Show this class and others that are allowed, by name or index, and no others. May be repeated.
+    #[arg(long, env = "RESNET18_CLASSIFY_ALLOW", value_name = "LABEL")]
+    allow: Vec<String>,
+    /// Don't show this class, by name or index. May be repeated.
+    #[arg(long, env = "RESNET18_CLASSIFY_DENY", value_name = "LABEL")]
+    deny: Vec<String>,
     /// Time limit per image, including retries (ms, s, m or h).
     #[arg(long, env = "RESNET18_CLASSIFY_TIMEOUT", value_name = "DURATION", default_value = "30s",
           value_parser = values::positive_duration)]
@@ -143,6 +170,11 @@ async fn classify_file(mut client: Client, path: &Path, args: &Args) -> Result<A
         }),
         top_k: args.top_k as u32,
         min_probability: args.min_probability,
+        want_embedding: args.embedding,
+        normalize_embedding: args.normalize,
+        regions: args.regions.clone(),
+        allow_labels: args.allow.clone(),
+        deny_labels: args.deny.clone(),
     };
     let deadline = Instant::now() + args.timeout;
     let answer = client::classify_with_retries(&mut client, request, deadline).await?;
@@ -154,14 +186,23 @@ async fn classify_file(mut client: Client, path: &Path, args: &Args) -> Result<A
 
 /// The answer as one line, for one of many images.
 fn line(name: &str, answer: &Answer) -> String {
-    match answer.response.classifications.first() {
+    let best = |classes: &[Classification]| match classes.first() {
         Some(class) => format!(
-            "{name}  {}  {:.1} %",
+            "{}  {:.1} %",
             style(output::label(class)).green(),
             class.probability * 100.0
         ),
-        None => format!("{name}  (no class has a probability that high)"),
+        None => NO_CLASS.to_owned(),
+    };
+    let response = &answer.response;
+    if response.regions.is_empty() {
+        return format!("{name}  {}", best(&response.classifications));
     }
+    let regions = response.regions.iter();
+    let each: Vec<_> = regions
+        .map(|region| best(&region.classifications))
+        .collect();
+    format!("{name}  {}", each.join("; "))
 }
 
 /// The summary of a folder.
@@ -180,7 +221,42 @@ fn summary(images: usize, failed: usize, took: Duration) -> String {
 
 /// The answer as lines of text: the image's name, a row per class, and the timing.
 fn table(name: &str, answer: &Answer, bars: bool) -> String {
-    let classes = &answer.response.classifications;
+    let response = &answer.response;
+    let mut text = format!("{}\n", style(name).bold());
+    if response.regions.is_empty() {
+        text += &rows(&response.classifications, bars);
+        text += &embedding_row(response.embedding.as_ref());
+    }
+    for (index, region) in response.regions.iter().enumerate() {
+        text += &format!("  region {}\n", index + 1);
+        text += &rows(&region.classifications, bars);
+        text += &embedding_row(region.embedding.as_ref());
+    }
+
+    let timing = TimingJson::new(response.timing.as_ref());
+    let times = format!(
+        "  {} on the server (decode {}, queue {}, inference {}), {} round trip",
+        output::time(timing.total),
+        output::time(timing.decode),
+        output::time(timing.queue),
+        output::time(timing.inference),
+        output::time(answer.round_trip.as_secs_f64() * 1e3),
+    );
+    text + &style(times).dim().to_string()
+}
+
+/// An embedding is too long to be read by people.
+fn embedding_row(embedding: Option<&Embedding>) -> String {
+    embedding.map_or_else(String::new, |embedding| {
+        format!(
+            "  an embedding of {} values (--json prints them)\n",
+            embedding.values.len()
+        )
+    })
+}
+
+/// A row for each class.
+fn rows(classes: &[Classification], bars: bool) -> String {
     let labels: Vec<_> = classes.iter().map(output::label).collect();
     let width = labels
         .iter()
@@ -189,9 +265,9 @@ fn table(name: &str, answer: &Answer, bars: bool) -> String {
         .unwrap_or(0)
         .min(MAX_LABEL_WIDTH);
 
-    let mut text = format!("{}\n", style(name).bold());
+    let mut text = String::new();
     if classes.is_empty() {
-        text += "  (no class has a probability that high)\n";
+        text += &format!("  {NO_CLASS}\n");
     }
     for (rank, (class, label)) in classes.iter().zip(&labels).enumerate() {
         let label = truncate_str(label, width, "…");
@@ -208,17 +284,7 @@ fn table(name: &str, answer: &Answer, bars: bool) -> String {
         }
         text.push('\n');
     }
-
-    let timing = TimingJson::new(answer.response.timing.as_ref());
-    let times = format!(
-        "  {} on the server (decode {}, queue {}, inference {}), {} round trip",
-        output::time(timing.total),
-        output::time(timing.decode),
-        output::time(timing.queue),
-        output::time(timing.inference),
-        output::time(answer.round_trip.as_secs_f64() * 1e3),
-    );
-    text + &style(times).dim().to_string()
+    text
 }
 
 #[derive(Serialize)]
@@ -237,11 +303,31 @@ enum OutcomeJson {
         model: String,
         model_version: String,
         classifications: Vec<ClassJson>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        embedding: Option<Vec<f32>>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        regions: Vec<RegionJson>,
         timing_ms: RoundTripJson,
     },
     Error {
         error: ErrorJson,
     },
+}
+
+#[derive(Serialize)]
+struct RegionJson {
+    classifications: Vec<ClassJson>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    embedding: Option<Vec<f32>>,
+}
+
+impl RegionJson {
+    fn new(region: RegionResult) -> Self {
+        Self {
+            classifications: output::classes_json(region.classifications),
+            embedding: region.embedding.map(|embedding| embedding.values),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -261,6 +347,8 @@ impl ImageJson {
                 model: response.model,
                 model_version: response.model_version,
                 classifications: output::classes_json(response.classifications),
+                embedding: response.embedding.map(|embedding| embedding.values),
+                regions: response.regions.into_iter().map(RegionJson::new).collect(),
                 timing_ms: RoundTripJson {
                     server: TimingJson::new(response.timing.as_ref()),
                     round_trip: round_trip.as_micros() as f64 / 1e3,

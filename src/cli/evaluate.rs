@@ -285,7 +285,7 @@ async fn evaluate_on_server(
                     source: Some(Source::Encoded(image)),
                 }),
                 top_k: classes as u32,
-                min_probability: 0.0,
+                ..ClassifyRequest::default()
             };
             let deadline = tokio::time::Instant::now() + args.timeout;
             let answer = client::classify_with_retries(&mut client, request, deadline).await?;

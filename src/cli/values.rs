@@ -12,6 +12,8 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, Resettable, TypedValueParser},
 };
 
+use crate::proto::{Region, RegionUnit};
+
 /// Parses a duration such as `300ms`, `10s`, `1.5m` or `2h`; `0` needs no unit.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
@@ -46,6 +48,37 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("must be more than 0".into()),
         duration => Ok(duration),
     }
+}
+
+/// Parses a part of an image, `LEFT,TOP,WIDTH,HEIGHT` in pixels, or each of them in percent.
+pub fn region(text: &str) -> Result<Region, String> {
+    let wrong = || {
+        "write LEFT,TOP,WIDTH,HEIGHT in pixels, as in 10,20,300,200, or in percent, as in \
+         0%,0%,50%,100%"
+            .to_owned()
+    };
+    let parts: Vec<&str> = text.split(',').map(str::trim).collect();
+    let percent = parts.iter().filter(|part| part.ends_with('%')).count();
+    let (unit, scale) = match percent {
+        0 => (RegionUnit::Pixels, 1.0),
+        4 => (RegionUnit::Fractions, 0.01),
+        _ => return Err(wrong()),
+    };
+    let numbers: Vec<f64> = parts
+        .iter()
+        .map(|part| part.trim_end_matches('%').parse())
+        .collect::<Result<_, _>>()
+        .map_err(|_| wrong())?;
+    let [left, top, width, height] = numbers[..] else {
+        return Err(wrong());
+    };
+    Ok(Region {
+        left: left * scale,
+        top: top * scale,
+        width: width * scale,
+        height: height * scale,
+        unit: unit.into(),
+    })
 }
 
 /// Parses the permissions of a file in octal, such as `0660`.
@@ -174,6 +207,26 @@ fn named<T: ValueEnum>(name: &str) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn regions_are_in_pixels_or_in_percent() {
+        let found = region("10, 20.5,300,200").unwrap();
+        assert_eq!((found.left, found.top, found.width), (10.0, 20.5, 300.0));
+        assert_eq!(found.unit(), RegionUnit::Pixels);
+        let found = region("0%,25%,50%,75%").unwrap();
+        assert_eq!((found.top, found.width), (0.25, 0.5));
+        assert_eq!(found.unit(), RegionUnit::Fractions);
+        for wrong in [
+            "",
+            "1,2,3",
+            "1,2,3,4,5",
+            "0%,0%,50,50",
+            "a,b,c,d",
+            "1,2,3,%",
+        ] {
+            assert!(region(wrong).unwrap_err().contains("LEFT,TOP"), "{wrong}");
+        }
+    }
     use crate::engine::{EngineKind, Precision};
 
     #[test]

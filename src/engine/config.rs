@@ -67,11 +67,12 @@ impl EngineKind {
         }
     }
 
-    /// Copies the `values` of an engine's output, which must be as many as the `logits`.
+    /// Copies the `values` of an engine's output, which must be as many as the `logits`, or
+    /// embeddings, are to be.
     pub(super) fn copy_logits(self, values: &[f32], logits: &mut [f32]) -> Result<(), EngineError> {
         if values.len() != logits.len() {
             return Err(self.failed(format!(
-                "{} logits instead of {}",
+                "{} values instead of {}",
                 values.len(),
                 logits.len()
             )));

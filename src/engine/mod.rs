@@ -4,6 +4,8 @@ mod config;
 #[cfg(test)]
 mod conformance;
 pub mod embedded;
+#[cfg(test)]
+mod embeddings;
 mod error;
 mod exit;
 mod library_search;
@@ -41,6 +43,29 @@ pub trait Engine: Send {
     /// [`EngineError::Inference`] if this call failed, [`EngineError::Lost`] if all later calls
     /// will fail as well. In both cases the logits are meaningless.
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError>;
+
+    /// Computes the same logits, and the embeddings, `float32 [n, features]`: what the last layer
+    /// reads. Only called where [`EngineInfo::embedding`] says that there are some.
+    ///
+    /// # Errors
+    /// As for [`Self::infer`].
+    fn infer_with_embeddings(
+        &mut self,
+        images: &[u8],
+        n: usize,
+        results: Results<'_>,
+    ) -> Result<(), EngineError> {
+        let _ = (images, n, results);
+        unreachable!("this engine does not say that it gives embeddings")
+    }
+}
+
+/// Where an engine writes what it computes.
+pub struct Results<'a> {
+    /// `float32 [n, classes]`.
+    pub logits: &'a mut [f32],
+    /// `float32 [n, features]`.
+    pub embeddings: &'a mut [f32],
 }
 
 /// Identity and limits of a loaded engine.
@@ -59,6 +84,8 @@ pub struct EngineInfo {
     pub fixed_batch: bool,
     /// The engine computes on its own device, so the CPU's cores are free to decode meanwhile.
     pub offloaded: bool,
+    /// How many values an embedding of the network has; `None` where this engine gives none.
+    pub embedding: Option<usize>,
     /// Reasons to doubt the answers, such as that they differ from another engine's.
     pub warnings: Vec<String>,
 }

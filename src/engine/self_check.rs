@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use bytes::Bytes;
 
 use super::{
-    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, embedded,
+    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, Results, embedded,
     onnxruntime,
 };
 use crate::{
@@ -38,6 +38,8 @@ struct Reference {
     kind: EngineKind,
     /// The logits for each photo.
     logits: Vec<Vec<f32>>,
+    /// The embedding of the first photo, if the engine gives some.
+    embedding: Option<Vec<f32>>,
 }
 
 /// The engines whose answers may be the reference, the first one that runs the model.
@@ -85,7 +87,10 @@ pub(super) fn load_checked(
     let mut lanes = lanes?;
     let warning = match reference {
         Ok(reference) => match compare(&mut lanes, model, &crops, &reference) {
-            Ok(()) => return Ok(lanes),
+            Ok(()) => {
+                drop_wrong_embeddings(&mut lanes, model, &crops[0], &reference);
+                return Ok(lanes);
+            }
             Err(error) => {
                 if lanes.info.precision == Precision::Fp32 {
                     check_finite(&mut lanes, model)?;
@@ -198,7 +203,15 @@ fn reference_by(
     if logits.iter().flatten().any(|logit| !logit.is_finite()) {
         return Err(EngineError::NotFinite { kind });
     }
-    Ok(Reference { kind, logits })
+    let embedding = lanes
+        .info
+        .embedding
+        .map(|size| embedding(&mut *lanes.narrow[0], model, size, &vec![&crops[0]; batch]));
+    Ok(Reference {
+        kind,
+        logits,
+        embedding: embedding.transpose()?,
+    })
 }
 
 /// The logits of each of the crops, computed in one call.
@@ -212,6 +225,59 @@ fn infer(
     let mut logits = vec![0.0; crops.len() * classes];
     engine.infer(&images, crops.len(), &mut logits)?;
     Ok(logits.chunks_exact(classes).map(<[f32]>::to_vec).collect())
+}
+
+/// The embedding, of `size` values, of the first of the crops.
+fn embedding(
+    engine: &mut dyn Engine,
+    model: &Model,
+    size: usize,
+    crops: &[&Vec<u8>],
+) -> Result<Vec<f32>, EngineError> {
+    let n = crops.len();
+    let images: Vec<u8> = crops.iter().flat_map(|crop| crop.iter().copied()).collect();
+    let mut logits = vec![0.0; n * model.graph.classes];
+    let mut embeddings = vec![0.0; n * size];
+    let results = Results {
+        logits: &mut logits,
+        embeddings: &mut embeddings,
+    };
+    engine.infer_with_embeddings(&images, n, results)?;
+    embeddings.truncate(size);
+    Ok(embeddings)
+}
+
+/// Gives no embeddings where they differ from the reference's, with a warning that stays.
+fn drop_wrong_embeddings(lanes: &mut Lanes, model: &Model, crop: &Vec<u8>, reference: &Reference) {
+    let (Some(size), Some(expected)) = (lanes.info.embedding, &reference.embedding) else {
+        return;
+    };
+    let batch = if lanes.info.fixed_batch {
+        lanes.info.max_batch
+    } else {
+        1
+    };
+    let wrong = lanes
+        .wide
+        .iter_mut()
+        .chain(&mut lanes.narrow)
+        .find_map(|lane| {
+            let found = embedding(&mut **lane, model, size, &vec![crop; batch]);
+            let compared = found.map_err(|error| error.to_string());
+            compared
+                .and_then(|found| features_difference(&found, expected))
+                .err()
+        });
+    if let Some(reason) = wrong {
+        let warning = format!(
+            "no embeddings are given: those of the {} engine differ from those of the {} engine: \
+             {reason}",
+            lanes.info.kind, reference.kind
+        );
+        tracing::warn!(model = model.name, "{warning}");
+        lanes.info.warnings.push(warning);
+        lanes.info.embedding = None;
+    }
 }
 
 /// Compares every lane on every photo, alone and in a full batch of different photos.
@@ -414,6 +480,7 @@ mod tests {
                 max_batch: 1,
                 fixed_batch: false,
                 offloaded: false,
+                embedding: None,
                 warnings: Vec::new(),
             },
             wide: None,

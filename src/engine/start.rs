@@ -107,6 +107,7 @@ pub fn try_out(config: &EngineConfig, model: &Model) -> Result<EngineInfo, Engin
         max_batch: 1,
         fixed_batch: false,
         offloaded: true,
+        embedding: None,
         warnings: vec![error.to_string()],
     }))
 }

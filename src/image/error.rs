@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ImageFormat, PixelFormat};
+use super::{ImageFormat, PixelFormat, RegionError};
 
 /// Why an image was rejected. Every message says what was wrong and what is accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -188,6 +188,14 @@ pub enum ImageError {
         /// The largest valid value.
         white: String,
     },
+
+    /// A region is empty or not within the image.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+
+    /// Regions are asked for of a crop that the caller prepared.
+    #[error("a crop has no regions; send the whole image, as a file or a raw frame")]
+    RegionsOfCrop,
 
     /// The model's geometry has a zero in it.
     #[error(

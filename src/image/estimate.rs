@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{
-    Fit, Geometry, ImageFormat, PixelFormat, PreprocessConfig, RawFrame, Source, bmp, gif,
+    Fit, Geometry, ImageFormat, PixelFormat, PreprocessConfig, RawFrame, Region, Source, bmp, gif,
     guard::guarded,
     heif, ico, jpeg,
     outline::{Outline, area},
@@ -25,11 +25,17 @@ pub struct Estimate {
     pub pixels: u64,
 }
 
-/// Estimates the cost of making the crop of an image from its headers, within microseconds.
+/// Estimates the cost of making the crop of an image, or those of its `regions`, from its headers,
+/// within microseconds.
 ///
 /// JPEG files of several scans are searched to their end for the headers of their scans. Files that will be rejected by their headers cost next to
 /// nothing, as do ready crops.
-pub fn estimate(source: &Source, config: PreprocessConfig, geometry: &Geometry) -> Estimate {
+pub fn estimate(
+    source: &Source,
+    regions: &[Region],
+    config: PreprocessConfig,
+    geometry: &Geometry,
+) -> Estimate {
     let outline = match source {
         Source::Encoded(encoded) => {
             let format = ImageFormat::of(encoded);
@@ -41,20 +47,28 @@ pub fn estimate(source: &Source, config: PreprocessConfig, geometry: &Geometry) 
     };
     let accepted =
         outline.filter(|outline| config.check_size(outline.width, outline.height).is_ok());
-    let Some(outline) = accepted else {
+    let Some(mut outline) = accepted else {
         return Estimate {
             time: OVERHEAD,
             ..Estimate::default()
         };
     };
+    let (width, height) = (outline.width, outline.height);
+    let mut part = 0;
+    let mut after_decoding = resizing(&outline, geometry);
+    if !regions.is_empty() {
+        // The picture is kept whole, and a region at a time is copied out of it.
+        outline.by_rows = false;
+        after_decoding = 0;
+        for area in regions.iter().map(|region| region.area(width, height)) {
+            part = part.max(area * outline.bytes_per_pixel);
+            let per_pixel = 1 + 2 * geometry.filter.support() as u64;
+            after_decoding = after_decoding.saturating_add(area * per_pixel);
+        }
+    }
     Estimate {
-        memory_bytes: outline.memory_bytes(geometry),
-        time: OVERHEAD
-            + Duration::from_nanos(
-                outline
-                    .nanoseconds
-                    .saturating_add(resizing(&outline, geometry)),
-            ),
+        memory_bytes: outline.memory_bytes(geometry).saturating_add(part),
+        time: OVERHEAD + Duration::from_nanos(outline.nanoseconds.saturating_add(after_decoding)),
         pixels: outline.pixels(),
     }
 }
@@ -137,6 +151,7 @@ mod tests {
     fn of(encoded: impl Into<Bytes>) -> Estimate {
         estimate(
             &Source::Encoded(encoded.into()),
+            &[],
             PreprocessConfig::default(),
             &GEOMETRY,
         )
@@ -200,7 +215,7 @@ mod tests {
         }
         let ready = Source::Crop(Crop::Pixels(Bytes::from_static(&[0; 12])));
         assert_eq!(
-            estimate(&ready, PreprocessConfig::default(), &GEOMETRY).memory_bytes,
+            estimate(&ready, &[], PreprocessConfig::default(), &GEOMETRY).memory_bytes,
             0
         );
     }
@@ -227,7 +242,7 @@ mod tests {
                 ..Geometry::cropped(600, 600, 600)
             };
             let source = Source::Encoded(Bytes::from_static(tall));
-            estimate(&source, PreprocessConfig::default(), &geometry)
+            estimate(&source, &[], PreprocessConfig::default(), &geometry)
         };
         let cropped = with(Fit::Crop, Filter::Bilinear);
         // 600 columns of three bytes, in 1000 rows and in 10,000.
@@ -268,7 +283,7 @@ mod tests {
                 file.truncate(random(file.len()).max(1));
             }
             let source = Source::Encoded(file.into());
-            let estimate = estimate(&source, config, &GEOMETRY);
+            let estimate = estimate(&source, &[], config, &GEOMETRY);
             match preprocessor.crop(&source, &GEOMETRY, &mut crop) {
                 Ok(()) => {
                     assert_ne!(estimate.pixels, 0, "{source:?}");

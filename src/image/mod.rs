@@ -26,6 +26,7 @@ mod png;
 mod pnm;
 mod qoi;
 mod raw;
+mod region;
 mod resize;
 mod rows;
 mod sampling;
@@ -51,6 +52,7 @@ pub use self::{
     geometry::{Filter, Fit, Geometry},
     orientation::Orientation,
     pixels::{PixelLayout, Pixels},
+    region::{Region, RegionError, RegionUnit},
     resize::Resizer,
     sniff::{ImageFormat, is_image_file},
 };
@@ -205,6 +207,8 @@ impl PreprocessConfig {
 pub struct Preprocessor {
     config: PreprocessConfig,
     pixels: Pixels,
+    /// A region of them.
+    part: Pixels,
     resizer: Resizer,
 }
 
@@ -217,6 +221,7 @@ impl Preprocessor {
         Self {
             config,
             pixels: Pixels::default(),
+            part: Pixels::default(),
             resizer: Resizer::default(),
         }
     }
@@ -233,13 +238,40 @@ impl Preprocessor {
         geometry: &Geometry,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
+        self.guard(source, |this| this.crop_unguarded(source, geometry, crop))
+    }
+
+    /// Decodes `source` once, and writes the crop of each of its `regions`, as [`Self::crop`] would
+    /// write that of the region as an image of its own, into the one of `crops` in its place.
+    ///
+    /// # Errors
+    /// As for [`Self::crop`], and [`ImageError::Region`].
+    pub fn crop_regions(
+        &mut self,
+        source: &Source,
+        regions: &[Region],
+        geometry: &Geometry,
+        crops: &mut [Vec<u8>],
+    ) -> Result<(), ImageError> {
+        self.guard(source, |this| {
+            this.crop_regions_unguarded(source, regions, geometry, crops)
+        })
+    }
+
+    /// Runs what decodes and crops `source`.
+    fn guard(
+        &mut self,
+        source: &Source,
+        work: impl FnOnce(&mut Self) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
         let format = match source {
             Source::Encoded(encoded) => ImageFormat::of(encoded),
             Source::Raw(_) | Source::Crop(_) => None,
         };
-        let result = guarded(format, || self.crop_unguarded(source, geometry, crop));
+        let result = guarded(format, || work(self));
 
-        let memory = self.pixels.data.capacity() + self.resizer.memory();
+        let memory =
+            self.pixels.data.capacity() + self.part.data.capacity() + self.resizer.memory();
         if result.is_none() || memory > Self::MAX_KEPT_MEMORY {
             *self = Self::new(self.config);
         }
@@ -249,7 +281,12 @@ impl Preprocessor {
         result.unwrap_or(Err(ImageError::DecoderPanic))
     }
 
-    fn check_memory(&self, source: &Source, geometry: &Geometry) -> Result<(), ImageError> {
+    fn check_memory(
+        &self,
+        source: &Source,
+        regions: &[Region],
+        geometry: &Geometry,
+    ) -> Result<(), ImageError> {
         let limit = self.config.max_memory;
         if limit == u64::MAX {
             return Ok(());
@@ -258,7 +295,7 @@ impl Preprocessor {
             memory_bytes,
             pixels,
             ..
-        } = estimate(source, self.config, geometry);
+        } = estimate(source, regions, self.config, geometry);
         // An image with too many pixels is rejected for those.
         if memory_bytes > limit && pixels <= self.config.max_pixels {
             return Err(ImageError::AboveMemory {
@@ -275,7 +312,7 @@ impl Preprocessor {
         geometry: &Geometry,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
-        self.check_memory(source, geometry)?;
+        self.check_memory(source, &[], geometry)?;
         let budget = Budget::new(&self.config);
         match source {
             Source::Encoded(encoded) => {
@@ -309,5 +346,35 @@ impl Preprocessor {
             }
             Source::Crop(prepared) => crop::write(prepared, geometry, crop),
         }
+    }
+
+    fn crop_regions_unguarded(
+        &mut self,
+        source: &Source,
+        regions: &[Region],
+        geometry: &Geometry,
+        crops: &mut [Vec<u8>],
+    ) -> Result<(), ImageError> {
+        self.check_memory(source, regions, geometry)?;
+        let budget = Budget::new(&self.config);
+        match source {
+            // Whole and at its full size, whatever is cut out of it.
+            Source::Encoded(encoded) => {
+                let whole = Needed::default();
+                self.pixels.decode_for_crop(encoded, &budget, whole, None)?;
+            }
+            Source::Raw(frame) => {
+                self.config.check_size(frame.width, frame.height)?;
+                raw::decode(frame, &budget, &mut self.pixels)?;
+            }
+            Source::Crop(_) => return Err(ImageError::RegionsOfCrop),
+        }
+        let parts = Region::resolve_all(regions, self.pixels.upright_size())?;
+        for (part, crop) in parts.into_iter().zip(crops) {
+            budget.check()?;
+            self.pixels.cut(part, &mut self.part);
+            self.resizer.crop(&self.part, geometry, crop)?;
+        }
+        Ok(())
     }
 }

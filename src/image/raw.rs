@@ -9,7 +9,7 @@ use super::{
     Geometry, ImageError, PixelFormat, RawFrame,
     budget::Budget,
     orientation::Orientation,
-    pixels::{PixelLayout, resize_buffer},
+    pixels::{PixelLayout, Pixels, resize_buffer},
     resize::{CropPlan, Resizer, SourceView, resize_error, view},
 };
 
@@ -57,6 +57,30 @@ pub(super) fn crop(
         Some(layout) => crop_interleaved(&planes, layout, &plan, scratch, resizer, crop),
         None => crop_planar(&planes, &plan, scratch, resizer, crop),
     }
+}
+
+/// Writes all pixels of a frame, whose size has been checked against the limits.
+pub(super) fn decode(
+    frame: &RawFrame,
+    budget: &Budget,
+    pixels: &mut Pixels,
+) -> Result<(), ImageError> {
+    let planes = Planes::locate(frame, budget)?;
+    pixels.width = frame.width;
+    pixels.height = frame.height;
+    pixels.orientation = Orientation::default();
+    let Some(layout) = frame.format.layout() else {
+        pixels.layout = PixelLayout::Rgba;
+        return planes.convert_to_rgbx(0..frame.width, 0..frame.height, &mut pixels.data);
+    };
+    pixels.layout = layout;
+    let row = frame.width as usize * layout.channels();
+    resize_buffer(&mut pixels.data, row * frame.height as usize);
+    for (y, target) in pixels.data.chunks_exact_mut(row).enumerate() {
+        budget.spend(row)?;
+        target.copy_from_slice(&frame.data[y * planes.stride..][..row]);
+    }
+    Ok(())
 }
 
 fn crop_interleaved(

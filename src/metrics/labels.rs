@@ -58,6 +58,7 @@ impl FrameOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     Classify,
+    ClassifyBatch,
     StreamClassify,
     ListModels,
     ServerLive,
@@ -84,8 +85,9 @@ pub enum Method {
 
 impl Method {
     /// In the order of the variants, which index this array.
-    pub const LABELS: [&'static str; 23] = [
+    pub const LABELS: [&'static str; 24] = [
         "Classify",
+        "ClassifyBatch",
         "StreamClassify",
         "ListModels",
         "ServerLive",
@@ -110,8 +112,9 @@ impl Method {
         "LogSettings",
     ];
 
-    const ALL: [Self; 23] = [
+    const ALL: [Self; 24] = [
         Self::Classify,
+        Self::ClassifyBatch,
         Self::StreamClassify,
         Self::ListModels,
         Self::ServerLive,
@@ -137,8 +140,9 @@ impl Method {
     ];
 
     /// The methods whose requests are timed: those that work on images. The others answer at once.
-    pub const TIMED: [&'static str; 4] = [
+    pub const TIMED: [&'static str; 5] = [
         "Classify",
+        "ClassifyBatch",
         "StreamClassify",
         "ModelInfer",
         "ModelStreamInfer",

@@ -17,7 +17,7 @@ use super::{
     table::{
         BATCH_SIZE, BUSY, DEVICE_BUSY, DEVICE_LANES, ENGINE_INFO, FPS, FRAME_DURATION, FRAMES,
         MODEL_LOAD, MODEL_LOADED, MODEL_LOADS, MODEL_READY, QUEUE_CAPACITY, QUEUE_DEPTH,
-        QUEUE_REQUESTS, RECEIVED_BYTES, REJECTED, STAGE_DURATION, STREAMS_ACTIVE,
+        QUEUE_REQUESTS, RECEIVED_BYTES, REGIONS, REJECTED, STAGE_DURATION, STREAMS_ACTIVE,
     },
 };
 use crate::sync::lock;
@@ -39,6 +39,7 @@ pub struct ModelMetrics {
     frames: [Counter; FrameOutcome::LABELS.len()],
     rejected: [Counter; Rejection::LABELS.len()],
     received: Counter,
+    regions: Counter,
     decode_busy: Gauge,
     inference_busy: Gauge,
     /// Registered once the model runs on a device.
@@ -91,6 +92,7 @@ impl ModelMetrics {
             rejected: Rejection::LABELS
                 .map(|reason| counter!(REJECTED, "model" => name(), "reason" => reason)),
             received: counter!(RECEIVED_BYTES, "model" => name()),
+            regions: counter!(REGIONS, "model" => name()),
             decode_busy: busy("decode"),
             inference_busy: busy("inference"),
             device_busy: OnceLock::new(),
@@ -160,6 +162,11 @@ impl ModelMetrics {
     /// Counts an image of this size that was received.
     pub fn received(&self, bytes: usize) {
         self.received.increment(bytes as u64);
+    }
+
+    /// Counts regions that were cut out of an image.
+    pub fn regions(&self, count: usize) {
+        self.regions.increment(count as u64);
     }
 
     /// Records that a worker decoded an image, successfully or not.

@@ -70,6 +70,7 @@ pub(super) const QUEUE_DEPTH: &str = "classifier_queue_depth";
 pub(super) const QUEUE_REQUESTS: &str = "classifier_queue_requests";
 pub(super) const QUEUE_CAPACITY: &str = "classifier_queue_capacity";
 pub(super) const REJECTED: &str = "classifier_rejected_total";
+pub(super) const REGIONS: &str = "classifier_regions_total";
 pub(super) const FRAMES: &str = "classifier_frames_total";
 pub(super) const FPS: &str = "classifier_fps";
 pub(super) const STREAMS_ACTIVE: &str = "classifier_streams_active";
@@ -131,7 +132,7 @@ const STAGE: Label = Label {
 const GPU: &[Label] = &[Label::open("gpu"), Label::open("name")];
 
 /// Every metric except the process's own, `process_…`.
-pub const METRICS: [Metric; 41] = [
+pub const METRICS: [Metric; 42] = [
     Metric {
         name: REQUESTS,
         kind: MetricKind::Counter,
@@ -232,6 +233,15 @@ pub const METRICS: [Metric; 41] = [
                     `--max-calls` or `--max-streams`. `client_limit`: one caller has its share \
                     (`--max-per-client`). `memory`: raise `--max-memory`. `unauthenticated`: the \
                     log names the callers.",
+        presence: Presence::Always,
+    },
+    Metric {
+        name: REGIONS,
+        kind: MetricKind::Counter,
+        unit: "regions",
+        labels: &[MODEL],
+        help: "Regions that were cut out of decoded images, each to be classified.",
+        when_high: "Each is inferred like an image of its own, but all of an image are decoded once.",
         presence: Presence::Always,
     },
     Metric {

@@ -40,8 +40,8 @@ pub use self::{
     error::ModelError,
     external::decode_file,
     graph::{
-        ActivationRange, Batch, BodyPrecision, IMAGES, LOGITS, Layer, Limit, LinearLayer,
-        Normalization, Operation, Quantization, ServingGraph,
+        ActivationRange, Batch, BodyPrecision, EMBEDDING, IMAGES, LOGITS, Layer, Limit,
+        LinearLayer, Normalization, Operation, Quantization, Serving, ServingGraph,
     },
     labels::{imagenet, read_labels},
     manifest::{InputSize, Manifest},

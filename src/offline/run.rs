@@ -136,6 +136,7 @@ impl OfflineModel {
 
         let image = InputImage {
             source,
+            regions: [].into(),
             arrived: Instant::now(),
             mirrored: photo.mirrored,
         };
@@ -147,6 +148,8 @@ impl OfflineModel {
             counted: false,
             // Nobody else waits.
             decode_estimate: Some(Duration::ZERO),
+            crops: 1,
+            wants_embedding: false,
             fetch: Box::new(move || Some(image)),
             span: None,
             kind: RequestKind::Contract,
@@ -155,7 +158,7 @@ impl OfflineModel {
         let stopped = |error: &dyn std::fmt::Display| OfflineError::Stopped(error.to_string());
         let outcome = self.queue.submit(job).map_err(|error| stopped(&error))?;
         match outcome.await.map_err(|error| stopped(&error))? {
-            Ok(reply) => Ok(Ok(reply.logits)),
+            Ok(mut reply) => Ok(Ok(std::mem::take(&mut reply.outputs[0].logits))),
             Err(JobError::Image(error)) => Ok(Err(error.into())),
             Err(JobError::Engine(error)) => Err(error.into()),
             Err(error) => Err(stopped(&error)),

@@ -34,6 +34,8 @@ pub struct Served {
     /// How tensors of the Open Inference Protocol are normalized, if the model accepts those.
     pub normalization: Option<Normalization>,
     pub engine: EngineInfo,
+    /// How many values an embedding has, or why there are none.
+    pub embedding: Result<usize, String>,
     pub queue: Queue,
     /// The same for all versions of the model.
     pub metrics: Arc<ModelMetrics>,
@@ -47,7 +49,13 @@ impl Served {
         queue: Queue,
         metrics: Arc<ModelMetrics>,
     ) -> Self {
+        let embedding = match (model.graph.embedding(), engine.embedding) {
+            (Err(reason), _) => Err(reason.to_owned()),
+            (Ok(_), None) => Err(format!("the {} engine gives none", engine.kind)),
+            (Ok(_), Some(size)) => Ok(size),
+        };
         Self {
+            embedding,
             name: model.name.clone(),
             version: model.version.clone(),
             labels: Arc::clone(&model.labels),

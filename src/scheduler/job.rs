@@ -8,7 +8,7 @@ use std::{
 use super::Priority;
 use crate::{
     engine::EngineError,
-    image::{ImageError, Source},
+    image::{ImageError, Region, Source},
     metrics::statistics::{RequestKind, Stages},
     telemetry::context::SpanContext,
 };
@@ -36,6 +36,8 @@ impl ClientId {
 /// An image, and when its wait began.
 pub struct InputImage {
     pub source: Source,
+    /// The parts of it to classify, each for itself; empty means the whole image.
+    pub regions: Arc<[Region]>,
     /// When the image reached the server.
     pub arrived: Instant,
     /// Whether the crop is mirrored, left to right; training uses photos both ways.
@@ -59,6 +61,10 @@ pub struct Job {
     /// How long decoding the image is expected to keep a core busy; `None` if that is known only
     /// once the image has been fetched, as with a live stream.
     pub decode_estimate: Option<Duration>,
+    /// How many crops the image is expected to give, by which inference is charged.
+    pub crops: usize,
+    /// Whether the embedding of each crop is wanted.
+    pub wants_embedding: bool,
     /// Supplies the image at the moment when a worker is free for it, so that a live stream can
     /// hand over its newest frame. `None` withdraws the job.
     pub fetch: Fetch,
@@ -74,12 +80,21 @@ pub type Outcome = Result<Reply, JobError>;
 /// A classified image.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// The network's output, `float32 [classes]`.
-    pub logits: Vec<f32>,
+    /// Of each region in their order, or of the whole image alone.
+    pub outputs: Vec<Output>,
     /// How long each stage took.
     pub stages: Stages,
     /// When each stage took place.
     pub timeline: Timeline,
+}
+
+/// What the network gives for one crop.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Output {
+    /// `float32 [classes]`.
+    pub logits: Vec<f32>,
+    /// `float32 [features]`, if it was asked for.
+    pub embedding: Option<Vec<f32>>,
 }
 
 /// When an image passed through the stages, and with how many others it was inferred.

@@ -11,6 +11,7 @@
 
 mod capacity;
 mod fair_queue;
+mod gathering;
 mod job;
 mod model_queue;
 mod pace;
@@ -34,7 +35,9 @@ use tokio::sync::watch;
 
 pub use self::{
     capacity::Capacity,
-    job::{ClientId, Failure, InputImage, Job, JobError, Outcome, QueueFull, Reply, Timeline},
+    job::{
+        ClientId, Failure, InputImage, Job, JobError, Outcome, Output, QueueFull, Reply, Timeline,
+    },
     priority::Priority,
     queue::Queue,
 };

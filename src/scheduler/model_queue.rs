@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::{
     Job, JobError, Outcome, QueueFull,
     fair_queue::{FairQueue, Turn},
+    gathering::ReplyTo,
     pace::Pace,
     sync::Condvar,
     turns::Cost,
@@ -86,12 +87,12 @@ impl ModelQueue {
         }
     }
 
-    /// What an image is expected to cost; `decode` is the estimated time of decoding it, in seconds
-    /// of the whole machine, if that is known.
-    pub fn cost(&self, decode: Option<f64>, heavy: bool) -> Cost {
+    /// What an image is expected to cost that gives so many crops; `decode` is the estimated time of
+    /// decoding it, in seconds of the whole machine, if that is known.
+    pub fn cost(&self, decode: Option<f64>, heavy: bool, crops: usize) -> Cost {
         Cost {
             decode: decode.unwrap_or_else(|| self.pace.decode_cost()),
-            inference: self.pace.inference_cost(1),
+            inference: self.pace.inference_cost(1) * crops as f64,
             heavy,
         }
     }
@@ -179,13 +180,15 @@ impl ModelQueue {
     fn discard_expired(&mut self, now: Instant) {
         let mut i = 0;
         while let Some(item) = self.ready.get(i) {
-            match expired(item.deadline, &item.reply, now) {
+            match expired(item.deadline, item.reply.is_closed(), now) {
                 None => i += 1,
                 Some(reason) => {
                     let item = self.ready.remove(i).expect("the index was just used");
                     self.waiting.correct(item.turn, -item.inference_cost);
-                    self.model.metrics.rejected(reason);
-                    reject(item.reply, reason);
+                    if item.reply.is_first() {
+                        self.model.metrics.rejected(reason);
+                    }
+                    item.reply.fail(rejected(reason));
                 }
             }
         }
@@ -247,7 +250,7 @@ impl Waiting {
 
     /// The reason to drop the job; `None` if it is still wanted.
     pub fn expired(&self, now: Instant) -> Option<Rejection> {
-        expired(self.job.deadline, &self.reply, now)
+        expired(self.job.deadline, self.reply.is_closed(), now)
     }
 
     /// Answers a job that has expired.
@@ -257,11 +260,12 @@ impl Waiting {
     }
 }
 
-/// A decoded image.
+/// A crop of a decoded image.
 pub(super) struct Ready {
     pub crop: Vec<u8>,
     pub deadline: Option<Instant>,
-    pub reply: oneshot::Sender<Outcome>,
+    pub reply: ReplyTo,
+    pub wants_embedding: bool,
     pub stages: Stages,
     /// When it had been decoded.
     pub since: Instant,
@@ -277,24 +281,23 @@ pub(super) struct Ready {
 pub(super) type Batch = (Vec<Vec<u8>>, Vec<Ready>);
 
 /// The reason to drop work; `None` if it is still wanted.
-fn expired(
-    deadline: Option<Instant>,
-    reply: &oneshot::Sender<Outcome>,
-    now: Instant,
-) -> Option<Rejection> {
+fn expired(deadline: Option<Instant>, is_closed: bool, now: Instant) -> Option<Rejection> {
     match deadline {
         Some(deadline) if deadline <= now => Some(Rejection::Deadline),
-        _ if reply.is_closed() => Some(Rejection::Cancelled),
+        _ if is_closed => Some(Rejection::Cancelled),
         _ => None,
     }
 }
 
 fn reject(reply: oneshot::Sender<Outcome>, reason: Rejection) {
-    let error = if reason == Rejection::Deadline {
+    // The caller may have gone.
+    let _ = reply.send(Err(rejected(reason)));
+}
+
+fn rejected(reason: Rejection) -> JobError {
+    if reason == Rejection::Deadline {
         JobError::DeadlineExceeded
     } else {
         JobError::Abandoned
-    };
-    // The caller may have gone.
-    let _ = reply.send(Err(error));
+    }
 }

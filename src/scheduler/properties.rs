@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::{
     fair_queue::{FairQueue, Pushed, QueueLimits},
+    gathering::ReplyTo,
     model_queue::{Ready, Waiting},
     turns::Cost,
     *,
@@ -200,6 +201,7 @@ fn input_image(value: u8, fate: Fate) -> Option<InputImage> {
     Some(InputImage {
         source: Source::Raw(frame),
         arrived: Instant::now(),
+        regions: [].into(),
         mirrored: false,
     })
 }
@@ -233,6 +235,8 @@ impl Numbered {
             deadline,
             counted: counts,
             decode_estimate: Some(Duration::from_millis(1)),
+            crops: 1,
+            wants_embedding: false,
             fetch: Box::new(move || input_image(value, fate)),
             span: None,
             kind: RequestKind::Contract,
@@ -281,7 +285,9 @@ impl Submitted {
                 .blocking_recv()
                 .expect("an accepted job has an outcome");
             let done = match (&outcome, fate) {
-                (Ok(reply), Fate::Wanted | Fate::Soon) => reply.logits == [f32::from(value)],
+                (Ok(reply), Fate::Wanted | Fate::Soon) => {
+                    reply.outputs[0].logits == [f32::from(value)]
+                }
                 (Err(JobError::DeadlineExceeded), Fate::Late | Fate::Soon) => false,
                 (Err(JobError::Image(_)), Fate::Bad) => false,
                 (Err(JobError::Abandoned), Fate::Withdrawn) => false,
@@ -338,6 +344,7 @@ fn info(max_batch: usize, offloaded: bool) -> EngineInfo {
         max_batch,
         fixed_batch: false,
         offloaded,
+        embedding: None,
         warnings: Vec::new(),
     }
 }
@@ -510,7 +517,8 @@ proptest! {
                 let crop = frame.data.to_vec();
                 let (stages, since) = (Stages::default(), Instant::now());
                 let (span, kind, turn, inference_cost) = (None, job.kind, turn(1), 0.0);
-                queue.ready.push_back(Ready { crop, deadline, reply, stages, since, span, kind, turn, inference_cost });
+                let (reply, wants_embedding) = (ReplyTo::Caller(reply), false);
+                queue.ready.push_back(Ready { crop, deadline, reply, wants_embedding, stages, since, span, kind, turn, inference_cost });
                 assert!(queue.ready.len() <= max_batch * (lanes + 1));
             } else if let Ok((crops, batch)) = queue.take_batch(Duration::ZERO) {
                 assert!(!batch.is_empty() && batch.len() <= max_batch && batch.len() == crops.len());

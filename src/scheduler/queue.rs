@@ -15,7 +15,7 @@ use super::{
     state::QueueId,
 };
 use crate::{
-    image::{Geometry, Source, estimate},
+    image::{Geometry, Region, Source, estimate},
     metrics::Rejection,
 };
 
@@ -97,7 +97,7 @@ impl Queue {
         let decode = job.decode_estimate;
         let heavy = decode.is_some_and(|time| time > HEAVY_DECODE);
         let decode = decode.map(|time| time.as_secs_f64() * self.shared.core_share());
-        let cost = queue.cost(decode, heavy);
+        let cost = queue.cost(decode, heavy, job.crops);
         let waiting = Waiting { job, reply, cost };
         let pushed = queue.waiting.push(turn, limits, cost, waiting);
         let full = match pushed {
@@ -158,8 +158,14 @@ impl Queue {
 
     /// How long decoding an image is expected to keep a core busy, by its headers. For
     /// [`Job::decode_estimate`].
-    pub fn estimate(&self, source: &Source) -> Duration {
-        estimate(source, self.shared.config.preprocess, &self.geometry).time
+    pub fn estimate(&self, source: &Source, regions: &[Region]) -> Duration {
+        estimate(
+            source,
+            regions,
+            self.shared.config.preprocess,
+            &self.geometry,
+        )
+        .time
     }
 
     /// How many images can be worked on at once.

@@ -62,6 +62,7 @@ pub(super) struct Decoding {
     pub reply: oneshot::Sender<Outcome>,
     pub span: Option<SpanContext>,
     pub kind: RequestKind,
+    pub wants_embedding: bool,
     /// What its client has been charged for it.
     pub cost: Cost,
 }
@@ -236,8 +237,7 @@ impl Shared {
         };
         let error = self.engine_failed(error, &batch);
         for ready in batch {
-            // The caller may have gone.
-            let _ = ready.reply.send(Err(JobError::Engine(Arc::clone(&error))));
+            ready.reply.fail(JobError::Engine(Arc::clone(&error)));
         }
     }
 }

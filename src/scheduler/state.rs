@@ -7,6 +7,7 @@ use super::{
     job::Fetch,
     model_queue::{ModelInfo, ModelQueue, Waiting},
     running::{Decoding, LaneKind, RunId, Running, Stage},
+    worker::wants_embeddings,
 };
 use crate::engine::Engine;
 
@@ -63,6 +64,8 @@ pub(super) enum Work {
     },
     Infer {
         crops: Vec<Vec<u8>>,
+        /// Whether the embeddings are wanted too.
+        embeddings: bool,
         engine: Box<dyn Engine>,
     },
 }
@@ -139,7 +142,15 @@ impl SchedulerState {
 
     /// Gives a batch that is alone on the machine the engine that uses all cores.
     fn widen(&mut self, id: QueueId, taken: Taken) -> Taken {
-        let (Work::Infer { crops, engine }, Stage::Infer { batch, .. }) = taken else {
+        let (
+            Work::Infer {
+                crops,
+                embeddings,
+                engine,
+            },
+            Stage::Infer { batch, .. },
+        ) = taken
+        else {
             return taken;
         };
 
@@ -161,7 +172,12 @@ impl SchedulerState {
                 (wide, LaneKind::Wide)
             }
         };
-        (Work::Infer { crops, engine }, Stage::Infer { batch, lane })
+        let work = Work::Infer {
+            crops,
+            embeddings,
+            engine,
+        };
+        (work, Stage::Infer { batch, lane })
     }
 
     /// The queue that work in progress belongs to.
@@ -213,7 +229,12 @@ impl ModelQueue {
         let engine = self.narrow.pop().expect("it was just seen not to be empty");
         self.virtual_time += self.pace.inference_cost(batch.len());
         let lane = LaneKind::Narrow;
-        Ok((Work::Infer { crops, engine }, Stage::Infer { batch, lane }))
+        let work = Work::Infer {
+            crops,
+            embeddings: wants_embeddings(&batch),
+            engine,
+        };
+        Ok((work, Stage::Infer { batch, lane }))
     }
 
     /// The next image to decode, unless enough are decoded already.
@@ -227,12 +248,14 @@ impl ModelQueue {
             crop: self.crop_buffer(),
             is_estimated: job.decode_estimate.is_some(),
         };
+        let wants_embedding = job.wants_embedding;
         let stage = Stage::Decode(Decoding {
             turn,
             deadline: job.deadline,
             reply,
             span: job.span,
             kind: job.kind,
+            wants_embedding,
             cost,
         });
         Some((work, stage))

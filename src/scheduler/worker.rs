@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::{
-    Failure, HEAVY_DECODE, InputImage, Job, JobError, Reply, Shared, Timeline,
+    Failure, HEAVY_DECODE, InputImage, Job, JobError, Output, Reply, Shared, Timeline,
+    gathering::ReplyTo,
     job::Fetch,
     model_queue::{ModelInfo, ModelQueue, Ready, Waiting},
     running::{Decoding, LaneKind, Loss, RunId, Running, Stage},
@@ -16,7 +17,7 @@ use super::{
     sync::{self, Condvar, MutexGuard},
 };
 use crate::{
-    engine::{Engine, EngineError},
+    engine::{Engine, EngineError, Results},
     image::{Preprocessor, estimate},
     metrics::{self, Restart, statistics::Stages},
     telemetry::trace::{Batch, Period},
@@ -89,6 +90,7 @@ enum Next {
 /// An image that a worker is to decode.
 struct Image {
     fetch: Fetch,
+    /// A buffer for its first crop.
     crop: Vec<u8>,
     is_estimated: bool,
 }
@@ -140,7 +142,14 @@ impl CoreWorker {
                 };
                 self.decode(id, run, &model, image)
             }
-            Work::Infer { crops, engine } => self.infer(id, run, &model, crops, engine),
+            Work::Infer {
+                crops,
+                embeddings,
+                engine,
+            } => {
+                let input = Input { crops, embeddings };
+                self.infer(id, run, &model, input, engine)
+            }
         }
     }
 
@@ -153,7 +162,7 @@ impl CoreWorker {
     ) -> Result<(), GivenUp> {
         let Image {
             fetch,
-            mut crop,
+            crop,
             is_estimated,
         } = image;
         let started = Instant::now();
@@ -161,7 +170,7 @@ impl CoreWorker {
         let fetched = match fetched {
             Some(image) if !is_estimated => {
                 let config = self.shared.config.preprocess;
-                let time = estimate(&image.source, config, &model.geometry).time;
+                let time = estimate(&image.source, &image.regions, config, &model.geometry).time;
                 if time > HEAVY_DECODE && !self.shared.may_decode_heavy(run) {
                     return self.shared.queue_again(id, run, crop, image, time);
                 }
@@ -169,9 +178,10 @@ impl CoreWorker {
             }
             fetched => fetched,
         };
+        let mut crops = vec![crop];
         let decoded = match fetched {
             None => Err(JobError::Abandoned),
-            Some(image) => self.crop(&image, model, &mut crop).map(|()| image.arrived),
+            Some(image) => self.crop(&image, model, &mut crops).map(|()| image),
         };
         let ended = Instant::now();
         let took = ended - started;
@@ -185,6 +195,7 @@ impl CoreWorker {
             reply,
             span,
             kind,
+            wants_embedding,
             cost,
         } = decoding;
         let spent = took.as_secs_f64() * self.share;
@@ -194,23 +205,35 @@ impl CoreWorker {
             queue.pace.record_decode(took, self.share);
         }
         let failed = match decoded {
-            Ok(arrived) => {
-                queue.waiting.correct(turn, spent - cost.decode);
-                queue.ready.push_back(Ready {
-                    crop,
-                    deadline,
-                    reply,
-                    stages: Stages {
-                        decode: took,
-                        queue: started.saturating_duration_since(arrived),
-                        ..Stages::default()
-                    },
-                    since: ended,
-                    span,
-                    kind,
-                    turn,
-                    inference_cost: cost.inference,
-                });
+            Ok(InputImage {
+                arrived, regions, ..
+            }) => {
+                // A live stream shows only now how many crops its frame gives.
+                let inference_cost = queue.cost(None, false, 1).inference;
+                let charged = inference_cost * crops.len() as f64;
+                queue
+                    .waiting
+                    .correct(turn, spent - cost.decode + charged - cost.inference);
+                model.metrics.regions(regions.len());
+                let replies = ReplyTo::split(reply, crops.len());
+                for (crop, reply) in crops.into_iter().zip(replies) {
+                    queue.ready.push_back(Ready {
+                        crop,
+                        deadline,
+                        reply,
+                        wants_embedding,
+                        stages: Stages {
+                            decode: took,
+                            queue: started.saturating_duration_since(arrived),
+                            ..Stages::default()
+                        },
+                        since: ended,
+                        span,
+                        kind,
+                        turn,
+                        inference_cost,
+                    });
+                }
                 if model.engine.offloaded {
                     queue.image_ready.notify_one();
                 }
@@ -218,7 +241,7 @@ impl CoreWorker {
             }
             Err(error) => {
                 queue.waiting.correct(turn, spent - cost.time());
-                queue.recycle(crop);
+                crops.into_iter().for_each(|crop| queue.recycle(crop));
                 Some((reply, error))
             }
         };
@@ -232,17 +255,25 @@ impl CoreWorker {
         Ok(())
     }
 
-    /// Fills `crop` with the image at the model's input size.
+    /// Fills `crops`, which has one buffer, with the image at the model's input size, or with each
+    /// of its regions.
     fn crop(
         &mut self,
         image: &InputImage,
         model: &ModelInfo,
-        crop: &mut [u8],
+        crops: &mut Vec<Vec<u8>>,
     ) -> Result<(), JobError> {
-        self.preprocessor
-            .crop(&image.source, &model.geometry, crop)?;
+        let geometry = &model.geometry;
+        if image.regions.is_empty() {
+            self.preprocessor
+                .crop(&image.source, geometry, &mut crops[0])?;
+        } else {
+            crops.resize_with(image.regions.len(), || vec![0; geometry.bytes()]);
+            self.preprocessor
+                .crop_regions(&image.source, &image.regions, geometry, crops)?;
+        }
         if image.mirrored {
-            model.geometry.mirror(crop);
+            crops.iter_mut().for_each(|crop| geometry.mirror(crop));
         }
         Ok(())
     }
@@ -252,11 +283,11 @@ impl CoreWorker {
         id: QueueId,
         run: RunId,
         model: &ModelInfo,
-        crops: Vec<Vec<u8>>,
+        input: Input,
         mut engine: Box<dyn Engine>,
     ) -> Result<(), GivenUp> {
         let started = Instant::now();
-        let result = self.buffers.run(&mut *engine, model, &crops);
+        let result = self.buffers.run(&mut *engine, model, &input);
         let took = started.elapsed();
 
         let mut state = self.shared.lock();
@@ -276,14 +307,14 @@ impl CoreWorker {
         let call = EngineCall {
             id,
             model,
-            crops,
+            crops: input.crops,
             batch,
             result,
             started,
             took,
             share: if wide { 1.0 } else { self.share },
         };
-        self.shared.answer(state, call, &self.buffers.logits);
+        self.shared.answer(state, call, &self.buffers);
         Ok(())
     }
 }
@@ -303,7 +334,7 @@ pub(super) struct DeviceWorker {
 struct DeviceBatch {
     run: RunId,
     model: Arc<ModelInfo>,
-    crops: Vec<Vec<u8>>,
+    input: Input,
     /// How many lanes the device has.
     lanes: usize,
 }
@@ -315,7 +346,7 @@ impl DeviceWorker {
             let DeviceBatch {
                 run,
                 model,
-                crops,
+                input,
                 lanes,
             } = next;
             self.current = Some(run);
@@ -323,7 +354,7 @@ impl DeviceWorker {
             self.shared.work_available.notify_one();
 
             let started = Instant::now();
-            let result = buffers.run(&mut *self.lane, &model, &crops);
+            let result = buffers.run(&mut *self.lane, &model, &input);
             let took = started.elapsed();
 
             let mut state = self.shared.lock();
@@ -333,14 +364,14 @@ impl DeviceWorker {
             let call = EngineCall {
                 id: self.id,
                 model: &model,
-                crops,
+                crops: input.crops,
                 batch,
                 result,
                 started,
                 took,
                 share: 1.0 / lanes as f64,
             };
-            self.shared.answer(state, call, &buffers.logits);
+            self.shared.answer(state, call, &buffers);
             self.current = None;
         }
         Ended::Finished
@@ -361,13 +392,14 @@ impl DeviceWorker {
                     }
                     let lanes = queue.lanes;
                     let model = Arc::clone(&queue.model);
+                    let embeddings = wants_embeddings(&batch);
                     let lane = LaneKind::Device;
                     let stage = Stage::Infer { batch, lane };
                     let run = state.begin(self.id, Arc::clone(&model), stage);
                     return Some(DeviceBatch {
                         run,
                         model,
-                        crops,
+                        input: Input { crops, embeddings },
                         lanes,
                     });
                 }
@@ -389,21 +421,36 @@ impl DeviceWorker {
     }
 }
 
+/// What an engine is to compute.
+struct Input {
+    crops: Vec<Vec<u8>>,
+    /// Whether the embeddings are wanted too.
+    embeddings: bool,
+}
+
+/// Whether the embedding of any of these crops is wanted.
+pub(super) fn wants_embeddings(batch: &[Ready]) -> bool {
+    batch.iter().any(|ready| ready.wants_embedding)
+}
+
 /// What one call of an engine needs beside the batch.
 #[derive(Default)]
 struct Buffers {
     images: Vec<u8>,
     logits: Vec<f32>,
+    embeddings: Vec<f32>,
 }
 
 impl Buffers {
-    /// Leaves the logits of the batch, `float32 [n, classes]`, in the buffer.
+    /// Leaves the logits of the batch, `float32 [n, classes]`, in the buffer, and the embeddings,
+    /// `float32 [n, features]`, if they are wanted.
     fn run(
         &mut self,
         engine: &mut dyn Engine,
         model: &ModelInfo,
-        crops: &[Vec<u8>],
+        input: &Input,
     ) -> Result<(), EngineError> {
+        let crops = &input.crops;
         let n = if model.engine.fixed_batch {
             model.engine.max_batch
         } else {
@@ -423,13 +470,25 @@ impl Buffers {
 
         let kind = model.engine.kind;
         let logits = &mut self.logits;
-        catch_unwind(AssertUnwindSafe(|| engine.infer(images, n, logits)))
-            .unwrap_or_else(|_| Err(kind.failed("it panicked")))?;
-        if self.logits.iter().all(|logit| logit.is_finite()) {
-            Ok(())
-        } else {
-            Err(kind.failed("its logits are not finite numbers"))
+        let embedding = model.engine.embedding.filter(|_| input.embeddings);
+        self.embeddings.resize(n * embedding.unwrap_or(0), 0.0);
+        let embeddings = &mut self.embeddings;
+        catch_unwind(AssertUnwindSafe(|| match embedding {
+            None => engine.infer(images, n, logits),
+            Some(_) => {
+                let results = Results { logits, embeddings };
+                engine.infer_with_embeddings(images, n, results)
+            }
+        }))
+        .unwrap_or_else(|_| Err(kind.failed("it panicked")))?;
+        let is_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+        if !is_finite(&self.logits) {
+            return Err(kind.failed("its logits are not finite numbers"));
         }
+        if !is_finite(&self.embeddings) {
+            return Err(kind.failed("its embeddings are not finite numbers"));
+        }
+        Ok(())
     }
 }
 
@@ -452,7 +511,7 @@ impl Shared {
         &self,
         mut state: MutexGuard<'_, SchedulerState>,
         mut call: EngineCall,
-        logits: &[f32],
+        results: &Buffers,
     ) {
         let n = call.batch.len();
         let queue = state.busy_queue(call.id);
@@ -479,11 +538,11 @@ impl Shared {
             let threads = call.share * self.config.threads.get() as f64;
             metrics.workers_busy(threads, call.took);
         }
-        self.reply(call, logits);
+        self.reply(call, results);
     }
 
-    /// Sends each image's logits, or the engine's error, to its caller.
-    fn reply(&self, call: EngineCall, logits: &[f32]) {
+    /// Sends each crop's logits, or the engine's error, to its caller.
+    fn reply(&self, call: EngineCall, results: &Buffers) {
         let EngineCall {
             model,
             batch,
@@ -504,7 +563,7 @@ impl Shared {
         if let Err(error) = result {
             let error = self.engine_failed(error, &batch);
             for ready in batch {
-                let _ = ready.reply.send(Err(JobError::Engine(Arc::clone(&error))));
+                ready.reply.fail(JobError::Engine(Arc::clone(&error)));
             }
             return;
         }
@@ -512,7 +571,13 @@ impl Shared {
         model.metrics.classified(n);
         let kinds = batch.iter().map(|ready| ready.kind);
         model.metrics.statistics.called(kinds, took);
-        for (ready, logits) in batch.into_iter().zip(logits.chunks_exact(model.classes)) {
+        let logits = results.logits.chunks_exact(model.classes);
+        let size = model.engine.embedding.unwrap_or(0);
+        for (index, (ready, logits)) in batch.into_iter().zip(logits).enumerate() {
+            let embedding = ready
+                .wants_embedding
+                .then(|| results.embeddings.get(index * size..(index + 1) * size))
+                .flatten();
             let mut stages = ready.stages;
             stages.queue += started - ready.since;
             stages.inference = took;
@@ -523,9 +588,12 @@ impl Shared {
                 batch: n,
                 span,
             };
-            // The caller may have gone.
-            let _ = ready.reply.send(Ok(Reply {
+            let output = Output {
                 logits: logits.to_vec(),
+                embedding: embedding.map(<[f32]>::to_vec),
+            };
+            ready.reply.send(Ok(Reply {
+                outputs: vec![output],
                 stages,
                 timeline,
             }));
@@ -595,6 +663,7 @@ impl Shared {
             reply,
             span,
             kind,
+            wants_embedding,
             cost,
         } = decoding;
         let queue = state.busy_queue(id);
@@ -602,6 +671,7 @@ impl Shared {
         queue.waiting.correct(turn, -cost.time());
         queue.recycle(crop);
 
+        let crops = image.regions.len().max(1);
         let job = Job {
             client: turn.0,
             priority: turn.1,
@@ -610,11 +680,14 @@ impl Shared {
             // Frames of streams are not counted, and no other images come without an estimate.
             counted: false,
             decode_estimate: Some(time),
+            crops,
+            wants_embedding,
             fetch: Box::new(move || Some(image)),
             span,
             kind,
         };
-        let cost = queue.cost(Some(time.as_secs_f64() * self.core_share()), true);
+        let decode = time.as_secs_f64() * self.core_share();
+        let cost = queue.cost(Some(decode), true, crops);
         let waiting = Waiting { job, reply, cost };
         queue.waiting.push(turn, None, cost, waiting);
         state.finish(id, 1);

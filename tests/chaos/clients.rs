@@ -246,6 +246,7 @@ impl Client {
                     id,
                     captured_at: None,
                     image: Some(image),
+                    regions: Vec::new(),
                 };
                 if sender
                     .send(StreamClassifyRequest {

@@ -23,7 +23,7 @@ fn encoded(bytes: Vec<u8>) -> Image {
 fn estimate_of(bytes: &[u8]) -> Estimate {
     let source = Source::Encoded(Bytes::copy_from_slice(bytes));
     let geometry = Geometry::cropped(224, 224, 256);
-    estimate(&source, PreprocessConfig::default(), &geometry)
+    estimate(&source, &[], PreprocessConfig::default(), &geometry)
 }
 
 #[tokio::test]

@@ -49,6 +49,7 @@ fn frame_of(id: u64, image: Image) -> StreamClassifyRequest {
             id,
             captured_at: None,
             image: Some(image),
+            regions: Vec::new(),
         })),
     }
 }

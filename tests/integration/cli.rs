@@ -67,6 +67,48 @@ fn wrong_flags_end_the_program_with_status_64_before_it_binds() {
 }
 
 #[test]
+fn classify_prints_regions_embeddings_and_the_labels_that_are_allowed() {
+    let server = Server::start(&["--engine", "embedded"]);
+    let cat = data("cat.jpg");
+    let classify = |flags: &[&str]| {
+        let address = server.grpc.to_string();
+        let arguments = [
+            &["classify", cat.to_str().unwrap(), "--server", &address],
+            flags,
+        ];
+        run(&arguments.concat())
+    };
+    let json = |flags: &[&str]| -> Value {
+        let output = classify(&[&["--json"], flags].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let plain = json(&[]);
+    assert!(plain.get("embedding").is_none() && plain.get("regions").is_none());
+    let regions = json(&["--regions", "0%,0%,100%,100%; 10,20,50,60", "--embedding"]);
+    let parts = regions["regions"].as_array().unwrap();
+    assert_eq!(
+        (parts.len(), &regions["classifications"]),
+        (2, &Value::Array(Vec::new()))
+    );
+    assert_eq!(parts[0]["classifications"], plain["classifications"]);
+    assert_eq!(parts[1]["embedding"].as_array().unwrap().len(), 512);
+    let allowed = json(&["--allow", "cat", "--allow", "sunflower", "--deny", "cat"]);
+    let allowed = allowed["classifications"].as_array().unwrap().clone();
+    assert_eq!(allowed.len(), 1);
+    assert_eq!(allowed[0]["label"], "sunflower");
+
+    let output = classify(&["--regions", "0%,0%,100%,100%;10,20,50,60", "--embedding"]);
+    let shown = text(&output.stdout);
+    for expected in ["region 1", "region 2", "cat", "an embedding of 512 values"] {
+        assert!(shown.contains(expected), "{expected}: {shown}");
+    }
+    assert_error_contains(&classify(&["--regions", "1,2,3"]), "LEFT,TOP,WIDTH,HEIGHT");
+    assert_error_contains(&classify(&["--normalize"]), "--embedding");
+    assert_error_contains(&classify(&["--regions", "0,0,9999,9"]), "region 1 of 1");
+}
+
+#[test]
 fn the_program_is_one_file_that_needs_only_the_c_library() {
     let program = env!("CARGO_BIN_EXE_resnet18");
     let megabytes = std::fs::metadata(program).unwrap().len() / 1_000_000;

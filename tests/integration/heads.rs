@@ -54,6 +54,13 @@ fn multi_label() -> Vec<u8> {
     })
 }
 
+/// One choice of three classes, whose log-probabilities it gives.
+fn log_softmax() -> Vec<u8> {
+    changed(&["red", "green", "blue"], |model| {
+        end_with(model, "LogSoftmax");
+    })
+}
+
 /// Whether an image is red: one score, which is the mean of red.
 fn binary() -> Vec<u8> {
     changed(&["other", "red"], |model| {
@@ -143,6 +150,7 @@ async fn independent_classes_and_single_scores_are_served_by_every_engine() {
     let at = |name: &str| folder.path().join(name);
     fs::write(at("colours.onnx"), multi_label()).unwrap();
     fs::write(at("red.onnx"), binary()).unwrap();
+    fs::write(at("logarithms.onnx"), log_softmax()).unwrap();
 
     for engine in ENGINES {
         if !is_here(engine, &at("colours.onnx")) {
@@ -169,6 +177,25 @@ async fn independent_classes_and_single_scores_are_served_by_every_engine() {
             &answer(&server, "red").await,
             &[("red", sigmoid(1.0)), ("other", sigmoid(-1.0))],
         );
+        let sum = 1_f64.exp() + 0.2_f64.exp() + 1.0;
+        assert_answer(
+            &answer(&server, "logarithms").await,
+            &[
+                ("red", 1_f64.exp() / sum),
+                ("green", 0.2_f64.exp() / sum),
+                ("blue", 1.0 / sum),
+            ],
+        );
+        // Scores that are independent pass a threshold each for itself, and have embeddings too.
+        let above = ClassifyRequest {
+            min_probability: 0.52,
+            want_embedding: true,
+            ..orange("colours")
+        };
+        let above = server.client().await.classify(above).await;
+        let above = above.unwrap().into_inner();
+        assert_eq!(above.classifications.len(), 2, "{above:?}");
+        assert_eq!(above.embedding.unwrap().values.len(), 3);
     }
 }
 

@@ -137,6 +137,7 @@ impl OpenStream {
             id: 1,
             captured_at: None,
             image: Some(image(data("cat.jpg"))),
+            regions: Vec::new(),
         };
         self.frames
             .send(StreamClassifyRequest {

@@ -470,6 +470,7 @@ async fn no_request_and_no_stream_fails_while_a_model_is_replaced() {
             id,
             captured_at: None,
             image: Some(image(data("cat.jpg"))),
+            regions: Vec::new(),
         };
         frames
             .send(StreamClassifyRequest {

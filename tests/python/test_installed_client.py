@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 from PIL import Image
-from resnet18 import Classifier, raw
+from resnet18 import Classifier, raw, region
 
 DATA = pathlib.Path(__file__).resolve().parents[1] / "data"
 CAT = DATA / "cat.jpg"
@@ -41,6 +41,28 @@ with Classifier(sys.argv[1]) as classifier:
     rejects(lambda: raw(pixels, "NV21"), "NV21", "RGB8")
     rejects(lambda: raw(pixels, "RGBA8"), "(height, width, 4)")
     rejects(lambda: raw(pixels.astype(np.float32)), "bytes of the shape")
+
+    allowed = classifier.classify(CAT, allow=["sunflower", "cat"], deny=["sunflower"])
+    assert allowed == answers[:1], allowed
+    assert all(c.label != "cat" for c in classifier.classify(CAT, deny=["cat"]))
+
+    whole, part = classifier.classify_regions(
+        CAT, [region(0, 0, 1, 1, fractions=True), (10, 20, 100, 100)], top_k=3
+    )
+    assert whole == answers and len(part) == 3, (whole, part)
+    assert classifier.classify_regions(CAT, []) == []
+
+    good, bad, also = classifier.classify_batch([CAT, b"no image", CAT.read_bytes()], top_k=3)
+    assert list(good.result.classifications) == list(also.result.classifications) == answers
+    assert bad.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0] and "JPEG" in bad.error.message
+
+    embedding = np.array(classifier.embed(CAT))
+    assert embedding.shape == (512,) and abs(np.linalg.norm(embedding) - 1) < 1e-3
+    assert np.linalg.norm(classifier.embed(CAT, normalize=False)) > 1.1
+
+    frames = list(classifier.stream([CAT], regions=[(10, 20, 100, 100)], want_embedding=True, top_k=3))
+    assert list(frames[0].result.regions[0].classifications) == part
+    assert len(frames[0].result.regions[0].embedding.values) == 512
 
     frames = list(classifier.stream([CAT, b"no image", CAT], smoothing=0.5))
     assert [frame.frame_id for frame in frames] == [0, 1, 2]

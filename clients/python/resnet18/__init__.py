@@ -1,5 +1,5 @@
 """A client for resnet18, an image-classification server over gRPC."""
 
-from .client import Classifier, ImageSource, raw
+from .client import Classifier, ImageSource, RegionSource, raw, region
 
-__all__ = ["Classifier", "ImageSource", "raw"]
+__all__ = ["Classifier", "ImageSource", "RegionSource", "raw", "region"]

@@ -15,6 +15,8 @@ from resnet18.v1 import classifier_pb2_grpc as rpc
 
 #: A path, the content of an image file, or an image that is ready to be sent.
 ImageSource = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, pb.Image]
+#: A part of an image: left, top, width and height in pixels, or what :func:`region` makes.
+RegionSource = Union[Tuple[float, float, float, float], pb.Region]
 
 #: What is worth repeating: the server is overloaded, or it restarts.
 _TEMPORARY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -54,6 +56,18 @@ def raw(pixels: object, pixel_format: str = "BGR8") -> pb.Image:
         data=view.tobytes(),
     )
     return pb.Image(raw=frame)
+
+
+def region(
+    left: float, top: float, width: float, height: float, *, fractions: bool = False
+) -> pb.Region:
+    """A part of an upright image, in pixels, or in fractions of its size from 0 to 1."""
+    unit = pb.REGION_UNIT_FRACTIONS if fractions else pb.REGION_UNIT_PIXELS
+    return pb.Region(left=left, top=top, width=width, height=height, unit=unit)
+
+
+def _regions(sources: Iterable[RegionSource]) -> List[pb.Region]:
+    return [one if isinstance(one, pb.Region) else region(*one) for one in sources]
 
 
 def _image(source: ImageSource) -> pb.Image:
@@ -107,18 +121,92 @@ class Classifier:
         *,
         top_k: int = 5,
         min_probability: float = 0.0,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
         model: Optional[str] = None,
         timeout: Optional[float] = None,
     ) -> List[pb.Classification]:
-        """The most probable classes of an image, with ``class_id``, ``label`` and ``probability``."""
+        """The most probable classes of an image, with ``class_id``, ``label`` and ``probability``.
+
+        ``allow`` and ``deny`` are labels, or indices as text. They change no probability.
+        """
         request = pb.ClassifyRequest(
             model=self._model if model is None else model,
             image=_image(image),
             top_k=top_k,
             min_probability=min_probability,
+            allow_labels=allow,
+            deny_labels=deny,
         )
         answer = self._call(self.stub.Classify, request, timeout)
         return list(answer.classifications)
+
+    def classify_regions(
+        self,
+        image: ImageSource,
+        regions: Iterable[RegionSource],
+        *,
+        top_k: int = 5,
+        min_probability: float = 0.0,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        model: Optional[str] = None,
+        timeout: Optional[float] = None,
+    ) -> List[List[pb.Classification]]:
+        """The most probable classes of each of up to 64 parts of an image, which is decoded once."""
+        request = pb.ClassifyRequest(
+            model=self._model if model is None else model,
+            image=_image(image),
+            top_k=top_k,
+            min_probability=min_probability,
+            regions=_regions(regions),
+            allow_labels=allow,
+            deny_labels=deny,
+        )
+        if not request.regions:
+            return []
+        answer = self._call(self.stub.Classify, request, timeout)
+        return [list(part.classifications) for part in answer.regions]
+
+    def classify_batch(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        top_k: int = 5,
+        min_probability: float = 0.0,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        model: Optional[str] = None,
+        timeout: Optional[float] = None,
+    ) -> List[pb.ImageResult]:
+        """What became of each of up to 64 images: a ``result``, or an ``error`` in its place."""
+        request = pb.ClassifyBatchRequest(
+            model=self._model if model is None else model,
+            images=[_image(image) for image in images],
+            top_k=top_k,
+            min_probability=min_probability,
+            allow_labels=allow,
+            deny_labels=deny,
+        )
+        return list(self._call(self.stub.ClassifyBatch, request, timeout).results)
+
+    def embed(
+        self,
+        image: ImageSource,
+        *,
+        normalize: bool = True,
+        model: Optional[str] = None,
+        timeout: Optional[float] = None,
+    ) -> List[float]:
+        """The embedding of an image, by default of the length 1, for search and comparison."""
+        request = pb.ClassifyRequest(
+            model=self._model if model is None else model,
+            image=_image(image),
+            top_k=1,
+            want_embedding=True,
+            normalize_embedding=normalize,
+        )
+        return list(self._call(self.stub.Classify, request, timeout).embedding.values)
 
     def stream(
         self,
@@ -128,13 +216,19 @@ class Classifier:
         top_k: int = 1,
         min_probability: float = 0.0,
         smoothing: float = 0.0,
+        regions: Iterable[RegionSource] = (),
+        want_embedding: bool = False,
+        normalize_embedding: bool = False,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
         model: Optional[str] = None,
     ) -> Iterator[pb.StreamClassifyResponse]:
         """The answers for the frames of a video, as they come; ``frame_id`` counts from 0.
 
         With the policy ``latest`` a newer frame replaces the one that waits, as for live video.
         ``smoothing`` is the half-life, in seconds, of a mean over the frames. A frame that can't be
-        decoded has an ``error`` in place of a ``result``. Streams have no deadline.
+        decoded has an ``error`` in place of a ``result``. ``regions`` are classified in every frame, in
+        place of the whole. Streams have no deadline.
         """
         if policy not in _POLICIES:
             raise ValueError(f"the policy is {policy!r}; it must be 'every' or 'latest'")
@@ -143,6 +237,11 @@ class Classifier:
             top_k=top_k,
             min_probability=min_probability,
             policy=_POLICIES[policy],
+            want_embedding=want_embedding,
+            normalize_embedding=normalize_embedding,
+            regions=_regions(regions),
+            allow_labels=allow,
+            deny_labels=deny,
         )
         if smoothing > 0:
             config.smoothing.FromMilliseconds(round(smoothing * 1000))

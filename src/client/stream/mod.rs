@@ -466,6 +466,7 @@ fn requests(
         smoothing: prost_types::Duration::try_from(options.smoothing)
             .ok()
             .filter(|_| !options.smoothing.is_zero()),
+        ..StreamConfig::default()
     };
     let frames = stream::unfold((slot, sent), |(slot, sent)| async move {
         let frame = slot.take().await?;
@@ -474,6 +475,7 @@ fn requests(
             id,
             captured_at: Some(frame.captured_at.into()),
             image: Some(frame.image),
+            regions: Vec::new(),
         });
         Some((message, (slot, sent)))
     });

@@ -10,9 +10,9 @@ use rten::{NodeId, RunOptions, ThreadPool, ValueView};
 use rten_tensor::{Layout, Tensor};
 
 use super::{
-    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, cpu_name,
+    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, Results, cpu_name,
 };
-use crate::model::{Batch, BodyPrecision, IMAGES, LOGITS, Model, ServingGraph};
+use crate::model::{Batch, BodyPrecision, EMBEDDING, IMAGES, LOGITS, Model, Serving, ServingGraph};
 
 const KIND: EngineKind = EngineKind::Embedded;
 /// The library and its version.
@@ -41,11 +41,12 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
     if let Some(reason) = model.graph.beyond(limits::LIMITS) {
         return Err(KIND.unsupported(reason));
     }
-    let onnx = model
+    let serving = model
         .graph
-        .to_onnx(batch, BodyPrecision::Fp32)
+        .to_serve(batch, BodyPrecision::Fp32)
         .map_err(|error| KIND.unsupported(error))?;
-    let network = Arc::new(RtenNetwork::load(onnx, model)?);
+    let embedding = serving.embedding;
+    let network = Arc::new(RtenNetwork::load(serving, model)?);
 
     let threads = config.threads.get();
     let lane = |threads| -> Box<dyn Engine> {
@@ -64,6 +65,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             max_batch,
             fixed_batch: batch.is_some(),
             offloaded: false,
+            embedding,
             warnings: Vec::new(),
         },
         wide: (threads > 1).then(|| lane(threads)),
@@ -77,16 +79,21 @@ struct RtenNetwork {
     model: rten::Model,
     input: NodeId,
     output: NodeId,
+    embedding: Option<NodeId>,
     /// Height, width, channels.
     image_shape: [usize; 3],
 }
 
 impl RtenNetwork {
-    fn load(onnx: Vec<u8>, model: &Model) -> Result<Self, EngineError> {
-        let network = rten::Model::load(onnx).map_err(|error| KIND.unsupported(error))?;
+    fn load(serving: Serving, model: &Model) -> Result<Self, EngineError> {
+        let network = rten::Model::load(serving.onnx).map_err(|error| KIND.unsupported(error))?;
+        let has_embedding = serving.embedding.is_some();
         Ok(Self {
             input: node_id(&network, IMAGES)?,
             output: node_id(&network, LOGITS)?,
+            embedding: has_embedding
+                .then(|| node_id(&network, EMBEDDING))
+                .transpose()?,
             model: network,
             image_shape: [
                 model.geometry.height as usize,
@@ -109,24 +116,50 @@ struct Embedded {
 
 impl Engine for Embedded {
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
+        let [values] = self.run(images, n, [self.network.output])?;
+        KIND.copy_logits(&values, logits)
+    }
+
+    fn infer_with_embeddings(
+        &mut self,
+        images: &[u8],
+        n: usize,
+        results: Results<'_>,
+    ) -> Result<(), EngineError> {
+        let embedding = self.network.embedding;
+        let embedding = embedding.ok_or_else(|| KIND.failed("it gives no embeddings"))?;
+        let [logits, embeddings] = self.run(images, n, [self.network.output, embedding])?;
+        KIND.copy_logits(&logits, results.logits)?;
+        KIND.copy_logits(&embeddings, results.embeddings)
+    }
+}
+
+impl Embedded {
+    /// Computes these outputs, `float32 [n, …]`.
+    fn run<const N: usize>(
+        &self,
+        images: &[u8],
+        n: usize,
+        outputs: [NodeId; N],
+    ) -> Result<[Vec<f32>; N], EngineError> {
         let network = &*self.network;
         let [height, width, channels] = network.image_shape;
         let images = ValueView::from_shape([n, height, width, channels], images)
             .map_err(|error| KIND.failed(error))?;
         let options = RunOptions::default().with_thread_pool(Some(Arc::clone(&self.pool)));
-
-        let [values] = network
+        let values = network
             .model
-            .run_n(
-                vec![(network.input, images.into())],
-                [network.output],
-                Some(options),
-            )
+            .run_n(vec![(network.input, images.into())], outputs, Some(options))
             .map_err(|error| KIND.failed(error))?;
-        let ([_, _], values) = values
-            .into_shape_vec::<f32, 2>()
-            .map_err(|error| KIND.failed(error))?;
-        KIND.copy_logits(&values, logits)
+
+        let mut read = [const { Vec::new() }; N];
+        for (read, values) in read.iter_mut().zip(values) {
+            let ([_, _], values) = values
+                .into_shape_vec::<f32, 2>()
+                .map_err(|error| KIND.failed(error))?;
+            *read = values;
+        }
+        Ok(read)
     }
 }
 

@@ -11,9 +11,9 @@ use std::path::PathBuf;
 use ort::{environment::Environment, logging::LogLevel, session::Session, value::TensorRef};
 
 use super::{
-    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, cpu_name,
+    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, Results, cpu_name,
 };
-use crate::model::{Batch, BodyPrecision, LOGITS, Model};
+use crate::model::{Batch, BodyPrecision, EMBEDDING, LOGITS, Model};
 
 const KIND: EngineKind = EngineKind::OnnxRuntime;
 
@@ -65,9 +65,9 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
         Batch::Fixed(n) => Some(n),
         Batch::Any => None,
     };
-    let onnx = model
+    let serving = model
         .graph
-        .to_onnx(batch, BodyPrecision::Fp32)
+        .to_serve(batch, BodyPrecision::Fp32)
         .map_err(|error| KIND.unsupported(error))?;
 
     let shape = [
@@ -76,8 +76,8 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
         3,
     ];
     let lane = |threads: usize| -> Result<Box<dyn Engine>, EngineError> {
-        let session =
-            session(environment, &onnx, threads).map_err(|error| KIND.unsupported(error))?;
+        let session = session(environment, &serving.onnx, threads)
+            .map_err(|error| KIND.unsupported(error))?;
         Ok(Box::new(OnnxRuntime { session, shape }))
     };
     let threads = config.threads.get();
@@ -91,6 +91,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             max_batch,
             fixed_batch: batch.is_some(),
             offloaded: false,
+            embedding: serving.embedding,
             warnings: Vec::new(),
         },
         narrow: (0..lanes)
@@ -121,6 +122,28 @@ struct OnnxRuntime {
 
 impl Engine for OnnxRuntime {
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
+        self.run(images, n, [(LOGITS, logits)])
+    }
+
+    fn infer_with_embeddings(
+        &mut self,
+        images: &[u8],
+        n: usize,
+        results: Results<'_>,
+    ) -> Result<(), EngineError> {
+        let Results { logits, embeddings } = results;
+        self.run(images, n, [(LOGITS, logits), (EMBEDDING, embeddings)])
+    }
+}
+
+impl OnnxRuntime {
+    /// Computes all outputs, and copies those that are wanted.
+    fn run<const N: usize>(
+        &mut self,
+        images: &[u8],
+        n: usize,
+        wanted: [(&str, &mut [f32]); N],
+    ) -> Result<(), EngineError> {
         let [height, width, channels] = self.shape;
         let input = TensorRef::from_array_view(([n, height, width, channels], images))
             .map_err(|error| KIND.failed(error))?;
@@ -128,9 +151,12 @@ impl Engine for OnnxRuntime {
             .session
             .run(ort::inputs![input])
             .map_err(|error| KIND.failed(error))?;
-        let (_, values) = outputs[LOGITS]
-            .try_extract_tensor::<f32>()
-            .map_err(|error| KIND.failed(error))?;
-        KIND.copy_logits(values, logits)
+        for (name, target) in wanted {
+            let (_, values) = outputs[name]
+                .try_extract_tensor::<f32>()
+                .map_err(|error| KIND.failed(error))?;
+            KIND.copy_logits(values, target)?;
+        }
+        Ok(())
     }
 }

@@ -14,8 +14,8 @@ use openvino::{
     Tensor,
 };
 
-use super::{Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision};
-use crate::model::{Batch, BodyPrecision, Model};
+use super::{Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, Results};
+use crate::model::{Batch, BodyPrecision, EMBEDDING, LOGITS, Model};
 
 const KIND: EngineKind = EngineKind::OpenVino;
 
@@ -65,7 +65,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
     // A static shape runs faster than a symbolic one.
     let is_static = max_batch == 1 || matches!(model.graph.batch, Batch::Fixed(_));
     let static_batch = is_static.then_some(max_batch);
-    let network = read_network(&mut core, model, static_batch, precision)?;
+    let (network, embedding) = read_network(&mut core, model, static_batch, precision)?;
 
     let mut compiler = Compiler {
         core,
@@ -83,6 +83,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             max_batch,
             fixed_batch: matches!(model.graph.batch, Batch::Fixed(_)),
             offloaded: false,
+            embedding,
             warnings: Vec::new(),
         },
         narrow: compiler.narrow_lanes(threads)?,
@@ -107,24 +108,27 @@ fn library_version() -> String {
 }
 
 /// Reads the model with a body in `precision`; `batch` is `None` for a symbolic batch dimension.
+/// Also returns how many values its embeddings have, if it gives some.
 fn read_network(
     core: &mut Core,
     model: &Model,
     batch: Option<usize>,
     precision: Precision,
-) -> Result<openvino::Model, EngineError> {
+) -> Result<(openvino::Model, Option<usize>), EngineError> {
     let body = match precision {
         Precision::Fp32 | Precision::Int8 => BodyPrecision::Fp32,
         Precision::Fp16 => BodyPrecision::Fp16,
         Precision::Bf16 => BodyPrecision::Bf16,
     };
-    let mut read = |body: BodyPrecision| -> Result<openvino::Model, EngineError> {
-        let onnx = model
+    let mut read = |body: BodyPrecision| -> Result<_, EngineError> {
+        let serving = model
             .graph
-            .to_onnx(batch, body)
+            .to_serve(batch, body)
             .map_err(|error| KIND.unsupported(error))?;
-        core.read_model_from_buffer(&onnx, None)
-            .map_err(|error| KIND.unsupported(error))
+        let network = core
+            .read_model_from_buffer(&serving.onnx, None)
+            .map_err(|error| KIND.unsupported(error))?;
+        Ok((network, serving.embedding))
     };
 
     // Typing the body halves the memory that OpenVINO keeps for the weights. A network that can't
@@ -276,6 +280,25 @@ impl OpenVino {
 
 impl Engine for OpenVino {
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
+        self.run(images, n)?;
+        self.read(LOGITS, logits)
+    }
+
+    fn infer_with_embeddings(
+        &mut self,
+        images: &[u8],
+        n: usize,
+        results: Results<'_>,
+    ) -> Result<(), EngineError> {
+        self.run(images, n)?;
+        self.read(LOGITS, results.logits)?;
+        self.read(EMBEDDING, results.embeddings)
+    }
+}
+
+impl OpenVino {
+    /// Computes all outputs of these images.
+    fn run(&mut self, images: &[u8], n: usize) -> Result<(), EngineError> {
         self.set_batch(n)?;
         let mut input = self
             .request
@@ -286,15 +309,18 @@ impl Engine for OpenVino {
             .map_err(|error| KIND.failed(error))?
             .copy_from_slice(images);
 
-        self.request.infer().map_err(|error| KIND.failed(error))?;
+        self.request.infer().map_err(|error| KIND.failed(error))
+    }
 
+    /// Copies an output of the images that were computed last.
+    fn read(&self, name: &str, target: &mut [f32]) -> Result<(), EngineError> {
         let output = self
             .request
-            .get_output_tensor()
+            .get_tensor(name)
             .map_err(|error| KIND.failed(error))?;
         let values = output
             .get_data::<f32>()
             .map_err(|error| KIND.failed(error))?;
-        KIND.copy_logits(values, logits)
+        KIND.copy_logits(values, target)
     }
 }

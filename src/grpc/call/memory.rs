@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    budget::{BudgetKey, MemoryBudget, Reservation},
+    budget::{BudgetKey, MemoryBudget, OutOfMemory, Reservation},
     sync::lock,
 };
 
@@ -31,6 +31,34 @@ impl MessageMemory {
     /// dropped.
     pub fn take(&self) -> Option<Reservation> {
         lock(&self.held).pop_front()
+    }
+
+    /// Holds the memory of the crops of an image, of this many bytes each. A single one is not
+    /// counted: each of these is in the place of an image.
+    ///
+    /// # Errors
+    /// When they do not fit now.
+    pub fn crops(&self, crops: usize, bytes: usize) -> Result<Option<Reservation>, OutOfMemory> {
+        let several = crops > 1;
+        several
+            .then(|| self.budget.reserve(self.key, (crops * bytes) as u64))
+            .transpose()
+    }
+
+    /// Like [`Self::crops`], as soon as they fit.
+    ///
+    /// # Errors
+    /// When they never will.
+    pub async fn crops_later(
+        &self,
+        crops: usize,
+        bytes: usize,
+    ) -> Result<Option<Reservation>, OutOfMemory> {
+        if crops <= 1 {
+            return Ok(None);
+        }
+        let held = self.budget.reserve_later(self.key, (crops * bytes) as u64);
+        held.await.map(Some)
     }
 
     /// Keeps the memory of a message that arrives.

@@ -66,7 +66,12 @@ pub(in crate::grpc) fn kind(path: &str) -> Kind {
 
 /// The method of a path, if each of its calls brings images in one message.
 pub(in crate::grpc) fn image_method(path: &str) -> Option<Method> {
-    method(path).filter(|method| matches!(method, Method::Classify | Method::ModelInfer))
+    method(path).filter(|method| {
+        matches!(
+            method,
+            Method::Classify | Method::ClassifyBatch | Method::ModelInfer
+        )
+    })
 }
 
 #[cfg(test)]

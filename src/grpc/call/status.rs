@@ -108,6 +108,12 @@ pub(in crate::grpc) enum CallError {
     /// The newest file of the model can't be served, and there is no older version.
     #[error("the model \"{name}\" could not be loaded: {reason}")]
     ModelFailed { name: String, reason: String },
+    /// An embedding is wanted, and there is none.
+    #[error(
+        "\"{model}\" gives no embeddings: {reason}; leave `want_embedding` out, or use another model or \
+         engine"
+    )]
+    NoEmbedding { model: String, reason: String },
     /// A caller unloaded it.
     #[error("the model \"{0}\" is unloaded; RepositoryModelLoad loads it again")]
     Unloaded(String),
@@ -153,6 +159,7 @@ impl CallError {
             | Self::NotOffered(_)
             | Self::Control(ControlError::Off) => Code::Unimplemented,
             Self::ModelFailed { .. }
+            | Self::NoEmbedding { .. }
             | Self::Control(ControlError::Failed { .. } | ControlError::TooMany(_)) => {
                 Code::FailedPrecondition
             }

@@ -1,58 +1,54 @@
 //! Conversions between the contract's messages and the types of the rest of the program.
 
-use std::time::{Duration, Instant};
-
-use crate::{
-    answer::top_k,
-    grpc::call::status::{CallError, shorten},
-    image::{PixelFormat, RawFrame, Source},
-    metrics::statistics::Stages,
-    proto,
-    registry::{Entry, Served},
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-/// Which classes a caller asks for.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::grpc) struct ClassFilter {
-    top_k: usize,
-    min_probability: f32,
+use crate::{
+    grpc::call::status::{CallError, shorten},
+    image::{PixelFormat, RawFrame, Region, RegionUnit, Source},
+    metrics::statistics::Stages,
+    proto,
+    registry::Entry,
+};
+
+/// The most regions of an image.
+const MAX_REGIONS: usize = 64;
+
+/// The regions of an image; none mean the whole image.
+pub(in crate::grpc) fn regions(regions: &[proto::Region]) -> Result<Arc<[Region]>, CallError> {
+    if regions.len() > MAX_REGIONS {
+        return Err(CallError::Invalid(format!(
+            "there are {} regions, more than the {MAX_REGIONS} that an image may have",
+            regions.len()
+        )));
+    }
+    let regions = regions
+        .iter()
+        .enumerate()
+        .map(|(index, region)| {
+            Ok(Region {
+                left: region.left,
+                top: region.top,
+                width: region.width,
+                height: region.height,
+                unit: region_unit(region.unit, index + 1)?,
+            })
+        })
+        .collect::<Result<Arc<[Region]>, CallError>>()?;
+    Region::check_all(&regions).map_err(|error| CallError::Invalid(error.to_string()))?;
+    Ok(regions)
 }
 
-const DEFAULT_TOP_K: usize = 5;
-
-impl ClassFilter {
-    /// From the fields of a request, where 0 means the default.
-    pub fn new(top_k: u32, min_probability: f32) -> Result<Self, CallError> {
-        // Written so that NaN fails.
-        if !(0.0..=1.0).contains(&min_probability) {
-            return Err(CallError::Invalid(format!(
-                "min_probability is {min_probability}; it must be 0 to 1"
-            )));
-        }
-        let top_k = if top_k == 0 {
-            DEFAULT_TOP_K
-        } else {
-            top_k as usize
-        };
-        Ok(Self {
-            top_k,
-            min_probability,
-        })
-    }
-
-    pub fn classifications(
-        &self,
-        probabilities: &[f32],
-        model: &Served,
-    ) -> Vec<proto::Classification> {
-        top_k(probabilities, self.top_k, self.min_probability)
-            .into_iter()
-            .map(|class| proto::Classification {
-                class_id: class.class_id as u32,
-                label: model.label(class.class_id),
-                probability: class.probability,
-            })
-            .collect()
+fn region_unit(value: i32, number: usize) -> Result<RegionUnit, CallError> {
+    use proto::RegionUnit as Wire;
+    match Wire::try_from(value) {
+        Ok(Wire::Unspecified | Wire::Pixels) => Ok(RegionUnit::Pixels),
+        Ok(Wire::Fractions) => Ok(RegionUnit::Fractions),
+        Err(_) => Err(CallError::Invalid(format!(
+            "the unit {value} of region {number} is unknown; send PIXELS or FRACTIONS"
+        ))),
     }
 }
 
@@ -155,6 +151,7 @@ pub(in crate::grpc) fn model(entry: &Entry) -> proto::Model {
         engine: served.engine.kind.to_string(),
         precision: served.engine.precision.to_string(),
         device: served.engine.device.clone(),
+        embedding_size: served.embedding.clone().unwrap_or(0) as u32,
         ..known
     }
 }

@@ -1,15 +1,18 @@
 //! The `Classifier` service: single images, streams of frames, and the list of models.
 
+mod batch;
 mod convert;
 mod slot;
 mod stream;
+mod wanted;
 
 use std::sync::Arc;
 
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use self::convert::ClassFilter;
+pub(in crate::grpc) use self::wanted::{Classes, EmbeddingForm, gives_embeddings};
+use self::wanted::{Options, Wanted};
 use super::{
     call::{Call, context::Context, status::CallError},
     stream::open,
@@ -17,8 +20,9 @@ use super::{
 use crate::{
     metrics::statistics::RequestKind,
     proto::{
-        ClassifyRequest, ClassifyResponse, ListModelsRequest, ListModelsResponse,
-        StreamClassifyRequest, StreamClassifyResponse, classifier_server::Classifier,
+        Classifications, ClassifyBatchRequest, ClassifyBatchResponse, ClassifyRequest,
+        ClassifyResponse, ListModelsRequest, ListModelsResponse, StreamClassifyRequest,
+        StreamClassifyResponse, classifier_server::Classifier,
     },
     scheduler::{InputImage, Job, JobError},
 };
@@ -36,6 +40,14 @@ impl Classifier for ClassifierService {
     ) -> Result<Response<ClassifyResponse>, Status> {
         let call = Call::of(&request);
         call.answer(classify(&self.0, request.into_inner(), &call).await)
+    }
+
+    async fn classify_batch(
+        &self,
+        request: Request<ClassifyBatchRequest>,
+    ) -> Result<Response<ClassifyBatchResponse>, Status> {
+        let call = Call::of(&request);
+        call.answer(batch::classify(&self.0, request.into_inner(), &call).await)
     }
 
     async fn stream_classify(
@@ -64,14 +76,29 @@ async fn classify(
     call: &Call,
 ) -> Result<ClassifyResponse, CallError> {
     let served = context.model(&request.model, &call.record)?;
-    let wanted = ClassFilter::new(request.top_k, request.min_probability)?;
+    let wanted = Wanted::new(
+        &Options {
+            top_k: request.top_k,
+            min_probability: request.min_probability,
+            want_embedding: request.want_embedding,
+            normalize_embedding: request.normalize_embedding,
+            allow_labels: request.allow_labels,
+            deny_labels: request.deny_labels,
+        },
+        &served,
+    )?;
+    let regions = convert::regions(&request.regions)?;
+    let has_regions = !regions.is_empty();
     let source = convert::source(request.image)?;
     served.metrics.received(source.bytes());
     call.record.received(source.bytes());
 
-    let decode_estimate = Some(served.queue.estimate(&source));
+    let _crops = call.memory.crops(regions.len(), served.geometry.bytes())?;
+    let decode_estimate = Some(served.queue.estimate(&source, &regions));
+    let crops = regions.len().max(1);
     let image = InputImage {
         source,
+        regions,
         arrived: call.timing.arrived,
         mirrored: false,
     };
@@ -82,6 +109,8 @@ async fn classify(
         deadline: call.timing.deadline,
         counted: true,
         decode_estimate,
+        crops,
+        wants_embedding: wanted.wants_embedding(),
         fetch: Box::new(move || Some(image)),
         span: Some(call.record.trace().context()),
         kind: RequestKind::Contract,
@@ -90,11 +119,22 @@ async fn classify(
     let reply = outcome.await.unwrap_or(Err(JobError::Abandoned))?;
     call.record.classified(&reply);
 
+    let probabilities: Vec<_> = reply
+        .outputs
+        .iter()
+        .map(|output| served.activation.probabilities(&output.logits))
+        .collect();
+    let Classifications {
+        classifications,
+        embedding,
+        regions,
+    } = wanted.answer(&reply.outputs, &probabilities, has_regions, &served);
     Ok(ClassifyResponse {
         model: served.name.clone(),
         model_version: served.version.clone(),
-        classifications: wanted
-            .classifications(&served.activation.probabilities(&reply.logits), &served),
+        classifications,
         timing: Some(convert::timing(reply.stages, call.timing.arrived)),
+        embedding,
+        regions,
     })
 }

@@ -12,8 +12,9 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{
-    convert::{self, ClassFilter},
+    convert,
     slot::Slot,
+    wanted::{Options, Wanted},
 };
 use crate::{
     answer::Smoothing,
@@ -28,18 +29,17 @@ use crate::{
         },
         stream::{both, supervise},
     },
-    image::Source,
+    image::{Region, Source},
     metrics::{
         FrameOutcome, ModelMetrics, RateMeter,
         statistics::{RequestKind, Stages},
     },
     proto::{
-        Classifications, Frame, FrameError, FramePolicy, StreamClassifyRequest,
-        StreamClassifyResponse, StreamConfig, stream_classify_request::Message,
-        stream_classify_response,
+        Frame, FrameError, FramePolicy, StreamClassifyRequest, StreamClassifyResponse,
+        StreamConfig, stream_classify_request::Message, stream_classify_response,
     },
     registry::Served,
-    scheduler::{InputImage, Job, JobError, Outcome, Reply},
+    scheduler::{InputImage, Job, JobError, Outcome, Output, Reply},
     state::{NotReady, StateCell},
     telemetry::context::SpanContext,
 };
@@ -94,11 +94,14 @@ async fn answer_all(
         metrics: Arc::clone(&served.metrics),
         memory: call.memory.clone(),
         record,
+        regions: convert::regions(&config.regions)?,
+        crop_bytes: served.geometry.bytes(),
     };
     let submitter = Submitter {
         context,
         model: served.name.clone(),
         call,
+        wants_embedding: answerer.wanted.wants_embedding(),
     };
     match policy {
         FramePolicy::Unspecified | FramePolicy::Every => {
@@ -155,6 +158,7 @@ struct Submitter<'a> {
     context: &'a Context,
     model: String,
     call: Call,
+    wants_embedding: bool,
 }
 
 /// A frame in the queue, and the version of the model that answers it.
@@ -164,11 +168,11 @@ struct Submitted {
 }
 
 impl Submitter<'_> {
-    /// `source` is the frame, if it is known already which one is taken.
+    /// `frame` has the image and its regions, if it is known already which frame is taken.
     fn submit(
         &self,
         span: SpanContext,
-        source: Option<&Source>,
+        frame: Option<(&Source, &[Region])>,
         fetch: impl FnOnce() -> Option<InputImage> + Send + 'static,
     ) -> Result<Submitted, CallError> {
         let served = self.newest()?;
@@ -179,7 +183,9 @@ impl Submitter<'_> {
             called: timing.arrived,
             deadline: timing.deadline,
             counted: false,
-            decode_estimate: source.map(|source| served.queue.estimate(source)),
+            decode_estimate: frame.map(|(source, regions)| served.queue.estimate(source, regions)),
+            crops: frame.map_or(1, |(_, regions)| regions.len().max(1)),
+            wants_embedding: self.wants_embedding,
             fetch: Box::new(fetch),
             span: Some(span),
             kind: RequestKind::Contract,
@@ -214,6 +220,10 @@ struct FrameSource {
     metrics: Arc<ModelMetrics>,
     memory: MessageMemory,
     record: Arc<CallRecord>,
+    /// Of frames that have none of their own.
+    regions: Arc<[Region]>,
+    /// The size of a crop.
+    crop_bytes: usize,
 }
 
 impl FrameSource {
@@ -221,10 +231,16 @@ impl FrameSource {
         match next_message(&mut self.inbound, &self.state).await? {
             None => Ok(None),
             Some(Message::Frame(frame)) => {
-                let incoming = Incoming::new(frame, self.memory.take());
+                let memory = self.memory.take();
+                let mut incoming = Incoming::new(frame, memory, &self.regions);
                 let bytes = incoming.image.as_ref().map_or(0, Source::bytes);
                 self.metrics.received(bytes);
                 self.record.received(bytes);
+                let crops = incoming.regions.len();
+                match self.memory.crops_later(crops, self.crop_bytes).await {
+                    Ok(held) => incoming.crops = held,
+                    Err(never) => incoming.image = Err(never.into()),
+                }
                 Ok(Some(incoming))
             }
             Some(Message::Config(_)) => Err(CallError::Invalid(
@@ -238,8 +254,10 @@ impl FrameSource {
 struct Incoming {
     stamp: FrameStamp,
     image: Result<Source, CallError>,
-    /// The memory of its message, held until the frame is answered or dropped.
+    regions: Arc<[Region]>,
+    /// The memory of its message, and that of its crops, held until the frame is answered or dropped.
     memory: Option<Reservation>,
+    crops: Option<Reservation>,
 }
 
 /// What an answer needs to know of its frame.
@@ -249,6 +267,9 @@ struct FrameStamp {
     /// In seconds since 1970, if the sender gives it.
     captured_at: Option<f64>,
     arrived: Instant,
+    has_regions: bool,
+    /// Whether these are the frame's own, not those of the stream.
+    own_regions: bool,
 }
 
 impl FrameStamp {
@@ -264,17 +285,32 @@ impl FrameStamp {
 }
 
 impl Incoming {
-    fn new(frame: Frame, memory: Option<Reservation>) -> Self {
+    /// `usual` are the regions of frames without any of their own.
+    fn new(frame: Frame, memory: Option<Reservation>, usual: &Arc<[Region]>) -> Self {
+        let own_regions = !frame.regions.is_empty();
+        let regions = if own_regions {
+            convert::regions(&frame.regions)
+        } else {
+            Ok(Arc::clone(usual))
+        };
+        let (regions, wrong) = match regions {
+            Ok(regions) => (regions, None),
+            Err(error) => ([].into(), Some(error)),
+        };
         let captured_at = convert::captured_at(frame.captured_at);
         let stamp = FrameStamp {
             id: frame.id,
             captured_at,
             arrived: Instant::now(),
+            has_regions: !regions.is_empty(),
+            own_regions,
         };
         Self {
             stamp,
-            image: convert::source(frame.image),
+            image: wrong.map_or_else(|| convert::source(frame.image), Err),
+            regions,
             memory,
+            crops: None,
         }
     }
 }
@@ -295,22 +331,28 @@ async fn answer_every(
             let Incoming {
                 stamp,
                 image,
+                regions,
                 memory,
+                crops,
             } = incoming;
             let arrived = stamp.arrived;
             let span = submitter.span();
             let submitted = match image {
-                Ok(source) => Ok(submitter.submit(span, Some(&source.clone()), move || {
-                    Some(InputImage {
-                        source,
-                        arrived,
-                        mirrored: false,
-                    })
-                })?),
+                Ok(source) => {
+                    let frame = (&source.clone(), &*Arc::clone(&regions));
+                    Ok(submitter.submit(span, Some(frame), move || {
+                        Some(InputImage {
+                            source,
+                            regions,
+                            arrived,
+                            mirrored: false,
+                        })
+                    })?)
+                }
                 Err(error) => Err(error),
             };
             if pending
-                .send((stamp, span, submitted, memory))
+                .send((stamp, span, submitted, (memory, crops)))
                 .await
                 .is_err()
             {
@@ -326,7 +368,7 @@ async fn answer_every(
             let outcome = match submitted {
                 Ok(submitted) => {
                     let (served, outcome) = submitted.outcome().await;
-                    answerer.follow(served);
+                    answerer.follow(served)?;
                     outcome.map_err(CallError::from)
                 }
                 Err(error) => Err(error),
@@ -372,22 +414,25 @@ async fn answer_latest(
                 let Incoming {
                     stamp,
                     image,
+                    regions,
                     memory,
+                    crops,
                 } = from.take()?;
                 let (source, error) = match image {
                     Ok(source) => (Some(source), None),
                     Err(error) => (None, Some(error)),
                 };
                 // The stream may have ended meanwhile.
-                let _ = taken.send((stamp, error, memory));
+                let _ = taken.send((stamp, error, (memory, crops)));
                 Some(InputImage {
                     source: source?,
+                    regions,
                     arrived: stamp.arrived,
                     mirrored: false,
                 })
             })?;
             let (served, outcome) = submitted.outcome().await;
-            answerer.follow(served);
+            answerer.follow(served)?;
             // Without a stamp no frame was taken: the scheduler has stopped, or the deadline has
             // passed.
             let Ok((stamp, error, memory)) = stamp.await else {
@@ -407,9 +452,12 @@ async fn answer_latest(
 /// Turns outcomes into the stream's answers.
 struct Answerer {
     served: Arc<Served>,
-    wanted: ClassFilter,
+    options: Options,
+    /// The options for this version of the model.
+    wanted: Wanted,
     half_life: f64,
-    smoothing: Smoothing,
+    /// Of each of the stream's regions, or of the whole frame.
+    smoothing: Vec<Smoothing>,
     last: Option<FrameStamp>,
     fps: RateMeter,
     answers: Answers,
@@ -424,11 +472,20 @@ impl Answerer {
         record: Arc<CallRecord>,
     ) -> Result<Self, CallError> {
         let half_life = convert::half_life(config.smoothing)?;
+        let options = Options {
+            top_k: config.top_k,
+            min_probability: config.min_probability,
+            want_embedding: config.want_embedding,
+            normalize_embedding: config.normalize_embedding,
+            allow_labels: config.allow_labels.clone(),
+            deny_labels: config.deny_labels.clone(),
+        };
         Ok(Self {
+            wanted: Wanted::new(&options, &served)?,
             served,
-            wanted: ClassFilter::new(config.top_k, config.min_probability)?,
+            options,
             half_life,
-            smoothing: Smoothing::new(half_life),
+            smoothing: Vec::new(),
             last: None,
             fps: RateMeter::new(Instant::now()),
             answers,
@@ -438,11 +495,38 @@ impl Answerer {
 
     /// Notes which version of the model classified the next frame. Probabilities of different
     /// versions are not smoothed together.
-    fn follow(&mut self, served: Arc<Served>) {
+    ///
+    /// # Errors
+    /// When that version can't fulfil the stream's options.
+    fn follow(&mut self, served: Arc<Served>) -> Result<(), CallError> {
         if !Arc::ptr_eq(&self.served, &served) {
+            self.wanted = Wanted::new(&self.options, &served)?;
             self.served = served;
-            self.smoothing = Smoothing::new(self.half_life);
+            self.smoothing.clear();
         }
+        Ok(())
+    }
+
+    /// The probabilities of each output of a frame, smoothed.
+    fn probabilities(&mut self, stamp: FrameStamp, outputs: &[Output]) -> Vec<Vec<f32>> {
+        let activation = self.served.activation;
+        let probabilities = outputs
+            .iter()
+            .map(|output| activation.probabilities(&output.logits));
+        if stamp.own_regions {
+            return probabilities.collect();
+        }
+        let elapsed = self
+            .last
+            .replace(stamp)
+            .map_or(0.0, |last| stamp.seconds_since(last));
+        let half_life = self.half_life;
+        self.smoothing
+            .resize_with(outputs.len(), || Smoothing::new(half_life));
+        probabilities
+            .zip(&mut self.smoothing)
+            .map(|(probabilities, smoothing)| smoothing.update(probabilities, elapsed).to_vec())
+            .collect()
     }
 
     /// Answers one frame. A frame that failed gets its error, and the stream goes on.
@@ -465,18 +549,15 @@ impl Answerer {
         });
         let (outcome, stages) = match outcome {
             Ok(reply) => {
-                let elapsed = self
-                    .last
-                    .replace(stamp)
-                    .map_or(0.0, |last| stamp.seconds_since(last));
-                let probabilities = self.served.activation.probabilities(&reply.logits);
-                let probabilities = self.smoothing.update(probabilities, elapsed);
-                let classifications = self.wanted.classifications(probabilities, &self.served);
+                let probabilities = self.probabilities(stamp, &reply.outputs);
+                let answer = self.wanted.answer(
+                    &reply.outputs,
+                    &probabilities,
+                    stamp.has_regions,
+                    &self.served,
+                );
                 self.served.metrics.frame(FrameOutcome::Classified);
-                (
-                    Wire::Result(Classifications { classifications }),
-                    reply.stages,
-                )
+                (Wire::Result(answer), reply.stages)
             }
             Err(error) => {
                 self.served.metrics.frame(FrameOutcome::Failed);

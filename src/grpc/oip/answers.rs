@@ -1,16 +1,20 @@
-//! Output tensors: from logits to the scores or classes that a caller requested.
+//! Output tensors: from logits to the scores, classes or embeddings that a caller requested.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{parameters, tensors::TensorError};
+use super::{
+    options::{Filter, flag},
+    parameters,
+    tensors::TensorError,
+};
 use crate::{
-    answer::{Activation, Class, top_k},
-    grpc::call::status::CallError,
+    answer::{Activation, Class, top_k_of},
+    grpc::{call::status::CallError, classifier::EmbeddingForm},
     inference::{
         model_infer_request::InferRequestedOutputTensor, model_infer_response::InferOutputTensor,
     },
-    model::LOGITS,
-    scheduler::Reply,
+    model::{EMBEDDING, LOGITS},
+    scheduler::{Output, Reply},
 };
 
 /// The outputs of every model. The default one is the answer to a request that names none.
@@ -19,22 +23,17 @@ pub(super) enum Scores {
     Logits,
     #[default]
     Probabilities,
+    Embedding,
 }
 
 impl Scores {
-    const ALL: [Self; 2] = [Self::Logits, Self::Probabilities];
+    const ALL: [Self; 3] = [Self::Logits, Self::Probabilities, Self::Embedding];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Logits => LOGITS,
             Self::Probabilities => "probabilities",
-        }
-    }
-
-    fn of(self, logits: &[f32], activation: Activation) -> Vec<f32> {
-        match self {
-            Self::Logits => logits.to_vec(),
-            Self::Probabilities => activation.probabilities(logits),
+            Self::Embedding => EMBEDDING,
         }
     }
 }
@@ -45,11 +44,21 @@ struct RequestedOutput {
     scores: Scores,
     /// How many of the best classes to return, as text instead of all the numbers.
     classes: Option<usize>,
+    embedding: EmbeddingForm,
 }
 
 /// The outputs that a caller requested.
 #[derive(Debug)]
 pub(super) struct Outputs(Vec<RequestedOutput>);
+
+/// What the tensors show of the replies.
+pub(super) struct Shown<'a> {
+    pub labels: &'a [String],
+    pub activation: Activation,
+    pub filter: &'a Filter,
+    /// How many regions each image has, if they have some.
+    pub each: Option<usize>,
+}
 
 impl Outputs {
     /// The requested outputs; the default one if none was requested.
@@ -58,6 +67,7 @@ impl Outputs {
             return Ok(Self(vec![RequestedOutput {
                 scores: Scores::default(),
                 classes: None,
+                embedding: EmbeddingForm::AsItIs,
             }]));
         }
         let mut wanted: Vec<RequestedOutput> = Vec::new();
@@ -71,49 +81,82 @@ impl Outputs {
                 return Err(TensorError::SameOutput(scores.name()).into());
             }
             let classes = parameters::integer(parameters, "classification", 1)?;
+            let normalized = flag(parameters, "normalize")?;
+            let is_embedding = scores == Scores::Embedding;
+            if is_embedding && classes.is_some() {
+                return Err(TensorError::Parameter {
+                    name: "classification",
+                    expected: "left out: an embedding has no classes",
+                }
+                .into());
+            }
+            if normalized && !is_embedding {
+                return Err(TensorError::Parameter {
+                    name: "normalize",
+                    expected: "left out, but for the output `embedding`",
+                }
+                .into());
+            }
             wanted.push(RequestedOutput {
                 scores,
                 classes: classes.map(|classes| usize::try_from(classes).unwrap_or(usize::MAX)),
+                embedding: if normalized {
+                    EmbeddingForm::Normalized
+                } else {
+                    EmbeddingForm::AsItIs
+                },
             });
         }
         Ok(Self(wanted))
     }
 
-    /// The tensors, FP32 or BYTES `[N, columns]`, and their contents.
+    /// Whether embeddings have to be computed.
+    pub fn want_embedding(&self) -> bool {
+        self.0
+            .iter()
+            .any(|wanted| wanted.scores == Scores::Embedding)
+    }
+
+    /// Whether classes are wanted rather than all the numbers.
+    pub fn want_classes(&self) -> bool {
+        self.0.iter().any(|wanted| wanted.classes.is_some())
+    }
+
+    /// The tensors, FP32 or BYTES `[N, columns]`, or `[N, R, columns]` where images have regions, and
+    /// their contents.
     pub fn tensors(
         &self,
         replies: &[Reply],
-        labels: &[String],
-        activation: Activation,
+        shown: &Shown<'_>,
     ) -> (Vec<InferOutputTensor>, Vec<Bytes>) {
         self.0
             .iter()
-            .map(|wanted| wanted.tensor(replies, labels, activation))
+            .map(|wanted| wanted.tensor(replies, shown))
             .unzip()
     }
 }
 
 impl RequestedOutput {
-    fn tensor(
-        &self,
-        replies: &[Reply],
-        labels: &[String],
-        activation: Activation,
-    ) -> (InferOutputTensor, Bytes) {
+    fn tensor(&self, replies: &[Reply], shown: &Shown<'_>) -> (InferOutputTensor, Bytes) {
         let mut content = BytesMut::new();
-        let columns = self.classes.unwrap_or(labels.len()).min(labels.len());
-        for reply in replies {
-            let scores = self.scores.of(&reply.logits, activation);
-            if self.classes.is_none() {
-                for score in scores {
-                    content.put_f32_le(score);
-                }
+        let classes = shown.labels.len();
+        let mut columns = self.classes.unwrap_or(classes).min(classes);
+        for output in replies.iter().flat_map(|reply| &reply.outputs) {
+            if self.classes.is_some() {
+                self.put_classes(output, columns, shown, &mut content);
                 continue;
             }
-            for class in top_k(&scores, columns, f32::NEG_INFINITY) {
-                let text = class_text(class, labels);
-                content.put_u32_le(text.len() as u32);
-                content.put_slice(text.as_bytes());
+            let values = match self.scores {
+                Scores::Logits => output.logits.clone(),
+                Scores::Probabilities => shown.activation.probabilities(&output.logits),
+                Scores::Embedding => {
+                    let embedding = output.embedding.as_deref().unwrap_or_default();
+                    self.embedding.of(embedding)
+                }
+            };
+            columns = values.len();
+            for value in values {
+                content.put_f32_le(value);
             }
         }
 
@@ -122,13 +165,43 @@ impl RequestedOutput {
         } else {
             "FP32"
         };
+        let mut shape = vec![replies.len() as i64];
+        shape.extend(shown.each.map(|each| each as i64));
+        shape.push(columns as i64);
         let tensor = InferOutputTensor {
             name: self.scores.name().into(),
             datatype: datatype.into(),
-            shape: vec![replies.len() as i64, columns as i64],
+            shape,
             ..Default::default()
         };
         (tensor, content.freeze())
+    }
+
+    /// Adds the best classes as text. Where fewer are left, the rest is empty, so that all rows are of
+    /// one length.
+    fn put_classes(
+        &self,
+        output: &Output,
+        columns: usize,
+        shown: &Shown<'_>,
+        content: &mut BytesMut,
+    ) {
+        let probabilities = shown.activation.probabilities(&output.logits);
+        let scores = match self.scores {
+            Scores::Logits => &output.logits,
+            Scores::Probabilities | Scores::Embedding => &probabilities,
+        };
+        let accepts = |class: usize| shown.filter.accepts(class, probabilities[class]);
+        let best = top_k_of(scores, accepts, columns, f32::NEG_INFINITY);
+        let texts = best
+            .into_iter()
+            .map(|class| class_text(class, shown.labels))
+            .chain(std::iter::repeat(String::new()))
+            .take(columns);
+        for text in texts {
+            content.put_u32_le(text.len() as u32);
+            content.put_slice(text.as_bytes());
+        }
     }
 }
 
@@ -173,7 +246,10 @@ mod tests {
             span: None,
         };
         [vec![0.5, 2.0, -1.0], vec![1.0, 1.0, 3.25]].map(|logits| Reply {
-            logits,
+            outputs: vec![Output {
+                embedding: Some(vec![3.0, logits[0] * 8.0]),
+                logits,
+            }],
             stages: Stages::default(),
             timeline,
         })
@@ -181,6 +257,15 @@ mod tests {
 
     fn labels() -> Vec<String> {
         ["cat", "dog", "owl: snowy"].map(Into::into).into()
+    }
+
+    fn shown<'a>(labels: &'a [String], filter: &'a Filter) -> Shown<'a> {
+        Shown {
+            labels,
+            activation: Activation::Softmax,
+            filter,
+            each: None,
+        }
     }
 
     fn floats(content: &[u8]) -> Vec<f32> {
@@ -194,10 +279,9 @@ mod tests {
 
     #[test]
     fn without_requested_outputs_the_probabilities_are_returned() {
-        let (tensors, contents) =
-            Outputs::requested(&[])
-                .unwrap()
-                .tensors(&replies(), &labels(), Activation::Softmax);
+        let (tensors, contents) = Outputs::requested(&[])
+            .unwrap()
+            .tensors(&replies(), &shown(&labels(), &Filter::default()));
         assert_eq!((tensors.len(), contents.len()), (1, 1));
         assert_eq!(tensors[0].name, "probabilities");
         assert!(
@@ -210,10 +294,9 @@ mod tests {
     #[test]
     fn requested_outputs_are_returned_in_their_order() {
         let both = [requested("logits", None), requested("probabilities", None)];
-        let (tensors, contents) =
-            Outputs::requested(&both)
-                .unwrap()
-                .tensors(&replies(), &labels(), Activation::Softmax);
+        let (tensors, contents) = Outputs::requested(&both)
+            .unwrap()
+            .tensors(&replies(), &shown(&labels(), &Filter::default()));
         assert_eq!(
             tensors
                 .iter()
@@ -238,7 +321,8 @@ mod tests {
     fn classes_are_returned_best_first_with_their_labels() {
         for (classes, columns) in [(2, 2), (3, 3), (1000, 3), (i64::MAX, 3)] {
             let outputs = Outputs::requested(&[requested("logits", Some(classes))]).unwrap();
-            let (tensors, contents) = outputs.tensors(&replies(), &labels(), Activation::Softmax);
+            let (tensors, contents) =
+                outputs.tensors(&replies(), &shown(&labels(), &Filter::default()));
             assert_eq!(
                 (&tensors[0].datatype[..], &tensors[0].shape[..]),
                 ("BYTES", &[2, columns][..])
@@ -253,9 +337,48 @@ mod tests {
     }
 
     #[test]
+    fn embeddings_are_an_output_that_is_asked_for_by_name() {
+        let normalize = InferParameter {
+            parameter_choice: Some(ParameterChoice::BoolParam(true)),
+        };
+        let mut output = requested("embedding", None);
+        let as_it_is = Outputs::requested(&[output.clone()]).unwrap();
+        output.parameters = HashMap::from([("normalize".to_owned(), normalize)]);
+        let normalized = Outputs::requested(&[output.clone()]).unwrap();
+        assert!(normalized.want_embedding() && !Outputs::requested(&[]).unwrap().want_embedding());
+        for (outputs, expected) in [(as_it_is, [3.0, 4.0]), (normalized, [0.6, 0.8])] {
+            let (tensors, contents) =
+                outputs.tensors(&replies(), &shown(&labels(), &Filter::default()));
+            assert_eq!(tensors[0].shape, [2, 2]);
+            assert_eq!(floats(&contents[0])[..2], expected);
+        }
+        output.name = "logits".into();
+        assert!(Outputs::requested(&[output]).is_err());
+        assert!(Outputs::requested(&[requested("embedding", Some(3))]).is_err());
+    }
+
+    #[test]
+    fn regions_are_a_dimension_of_every_output() {
+        let [mut reply, other] = replies();
+        reply.outputs.extend(other.outputs);
+        let labels = labels();
+        let filter = Filter::default();
+        let shown = Shown {
+            each: Some(2),
+            ..shown(&labels, &filter)
+        };
+        let outputs = [requested("logits", None), requested("embedding", None)];
+        let outputs = Outputs::requested(&outputs).unwrap();
+        let (tensors, contents) = outputs.tensors(&[reply], &shown);
+        assert_eq!(tensors[0].shape, [1, 2, 3]);
+        assert_eq!(tensors[1].shape, [1, 2, 2]);
+        assert_eq!(floats(&contents[0]), [0.5, 2.0, -1.0, 1.0, 1.0, 3.25]);
+    }
+
+    #[test]
     fn outputs_that_do_not_exist_are_rejected() {
         let error = |outputs: &[_]| Outputs::requested(outputs).unwrap_err().to_string();
-        assert!(error(&[requested("softmax", None)]).contains("`logits` and `probabilities`"));
+        assert!(error(&[requested("softmax", None)]).contains("`probabilities` and `embedding`"));
         assert!(
             error(&[requested("logits", None), requested("logits", Some(1))]).contains("twice")
         );

@@ -10,14 +10,20 @@ use tokio::{sync::oneshot, time::timeout_at};
 
 use super::{
     Form,
-    answers::Outputs,
+    answers::{Outputs, Shown},
     metadata::MODEL_HASH,
-    names, parameters,
-    tensors::{self, Expected},
+    names,
+    options::{Filter, Regions},
+    parameters,
+    tensors::{self, Expected, TensorError},
     versions,
 };
 use crate::{
-    grpc::call::{Call, context::Context, status::CallError, timing::CallTiming},
+    budget::Reservation,
+    grpc::{
+        call::{Call, context::Context, status::CallError, timing::CallTiming},
+        classifier::gives_embeddings,
+    },
     image::Source,
     inference::{
         InferParameter, ModelInferRequest, ModelInferResponse, infer_parameter::ParameterChoice,
@@ -46,15 +52,20 @@ pub(super) struct Answered {
 pub(super) struct Submitted {
     measured: Measured,
     outputs: Outputs,
+    filter: Filter,
+    /// How many regions each image has, if they have some.
+    each: Option<usize>,
     images: Vec<oneshot::Receiver<Outcome>>,
     deadline: Option<Instant>,
     id: String,
+    /// The memory of the regions' crops.
+    _crops: Option<Reservation>,
 }
 
 /// Reads a request and puts its images into the queue.
 pub(super) fn submit(
     context: &Context,
-    request: ModelInferRequest,
+    mut request: ModelInferRequest,
     call: &Call,
     how: RequestContext,
 ) -> Result<Submitted, CallError> {
@@ -82,20 +93,44 @@ pub(super) fn submit(
     let deadline = [timing.deadline, own_deadline].into_iter().flatten().min();
     let outputs = Outputs::requested(&request.outputs)?;
     let id = request.id.clone();
+    if outputs.want_embedding() {
+        gives_embeddings(&served)?;
+    }
+    let filter = Filter::of(&request.parameters, &served)?;
+    if !filter.is_none() && !outputs.want_classes() {
+        return Err(TensorError::FilterOfTensors.into());
+    }
+    let regions = Regions::take(&mut request)?;
     let expected = Expected {
         form,
         geometry: served.geometry,
         normalization: served.normalization,
     };
     let images = tensors::images(request, &expected)?;
+    let each = regions.as_ref().map(|regions| regions.each);
+    let of_images = match regions {
+        None => vec![[].into(); images.len()],
+        Some(Regions { of_images, .. }) if of_images.len() == images.len() => of_images,
+        Some(Regions { of_images, .. }) => {
+            return Err(TensorError::RegionsOfOthers {
+                images: images.len(),
+                regions: of_images.len(),
+            }
+            .into());
+        }
+    };
+    let crops = each.map_or(0, |each| each * images.len());
+    let crops = call.memory.crops(crops, served.geometry.bytes())?;
     let bytes = images.iter().map(Source::bytes).sum();
     served.metrics.received(bytes);
     call.record.received(bytes);
 
-    let jobs = images.into_iter().map(|source| {
-        let decode_estimate = Some(served.queue.estimate(&source));
+    let wants_embedding = outputs.want_embedding();
+    let jobs = images.into_iter().zip(of_images).map(|(source, regions)| {
+        let decode_estimate = Some(served.queue.estimate(&source, &regions));
         let image = InputImage {
             source,
+            regions,
             arrived: timing.arrived,
             mirrored: false,
         };
@@ -106,6 +141,8 @@ pub(super) fn submit(
             deadline,
             counted: true,
             decode_estimate,
+            crops: each.unwrap_or(1),
+            wants_embedding,
             fetch: Box::new(move || Some(image)),
             span: Some(span),
             kind: form.kind(),
@@ -115,9 +152,12 @@ pub(super) fn submit(
     Ok(Submitted {
         measured,
         outputs,
+        filter,
+        each,
         images,
         deadline,
         id,
+        _crops: crops,
     })
 }
 
@@ -133,9 +173,12 @@ impl Submitted {
         let Self {
             mut measured,
             outputs,
+            filter,
+            each,
             images,
             deadline,
             id,
+            _crops,
         } = self;
         let mut replies = match deadline {
             None => replies(images).await?,
@@ -147,7 +190,13 @@ impl Submitted {
         let Served {
             labels, activation, ..
         } = &*measured.served;
-        let (outputs, raw_output_contents) = outputs.tensors(&replies, labels, *activation);
+        let shown = Shown {
+            labels,
+            activation: *activation,
+            filter: &filter,
+            each,
+        };
+        let (outputs, raw_output_contents) = outputs.tensors(&replies, &shown);
         measured.succeed(&replies, ready.elapsed());
         let hash = InferParameter {
             parameter_choice: Some(ParameterChoice::StringParam(

@@ -8,6 +8,7 @@ pub(crate) mod codec;
 mod infer;
 mod metadata;
 mod names;
+mod options;
 mod parameters;
 mod repository;
 mod service;

@@ -1,4 +1,5 @@
-//! `POST /v1/classify`: an image as the body, in a form, or in a request's JSON.
+//! `POST /v1/classify`: an image as the body, in a form, or in a request's JSON. `POST
+//! /v1/classify-batch`: several images in a form, or in JSON.
 
 use std::sync::Arc;
 
@@ -32,8 +33,9 @@ struct FileField {
 }
 
 impl FileField {
-    fn of(request: &MessageDescriptor) -> Self {
-        let image = request.get_field_by_name("image").expect("the contract");
+    /// `name` is that of the field with the image or images.
+    fn of(request: &MessageDescriptor, name: &str) -> Self {
+        let image = request.get_field_by_name(name).expect("the contract");
         let kind = image.kind();
         let message = kind.as_message().expect("an image is a message");
         let encoded = message.get_field_by_name("encoded").expect("the contract");
@@ -64,13 +66,8 @@ pub(super) fn input(
 ) -> Result<Input, Refusal> {
     let given = query(parameters).map_err(Refusal::invalid)?;
     let first = from_parameters(of, &given).map_err(Refusal::invalid)?;
-    let kind = match headers.get(CONTENT_TYPE) {
-        None => "",
-        Some(kind) => kind.to_str().unwrap_or("?"),
-    };
-    let name = kind.split(';').next().unwrap_or_default().trim();
-    let name = name.to_ascii_lowercase();
-    let field = FileField::of(of);
+    let (kind, name) = content_type(headers);
+    let field = FileField::of(of, "image");
     let of = of.clone();
 
     if name == "application/json" {
@@ -90,6 +87,55 @@ pub(super) fn input(
         "send the image's file as the body (image/*, application/octet-stream), in a form \
          (multipart/form-data), or as base64 in JSON (application/json)",
     ))
+}
+
+/// The request for several images that a call's headers, query and body stand for.
+pub(super) fn batch(
+    of: &MessageDescriptor,
+    headers: &HeaderMap,
+    parameters: Option<&str>,
+) -> Result<Input, Refusal> {
+    let given = query(parameters).map_err(Refusal::invalid)?;
+    let first = from_parameters(of, &given).map_err(Refusal::invalid)?;
+    let (kind, name) = content_type(headers);
+    let field = FileField::of(of, "images");
+    let of = of.clone();
+
+    if name == "application/json" {
+        return Ok(whole(move |body| {
+            let message = from_json(&of, &body)?;
+            Ok(vec![first.clone().into(), message.encode_to_vec().into()])
+        }));
+    }
+    if let Some(boundary) = multipart::boundary(kind) {
+        let boundary = boundary.map_err(Refusal::invalid)?;
+        return Ok(whole(move |body| {
+            let multipart::Form { files, fields } = multipart::read(&body, &boundary)?;
+            if files.is_empty() {
+                return Err("the form has no file; send each image as a field `images`".into());
+            }
+            let fields = [&given[..], &fields].concat();
+            let mut pieces = vec![from_parameters(&of, &fields)?.into()];
+            for file in files {
+                pieces.extend([field.head(file.len()), file]);
+            }
+            Ok(pieces)
+        }));
+    }
+    Err(Refusal::unsupported_type(
+        "send the images' files in a form (multipart/form-data), or as base64 in JSON \
+         (application/json)",
+    ))
+}
+
+/// The type of a request's body as it was sent, and its name alone.
+fn content_type(headers: &HeaderMap) -> (&str, String) {
+    let kind = match headers.get(CONTENT_TYPE) {
+        None => "",
+        Some(kind) => kind.to_str().unwrap_or("?"),
+    };
+    let name = kind.split(';').next().unwrap_or_default().trim();
+    (kind, name.to_ascii_lowercase())
 }
 
 fn whole(convert: impl Fn(Bytes) -> Result<Vec<Bytes>, String> + Send + Sync + 'static) -> Input {
@@ -132,7 +178,15 @@ fn form(
     body: &Bytes,
     boundary: &str,
 ) -> Result<Vec<Bytes>, String> {
-    let multipart::Form { file, fields } = multipart::read(body, boundary)?;
+    let multipart::Form { mut files, fields } = multipart::read(body, boundary)?;
+    if files.len() > 1 {
+        return Err(
+            "the form has more than one file; send one image a request, or several to \
+             /v1/classify-batch"
+                .into(),
+        );
+    }
+    let file = files.pop();
     let file = file.ok_or("the form has no file; send the image as the field `image`")?;
     let mut head = from_parameters(of, &[given, &fields].concat())?;
     head.extend_from_slice(&field.head(file.len()));
@@ -142,7 +196,9 @@ fn form(
 #[cfg(test)]
 mod tests {
     use super::{super::schema::Method, *};
-    use crate::proto::{ClassifyRequest, Image, RawFrame, image::Source};
+    use crate::proto::{
+        ClassifyBatchRequest, ClassifyRequest, Image, RawFrame, Region, RegionUnit, image::Source,
+    };
 
     fn read(kind: &str, query: &str, body: &str) -> Result<ClassifyRequest, String> {
         let mut headers = HeaderMap::new();
@@ -151,6 +207,10 @@ mod tests {
         }
         let of = Method::classifier("Classify").input;
         let input = input(&of, &headers, Some(query)).map_err(|refusal| refusal.message)?;
+        Ok(ClassifyRequest::decode(&message(input, body)?[..]).unwrap())
+    }
+
+    fn message(input: Input, body: &str) -> Result<Vec<u8>, String> {
         let Input::Body(form) = input else {
             panic!("the message is made of the body")
         };
@@ -159,7 +219,87 @@ mod tests {
             BodyForm::Tail(head) => vec![head(body.len()), body],
             BodyForm::Whole(convert) => convert(body)?,
         };
-        Ok(ClassifyRequest::decode(&pieces.concat()[..]).unwrap())
+        Ok(pieces.concat())
+    }
+
+    fn read_batch(kind: &str, query: &str, body: &str) -> Result<ClassifyBatchRequest, String> {
+        let headers = [(CONTENT_TYPE, kind.parse().unwrap())]
+            .into_iter()
+            .collect();
+        let of = Method::classifier("ClassifyBatch").input;
+        let input = batch(&of, &headers, Some(query)).map_err(|refusal| refusal.message)?;
+        Ok(ClassifyBatchRequest::decode(&message(input, body)?[..]).unwrap())
+    }
+
+    #[test]
+    fn several_files_of_a_form_are_a_batch() {
+        let file = |content: &str| {
+            format!("--b\r\nContent-Disposition: form-data; name=images\r\n\r\n{content}\r\n")
+        };
+        let form = file("one") + &file("") + &file("three") + "--b--";
+        let kind = "multipart/form-data; boundary=b";
+        let expected = ClassifyBatchRequest {
+            images: ["one", "", "three"].map(|file| Image::encoded(file)).into(),
+            top_k: 3,
+            deny_labels: vec!["a".into(), "b".into()],
+            ..ClassifyBatchRequest::default()
+        };
+        let query = "top_k=3&deny_labels=a&deny_labels=b";
+        assert_eq!(read_batch(kind, query, &form), Ok(expected.clone()));
+        let json = r#"{"top_k": 3, "images": [{"encoded": "b25l"}, {"encoded": ""},
+            {"encoded": "dGhyZWU="}], "deny_labels": ["a", "b"]}"#;
+        assert_eq!(read_batch("application/json", "", json), Ok(expected));
+
+        assert!(
+            read_batch(kind, "", "--b--")
+                .unwrap_err()
+                .contains("no file")
+        );
+        let one = read_batch("image/png", "", "file").unwrap_err();
+        assert!(one.contains("multipart/form-data"), "{one}");
+        assert!(
+            read(kind, "", &form)
+                .unwrap_err()
+                .contains("/v1/classify-batch")
+        );
+    }
+
+    #[test]
+    fn regions_are_json_in_a_query_or_a_form() {
+        let regions = r#"[{"left": 1, "width": 2}, {"top": 0.5, "unit": "REGION_UNIT_FRACTIONS"}]"#;
+        let form = format!(
+            "--b\r\nContent-Disposition: form-data; name=image\r\n\r\nfile\r\n--b\r\n\
+             Content-Disposition: form-data; name=regions\r\n\r\n{regions}\r\n--b--"
+        );
+        let expected = vec![
+            Region {
+                left: 1.0,
+                width: 2.0,
+                ..Region::default()
+            },
+            Region {
+                top: 0.5,
+                unit: RegionUnit::Fractions.into(),
+                ..Region::default()
+            },
+        ];
+        let by_form = read("multipart/form-data; boundary=b", "", &form).unwrap();
+        assert_eq!(by_form.regions, expected);
+        let query = "regions=[{%22left%22:1,%22width%22:2}]&regions={%22top%22:0.5,\
+                     %22unit%22:%22REGION_UNIT_FRACTIONS%22}";
+        assert_eq!(read("image/png", query, "file").unwrap().regions, expected);
+        for wrong in [
+            "regions=",
+            "regions=[1]",
+            "regions=[{%22x%22:1}]",
+            "regions=7",
+        ] {
+            let error = read("image/png", wrong, "file").unwrap_err();
+            assert!(
+                error.contains("`regions`") && error.contains("JSON"),
+                "{error}"
+            );
+        }
     }
 
     fn expected(top_k: u32) -> ClassifyRequest {

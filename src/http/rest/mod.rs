@@ -64,6 +64,20 @@ fn contract(calls: &Calls) -> Router {
             }
         }
     };
+    let batch = {
+        let calls = calls.clone();
+        let method = Arc::new(Method::classifier("ClassifyBatch"));
+        async move |request: Request| {
+            let (head, body) = request.into_parts();
+            match classify::batch(&method.input, &head.headers, head.uri.query()) {
+                Ok(input) => calls.json(&method, style, (head, body), input).await,
+                Err(refusal) => {
+                    discard(Some(body));
+                    refusal.into_response(style)
+                }
+            }
+        }
+    };
     let models = {
         let calls = calls.clone();
         let method = Arc::new(Method::classifier("ListModels"));
@@ -76,6 +90,7 @@ fn contract(calls: &Calls) -> Router {
     };
     Router::new()
         .route("/v1/classify", post(classify))
+        .route("/v1/classify-batch", post(batch))
         .route("/v1/models", get(models))
         .route("/v1/{*path}", any(async move || nothing(style)))
 }

@@ -1,21 +1,21 @@
-//! Forms (`multipart/form-data`, RFC 7578): the one file in them, and their fields.
+//! Forms (`multipart/form-data`, RFC 7578): the files in them, and their fields.
 
 use bytes::Bytes;
 use memchr::memmem;
 
-/// The most parts of a form.
-const MAX_PARTS: usize = 32;
+/// The most parts of a form: 64 files, and fields.
+const MAX_PARTS: usize = 96;
 /// The largest head of a part, in bytes.
 const MAX_HEAD: usize = 4 << 10;
 /// The longest value of a field that is no file, in bytes.
-const MAX_FIELD: usize = 1 << 10;
+const MAX_FIELD: usize = 8 << 10;
 /// The longest boundary (RFC 2046, 5.1.1).
 const MAX_BOUNDARY: usize = 70;
 
 /// What a form holds.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Form {
-    pub file: Option<Bytes>,
+    pub files: Vec<Bytes>,
     /// Names and values.
     pub fields: Vec<(String, String)>,
 }
@@ -109,7 +109,7 @@ pub(super) fn read(body: &Bytes, boundary: &str) -> Result<Form, String> {
 }
 
 impl Form {
-    /// Adds a part: a file, if it has a file's name or is called `image`, or else a field.
+    /// Adds a part: a file, if it has a file's name or is called `image` or `images`, or else a field.
     fn add(&mut self, head: &str, content: Bytes) -> Result<(), String> {
         let disposition = head.lines().find_map(|line| {
             let (name, value) = line.split_once(':')?;
@@ -121,11 +121,10 @@ impl Form {
             .and_then(|value| value.split_once(';'))
             .ok_or("a part of the form has no name (Content-Disposition)")?;
         let name = parameter(parameters, "name").ok_or("a part of the form has no name")?;
-        let is_file = name == "image" || parameter(parameters, "filename").is_some();
+        let is_file =
+            ["image", "images"].contains(&&name[..]) || parameter(parameters, "filename").is_some();
         if is_file {
-            if self.file.replace(content).is_some() {
-                return Err("the form has more than one file; send one image a request".into());
-            }
+            self.files.push(content);
             return Ok(());
         }
         if content.len() > MAX_FIELD {
@@ -162,7 +161,7 @@ mod tests {
             ),
         ]);
         let read = read(&body, "b").unwrap();
-        assert_eq!(read.file.as_deref(), Some(&b"\r\n--not the end\r\n"[..]));
+        assert_eq!(read.files, [&b"\r\n--not the end\r\n"[..]]);
         assert_eq!(read.fields, [("top_k".to_owned(), "3".to_owned())]);
         let with_preamble = Bytes::from([b"ignored\r\n", &body[..]].concat());
         assert_eq!(super::read(&with_preamble, "b").unwrap(), read);
@@ -198,14 +197,13 @@ mod tests {
             assert!(read(&body.slice(..end), "b").is_err(), "{end}");
         }
         for (parts, expected) in [
-            (vec![("name=\"image\"", "x"); 2], "more than one file"),
-            (vec![("name=\"a\"", "x"); 40], "more than 32 parts"),
+            (vec![("name=\"a\"", "x"); 100], "more than 96 parts"),
             (vec![("nothing", "x")], "no name"),
         ] {
             let error = read(&form(&parts), "b").unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
-        let long = "x".repeat(2000);
+        let long = "x".repeat(9000);
         assert!(read(&form(&[("name=\"a\"", &long)]), "b").is_err());
     }
 }

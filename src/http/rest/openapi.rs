@@ -257,41 +257,41 @@ fn contract(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
     let classify = Method::classifier("Classify");
     let request = schemas.of(&classify.input, Form::Request);
     let answer = schemas.of(&classify.output, Form::Answer);
-    let query: Vec<_> = parameters(&classify.input)
-        .map(|field| {
-            let text = comment(&field.parent_message().parent_file(), field.path());
-            let schema = schemas.kind(&field, Form::Answer);
-            json!({"name": field.name(), "in": "query", "description": text, "schema": schema})
-        })
-        .collect();
-    let mut form = Map::new();
-    form.insert(
-        "image".into(),
-        json!({"type": "string", "contentMediaType": "application/octet-stream"}),
-    );
-    for field in parameters(&classify.input) {
-        form.insert(field.name().to_owned(), schemas.kind(&field, Form::Answer));
-    }
     let image = json!({"schema": {}});
     let codes = [&OF_CALLS[..], &OF_BODIES].concat();
+    let content = json!({
+        "application/octet-stream": image,
+        "image/*": image,
+        "multipart/form-data": {"schema": form(schemas, &classify.input, "image", &file())},
+        "application/json": {"schema": request},
+    });
     paths.insert(
         "/v1/classify".into(),
         json!({"post": {
             "operationId": "Classify",
             "summary": "Classifies one image.",
-            "parameters": query,
-            "requestBody": {"required": true, "content": {
-                "application/octet-stream": image,
-                "image/*": image,
-                "multipart/form-data": {"schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": form,
-                    "additionalProperties": false,
-                }},
-                "application/json": {"schema": request},
-            }},
+            "parameters": query_parameters(schemas, &classify.input),
+            "requestBody": {"required": true, "content": content},
             "responses": responses("The image's classes.", &answer, "Error", &codes),
+        }}),
+    );
+
+    let batch = Method::classifier("ClassifyBatch");
+    let request = schemas.of(&batch.input, Form::Request);
+    let answer = schemas.of(&batch.output, Form::Answer);
+    let files = json!({"type": "array", "items": file(), "minItems": 1, "maxItems": 64});
+    let content = json!({
+        "multipart/form-data": {"schema": form(schemas, &batch.input, "images", &files)},
+        "application/json": {"schema": request},
+    });
+    paths.insert(
+        "/v1/classify-batch".into(),
+        json!({"post": {
+            "operationId": "ClassifyBatch",
+            "summary": "Classifies several images, each with a result of its own.",
+            "parameters": query_parameters(schemas, &batch.input),
+            "requestBody": {"required": true, "content": content},
+            "responses": responses("A result for each image.", &answer, "Error", &codes),
         }}),
     );
 
@@ -305,6 +305,41 @@ fn contract(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
             "responses": responses("The models.", &answer, "Error", &OF_CALLS),
         }}),
     );
+}
+
+/// The parameters of a query that set a request's fields.
+fn query_parameters(schemas: &mut Schemas, request: &MessageDescriptor) -> Vec<Value> {
+    let mut parameter = |field: FieldDescriptor| {
+        let text = comment(&field.parent_message().parent_file(), field.path());
+        let schema = schemas.field(&field, Form::Answer);
+        let mut parameter = json!({"name": field.name(), "in": "query", "description": text});
+        if matches!(field.kind(), Kind::Message(_)) {
+            parameter["content"] = json!({"application/json": {"schema": schema}});
+        } else {
+            parameter["schema"] = schema;
+        }
+        parameter
+    };
+    parameters(request).map(&mut parameter).collect()
+}
+
+fn file() -> Value {
+    json!({"type": "string", "contentMediaType": "application/octet-stream"})
+}
+
+/// A form with files in the field `name`, and with a request's other fields.
+fn form(schemas: &mut Schemas, request: &MessageDescriptor, name: &str, files: &Value) -> Value {
+    let mut properties = Map::new();
+    properties.insert(name.to_owned(), files.clone());
+    for field in parameters(request) {
+        properties.insert(field.name().to_owned(), schemas.field(&field, Form::Answer));
+    }
+    json!({
+        "type": "object",
+        "required": [name],
+        "properties": properties,
+        "additionalProperties": false,
+    })
 }
 
 /// `/v2`.

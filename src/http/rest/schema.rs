@@ -7,8 +7,7 @@ use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use prost::Message;
 use prost_reflect::{
-    Cardinality, DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor,
-    SerializeOptions,
+    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, SerializeOptions,
 };
 use serde_json::{Deserializer, Value, json};
 
@@ -96,11 +95,17 @@ pub(super) fn from_json(of: &MessageDescriptor, json: &[u8]) -> Result<DynamicMe
     message.map_err(|error| format!("the body is not a {} in JSON: {error}", of.name()))
 }
 
-/// The fields that query parameters and the fields of a form may set: those that are no messages.
+/// The fields that query parameters and the fields of a form may set: those that are no images. A list
+/// is set by several of the same name.
 pub(super) fn parameters(of: &MessageDescriptor) -> impl Iterator<Item = FieldDescriptor> {
-    let settable = |field: &FieldDescriptor| {
-        !matches!(field.kind(), Kind::Message(_) | Kind::Bytes)
-            && field.cardinality() != Cardinality::Repeated
+    let settable = |field: &FieldDescriptor| match field.kind() {
+        Kind::Bytes => false,
+        Kind::Message(message) => {
+            let is_flat =
+                |field: FieldDescriptor| !matches!(field.kind(), Kind::Message(_) | Kind::Bytes);
+            field.is_list() && message.fields().all(is_flat)
+        }
+        _ => !field.is_map(),
     };
     of.fields().filter(settable)
 }
@@ -158,7 +163,14 @@ pub(super) fn from_parameters(
         };
         let value = match field.kind() {
             Kind::Bool => text.parse().map_or(json!(text), Value::Bool),
+            // One or several in JSON.
+            Kind::Message(_) => serde_json::from_str(text).unwrap_or(Value::Null),
             _ => json!(text),
+        };
+        let value = match value {
+            Value::Array(_) => value,
+            value if field.is_list() => Value::Array(vec![value]),
+            value => value,
         };
         let one = json!({ name: &value }).to_string();
         if from_json(of, one.as_bytes()).is_err() {
@@ -168,8 +180,12 @@ pub(super) fn from_parameters(
                 kind(&field)
             ));
         }
-        if fields.insert(name, value).is_some() {
-            return Err(format!("the parameter `{name}` is set twice"));
+        match (fields.get_mut(name), value) {
+            (None, value) => {
+                fields.insert(name, value);
+            }
+            (Some(Value::Array(values)), Value::Array(more)) => values.extend(more),
+            _ => return Err(format!("the parameter `{name}` is set twice")),
         }
     }
     Ok(from_json(of, json!(fields).to_string().as_bytes())?.encode_to_vec())
@@ -188,6 +204,7 @@ fn kind(field: &FieldDescriptor) -> String {
             format!("one of {}", names.join(", "))
         }
         Kind::String => "text".into(),
+        Kind::Message(message) => format!("a {} or a list of them in JSON", message.name()),
         Kind::Uint32 | Kind::Uint64 | Kind::Fixed32 | Kind::Fixed64 => {
             "a whole number, 0 or more".into()
         }
@@ -266,6 +283,7 @@ mod tests {
                 "model_version": "",
                 "classifications": [{"class_id": 0, "label": "cat", "probability": 0.1}],
                 "timing": {"total": "0.012300s"},
+                "regions": [],
             }),
             "{}",
             String::from_utf8_lossy(&json)

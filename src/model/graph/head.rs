@@ -57,7 +57,7 @@ pub(in super::super) struct Head {
     to: String,
     kind: HeadKind,
     /// The element type of its weights, and so of its features.
-    elem: DataType,
+    pub(super) elem: DataType,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,17 @@ impl Head {
             .as_ref()
             .is_some_and(|ending| ending.activation == Activation::Sigmoid);
 
-        let mut name = source(&scores);
+        Ok(Self {
+            is_sigmoid,
+            ..Self::before(graph, source(&scores))?
+        })
+    }
+
+    /// The layer that computes the tensor `name`, or one of the same numbers.
+    ///
+    /// # Errors
+    /// Another node computes them.
+    pub(super) fn before<'a>(graph: &'a GraphProto, mut name: &'a str) -> Result<Self, ModelError> {
         for _ in 0..STEPS {
             let Some(node) = producer(graph, name) else {
                 break;
@@ -94,12 +104,7 @@ impl Head {
             let before = input(node, 0);
             match before {
                 Some(before) if AFTER.iter().any(|op_type| is(node, op_type)) => name = before,
-                _ => {
-                    return Ok(Self {
-                        is_sigmoid,
-                        ..Self::at(graph, node, name)?
-                    });
-                }
+                _ => return Self::at(graph, node, name),
             }
         }
         Err(ModelError::Head("no node computes the scores".into()))

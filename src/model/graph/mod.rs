@@ -10,6 +10,7 @@
 
 mod batch_norm;
 mod bounds;
+mod embedding;
 mod encode;
 mod fold;
 mod head;
@@ -30,6 +31,7 @@ mod tests;
 
 use std::{collections::HashSet, fmt};
 
+pub use self::embedding::Serving;
 pub(super) use self::head::Head;
 pub use self::head::LinearLayer;
 #[cfg(test)]
@@ -38,6 +40,7 @@ pub use self::limits::{Limit, Operation};
 pub use self::quantize::{ActivationRange, Layer, Quantization};
 pub(super) use self::walk::{int_attribute, ints_attribute, node};
 use self::{
+    embedding::Embedding,
     encode::InitializerFormat,
     inspect::{ImageInput, ImageLayout, Missing},
     scores::Scores,
@@ -62,6 +65,9 @@ use crate::answer::Activation;
 pub const IMAGES: &str = "images";
 /// The serving graph's output: `float32 [N, classes]`.
 pub const LOGITS: &str = "logits";
+/// The serving graph's second output, where there is one: `float32 [N, features]`, what the last
+/// linear layer reads.
+pub const EMBEDDING: &str = "embedding";
 /// The symbolic name of a batch dimension of any size.
 const ANY_BATCH: &str = "N";
 
@@ -136,6 +142,8 @@ pub struct ServingGraph {
     pub features: bool,
     /// Whether layers compute with 8-bit integers.
     pub quantized: bool,
+    /// What the last linear layer reads, or why there is nothing of the kind.
+    embedding: Result<Embedding, String>,
     /// The rewritten model. Initializers that are stored in 16 bits stand for float32 ones: see
     /// [`fold::widen`].
     model: ModelProto,
@@ -179,6 +187,7 @@ impl ServingGraph {
         let network_input = names.free("network_input");
         walk::rename(graph, &input.name, &network_input);
         let last = free_reserved(graph, last, &mut names);
+        let embedding = Embedding::find(graph, &last);
         add_epilogue(graph, &scores, last, &mut names);
         let prologue = add_prologue(graph, &input, &network_input, &values, &mut names);
         if input.batch == Batch::Any || input.any_size {
@@ -205,6 +214,7 @@ impl ServingGraph {
                 .iter()
                 .flat_map(|graph| &graph.node)
                 .any(|node| walk::is(node, "QuantizeLinear")),
+            embedding,
             model,
             prologue,
             network_input: if prologue > 0 {
@@ -481,10 +491,10 @@ fn keep_only(graph: &mut GraphProto, mut needed: HashSet<String>) {
         .retain(|value| !removed.contains(value.name()));
 }
 
-/// Renames tensors of the network that have one of the serving graph's two reserved names. Returns
+/// Renames tensors of the network that have one of the serving graph's reserved names. Returns
 /// the new name of the tensor `last`.
 fn free_reserved(graph: &mut GraphProto, mut last: String, names: &mut Names) -> String {
-    for reserved in [IMAGES, LOGITS] {
+    for reserved in [IMAGES, LOGITS, EMBEDDING] {
         if names.contains(reserved) {
             let free = names.free(&format!("network_{reserved}"));
             walk::rename(graph, reserved, &free);

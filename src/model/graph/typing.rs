@@ -14,7 +14,6 @@ use super::{
         },
         tensor,
     },
-    LOGITS,
     encode::InitializerFormat,
     fold::constant,
     tensor_attribute,
@@ -129,18 +128,23 @@ pub(super) fn apply(
         }
     }
 
-    let logits = known.get(LOGITS).copied();
-    if logits
-        != Some(TensorInfo {
-            elem: DataType::Float,
-            is_image: true,
-        })
-    {
-        return Err(refusal(
-            elem,
-            LOGITS,
-            "does not give float32 computed from the images",
-        ));
+    let computed = TensorInfo {
+        elem: DataType::Float,
+        is_image: true,
+    };
+    let results: Vec<String> = graph
+        .output
+        .iter()
+        .map(|output| output.name().to_owned())
+        .collect();
+    for name in &results {
+        if known.get(name) != Some(&computed) {
+            return Err(refusal(
+                elem,
+                name,
+                "does not give float32 computed from the images",
+            ));
+        }
     }
 
     let mut names = Names::of(graph);
@@ -149,7 +153,7 @@ pub(super) fn apply(
     convert_sources(graph, uses, elem, &mut names, &mut typed, &mut casts)?;
 
     for value in &mut graph.value_info {
-        if (known.get(value.name()) == logits.as_ref() || typed.contains_key(value.name()))
+        if (known.get(value.name()) == Some(&computed) || typed.contains_key(value.name()))
             && let Some(type_proto::Value::TensorType(tensor)) =
                 value.r#type.as_mut().and_then(|value| value.value.as_mut())
         {
@@ -167,15 +171,21 @@ pub(super) fn apply(
         last.name = Some(wide.clone());
         casts.after(body.first - 1, node("Cast", &[&wide], body.input, to(elem)));
     }
-    let narrow = names.free("network_logits");
-    walk::rename(graph, LOGITS, &narrow);
-    for output in &mut graph.output {
-        output.name = Some(LOGITS.into());
+    let mut narrow = Vec::new();
+    for name in &results {
+        let free = names.free(&format!("network_{name}"));
+        walk::rename(graph, name, &free);
+        narrow.push(free);
+    }
+    for (output, name) in graph.output.iter_mut().zip(&results) {
+        output.name = Some(name.clone());
     }
     casts.insert_into(&mut graph.node, body.first);
-    graph
-        .node
-        .push(node("Cast", &[&narrow], LOGITS, to(DataType::Float)));
+    for (narrow, name) in narrow.iter().zip(&results) {
+        graph
+            .node
+            .push(node("Cast", &[narrow], name, to(DataType::Float)));
+    }
     Ok(typed)
 }
 

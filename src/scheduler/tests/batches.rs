@@ -118,7 +118,10 @@ fn a_fixed_batch_is_filled_up() {
     let outcome = bench.submit(5);
     assert_eq!(bench.call().images, [5, 0, 0]);
     bench.go();
-    assert_eq!(outcome.blocking_recv().unwrap().unwrap().logits, [5.0]);
+    assert_eq!(
+        outcome.blocking_recv().unwrap().unwrap().outputs[0].logits,
+        [5.0]
+    );
 }
 
 #[test]
@@ -150,6 +153,7 @@ fn images_that_cannot_be_decoded_do_not_hold_up_the_batch_before_them() {
             Some(InputImage {
                 source: Source::Encoded(Bytes::new()),
                 arrived: Instant::now(),
+                regions: [].into(),
                 mirrored: false,
             })
         });

@@ -69,6 +69,7 @@ fn an_incomplete_batch_does_not_wait_for_bad_images_before_a_device() {
         Some(InputImage {
             source: Source::Encoded(Bytes::new()),
             arrived: Instant::now(),
+            regions: [].into(),
             mirrored: false,
         })
     });

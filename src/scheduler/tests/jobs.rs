@@ -15,7 +15,7 @@ fn an_image_is_decoded_inferred_and_answered() {
     );
     bench.go();
     let reply = outcome.blocking_recv().unwrap().unwrap();
-    assert_eq!(reply.logits, [7.0]);
+    assert_eq!(reply.outputs[0].logits, [7.0]);
     assert!(reply.stages.decode > Duration::ZERO && reply.stages.inference > Duration::ZERO);
 }
 
@@ -72,6 +72,7 @@ fn a_bad_image_fails_alone() {
         Some(InputImage {
             source: Source::Encoded(Bytes::new()),
             arrived: Instant::now(),
+            regions: [].into(),
             mirrored: false,
         })
     });
@@ -199,6 +200,7 @@ fn a_ready_crop_is_taken_as_it_is() {
             Some(InputImage {
                 source: image,
                 arrived: Instant::now(),
+                regions: [].into(),
                 mirrored: false,
             })
         });

@@ -3,6 +3,7 @@
 mod batches;
 mod devices;
 mod jobs;
+mod regions;
 mod turns;
 mod watchdog;
 
@@ -19,7 +20,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::{
-    engine::{Engine, EngineError, EngineInfo, EngineKind, Precision},
+    engine::{Engine, EngineError, EngineInfo, EngineKind, Precision, Results},
     image::{Crop, ImageError, PixelFormat, RawFrame, Source},
     metrics::statistics::RequestKind,
 };
@@ -76,6 +77,21 @@ impl Engine for Scripted {
             _ => Ok(()),
         }
     }
+
+    /// The embedding of an image is its first byte and the size of the batch.
+    fn infer_with_embeddings(
+        &mut self,
+        images: &[u8],
+        n: usize,
+        results: Results<'_>,
+    ) -> Result<(), EngineError> {
+        self.infer(images, n, results.logits)?;
+        let rows = results.embeddings.chunks_exact_mut(2);
+        for (row, image) in rows.zip(images.chunks_exact(GEOMETRY.bytes())) {
+            row.copy_from_slice(&[f32::from(image[0]), n as f32]);
+        }
+        Ok(())
+    }
 }
 
 /// Fields are dropped from top to bottom: when a test fails, waiting engines fail too instead of
@@ -93,6 +109,7 @@ struct Setup {
     max_batch: usize,
     fixed_batch: bool,
     offloaded: bool,
+    embedding: Option<usize>,
     config: SchedulerConfig,
 }
 
@@ -111,6 +128,7 @@ impl Default for Setup {
             max_batch: 1,
             fixed_batch: false,
             offloaded: false,
+            embedding: None,
             config,
         }
     }
@@ -159,6 +177,7 @@ impl Setup {
                 max_batch: self.max_batch,
                 fixed_batch: self.fixed_batch,
                 offloaded: self.offloaded,
+                embedding: self.embedding,
                 warnings: Vec::new(),
             },
             wide: self.wide.then(|| lane("wide")),
@@ -190,6 +209,7 @@ fn input_image(value: u8) -> InputImage {
     InputImage {
         source: Source::Raw(frame),
         arrived: Instant::now(),
+        regions: [].into(),
         mirrored: false,
     }
 }
@@ -202,6 +222,8 @@ fn job(value: u8) -> Job {
         deadline: None,
         counted: true,
         decode_estimate: Some(Duration::from_millis(1)),
+        crops: 1,
+        wants_embedding: false,
         fetch: Box::new(move || Some(input_image(value))),
         span: None,
         kind: RequestKind::Contract,
@@ -242,7 +264,7 @@ impl Bench {
 }
 
 fn logit(outcome: oneshot::Receiver<Outcome>) -> f32 {
-    outcome.blocking_recv().unwrap().unwrap().logits[0]
+    outcome.blocking_recv().unwrap().unwrap().outputs[0].logits[0]
 }
 
 /// Decoding takes as long as the test wants: an image whose source blocks.

@@ -330,6 +330,7 @@ fn heavy_images_leave_half_of_the_cores_to_others() {
             Some(InputImage {
                 source: Source::Raw(frame),
                 arrived: Instant::now(),
+                regions: [].into(),
                 mirrored: false,
             })
         });

@@ -12,9 +12,9 @@ use std::{
 
 use futures_util::{Stream, StreamExt};
 use resnet18_server::proto::{
-    Classification, Classifications, ClassifyRequest, ClassifyResponse, FrameError, Image,
-    ListModelsRequest, ListModelsResponse, Model, PixelFormat, StreamClassifyRequest,
-    StreamClassifyResponse, Timing,
+    Classification, Classifications, ClassifyBatchRequest, ClassifyBatchResponse, ClassifyRequest,
+    ClassifyResponse, FrameError, Image, ListModelsRequest, ListModelsResponse, Model, PixelFormat,
+    StreamClassifyRequest, StreamClassifyResponse, Timing,
     classifier_server::{Classifier, ClassifierServer},
     image::Source,
     stream_classify_request::Message,
@@ -126,7 +126,15 @@ impl Classifier for Fake {
             model_version: "1".into(),
             classifications,
             timing: Some(timing(self.0.delay)),
+            ..ClassifyResponse::default()
         }))
+    }
+
+    async fn classify_batch(
+        &self,
+        _: Request<ClassifyBatchRequest>,
+    ) -> Result<Response<ClassifyBatchResponse>, Status> {
+        Err(Status::unimplemented("no client sends batches"))
     }
 
     type StreamClassifyStream =
@@ -164,6 +172,7 @@ impl Classifier for Fake {
                     outcome: Some(match check(frame.image) {
                         Ok(()) => Outcome::Result(Classifications {
                             classifications: classes(),
+                            ..Classifications::default()
                         }),
                         Err(message) => Outcome::Error(FrameError {
                             code: Code::InvalidArgument.into(),

@@ -1,5 +1,6 @@
 //! The gRPC contract, through a real server process and tonic's client.
 
+mod answers;
 mod classify;
 mod lifecycle;
 mod overload;
@@ -21,6 +22,7 @@ fn frame(id: u64, image: Image) -> StreamClassifyRequest {
             id,
             captured_at: None,
             image: Some(image),
+            regions: Vec::new(),
         })),
     }
 }

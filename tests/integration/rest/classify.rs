@@ -122,6 +122,133 @@ async fn golden_photos_have_the_same_answers_by_rest_and_by_grpc() {
     assert!(compared > 10, "{compared}");
 }
 
+#[test]
+fn regions_embeddings_and_lists_are_asked_for_by_query_or_by_form() {
+    let server = Server::start(&["--engine", "embedded"]);
+    let cat = std::fs::read(data("cat.jpg")).unwrap();
+    let plain = json(&classify(&server, "?top_k=3", &[], &cat));
+    assert_eq!(
+        (&plain["embedding"], &plain["regions"]),
+        (&Value::Null, &json!([]))
+    );
+    let region = "{%22width%22:1,%22height%22:1,%22unit%22:%22REGION_UNIT_FRACTIONS%22}";
+    let query = format!("?top_k=3&want_embedding=true&regions={region}&regions={region}");
+    let answer = json(&classify(&server, &query, &[], &cat));
+    let regions = answer["regions"].as_array().unwrap();
+    assert_eq!((regions.len(), &answer["classifications"]), (2, &json!([])));
+    for region in regions {
+        assert_eq!(classes(region), classes(&plain));
+        assert_eq!(region["embedding"]["values"].as_array().unwrap().len(), 512);
+    }
+
+    let query = "?allow_labels=sunflower&allow_labels=0";
+    let answer = json(&classify(&server, query, &[], &cat));
+    assert_eq!(answer["classifications"].as_array().unwrap().len(), 2);
+    let unknown = classify(&server, "?deny_labels=nothing", &[], &cat);
+    assert_eq!(unknown.status, 400);
+    assert!(unknown.text().contains("deny_labels"), "{}", unknown.text());
+
+    let part = |head: &str, content: &[u8]| {
+        let head = format!("--b\r\nContent-Disposition: form-data; {head}\r\n\r\n");
+        [head.as_bytes(), content, b"\r\n"].concat()
+    };
+    let file = |content: &[u8]| part("name=\"images\"; filename=\"a\"", content);
+    let form = [
+        file(&cat),
+        part("name=\"top_k\"", b"3"),
+        file(b"no image"),
+        file(&cat),
+        b"--b--".to_vec(),
+    ]
+    .concat();
+    let answer = send(
+        server.http,
+        "POST /v1/classify-batch",
+        &[("content-type", "multipart/form-data; boundary=b")],
+        &form,
+    );
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let answer = json(&answer);
+    let results = answer["results"].as_array().unwrap();
+    assert_eq!(results.len(), 3);
+    for good in [0, 2] {
+        assert_eq!(classes(&results[good]["result"]), classes(&plain));
+    }
+    assert_eq!(results[1]["error"]["code"], 3);
+    let counted = server.metric(CALLS, &["method=\"ClassifyBatch\"", "code=\"OK\""]);
+    assert_eq!(counted, 1.0);
+}
+
+#[test]
+fn the_open_inference_protocol_gives_regions_and_embeddings() {
+    let server = Server::start(&["--engine", "embedded"]);
+    let base64 = base64(&std::fs::read(data("cat.jpg")).unwrap());
+    let infer = |regions: &str, parameters: &str, outputs: &str| {
+        let images = format!(
+            r#"{{"name": "images", "datatype": "BYTES", "shape": [1], "data": ["{base64}"]}}"#
+        );
+        let body = format!(
+            r#"{{"inputs": [{images}{regions}], "parameters": {{{parameters}}},
+                "outputs": [{outputs}]}}"#
+        );
+        let path = "POST /v2/models/resnet18-demo/infer";
+        json(&send(server.http, path, &[], body.as_bytes()))
+    };
+    let regions = r#", {"name": "regions", "datatype": "FP32", "shape": [1, 2, 4],
+        "data": [[[0, 0, 1, 1], [0.25, 0.25, 0.1, 0.5]]]}"#;
+    let outputs = r#"{"name": "probabilities"},
+        {"name": "embedding", "parameters": {"normalize": true}}"#;
+    let whole = infer("", "", outputs);
+    let parts = infer(regions, r#""region_unit": "fractions""#, outputs);
+    let shapes = |answer: &Value| [0, 1].map(|at| answer["outputs"][at]["shape"].clone());
+    assert_eq!(shapes(&whole), [json!([1, 106]), json!([1, 512])]);
+    assert_eq!(shapes(&parts), [json!([1, 2, 106]), json!([1, 2, 512])]);
+    for output in [0, 1] {
+        let values = |answer: &Value| {
+            answer["outputs"][output]["data"]
+                .as_array()
+                .unwrap()
+                .clone()
+        };
+        let (whole, parts) = (values(&whole), values(&parts));
+        assert_eq!(parts[..whole.len()], whole);
+        assert_ne!(parts[whole.len()..], whole);
+    }
+
+    let outside = infer(
+        regions,
+        r#""region_unit": "pixels""#,
+        r#"{"name": "logits"}"#,
+    );
+    let error = outside["error"].as_str().unwrap();
+    assert!(
+        error.contains("region 2 of 2") && error.contains("rounded"),
+        "{error}"
+    );
+
+    let classes = r#"{"name": "probabilities", "parameters": {"classification": 3}}"#;
+    let told = infer("", r#""allow_labels": "cat\nsunflower""#, classes);
+    let told = told["outputs"][0]["data"].as_array().unwrap().clone();
+    assert!(told[0].as_str().unwrap().ends_with(":cat"), "{told:?}");
+    assert!(
+        told[1].as_str().unwrap().ends_with(":sunflower"),
+        "{told:?}"
+    );
+    assert_eq!(told[2], "");
+    let useless = infer("", r#""min_probability": 0.5"#, r#"{"name": "logits"}"#);
+    assert!(
+        useless["error"]
+            .as_str()
+            .unwrap()
+            .contains("`classification`")
+    );
+
+    // What tools are told has one output, and no regions.
+    let metadata = json(&send(server.http, "GET /v2/models/resnet18-demo", &[], b""));
+    assert_eq!(metadata["outputs"].as_array().unwrap().len(), 1);
+    assert_eq!(metadata["inputs"].as_array().unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn models_are_listed_as_by_grpc() {
     let server = Server::start(&["--engine", "embedded"]);

@@ -86,6 +86,7 @@ fn a_stream_of_frames_is_answered_frame_by_frame() {
             id,
             captured_at: None,
             image: Some(image(data("cat.jpg"))),
+            regions: Vec::new(),
         })),
     };
     let body = [framed(&config), framed(&frame(7)), framed(&frame(8))].concat();

@@ -75,6 +75,7 @@ pub async fn stream(
                 id,
                 captured_at: None,
                 image: Some(image),
+                regions: Vec::new(),
             })),
         });
     let messages = tokio_stream::iter([first].into_iter().chain(frames).collect::<Vec<_>>());

@@ -98,6 +98,7 @@ impl Prepared {
                 max_batch: source.max_batch,
                 fixed_batch: source.has_fixed_batch(),
                 offloaded: true,
+                embedding: None,
                 warnings: Vec::new(),
             },
             wide: None,

@@ -27,11 +27,13 @@ pub struct Expected {
 /// Why a tensor can't be used. Every message says what was wrong and what would be right.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum TensorError {
-    #[error("the request has {0} inputs; this model takes one, `{IMAGES}`")]
+    #[error(
+        "the request has {0} inputs; this model takes `{IMAGES}` once, and perhaps `regions` beside it"
+    )]
     Inputs(usize),
     #[error("there is no input `{0}`; this model takes `{IMAGES}`")]
     UnknownInput(String),
-    #[error("there is no output `{0}`; this model gives `logits` and `probabilities`")]
+    #[error("there is no output `{0}`; this model gives `logits`, `probabilities` and `embedding`")]
     UnknownOutput(String),
     #[error("the output `{0}` is requested twice")]
     SameOutput(&'static str),
@@ -53,8 +55,25 @@ pub enum TensorError {
          the two"
     )]
     DuplicateData,
-    #[error("the request has {0} raw_input_contents for one input; send one for each input")]
+    #[error("the request has {0} raw_input_contents; send one for each input")]
     RawContents(usize),
+    #[error(
+        "`regions` is {0}; it must be FP32 [N, R, 4]: left, top, width and height of R regions of \
+         each of the N images, at most {MAX_IMAGES} in all"
+    )]
+    Regions(String),
+    #[error("there are {images} images, and regions for {regions}")]
+    RegionsOfOthers { images: usize, regions: usize },
+    #[error("the parameter `{name}` must be {expected}")]
+    Parameter {
+        name: &'static str,
+        expected: &'static str,
+    },
+    #[error(
+        "the parameters `allow_labels`, `deny_labels` and `min_probability` are for outputs with the \
+         parameter `classification`"
+    )]
+    FilterOfTensors,
     #[error("{datatype} {shape:?} takes {expected} {unit}, but there are {got}")]
     Size {
         datatype: &'static str,
