@@ -9,7 +9,10 @@ use std::{
 
 use console::style;
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status};
 
@@ -23,7 +26,7 @@ use super::{
 };
 use crate::{
     address::ServerAddress,
-    client::{self, ClientError, Teacher},
+    client::{self, ClientError, Teacher, retry},
     offline::{
         SkippedPhoto,
         evaluation::{ClassResult, Confusion, Evaluation, Mistake},
@@ -171,6 +174,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     };
 
     let name = args.name.unwrap_or_default();
+    session.wait_until_ready(&name).await;
     let mut result = TeachReport::default();
     if args.list {
         result.datasets = Some(session.list(name).await?);
@@ -213,6 +217,25 @@ struct Session {
 }
 
 impl Session {
+    /// Waits while the server starts. What else is wrong, the calls that follow say.
+    async fn wait_until_ready(&mut self, dataset: &str) {
+        let deadline = Instant::now() + self.timeout;
+        let mut attempt = 0;
+        loop {
+            let request = self.request(ListDatasetsRequest {
+                dataset: dataset.to_owned(),
+            });
+            let Err(status) = self.teacher.list_datasets(request).await else {
+                return;
+            };
+            match retry::delay_before(&status, attempt, deadline) {
+                Some(delay) => sleep(delay).await,
+                None => return,
+            }
+            attempt += 1;
+        }
+    }
+
     /// Sends the photos one after the other, as they are read.
     async fn add(
         &mut self,

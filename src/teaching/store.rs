@@ -269,7 +269,7 @@ impl Store {
         }
 
         let folder = self.folder.join(dataset);
-        for class in found.keys() {
+        for class in folders(&folder.join("train")).unwrap_or_default() {
             // Those that still hold something stay.
             let _ = fs::remove_dir(folder.join("train").join(class));
         }

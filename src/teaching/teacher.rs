@@ -36,7 +36,7 @@ use crate::{
 /// Marks the record of a training that took place here.
 const MARK: &str = "taught";
 /// How long a call waits for the base at the start.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// By how much the thread that learns yields to others (`nice`).
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
@@ -317,14 +317,14 @@ impl Teacher {
     pub async fn list(&self, dataset: Option<String>) -> Result<Vec<Listed>, TeachError> {
         let store = Arc::clone(&self.store);
         let found = blocking(move || {
+            let is_named = dataset.is_some();
             let names = dataset.map_or_else(|| store.names(), |name| vec![name]);
-            let alone = names.len() == 1;
             let mut found = Vec::new();
             for name in names {
                 match store.dataset(&name) {
                     Ok(content) => found.push((name, content)),
                     // Removed by hand since.
-                    Err(TeachError::Unknown(_)) if !alone => {}
+                    Err(TeachError::Unknown(_)) if !is_named => {}
                     Err(error) => return Err(error),
                 }
             }
