@@ -1,6 +1,12 @@
 //! Teaching a running server new classes, by the service `Teacher` and by `resnet18 teach`.
 
-use std::{fs, io::Cursor, path::Path, process::Output};
+use std::{
+    fs,
+    io::Cursor,
+    path::Path,
+    process::Output,
+    time::{Duration, Instant},
+};
 
 use resnet18_server::proto::{
     AddExamplesRequest, AddExamplesResponse, ClassifyRequest, Image, ListDatasetsRequest,
@@ -81,8 +87,18 @@ async fn label(server: &Server, model: &str, class: &str) -> Result<String, Stat
         image: Some(Image::encoded(picture(class, 43))),
         ..ClassifyRequest::default()
     };
-    let answer = server.client().await.classify(request).await?;
-    Ok(answer.into_inner().classifications[0].label.clone())
+    let mut client = server.client().await;
+    let give_up = Instant::now() + Duration::from_secs(120);
+    loop {
+        match client.classify(request.clone()).await {
+            Ok(answer) => return Ok(answer.into_inner().classifications[0].label.clone()),
+            // A server is ready with its first model, and this may be the second.
+            Err(status) if status.code() == Code::Unavailable && Instant::now() < give_up => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(status) => return Err(status),
+        }
+    }
 }
 
 fn run(arguments: &[&str]) -> Output {
@@ -403,7 +419,7 @@ fn people_teach_from_a_terminal() {
         "my patterns",
         text(&stripes.join("3.png")),
     ]);
-    assert_eq!(classified["classes"][0]["label"], "stripes");
+    assert_eq!(classified["classifications"][0]["label"], "stripes");
 
     let listed = result(&["teach", "--server", &url, "--list"]);
     let dataset = &listed["datasets"][0];
