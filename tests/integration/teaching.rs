@@ -33,8 +33,8 @@ fn picture(class: &str, number: u32) -> Vec<u8> {
     let shade = 20 * (number % 8) as u8;
     let pixels = image::RgbImage::from_fn(96, 80, |x, y| {
         let on = match class {
-            "stripes" => (x / width) % 2 == 0,
-            "checks" => (x / width + y / width) % 2 == 0,
+            "stripes" => (x / width).is_multiple_of(2),
+            "checks" => (x / width + y / width).is_multiple_of(2),
             _ => x % (2 * width) < 3 && y % (2 * width) < 3,
         };
         let light = if on { 250 - shade / 4 } else { 30 };
