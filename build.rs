@@ -17,7 +17,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let with_server = env::var_os("CARGO_FEATURE_SERVER").is_some();
 
-    let contract = protox::compile(["resnet18/v1/classifier.proto"], ["proto"])?;
+    let contract = protox::compile(
+        ["resnet18/v1/classifier.proto", "resnet18/v1/teacher.proto"],
+        ["proto"],
+    )?;
     fs::write(out.join("classifier.bin"), contract.encode_to_vec())?;
     builder().bytes(".resnet18.v1").compile_fds(contract)?;
 

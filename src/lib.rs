@@ -104,6 +104,8 @@ mod scheduler;
 #[cfg(feature = "client")]
 mod sync;
 #[cfg(feature = "server")]
+mod teaching;
+#[cfg(feature = "server")]
 mod telemetry;
 #[cfg(test)]
 mod testing;

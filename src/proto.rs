@@ -1,5 +1,4 @@
-//! The messages and services of `proto/resnet18/v1/classifier.proto`, and the names of gRPC's
-//! status codes.
+//! The messages and services of `proto/resnet18/v1`, and the names of gRPC's status codes.
 #![allow(missing_docs)]
 
 use tonic::Code;

@@ -44,6 +44,7 @@ pub use crate::{
         loader::{ListedModel, LoadError, LoaderConfig, ModelSource},
     },
     scheduler::{Capacity, Failure, SchedulerConfig, SpawnError},
+    teaching::{Limits as TeachingLimits, StartError as TeachingError, TeachingConfig},
 };
 use crate::{
     engine,
@@ -56,6 +57,7 @@ use crate::{
     },
     scheduler::Scheduler,
     state::{State, StateCell},
+    teaching::Teacher,
     telemetry::summary,
 };
 
@@ -77,6 +79,8 @@ pub struct ServerConfig {
     /// Who decides which models of a folder are served after the start; without a folder, only
     /// [`ModelControl::None`] has a meaning.
     pub model_control: ModelControl,
+    /// What callers may teach the server while it runs; `None` means nothing.
+    pub teaching: Option<TeachingConfig>,
     /// The model that answers calls that name none; `None` means the first.
     pub default_model: Option<String>,
     /// How work is queued, batched and executed.
@@ -100,12 +104,14 @@ impl Default for ServerConfig {
         Self {
             loader: LoaderConfig {
                 source: ModelSource::Listed(vec![ListedModel::bundled()]),
+                taught: None,
                 engine: EngineConfig::new(threads),
                 quantization: None,
                 check: None,
                 watch_interval: None,
             },
             model_control: ModelControl::None,
+            teaching: None,
             default_model: None,
             scheduler: SchedulerConfig {
                 threads,
@@ -149,6 +155,9 @@ pub enum ServerError {
     /// A model can't be served.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// Nothing can be taught, although that was asked for.
+    #[error(transparent)]
+    Teaching(#[from] TeachingError),
     /// A worker thread can't be started.
     #[error(transparent)]
     Thread(#[from] SpawnError),
@@ -196,11 +205,23 @@ async fn run_with(
     #[cfg(feature = "tensorrt")]
     exporter.number_gpus(engine::tensorrt::gpu_uuids);
     let state = StateCell::default();
-    let (controller, commands) = config.model_control.channel();
+    let (controller, commands) = config.model_control.channel(config.teaching.is_some());
     let registry = Arc::new(Registry::controlled(config.default_model, controller));
+    let teacher = match config.teaching {
+        Some(teaching) => {
+            let source = config.loader.source.clone();
+            Some(open_teacher(teaching, source, Arc::clone(&registry)).await?)
+        }
+        None => None,
+    };
     let scheduler = Arc::new(Scheduler::new(config.scheduler)?);
 
-    let services = Services::new(Arc::clone(&registry), state.clone(), &config.grpc);
+    let services = Services::new(
+        Arc::clone(&registry),
+        state.clone(),
+        teacher.clone(),
+        &config.grpc,
+    );
     let context = HttpContext {
         state: state.clone(),
         registry: Arc::clone(&registry),
@@ -233,6 +254,7 @@ async fn run_with(
         scheduler: Arc::clone(&scheduler),
         state: state.clone(),
     };
+    let teach = start_teacher(teacher, loader.clone());
     let load = loader.run(control.reload, commands);
     let upkeep = async {
         loop {
@@ -263,6 +285,7 @@ async fn run_with(
             Err(error) => Err(error.into()),
         },
         failure = failed => Err(failure.into()),
+        failure = teach => Err(failure.into()),
         () = upkeep => Ok(()),
         () = stalls => Ok(()),
     };
@@ -286,6 +309,38 @@ async fn run_with(
         _ => {}
     }
     ended
+}
+
+/// Finds what was taught before.
+async fn open_teacher(
+    config: TeachingConfig,
+    source: ModelSource,
+    registry: Arc<Registry>,
+) -> Result<Arc<Teacher>, TeachingError> {
+    let opened = tokio::task::spawn_blocking(move || Teacher::open(config, source, registry));
+    let teacher = opened
+        .await
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    Ok(Arc::new(teacher))
+}
+
+/// Starts the model that is taught new classes, once the first model that is served has had the
+/// machine for itself. Completes only if that fails.
+async fn start_teacher(teacher: Option<Arc<Teacher>>, loader: Loader) -> TeachingError {
+    let Some(teacher) = teacher else {
+        return std::future::pending().await;
+    };
+    let mut states = loader.state.watch();
+    // Can't fail: the sender lives in `loader`.
+    let _ = states.wait_for(|state| *state != State::Starting).await;
+    let started = tokio::task::spawn_blocking(move || teacher.start(&loader));
+    match started
+        .await
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+    {
+        Ok(()) => std::future::pending().await,
+        Err(error) => error,
+    }
 }
 
 /// Makes the server unready, and its health checks fail, while nothing moves although work waits.

@@ -32,6 +32,7 @@ mod quantize;
 mod report;
 mod serve;
 mod stream;
+mod teach;
 mod top;
 mod train;
 mod values;
@@ -59,6 +60,8 @@ enum Command {
     Import(import::Args),
     /// Train a model on new classes, from a folder of photos.
     Train(train::Args),
+    /// Teach a running server new classes, from photos.
+    Teach(teach::Args),
     /// Measure a model's accuracy on a folder of photos.
     Evaluate(evaluate::Args),
     /// Quantize a model to 8 bits, for about twice the speed on a CPU.
@@ -124,6 +127,8 @@ fn advice(error: &ClientError) -> &'static str {
             }
             Code::DeadlineExceeded => "; give it more time with --timeout",
             Code::Unauthenticated => "; give the token with --token or RESNET18_TOKEN",
+            // A server of ours says which flag is missing.
+            Code::Unimplemented if status.message().contains("flag") => "",
             Code::Unimplemented => "; is this a resnet18 server?",
             _ => "",
         },
@@ -236,6 +241,7 @@ async fn run(command: Command) -> Result<ExitCode, CliError> {
         Command::Stream(args) => stream::run(args).await,
         Command::Import(args) => import::run(args).await,
         Command::Train(args) => train::run(args).await,
+        Command::Teach(args) => teach::run(args).await,
         Command::Evaluate(args) => evaluate::run(args).await,
         Command::Quantize(args) => quantize::run(args).await,
         Command::Check(args) => check::run(args).await,

@@ -357,7 +357,9 @@ impl TrainingJob {
     fn run(self) -> Result<(), CliError> {
         let trained = self.train()?;
         let evaluation = Evaluation::new(&self.plan.classes, &self.cases(&trained.layer));
-        let settings = self.settings_json(&trained.settings);
+        let settings = trained
+            .settings
+            .json(self.args.training.auto, self.args.training.flip);
         let name = self.model_name();
 
         let description = Description {
@@ -515,22 +517,6 @@ impl TrainingJob {
             .into();
         Model::from_bytes(onnx.clone(), &Overrides::default()).map_err(CliError::failed)?;
         self.output.write(&onnx)
-    }
-
-    fn settings_json(&self, settings: &TrainingSettings) -> serde_json::Value {
-        // The digits of the float32, not those of the nearest float64.
-        let number = |value: f32| value.to_string().parse::<f64>().unwrap_or(value.into());
-        json!({
-            "learning_rate": number(settings.learning_rate),
-            "momentum": number(settings.momentum),
-            "weight_decay": number(settings.weight_decay),
-            "batch": settings.batch,
-            "epochs": settings.epochs,
-            "class_weights": if settings.balance { "balanced" } else { "none" },
-            "flip": self.args.training.flip,
-            "seed": settings.seed,
-            "auto": self.args.training.auto,
-        })
     }
 }
 

@@ -156,8 +156,9 @@ pub async fn classify_with_retries(
     }
 }
 
-/// tonic reports a deadline that it noticed itself as CANCELLED.
-fn normalize_timeout(status: Status) -> Status {
+/// Gives a status the code of its cause: tonic reports a deadline that it noticed itself as
+/// CANCELLED.
+pub fn normalize_timeout(status: Status) -> Status {
     if status.code() == Code::Cancelled && status.message() == TimeoutExpired(()).to_string() {
         return Status::deadline_exceeded("no answer within the timeout");
     }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     address::{AddressError, ServerAddress},
-    proto::classifier_client::ClassifierClient,
+    proto::{classifier_client::ClassifierClient, teacher_client::TeacherClient},
 };
 
 /// The largest message that a client sends or accepts: 64 MiB, in bytes.
@@ -38,6 +38,9 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 ///
 /// Clones share the connection. It reconnects by itself at the next call after it was lost.
 pub type Client = ClassifierClient<InterceptedService<Channel, SendToken>>;
+
+/// The same, with the calls that teach a server.
+pub type Teacher = TeacherClient<InterceptedService<Channel, SendToken>>;
 
 /// A server's address and the credentials to use there.
 ///
@@ -77,6 +80,28 @@ impl FromStr for Server {
 /// a certificate can't be used or is not trusted, [`ClientError::Unusable`] when it is not a gRPC
 /// port, or does not answer.
 pub async fn connect(server: &Server) -> Result<Client, ClientError> {
+    let channel = channel(server).await?;
+    let token = SendToken(server.credentials.token.clone());
+    let client = ClassifierClient::with_interceptor(channel, token)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    Ok(client)
+}
+
+/// Connects to a server as [`connect`] does, to teach it one's own classes.
+///
+/// # Errors
+/// As for [`connect`]. Whether the server can be taught is only known after the first call.
+pub async fn connect_teacher(server: &Server) -> Result<Teacher, ClientError> {
+    let channel = channel(server).await?;
+    let token = SendToken(server.credentials.token.clone());
+    let teacher = TeacherClient::with_interceptor(channel, token)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    Ok(teacher)
+}
+
+async fn channel(server: &Server) -> Result<Channel, ClientError> {
     let Server {
         address,
         credentials,
@@ -103,18 +128,13 @@ pub async fn connect(server: &Server) -> Result<Client, ClientError> {
     // TLS and HTTP/2 may fail after the connection has been accepted: the certificate of a client
     // is checked last.
     match timeout(ANSWER_TIMEOUT, check(channel.clone(), credentials)).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => Ok(channel),
         Ok(Err(status)) => {
             let reason = root_cause(&status);
-            return Err(explain(server, reason, Phase::FirstCall).await);
+            Err(explain(server, reason, Phase::FirstCall).await)
         }
-        Err(_) => return Err(diagnosis::silent(address)),
+        Err(_) => Err(diagnosis::silent(address)),
     }
-
-    let client = ClassifierClient::with_interceptor(channel, SendToken(credentials.token.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    Ok(client)
 }
 
 /// Whether a call over the channel is answered, with whatever status.

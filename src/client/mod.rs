@@ -2,7 +2,7 @@
 //!
 //! | Module | Purpose |
 //! |---|---|
-//! | this one | [`connect`] to a server, [`find_model`], [`classify`] one image |
+//! | this one | [`connect`] to a server, [`find_model`], [`classify`] one image, or [teach](connect_teacher) |
 //! | [`retry`] | decide whether, and when, a failed request may be sent again |
 //! | [`stream`] | classify a video frame by frame on one call, and reconnect |
 //! | [`video`] | read frames from a file, a camera, a network stream or a folder of images |
@@ -58,8 +58,9 @@ pub mod video;
 pub use self::{
     classify::{
         ClassifyAnswer, classify, classify_with_retries, find_model, list_models, milliseconds,
+        normalize_timeout,
     },
-    connect::{Client, MAX_MESSAGE_BYTES, Server, connect},
+    connect::{Client, MAX_MESSAGE_BYTES, Server, Teacher, connect, connect_teacher},
     credentials::{Credentials, SendToken, Token},
     error::ClientError,
     latency::LatencySummary,

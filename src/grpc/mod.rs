@@ -8,6 +8,7 @@ mod health;
 pub mod oip;
 mod services;
 mod stream;
+mod teacher;
 mod transport;
 
 use std::{sync::Arc, time::Duration};

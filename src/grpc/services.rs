@@ -16,14 +16,16 @@ use super::{
     classifier::ClassifierService,
     health::{self, HealthService},
     oip::InferenceService,
+    teacher::TeacherService,
     transport::inflate::Inflater,
 };
 use crate::{
     budget::MemoryBudget,
     inference::{self, grpc_inference_service_server::GrpcInferenceServiceServer},
-    proto::{self, classifier_server::ClassifierServer},
+    proto::{self, classifier_server::ClassifierServer, teacher_server::TeacherServer},
     registry::Registry,
     state::StateCell,
+    teaching::Teacher,
 };
 
 /// The longest that a call on the HTTP port may take, including its upload.
@@ -55,7 +57,13 @@ pub struct Services {
 
 impl Services {
     /// The services of these models, with the limits and tokens of `config`.
-    pub fn new(registry: Arc<Registry>, state: StateCell, config: &GrpcConfig) -> Self {
+    /// `teacher` is there if callers may teach.
+    pub fn new(
+        registry: Arc<Registry>,
+        state: StateCell,
+        teacher: Option<Arc<Teacher>>,
+        config: &GrpcConfig,
+    ) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let memory = MemoryBudget::new(config.max_memory);
         let share = Share(config.max_per_client);
@@ -80,6 +88,12 @@ impl Services {
         let context = Arc::new(Context::new(registry, state, config.max_streams, share));
         let classifier = ClassifierServer::new(ClassifierService(Arc::clone(&context)))
             .max_decoding_message_size(config.max_message_bytes);
+        let teaching = TeacherService {
+            context: Arc::clone(&context),
+            teacher,
+        };
+        let teaching =
+            TeacherServer::new(teaching).max_decoding_message_size(config.max_message_bytes);
         let protocol = GrpcInferenceServiceServer::new(InferenceService(context))
             .max_decoding_message_size(config.max_message_bytes);
 
@@ -93,6 +107,7 @@ impl Services {
         let reflection_v1 = reflection().build_v1().expect(built);
         let reflection_v1alpha = reflection().build_v1alpha().expect(built);
         let routes = Routes::new(classifier)
+            .add_service(teaching)
             .add_service(protocol)
             .add_service(health_service.max_decoding_message_size(MAX_SMALL_MESSAGE))
             .add_service(reflection_v1.max_decoding_message_size(MAX_SMALL_MESSAGE))

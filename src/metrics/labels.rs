@@ -61,6 +61,10 @@ pub enum Method {
     ClassifyBatch,
     StreamClassify,
     ListModels,
+    AddExamples,
+    RemoveExamples,
+    Train,
+    ListDatasets,
     ServerLive,
     ServerReady,
     ServerMetadata,
@@ -85,11 +89,15 @@ pub enum Method {
 
 impl Method {
     /// In the order of the variants, which index this array.
-    pub const LABELS: [&'static str; 24] = [
+    pub const LABELS: [&'static str; 28] = [
         "Classify",
         "ClassifyBatch",
         "StreamClassify",
         "ListModels",
+        "AddExamples",
+        "RemoveExamples",
+        "Train",
+        "ListDatasets",
         "ServerLive",
         "ServerReady",
         "ServerMetadata",
@@ -112,11 +120,15 @@ impl Method {
         "LogSettings",
     ];
 
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 28] = [
         Self::Classify,
         Self::ClassifyBatch,
         Self::StreamClassify,
         Self::ListModels,
+        Self::AddExamples,
+        Self::RemoveExamples,
+        Self::Train,
+        Self::ListDatasets,
         Self::ServerLive,
         Self::ServerReady,
         Self::ServerMetadata,

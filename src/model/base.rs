@@ -38,6 +38,17 @@ pub struct Description {
     pub training: Value,
 }
 
+/// The version of the model in an ONNX file and the record of its training, without loading it.
+///
+/// # Errors
+/// A file that can't be read or is no ONNX model.
+pub fn training_record(path: &Path) -> Result<(String, Option<Value>), ModelError> {
+    in_file(path, |model, version| {
+        let mut manifest = Manifest::read(&model)?;
+        Ok((version, manifest.other.remove("training")))
+    })
+}
+
 impl Base {
     /// Loads a base from an ONNX file. Labels in the `overrides` are ignored.
     ///

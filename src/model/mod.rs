@@ -36,7 +36,7 @@ pub(crate) use self::external::{combined, find, locations, weight_file};
 #[cfg(test)]
 pub(crate) use self::graph::{first_beyond, rewritten_bytes};
 pub use self::{
-    base::{Base, Description},
+    base::{Base, Description, training_record},
     error::ModelError,
     external::decode_file,
     graph::{

@@ -57,6 +57,8 @@ pub enum Action {
     Load,
     /// Stop serving it.
     Unload,
+    /// The file of a model that is taught here has changed or is gone.
+    Taught,
 }
 
 /// A request to load or unload a model.
@@ -69,21 +71,38 @@ pub struct Command {
 
 /// Passes callers' requests on to the loader; by default there is no way there.
 #[derive(Default)]
-pub struct Controller(Option<mpsc::Sender<Command>>);
+pub struct Controller {
+    commands: Option<mpsc::Sender<Command>>,
+    /// Whether callers may decide which models are served.
+    explicit: bool,
+}
 
-/// The requests that the loader receives; without control there are none.
-pub struct Commands(Option<mpsc::Receiver<Command>>);
+/// The requests that the loader receives; without control and without teaching there are none.
+pub struct Commands {
+    commands: Option<mpsc::Receiver<Command>>,
+    explicit: bool,
+}
 
 impl ModelControl {
-    /// Both ends of the way from callers to the loader.
-    pub fn channel(self) -> (Controller, Commands) {
-        match self {
-            Self::None => (Controller(None), Commands(None)),
-            Self::Explicit => {
-                let (sender, receiver) = mpsc::channel(MAX_WAITING);
-                (Controller(Some(sender)), Commands(Some(receiver)))
-            }
-        }
+    /// Both ends of the way from callers to the loader. `teaches` says whether models come into
+    /// being while the server runs.
+    pub fn channel(self, teaches: bool) -> (Controller, Commands) {
+        let explicit = self == Self::Explicit;
+        let (sender, receiver) = if explicit || teaches {
+            let (sender, receiver) = mpsc::channel(MAX_WAITING);
+            (Some(sender), Some(receiver))
+        } else {
+            (None, None)
+        };
+        let controller = Controller {
+            commands: sender,
+            explicit,
+        };
+        let commands = Commands {
+            commands: receiver,
+            explicit,
+        };
+        (controller, commands)
     }
 }
 
@@ -94,7 +113,23 @@ impl Controller {
     /// # Errors
     /// When nothing was changed; a previous version is still served then.
     pub async fn request(&self, action: Action, model: &str) -> Result<(), ControlError> {
-        let commands = self.0.as_ref().ok_or(ControlError::Off)?;
+        if !self.explicit {
+            return Err(ControlError::Off);
+        }
+        self.send(action, model).await
+    }
+
+    /// Waits until the taught model has been loaded from its file as it is now, or is no longer
+    /// served because that is gone.
+    ///
+    /// # Errors
+    /// When the new version is not served; a previous one still is then.
+    pub async fn taught(&self, model: &str) -> Result<(), ControlError> {
+        self.send(Action::Taught, model).await
+    }
+
+    async fn send(&self, action: Action, model: &str) -> Result<(), ControlError> {
+        let commands = self.commands.as_ref().ok_or(ControlError::Off)?;
         let (done, outcome) = oneshot::channel();
         let command = Command {
             action,
@@ -112,12 +147,12 @@ impl Controller {
 impl Commands {
     /// Whether callers decide which models are served.
     pub(super) fn are_explicit(&self) -> bool {
-        self.0.is_some()
+        self.explicit
     }
 
-    /// The next request; never without control.
+    /// The next request; never where there can be none.
     pub(super) async fn next(&mut self) -> Command {
-        if let Some(commands) = &mut self.0
+        if let Some(commands) = &mut self.commands
             && let Some(command) = commands.recv().await
         {
             return command;
@@ -132,15 +167,32 @@ mod tests {
 
     #[tokio::test]
     async fn without_control_requests_are_rejected() {
-        let (controller, _commands) = ModelControl::None.channel();
+        let (controller, _commands) = ModelControl::None.channel(false);
         let error = controller.request(Action::Load, "cats").await.unwrap_err();
         assert_eq!(error, ControlError::Off);
         assert!(error.to_string().contains("--model-control explicit"));
     }
 
     #[tokio::test]
+    async fn teaching_gives_callers_no_control_over_other_models() {
+        let (controller, mut commands) = ModelControl::None.channel(true);
+        let error = controller.request(Action::Unload, "cats").await;
+        assert_eq!(error, Err(ControlError::Off));
+        assert!(!commands.are_explicit());
+
+        let loaded = tokio::spawn(async move { controller.taught("cups").await });
+        let command = commands.next().await;
+        assert_eq!(
+            (command.action, &command.model[..]),
+            (Action::Taught, "cups")
+        );
+        let _ = command.done.send(Ok(()));
+        assert_eq!(loaded.await.unwrap(), Ok(()));
+    }
+
+    #[tokio::test]
     async fn requests_wait_in_a_bounded_queue() {
-        let (controller, mut commands) = ModelControl::Explicit.channel();
+        let (controller, mut commands) = ModelControl::Explicit.channel(false);
         let controller = std::sync::Arc::new(controller);
         let waiting: Vec<_> = (0..MAX_WAITING)
             .map(|_| {

@@ -62,6 +62,9 @@ use crate::{
 /// server that has only one core has none to keep free.
 const HEAVY_DECODE: Duration = Duration::from_millis(50);
 
+/// How many times what it uses work in the background is charged.
+const BACKGROUND_CHARGE: f64 = 8.0;
+
 /// How many threads may hang for each worker thread that there should be. The next one is the end
 /// of the process: each may keep a core busy, and hold an image and an engine.
 const MAX_LOST_PER_THREAD: usize = 4;
@@ -172,6 +175,19 @@ impl Scheduler {
     /// # Errors
     /// When the system refuses to start a thread for a lane of a device.
     pub fn add(&self, loaded: LoadedModel) -> Result<Queue, SpawnError> {
+        self.add_charged(loaded, 1.0)
+    }
+
+    /// Like [`Scheduler::add`], for work that comes behind the requests for other models: while those
+    /// wait, it gets a ninth of the machine, so that it is not starved.
+    ///
+    /// # Errors
+    /// As for [`Scheduler::add`].
+    pub fn add_background(&self, loaded: LoadedModel) -> Result<Queue, SpawnError> {
+        self.add_charged(loaded, BACKGROUND_CHARGE)
+    }
+
+    fn add_charged(&self, loaded: LoadedModel, charge: f64) -> Result<Queue, SpawnError> {
         let Lanes {
             info, wide, narrow, ..
         } = loaded.lanes;
@@ -190,6 +206,7 @@ impl Scheduler {
             metrics: loaded.metrics,
         });
         let mut queue = ModelQueue::new(Arc::clone(&model), narrow.len());
+        queue.charge = charge;
         let capacity = self.shared.capacity(&queue, 1.0);
         model.metrics.queue_capacity(capacity);
         let image_ready = Arc::clone(&queue.image_ready);
@@ -227,6 +244,11 @@ impl Scheduler {
                 .start_thread(format!("device-{i}"), move || run_device(worker))?;
         }
         Ok(handle)
+    }
+
+    /// How images are decoded.
+    pub fn preprocess(&self) -> PreprocessConfig {
+        self.shared.config.preprocess
     }
 
     /// Completes when nothing can be classified any more: when an engine reports that it will never

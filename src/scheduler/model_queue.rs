@@ -64,6 +64,9 @@ pub(super) struct ModelQueue {
     /// served next; an idle queue is raised to the current value, so that idleness earns no
     /// priority.
     pub virtual_time: f64,
+    /// How many times what it uses the queue is charged: more than once for work that comes behind
+    /// requests.
+    pub charge: f64,
     /// The handle was dropped: no more jobs will come.
     pub retired: bool,
 }
@@ -83,6 +86,7 @@ impl ModelQueue {
             pace: Pace::default(),
             emptied: Instant::now(),
             virtual_time: 0.0,
+            charge: 1.0,
             retired: false,
         }
     }
@@ -95,6 +99,11 @@ impl ModelQueue {
             inference: self.pace.inference_cost(1) * crops as f64,
             heavy,
         }
+    }
+
+    /// Whether its work comes behind requests.
+    pub fn is_background(&self) -> bool {
+        self.charge > 1.0
     }
 
     /// Whether nothing waits and nothing is being worked on.

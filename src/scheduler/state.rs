@@ -76,7 +76,7 @@ impl SchedulerState {
         let others = self
             .queues
             .iter()
-            .filter(|(other, queue)| **other != id && !queue.is_idle())
+            .filter(|(other, queue)| **other != id && !queue.is_idle() && !queue.is_background())
             .count();
         1.0 / (1 + others) as f64
     }
@@ -227,7 +227,7 @@ impl ModelQueue {
         }
         let (crops, batch) = self.take_batch(delay)?;
         let engine = self.narrow.pop().expect("it was just seen not to be empty");
-        self.virtual_time += self.pace.inference_cost(batch.len());
+        self.virtual_time += self.charge * self.pace.inference_cost(batch.len());
         let lane = LaneKind::Narrow;
         let work = Work::Infer {
             crops,
@@ -242,7 +242,7 @@ impl ModelQueue {
         let waiting = self.take_waiting(hold_heavy)?;
         let turn = waiting.turn();
         let Waiting { job, reply, cost } = waiting;
-        self.virtual_time += cost.decode;
+        self.virtual_time += self.charge * cost.decode;
         let work = Work::Decode {
             fetch: job.fetch,
             crop: self.crop_buffer(),

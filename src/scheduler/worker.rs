@@ -199,7 +199,7 @@ impl CoreWorker {
             cost,
         } = decoding;
         let spent = took.as_secs_f64() * self.share;
-        queue.virtual_time += spent - cost.decode;
+        queue.virtual_time += queue.charge * (spent - cost.decode);
         if !matches!(decoded, Err(JobError::Abandoned)) {
             model.metrics.decoded(took);
             queue.pace.record_decode(took, self.share);
@@ -667,7 +667,7 @@ impl Shared {
             cost,
         } = decoding;
         let queue = state.busy_queue(id);
-        queue.virtual_time -= cost.decode;
+        queue.virtual_time -= queue.charge * cost.decode;
         queue.waiting.correct(turn, -cost.time());
         queue.recycle(crop);
 

@@ -19,7 +19,7 @@ const TEST_FILES: [&str; 4] = [
 ];
 
 /// Modules that know nothing of gRPC: they could serve another protocol unchanged.
-const WITHOUT_GRPC: [&str; 10] = [
+const WITHOUT_GRPC: [&str; 11] = [
     "answer",
     "cache",
     "engine",
@@ -30,6 +30,7 @@ const WITHOUT_GRPC: [&str; 10] = [
     "registry",
     "scheduler",
     "state",
+    "teaching",
 ];
 
 #[test]

@@ -310,6 +310,7 @@ fn the_flags_in_the_text_exist() {
     let mut help = String::new();
     for subcommand in [
         "serve", "classify", "stream", "load", "top", "import", "train", "evaluate", "quantize",
+        "teach",
     ] {
         let output = resnet18().args([subcommand, "--help"]).output().unwrap();
         help.push_str(&String::from_utf8_lossy(&output.stdout));

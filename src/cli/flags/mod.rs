@@ -14,6 +14,7 @@ mod quantization;
 mod security;
 #[cfg(unix)]
 mod socket;
+mod teaching;
 mod telemetry;
 mod tensorrt;
 
@@ -29,6 +30,7 @@ pub use self::{
     model_check::{ModelCheckFlags, own_program, passed_on},
     quantization::QuantizationFlags,
     security::SecurityFlags,
+    teaching::TeachingFlags,
     telemetry::TelemetryFlags,
     tensorrt::TensorRtFlags,
 };

@@ -15,7 +15,7 @@ use super::{
     CliError,
     flags::{
         EngineFlags, HubFlags, ImageFlags, ManifestFlags, ModelCheckFlags, NetworkFlags,
-        QuantizationFlags, SecurityFlags, TelemetryFlags, passed_on,
+        QuantizationFlags, SecurityFlags, TeachingFlags, TelemetryFlags, passed_on,
     },
     output, values,
 };
@@ -62,6 +62,8 @@ pub struct Args {
     security: SecurityFlags,
     #[command(flatten)]
     queue: QueueFlags,
+    #[command(flatten)]
+    teaching: TeachingFlags,
     #[command(flatten)]
     telemetry: TelemetryFlags,
 }
@@ -291,6 +293,9 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
     };
     let watch_interval = Some(args.model.watch_interval).filter(|interval| !interval.is_zero());
 
+    let source = model_source(&args.model)?;
+    let teaching = args.teaching.config(&source, engine.threads)?;
+
     Ok(ServerConfig {
         scheduler: SchedulerConfig {
             threads: engine.threads,
@@ -304,13 +309,15 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
             stall_timeout: args.queue.stall_timeout,
         },
         loader: LoaderConfig {
-            source: model_source(&args.model)?,
+            source,
+            taught: args.teaching.folder(),
             quantization: quantization_at_start(args, &engine)?,
             check: check(args, &engine),
             engine,
             watch_interval,
         },
         model_control: args.model.model_control,
+        teaching,
         default_model: args.model.default_model.clone(),
         grpc: args.network.config(&args.security)?,
         http,
@@ -319,9 +326,11 @@ fn config(args: &Args) -> Result<ServerConfig, CliError> {
     })
 }
 
-/// How models are tried in a process of their own; `None` if there is only the bundled one.
+/// How models are tried in a process of their own; `None` if there is only the bundled one, and none
+/// can be taught.
 fn check(args: &Args, engine: &EngineConfig) -> Option<CheckConfig> {
-    if args.model.model.is_empty() && args.model.model_dir.is_none() {
+    let only_bundled = args.model.model.is_empty() && args.model.model_dir.is_none();
+    if only_bundled && !args.teaching.is_on() {
         return None;
     }
     // A model that is quantized at the start is tried as it is in its file.

@@ -1,8 +1,9 @@
 //! The methods of all services by their paths, as far as admission must know them.
 
 use crate::{
-    inference::grpc_inference_service_server as inference, metrics::Method,
-    proto::classifier_server as classifier,
+    inference::grpc_inference_service_server as inference,
+    metrics::Method,
+    proto::{classifier_server as classifier, teacher_server as teacher},
 };
 
 /// No path of our services is longer; others are cut to this in logs and spans.
@@ -11,9 +12,12 @@ pub(in crate::grpc) const MAX_PATH: usize = 100;
 /// The method of a path, if it is one whose calls are counted.
 pub(in crate::grpc) fn method(path: &str) -> Option<Method> {
     let (service, name) = path.strip_prefix('/')?.split_once('/')?;
-    [classifier::SERVICE_NAME, inference::SERVICE_NAME]
-        .contains(&service)
-        .then(|| Method::named(name))?
+    let services = [
+        classifier::SERVICE_NAME,
+        teacher::SERVICE_NAME,
+        inference::SERVICE_NAME,
+    ];
+    services.contains(&service).then(|| Method::named(name))?
 }
 
 /// Whether the path is one of the classifying services, rather than health or reflection.
@@ -27,6 +31,7 @@ pub(in crate::grpc) fn is_classifying(path: &str) -> bool {
 pub(in crate::grpc) fn is_stream(path: &str) -> bool {
     [
         "/StreamClassify",
+        "/AddExamples",
         "/ModelStreamInfer",
         "/ServerReflectionInfo",
     ]

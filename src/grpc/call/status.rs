@@ -12,6 +12,7 @@ use crate::{
     registry::{UnknownModel, control::ControlError},
     scheduler::{JobError, QueueFull},
     state::NotReady,
+    teaching::TeachError,
 };
 
 /// The metadata key of the delay after which clients with gRPC retries enabled retry (gRFC A6,
@@ -119,6 +120,8 @@ pub(in crate::grpc) enum CallError {
     Unloaded(String),
     #[error(transparent)]
     Control(#[from] ControlError),
+    #[error(transparent)]
+    Teach(TeachError),
     /// A method of the protocol that is not offered; this says what to do instead.
     #[error("{0}")]
     NotOffered(&'static str),
@@ -136,11 +139,13 @@ pub(in crate::grpc) enum CallError {
 impl CallError {
     pub fn code(&self) -> Code {
         match self {
-            Self::Model(_)
+            Self::Teach(TeachError::Unknown(_))
+            | Self::Model(_)
             | Self::Version { .. }
             | Self::Unloaded(_)
             | Self::Control(ControlError::NoFile(_) | ControlError::Unknown(_)) => Code::NotFound,
             Self::NotReady(_)
+            | Self::Teach(TeachError::Starting)
             | Self::Job(JobError::Abandoned)
             | Self::Control(ControlError::Unavailable) => Code::Unavailable,
             Self::QueueFull(_)
@@ -151,6 +156,7 @@ impl CallError {
             | Self::TooManyOpen { .. }
             | Self::ClientLimit { .. }
             | Self::Control(ControlError::Busy)
+            | Self::Teach(TeachError::Busy)
             | Self::LargeMetadata { .. } => Code::ResourceExhausted,
             Self::LargeMessage { .. } | Self::LargeInflated { .. } | Self::LongBody { .. } => {
                 Code::OutOfRange
@@ -158,7 +164,9 @@ impl CallError {
             Self::UnknownEncoding { .. }
             | Self::NotOffered(_)
             | Self::Control(ControlError::Off) => Code::Unimplemented,
-            Self::ModelFailed { .. }
+            Self::Teach(TeachError::Foreign(_)) => Code::AlreadyExists,
+            Self::Teach(TeachError::TooFew(_) | TeachError::Diverged)
+            | Self::ModelFailed { .. }
             | Self::NoEmbedding { .. }
             | Self::Control(ControlError::Failed { .. } | ControlError::TooMany(_)) => {
                 Code::FailedPrecondition
@@ -170,6 +178,7 @@ impl CallError {
             }
             Self::NoToken | Self::WrongToken => Code::Unauthenticated,
             Self::Invalid(_)
+            | Self::Teach(TeachError::Name(_))
             | Self::Job(JobError::Image(_) | JobError::Stuck(_))
             | Self::ImageInRequest { .. } => Code::InvalidArgument,
             Self::Job(JobError::DeadlineExceeded)
@@ -177,7 +186,9 @@ impl CallError {
             | Self::StreamDeadline
             | Self::Timeout
             | Self::SlowMessage { .. } => Code::DeadlineExceeded,
-            Self::Job(JobError::Engine(_) | JobError::Panicked) | Self::Panicked => Code::Internal,
+            Self::Job(JobError::Engine(_) | JobError::Panicked)
+            | Self::Panicked
+            | Self::Teach(_) => Code::Internal,
             Self::Transport(status) => status.code(),
         }
     }
@@ -187,6 +198,9 @@ impl CallError {
         match self {
             Self::Job(JobError::Engine(_)) => {
                 "the engine failed; the server's log has the reason".into()
+            }
+            Self::Teach(TeachError::File { .. }) => {
+                "the server can't read or write a file; its log has the reason".into()
             }
             // Decoders quote what they stumble on, which can be as long as the image.
             other => shorten(&other.to_string()),
@@ -224,6 +238,7 @@ impl CallError {
             | Self::TooManyOpen { .. }
             | Self::ClientLimit { .. }
             | Self::Control(ControlError::Busy)
+            | Self::Teach(TeachError::Busy | TeachError::Starting)
             | Self::NotReady(
                 NotReady::Starting
                 | NotReady::NoModel(_)
@@ -231,6 +246,17 @@ impl CallError {
                 | NotReady::Draining,
             ) => Some(RETRY_DELAY),
             _ => None,
+        }
+    }
+}
+
+impl From<TeachError> for CallError {
+    fn from(error: TeachError) -> Self {
+        match error {
+            TeachError::Job(error) => error.into(),
+            TeachError::Queue(error) => error.into(),
+            TeachError::Control(error) => error.into(),
+            error => Self::Teach(error),
         }
     }
 }

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     random::{Purpose, Random},
-    softmax_layer::{Example, Score, SoftmaxLayer, TrainingSettings, score},
+    softmax_layer::{Example, Score, SoftmaxLayer, TrainingSettings, logits, score},
     split,
 };
 
@@ -58,18 +58,7 @@ pub fn search(
     threads: NonZeroUsize,
     progress: impl Fn(f32) + Sync,
 ) -> Option<SearchResult> {
-    let photo_classes: Vec<usize> = train.iter().map(|example| example.class).collect();
-    let largest = (0..classes)
-        .map(|class| photo_classes.iter().filter(|of| **of == class).count())
-        .max()
-        .unwrap_or(0);
-    if largest < 2 {
-        return None;
-    }
-
-    let folds = largest.min(FOLDS);
-    let mut random = Random::new(settings.seed, Purpose::Folds);
-    let assigned = split::stratified(&photo_classes, folds, &mut random);
+    let Folds { assigned, folds } = Folds::new(train, classes, settings.seed)?;
     let used = (PHOTOS_TO_PREDICT / train.len()).clamp(1, folds);
     let trials = candidates(train, settings);
 
@@ -136,6 +125,56 @@ pub fn search(
         }
     }
     best
+}
+
+/// The logits of each photo, by a layer that was trained with these settings on the folds of the
+/// search that do not hold the photo. Empty if none can be left out.
+pub fn left_out(train: &[&Example], classes: usize, settings: TrainingSettings) -> Vec<Vec<f32>> {
+    let Some(Folds { assigned, folds }) = Folds::new(train, classes, settings.seed) else {
+        return Vec::new();
+    };
+    let mut predicted = vec![Vec::new(); train.len()];
+    for fold in 0..folds {
+        let (left_out, others): (Vec<usize>, Vec<usize>) =
+            (0..train.len()).partition(|&photo| assigned[photo] == fold);
+        let others: Vec<&Example> = others.iter().map(|&photo| train[photo]).collect();
+        let mut layer = SoftmaxLayer::new(&others, classes, settings);
+        for _ in 0..settings.epochs {
+            layer.epoch(&others);
+        }
+        for photo in left_out {
+            predicted[photo] = logits(layer.layer(), &train[photo].features);
+        }
+    }
+    predicted
+}
+
+/// The folds of the photos.
+struct Folds {
+    /// That of each photo, `0..folds`.
+    assigned: Vec<usize>,
+    folds: usize,
+}
+
+impl Folds {
+    /// `None` if no class has two photos.
+    fn new(train: &[&Example], classes: usize, seed: u64) -> Option<Self> {
+        let photo_classes: Vec<usize> = train.iter().map(|example| example.class).collect();
+        let largest = (0..classes)
+            .map(|class| photo_classes.iter().filter(|of| **of == class).count())
+            .max()
+            .unwrap_or(0);
+        if largest < 2 {
+            return None;
+        }
+
+        let folds = largest.min(FOLDS);
+        let mut random = Random::new(seed, Purpose::Folds);
+        Some(Self {
+            assigned: split::stratified(&photo_classes, folds, &mut random),
+            folds,
+        })
+    }
 }
 
 /// The settings to compare: all pairs of a learning rate and a weight decay, scaled to the

@@ -57,6 +57,24 @@ impl TrainingSettings {
         balance: true,
         seed: 0,
     };
+
+    /// The settings as a model's file records them. `auto` says whether cross-validation found them,
+    /// `flip` whether mirror images were used.
+    pub fn json(&self, auto: bool, flip: bool) -> serde_json::Value {
+        // The digits of the float32, not those of the nearest float64.
+        let number = |value: f32| value.to_string().parse::<f64>().unwrap_or(value.into());
+        serde_json::json!({
+            "learning_rate": number(self.learning_rate),
+            "momentum": number(self.momentum),
+            "weight_decay": number(self.weight_decay),
+            "batch": self.batch,
+            "epochs": self.epochs,
+            "class_weights": if self.balance { "balanced" } else { "none" },
+            "flip": flip,
+            "seed": self.seed,
+            "auto": auto,
+        })
+    }
 }
 
 /// A layer that is being trained.

@@ -4,7 +4,7 @@ use std::{convert::Infallible, sync::Arc};
 
 use tokio::sync::Notify;
 
-use super::{Loader, MAX_MODELS, blocking, find};
+use super::{Loader, MAX_MODELS};
 use crate::registry::{
     control::{Action, Command, Commands, ControlError},
     weights::WeightFiles,
@@ -37,6 +37,7 @@ impl Loader {
             let outcome = match action {
                 Action::Load => self.load_by_name(&model, weights).await,
                 Action::Unload => self.unload(&model),
+                Action::Taught => self.load_taught(&model, weights).await,
             };
             // The caller may have gone.
             let _ = done.send(outcome);
@@ -44,14 +45,12 @@ impl Loader {
     }
 
     /// Loads the model whose file has this name.
-    async fn load_by_name(
+    pub(super) async fn load_by_name(
         &self,
         name: &str,
         weights: &Arc<WeightFiles>,
     ) -> Result<(), ControlError> {
-        let source = self.config.source.clone();
-        let weights = Arc::clone(weights);
-        let found = match blocking(move || find(source, &weights)).await {
+        let found = match self.find(weights).await {
             Ok(found) => found,
             Err(error) => {
                 tracing::error!("{error}");

@@ -1,6 +1,7 @@
 //! Loads models from files into the registry: at the start, and whenever the files change.
 
 mod explicit;
+mod taught;
 
 use std::{
     collections::BTreeMap,
@@ -60,6 +61,9 @@ pub struct ListedModel {
 pub struct LoaderConfig {
     /// Which models.
     pub source: ModelSource,
+    /// A folder with models that come and go while the server runs, because it is taught; those of
+    /// `source` come first.
+    pub taught: Option<PathBuf>,
     /// The engine that runs them.
     pub engine: EngineConfig,
     /// How floating-point models are quantized first; `None` means that they are served as they
@@ -144,6 +148,16 @@ impl LoadError {
     }
 }
 
+impl ModelSource {
+    /// Whether a model of this name belongs to it.
+    pub fn holds(&self, name: &str) -> bool {
+        match self {
+            Self::Listed(models) => models.iter().any(|model| model.name == name),
+            Self::Folder(path) => path.join(format!("{name}.onnx")).exists(),
+        }
+    }
+}
+
 impl ListedModel {
     /// The model that is bundled with the program.
     pub fn bundled() -> Self {
@@ -194,7 +208,7 @@ impl Loader {
     pub async fn run(
         self,
         reload: Arc<Notify>,
-        commands: Commands,
+        mut commands: Commands,
     ) -> Result<std::convert::Infallible, LoadError> {
         let mut known = BTreeMap::new();
         let weights = Arc::new(WeightFiles::default());
@@ -209,7 +223,13 @@ impl Loader {
         }
         let mut last_problem = String::new();
         loop {
-            let reason = self.next_scan(&reload).await;
+            let reason = tokio::select! {
+                reason = self.next_scan(&reload) => reason,
+                command = commands.next() => {
+                    self.follow_taught(command, &mut known, &weights).await;
+                    continue;
+                }
+            };
             let problem = match self.scan(&mut known, &weights, reason).await {
                 Ok(()) => String::new(),
                 Err(error) => error.to_string(),
@@ -240,9 +260,7 @@ impl Loader {
         weights: &Arc<WeightFiles>,
         reason: ScanReason,
     ) -> Result<(), LoadError> {
-        let source = self.config.source.clone();
-        let weights = Arc::clone(weights);
-        let mut found = blocking(move || find(source, &weights)).await?;
+        let mut found = self.find(weights).await?;
         if found.len() > MAX_MODELS {
             if reason != ScanReason::Interval {
                 tracing::warn!(
@@ -272,6 +290,30 @@ impl Loader {
         }
         self.report_whether_any_is_served();
         Ok(())
+    }
+
+    /// The models to serve now, with the fingerprints of their files.
+    async fn find(
+        &self,
+        weights: &Arc<WeightFiles>,
+    ) -> Result<Vec<(ListedModel, Stamp)>, LoadError> {
+        let source = self.config.source.clone();
+        let taught = self.config.taught.clone();
+        let weights = Arc::clone(weights);
+        blocking(move || {
+            let mut found = find(source, &weights)?;
+            if let Some(folder) = taught {
+                let taught = find(ModelSource::Folder(folder), &weights)?;
+                let is_new = |name: &str| found.iter().all(|(model, _)| model.name != name);
+                let taught: Vec<_> = taught
+                    .into_iter()
+                    .filter(|(model, _)| is_new(&model.name))
+                    .collect();
+                found.extend(taught);
+            }
+            Ok(found)
+        })
+        .await
     }
 
     /// Makes the server unready while a folder has no model that can be served.
@@ -380,7 +422,9 @@ impl Loader {
         metrics.load_failed();
         self.registry.report(&model.name, &error.for_callers());
         let fatal = first
-            && (matches!(self.config.source, ModelSource::Listed(_)) || error.is_unavailable());
+            && (matches!(&self.config.source, ModelSource::Listed(_))
+                && self.config.source.holds(&model.name)
+                || error.is_unavailable());
         if fatal {
             return Err(error);
         }
@@ -645,6 +689,7 @@ mod tests {
         let loader = Loader {
             config: LoaderConfig {
                 source: ModelSource::Folder(folder.path().to_owned()),
+                taught: None,
                 engine: EngineConfig::new(NonZeroUsize::MIN),
                 quantization: None,
                 check: None,

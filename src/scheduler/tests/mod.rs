@@ -110,6 +110,7 @@ struct Setup {
     fixed_batch: bool,
     offloaded: bool,
     embedding: Option<usize>,
+    background: bool,
     config: SchedulerConfig,
 }
 
@@ -129,6 +130,7 @@ impl Default for Setup {
             fixed_batch: false,
             offloaded: false,
             embedding: None,
+            background: false,
             config,
         }
     }
@@ -186,15 +188,18 @@ impl Setup {
             plans: Vec::new(),
         };
         let metrics = Arc::new(ModelMetrics::new("test"));
-        let queue = scheduler
-            .add(LoadedModel {
-                lanes,
-                geometry: GEOMETRY,
-                classes: 1,
-                metrics,
-            })
-            .unwrap();
-        (calls, go, queue)
+        let loaded = LoadedModel {
+            lanes,
+            geometry: GEOMETRY,
+            classes: 1,
+            metrics,
+        };
+        let queue = if self.background {
+            scheduler.add_background(loaded)
+        } else {
+            scheduler.add(loaded)
+        };
+        (calls, go, queue.unwrap())
     }
 }
 

@@ -140,6 +140,49 @@ fn models_take_turns_however_much_is_asked_of_one() {
         .for_each(|outcome| assert!(outcome.blocking_recv().unwrap().is_ok()));
 }
 
+#[test]
+fn work_in_the_background_comes_behind_requests_and_is_not_starved() {
+    let bench = Setup::default().start();
+    let background = Setup {
+        background: true,
+        ..Setup::default()
+    };
+    let (calls, go, other) = background.add("background", &bench.scheduler);
+    let submit = |queue: &Queue, value| {
+        let job = Job {
+            counted: false,
+            ..job(value)
+        };
+        queue.submit(job).unwrap()
+    };
+    let first = bench.occupy(0);
+    let requests: Vec<_> = (1..=40).map(|value| submit(&bench.queue, value)).collect();
+    let behind: Vec<_> = (100..140).map(|value| submit(&other, value)).collect();
+    let state = bench.scheduler.shared.lock();
+    assert_eq!(state.share(bench.queue.id), 1.0, "it takes no queue's room");
+    assert_eq!(state.share(other.id), 0.5);
+    drop(state);
+    bench.go();
+    assert_eq!(logit(first), 0.0);
+    let mut order = Vec::new();
+    while order.len() < 80 {
+        if let Ok(call) = bench.calls.recv_timeout(Duration::from_millis(5)) {
+            order.push(call.images[0]);
+            bench.go();
+        } else if let Ok(call) = calls.recv_timeout(Duration::from_millis(5)) {
+            order.push(call.images[0]);
+            go.send(()).unwrap();
+        }
+    }
+    let last = order.iter().position(|value| *value == 40).unwrap();
+    let overtaken = last + 1 - 40;
+    assert!((1..=16).contains(&overtaken), "{order:?}");
+    requests
+        .into_iter()
+        .chain(behind)
+        .for_each(|outcome| assert!(outcome.blocking_recv().unwrap().is_ok()));
+}
+
 /// Which is long before a hundred images of 10 ms each are done, as is assumed of them.
 #[test]
 fn a_burst_waits_as_long_as_its_deadlines_allow_and_a_standing_queue_refuses() {

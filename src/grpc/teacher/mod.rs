@@ -1,0 +1,207 @@
+//! The `Teacher` service: pictures in, a model out, served at once.
+
+mod answers;
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream::FuturesOrdered};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::call::{
+    Call,
+    context::Context,
+    status::{CallError, shorten},
+};
+use crate::{
+    proto::{
+        AddExamplesRequest, AddExamplesResponse, ListDatasetsRequest, ListDatasetsResponse,
+        RefusedExample, RemoveExamplesRequest, RemoveExamplesResponse, TrainRequest, TrainResponse,
+        teacher_server::Teacher as Service,
+    },
+    state::{NotReady, StateCell},
+    teaching::{Added, Example, TeachError, Teacher},
+};
+
+/// How many refused pictures are listed.
+const MAX_REFUSALS: usize = 1000;
+
+/// The service as tonic calls it; without a teacher its methods are not offered.
+pub(in crate::grpc) struct TeacherService {
+    pub context: Arc<Context>,
+    pub teacher: Option<Arc<Teacher>>,
+}
+
+impl TeacherService {
+    fn teacher(&self) -> Result<&Arc<Teacher>, CallError> {
+        match self.context.state.get().admits() {
+            // What is taught may become the first model.
+            Ok(()) | Err(NotReady::NoModel(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.teacher.as_ref().ok_or(CallError::NotOffered(
+            "this server is not taught anything; its flag --teach DIR lets callers do that",
+        ))
+    }
+
+    async fn add(
+        &self,
+        mut inbound: Streaming<AddExamplesRequest>,
+        call: &Call,
+    ) -> Result<AddExamplesResponse, CallError> {
+        let teacher = self.teacher()?;
+        let _place = self.context.stream_place(call.holder.clone())?;
+        let mut answer = Answer::default();
+        let mut in_work = FuturesOrdered::new();
+        let mut has_more = true;
+        while has_more || !in_work.is_empty() {
+            let may_read = has_more && in_work.len() < teacher.parallelism();
+            tokio::select! {
+                next = next_message(&mut inbound, &self.context.state), if may_read => {
+                    match next? {
+                        Some(request) => in_work.push_back(keep(teacher, request, call)),
+                        None => has_more = false,
+                    }
+                }
+                Some(added) = in_work.next() => answer.count(added?),
+            }
+        }
+        Ok(answer.response)
+    }
+
+    async fn remove(
+        &self,
+        request: RemoveExamplesRequest,
+    ) -> Result<RemoveExamplesResponse, CallError> {
+        let RemoveExamplesRequest {
+            dataset,
+            class,
+            examples,
+        } = request;
+        if class.is_empty() && !examples.is_empty() {
+            return Err(CallError::Invalid(
+                "examples are named without their class; set `class` too".into(),
+            ));
+        }
+        let class = Some(class).filter(|class| !class.is_empty());
+        let removed = self.teacher()?.remove(dataset, class, examples).await;
+        let removed = removed.map_err(logged)?;
+        Ok(RemoveExamplesResponse {
+            removed: removed.pictures as u32,
+        })
+    }
+
+    async fn train(&self, request: TrainRequest) -> Result<TrainResponse, CallError> {
+        let trained = self.teacher()?.train(request.dataset).await;
+        Ok(answers::trained(trained.map_err(logged)?))
+    }
+
+    async fn list(&self, request: ListDatasetsRequest) -> Result<ListDatasetsResponse, CallError> {
+        let one = Some(request.dataset).filter(|name| !name.is_empty());
+        let with_names = one.is_some();
+        let listed = self.teacher()?.list(one).await.map_err(logged)?;
+        Ok(ListDatasetsResponse {
+            datasets: listed
+                .into_iter()
+                .map(|dataset| answers::dataset(dataset, with_names))
+                .collect(),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Service for TeacherService {
+    async fn add_examples(
+        &self,
+        request: Request<Streaming<AddExamplesRequest>>,
+    ) -> Result<Response<AddExamplesResponse>, Status> {
+        let call = Call::of(&request);
+        call.answer(self.add(request.into_inner(), &call).await)
+    }
+
+    async fn remove_examples(
+        &self,
+        request: Request<RemoveExamplesRequest>,
+    ) -> Result<Response<RemoveExamplesResponse>, Status> {
+        let call = Call::of(&request);
+        call.answer(self.remove(request.into_inner()).await)
+    }
+
+    async fn train(
+        &self,
+        request: Request<TrainRequest>,
+    ) -> Result<Response<TrainResponse>, Status> {
+        let call = Call::of(&request);
+        call.answer(self.train(request.into_inner()).await)
+    }
+
+    async fn list_datasets(
+        &self,
+        request: Request<ListDatasetsRequest>,
+    ) -> Result<Response<ListDatasetsResponse>, Status> {
+        let call = Call::of(&request);
+        call.answer(self.list(request.into_inner()).await)
+    }
+}
+
+/// The next picture; `None` when the caller has sent all.
+async fn next_message(
+    inbound: &mut Streaming<AddExamplesRequest>,
+    state: &StateCell,
+) -> Result<Option<AddExamplesRequest>, CallError> {
+    tokio::select! {
+        message = inbound.message() => Ok(message?),
+        () = state.draining() => Err(NotReady::Draining.into()),
+    }
+}
+
+/// Keeps one picture; the memory of its message is held until then.
+async fn keep(
+    teacher: &Teacher,
+    request: AddExamplesRequest,
+    call: &Call,
+) -> Result<Added, CallError> {
+    let _memory = call.memory.take();
+    call.record.received(request.image.len());
+    let example = Example {
+        dataset: request.dataset,
+        class: request.class,
+        image: request.image,
+    };
+    let added = teacher.add(example, call.client).await;
+    added.map_err(|error| logged(error).into())
+}
+
+/// What became of the pictures so far.
+#[derive(Default)]
+struct Answer {
+    response: AddExamplesResponse,
+    pictures: u64,
+}
+
+impl Answer {
+    fn count(&mut self, added: Added) {
+        let response = &mut self.response;
+        match added {
+            Added::Kept => response.kept += 1,
+            Added::Known => response.known += 1,
+            Added::Refused(reason) => {
+                response.refused += 1;
+                if response.refusals.len() < MAX_REFUSALS {
+                    response.refusals.push(RefusedExample {
+                        index: self.pictures,
+                        reason: shorten(&reason),
+                    });
+                }
+            }
+        }
+        self.pictures += 1;
+    }
+}
+
+/// Writes what callers are not told into the log.
+fn logged(error: TeachError) -> TeachError {
+    if let TeachError::File { .. } = error {
+        tracing::error!("{error}");
+    }
+    error
+}
