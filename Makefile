@@ -76,7 +76,9 @@ tensorrt-enterprise: .runtime/tensorrt/$(TENSORRT_ENTERPRISE) ## fetch the data-
 	@touch $@
 
 test: openvino onnxruntime test-env ## fetch what the tests need, then run all of them
-	cargo test $(CHECKED) --no-fail-fast
+	cargo test $(UNOPTIMIZED) --no-fail-fast --lib
+	cargo test $(CHECKED) --no-fail-fast --test integration --test hostile --test chaos --examples
+	cargo test $(CHECKED) --doc
 
 test-features: openvino onnxruntime tensorrt ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
 	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --lib
