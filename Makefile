@@ -81,7 +81,7 @@ test: openvino onnxruntime test-env ## fetch what the tests need, then run all o
 	cargo test $(CHECKED) --doc
 
 test-features: openvino onnxruntime tensorrt ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
-	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --lib
+	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --lib -- cli:: engine:: image:: metrics:: telemetry::
 	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
 
 test-gpu: tensorrt ## test and time TensorRT on an NVIDIA GPU; skipped visibly where there is none
