@@ -449,6 +449,8 @@ fn a_taught_model_is_the_one_that_train_makes_of_the_same_folders() {
         .filter(|path| path.is_dir())
         .collect();
     classes.sort();
+    // All ten take minutes.
+    classes.truncate(4);
     for class in &classes {
         let name = text(Path::new(class.file_name().unwrap()));
         let arguments = ["teach", "clothes", "--server", &url, "--class", name];
@@ -458,9 +460,17 @@ fn a_taught_model_is_the_one_that_train_makes_of_the_same_folders() {
     let trained = result(&["teach", "clothes", "--server", &url, "--train"]);
     drop(server);
 
-    // The photos that were kept are the train part of a dataset, with the same val part.
+    // The photos that were kept are the train part of a dataset.
     let dataset = taught.join("clothes");
-    std::os::unix::fs::symlink(photos.join("val"), dataset.join("val")).unwrap();
+    fs::create_dir(dataset.join("val")).unwrap();
+    for class in &classes {
+        let name = class.file_name().unwrap();
+        let (from, to) = (
+            photos.join("val").join(name),
+            dataset.join("val").join(name),
+        );
+        std::os::unix::fs::symlink(from, to).unwrap();
+    }
     let output = folder.path().join("clothes.onnx");
     let arguments = ["train", text(&dataset), "-o", text(&output)];
     let by_train = result(&[&arguments[..], &["--auto", "--engine", "embedded"]].concat());
