@@ -99,6 +99,7 @@ fn a_gpu_that_answers_nothing_is_given_up() {
                     fixed_batch: false,
                     batch_sizes: vec![1, 2],
                     offloaded: true,
+                    embedding: None,
                     warnings: Vec::new(),
                 },
                 wide: None,
