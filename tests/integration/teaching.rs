@@ -435,6 +435,7 @@ fn people_teach_from_a_terminal() {
 
 /// The Teacher learns from the same features, in the same order and with the same seed.
 #[test]
+#[ignore = "takes minutes; run it with --ignored"]
 fn a_taught_model_is_the_one_that_train_makes_of_the_same_folders() {
     let Some(photos) = shared("dataset") else {
         return;
