@@ -6,12 +6,9 @@
 
 use std::ops::Range;
 
-use fast_image_resize::{
-    ImageView, IntoImageView, PixelTrait,
-    pixels::{InnerPixel, U8, U8x2, U8x3, U8x4},
-};
+use fast_image_resize::IntoImageView;
 
-use super::{Filter, ImageError, resize::SourceView, sampling::Stretch, simd::simd};
+use super::{Filter, ImageError, sampling::Stretch, simd::simd, source_view::SourceView};
 
 /// Fraction bits of the weights.
 const FRACTION: u32 = 22;
@@ -169,53 +166,18 @@ fn value_of(filter: Filter, distance: f64) -> f64 {
     }
 }
 
-/// Scales `count` rows of the view, from its row `first_row` on, into `target`.
-pub(super) fn scale_rows<V: IntoImageView>(
-    source: &SourceView<'_, V>,
-    first_row: u32,
-    count: u32,
-    columns: &Weights,
-    target: &mut [u8],
-) -> Result<(), ImageError> {
-    match source.layout.channels() {
-        1 => scale_rows_of::<U8, V>(source, first_row, count, columns, target),
-        2 => scale_rows_of::<U8x2, V>(source, first_row, count, columns, target),
-        3 => scale_rows_of::<U8x3, V>(source, first_row, count, columns, target),
-        _ => scale_rows_of::<U8x4, V>(source, first_row, count, columns, target),
-    }
-}
-
 /// Scales four rows that begin with a column, into as many targets.
 type ScaleFourRows = fn([&[u8]; 4], usize, &Weights, [&mut [u8]; 4]);
 
-fn view_of<'a, P: PixelTrait, V: IntoImageView>(
-    source: &SourceView<'a, V>,
-) -> Result<impl ImageView<Pixel = P> + use<'a, P, V>, ImageError> {
-    source
-        .view
-        .image_view::<P>()
-        .ok_or_else(|| ImageError::Resize("the pixels have another layout".into()))
-}
-
-fn scale_rows_of<P, V>(
+/// Scales these rows of the stored image into `target`.
+pub(super) fn scale_rows<V: IntoImageView>(
     source: &SourceView<'_, V>,
-    first_row: u32,
-    count: u32,
+    rows: Range<u32>,
     columns: &Weights,
     target: &mut [u8],
-) -> Result<(), ImageError>
-where
-    P: PixelTrait + InnerPixel<Component = u8>,
-    V: IntoImageView,
-{
-    let view = view_of::<P, V>(source)?;
+) -> Result<(), ImageError> {
     let channels = source.layout.channels();
     let row_bytes = columns.first.len() * channels;
-    let rows: Vec<_> = view
-        .iter_rows(first_row)
-        .take(count as usize)
-        .map(P::components)
-        .collect();
     let begin = source.origin.0 as usize;
     let scale: ScaleFourRows = match channels {
         1 => four_rows_of_1,
@@ -223,17 +185,18 @@ where
         3 => four_rows_of_3,
         _ => four_rows_of_4,
     };
-    let targets = target.chunks_mut(4 * row_bytes);
-    for (rows, targets) in rows.chunks(4).zip(targets) {
-        // In place of missing ones, the last is scaled again, to nowhere.
-        let mut nowhere = vec![0; (4 - rows.len()) * row_bytes];
-        let rows = std::array::from_fn(|i| rows[i.min(rows.len() - 1)]);
-        let targets = targets.chunks_exact_mut(row_bytes);
-        let mut targets = targets.chain(nowhere.chunks_exact_mut(row_bytes));
-        let targets = std::array::from_fn(|_| targets.next().unwrap_or_default());
-        scale(rows, begin, columns, targets);
-    }
-    Ok(())
+    source.with_rows(rows, |rows| {
+        let targets = target.chunks_mut(4 * row_bytes);
+        for (rows, targets) in rows.chunks(4).zip(targets) {
+            // In place of missing ones, the last is scaled again, to nowhere.
+            let mut nowhere = vec![0; (4 - rows.len()) * row_bytes];
+            let rows = std::array::from_fn(|i| rows[i.min(rows.len() - 1)]);
+            let targets = targets.chunks_exact_mut(row_bytes);
+            let mut targets = targets.chain(nowhere.chunks_exact_mut(row_bytes));
+            let targets = std::array::from_fn(|_| targets.next().unwrap_or_default());
+            scale(rows, begin, columns, targets);
+        }
+    })
 }
 
 simd! {
@@ -299,7 +262,7 @@ pub(super) fn scale_columns(lines: &[&[u8]], first_row: u32, rows: &Weights, tar
     }
 }
 
-/// Scales the columns of a part of the view: `columns` by those that `rows` need.
+/// Scales the columns of a part of the stored image: `columns` by those that `rows` need.
 pub(super) fn scale_columns_of<V: IntoImageView>(
     source: &SourceView<'_, V>,
     columns: Range<u32>,
@@ -307,35 +270,12 @@ pub(super) fn scale_columns_of<V: IntoImageView>(
     rows: &Weights,
     target: &mut [u8],
 ) -> Result<(), ImageError> {
-    match source.layout.channels() {
-        1 => scale_columns_of_type::<U8, V>(source, columns, lines, rows, target),
-        2 => scale_columns_of_type::<U8x2, V>(source, columns, lines, rows, target),
-        3 => scale_columns_of_type::<U8x3, V>(source, columns, lines, rows, target),
-        _ => scale_columns_of_type::<U8x4, V>(source, columns, lines, rows, target),
-    }
-}
-
-fn scale_columns_of_type<P, V>(
-    source: &SourceView<'_, V>,
-    columns: Range<u32>,
-    lines: Range<u32>,
-    rows: &Weights,
-    target: &mut [u8],
-) -> Result<(), ImageError>
-where
-    P: PixelTrait + InnerPixel<Component = u8>,
-    V: IntoImageView,
-{
-    let view = view_of::<P, V>(source)?;
-    let (left, top) = source.origin;
-    let columns = (columns.start - left) as usize..(columns.end - left) as usize;
-    let parts: Vec<_> = view
-        .iter_rows(lines.start - top)
-        .take(lines.len())
-        .map(|row| P::components(&row[columns.clone()]))
-        .collect();
-    scale_columns(&parts, lines.start, rows, target);
-    Ok(())
+    let byte = |column: u32| (column - source.origin.0) as usize * source.layout.channels();
+    let bytes = byte(columns.start)..byte(columns.end);
+    source.with_rows(lines.clone(), |all| {
+        let parts: Vec<_> = all.iter().map(|row| &row[bytes.clone()]).collect();
+        scale_columns(&parts, lines.start, rows, target);
+    })
 }
 
 /// Makes a row of those from the first of `rows` on, from its byte `begin` on.

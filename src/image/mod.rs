@@ -33,6 +33,7 @@ mod rows;
 mod sampling;
 mod simd;
 mod sniff;
+mod source_view;
 #[cfg(test)]
 mod tests;
 mod tga;

@@ -10,7 +10,8 @@ use super::{
     budget::Budget,
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
-    resize::{CropPlan, Resizer, SourceView, resize_error, view},
+    resize::{CropPlan, Resizer},
+    source_view::{SourceView, resize_error, view},
 };
 
 impl fmt::Display for PixelFormat {

@@ -7,8 +7,7 @@
 use std::ops::Range;
 
 use fast_image_resize::{
-    self as fir, FilterType, IntoImageView, PixelType, ResizeAlg, ResizeOptions,
-    images::{Image, ImageRef},
+    self as fir, FilterType, IntoImageView, ResizeAlg, ResizeOptions, images::Image,
 };
 
 use super::{
@@ -17,6 +16,7 @@ use super::{
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
     sampling::{self, Sampling, Stretch, Table},
+    source_view::{SourceView, pixel_type, resize_error, view},
 };
 
 /// The most memory that the rows of a squashed picture may take between the two passes, in bytes,
@@ -297,14 +297,6 @@ impl CropPlan {
     }
 }
 
-/// Pixels of a stored image, or of a part of it that contains the region of a [`CropPlan`].
-pub(super) struct SourceView<'a, V> {
-    pub view: &'a V,
-    /// The column and row of the stored image where the view begins.
-    pub origin: (u32, u32),
-    pub layout: PixelLayout,
-}
-
 /// Scales and crops images. Its buffers are kept for the next image.
 #[derive(Debug, Default)]
 pub struct Resizer {
@@ -412,12 +404,10 @@ impl Resizer {
         let target = &mut self.narrowed[first * row_bytes..][..rows.len() * row_bytes];
         let count = rows.len() as u32;
         if plan.sampling().is_some() {
-            let first = rows.start - source.origin.1;
-            return sampling::scale_rows(source, first, count, &self.columns, target);
+            return sampling::scale_rows(source, rows, &self.columns, target);
         }
         if is_convolution(plan.filter) {
-            let first = rows.start - source.origin.1;
-            return convolution::scale_rows(source, first, count, &self.column_weights, target);
+            return convolution::scale_rows(source, rows, &self.column_weights, target);
         }
 
         let pixel_type = pixel_type(source.layout);
@@ -565,8 +555,7 @@ impl Resizer {
             origin: (columns.start, 0),
             layout,
         };
-        let count = plan.row.length;
-        convolution::scale_rows(&flattened, 0, count, &self.column_weights, target)
+        convolution::scale_rows(&flattened, 0..plan.row.length, &self.column_weights, target)
     }
 
     /// The size of the buffers, in bytes.
@@ -622,29 +611,6 @@ fn check_rows(width: u32, height: u32, crop_width: u32) -> Result<(), ImageError
         });
     }
     Ok(())
-}
-
-/// A view of packed pixels for the resampler.
-pub(super) fn view(
-    width: u32,
-    height: u32,
-    data: &[u8],
-    layout: PixelLayout,
-) -> Result<ImageRef<'_>, ImageError> {
-    ImageRef::new(width, height, data, pixel_type(layout)).map_err(resize_error)
-}
-
-pub(super) fn resize_error(error: impl std::fmt::Display) -> ImageError {
-    ImageError::Resize(error.to_string())
-}
-
-fn pixel_type(layout: PixelLayout) -> PixelType {
-    match layout {
-        PixelLayout::Gray => PixelType::U8,
-        PixelLayout::GrayAlpha => PixelType::U8x2,
-        PixelLayout::Rgb | PixelLayout::Bgr => PixelType::U8x3,
-        PixelLayout::Rgba | PixelLayout::Bgra => PixelType::U8x4,
-    }
 }
 
 /// Turns scaled pixels upright, converts them to RGB, and writes them into the middle of the crop.

@@ -6,7 +6,8 @@ use super::{
     Geometry, ImageError,
     budget::Budget,
     pixels::{PixelLayout, Pixels, resize_buffer},
-    resize::{CropPlan, Resizer, SourceView, view},
+    resize::{CropPlan, Resizer},
+    source_view::{SourceView, view},
 };
 
 /// The bytes of a band: few enough to be in a processor's cache beside the tables of a decoder, and

@@ -4,12 +4,11 @@
 //! Each axis is described by a [`Table`] of the source pixels that a scaled one is made of. Rows
 //! are scaled before columns, and rounded to bytes in between.
 
-use fast_image_resize::{
-    ImageView, IntoImageView, PixelTrait,
-    pixels::{InnerPixel, U8, U8x2, U8x3, U8x4},
-};
+use std::ops::Range;
 
-use super::{ImageError, pixels::PixelLayout, resize::SourceView};
+use fast_image_resize::IntoImageView;
+
+use super::{ImageError, pixels::PixelLayout, source_view::SourceView};
 
 /// The longest axis along which Pillow's sum of steps is followed; beyond it, the steps are
 /// multiplied, which differs only where a middle falls on the border of two pixels.
@@ -172,55 +171,31 @@ impl Middles {
     }
 }
 
-/// Scales `count` rows of the view, from its row `first_row` on, into `target`.
+/// Scales these rows of the stored image into `target`.
 pub(super) fn scale_rows<V: IntoImageView>(
     source: &SourceView<'_, V>,
-    first_row: u32,
-    count: u32,
+    rows: Range<u32>,
     columns: &Table,
     target: &mut [u8],
 ) -> Result<(), ImageError> {
-    match source.layout.channels() {
-        1 => scale_rows_of::<U8, V>(source, first_row, count, columns, target),
-        2 => scale_rows_of::<U8x2, V>(source, first_row, count, columns, target),
-        3 => scale_rows_of::<U8x3, V>(source, first_row, count, columns, target),
-        _ => scale_rows_of::<U8x4, V>(source, first_row, count, columns, target),
-    }
-}
-
-fn scale_rows_of<P, V>(
-    source: &SourceView<'_, V>,
-    first_row: u32,
-    count: u32,
-    columns: &Table,
-    target: &mut [u8],
-) -> Result<(), ImageError>
-where
-    P: PixelTrait + InnerPixel<Component = u8>,
-    V: IntoImageView,
-{
-    let view = source
-        .view
-        .image_view::<P>()
-        .ok_or_else(|| ImageError::Resize("the pixels have another layout".into()))?;
     let channels = source.layout.channels();
     let row_bytes = columns.pixels.len() * channels;
-    let rows = view.iter_rows(first_row).take(count as usize);
-    for (row, target) in rows.zip(target.chunks_exact_mut(row_bytes)) {
-        let row = P::components(row);
-        for ((first, weights), pixel) in columns.rows().zip(target.chunks_exact_mut(channels)) {
-            let begin = (first - source.origin.0 as usize) * channels;
-            for (channel, value) in pixel.iter_mut().enumerate() {
-                let sum: f32 = weights
-                    .iter()
-                    .zip(row[begin + channel..].iter().step_by(channels))
-                    .map(|(weight, &value)| weight * f32::from(value))
-                    .sum();
-                *value = (sum + 0.5) as u8;
+    let left = source.origin.0 as usize;
+    source.with_rows(rows, |rows| {
+        for (row, target) in rows.iter().zip(target.chunks_exact_mut(row_bytes)) {
+            for ((first, weights), pixel) in columns.rows().zip(target.chunks_exact_mut(channels)) {
+                let begin = (first - left) * channels;
+                for (channel, value) in pixel.iter_mut().enumerate() {
+                    let sum: f32 = weights
+                        .iter()
+                        .zip(row[begin + channel..].iter().step_by(channels))
+                        .map(|(weight, &value)| weight * f32::from(value))
+                        .sum();
+                    *value = (sum + 0.5) as u8;
+                }
             }
         }
-    }
-    Ok(())
+    })
 }
 
 /// Scales the columns of packed rows, the first of which is row `first_row` of the source.
