@@ -65,6 +65,8 @@ pub enum Method {
     RemoveExamples,
     Train,
     ListDatasets,
+    GetExample,
+    GetModel,
     ServerLive,
     ServerReady,
     ServerMetadata,
@@ -89,7 +91,7 @@ pub enum Method {
 
 impl Method {
     /// In the order of the variants, which index this array.
-    pub const LABELS: [&'static str; 28] = [
+    pub const LABELS: [&'static str; 30] = [
         "Classify",
         "ClassifyBatch",
         "StreamClassify",
@@ -98,6 +100,8 @@ impl Method {
         "RemoveExamples",
         "Train",
         "ListDatasets",
+        "GetExample",
+        "GetModel",
         "ServerLive",
         "ServerReady",
         "ServerMetadata",
@@ -120,7 +124,7 @@ impl Method {
         "LogSettings",
     ];
 
-    const ALL: [Self; 28] = [
+    const ALL: [Self; 30] = [
         Self::Classify,
         Self::ClassifyBatch,
         Self::StreamClassify,
@@ -129,6 +133,8 @@ impl Method {
         Self::RemoveExamples,
         Self::Train,
         Self::ListDatasets,
+        Self::GetExample,
+        Self::GetModel,
         Self::ServerLive,
         Self::ServerReady,
         Self::ServerMetadata,

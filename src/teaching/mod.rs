@@ -2,9 +2,11 @@
 //!
 //! Pictures are kept as an ordinary dataset ([`store`]), each one's features are computed once as it
 //! comes in, behind the requests for other models ([`backbone`]), and a new last layer is learned from
-//! them and cross-validated ([`lesson`]). The model's file is then loaded like any other.
+//! them and cross-validated ([`lesson`]). The model's file is then loaded like any other. Pictures and
+//! models can be fetched again ([`download`]).
 
 mod backbone;
+mod download;
 mod lesson;
 mod names;
 mod store;
@@ -15,6 +17,7 @@ mod tests;
 use std::{io, num::NonZeroUsize, path::PathBuf, sync::Arc};
 
 pub use self::{
+    download::Download,
     store::{ClassContent, Limits},
     teacher::{Added, Example, Listed, Teacher, Trained},
 };

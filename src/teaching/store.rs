@@ -74,8 +74,8 @@ pub struct Reserved {
 pub enum Reservation {
     /// There is room for it.
     Room(Reserved),
-    /// It is there already.
-    Known,
+    /// It is there already, under this name.
+    Known(String),
     /// It is not kept, for this reason.
     Refused(String),
 }
@@ -165,6 +165,28 @@ impl Store {
             .join(file)
     }
 
+    /// Where a picture lies that is known, or else is on the disk now.
+    ///
+    /// # Errors
+    /// If there is nothing of that name.
+    pub fn find(&self, dataset: &str, class: &str, file: &str) -> Result<PathBuf, TeachError> {
+        let is_in = |found: &DatasetContent| {
+            let pictures = found.get(class);
+            pictures.is_some_and(|pictures| pictures.contains_key(file))
+        };
+        let is_known = lock(&self.contents)
+            .datasets
+            .get(dataset)
+            .is_some_and(is_in);
+        if is_known || is_in(&self.dataset(dataset)?) {
+            return Ok(self.path(dataset, class, file));
+        }
+        let [class, file] = [class, file].map(|name| name.chars().take(100).collect::<String>());
+        Err(TeachError::Unknown(format!(
+            "\"{dataset}\" has no class \"{class}\" with a picture \"{file}\""
+        )))
+    }
+
     /// Makes room for a picture, by its content.
     ///
     /// # Errors
@@ -190,9 +212,9 @@ impl Store {
         let mut contents = lock(&self.contents);
         if let Some(known) = contents.datasets.get(dataset) {
             for (of, pictures) in known {
-                if pictures.keys().any(|name| stem(name) == hash) {
+                if let Some(name) = pictures.keys().find(|name| stem(name) == hash) {
                     return Ok(if of == class {
-                        Reservation::Known
+                        Reservation::Known(name.clone())
                     } else {
                         Reservation::Refused(format!(
                             "the same picture is in the class \"{of}\" already"
@@ -383,6 +405,11 @@ impl Limits {
 }
 
 impl Reserved {
+    /// The name of the picture's file.
+    pub fn file(&self) -> &str {
+        &self.place.file
+    }
+
     /// The hash of the picture's content, which names its features.
     pub fn hash(&self) -> &str {
         stem(&self.place.file)

@@ -17,6 +17,7 @@ use tokio::{
 use super::{
     StartError, TeachError, TeachingConfig,
     backbone::Backbone,
+    download::Download,
     lesson::{Lesson, Material, Skipped},
     names,
     store::{self, DatasetContent, Reservation, Store},
@@ -76,10 +77,10 @@ pub struct Example {
 /// What became of a picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Added {
-    /// It is kept.
-    Kept,
-    /// It was there.
-    Known,
+    /// It is kept, under this name.
+    Kept(String),
+    /// It was there, under this name.
+    Known(String),
     /// It is not kept, for this reason.
     Refused(String),
 }
@@ -187,7 +188,7 @@ impl Teacher {
         .await?;
         let room = match reserved {
             Ok(Reservation::Room(room)) => room,
-            Ok(Reservation::Known) => return Ok(Added::Known),
+            Ok(Reservation::Known(name)) => return Ok(Added::Known(name)),
             Ok(Reservation::Refused(reason)) => return Ok(Added::Refused(reason)),
             Err(error @ (TeachError::Name(_) | TeachError::Foreign(_))) => {
                 return Ok(Added::Refused(error.to_string()));
@@ -198,13 +199,14 @@ impl Teacher {
             Ok(features) => features,
             Err(error) => return Ok(Added::Refused(error.to_string())),
         };
-        blocking(move || {
+        let name = blocking(move || {
             room.store()
                 .keep_features(room.dataset(), &backbone.key, room.hash(), &features);
-            room.keep(&image)
+            let name = room.file().to_owned();
+            room.keep(&image).map(|()| name)
         })
         .await??;
-        Ok(Added::Kept)
+        Ok(Added::Kept(name))
     }
 
     /// Removes pictures, a class (no pictures named) or a dataset with its model (no class named).
@@ -338,6 +340,39 @@ impl Teacher {
             content,
         });
         Ok(listed.collect())
+    }
+
+    /// The file of a picture, by its names in a list.
+    ///
+    /// # Errors
+    /// If there is nothing of that name, or it can't be read.
+    pub async fn picture(
+        &self,
+        dataset: String,
+        class: String,
+        file: String,
+    ) -> Result<Download, TeachError> {
+        let store = Arc::clone(&self.store);
+        blocking(move || {
+            names::check("dataset", &dataset)?;
+            Download::open(store.find(&dataset, &class, &file)?, files::LARGEST_PHOTO)
+        })
+        .await?
+    }
+
+    /// The ONNX file of the model that was learned last from a dataset.
+    ///
+    /// # Errors
+    /// If there is none, or it can't be read.
+    pub async fn model(&self, dataset: String) -> Result<Download, TeachError> {
+        names::check("dataset", &dataset)?;
+        if !lock(&self.records).contains_key(&dataset) {
+            return Err(TeachError::Unknown(format!(
+                "no model was learned from a dataset \"{dataset}\""
+            )));
+        }
+        let path = self.store.model(&dataset);
+        blocking(move || Download::open(path, files::LARGEST_MODEL)).await?
     }
 
     /// The base, which is ready a moment after the server is.
@@ -508,7 +543,7 @@ fn write_model(
 }
 
 /// Runs work that blocks its thread for a moment.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, TeachError> {
     let done = tokio::task::spawn_blocking(work).await;

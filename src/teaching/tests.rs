@@ -31,7 +31,7 @@ fn keep(store: &Arc<Store>, dataset: &str, class: &str, picture: &[u8]) -> Resul
             room.keep(picture).unwrap();
             Ok(())
         }
-        Reservation::Known => Err("known".into()),
+        Reservation::Known(_) => Err("known".into()),
         Reservation::Refused(reason) => Err(reason),
     }
 }

@@ -32,11 +32,18 @@ pub(in crate::grpc) fn is_stream(path: &str) -> bool {
     [
         "/StreamClassify",
         "/AddExamples",
+        "/GetExample",
+        "/GetModel",
         "/ModelStreamInfer",
         "/ServerReflectionInfo",
     ]
     .iter()
     .any(|method| path.ends_with(method))
+}
+
+/// Whether a call of this path takes as long as its work does, which goes on if nobody waits.
+pub(in crate::grpc) fn is_lesson(path: &str) -> bool {
+    method(path) == Some(Method::Train)
 }
 
 /// What a call is for, which decides the limit that it counts against.

@@ -1,29 +1,34 @@
 //! The `Teacher` service: pictures in, a model out, served at once.
 
 mod answers;
+mod download;
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use futures_util::{StreamExt, stream::FuturesOrdered};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::call::{
-    Call,
-    context::Context,
-    status::{CallError, shorten},
+use self::download::Chunks;
+use super::{
+    call::{
+        Call,
+        context::Context,
+        status::{CallError, shorten},
+    },
+    stream::open,
 };
 use crate::{
     proto::{
-        AddExamplesRequest, AddExamplesResponse, ListDatasetsRequest, ListDatasetsResponse,
-        RefusedExample, RemoveExamplesRequest, RemoveExamplesResponse, TrainRequest, TrainResponse,
-        teacher_server::Teacher as Service,
+        AddExamplesRequest, AddExamplesResponse, GetExampleRequest, GetModelRequest,
+        ListDatasetsRequest, ListDatasetsResponse, RefusedExample, RemoveExamplesRequest,
+        RemoveExamplesResponse, TrainRequest, TrainResponse, teacher_server::Teacher as Service,
     },
     state::{NotReady, StateCell},
-    teaching::{Added, Example, TeachError, Teacher},
+    teaching::{Added, Download, Example, TeachError, Teacher},
 };
 
-/// How many refused pictures are listed.
-const MAX_REFUSALS: usize = 1000;
+/// How many refused pictures are listed, and how many names of the others.
+const MAX_LISTED: usize = 1000;
 
 /// The service as tonic calls it; without a teacher its methods are not offered.
 pub(in crate::grpc) struct TeacherService {
@@ -108,6 +113,33 @@ impl TeacherService {
     }
 }
 
+impl TeacherService {
+    /// Answers with the parts of the file that `find` opens.
+    fn download<Find>(
+        &self,
+        call: Call,
+        find: impl FnOnce(Arc<Teacher>) -> Find,
+    ) -> Result<Response<Chunks>, Status>
+    where
+        Find: Future<Output = Result<Download, TeachError>> + Send + 'static,
+    {
+        // The request's memory is given back: it holds a few names.
+        drop(call.memory.take());
+        let ready = self.teacher().and_then(|teacher| {
+            let place = self.context.stream_place(call.holder.clone())?;
+            Ok((find(Arc::clone(teacher)), place))
+        });
+        let (file, place) = ready.map_err(|error| {
+            call.record.failed(&error);
+            Status::from(error)
+        })?;
+        Ok(open(&self.context.state, |answers| async move {
+            let _place = place;
+            download::run(&call.record, file, answers).await;
+        }))
+    }
+}
+
 #[tonic::async_trait]
 impl Service for TeacherService {
     async fn add_examples(
@@ -140,6 +172,33 @@ impl Service for TeacherService {
     ) -> Result<Response<ListDatasetsResponse>, Status> {
         let call = Call::of(&request);
         call.answer(self.list(request.into_inner()).await)
+    }
+
+    type GetExampleStream = Chunks;
+    type GetModelStream = Chunks;
+
+    async fn get_example(
+        &self,
+        request: Request<GetExampleRequest>,
+    ) -> Result<Response<Chunks>, Status> {
+        let call = Call::of(&request);
+        let GetExampleRequest {
+            dataset,
+            class,
+            example,
+        } = request.into_inner();
+        self.download(call, |teacher| async move {
+            teacher.picture(dataset, class, example).await
+        })
+    }
+
+    async fn get_model(
+        &self,
+        request: Request<GetModelRequest>,
+    ) -> Result<Response<Chunks>, Status> {
+        let call = Call::of(&request);
+        let GetModelRequest { dataset } = request.into_inner();
+        self.download(call, |teacher| async move { teacher.model(dataset).await })
     }
 }
 
@@ -182,11 +241,17 @@ impl Answer {
     fn count(&mut self, added: Added) {
         let response = &mut self.response;
         match added {
-            Added::Kept => response.kept += 1,
-            Added::Known => response.known += 1,
+            Added::Kept(name) => {
+                response.kept += 1;
+                self.name(name);
+            }
+            Added::Known(name) => {
+                response.known += 1;
+                self.name(name);
+            }
             Added::Refused(reason) => {
                 response.refused += 1;
-                if response.refusals.len() < MAX_REFUSALS {
+                if response.refusals.len() < MAX_LISTED {
                     response.refusals.push(RefusedExample {
                         index: self.pictures,
                         reason: shorten(&reason),
@@ -195,6 +260,12 @@ impl Answer {
             }
         }
         self.pictures += 1;
+    }
+
+    fn name(&mut self, name: String) {
+        if self.response.examples.len() < MAX_LISTED {
+            self.response.examples.push(name);
+        }
     }
 }
 
