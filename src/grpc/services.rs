@@ -42,6 +42,8 @@ pub struct HttpCalls {
     pub(crate) translated: BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>,
     /// The largest message that is accepted, in bytes.
     pub(crate) max_message_bytes: usize,
+    /// Whether callers may teach.
+    pub(crate) can_teach: bool,
 }
 
 /// All services and their admission.
@@ -53,6 +55,7 @@ pub struct Services {
     /// What the messages of all callers are charged to.
     pub(crate) memory: MemoryBudget,
     max_message_bytes: usize,
+    can_teach: bool,
 }
 
 impl Services {
@@ -88,6 +91,7 @@ impl Services {
         let context = Arc::new(Context::new(registry, state, config.max_streams, share));
         let classifier = ClassifierServer::new(ClassifierService(Arc::clone(&context)))
             .max_decoding_message_size(config.max_message_bytes);
+        let can_teach = teacher.is_some();
         let teaching = TeacherService {
             context: Arc::clone(&context),
             teacher,
@@ -119,6 +123,7 @@ impl Services {
             health,
             memory,
             max_message_bytes: config.max_message_bytes,
+            can_teach,
         }
     }
 
@@ -133,6 +138,7 @@ impl Services {
             web: BoxCloneSyncService::new(GrpcWebLayer::new().layer(admitted.clone())),
             translated: BoxCloneSyncService::new(admitted),
             max_message_bytes: self.max_message_bytes,
+            can_teach: self.can_teach,
         }
     }
 }

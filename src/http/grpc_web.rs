@@ -11,8 +11,9 @@ use axum::{
 
 use super::guard::{Guard, RefusedRequest};
 use crate::{
-    grpc::HttpCalls, inference::grpc_inference_service_server as inference,
-    proto::classifier_server as classifier,
+    grpc::HttpCalls,
+    inference::grpc_inference_service_server as inference,
+    proto::{classifier_server as classifier, teacher_server as teacher},
 };
 
 /// The content types of calls. No form can send them, so that a browser asks first (CORS
@@ -44,6 +45,15 @@ pub(super) fn for_page(calls: &HttpCalls, guard: Guard) -> Router {
         routes.route(method, post_service(calls.web.clone()))
     });
     guarded(routes, guard)
+}
+
+/// The methods that teach, which only the page's own scripts may call.
+pub(super) fn for_teaching(calls: &HttpCalls, guard: Guard) -> Router {
+    let path = format!("/{}/{{method}}", teacher::SERVICE_NAME);
+    guarded(
+        Router::new().route(&path, post_service(calls.web.clone())),
+        guard,
+    )
 }
 
 /// All other methods of all services.

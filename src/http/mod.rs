@@ -133,7 +133,10 @@ pub(crate) async fn serve(
                 web,
                 origins: Origins::default(),
             };
-            all.merge(page::routes(context.state, guard, calls.max_message_bytes))
+            if calls.can_teach {
+                all = all.merge(grpc_web::for_teaching(&calls, guard.clone()));
+            }
+            all.merge(page::routes(context.state, guard, &calls))
         }
     };
     let all = all.merge(probes.clone());

@@ -18,7 +18,10 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::guard::Guard;
-use crate::state::{State, StateCell};
+use crate::{
+    grpc::HttpCalls,
+    state::{State, StateCell},
+};
 
 /// The page's Content Security Policy: everything that is not listed is forbidden.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
@@ -51,7 +54,7 @@ struct WebFile {
     text: &'static str,
 }
 
-const FILES: [WebFile; 10] = [
+const FILES: [WebFile; 20] = [
     WebFile {
         path: "/",
         kind: HTML,
@@ -93,6 +96,56 @@ const FILES: [WebFile; 10] = [
         text: include_str!("web/metrics.js"),
     },
     WebFile {
+        path: "/web/picture.js",
+        kind: JS,
+        text: include_str!("web/picture.js"),
+    },
+    WebFile {
+        path: "/web/teach.css",
+        kind: CSS,
+        text: include_str!("web/teach.css"),
+    },
+    WebFile {
+        path: "/web/teach.js",
+        kind: JS,
+        text: include_str!("web/teach.js"),
+    },
+    WebFile {
+        path: "/web/teach_calls.js",
+        kind: JS,
+        text: include_str!("web/teach_calls.js"),
+    },
+    WebFile {
+        path: "/web/teach_card.js",
+        kind: JS,
+        text: include_str!("web/teach_card.js"),
+    },
+    WebFile {
+        path: "/web/teach_dialogs.js",
+        kind: JS,
+        text: include_str!("web/teach_dialogs.js"),
+    },
+    WebFile {
+        path: "/web/teach_drop.js",
+        kind: JS,
+        text: include_str!("web/teach_drop.js"),
+    },
+    WebFile {
+        path: "/web/teach_pictures.js",
+        kind: JS,
+        text: include_str!("web/teach_pictures.js"),
+    },
+    WebFile {
+        path: "/web/teach_result.js",
+        kind: JS,
+        text: include_str!("web/teach_result.js"),
+    },
+    WebFile {
+        path: "/web/teach_take.js",
+        kind: JS,
+        text: include_str!("web/teach_take.js"),
+    },
+    WebFile {
         path: "/web/protobuf.js",
         kind: JS,
         text: include_str!("web/protobuf.js"),
@@ -105,10 +158,11 @@ const FILES: [WebFile; 10] = [
 ];
 
 /// Routes for everything that the page needs besides its calls.
-pub(super) fn routes(state: StateCell, guard: Guard, max_message_bytes: usize) -> Router {
+pub(super) fn routes(state: StateCell, guard: Guard, calls: &HttpCalls) -> Router {
+    let (max_message_bytes, can_teach) = (calls.max_message_bytes, calls.can_teach);
     let mut routes = Router::new().route(
         "/state",
-        get(async move || describe(state.get(), max_message_bytes)),
+        get(async move || describe(state.get(), max_message_bytes, can_teach)),
     );
     for file in &FILES {
         let tag = format!("\"{:.16x}\"", Sha256::digest(file.text));
@@ -162,7 +216,7 @@ impl WebFile {
 }
 
 /// The server's state, as JSON for the page.
-fn describe(state: State, max_message_bytes: usize) -> impl IntoResponse {
+fn describe(state: State, max_message_bytes: usize, can_teach: bool) -> impl IntoResponse {
     let (name, reason) = match state {
         State::Starting => ("starting", None),
         State::Ready => ("ready", None),
@@ -177,6 +231,7 @@ fn describe(state: State, max_message_bytes: usize) -> impl IntoResponse {
         "reason": reason.as_deref(),
         "version": env!("CARGO_PKG_VERSION"),
         "max_message_bytes": max_message_bytes,
+        "teach": can_teach,
     });
     ([(CONTENT_TYPE, "application/json")], body.to_string())
 }

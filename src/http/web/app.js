@@ -3,6 +3,7 @@
 import { Code, listModels } from "./calls.js";
 import { Chart, SAMPLES, figure, short } from "./chart.js";
 import { find, growth, parse, quantiles, sum } from "./metrics.js";
+import { offerTeaching } from "./teach.js";
 import { askForToken, limit, offer, start } from "./try.js";
 
 /** Time between two polls, in ms. */
@@ -81,6 +82,7 @@ async function poll() {
     at("version").textContent = state.version;
     showState(state.state, state.reason);
     limit(state.max_message_bytes);
+    offerTeaching(state.teach, updateModels);
     read(parse(metrics));
     // While the token form is open, a call would only be rejected again.
     if (at("token-form").hidden && performance.now() - lastModels > MODELS_STEP) await updateModels();

@@ -25,6 +25,8 @@ export class Camera {
     this.canvas = document.createElement("canvas");
     this.stream = null;
     this.inFlight = 0;
+    /** Whether pictures are not sent for now. */
+    this.isPaused = false;
     /** The shorter side that the model needs, in pixels. */
     this.shorterSide = 256;
     this.onEnded = () => {};
@@ -65,26 +67,31 @@ export class Camera {
     const { stream, video } = this;
     const again = () => {
       if (this.stream !== stream || !stream) return;
-      if (this.inFlight < IN_FLIGHT) this.take();
+      if (!this.isPaused && this.inFlight < IN_FLIGHT) this.take();
       this.next();
     };
     if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(again);
     else requestAnimationFrame(again);
   }
 
-  async take() {
+  /** The picture of this moment as a JPEG, scaled down to this shorter side; null if there is none. */
+  async picture(shorterSide) {
     const { canvas, video } = this;
-    const scale = Math.min(1, this.shorterSide / Math.min(video.videoWidth, video.videoHeight));
+    const scale = Math.min(1, shorterSide / Math.min(video.videoWidth, video.videoHeight));
     canvas.width = Math.round(video.videoWidth * scale);
     canvas.height = Math.round(video.videoHeight * scale);
-    if (!canvas.width || !canvas.height) return;
+    if (!canvas.width || !canvas.height) return null;
+    const context = canvas.getContext("2d", { alpha: false });
+    context.imageSmoothingQuality = "high";
+    context.drawImage(video, 0, 0, canvas.width, canvas.height);
+    return new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", QUALITY));
+  }
+
+  async take() {
     this.inFlight += 1;
     try {
-      const context = canvas.getContext("2d", { alpha: false });
-      context.imageSmoothingQuality = "high";
-      context.drawImage(video, 0, 0, canvas.width, canvas.height);
-      const picture = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", QUALITY));
-      if (picture && this.isOn) await this.send(new Uint8Array(await picture.arrayBuffer()));
+      const picture = await this.picture(this.shorterSide);
+      if (picture && this.isOn && !this.isPaused) await this.send(new Uint8Array(await picture.arrayBuffer()));
     } finally {
       this.inFlight -= 1;
     }

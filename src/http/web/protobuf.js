@@ -1,7 +1,7 @@
 // Encodes and decodes the messages of resnet18/v1/classifier.proto that the page uses (protobuf's wire format).
 
 const VARINT = 0, FIXED64 = 1, BYTES = 2, FIXED32 = 5;
-const text = { encode: (string) => new TextEncoder().encode(string), decode: (bytes) => new TextDecoder().decode(bytes) };
+export const text = { encode: (string) => new TextEncoder().encode(string), decode: (bytes) => new TextDecoder().decode(bytes) };
 
 function varint(number) {
   const bytes = [];
@@ -9,7 +9,7 @@ function varint(number) {
   return [...bytes, number];
 }
 
-function join(parts) {
+export function join(parts) {
   const all = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
   let at = 0;
   for (const part of parts) {
@@ -20,7 +20,7 @@ function join(parts) {
 }
 
 /** Encodes a length-delimited field: bytes, a string or a message. */
-const field = (number, bytes) => join([varint(number * 8 + BYTES), varint(bytes.length), bytes]);
+export const field = (number, bytes) => join([varint(number * 8 + BYTES), varint(bytes.length), bytes]);
 
 /** Encodes `ClassifyRequest`: a file's content and a model's name, "" for the default model. */
 export function classifyRequest(model, file) {
@@ -63,7 +63,7 @@ function* fields(bytes) {
 }
 
 /** Decodes a message by `names`: {number: [name, read, repeated]}. Absent fields keep their defaults. */
-function message(bytes, names, defaults) {
+export function message(bytes, names, defaults) {
   const found = { ...defaults };
   for (const [number, value] of fields(bytes)) {
     if (!(number in names)) continue;
@@ -74,8 +74,8 @@ function message(bytes, names, defaults) {
   return found;
 }
 
-const same = (value) => value;
-const milliseconds = (bytes) => {
+export const same = (value) => value;
+export const milliseconds = (bytes) => {
   const { seconds, nanos } = message(bytes, { 1: ["seconds", same], 2: ["nanos", same] }, { seconds: 0, nanos: 0 });
   return seconds * 1e3 + nanos / 1e6;
 };

@@ -1,8 +1,9 @@
 // "Try it": sends a photo or camera pictures to the server and shows the classes.
 
 import { Camera } from "./camera.js";
-import { classify, Code, token } from "./calls.js";
+import { classify, Code, NONE, token } from "./calls.js";
 import { figure } from "./chart.js";
+import { toJpeg } from "./picture.js";
 
 const TOP = 5;
 /** Time before a call is retried when the server is overloaded or unreachable, in ms. */
@@ -34,7 +35,11 @@ let photoUrl = null;
 /** The largest photo that the server accepts, in bytes. */
 let largest = Infinity;
 
-const camera = new Camera(at("video"), sendPicture);
+/** The model to choose once the server lists it; null if the user's choice holds. */
+let wanted = null;
+
+/** The page's camera. */
+export const camera = new Camera(at("video"), sendPicture);
 camera.onEnded = (message) => {
   cameraStopped();
   trouble(message);
@@ -49,12 +54,30 @@ export function offer(models) {
     select.replaceChildren(...names.map((name) => new Option(name, name)));
     if (names.includes(chosen)) select.value = chosen;
   }
+  if (names.includes(wanted)) {
+    const isNew = select.value !== wanted;
+    select.value = wanted;
+    wanted = null;
+    if (isNew) select.dispatchEvent(new Event("change"));
+  }
   at("model-choice").hidden = models.length < 2;
   camera.shorterSide = models.find((model) => model.name === select.value)?.resize || 256;
 }
 
+/** Chooses a model as soon as the server lists it. */
+export const choose = (model) => (wanted = model);
+
+/** Keeps the camera's pictures from being classified for a while. */
+export function pause(isPaused) {
+  camera.isPaused = isPaused;
+  at("answers").classList.toggle("paused", isPaused && camera.isOn);
+}
+
 /** Sets how large a message may be, in bytes. */
 export const limit = (bytes) => (largest = bytes - ENVELOPE);
+
+/** How large a photo may be, in bytes. */
+export const largestPhoto = () => largest;
 
 /** Shows the token form; `again` runs once a token is entered. */
 export function askForToken(message, again) {
@@ -70,34 +93,6 @@ function trouble(message) {
   const place = at("trouble");
   place.hidden = !message;
   if (place.textContent !== message) place.textContent = message ?? "";
-}
-
-/**
- * A photo as a JPEG, drawn by this browser on white. Null if it can't show the file either.
- */
-async function convert(file) {
-  const url = URL.createObjectURL(file);
-  try {
-    const image = new Image();
-    image.src = url;
-    await image.decode();
-    const { naturalWidth: width, naturalHeight: height } = image;
-    const scale = Math.min(1, CONVERTED / Math.max(width, height));
-    const canvas = document.createElement("canvas");
-    canvas.width = Math.max(1, Math.round(width * scale));
-    canvas.height = Math.max(1, Math.round(height * scale));
-    const context = canvas.getContext("2d");
-    context.fillStyle = "white";
-    context.fillRect(0, 0, canvas.width, canvas.height);
-    context.imageSmoothingQuality = "high";
-    context.drawImage(image, 0, 0, canvas.width, canvas.height);
-    const jpeg = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.95));
-    return jpeg && new Uint8Array(await jpeg.arrayBuffer());
-  } catch {
-    return null;
-  } finally {
-    URL.revokeObjectURL(url);
-  }
 }
 
 /**
@@ -197,7 +192,7 @@ async function showPhoto(file) {
     return;
   }
   const started = performance.now();
-  const answer = await ask(mine, bytes, () => convert(file)).catch(() => null);
+  const answer = await ask(mine, bytes, () => toJpeg(file, CONVERTED).then((jpeg) => jpeg && jpeg.arrayBuffer()).then((bytes) => bytes && new Uint8Array(bytes))).catch(() => null);
   if (answer) show(answer, performance.now() - started);
 }
 
@@ -230,7 +225,8 @@ function show(answer, trip) {
   while (list.children.length > classes.length) list.lastChild.remove();
   classes.forEach(({ label, probability }, i) => {
     const [name, percent, bar] = list.children[i].children;
-    name.textContent = label;
+    name.textContent = label || NONE;
+    name.classList.toggle("none", !label);
     percent.textContent = `${(probability * 100).toFixed(1)} %`;
     bar.firstChild.style.transform = `scaleX(${probability})`;
   });
@@ -270,10 +266,11 @@ function speak(first, now) {
   if (!first || first.label === spokenLabel || now - lastSpeech < SPEECH && lastSpeech) return;
   spokenLabel = first.label;
   lastSpeech = now;
-  at("spoken").textContent = `${first.label}, ${Math.round(first.probability * 100)} percent`;
+  at("spoken").textContent = `${first.label || NONE}, ${Math.round(first.probability * 100)} percent`;
 }
 
-async function startCamera() {
+/** Starts the camera. Returns what is wrong, if anything is. */
+export async function startCamera() {
   const button = at("camera");
   button.disabled = true;
   try {
@@ -281,7 +278,7 @@ async function startCamera() {
     await camera.start();
   } catch (error) {
     trouble(error.message);
-    return;
+    return error.message;
   } finally {
     button.disabled = false;
   }
@@ -290,6 +287,7 @@ async function startCamera() {
   at("video").hidden = false;
   button.textContent = "Stop the camera";
   button.classList.add("on");
+  return null;
 }
 
 function stopCamera() {
@@ -328,6 +326,7 @@ export function start() {
   });
   at("camera").addEventListener("click", () => (camera.isOn ? stopCamera() : startCamera()));
   at("model").addEventListener("change", () => photo && showPhoto(photo));
+  at("model").addEventListener("input", () => (wanted = null));
   addEventListener("paste", ({ clipboardData }) => clipboardData.files[0] && showPhoto(clipboardData.files[0]));
   // Anywhere on the page: the browser would open a photo that is dropped beside the target.
   addEventListener("dragover", (event) => {
