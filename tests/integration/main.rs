@@ -33,6 +33,7 @@ mod readme;
 mod replicas;
 mod rest;
 mod security;
+mod teach_page;
 mod teaching;
 mod telemetry;
 #[cfg(all(feature = "tensorrt", not(feature = "tensorrt-enterprise")))]

@@ -6,18 +6,17 @@ The page classifies a video of the photos in tests/data/photos, which Chromium p
 have something to show.
 """
 
-import base64
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
 
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-PHOTOS = pathlib.Path(__file__).resolve().parents[1] / "data/photos"
+from chromium import PHOTOS, Page
+
 WIDTH, HEIGHT = 1200, 860
 QUALITY = 80
 # How long the camera runs before the picture is taken, in seconds: the charts show the last two minutes.
@@ -36,24 +35,14 @@ def camera_video(folder):
     return video
 
 
-def browser(folder):
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "hide-scrollbars", "disable-background-networking",
-                 "disable-component-update", "disable-sync", "use-fake-device-for-media-stream",
-                 f"use-file-for-fake-video-capture={camera_video(folder)}", f"user-data-dir={folder / 'profile'}"):
-        options.add_argument(f"--{flag}")
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
-
-
 def main(url, output):
     with tempfile.TemporaryDirectory() as folder:
-        page = browser(pathlib.Path(folder))
+        folder = pathlib.Path(folder)
+        browser = Page(folder, camera_video(folder))
+        page = browser.driver
         try:
-            page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                                 {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False})
-            page.execute_cdp_cmd("Browser.setPermission",
-                                 {"permission": {"name": "camera"}, "setting": "granted", "origin": url})
+            browser.show(WIDTH, "light", HEIGHT)
+            browser.allow_camera(url)
             page.get(url)
             page.find_element(By.ID, "camera").click()
 
@@ -65,9 +54,8 @@ def main(url, output):
             WebDriverWait(page, 30, 0.1).until(lambda _: top_class(_) == "cat", "the cat comes round again")
             time.sleep(1)
 
-            picture = page.execute_cdp_cmd("Page.captureScreenshot",
-                                           {"format": "webp", "quality": QUALITY, "captureBeyondViewport": True})
-            pathlib.Path(output).write_bytes(base64.b64decode(picture["data"]))
+            picture = browser.picture(format="webp", quality=QUALITY, captureBeyondViewport=True)
+            pathlib.Path(output).write_bytes(picture)
         finally:
             page.quit()
 

@@ -15,11 +15,11 @@ import time
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+
+from chromium import WIDTHS, Page
 
 DATA = pathlib.Path(__file__).resolve().parents[1] / "data"
 URL, PID, GUARDED, TOKEN, FOLDER = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], pathlib.Path(sys.argv[5])
-WIDTHS = (375, 768, 1440)
 
 
 def camera_video():
@@ -30,37 +30,13 @@ def camera_video():
     return path
 
 
-def browser():
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
-                 "disable-component-update", "disable-sync", "use-fake-device-for-media-stream",
-                 f"use-file-for-fake-video-capture={camera_video()}", f"user-data-dir={FOLDER / 'profile'}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
-
-
-page = browser()
-page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": """
-    window.violations = [];
-    document.addEventListener("securitypolicyviolation", (event) => violations.push(`${event.violatedDirective} ${event.blockedURI}`));
-"""})
-
-
-def at(name):
-    """The element with this id."""
-    return page.find_element(By.ID, name)
+browser = Page(FOLDER, camera_video())
+page, at, show = browser.driver, browser.at, browser.show
 
 
 def until(what, condition, seconds=20):
     """Waits until the condition holds; `what` describes it."""
-    def holds(_):
-        try:
-            return condition()
-        except (IndexError, ValueError):
-            return False
-    WebDriverWait(page, seconds, 0.1).until(holds, what)
+    browser.until(what, condition, seconds)
 
 
 def labels():
@@ -79,13 +55,6 @@ def allow_camera(setting):
 
 def choose(path):
     at("file").send_keys(str(path))
-
-
-def show(width, scheme):
-    """Sets the page's width and colour scheme."""
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500})
 
 
 # Each line of text as [text, left, top, right, bottom], without text for screen readers only.
@@ -127,8 +96,7 @@ def check_layout():
 
 def shot(name):
     """Saves a screenshot in the folder SHOTS, for developers of the page."""
-    picture = page.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-    pathlib.Path(os.environ["SHOTS"], f"{name}.png").write_bytes(base64.b64decode(picture["data"]))
+    pathlib.Path(os.environ["SHOTS"], f"{name}.png").write_bytes(browser.picture(captureBeyondViewport=True))
 
 
 def test_the_page_shows_the_state_and_the_models():
