@@ -11,7 +11,7 @@ CHECKED := --profile testing
 # The same for tests that need no speed: this crate compiles in a fraction of the time.
 UNOPTIMIZED := $(CHECKED) --config profile.testing.package.resnet18-server.opt-level=0
 
-.PHONY: run build openvino onnxruntime tensorrt tensorrt-enterprise test test-features test-gpu test-env test-triton test-image lint lint-features deny shuttle chaos fuzz bench screenshots help
+.PHONY: run build openvino onnxruntime tensorrt tensorrt-enterprise test test-features test-gpu test-env test-triton test-image lint lint-features deny shuttle chaos fuzz bench demo screenshots help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -155,6 +155,11 @@ fuzz: ## fuzz TARGET=image, raw_frame, onnx, checkpoint or inference_request for
 
 bench: openvino ## run every bench; the last one measures the whole server
 	cargo bench
+
+# The film needs a server with an empty folder for --teach.
+demo: test-env ## film the tab Teach on the server on HTTP=127.0.0.1:8002, with the classes in PHOTOS=../shared/dataset/train
+	$(VENV)/bin/python tests/python/teach_demo.py http://$(or $(HTTP),127.0.0.1:8002) $(or $(PHOTOS),../shared/dataset/train) \
+	    docs/teach.webp
 
 screenshots: test-env ## take the picture of the live page from the server on HTTP=127.0.0.1:8002 (needs chromium, ffmpeg)
 	$(VENV)/bin/python tests/python/screenshot.py http://$(or $(HTTP),127.0.0.1:8002) docs/live-page.webp
