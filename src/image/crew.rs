@@ -37,6 +37,18 @@ pub trait Assist: Send + Sync {
 pub(super) struct Help<'a> {
     pub helpers: &'a Arc<dyn Helpers>,
     pub file: &'a Bytes,
+    /// The memory that sharing the work may take, in bytes.
+    pub memory: u64,
+}
+
+impl<'a> Help<'a> {
+    pub fn of(helpers: Option<&'a Arc<dyn Helpers>>, file: &'a Bytes, memory: u64) -> Option<Self> {
+        helpers.map(|helpers| Self {
+            helpers,
+            file,
+            memory,
+        })
+    }
 }
 
 type Task<T> = Box<dyn FnOnce() -> T + Send>;

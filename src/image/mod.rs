@@ -309,15 +309,16 @@ impl Preprocessor {
         result.unwrap_or(Err(ImageError::DecoderPanic))
     }
 
+    /// Returns how many bytes decoding may take beyond what it needs.
     fn check_memory(
         &self,
         source: &Source,
         regions: &[Region],
         geometry: &Geometry,
-    ) -> Result<(), ImageError> {
+    ) -> Result<u64, ImageError> {
         let limit = self.config.max_memory;
         if limit == u64::MAX {
-            return Ok(());
+            return Ok(limit);
         }
         let Estimate {
             memory_bytes,
@@ -331,7 +332,7 @@ impl Preprocessor {
                 limit,
             });
         }
-        Ok(())
+        Ok(limit.saturating_sub(memory_bytes))
     }
 
     fn crop_unguarded(
@@ -340,7 +341,7 @@ impl Preprocessor {
         geometry: &Geometry,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
-        self.check_memory(source, &[], geometry)?;
+        let spare = self.check_memory(source, &[], geometry)?;
         let budget = Budget::new(&self.config);
         match source {
             Source::Encoded(encoded) => {
@@ -351,7 +352,7 @@ impl Preprocessor {
                 let needed = Needed {
                     min_shorter_side,
                     crop: Some(geometry),
-                    help: help(&self.helpers, encoded),
+                    help: Help::of(self.helpers.as_ref(), encoded, spare),
                 };
                 let resizer = Some(&mut self.resizer);
                 let decoded = self
@@ -385,13 +386,13 @@ impl Preprocessor {
         geometry: &Geometry,
         crops: &mut [Vec<u8>],
     ) -> Result<(), ImageError> {
-        self.check_memory(source, regions, geometry)?;
+        let spare = self.check_memory(source, regions, geometry)?;
         let budget = Budget::new(&self.config);
         match source {
             // Whole and at its full size, whatever is cut out of it.
             Source::Encoded(encoded) => {
                 let whole = Needed {
-                    help: help(&self.helpers, encoded),
+                    help: Help::of(self.helpers.as_ref(), encoded, spare),
                     ..Needed::default()
                 };
                 let decoded = self.pixels.decode_for_crop(encoded, &budget, whole, None);
@@ -412,9 +413,4 @@ impl Preprocessor {
         }
         Ok(())
     }
-}
-
-/// Those who may help with a file.
-fn help<'a>(helpers: &'a Option<Arc<dyn Helpers>>, file: &'a Bytes) -> Option<Help<'a>> {
-    helpers.as_ref().map(|helpers| Help { helpers, file })
 }

@@ -43,13 +43,9 @@ const MAX_OPEN: usize = 6;
 /// How many bands of restart intervals a thread gets, so that all end at about the same time.
 const BANDS_A_THREAD: usize = 4;
 
-/// The memory that blocks on their way to other threads may take, in bytes, of a picture with so many
-/// blocks.
-pub(super) fn working_bytes(blocks: u64) -> u64 {
-    // One is recorded, and one is kept for its neighbour. Vectors grow to twice their length at most.
-    let bands = 2 * (MAX_OPEN + 2) * MAX_BAND_BYTES;
-    (bands as u64).min(2 * blocks * size_of::<Block>() as u64)
-}
+/// How many times the blocks of a band may be in memory: on their way, recorded, and kept for their
+/// neighbours, each time in vectors that have grown to twice their length, and as pixels.
+const COPIES: usize = 3 * (MAX_OPEN + 2);
 
 /// A picture that is shared out.
 pub(super) struct Bands<'a, F> {
@@ -61,6 +57,8 @@ pub(super) struct Bands<'a, F> {
     /// Strips of the picture, and of a band.
     strips: usize,
     step: usize,
+    /// What the blocks of a strip take, in bytes; its pixels take no more.
+    strip_bytes: usize,
 }
 
 /// A part of a picture, from its left edge to its right one.
@@ -78,7 +76,7 @@ type Outcome = (Result<Part, ScanError>, Vec<Arc<Tape>>);
 
 impl<'a, F: MakeOutput> Bands<'a, F> {
     /// For a picture of so many strips; `None` if one thread is to decode it, because no other one is
-    /// idle or the picture is too small or too wide.
+    /// idle, there is no memory for it, or the picture is too small or too wide.
     pub fn of(
         request: &Request<'a>,
         picture: Arc<Picture>,
@@ -92,7 +90,9 @@ impl<'a, F: MakeOutput> Bands<'a, F> {
         let bytes = frame.mcus_per_strip() * blocks.sum::<usize>() * size_of::<Block>();
         let fit = MAX_BAND_BYTES / bytes.max(1);
         let pixels = u64::from(frame.width) * u64::from(frame.height);
-        if fit == 0 || pixels < MIN_PIXELS || help.helpers.idle() == 0 {
+        let step = strips.div_ceil(BANDS).clamp(1, MAX_STRIPS.min(fit.max(1)));
+        let fits = fit > 0 && (COPIES * step * bytes) as u64 <= help.memory;
+        if !fits || pixels < MIN_PIXELS || help.helpers.idle() == 0 {
             return None;
         }
         Some(Self {
@@ -102,7 +102,8 @@ impl<'a, F: MakeOutput> Bands<'a, F> {
             budget: request.budget,
             help,
             strips,
-            step: strips.div_ceil(BANDS).clamp(1, MAX_STRIPS.min(fit)),
+            step,
+            strip_bytes: bytes,
         })
     }
 
@@ -159,7 +160,7 @@ impl<'a, F: MakeOutput> Bands<'a, F> {
         output: &F::Output,
         rows: &mut Rows<'_>,
     ) -> Result<(), ScanError> {
-        let crew = self.crew(MAX_OPEN + self.help.helpers.idle());
+        let crew = self.crew((MAX_OPEN + self.help.helpers.idle()).min(COPIES));
         let stored = Arc::new(stored);
         for band in self.cut(output, self.step) {
             if !band.rows.is_empty() {
@@ -193,13 +194,17 @@ impl<'a, F: MakeOutput> Bands<'a, F> {
         let threads = self.help.helpers.idle() + 1;
         let step = self.strips.div_ceil(BANDS_A_THREAD * threads);
         let step = step.max(self.step).next_multiple_of(intervals.strips());
+        let open = MAX_OPEN + threads;
+        if (open * step * self.strip_bytes) as u64 > self.help.memory {
+            return Ok(false);
+        }
         let bands = self.cut(output, step);
         let firsts: Vec<_> = bands.iter().map(|band| band.first).collect();
         let Some(starts) = intervals.find(&firsts) else {
             return Ok(false);
         };
 
-        let crew = self.crew(MAX_OPEN + threads);
+        let crew = self.crew(open);
         let mut spare = Vec::new();
         for (index, band) in bands.iter().enumerate() {
             let work = self.work(band, rows);
@@ -216,9 +221,8 @@ impl<'a, F: MakeOutput> Bands<'a, F> {
                 let scan = CodedStrips::new(decoder, start.restarts(), frame, scan, &budget);
                 (work.write(Joined { scan, next }, &config), Vec::new())
             });
-            match self.collect(crew.done()?, rows, &mut spare) {
-                Ok(()) => {}
-                Err(_) => return Ok(false),
+            if self.collect(crew.done()?, rows, &mut spare).is_err() {
+                return Ok(false);
             }
         }
         Ok(self.collect(crew.finish()?, rows, &mut spare).is_ok())

@@ -6,10 +6,13 @@
 //!
 //! - `header` reads the segments before the first scan: the frame, the tables and the colours;
 //! - `scan` and the entropy decoders (`sequential`, `progressive`, `arithmetic`) turn the data into
-//!   blocks of coefficients, and `picture` passes them on, either at once or, where several scans
-//!   hold parts of the same block, by way of all `coefficients`;
+//!   blocks of coefficients, and `picture` passes them on, either at once (`strips`) or, where
+//!   several scans hold parts of the same block, by way of all `coefficients` (`scans`);
 //! - `full` or [`scaled`] turn the blocks of a strip into samples, by an inverse cosine transform;
 //! - they enlarge subsampled components (`upsample`) and convert `colour`.
+//!
+//! Where other threads are idle, a picture is cut into `bands` that they help with: they get the
+//! blocks of a band on a `tape`, or read those of its restart `intervals` themselves.
 //!
 //! With the feature `turbojpeg`, libjpeg-turbo decodes first, and this decoder only what that
 //! rejects.

@@ -1,8 +1,8 @@
 //! What decoding a JPEG file needs, by its frame header and the headers of its scans.
 
 use super::{
-    bands, coefficients::Coefficients, frame::Frame, header::MAX_SEGMENTS, marker,
-    scan::ScanHeader, segment::Segment, work::Work,
+    coefficients::Coefficients, frame::Frame, header::MAX_SEGMENTS, marker, scan::ScanHeader,
+    segment::Segment, work::Work,
 };
 use crate::image::{
     Exif,
@@ -49,14 +49,12 @@ fn of_frame(encoded: &[u8], frame: &Frame, scan: &ScanHeader, data: usize) -> Ou
     // The samples of a strip, at most as floating-point numbers, and its enlarged rows.
     let strips = padded_width * components * (8 * frame.v_max as u64 + 4);
 
-    // Blocks are on their way to other threads unless all of them are kept anyway.
-    let (coefficients, shared, visits) = if scan.is_whole(frame) {
-        (0, bands::working_bytes(frame.blocks()), frame.blocks())
+    let (coefficients, visits) = if scan.is_whole(frame) {
+        (0, frame.blocks())
     } else {
         let visits = Work::count(encoded, frame, scan, data).visits;
         (
             Coefficients::bytes(frame),
-            0,
             visits.min(Work::max_visits(frame)),
         )
     };
@@ -66,7 +64,7 @@ fn of_frame(encoded: &[u8], frame: &Frame, scan: &ScanHeader, data: usize) -> Ou
         height: frame.height,
         // Four channels become RGB.
         bytes_per_pixel: if components == 1 { 1 } else { 3 },
-        working_bytes: coefficients + strips + shared + (256 << 10),
+        working_bytes: coefficients + strips + (256 << 10),
         nanoseconds: 20 * (encoded.len() - data) as u64
             + per_visit * visits
             + 4 * pixels * components
