@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use resnet18_server::{
     budget::MemoryBudget,
-    metrics::{self, Exporter, Method, ModelMetrics},
+    metrics::{self, EndedRequest, Exporter, Format, Method, ModelMetrics},
     state::StateCell,
 };
 use tonic::Code;
@@ -21,7 +21,13 @@ fn record_request(model: &ModelMetrics) {
     model.inferred(1, took);
     model.workers_busy(1.0, took);
     model.classified(1);
-    metrics::request_ended(Method::Classify, Some(model), Code::Ok, took);
+    metrics::request_ended(EndedRequest {
+        method: Method::Classify,
+        model: Some(model),
+        code: Code::Ok,
+        duration: took,
+        trace: None,
+    });
 }
 
 fn scrapes(c: &mut Criterion) {
@@ -41,7 +47,7 @@ fn scrapes(c: &mut Criterion) {
                         record_request(model);
                     }
                 }
-                exporter.render(&models, &state, &memory)
+                exporter.render(Format::Text, &models, &state, &memory)
             });
         });
     }

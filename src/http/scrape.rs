@@ -1,20 +1,23 @@
-//! `/metrics`: the text that Prometheus scrapes, compressed when the scraper asks for that.
+//! `/metrics`: the text that Prometheus scrapes, as OpenMetrics and compressed when the scraper asks
+//! for that.
 
 use std::io::Write;
 
 use axum::{
     extract,
     http::{
-        HeaderMap, HeaderValue,
-        header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, VARY},
+        HeaderMap, HeaderName, HeaderValue,
+        header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, VARY},
     },
     response::{IntoResponse, Response},
 };
 use flate2::{Compression, write::GzEncoder};
 
 use super::HttpContext;
+use crate::metrics::Format;
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Answers a scrape.
 pub(super) async fn metrics(
@@ -22,13 +25,14 @@ pub(super) async fn metrics(
     headers: HeaderMap,
 ) -> Response {
     let compressed = accepts_gzip(&headers);
+    let format = format(&headers);
     // Reading /proc and asking a GPU's driver can block.
     let body = tokio::task::spawn_blocking(move || {
         let models = context.registry.list();
         let models = models.iter().map(|entry| &*entry.metrics);
         let text = context
             .exporter
-            .render(models, &context.state, &context.memory)
+            .render(format, models, &context.state, &context.memory)
             .into_bytes();
         if compressed { gzip(&text) } else { text }
     });
@@ -36,7 +40,15 @@ pub(super) async fn metrics(
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
 
-    let mut response = ([(CONTENT_TYPE, TEXT), (VARY, "accept-encoding")], body).into_response();
+    let content_type = match format {
+        Format::Text => TEXT,
+        Format::OpenMetrics => OPENMETRICS,
+    };
+    let headers = [
+        (CONTENT_TYPE, content_type),
+        (VARY, "accept, accept-encoding"),
+    ];
+    let mut response = (headers, body).into_response();
     if compressed {
         let gzip = HeaderValue::from_static("gzip");
         response.headers_mut().insert(CONTENT_ENCODING, gzip);
@@ -55,21 +67,47 @@ fn gzip(text: &[u8]) -> Vec<u8> {
 /// Whether the answer may be compressed by gzip (RFC 9110, 12.5.3).
 fn accepts_gzip(headers: &HeaderMap) -> bool {
     let mut any = false;
-    let values = headers.get_all(ACCEPT_ENCODING).into_iter();
-    for coding in values
-        .filter_map(|value| value.to_str().ok()?.split(',').into())
-        .flatten()
-    {
-        let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
-        let weight = weight.trim().strip_prefix("q=").unwrap_or("1");
-        let wanted = weight.parse::<f32>().is_ok_and(|weight| weight > 0.0);
-        match name.trim() {
-            name if name.eq_ignore_ascii_case("gzip") => return wanted,
-            "*" => any = wanted,
+    for (name, weight) in preferences(headers, ACCEPT_ENCODING) {
+        match name {
+            name if name.eq_ignore_ascii_case("gzip") => return weight > 0.0,
+            "*" => any = weight > 0.0,
             _ => {}
         }
     }
     any
+}
+
+/// The format that is preferred (RFC 9110, 12.5.1); the text format, unless OpenMetrics is asked for
+/// by its name.
+fn format(headers: &HeaderMap) -> Format {
+    let weight_of = |format: &str| {
+        preferences(headers, ACCEPT)
+            .filter(|(name, _)| name.eq_ignore_ascii_case(format))
+            .map(|(_, weight)| weight)
+            .fold(0.0, f32::max)
+    };
+    let openmetrics = weight_of("application/openmetrics-text");
+    if openmetrics > 0.0 && openmetrics >= weight_of("text/plain") {
+        Format::OpenMetrics
+    } else {
+        Format::Text
+    }
+}
+
+/// The values of a header that lists what is accepted, without their parameters, and their weights
+/// (RFC 9110, 12.4.2). A weight that is no number counts as 0.
+fn preferences(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item = (&str, f32)> {
+    headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|item| {
+            let mut parts = item.split(';').map(str::trim);
+            let value = parts.next().unwrap_or_default();
+            let weight = parts.find_map(|part| part.strip_prefix("q="));
+            (value, weight.unwrap_or("1").parse().unwrap_or(0.0))
+        })
 }
 
 #[cfg(test)]
@@ -105,6 +143,35 @@ mod tests {
             assert!(!asks(no), "{no}");
         }
         assert!(!accepts_gzip(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn scrapers_choose_the_format() {
+        let chosen = |value: &'static str| {
+            let value = HeaderValue::from_static(value);
+            format(&HeaderMap::from_iter([(ACCEPT, value)]))
+        };
+        for openmetrics in [
+            // What Prometheus 2 and 3 send.
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;\
+             q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,\
+             text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+            "Application/OpenMetrics-Text",
+        ] {
+            assert_eq!(chosen(openmetrics), Format::OpenMetrics, "{openmetrics}");
+        }
+        for text in [
+            "",
+            "*/*",
+            "text/plain",
+            "application/*",
+            "text/plain, application/openmetrics-text;q=0.5",
+            "application/openmetrics-text;q=0",
+        ] {
+            assert_eq!(chosen(text), Format::Text, "{text}");
+        }
+        assert_eq!(format(&HeaderMap::new()), Format::Text);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use metrics_process::Collector;
 use super::{
     decoder,
     model::ModelMetrics,
+    openmetrics::{RequestExemplars, openmetrics},
     removed,
     table::{
         BUILD_INFO, CALLS_ACTIVE, LOG_LINES_DROPPED, MESSAGE_MEMORY, MESSAGE_MEMORY_LIMIT, METRICS,
@@ -21,6 +22,15 @@ use super::{
     worker,
 };
 use crate::{budget::MemoryBudget, state::StateCell, telemetry::log};
+
+/// In which format metrics are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus's text format 0.0.4.
+    Text,
+    /// OpenMetrics 1.0, with exemplars.
+    OpenMetrics,
+}
 
 /// The process's Prometheus exporter.
 #[derive(Clone)]
@@ -87,12 +97,17 @@ impl Exporter {
     /// `memory`.
     pub fn render<'a>(
         &self,
+        format: Format,
         models: impl IntoIterator<Item = &'a ModelMetrics>,
         state: &StateCell,
         memory: &MemoryBudget,
     ) -> String {
+        let mut exemplars = RequestExemplars::new();
         for model in models {
             model.refresh();
+            if format == Format::OpenMetrics {
+                exemplars.extend(model.exemplars());
+            }
         }
         let is_ready = state.get().ready().is_ok();
         self.ready.set(if is_ready { 1.0 } else { 0.0 });
@@ -104,7 +119,11 @@ impl Exporter {
         #[cfg(feature = "tensorrt")]
         super::gpu::refresh(&self.gpus);
 
-        with_true_types(removed::without_removed(self.prometheus.render()))
+        let text = with_true_types(removed::without_removed(self.prometheus.render()));
+        match format {
+            Format::Text => text,
+            Format::OpenMetrics => openmetrics(&text, &exemplars),
+        }
     }
 
     /// Folds the samples that histograms have collected since the last scrape. Must be called

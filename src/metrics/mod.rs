@@ -2,11 +2,14 @@
 
 mod connections;
 mod decoder;
+mod exemplar;
 mod exporter;
+mod exposition;
 #[cfg(feature = "tensorrt")]
 mod gpu;
 mod labels;
 mod model;
+mod openmetrics;
 mod plan;
 mod rate;
 mod removed;
@@ -17,9 +20,9 @@ mod worker;
 
 pub use self::{
     connections::{ConnectionGuard, ConnectionMetrics},
-    exporter::{Exporter, workers},
+    exporter::{Exporter, Format, workers},
     labels::{Closure, FrameOutcome, Method, Refusal, Rejection, Restart},
-    model::{EngineLabels, ModelMetrics, StreamGuard, request_ended},
+    model::{EndedRequest, EngineLabels, ModelMetrics, StreamGuard, request_ended},
     rate::RateMeter,
     table::{Label, METRICS, Metric, MetricKind, Presence, markdown},
 };

@@ -9,6 +9,8 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tonic::Code;
 
 use super::{
+    exemplar::Exemplar,
+    exposition::escaped,
     labels::{FrameOutcome, Method, Rejection},
     rate::RateMeter,
     removed,
@@ -20,7 +22,7 @@ use super::{
         QUEUE_REQUESTS, RECEIVED_BYTES, REGIONS, REJECTED, STAGE_DURATION, STREAMS_ACTIVE,
     },
 };
-use crate::sync::lock;
+use crate::{sync::lock, telemetry::context::TraceId};
 
 /// The series of one served model, shared by all its versions.
 pub struct ModelMetrics {
@@ -154,6 +156,16 @@ impl ModelMetrics {
         }
     }
 
+    /// The exemplars of its requests' durations, by model and method.
+    pub(super) fn exemplars(
+        &self,
+    ) -> impl Iterator<Item = ((String, &'static str), Vec<Option<Exemplar>>)> {
+        let model = escaped(&self.model);
+        self.requests
+            .exemplars()
+            .map(move |(method, buckets)| ((model.clone(), method), buckets))
+    }
+
     /// Updates the gauges that change without an event.
     pub(super) fn refresh(&self) {
         self.fps.set(self.meter.rate());
@@ -256,9 +268,26 @@ impl Drop for StreamGuard {
     }
 }
 
-/// Counts and times a request that has been answered, or whose caller has gone. `model` is `None`
-/// for a request that names no known model.
-pub fn request_ended(method: Method, model: Option<&ModelMetrics>, code: Code, duration: Duration) {
+/// A request that has been answered, or whose caller has gone.
+pub struct EndedRequest<'a> {
+    pub method: Method,
+    /// `None` for a request that names no known model.
+    pub model: Option<&'a ModelMetrics>,
+    pub code: Code,
+    pub duration: Duration,
+    /// The request's trace, if it is sampled.
+    pub trace: Option<TraceId>,
+}
+
+/// Counts and times a request.
+pub fn request_ended(request: EndedRequest) {
+    let EndedRequest {
+        method,
+        model,
+        code,
+        duration,
+        trace,
+    } = request;
     let unknown;
     let metrics = match model {
         Some(model) => &model.requests,
@@ -275,6 +304,6 @@ pub fn request_ended(method: Method, model: Option<&ModelMetrics>, code: Code, d
         Code::ResourceExhausted | Code::Unavailable | Code::Unauthenticated
     );
     if method.is_timed() && !was_rejected {
-        metrics.duration(method).record(duration);
+        metrics.took(method, duration, trace);
     }
 }

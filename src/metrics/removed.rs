@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeSet, sync::Mutex};
 
+use super::exposition::{escaped, label};
 use crate::sync::lock;
 
 /// The values of the label `model` that are left out, as they are written.
@@ -26,32 +27,8 @@ pub(super) fn without_removed(text: String) -> String {
     if removed.is_empty() {
         return text;
     }
-    let is_kept = |line: &&str| model_of(line).is_none_or(|model| !removed.contains(model));
+    let is_kept = |line: &&str| label(line, "model").is_none_or(|model| !removed.contains(model));
     text.split_inclusive('\n').filter(is_kept).collect()
-}
-
-/// The label `model` of a line, as it is written.
-fn model_of(line: &str) -> Option<&str> {
-    const LABEL: &str = "model=\"";
-    let (_, labels) = line.split_once('{')?;
-    let value = labels
-        .strip_prefix(LABEL)
-        .or_else(|| Some(labels.split_once(",model=\"")?.1))?;
-    let mut is_escaped = false;
-    let end = value.find(|character| {
-        let ends = character == '"' && !is_escaped;
-        is_escaped = character == '\\' && !is_escaped;
-        ends
-    })?;
-    Some(&value[..end])
-}
-
-/// A label's value in Prometheus's text format.
-fn escaped(value: &str) -> String {
-    value
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
 }
 
 #[cfg(test)]

@@ -1,15 +1,19 @@
 //! The series of requests: counts by method and status code, and durations by method.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use metrics::{Counter, Histogram, counter, histogram};
 use tonic::Code;
 
 use super::{
+    exemplar::{Exemplar, Exemplars},
     labels::Method,
-    table::{REQUEST_DURATION, REQUESTS},
+    table::{DURATIONS, REQUEST_DURATION, REQUESTS},
 };
-use crate::proto::code_name;
+use crate::{proto::code_name, telemetry::context::TraceId};
 
 const METHODS: usize = Method::LABELS.len();
 const CODES: usize = Code::Unauthenticated as usize + 1;
@@ -32,6 +36,7 @@ pub(super) struct RequestMetrics {
     model: Arc<str>,
     finished: [[OnceLock<Counter>; CODES]; METHODS],
     durations: [OnceLock<Histogram>; METHODS],
+    exemplars: [Exemplars; METHODS],
 }
 
 impl RequestMetrics {
@@ -64,14 +69,27 @@ impl RequestMetrics {
         })
     }
 
-    /// How long requests of a method take that is timed.
-    pub fn duration(&self, method: Method) -> &Histogram {
-        self.durations[method as usize].get_or_init(|| {
-            histogram!(
-                REQUEST_DURATION,
-                "model" => Arc::clone(&self.model),
-                "method" => Method::LABELS[method as usize],
-            )
-        })
+    /// Records how long a request took of a method that is timed, and its trace if it is sampled.
+    pub fn took(&self, method: Method, duration: Duration, trace: Option<TraceId>) {
+        self.durations[method as usize]
+            .get_or_init(|| {
+                histogram!(
+                    REQUEST_DURATION,
+                    "model" => Arc::clone(&self.model),
+                    "method" => Method::LABELS[method as usize],
+                )
+            })
+            .record(duration);
+        if let Some(trace) = trace {
+            self.exemplars[method as usize].record(&DURATIONS, duration, trace);
+        }
+    }
+
+    /// The exemplars of the durations of each method that has some, by bucket.
+    pub fn exemplars(&self) -> impl Iterator<Item = (&'static str, Vec<Option<Exemplar>>)> {
+        let by_method = Method::LABELS.into_iter().zip(&self.exemplars);
+        by_method
+            .map(|(method, exemplars)| (method, exemplars.by_bucket()))
+            .filter(|(_, buckets)| !buckets.is_empty())
     }
 }

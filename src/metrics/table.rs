@@ -107,7 +107,7 @@ pub(super) const GPU_TEMPERATURE: &str = "classifier_gpu_temperature_celsius";
 /// Bucket bounds of durations, in seconds: about 25 % apart from 1 ms to 1 s, where answers usually
 /// lie, so that quantiles are accurate to about that; coarser outside.
 #[rustfmt::skip]
-const DURATIONS: [f64; 41] = [
+pub(super) const DURATIONS: [f64; 41] = [
     0.0001, 0.00016, 0.00025, 0.0004, 0.00063,
     0.001, 0.00125, 0.0016, 0.002, 0.0025, 0.00315, 0.004, 0.005, 0.0063, 0.008,
     0.01, 0.0125, 0.016, 0.02, 0.025, 0.0315, 0.04, 0.05, 0.063, 0.08,

@@ -15,6 +15,8 @@ pub use super::{otlp::Span, period::Period};
 #[derive(Clone, Debug)]
 pub struct Trace {
     own: SpanContext,
+    /// Whether anybody records the trace: this server, or the caller.
+    is_recorded: bool,
     /// The caller's span.
     parent: Option<SpanId>,
     /// The caller's `tracestate` header, which every span repeats.
@@ -44,9 +46,15 @@ impl Trace {
                 span: SpanId::random(),
                 sampled,
             },
+            is_recorded: sampled || decision == Some(true),
             parent,
             tracestate,
         }
+    }
+
+    /// The trace's id if the trace is recorded, by this server or by the caller.
+    pub fn sampled(&self) -> Option<TraceId> {
+        self.is_recorded.then_some(self.own.trace)
     }
 
     /// The call's own span.

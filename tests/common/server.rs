@@ -179,10 +179,15 @@ impl Server {
 
     /// Like [`get`](Self::get), or `None` when the server has ended.
     pub fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        self.try_get_as(path, "*/*")
+    }
+
+    /// Like [`try_get`](Self::try_get), with this `Accept` header.
+    pub fn try_get_as(&self, path: &str, accept: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.http).ok()?;
         write!(
             stream,
-            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
         )
         .ok()?;
 

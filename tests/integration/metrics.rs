@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{Server, config, data, image, request, skipped};
+use crate::common::{Server, config, data, image, python, request, skipped};
 use resnet18_server::{
     metrics::{METRICS, Metric, Presence, markdown},
     proto::{
@@ -247,7 +247,7 @@ fn a_scrape_is_compressed_when_asked() {
         (String::from_utf8(answer).unwrap().to_lowercase(), body)
     };
     let (head, plain) = scrape("");
-    assert!(head.contains("vary: accept-encoding") && !head.contains("content-encoding"));
+    assert!(head.contains("vary: accept, accept-encoding") && !head.contains("content-encoding"));
     let (head, compressed) = scrape("Accept-Encoding: zstd, gzip\r\n");
     assert!(head.contains("content-encoding: gzip"), "{head}");
     assert!(compressed.len() < plain.len() / 4, "{}", compressed.len());
@@ -256,6 +256,64 @@ fn a_scrape_is_compressed_when_asked() {
         .read_to_string(&mut text)
         .unwrap();
     assert!(text.contains("classifier_ready 1"), "{text}");
+}
+
+/// Python's own client reads it with its strict parser of OpenMetrics.
+#[tokio::test]
+async fn openmetrics_has_the_traces_of_slow_requests() {
+    let server = Server::start(&["--engine", "embedded"]);
+    let mut client = server.client().await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    for (name, sampled) in [("cat.jpg", "01"), ("tiny_33x47.png", "00")] {
+        let mut request = tonic::Request::new(request(image(data(name))));
+        let parent = format!("00-{trace}-00f067aa0ba902b7-{sampled}");
+        request
+            .metadata_mut()
+            .insert("traceparent", parent.parse().unwrap());
+        client.classify(request).await.unwrap();
+    }
+
+    let (status, text) = server
+        .try_get_as("/metrics", "application/openmetrics-text; version=1.0.0")
+        .unwrap();
+    assert_eq!(status, 200);
+    let with_exemplars: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains(" # {trace_id="))
+        .collect();
+    let [line] = with_exemplars[..] else {
+        panic!("one call was sampled: {with_exemplars:#?}");
+    };
+    let labels = "{model=\"resnet18-demo\",method=\"Classify\",le=";
+    assert!(
+        line.starts_with(&format!(
+            "classifier_request_duration_seconds_bucket{labels}"
+        )) && line.contains(&format!(" # {{trace_id=\"{trace}\"}} 0.")),
+        "{line}"
+    );
+    assert!(text.ends_with("\n# EOF\n"));
+    assert!(!server.get("/metrics").1.contains("trace_id"));
+
+    let Some(python) = python() else { return };
+    let program = "import sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+samples = [s for family in text_string_to_metric_families(sys.stdin.read()) for s in family.samples]
+print(len(samples), *[s.exemplar.labels['trace_id'] for s in samples if s.exemplar])";
+    let mut parser = Command::new(python)
+        .args(["-c", program])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = parser.stdin.take().unwrap();
+    stdin.write_all(text.as_bytes()).unwrap();
+    drop(stdin);
+    let output = parser.wait_with_output().unwrap();
+    let samples = text.lines().filter(|line| !line.starts_with('#')).count();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim(),
+        format!("{samples} {trace}")
+    );
 }
 
 /// `promtool check metrics` reports names, types and help texts that break Prometheus' conventions.

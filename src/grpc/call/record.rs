@@ -15,7 +15,7 @@ use super::{
     timing::CallTiming,
 };
 use crate::{
-    metrics::{self, Method, ModelMetrics, statistics::Stages},
+    metrics::{self, EndedRequest, Method, ModelMetrics, statistics::Stages},
     proto::code_name,
     scheduler::{Reply, Timeline},
     sync::lock,
@@ -186,7 +186,13 @@ impl CallRecord {
     fn count(&self, notes: &Notes, code: Code, ended: Instant) {
         if let Some(method) = self.method {
             let model = notes.model.as_ref().map(|(_, metrics)| &**metrics);
-            metrics::request_ended(method, model, code, ended - self.timing.arrived);
+            metrics::request_ended(EndedRequest {
+                method,
+                model,
+                code,
+                duration: ended - self.timing.arrived,
+                trace: self.trace.sampled(),
+            });
         }
     }
 

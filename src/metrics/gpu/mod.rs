@@ -38,7 +38,11 @@ fn record(reading: &GpuReading) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{budget::MemoryBudget, metrics::Exporter, state::StateCell};
+    use crate::{
+        budget::MemoryBudget,
+        metrics::{Exporter, Format},
+        state::StateCell,
+    };
 
     #[test]
     fn only_what_a_gpu_reports_is_shown() {
@@ -51,7 +55,12 @@ mod tests {
             ..Default::default()
         });
 
-        let text = exporter.render([], &StateCell::default(), &MemoryBudget::new(1 << 30));
+        let text = exporter.render(
+            Format::Text,
+            [],
+            &StateCell::default(),
+            &MemoryBudget::new(1 << 30),
+        );
         for line in [
             "classifier_gpu_utilization_ratio{gpu=\"7\",name=\"a test card\"} 0.5",
             "classifier_gpu_memory_used_bytes{gpu=\"7\",name=\"a test card\"} 3221225472",

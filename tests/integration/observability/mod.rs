@@ -5,12 +5,12 @@ mod load;
 mod prometheus;
 mod structure;
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use self::dashboard::{Expected, Query, queries};
 use self::load::Load;
 use self::prometheus::{Prometheus, seconds};
-use crate::common::{Server, data, exclusive, ffmpeg};
+use crate::common::{Server, data, exclusive, ffmpeg, image, request};
 
 /// Clients in a closed loop: enough that an answer takes far longer than its way through the
 /// network.
@@ -51,6 +51,29 @@ async fn prometheus_and_the_clients_agree_and_alerts_fire() {
     server.signal("KILL");
     server.wait(Duration::from_secs(5)).unwrap();
     prometheus.wait_until_firing("ClassifierDown").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trace_is_found_from_the_latency_that_it_had() {
+    if !prometheus::installed() {
+        return;
+    }
+    let server = Server::start(&["--engine", "embedded"]);
+    let prometheus = Prometheus::start(server.http);
+    prometheus.wait_for_scrapes().await;
+
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let mut call = tonic::Request::new(request(image(data("cat.jpg"))));
+    let parent = format!("00-{trace}-b7ad6b7169203331-01");
+    call.metadata_mut()
+        .insert("traceparent", parent.parse().unwrap());
+    let began = Instant::now();
+    server.client().await.classify(call).await.unwrap();
+    let took = began.elapsed().as_secs_f64();
+
+    let series = "classifier_request_duration_seconds_bucket{method=\"Classify\"}";
+    let value = prometheus.wait_for_exemplar(series, trace).await;
+    assert!(0.0 < value && value <= took, "{value} of {took} s");
 }
 
 /// Compares throughput and latency as the dashboard shows them with the clients' own measurements.

@@ -77,6 +77,7 @@ impl Prometheus {
                 "--config.file=prometheus.yml",
                 "--storage.tsdb.path=data",
                 "--web.listen-address=127.0.0.1:0",
+                "--enable-feature=exemplar-storage",
             ])
             .current_dir(folder.path())
             .stderr(Stdio::piped())
@@ -196,6 +197,28 @@ impl Prometheus {
             .iter()
             .map(|sample| sample[0].as_f64().unwrap())
             .collect()
+    }
+
+    /// Waits for the trace of an exemplar of this series, and returns its value.
+    pub async fn wait_for_exemplar(&self, series: &str, trace: &str) -> f64 {
+        let find = || {
+            let (now, series) = (seconds(SystemTime::now()), encoded(series));
+            let start = now - 60.0;
+            let path = format!(
+                "/api/v1/query_exemplars?query={series}&start={start}&end={}",
+                now + 60.0
+            );
+            let answer = self.get(&path);
+            let exemplars = answer.as_array().unwrap().iter();
+            let mut exemplars =
+                exemplars.flat_map(|series| series["exemplars"].as_array().unwrap());
+            exemplars
+                .find(|exemplar| exemplar["labels"]["trace_id"] == trace)
+                .map(|exemplar| exemplar["value"].as_str().unwrap().parse().unwrap())
+        };
+        self.until("it has scraped the exemplar", || find().is_some())
+            .await;
+        find().expect("it was found before")
     }
 
     /// The value of a query with one result.
