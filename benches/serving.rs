@@ -69,10 +69,10 @@ fn main() -> Result<(), Error> {
             rate,
         } = cost;
         let limit = terms.limit(cores.get());
+        let precision = precision.to_string();
         println!(
-            "{:>9}  {:>6.2}  {:>6.2}  {:>9.2}  {:>15.2}  {:>8.2}  {limit:>7.1}  \
+            "{precision:>9}  {:>6.2}  {:>6.2}  {:>9.2}  {:>15.2}  {:>8.2}  {limit:>7.1}  \
              {rate:>8.1}  {:>5.2}",
-            precision.to_string(),
             terms.decode,
             terms.resize,
             terms.inference,
