@@ -16,7 +16,7 @@ fn record_request(model: &ModelMetrics) {
     model.received(100_000);
     model.queue_depth(3, 2);
     model.queue_capacity(20);
-    model.decoded(took);
+    model.decoded(took, Duration::ZERO);
     model.queued(took);
     model.inferred(1, took);
     model.workers_busy(1.0, took);

@@ -69,6 +69,7 @@ fn main() -> Result<(), Error> {
             rate,
         } = cost;
         let limit = terms.limit(cores.get());
+        let precision = precision.to_string();
         println!(
             "{precision:>9}  {:>6.2}  {:>6.2}  {:>9.2}  {:>15.2}  {:>8.2}  {limit:>7.1}  \
              {rate:>8.1}  {:>5.2}",
@@ -229,7 +230,7 @@ fn measure(variant: &Variant, bytes: &Bytes, duration: Duration) -> Result<Cost,
         let latency = report
             .latency_ms
             .as_ref()
-            .ok_or("no request was answered")?;
+            .ok_or("no request was answered: measure longer (RESNET18_BENCH_SECONDS)")?;
         let refusal = report
             .rejection_latency_ms
             .as_ref()

@@ -20,6 +20,8 @@ pub(super) struct Budget {
     end: Cell<Duration>,
     /// The work until the clock is looked at again.
     left: Cell<usize>,
+    /// The time that other threads have spent.
+    helped: Cell<Duration>,
 }
 
 impl Budget {
@@ -31,6 +33,7 @@ impl Budget {
             config: *config,
             end: Cell::new(thread_time().saturating_add(config.max_decode_time)),
             left: Cell::new(Self::BETWEEN_LOOKS),
+            helped: Cell::new(Duration::ZERO),
         }
     }
 
@@ -69,8 +72,18 @@ impl Budget {
         self.end.get().saturating_sub(thread_time())
     }
 
+    /// Counts CPU time that other threads have spent on this image.
+    pub fn help(&self, time: Duration) {
+        self.helped.set(self.helped.get() + time);
+        self.charge(time);
+    }
+
+    /// The CPU time that other threads have spent on this image.
+    pub fn helped(&self) -> Duration {
+        self.helped.get()
+    }
+
     /// Counts time that was spent elsewhere.
-    #[cfg(unix)]
     pub fn charge(&self, time: Duration) {
         self.end.set(self.end.get().saturating_sub(time));
     }
@@ -97,7 +110,7 @@ pub(super) fn thread_time() -> Duration {
 
 /// The time that has passed, where no thread's own is known.
 #[cfg(not(unix))]
-fn thread_time() -> Duration {
+pub(super) fn thread_time() -> Duration {
     use std::{sync::LazyLock, time::Instant};
 
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);

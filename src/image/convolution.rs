@@ -58,7 +58,7 @@ impl Group {
 }
 
 /// What the scaled pixels of a stretch are made of.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Weights {
     /// What they are for.
     made_for: Option<(Filter, Stretch)>,

@@ -10,6 +10,7 @@
 mod bmp;
 mod budget;
 mod convolution;
+mod crew;
 mod crop;
 mod decode;
 mod error;
@@ -40,14 +41,15 @@ mod tga;
 mod tiff;
 mod webp;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
 #[cfg(unix)]
 pub use self::heif::av1::{decode_av1, decode_av1_with};
-use self::{budget::Budget, guard::guarded, jpeg::Needed, rows::Decoded};
+use self::{budget::Budget, crew::Help, guard::guarded, jpeg::Needed, rows::Decoded};
 pub use self::{
+    crew::{Assist, Helpers},
     crop::Crop,
     decode::decode,
     error::ImageError,
@@ -213,6 +215,10 @@ pub struct Preprocessor {
     /// A region of them.
     part: Pixels,
     resizer: Resizer,
+    /// Other threads that may help with an image.
+    helpers: Option<Arc<dyn Helpers>>,
+    /// The CPU time that they have spent on the last one.
+    helped: Duration,
 }
 
 impl Preprocessor {
@@ -226,7 +232,21 @@ impl Preprocessor {
             pixels: Pixels::default(),
             part: Pixels::default(),
             resizer: Resizer::default(),
+            helpers: None,
+            helped: Duration::ZERO,
         }
+    }
+
+    /// Has other threads help with images while they have nothing else to do. The crops are the
+    /// same.
+    pub fn with_helpers(mut self, helpers: Arc<dyn Helpers>) -> Self {
+        self.helpers = Some(helpers);
+        self
+    }
+
+    /// The CPU time that other threads have spent on the last image.
+    pub fn helped(&self) -> Duration {
+        self.helped
     }
 
     /// Writes the upright crop of `source` as `geometry.height` x `geometry.width` x 3 bytes of
@@ -271,12 +291,17 @@ impl Preprocessor {
             Source::Encoded(encoded) => ImageFormat::of(encoded),
             Source::Raw(_) | Source::Crop(_) => None,
         };
+        self.helped = Duration::ZERO;
         let result = guarded(format, || work(self));
 
         let memory =
             self.pixels.data.capacity() + self.part.data.capacity() + self.resizer.memory();
         if result.is_none() || memory > Self::MAX_KEPT_MEMORY {
-            *self = Self::new(self.config);
+            *self = Self {
+                helpers: self.helpers.take(),
+                helped: self.helped,
+                ..Self::new(self.config)
+            };
         }
         if matches!(result, Some(Err(ImageError::TookTooLong { .. }))) {
             metrics::decode_timed_out();
@@ -284,15 +309,16 @@ impl Preprocessor {
         result.unwrap_or(Err(ImageError::DecoderPanic))
     }
 
+    /// Returns how many bytes decoding may take beyond what it needs.
     fn check_memory(
         &self,
         source: &Source,
         regions: &[Region],
         geometry: &Geometry,
-    ) -> Result<(), ImageError> {
+    ) -> Result<u64, ImageError> {
         let limit = self.config.max_memory;
         if limit == u64::MAX {
-            return Ok(());
+            return Ok(limit);
         }
         let Estimate {
             memory_bytes,
@@ -306,7 +332,7 @@ impl Preprocessor {
                 limit,
             });
         }
-        Ok(())
+        Ok(limit.saturating_sub(memory_bytes))
     }
 
     fn crop_unguarded(
@@ -315,7 +341,7 @@ impl Preprocessor {
         geometry: &Geometry,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
-        self.check_memory(source, &[], geometry)?;
+        let spare = self.check_memory(source, &[], geometry)?;
         let budget = Budget::new(&self.config);
         match source {
             Source::Encoded(encoded) => {
@@ -326,12 +352,14 @@ impl Preprocessor {
                 let needed = Needed {
                     min_shorter_side,
                     crop: Some(geometry),
+                    help: Help::of(self.helpers.as_ref(), encoded, spare),
                 };
                 let resizer = Some(&mut self.resizer);
-                match self
+                let decoded = self
                     .pixels
-                    .decode_for_crop(encoded, &budget, needed, resizer)?
-                {
+                    .decode_for_crop(encoded, &budget, needed, resizer);
+                self.helped = budget.helped();
+                match decoded? {
                     Decoded::Pixels => self.resizer.crop(&self.pixels, geometry, crop),
                     Decoded::Scaled(plan) => self.resizer.finish(&plan, self.pixels.layout, crop),
                 }
@@ -358,13 +386,18 @@ impl Preprocessor {
         geometry: &Geometry,
         crops: &mut [Vec<u8>],
     ) -> Result<(), ImageError> {
-        self.check_memory(source, regions, geometry)?;
+        let spare = self.check_memory(source, regions, geometry)?;
         let budget = Budget::new(&self.config);
         match source {
             // Whole and at its full size, whatever is cut out of it.
             Source::Encoded(encoded) => {
-                let whole = Needed::default();
-                self.pixels.decode_for_crop(encoded, &budget, whole, None)?;
+                let whole = Needed {
+                    help: Help::of(self.helpers.as_ref(), encoded, spare),
+                    ..Needed::default()
+                };
+                let decoded = self.pixels.decode_for_crop(encoded, &budget, whole, None);
+                self.helped = budget.helped();
+                decoded?;
             }
             Source::Raw(frame) => {
                 self.config.check_size(frame.width, frame.height)?;

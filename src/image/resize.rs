@@ -305,6 +305,8 @@ pub struct Resizer {
     scaled: Vec<u8>,
     /// The pixels scaled horizontally but not yet vertically.
     narrowed: Vec<u8>,
+    /// The stored row that they begin with.
+    first: u32,
     /// How columns and rows are sampled, where that is not done by the resampler.
     columns: Table,
     rows: Table,
@@ -372,11 +374,31 @@ impl Resizer {
             &mut self.narrowed,
             plan.column.length as usize * plan.rows().len() * layout.channels(),
         );
+        self.first = plan.rows().start;
         if let Some(sampling) = plan.sampling() {
             self.columns.fill(sampling, plan.column.to_sample());
             self.rows.fill(sampling, plan.row.to_sample());
         }
         self.weigh(plan);
+    }
+
+    /// What narrows some of the rows of the plan that this has begun with.
+    pub(super) fn part(&self, plan: &CropPlan, layout: PixelLayout, rows: Range<u32>) -> Self {
+        let row_bytes = plan.column.length as usize * layout.channels();
+        Self {
+            narrowed: vec![0; row_bytes * rows.len()],
+            first: rows.start,
+            columns: self.columns.clone(),
+            column_weights: self.column_weights.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Takes the rows that a part of this has narrowed.
+    pub(super) fn put(&mut self, part: &Self, plan: &CropPlan, layout: PixelLayout) {
+        let row_bytes = plan.column.length as usize * layout.channels();
+        let start = (part.first - self.first) as usize * row_bytes;
+        self.narrowed[start..][..part.narrowed.len()].copy_from_slice(&part.narrowed);
     }
 
     fn weigh(&mut self, plan: &CropPlan) {
@@ -400,7 +422,7 @@ impl Resizer {
         rows: Range<u32>,
     ) -> Result<(), ImageError> {
         let row_bytes = plan.column.length as usize * source.layout.channels();
-        let first = (rows.start - plan.rows().start) as usize;
+        let first = (rows.start - self.first) as usize;
         let target = &mut self.narrowed[first * row_bytes..][..rows.len() * row_bytes];
         let count = rows.len() as u32;
         if plan.sampling().is_some() {

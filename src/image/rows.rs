@@ -2,6 +2,8 @@
 //! either kept or scaled at once, a band of them at a time, so that no picture has to be in memory
 //! whole.
 
+use std::ops::Range;
+
 use super::{
     Geometry, ImageError,
     budget::Budget,
@@ -33,10 +35,54 @@ pub(super) enum Decoded {
     Scaled(CropPlan),
 }
 
+/// Rows of a picture that are made apart from the others, perhaps by another thread.
+pub(super) struct Part {
+    rows: Range<usize>,
+    /// Bytes of a row, and of a pixel.
+    row_bytes: usize,
+    channels: usize,
+    /// All of the rows, or a band of them: this many.
+    buffer: Vec<u8>,
+    band: usize,
+    /// What scales the rows, if that is done at once.
+    scaling: Option<PartScaling>,
+}
+
+struct PartScaling {
+    resizer: Resizer,
+    plan: CropPlan,
+    width: u32,
+    layout: PixelLayout,
+}
+
+impl Part {
+    /// Takes the rows of this part.
+    pub fn rows(&mut self) -> Rows<'_> {
+        resize_buffer(&mut self.buffer, self.row_bytes * self.band);
+        let scaling = self.scaling.as_mut().map(|scaling| Scaling {
+            resizer: &mut scaling.resizer,
+            plan: scaling.plan,
+            width: scaling.width,
+            layout: scaling.layout,
+            band: self.band,
+            filled: 0,
+            result: Ok(()),
+        });
+        Rows {
+            buffer: &mut self.buffer,
+            row_bytes: self.row_bytes,
+            channels: self.channels,
+            first: self.rows.start,
+            scaling,
+        }
+    }
+}
+
 /// Takes the rows of a picture, from top to bottom.
 pub(super) struct Rows<'a> {
     buffer: &'a mut Vec<u8>,
     row_bytes: usize,
+    channels: usize,
     /// Which row the buffer begins with.
     first: usize,
     scaling: Option<Scaling<'a>>,
@@ -91,6 +137,7 @@ impl<'a> Rows<'a> {
         Self {
             buffer: &mut pixels.data,
             row_bytes,
+            channels: pixels.layout.channels(),
             first: 0,
             scaling: None,
         }
@@ -105,6 +152,7 @@ impl<'a> Rows<'a> {
         resizer.begin(&plan, pixels.layout);
         Self {
             row_bytes,
+            channels: pixels.layout.channels(),
             first: rows.start as usize,
             scaling: Some(Scaling {
                 resizer,
@@ -139,6 +187,48 @@ impl<'a> Rows<'a> {
             scaling.filled = y + 1 - self.first;
         }
         &mut self.buffer[(y - self.first) * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// Some of the rows that are needed, to be made apart and [put](Self::put) here.
+    pub fn part(&self, rows: Range<usize>) -> Part {
+        let band = match &self.scaling {
+            Some(_) => band_rows(self.row_bytes).min(rows.len()),
+            None => rows.len(),
+        };
+        let range = rows.start as u32..rows.end as u32;
+        Part {
+            row_bytes: self.row_bytes,
+            channels: self.channels,
+            buffer: Vec::new(),
+            band,
+            scaling: self.scaling.as_ref().map(|scaling| PartScaling {
+                resizer: scaling.resizer.part(&scaling.plan, scaling.layout, range),
+                plan: scaling.plan,
+                width: scaling.width,
+                layout: scaling.layout,
+            }),
+            rows,
+        }
+    }
+
+    /// Takes rows that were made apart, of which these columns are wanted.
+    pub fn put(&mut self, part: &Part, columns: &Range<usize>) {
+        if part.rows.is_empty() {
+            return;
+        }
+        if let (Some(into), Some(scaling)) = (&mut self.scaling, &part.scaling) {
+            into.resizer.put(&scaling.resizer, &into.plan, into.layout);
+            return;
+        }
+        let bytes = columns.start * self.channels..columns.end * self.channels;
+        for (y, row) in part
+            .rows
+            .clone()
+            .zip(part.buffer.chunks_exact(self.row_bytes))
+        {
+            let start = (y - self.first) * self.row_bytes;
+            self.buffer[start..][bytes.clone()].copy_from_slice(&row[bytes.clone()]);
+        }
     }
 
     /// Scales what is left.

@@ -42,7 +42,7 @@ pub(super) struct Stretch {
 }
 
 /// The source pixels of each scaled one along an axis.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Table {
     /// For each scaled pixel, its first source pixel and the end of its weights.
     pixels: Vec<(u32, usize)>,

@@ -181,10 +181,10 @@ impl ModelMetrics {
         self.regions.increment(count as u64);
     }
 
-    /// Records that a worker decoded an image, successfully or not.
-    pub fn decoded(&self, took: Duration) {
+    /// Records that a worker decoded an image, successfully or not, and for how long others helped.
+    pub fn decoded(&self, took: Duration, helped: Duration) {
         self.decode.record(took);
-        self.decode_busy.increment(took);
+        self.decode_busy.increment(took + helped);
     }
 
     /// Records how long a classified image had waited.

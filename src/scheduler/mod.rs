@@ -3,7 +3,8 @@
 //! Each CPU core has one worker thread, which takes the most advanced work there is: a decoded
 //! image to infer, else a waiting one to decode. So the machine never runs more compute threads
 //! than it has cores, and no image is decoded long before it can be inferred. An image that is
-//! alone on the machine gets all cores at once (see [`Lanes`]).
+//! alone on the machine gets all cores at once: they help to decode it (`helping`), and infer it
+//! together (see [`Lanes`]).
 //!
 //! Several models share these threads. Each has its own queue, and the queue with the least virtual
 //! time, which is the machine time it has been charged, is served next. An engine on a device has a
@@ -12,6 +13,7 @@
 mod capacity;
 mod fair_queue;
 mod gathering;
+mod helping;
 mod job;
 mod model_queue;
 mod pace;
@@ -361,7 +363,8 @@ impl Shared {
     /// Gives up all work, so that nobody waits for it any longer.
     fn abandon_all(&self) {
         let mut state = self.lock();
-        let runs: Vec<_> = state.running.keys().copied().collect();
+        let runs = state.running.keys().chain(state.helping.keys());
+        let runs: Vec<_> = runs.copied().collect();
         let mut waiting = Vec::new();
         let mut ready = Vec::new();
         for queue in state.queues.values_mut() {

@@ -116,6 +116,12 @@ impl ModelQueue {
         self.waiting.is_empty() && self.ready.is_empty()
     }
 
+    /// Whether nothing waits for a core.
+    pub fn leaves_cores_idle(&self) -> bool {
+        // Images that are ready for a device are no work for the cores.
+        self.waiting.is_empty() && (self.model.engine.offloaded || self.ready.is_empty())
+    }
+
     /// How many images are answered before those that still wait to be decoded.
     pub fn ahead(&self) -> usize {
         self.ready.len() + self.in_progress

@@ -78,10 +78,16 @@ pub(super) enum Loss {
 }
 
 impl SchedulerState {
-    /// Notes that a thread begins with work of the queue `id`.
-    pub fn begin(&mut self, id: QueueId, model: Arc<ModelInfo>, stage: Stage) -> RunId {
+    /// A name for work that begins.
+    pub fn name_run(&mut self) -> RunId {
         let run = RunId(self.next_run);
         self.next_run += 1;
+        run
+    }
+
+    /// Notes that a thread begins with work of the queue `id`.
+    pub fn begin(&mut self, id: QueueId, model: Arc<ModelInfo>, stage: Stage) -> RunId {
+        let run = self.name_run();
         self.moves += 1;
         let images = match &stage {
             Stage::Decode(decoding) => {
@@ -155,7 +161,8 @@ impl Shared {
             ..
         }) = state.end(run)
         else {
-            return false;
+            drop(state);
+            return self.give_up_helping(run, loss);
         };
         let was_core = !matches!(
             stage,

@@ -1,15 +1,20 @@
 //! The scheduling policy: which model's work is next, whether it is decoding or inference, and on
 //! which engine it runs.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
+    helping::Helping,
     job::Fetch,
     model_queue::{ModelInfo, ModelQueue, Waiting},
     running::{Decoding, LaneKind, RunId, Running, Stage},
     worker::wants_embeddings,
 };
-use crate::engine::Engine;
+use crate::{engine::Engine, image::Assist};
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct QueueId(pub u64);
@@ -32,6 +37,10 @@ pub(super) struct SchedulerState {
     /// What the threads work on.
     pub running: BTreeMap<RunId, Running>,
     pub next_run: u64,
+    /// Calls for help with decoding that no worker has answered yet.
+    pub calls: VecDeque<Arc<dyn Assist>>,
+    /// The workers that help.
+    pub helping: BTreeMap<RunId, Helping>,
     /// Counts work that was begun, ended or given up.
     pub moves: u64,
     /// Threads that work or wait for work.
@@ -154,15 +163,7 @@ impl SchedulerState {
             return taken;
         };
 
-        let leaves_cores_idle = |queue: &ModelQueue| {
-            if queue.model.engine.offloaded {
-                // Images that are ready for a device are no work for the cores.
-                queue.waiting.is_empty()
-            } else {
-                queue.is_empty()
-            }
-        };
-        let alone = self.active == 0 && self.queues.values().all(leaves_cores_idle);
+        let alone = self.active == 0 && self.queues.values().all(ModelQueue::leaves_cores_idle);
         let queue = self.busy_queue(id);
         let (engine, lane) = match queue.wide.take_if(|_| alone) {
             None => (engine, LaneKind::Narrow),

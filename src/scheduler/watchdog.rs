@@ -132,6 +132,12 @@ impl Watchdog {
                 hanging.push((*run, running.watched));
             }
         }
+        for (run, helping) in &mut state.helping {
+            helping.watched += passed;
+            if helping.watched > self.limits.decode {
+                hanging.push((*run, helping.watched));
+            }
+        }
         hanging
     }
 

@@ -10,6 +10,7 @@ use std::{
 use super::{
     Failure, HEAVY_DECODE, InputImage, Job, JobError, Output, Reply, Shared, Timeline,
     gathering::ReplyTo,
+    helping::IdleCores,
     job::Fetch,
     model_queue::{ModelInfo, ModelQueue, Ready, Waiting},
     running::{Decoding, LaneKind, Loss, RunId, Running, Stage},
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     engine::{Engine, EngineError, Results},
-    image::{Preprocessor, estimate},
+    image::{Assist, Preprocessor, estimate},
     metrics::{self, Restart, statistics::Stages},
     telemetry::trace::{Batch, Period},
 };
@@ -83,6 +84,8 @@ struct CoreWorker {
 
 enum Next {
     Task(Task),
+    /// Help another worker.
+    Help(RunId, Arc<dyn Assist>),
     /// Drop the engines of a model that has been retired.
     Drop(Box<ModelQueue>),
 }
@@ -98,7 +101,8 @@ struct Image {
 impl CoreWorker {
     fn new(shared: Arc<Shared>) -> Self {
         Self {
-            preprocessor: Preprocessor::new(shared.config.preprocess),
+            preprocessor: Preprocessor::new(shared.config.preprocess)
+                .with_helpers(Arc::new(IdleCores(Arc::clone(&shared)))),
             share: shared.core_share(),
             shared,
             buffers: Buffers::default(),
@@ -113,6 +117,15 @@ impl CoreWorker {
                 Next::Task(task) => {
                     self.current = Some(task.run);
                     if self.execute(task).is_err() {
+                        return Ended::Lost;
+                    }
+                    self.current = None;
+                }
+                Next::Help(run, work) => {
+                    self.current = Some(run);
+                    work.assist();
+                    drop(work);
+                    if !self.shared.lock().end_helping(run) {
                         return Ended::Lost;
                     }
                     self.current = None;
@@ -179,9 +192,14 @@ impl CoreWorker {
             fetched => fetched,
         };
         let mut crops = vec![crop];
+        let mut helped = Duration::ZERO;
         let decoded = match fetched {
             None => Err(JobError::Abandoned),
-            Some(image) => self.crop(&image, model, &mut crops).map(|()| image),
+            Some(image) => {
+                let cropped = self.crop(&image, model, &mut crops);
+                helped = self.preprocessor.helped();
+                cropped.map(|()| image)
+            }
         };
         let ended = Instant::now();
         let took = ended - started;
@@ -198,11 +216,11 @@ impl CoreWorker {
             wants_embedding,
             cost,
         } = decoding;
-        let spent = took.as_secs_f64() * self.share;
+        let spent = (took + helped).as_secs_f64() * self.share;
         queue.virtual_time += queue.charge * (spent - cost.decode);
         if !matches!(decoded, Err(JobError::Abandoned)) {
-            model.metrics.decoded(took);
-            queue.pace.record_decode(took, self.share);
+            model.metrics.decoded(took, helped);
+            queue.pace.record_decode(took + helped, self.share);
         }
         let failed = match decoded {
             Ok(InputImage {
@@ -718,6 +736,13 @@ impl Shared {
             }
             if !state.finished.is_empty() {
                 continue;
+            }
+            // While a batch waits for others, its time is watched.
+            if !state.exclusive
+                && until.is_none()
+                && let Some((run, work)) = state.answer_call()
+            {
+                return Some(Next::Help(run, work));
             }
             if state.stopping && state.queues.values().all(ModelQueue::is_idle) {
                 state.notify_devices();

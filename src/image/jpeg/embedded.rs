@@ -8,7 +8,7 @@ use super::{
     full::FullSize,
     header::Header,
     marker,
-    picture::{self, Region},
+    picture::{self, Picture, Region, Request},
     unsupported,
 };
 use crate::image::{ImageError, budget::Budget, pixels::Pixels, rows::Rows};
@@ -61,11 +61,19 @@ pub(in crate::image) fn decode_embedded(
     };
     let mut pixels = Pixels::default();
     describe(&mut pixels, &header, colours, [width, height]);
-    let region = Region::whole(width, height);
+    let request = Request {
+        encoded: &jpeg,
+        budget,
+        region: Region::whole(width, height),
+        help: None,
+    };
     let mut rows = Rows::kept(&mut pixels);
-    picture::decode(&jpeg, header, budget, &mut rows, |frame, quantization| {
-        FullSize::new(frame, colours, quantization, region)
-    })?;
+    picture::decode(
+        header,
+        &request,
+        &mut rows,
+        move |picture: &Picture, region| FullSize::new(picture, colours, region),
+    )?;
     Ok(pixels.data)
 }
 

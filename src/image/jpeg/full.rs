@@ -4,10 +4,8 @@ use std::ops::Range;
 
 use super::{
     colour::Colours,
-    frame::Frame,
     huffman::Block,
-    picture::{Output, Region},
-    tables::Quantization,
+    picture::{Output, Picture, Region},
     transform,
     upsample::Upsampling,
 };
@@ -70,12 +68,12 @@ fn blocks_of(samples: &Range<usize>) -> Range<usize> {
 
 impl FullSize {
     /// `region` must not be empty.
-    pub fn new(
-        frame: &Frame,
-        colours: Colours,
-        quantization: &[Quantization],
-        region: Region,
-    ) -> Self {
+    pub fn new(picture: &Picture, colours: Colours, region: Region) -> Self {
+        let Picture {
+            frame,
+            quantization,
+            ..
+        } = picture;
         let components: Vec<_> = frame
             .components
             .iter()
@@ -178,6 +176,27 @@ impl Output for FullSize {
         63
     }
 
+    fn depends_on(&self) -> usize {
+        usize::from(self.waits)
+    }
+
+    fn rows_of(&self, strips: &Range<usize>) -> Range<usize> {
+        let waits = usize::from(self.waits);
+        let begin = (strips.start * self.strip_rows).saturating_sub(waits);
+        let end = strips.end * self.strip_rows;
+        let end = if end >= self.height {
+            self.height
+        } else {
+            end - waits
+        };
+        let begin = begin.max(self.region.rows.start);
+        begin..end.min(self.region.rows.end).max(begin)
+    }
+
+    fn begin_at(&mut self, strip: usize) {
+        self.strip = strip;
+    }
+
     fn needed_columns(&self, component: usize, row: usize) -> Range<usize> {
         let component = &self.components[component];
         if component
@@ -204,18 +223,9 @@ impl Output for FullSize {
     }
 
     fn finish_strip(&mut self, strip: usize, target: &mut Rows<'_>) {
-        let waits = usize::from(self.waits);
-        let begin = (strip * self.strip_rows).saturating_sub(waits);
-        let end = (strip + 1) * self.strip_rows;
-        let end = if end >= self.height {
-            self.height
-        } else {
-            end - waits
-        };
-
         let channels = self.colours.layout(self.components.len()).channels();
-        let Region { columns, rows } = self.region.clone();
-        for y in begin.max(rows.start)..end.min(rows.end) {
+        let columns = self.region.columns.clone();
+        for y in self.rows_of(&(strip..strip + 1)) {
             let row = &mut target.row(y)[columns.start * channels..columns.end * channels];
             self.write_row(y, strip, row);
         }

@@ -6,10 +6,13 @@
 //!
 //! - `header` reads the segments before the first scan: the frame, the tables and the colours;
 //! - `scan` and the entropy decoders (`sequential`, `progressive`, `arithmetic`) turn the data into
-//!   blocks of coefficients, and `picture` passes them on, either at once or, where several scans
-//!   hold parts of the same block, by way of all `coefficients`;
+//!   blocks of coefficients, and `picture` passes them on, either at once (`strips`) or, where
+//!   several scans hold parts of the same block, by way of all `coefficients` (`scans`);
 //! - `full` or [`scaled`] turn the blocks of a strip into samples, by an inverse cosine transform;
 //! - they enlarge subsampled components (`upsample`) and convert `colour`.
+//!
+//! Where other threads are idle, a picture is cut into `bands` that they help with: they get the
+//! blocks of a band on a `tape`, or read those of its restart `intervals` themselves.
 //!
 //! With the feature `turbojpeg`, libjpeg-turbo decodes first, and this decoder only what that
 //! rejects.
@@ -32,6 +35,7 @@
 //!   (A.3.6, figure A.6). The first is the DC coefficient, all others are AC coefficients.
 
 mod arithmetic;
+mod bands;
 mod bits;
 mod coefficients;
 mod colour;
@@ -40,6 +44,7 @@ mod frame;
 mod full;
 mod header;
 mod huffman;
+mod intervals;
 mod marker;
 mod outline;
 mod picture;
@@ -47,24 +52,28 @@ mod progressive;
 mod scaled;
 mod scaled_transform;
 mod scan;
+mod scans;
 mod segment;
 mod sequential;
 mod smoothing;
 mod standard;
+mod strips;
 mod tables;
+mod tape;
 #[cfg(test)]
 mod tests;
 mod transform;
 #[cfg(feature = "turbojpeg")]
 mod turbo;
 mod upsample;
+mod work;
 mod zigzag;
 
 use self::{
     colour::Colours,
     full::FullSize,
     header::Header,
-    picture::Region,
+    picture::{Picture, Region, Request},
     scaled::{Scale, Scaled},
 };
 pub(super) use self::{
@@ -74,13 +83,14 @@ pub(super) use self::{
 use super::{
     Exif, Geometry, ImageError, ImageFormat,
     budget::Budget,
+    crew::Help,
     orientation::Orientation,
     pixels::Pixels,
     resize::{CropPlan, Resizer},
     rows::{Decoded, Rows},
 };
 
-/// What is needed of a picture.
+/// What is needed of a picture, and who may help with it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Needed<'a> {
     /// The picture may be decoded at reduced scale if its shorter side then still has at least this
@@ -89,6 +99,8 @@ pub(super) struct Needed<'a> {
     /// Only the pixels that this crop depends on are needed; all others are unspecified. `None`
     /// decodes all pixels.
     pub crop: Option<&'a Geometry>,
+    /// Who may help.
+    pub help: Option<Help<'a>>,
 }
 
 /// Decodes a JPEG file into `pixels`, or for `resizer`.
@@ -133,13 +145,25 @@ pub(super) fn decode(
     }
 
     let (mut rows, decoded) = Rows::of(pixels, needed.crop, resizer)?;
+    let request = Request {
+        encoded,
+        budget,
+        region,
+        help: needed.help,
+    };
     match scale {
-        Some(scale) => picture::decode(encoded, header, budget, &mut rows, |frame, tables| {
-            Scaled::new(frame, colours, tables, scale, region)
-        }),
-        None => picture::decode(encoded, header, budget, &mut rows, |frame, tables| {
-            FullSize::new(frame, colours, tables, region)
-        }),
+        Some(scale) => picture::decode(
+            header,
+            &request,
+            &mut rows,
+            move |picture: &Picture, region| Scaled::new(picture, colours, scale, region),
+        ),
+        None => picture::decode(
+            header,
+            &request,
+            &mut rows,
+            move |picture: &Picture, region| FullSize::new(picture, colours, region),
+        ),
     }?;
     rows.finish(budget)?;
     Ok(decoded)

@@ -1,8 +1,8 @@
 //! What decoding a JPEG file needs, by its frame header and the headers of its scans.
 
 use super::{
-    coefficients::Coefficients, frame::Frame, header::MAX_SEGMENTS, marker, picture::Work,
-    scan::ScanHeader, segment::Segment,
+    coefficients::Coefficients, frame::Frame, header::MAX_SEGMENTS, marker, scan::ScanHeader,
+    segment::Segment, work::Work,
 };
 use crate::image::{
     Exif,

@@ -12,9 +12,8 @@ use super::{
     colour::Colours,
     frame::Frame,
     huffman::Block,
-    picture::{Output, Region},
+    picture::{Output, Picture, Region},
     scaled_transform::InverseTransform,
-    tables::Quantization,
 };
 use crate::image::rows::Rows;
 
@@ -96,13 +95,12 @@ struct Component {
 
 impl Scaled {
     /// The scale has to be one that [`Scale::choose`] chose for this frame.
-    pub fn new(
-        frame: &Frame,
-        colours: Colours,
-        quantization: &[Quantization],
-        scale: Scale,
-        region: Region,
-    ) -> Self {
+    pub fn new(picture: &Picture, colours: Colours, scale: Scale, region: Region) -> Self {
+        let Picture {
+            frame,
+            quantization,
+            ..
+        } = picture;
         let stride = frame.mcus_per_strip() * frame.h_max * scale.block_side();
         let strip_rows = frame.v_max * scale.block_side();
         let transforms = scale.transforms(frame).unwrap_or_default();
@@ -132,6 +130,20 @@ impl Scaled {
 impl Output for Scaled {
     fn last_of_interest(&self, component: usize) -> usize {
         self.components[component].transform.last
+    }
+
+    fn depends_on(&self) -> usize {
+        0
+    }
+
+    fn rows_of(&self, strips: &Range<usize>) -> Range<usize> {
+        let Range { start, end } = self.region.rows;
+        let begin = (strips.start * self.strip_rows).max(start);
+        begin..(strips.end * self.strip_rows).min(end).max(begin)
+    }
+
+    fn begin_at(&mut self, strip: usize) {
+        self.strip = strip;
     }
 
     fn needed_columns(&self, component: usize, row: usize) -> Range<usize> {
@@ -170,9 +182,9 @@ impl Output for Scaled {
 
     fn finish_strip(&mut self, strip: usize, target: &mut Rows<'_>) {
         let channels = self.components.len();
-        let Region { columns, rows } = self.region.clone();
+        let columns = self.region.columns.clone();
         let first = strip * self.strip_rows;
-        for y in first.max(rows.start)..(first + self.strip_rows).min(rows.end) {
+        for y in self.rows_of(&(strip..strip + 1)) {
             let row = &mut target.row(y)[columns.start * channels..columns.end * channels];
             let y = y - first;
             if channels == 1 {

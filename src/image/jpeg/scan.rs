@@ -188,18 +188,33 @@ impl Restarts {
         }
     }
 
+    /// Begins at this interval, behind the marker before it.
+    pub fn from(interval: usize, number: usize) -> Self {
+        Self {
+            next: (number % 8) as u8,
+            ..Self::new(interval)
+        }
+    }
+
     /// Has to be called before each MCU.
     #[inline(always)]
     pub fn before_mcu(&mut self, decoder: &mut impl EntropyDecoder) -> Result<(), Fault> {
         if self.interval != 0 {
-            if self.left == 0 {
-                // Data that was missing in this interval is worth more as an explanation.
-                decoder.check()?;
-                decoder.restart(self.next)?;
-                self.next = (self.next + 1) % 8;
-                self.left = self.interval;
-            }
+            self.restart_if_due(decoder)?;
             self.left -= 1;
+        }
+        Ok(())
+    }
+
+    /// Begins the next interval if this one is over.
+    #[inline(always)]
+    pub fn restart_if_due(&mut self, decoder: &mut impl EntropyDecoder) -> Result<(), Fault> {
+        if self.interval != 0 && self.left == 0 {
+            // Data that was missing in this interval is worth more as an explanation.
+            decoder.check()?;
+            decoder.restart(self.next)?;
+            self.next = (self.next + 1) % 8;
+            self.left = self.interval;
         }
         Ok(())
     }

@@ -13,9 +13,8 @@ use crate::image::ImageError;
 /// The data of which skipping a part repays the making of tables for it, in bytes.
 const LONG_DATA: usize = 1 << 17;
 
-/// Decodes whole blocks one after the other.
-pub(super) struct SequentialDecoder<'a> {
-    bits: BitReader<'a>,
+/// The codes of a scan, made ready for decoding.
+pub(super) struct Codes {
     /// By destination.
     dc: [Option<DcTable>; 4],
     ac: [Option<AcTable>; 4],
@@ -27,22 +26,18 @@ struct Component {
     ac: usize,
     /// The last coefficient, in zigzag order, that is of interest.
     last: usize,
-    /// The DC coefficient of the previous block: the prediction of the next one (A.3.5).
-    predictor: i32,
 }
 
-impl<'a> SequentialDecoder<'a> {
-    /// `last_of_interest` gives, by the index of a component in the frame, the last coefficient in
-    /// zigzag order that has to be decoded.
+impl Codes {
+    /// For a scan with this many bytes of data. `last_of_interest` gives, by the index of a component
+    /// in the frame, the last coefficient in zigzag order that has to be decoded.
     pub fn new(
-        encoded: &'a [u8],
-        position: usize,
+        bytes: usize,
         scan: &ScanHeader,
         tables: &Tables,
         last_of_interest: impl Fn(usize) -> usize,
     ) -> Result<Self, ImageError> {
-        let mut decoder = Self {
-            bits: BitReader::at(encoded, position),
+        let mut codes = Self {
             dc: Default::default(),
             ac: Default::default(),
             components: Vec::with_capacity(scan.components.len()),
@@ -51,25 +46,51 @@ impl<'a> SequentialDecoder<'a> {
             .components
             .iter()
             .map(|component| (component, last_of_interest(component.index)));
-        let is_long = encoded.len() - position >= LONG_DATA;
-        let may_skip = is_long || components.clone().any(|(_, last)| last < 63);
+        let may_skip = bytes >= LONG_DATA || components.clone().any(|(_, last)| last < 63);
         for (component, last) in components {
             let (Some(dc), Some(ac)) = (&tables.dc[component.dc], &tables.ac[component.ac]) else {
                 return Err(missing_table());
             };
-            if decoder.dc[component.dc].is_none() {
+            if codes.dc[component.dc].is_none() {
                 let table = DcTable::new(dc).ok_or_else(impossible_size)?;
-                decoder.dc[component.dc] = Some(table);
+                codes.dc[component.dc] = Some(table);
             }
-            decoder.ac[component.ac].get_or_insert_with(|| AcTable::new(ac, may_skip));
-            decoder.components.push(Component {
+            codes.ac[component.ac].get_or_insert_with(|| AcTable::new(ac, may_skip));
+            codes.components.push(Component {
                 dc: component.dc,
                 ac: component.ac,
                 last,
-                predictor: 0,
             });
         }
-        Ok(decoder)
+        Ok(codes)
+    }
+
+    #[inline(always)]
+    fn of(&self, component: &Component) -> Result<(&DcTable, &AcTable), Fault> {
+        match (&self.dc[component.dc], &self.ac[component.ac]) {
+            (Some(dc), Some(ac)) => Ok((dc, ac)),
+            _ => Err(Fault::Invalid),
+        }
+    }
+}
+
+/// Decodes whole blocks one after the other.
+pub(super) struct SequentialDecoder<'a> {
+    bits: BitReader<'a>,
+    codes: &'a Codes,
+    /// The DC coefficient of the previous block of each component: the prediction of the next one
+    /// (A.3.5).
+    predictors: Vec<i32>,
+}
+
+impl<'a> SequentialDecoder<'a> {
+    /// Begins at this position, which is the first one of a restart interval.
+    pub fn new(codes: &'a Codes, encoded: &'a [u8], position: usize) -> Self {
+        Self {
+            bits: BitReader::at(encoded, position),
+            codes,
+            predictors: vec![0; codes.components.len()],
+        }
     }
 }
 
@@ -83,36 +104,31 @@ pub(super) fn impossible_size() -> ImageError {
 
 impl EntropyDecoder for SequentialDecoder<'_> {
     #[inline(always)]
-    fn block(&mut self, component: usize, block: &mut Block) -> Result<usize, Fault> {
-        let component = &mut self.components[component];
-        let (Some(dc), Some(ac)) = (&self.dc[component.dc], &self.ac[component.ac]) else {
-            return Err(Fault::Invalid);
-        };
+    fn block(&mut self, number: usize, block: &mut Block) -> Result<usize, Fault> {
+        let component = &self.codes.components[number];
+        let (dc, ac) = self.codes.of(component)?;
         let read = match component.last {
             63 => ac.read(dc, &mut self.bits, block),
             last => ac.read_up_to(last, dc, &mut self.bits, block),
         };
         let (difference, last) = read.ok_or(Fault::Invalid)?;
-        component.predictor = component.predictor.wrapping_add(difference);
-        block[0] = component.predictor as i16;
+        let predictor = &mut self.predictors[number];
+        *predictor = predictor.wrapping_add(difference);
+        block[0] = *predictor as i16;
         Ok(last)
     }
 
     #[inline(always)]
-    fn skip(&mut self, component: usize) -> Result<(), Fault> {
-        let component = &mut self.components[component];
-        let (Some(dc), Some(ac)) = (&self.dc[component.dc], &self.ac[component.ac]) else {
-            return Err(Fault::Invalid);
-        };
+    fn skip(&mut self, number: usize) -> Result<(), Fault> {
+        let (dc, ac) = self.codes.of(&self.codes.components[number])?;
         let difference = ac.skip(dc, &mut self.bits).ok_or(Fault::Invalid)?;
-        component.predictor = component.predictor.wrapping_add(difference);
+        let predictor = &mut self.predictors[number];
+        *predictor = predictor.wrapping_add(difference);
         Ok(())
     }
 
     fn restart(&mut self, number: u8) -> Result<(), Fault> {
-        for component in &mut self.components {
-            component.predictor = 0;
-        }
+        self.predictors.fill(0);
         restart(&mut self.bits, number)
     }
 

@@ -6,8 +6,7 @@
 //! coefficient that is 0 and not known to its last bit.
 
 use super::{
-    coefficients::Coefficients, frame::Frame, huffman::Block, picture::Progress,
-    tables::Quantization,
+    coefficients::Coefficients, frame::Frame, huffman::Block, scans::Progress, tables::Quantization,
 };
 
 /// Weights of the 5 x 5 mean values, row by row.

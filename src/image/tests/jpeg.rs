@@ -80,7 +80,7 @@ fn crops_of_jpegs_depend_on_nothing_that_was_not_decoded() {
                 let mut whole = Pixels::default();
                 let needed = Needed {
                     min_shorter_side,
-                    crop: None,
+                    ..Needed::default()
                 };
                 whole.decode_needed(&encoded, &config, needed).unwrap();
                 let mut expected = vec![0; geometry.bytes()];

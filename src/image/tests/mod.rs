@@ -2,6 +2,7 @@
 
 mod fits;
 mod heif;
+mod helped;
 mod jpeg;
 mod raw;
 mod scaling;

@@ -15,7 +15,7 @@ fn crop_scaled(encoded: &[u8], geometry: &Geometry) -> Result<Vec<u8>, ImageErro
 fn at_least(min_shorter_side: u32) -> Needed<'static> {
     Needed {
         min_shorter_side: Some(min_shorter_side),
-        crop: None,
+        ..Needed::default()
     }
 }
 

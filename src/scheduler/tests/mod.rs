@@ -2,6 +2,7 @@
 
 mod batches;
 mod devices;
+mod helping;
 mod jobs;
 mod regions;
 mod turns;
