@@ -241,7 +241,13 @@ impl Preprocessor {
         geometry: &Geometry,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
-        self.guard(source, |this| this.crop_unguarded(source, geometry, crop))
+        self.guard(source, |this| {
+            this.crop_unguarded(source, geometry, crop)?;
+            if !matches!(source, Source::Crop(_)) {
+                geometry.finish(crop);
+            }
+            Ok(())
+        })
     }
 
     /// Decodes `source` once, and writes the crop of each of its `regions`, as [`Self::crop`] would
@@ -257,7 +263,13 @@ impl Preprocessor {
         crops: &mut [Vec<u8>],
     ) -> Result<(), ImageError> {
         self.guard(source, |this| {
-            this.crop_regions_unguarded(source, regions, geometry, crops)
+            this.crop_regions_unguarded(source, regions, geometry, crops)?;
+            if !matches!(source, Source::Crop(_)) {
+                for crop in &mut *crops {
+                    geometry.finish(crop);
+                }
+            }
+            Ok(())
         })
     }
 

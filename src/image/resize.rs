@@ -70,6 +70,27 @@ impl Axis {
         }
     }
 
+    /// Takes the middle of the scaled axis as PaddleClas does: halves are rounded down.
+    fn floored_center(source: u32, scaled: u64, crop: u32) -> Self {
+        let center = Self::center(source, scaled, crop);
+        Self {
+            offset: scaled.saturating_sub(crop.into()) / 2,
+            ..center
+        }
+    }
+
+    /// Takes the whole scaled axis, and pads it behind.
+    fn first(source: u32, scaled: u32) -> Self {
+        Self {
+            source,
+            scaled: scaled.into(),
+            offset: 0,
+            length: scaled,
+            padding: 0,
+            mirrored: false,
+        }
+    }
+
     /// Takes the whole scaled axis, and pads it evenly, as Pillow's `ImageOps.pad` does: halves are
     /// rounded to even.
     fn padded(source: u32, scaled: u32, crop: u32) -> Self {
@@ -161,6 +182,7 @@ impl CropPlan {
             resize_shorter_side,
             fit,
             filter,
+            recompress: _,
         } = geometry;
         if crop_width == 0 || crop_height == 0 || resize_shorter_side == 0 {
             return Err(ImageError::Geometry {
@@ -186,6 +208,24 @@ impl CropPlan {
                 (
                     Axis::center(upright_width, scale(upright_width), crop_width),
                     Axis::center(upright_height, scale(upright_height), crop_height),
+                )
+            }
+            Fit::CropRounded => {
+                let shorter = upright_width.min(upright_height);
+                let factor = f64::from(resize_shorter_side) / f64::from(shorter);
+                let scale = |side: u32| (f64::from(side) * factor).round_ties_even() as u64;
+                (
+                    Axis::floored_center(upright_width, scale(upright_width), crop_width),
+                    Axis::floored_center(upright_height, scale(upright_height), crop_height),
+                )
+            }
+            Fit::Line(_) => {
+                check_rows(upright_width, upright_height, crop_width)?;
+                let proportion = f64::from(upright_width) / f64::from(upright_height);
+                let scaled_width = (f64::from(crop_height) * proportion).ceil() as u32;
+                (
+                    Axis::first(upright_width, scaled_width.clamp(1, crop_width)),
+                    Axis::first(upright_height, crop_height),
                 )
             }
             Fit::Squash => {
@@ -245,6 +285,8 @@ impl CropPlan {
             Filter::Nearest => Some(Sampling::Nearest),
             Filter::Area if enlarges(&self.x) || enlarges(&self.y) => Some(Sampling::EnlargedArea),
             Filter::Area => Some(Sampling::Area),
+            Filter::Cubic => Some(Sampling::Cubic),
+            Filter::Lanczos4 => Some(Sampling::Lanczos4),
             Filter::Bilinear | Filter::Bicubic | Filter::Lanczos | Filter::Linear => None,
         }
     }
@@ -370,7 +412,10 @@ impl Resizer {
     pub(super) fn begin(&mut self, plan: &CropPlan, layout: PixelLayout) {
         resize_buffer(
             &mut self.narrowed,
-            plan.column.length as usize * plan.rows().len() * layout.channels(),
+            plan.column.length as usize
+                * plan.rows().len()
+                * layout.channels()
+                * plan.filter.bytes_between_passes(),
         );
         if let Some(sampling) = plan.sampling() {
             self.columns.fill(sampling, plan.column.to_sample());
@@ -399,7 +444,9 @@ impl Resizer {
         plan: &CropPlan,
         rows: Range<u32>,
     ) -> Result<(), ImageError> {
-        let row_bytes = plan.column.length as usize * source.layout.channels();
+        let row_bytes = plan.column.length as usize
+            * source.layout.channels()
+            * plan.filter.bytes_between_passes();
         let first = (rows.start - plan.rows().start) as usize;
         let target = &mut self.narrowed[first * row_bytes..][..rows.len() * row_bytes];
         let count = rows.len() as u32;

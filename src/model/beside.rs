@@ -570,6 +570,7 @@ mod tests {
         assert_eq!(
             hugging_face(&object(vit)).unwrap(),
             Preprocessing {
+                recompress: None,
                 input_size: Some([192, 224]),
                 scale: Some(Scale::Unit),
                 mean: Some([0.5; 3]),
@@ -678,6 +679,7 @@ mod tests {
         assert_eq!(
             timm_settings(&object(config)).unwrap(),
             Preprocessing {
+                recompress: None,
                 input_size: Some([32, 28]),
                 channels: Some(ChannelOrder::Gray),
                 scale: Some(Scale::Unit),

@@ -44,6 +44,7 @@ mod marker;
 mod outline;
 mod picture;
 mod progressive;
+mod recompress;
 mod scaled;
 mod scaled_transform;
 mod scan;
@@ -60,6 +61,7 @@ mod turbo;
 mod upsample;
 mod zigzag;
 
+pub(super) use self::recompress::recompress;
 use self::{
     colour::Colours,
     full::FullSize,
