@@ -8,6 +8,7 @@ mod base;
 mod beside;
 pub mod checkpoint;
 mod error;
+mod exports;
 mod external;
 mod graph;
 mod labels;
