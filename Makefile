@@ -14,7 +14,7 @@ CHECKED := --profile testing
 # The same for tests that need no speed: this crate compiles in a fraction of the time.
 UNOPTIMIZED := $(CHECKED) --config profile.testing.package.resnet18-server.opt-level=0
 
-.PHONY: run build openvino onnxruntime onnxruntime-gpu tensorrt tensorrt-enterprise test test-features test-gpu test-env test-triton test-image lint lint-features deny shuttle chaos fuzz bench screenshots help
+.PHONY: run build openvino onnxruntime onnxruntime-gpu tensorrt tensorrt-enterprise test test-features test-gpu test-cuda test-env test-triton test-image lint lint-features deny shuttle chaos fuzz bench screenshots help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -103,6 +103,11 @@ test-gpu: tensorrt ## test and time TensorRT on an NVIDIA GPU; skipped visibly w
 	@if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then \
 	    TEST_ENGINE=tensorrt cargo test --release --features tensorrt --test integration golden:: -- --nocapture --test-threads 1; \
 	else echo "SKIPPED: the golden images on a GPU: there is none"; fi
+
+test-cuda: ## test ONNX Runtime's CUDA on an NVIDIA GPU; skipped visibly where there is none
+	@if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then \
+	    $(MAKE) onnxruntime-gpu && TEST_ENGINE=cuda cargo test --release --test integration golden:: -- --nocapture --test-threads 1; \
+	else echo "SKIPPED: the golden images by CUDA: there is no NVIDIA GPU"; fi
 
 # Clients in Python and for Node, for the tests; without them, those tests report that they are skipped.
 test-env: $(VENV)/ready tests/node/node_modules/ready
