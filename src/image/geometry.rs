@@ -2,8 +2,6 @@
 
 use std::{fmt, str::FromStr};
 
-use super::jpeg::recompress;
-
 /// The crop that a model takes, and how pictures are scaled to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
@@ -34,13 +32,6 @@ impl Geometry {
             fit: Fit::Crop,
             filter: Filter::Bilinear,
             recompress: None,
-        }
-    }
-
-    /// Compresses and decompresses a crop of this size, if that is asked for.
-    pub(super) fn finish(&self, crop: &mut [u8]) {
-        if let Some(quality) = self.recompress {
-            recompress(crop, self.width as usize, quality);
         }
     }
 
@@ -86,10 +77,6 @@ pub enum Fit {
     Line([u8; 3]),
 }
 
-/// The names of the fits that pad with a colour.
-const PADDING_FITS: [(&str, fn([u8; 3]) -> Fit); 2] =
-    [("letterbox", Fit::Letterbox), ("line", Fit::Line)];
-
 impl Fit {
     /// The colour beside the image.
     pub(super) fn padding(self) -> [u8; 3] {
@@ -133,13 +120,19 @@ impl FromStr for Fit {
                 colour.len() == 6 && colour.bytes().all(|digit| digit.is_ascii_hexdigit())
             })
             .and_then(|colour| u32::from_str_radix(colour, 16).ok());
-        let fit = PADDING_FITS.iter().find(|(known, _)| *known == name);
-        let ((_, fit), colour) = fit.zip(colour).ok_or(
+        let fit = colour.and_then(|colour| {
+            let [_, red, green, blue] = colour.to_be_bytes();
+            match name {
+                "letterbox" => Some(Self::Letterbox([red, green, blue])),
+                "line" => Some(Self::Line([red, green, blue])),
+                _ => None,
+            }
+        });
+        fit.ok_or_else(|| {
             "expected crop, crop-rounded, squash, letterbox, line, letterbox:RRGGBB or \
-             line:RRGGBB, such as letterbox:808080",
-        )?;
-        let [_, red, green, blue] = colour.to_be_bytes();
-        Ok(fit([red, green, blue]))
+             line:RRGGBB, such as letterbox:808080"
+                .into()
+        })
     }
 }
 

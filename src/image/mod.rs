@@ -205,6 +205,16 @@ impl PreprocessConfig {
     }
 }
 
+/// Compresses a crop as JPEG and decompresses it, if the network is to see that, unless the caller has
+/// prepared the crop.
+fn recompress(source: &Source, geometry: &Geometry, crop: &mut [u8]) {
+    if let Some(quality) = geometry.recompress
+        && !matches!(source, Source::Crop(_))
+    {
+        jpeg::recompress(crop, geometry.width as usize, quality);
+    }
+}
+
 /// Makes crops of images. Its buffers are reused, so every worker thread should have its own.
 #[derive(Debug)]
 pub struct Preprocessor {
@@ -243,9 +253,7 @@ impl Preprocessor {
     ) -> Result<(), ImageError> {
         self.guard(source, |this| {
             this.crop_unguarded(source, geometry, crop)?;
-            if !matches!(source, Source::Crop(_)) {
-                geometry.finish(crop);
-            }
+            recompress(source, geometry, crop);
             Ok(())
         })
     }
@@ -264,10 +272,8 @@ impl Preprocessor {
     ) -> Result<(), ImageError> {
         self.guard(source, |this| {
             this.crop_regions_unguarded(source, regions, geometry, crops)?;
-            if !matches!(source, Source::Crop(_)) {
-                for crop in &mut *crops {
-                    geometry.finish(crop);
-                }
+            for crop in &mut *crops {
+                recompress(source, geometry, crop);
             }
             Ok(())
         })
