@@ -2,6 +2,9 @@
 
 OPENVINO := 2026.4.1
 ONNXRUNTIME := 1.32.0
+ONNXRUNTIME_GPU := 1.31.1
+# What its CUDA provider loads, as the wheel names it; cuBLAS and nvJitLink come with these.
+CUDA_LIBRARIES := 'nvidia-cuda-runtime~=13.0' 'nvidia-cuda-nvrtc~=13.0' 'nvidia-cufft~=12.0' 'nvidia-curand~=10.0' 'nvidia-cudnn-cu13~=9.0'
 TENSORRT_RTX := 1.7.1.116
 TENSORRT_ENTERPRISE := 11.4.0.106
 PYTHON := python3
@@ -11,7 +14,7 @@ CHECKED := --profile testing
 # The same for tests that need no speed: this crate compiles in a fraction of the time.
 UNOPTIMIZED := $(CHECKED) --config profile.testing.package.resnet18-server.opt-level=0
 
-.PHONY: run build openvino onnxruntime tensorrt tensorrt-enterprise test test-features test-gpu test-env test-triton test-image lint lint-features deny shuttle chaos fuzz bench demo screenshots help
+.PHONY: run build openvino onnxruntime onnxruntime-gpu tensorrt tensorrt-enterprise test test-features test-gpu test-cuda test-env test-triton test-image lint lint-features deny shuttle chaos fuzz bench demo screenshots help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -57,6 +60,17 @@ onnxruntime: .runtime/onnxruntime/$(ONNXRUNTIME) ## fetch ONNX Runtime, for mode
 	then touch $@; \
 	else echo "ONNX Runtime could not be fetched; going on without it."; fi
 
+onnxruntime-gpu: .runtime/onnxruntime-gpu/$(ONNXRUNTIME_GPU) ## fetch ONNX Runtime with CUDA, for the engine cuda on NVIDIA GPUs, into .runtime (with pip)
+
+.runtime/onnxruntime-gpu/$(ONNXRUNTIME_GPU):
+	@echo "Fetching ONNX Runtime $(ONNXRUNTIME_GPU) for GPUs, CUDA and cuDNN into .runtime/onnxruntime-gpu (some GB, the latter under NVIDIA's licence) ..."
+	@rm -rf .runtime/onnxruntime-gpu
+	@$(PYTHON) -m pip install --quiet --no-deps --only-binary=:all: --python-version 3.12 --root-user-action=ignore \
+	    --target .runtime/onnxruntime-gpu onnxruntime-gpu==$(ONNXRUNTIME_GPU)
+	@$(PYTHON) -m pip install --quiet --only-binary=:all: --python-version 3.12 --root-user-action=ignore \
+	    --target .runtime/onnxruntime-gpu $(CUDA_LIBRARIES)
+	@touch $@
+
 tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDIA GPUs, into .runtime (with pip)
 
 .runtime/tensorrt-rtx/$(TENSORRT_RTX):
@@ -89,6 +103,11 @@ test-gpu: tensorrt ## test and time TensorRT on an NVIDIA GPU; skipped visibly w
 	@if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then \
 	    TEST_ENGINE=tensorrt cargo test --release --features tensorrt --test integration golden:: -- --nocapture --test-threads 1; \
 	else echo "SKIPPED: the golden images on a GPU: there is none"; fi
+
+test-cuda: ## test ONNX Runtime's CUDA on an NVIDIA GPU; skipped visibly where there is none
+	@if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then \
+	    $(MAKE) onnxruntime-gpu && TEST_ENGINE=cuda cargo test --release --test integration golden:: -- --nocapture --test-threads 1; \
+	else echo "SKIPPED: the golden images by CUDA: there is no NVIDIA GPU"; fi
 
 # Clients in Python and for Node, for the tests; without them, those tests report that they are skipped.
 test-env: $(VENV)/ready tests/node/node_modules/ready

@@ -23,7 +23,8 @@ can_build() {
     fi
     command -v c++ >/dev/null || packages="$packages g++"
     [ -z "$packages" ] && return
-    say "To use the GPU: apt-get install ${packages# }, then start again. Going on with the CPU."
+    say "To use the GPU: apt-get install ${packages# }, then start again; or, to build nothing more," \
+        "\`make onnxruntime-gpu\`, then start again. Going on with the CPU."
     return 1
 }
 

@@ -8,8 +8,8 @@ use crate::model::Model;
 /// Which engine to start and how.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    /// `None` tries TensorRT if it is compiled in, then OpenVINO, then ONNX Runtime if it is there,
-    /// then the embedded engine.
+    /// `None` tries TensorRT if it is compiled in, then CUDA if ONNX Runtime is there with it, then
+    /// OpenVINO, then ONNX Runtime on the CPU if it is there, then the embedded engine.
     pub kind: Option<EngineKind>,
     /// `None` means int8 for a quantized model, else the fastest float type that the processor
     /// computes natively.
@@ -44,6 +44,10 @@ impl EngineConfig {
 pub enum EngineKind {
     /// TensorRT on NVIDIA GPUs, from a shared library.
     TensorRt,
+    /// ONNX Runtime by CUDA on NVIDIA GPUs, from a shared library.
+    Cuda,
+    /// ONNX Runtime by CoreML on Macs, from a shared library.
+    CoreMl,
     /// OpenVINO on the CPU, from a shared library.
     OpenVino,
     /// ONNX Runtime on the CPU, from a shared library.
@@ -87,6 +91,8 @@ impl EngineKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::TensorRt => "tensorrt",
+            Self::Cuda => "cuda",
+            Self::CoreMl => "coreml",
             Self::OpenVino => "openvino",
             Self::OnnxRuntime => "onnxruntime",
             Self::Embedded => "embedded",

@@ -46,7 +46,7 @@ fn load(kind: EngineKind, precision: Option<Precision>, model: &Model) -> Option
     let loaded = match kind {
         EngineKind::Embedded => embedded::load(&config, model),
         EngineKind::OpenVino => openvino::load(&config, model),
-        _ => onnxruntime::load(&config, model),
+        _ => onnxruntime::load(kind, &config, model),
     };
     loaded.inspect_err(|error| skipped(&error.to_string())).ok()
 }

@@ -144,6 +144,18 @@ fn scales_are_whole(node: &Operation) -> bool {
             .is_some_and(|scales| scales.iter().all(|scale| scale.fract() == 0.0))
 }
 
+/// The batch sizes that lanes on a GPU compute: 1, 2, 4 and so on, and the largest one. Other batches
+/// are padded to the next of them, because each size costs kernels of its own.
+fn batch_sizes(max_batch: usize, fixed_batch: bool) -> Vec<usize> {
+    if fixed_batch {
+        return vec![max_batch];
+    }
+    std::iter::successors(Some(1), |n| Some(n * 2))
+        .take_while(|n| *n < max_batch)
+        .chain([max_batch])
+        .collect()
+}
+
 /// Name of the CPU as its maker calls it, else the architecture.
 fn cpu_name() -> String {
     let linux = std::fs::read_to_string("/proc/cpuinfo")

@@ -188,7 +188,7 @@ fn reference_by(
         ..EngineConfig::new(NonZeroUsize::MIN)
     };
     let mut lanes = match kind {
-        EngineKind::OnnxRuntime => onnxruntime::load(&config, model)?,
+        EngineKind::OnnxRuntime => onnxruntime::load(kind, &config, model)?,
         _ => embedded::load(&config, model)?,
     };
     let batch = lanes.info.max_batch;

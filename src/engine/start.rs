@@ -80,16 +80,19 @@ fn settle(config: &EngineConfig, model: &Model, reason: &str) -> Option<Lanes> {
 /// Starts an engine for `model` as [`start`] does, to see whether it survives that, and ends it.
 ///
 /// Nothing is computed on a GPU, where the server that is running may need the memory. Where
-/// TensorRT is asked for, or may be chosen, the model is run on the engines that do without one: the
-/// rewriting and the reference of the self-check are tried, and TensorRT itself is not. Errors of
-/// those engines are warnings then, since TensorRT may do better.
+/// TensorRT or CUDA is asked for, or may be chosen, the model is run on the engines that do without
+/// one: the rewriting and the reference of the self-check are tried, and the GPU itself is not. Errors
+/// of those engines are warnings then, since the GPU's may do better.
 ///
 /// # Errors
 /// As for [`start`].
 pub fn try_out(config: &EngineConfig, model: &Model) -> Result<EngineInfo, EngineError> {
-    let chosen = match config.kind {
-        Some(EngineKind::TensorRt) => vec![EngineKind::Embedded],
-        None if tensorrt::COMPILED_IN => on_cpu(config),
+    let (gpu, chosen) = match (config.kind, on_gpu(config).first()) {
+        (Some(kind @ EngineKind::TensorRt), _) => (kind, vec![EngineKind::Embedded]),
+        (Some(kind @ EngineKind::Cuda), _) => {
+            (kind, vec![EngineKind::OnnxRuntime, EngineKind::Embedded])
+        }
+        (None, Some(kind)) => (*kind, on_cpu(config)),
         _ => return start(config, model).map(|lanes| lanes.info),
     };
     let without_gpu = EngineConfig {
@@ -100,7 +103,7 @@ pub fn try_out(config: &EngineConfig, model: &Model) -> Result<EngineInfo, Engin
     };
     let info = start_first(&chosen, &without_gpu, model).map(|lanes| lanes.info);
     Ok(info.unwrap_or_else(|error| EngineInfo {
-        kind: EngineKind::TensorRt,
+        kind: gpu,
         version: "not tried".into(),
         precision: Precision::Fp32,
         device: "GPU".into(),
@@ -133,11 +136,16 @@ fn candidates(config: &EngineConfig) -> Vec<EngineKind> {
         return vec![kind];
     }
 
-    let mut candidates = on_cpu(config);
-    if tensorrt::COMPILED_IN {
-        candidates.insert(0, EngineKind::TensorRt);
-    }
+    let mut candidates = on_gpu(config);
+    candidates.extend(on_cpu(config));
     candidates
+}
+
+/// The engines to try on a GPU, best first.
+fn on_gpu(config: &EngineConfig) -> Vec<EngineKind> {
+    let tensorrt = tensorrt::COMPILED_IN.then_some(EngineKind::TensorRt);
+    let cuda = onnxruntime::cuda_is_likely(config).then_some(EngineKind::Cuda);
+    tensorrt.into_iter().chain(cuda).collect()
 }
 
 /// The engines to try on a CPU, best first. ONNX Runtime is an addition that few have: it is only
@@ -155,8 +163,14 @@ fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<L
     let mut lanes = match kind {
         EngineKind::Embedded => load_embedded(config, model)?,
         EngineKind::OpenVino => load_openvino(config, &self_check::references(config), model)?,
+        EngineKind::Cuda | EngineKind::CoreMl => load_in_low_precision(
+            &|config| onnxruntime::load(kind, config, model),
+            config,
+            &self_check::references(config),
+            model,
+        )?,
         EngineKind::OnnxRuntime => self_check::load_checked(
-            || onnxruntime::load(config, model),
+            || onnxruntime::load(kind, config, model),
             config,
             &[EngineKind::Embedded],
             model,
@@ -209,21 +223,26 @@ fn on_disagreement(config: &EngineConfig) -> OnDisagreement {
     }
 }
 
-/// Loads and checks OpenVINO; falls back to fp32 if a low precision that nobody requested fails the
-/// self-check.
 fn load_openvino(
     config: &EngineConfig,
     references: &[EngineKind],
     model: &Model,
 ) -> Result<Lanes, EngineError> {
+    let load = |config: &EngineConfig| openvino::load(config, model);
+    load_in_low_precision(&load, config, references, model)
+}
+
+/// Loads and checks an engine; falls back to fp32 if a low precision that nobody requested fails the
+/// self-check.
+fn load_in_low_precision(
+    load: &(dyn Fn(&EngineConfig) -> Result<Lanes, EngineError> + Sync),
+    config: &EngineConfig,
+    references: &[EngineKind],
+    model: &Model,
+) -> Result<Lanes, EngineError> {
     let checked = |config: &EngineConfig| {
-        self_check::load_checked(
-            || openvino::load(config, model),
-            config,
-            references,
-            model,
-            on_disagreement(config),
-        )
+        let on_disagreement = on_disagreement(config);
+        self_check::load_checked(|| load(config), config, references, model, on_disagreement)
     };
     let error = match checked(config) {
         Ok(lanes) => return Ok(lanes),
@@ -321,16 +340,22 @@ mod tests {
     }
 
     #[test]
-    fn a_model_for_tensorrt_is_tried_without_a_gpu() {
+    fn a_model_for_a_gpu_is_tried_without_one() {
         let model = tiny_model();
-        let config = EngineConfig {
-            kind: Some(EngineKind::TensorRt),
-            precision: Some(Precision::Fp16),
-            max_batch: NonZeroUsize::new(8),
-            ..EngineConfig::new(NonZeroUsize::MIN)
-        };
-        let info = try_out(&config, &model).unwrap();
-        assert_eq!(info.kind, EngineKind::Embedded);
-        assert_eq!(info.precision, Precision::Fp32);
+        let on_cpu = [EngineKind::OnnxRuntime, EngineKind::Embedded];
+        for (kind, instead) in [
+            (EngineKind::TensorRt, &on_cpu[1..]),
+            (EngineKind::Cuda, &on_cpu[..]),
+        ] {
+            let config = EngineConfig {
+                kind: Some(kind),
+                precision: Some(Precision::Fp16),
+                max_batch: NonZeroUsize::new(8),
+                ..EngineConfig::new(NonZeroUsize::MIN)
+            };
+            let info = try_out(&config, &model).unwrap();
+            assert!(instead.contains(&info.kind), "{}", info.kind);
+            assert_eq!(info.precision, Precision::Fp32);
+        }
     }
 }

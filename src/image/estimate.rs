@@ -99,11 +99,11 @@ fn outline(format: ImageFormat, encoded: &[u8], config: &PreprocessConfig) -> Op
 fn resizing(outline: &Outline, geometry: &Geometry) -> u64 {
     let pixels = match geometry.fit {
         // The square in the middle.
-        Fit::Crop => {
+        Fit::Crop | Fit::CropRounded => {
             let shorter = outline.width.min(outline.height);
             outline.pixels().min(2 * area(shorter, shorter))
         }
-        Fit::Squash | Fit::Letterbox(_) => outline.pixels(),
+        Fit::Squash | Fit::Letterbox(_) | Fit::Line(_) => outline.pixels(),
     };
     pixels * 2 * geometry.filter.support() as u64
 }

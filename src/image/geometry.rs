@@ -9,14 +9,16 @@ pub struct Geometry {
     pub width: u32,
     /// The height of the crop, in pixels.
     pub height: u32,
-    /// With [`Fit::Crop`], the shorter side of the image after scaling, in pixels. With
+    /// With [`Fit::Crop`] and [`Fit::CropRounded`], the shorter side of the image after scaling, in pixels. With
     /// [`Fit::Squash`], the same for an image of the crop's proportions. Not used by
-    /// [`Fit::Letterbox`].
+    /// [`Fit::Letterbox`] and [`Fit::Line`].
     pub resize_shorter_side: u32,
     /// How an image of other proportions is fitted.
     pub fit: Fit,
     /// The filter that scales.
     pub filter: Filter,
+    /// The crop is compressed as JPEG of this quality, 1 to 100, and decompressed.
+    pub recompress: Option<u8>,
 }
 
 impl Geometry {
@@ -29,6 +31,7 @@ impl Geometry {
             resize_shorter_side,
             fit: Fit::Crop,
             filter: Filter::Bilinear,
+            recompress: None,
         }
     }
 
@@ -47,8 +50,8 @@ impl Geometry {
     /// The shorter side that an image needs so that no side of it is scaled up, in pixels.
     pub(super) fn needed_shorter_side(&self) -> u32 {
         match self.fit {
-            Fit::Crop => self.resize_shorter_side,
-            Fit::Squash | Fit::Letterbox(_) => {
+            Fit::Crop | Fit::CropRounded => self.resize_shorter_side,
+            Fit::Squash | Fit::Letterbox(_) | Fit::Line(_) => {
                 self.resize_shorter_side.max(self.width).max(self.height)
             }
         }
@@ -61,32 +64,42 @@ pub enum Fit {
     /// Its shorter side is scaled, and the centre is cropped.
     #[default]
     Crop,
+    /// The same, with sizes rounded to the nearest pixel and the offset of the crop rounded down, as
+    /// PaddleClas has it.
+    CropRounded,
     /// Each side is scaled by itself, whatever the proportions.
     Squash,
     /// The longer side fits, and the rest is padded evenly with this colour, red, green and blue.
     /// Sizes and offsets are rounded as by Pillow's `ImageOps.pad`.
     Letterbox([u8; 3]),
+    /// The height fits. What is narrower then is padded on the right with this colour, and what is
+    /// wider is squashed, as PaddleOCR does with lines of text.
+    Line([u8; 3]),
 }
 
 impl Fit {
     /// The colour beside the image.
     pub(super) fn padding(self) -> [u8; 3] {
         match self {
-            Self::Crop | Self::Squash => [0; 3],
-            Self::Letterbox(colour) => colour,
+            Self::Crop | Self::CropRounded | Self::Squash => [0; 3],
+            Self::Letterbox(colour) | Self::Line(colour) => colour,
         }
     }
 }
 
 impl fmt::Display for Fit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Crop => f.write_str("crop"),
-            Self::Squash => f.write_str("squash"),
-            Self::Letterbox([0, 0, 0]) => f.write_str("letterbox"),
-            Self::Letterbox([red, green, blue]) => {
-                write!(f, "letterbox:{red:02x}{green:02x}{blue:02x}")
-            }
+        let (name, colour) = match self {
+            Self::Crop => ("crop", [0; 3]),
+            Self::CropRounded => ("crop-rounded", [0; 3]),
+            Self::Squash => ("squash", [0; 3]),
+            Self::Letterbox(colour) => ("letterbox", *colour),
+            Self::Line(colour) => ("line", *colour),
+        };
+        f.write_str(name)?;
+        match colour {
+            [0, 0, 0] => Ok(()),
+            [red, green, blue] => write!(f, ":{red:02x}{green:02x}{blue:02x}"),
         }
     }
 }
@@ -97,22 +110,29 @@ impl FromStr for Fit {
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "crop" => return Ok(Self::Crop),
+            "crop-rounded" => return Ok(Self::CropRounded),
             "squash" => return Ok(Self::Squash),
-            "letterbox" => return Ok(Self::Letterbox([0; 3])),
             _ => {}
         }
-        let colour = text
-            .strip_prefix("letterbox:")
-            .map(|colour| colour.strip_prefix('#').unwrap_or(colour))
+        let (name, colour) = text.split_once(':').unwrap_or((text, "000000"));
+        let colour = Some(colour.strip_prefix('#').unwrap_or(colour))
             .filter(|colour| {
                 colour.len() == 6 && colour.bytes().all(|digit| digit.is_ascii_hexdigit())
             })
-            .and_then(|colour| u32::from_str_radix(colour, 16).ok())
-            .ok_or(
-                "expected crop, squash, letterbox or letterbox:RRGGBB, such as letterbox:808080",
-            )?;
-        let [_, red, green, blue] = colour.to_be_bytes();
-        Ok(Self::Letterbox([red, green, blue]))
+            .and_then(|colour| u32::from_str_radix(colour, 16).ok());
+        let fit = colour.and_then(|colour| {
+            let [_, red, green, blue] = colour.to_be_bytes();
+            match name {
+                "letterbox" => Some(Self::Letterbox([red, green, blue])),
+                "line" => Some(Self::Line([red, green, blue])),
+                _ => None,
+            }
+        });
+        fit.ok_or_else(|| {
+            "expected crop, crop-rounded, squash, letterbox, line, letterbox:RRGGBB or \
+             line:RRGGBB, such as letterbox:808080"
+                .into()
+        })
     }
 }
 
@@ -132,6 +152,12 @@ pub enum Filter {
     /// The four pixels around the middle of each scaled one, without antialiasing, as OpenCV's
     /// `INTER_LINEAR`.
     Linear,
+    /// The 4 × 4 pixels around the middle of each scaled one, without antialiasing, by a cubic with
+    /// a = -0.75, as OpenCV's `INTER_CUBIC`.
+    Cubic,
+    /// The 8 × 8 pixels around the middle of each scaled one, without antialiasing, by a windowed
+    /// sinc of four lobes, as OpenCV's `INTER_LANCZOS4`.
+    Lanczos4,
     /// The mean of what a scaled pixel covers, as OpenCV's `INTER_AREA`. Where a side is scaled up,
     /// it is OpenCV's interpolation between the covered pixels.
     Area,
@@ -142,9 +168,24 @@ impl Filter {
     pub(super) fn support(self) -> f64 {
         match self {
             Self::Nearest | Self::Bilinear | Self::Linear | Self::Area => 1.0,
-            Self::Bicubic => 2.0,
+            Self::Bicubic | Self::Cubic => 2.0,
             Self::Lanczos => 3.0,
+            Self::Lanczos4 => 4.0,
         }
+    }
+
+    /// The bytes of a value of a pixel that is scaled by rows and not yet by columns: the filters of
+    /// OpenCV that overshoot don't round it to a byte.
+    pub(super) fn bytes_between_passes(self) -> usize {
+        match self {
+            Self::Cubic | Self::Lanczos4 => 2,
+            _ => 1,
+        }
+    }
+
+    /// Whether the filter would cover more pixels with antialiasing.
+    pub(crate) fn is_without_antialiasing(self) -> bool {
+        matches!(self, Self::Linear | Self::Cubic | Self::Lanczos4)
     }
 }
 
@@ -156,6 +197,8 @@ impl fmt::Display for Filter {
             Self::Bicubic => "bicubic",
             Self::Lanczos => "lanczos",
             Self::Linear => "bilinear without antialiasing",
+            Self::Cubic => "bicubic without antialiasing",
+            Self::Lanczos4 => "lanczos without antialiasing",
             Self::Area => "area",
         })
     }
@@ -169,6 +212,9 @@ mod tests {
     fn fits_are_read_as_they_are_written() {
         for (text, fit) in [
             ("crop", Fit::Crop),
+            ("crop-rounded", Fit::CropRounded),
+            ("line", Fit::Line([0; 3])),
+            ("line:808080", Fit::Line([128; 3])),
             ("squash", Fit::Squash),
             ("letterbox", Fit::Letterbox([0; 3])),
             ("letterbox:7f0080", Fit::Letterbox([127, 0, 128])),
@@ -186,6 +232,8 @@ mod tests {
             "letterbox:",
             "letterbox:12345",
             "letterbox:+12345",
+            "squash:808080",
+            "line:",
             "pad",
         ] {
             let error = wrong.parse::<Fit>().unwrap_err();

@@ -207,6 +207,16 @@ impl PreprocessConfig {
     }
 }
 
+/// Compresses a crop as JPEG and decompresses it, if the network is to see that, unless the caller has
+/// prepared the crop.
+fn recompress(source: &Source, geometry: &Geometry, crop: &mut [u8]) {
+    if let Some(quality) = geometry.recompress
+        && !matches!(source, Source::Crop(_))
+    {
+        jpeg::recompress(crop, geometry.width as usize, quality);
+    }
+}
+
 /// Makes crops of images. Its buffers are reused, so every worker thread should have its own.
 #[derive(Debug)]
 pub struct Preprocessor {
@@ -261,7 +271,11 @@ impl Preprocessor {
         geometry: &Geometry,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
-        self.guard(source, |this| this.crop_unguarded(source, geometry, crop))
+        self.guard(source, |this| {
+            this.crop_unguarded(source, geometry, crop)?;
+            recompress(source, geometry, crop);
+            Ok(())
+        })
     }
 
     /// Decodes `source` once, and writes the crop of each of its `regions`, as [`Self::crop`] would
@@ -277,7 +291,11 @@ impl Preprocessor {
         crops: &mut [Vec<u8>],
     ) -> Result<(), ImageError> {
         self.guard(source, |this| {
-            this.crop_regions_unguarded(source, regions, geometry, crops)
+            this.crop_regions_unguarded(source, regions, geometry, crops)?;
+            for crop in &mut *crops {
+                recompress(source, geometry, crop);
+            }
+            Ok(())
         })
     }
 

@@ -32,10 +32,15 @@ impl Outline {
         // Between its two passes the resizer keeps the rows that the crop shows, or the columns of a
         // picture that is turned, each as long as one of the crop.
         let kept = match geometry.fit {
-            Fit::Crop => u64::from(shorter) * crop / u64::from(geometry.resize_shorter_side.max(1)),
-            Fit::Squash | Fit::Letterbox(_) => longer.into(),
+            Fit::Crop | Fit::CropRounded => {
+                u64::from(shorter) * crop / u64::from(geometry.resize_shorter_side.max(1))
+            }
+            Fit::Squash | Fit::Letterbox(_) | Fit::Line(_) => longer.into(),
         };
-        let narrowed = crop * kept.clamp(crop, u64::from(longer).max(crop)) * self.bytes_per_pixel;
+        let narrowed = crop
+            * kept.clamp(crop, u64::from(longer).max(crop))
+            * self.bytes_per_pixel
+            * geometry.filter.bytes_between_passes() as u64;
         let row = u64::from(self.width) * self.bytes_per_pixel;
         let rows = if self.by_rows {
             u64::from(self.height).min(band_rows(row as usize) as u64)

@@ -70,6 +70,27 @@ impl Axis {
         }
     }
 
+    /// Takes the middle of the scaled axis as PaddleClas does: halves are rounded down.
+    fn floored_center(source: u32, scaled: u64, crop: u32) -> Self {
+        let center = Self::center(source, scaled, crop);
+        Self {
+            offset: scaled.saturating_sub(crop.into()) / 2,
+            ..center
+        }
+    }
+
+    /// Takes the whole scaled axis, and pads it behind.
+    fn first(source: u32, scaled: u32) -> Self {
+        Self {
+            source,
+            scaled: scaled.into(),
+            offset: 0,
+            length: scaled,
+            padding: 0,
+            mirrored: false,
+        }
+    }
+
     /// Takes the whole scaled axis, and pads it evenly, as Pillow's `ImageOps.pad` does: halves are
     /// rounded to even.
     fn padded(source: u32, scaled: u32, crop: u32) -> Self {
@@ -161,6 +182,7 @@ impl CropPlan {
             resize_shorter_side,
             fit,
             filter,
+            recompress: _,
         } = geometry;
         if crop_width == 0 || crop_height == 0 || resize_shorter_side == 0 {
             return Err(ImageError::Geometry {
@@ -186,6 +208,24 @@ impl CropPlan {
                 (
                     Axis::center(upright_width, scale(upright_width), crop_width),
                     Axis::center(upright_height, scale(upright_height), crop_height),
+                )
+            }
+            Fit::CropRounded => {
+                let shorter = upright_width.min(upright_height);
+                let factor = f64::from(resize_shorter_side) / f64::from(shorter);
+                let scale = |side: u32| (f64::from(side) * factor).round_ties_even() as u64;
+                (
+                    Axis::floored_center(upright_width, scale(upright_width), crop_width),
+                    Axis::floored_center(upright_height, scale(upright_height), crop_height),
+                )
+            }
+            Fit::Line(_) => {
+                check_rows(upright_width, upright_height, crop_width)?;
+                let proportion = f64::from(upright_width) / f64::from(upright_height);
+                let scaled_width = (f64::from(crop_height) * proportion).ceil() as u32;
+                (
+                    Axis::first(upright_width, scaled_width.clamp(1, crop_width)),
+                    Axis::first(upright_height, crop_height),
                 )
             }
             Fit::Squash => {
@@ -238,6 +278,11 @@ impl CropPlan {
         self.row.region(self.filter.support())
     }
 
+    /// The bytes of a row that has been scaled horizontally but not yet vertically.
+    fn narrowed_row_bytes(&self, layout: PixelLayout) -> usize {
+        self.column.length as usize * layout.channels() * self.filter.bytes_between_passes()
+    }
+
     /// How pixels are sampled, if not by the resampler.
     fn sampling(&self) -> Option<Sampling> {
         let enlarges = |axis: &Axis| axis.scaled > u64::from(axis.source);
@@ -245,6 +290,8 @@ impl CropPlan {
             Filter::Nearest => Some(Sampling::Nearest),
             Filter::Area if enlarges(&self.x) || enlarges(&self.y) => Some(Sampling::EnlargedArea),
             Filter::Area => Some(Sampling::Area),
+            Filter::Cubic => Some(Sampling::Cubic),
+            Filter::Lanczos4 => Some(Sampling::Lanczos4),
             Filter::Bilinear | Filter::Bicubic | Filter::Lanczos | Filter::Linear => None,
         }
     }
@@ -372,7 +419,7 @@ impl Resizer {
     pub(super) fn begin(&mut self, plan: &CropPlan, layout: PixelLayout) {
         resize_buffer(
             &mut self.narrowed,
-            plan.column.length as usize * plan.rows().len() * layout.channels(),
+            plan.narrowed_row_bytes(layout) * plan.rows().len(),
         );
         self.first = plan.rows().start;
         if let Some(sampling) = plan.sampling() {
@@ -384,7 +431,7 @@ impl Resizer {
 
     /// What narrows some of the rows of the plan that this has begun with.
     pub(super) fn part(&self, plan: &CropPlan, layout: PixelLayout, rows: Range<u32>) -> Self {
-        let row_bytes = plan.column.length as usize * layout.channels();
+        let row_bytes = plan.narrowed_row_bytes(layout);
         Self {
             narrowed: vec![0; row_bytes * rows.len()],
             first: rows.start,
@@ -396,7 +443,7 @@ impl Resizer {
 
     /// Takes the rows that a part of this has narrowed.
     pub(super) fn put(&mut self, part: &Self, plan: &CropPlan, layout: PixelLayout) {
-        let row_bytes = plan.column.length as usize * layout.channels();
+        let row_bytes = plan.narrowed_row_bytes(layout);
         let start = (part.first - self.first) as usize * row_bytes;
         self.narrowed[start..][..part.narrowed.len()].copy_from_slice(&part.narrowed);
     }
@@ -421,7 +468,7 @@ impl Resizer {
         plan: &CropPlan,
         rows: Range<u32>,
     ) -> Result<(), ImageError> {
-        let row_bytes = plan.column.length as usize * source.layout.channels();
+        let row_bytes = plan.narrowed_row_bytes(source.layout);
         let first = (rows.start - self.first) as usize;
         let target = &mut self.narrowed[first * row_bytes..][..rows.len() * row_bytes];
         let count = rows.len() as u32;

@@ -1,6 +1,6 @@
 //! Settings that lie beside a model's file, or in its metadata, as other projects write them:
-//! Hugging Face's `preprocessor_config.json` and `config.json`, timm's `pretrained_cfg`, and
-//! Ultralytics's metadata.
+//! Hugging Face's `preprocessor_config.json` and `config.json`, timm's `pretrained_cfg`,
+//! Ultralytics's metadata, and those of training services, see [`exports`].
 //!
 //! They have less weight than flags and the manifest. What they ask for is computed or rejected by
 //! its name, never left out silently.
@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use super::{
     ModelError,
+    exports::{self, CUSTOM_VISION, LABELS, TAO, TEACHABLE_MACHINE},
     onnx::ModelProto,
     preprocessing::{ChannelOrder, Interpolation, Preprocessing, Preset, Resize, Scale},
 };
@@ -39,8 +40,16 @@ pub(super) struct Beside {
 }
 
 /// The files beside the model file `path` that may describe it.
-pub(crate) fn files_beside(path: &Path) -> [PathBuf; 2] {
-    [PREPROCESSOR, CONFIG].map(|name| path.with_file_name(name))
+pub(crate) fn files_beside(path: &Path) -> [PathBuf; 6] {
+    [
+        PREPROCESSOR,
+        CONFIG,
+        CUSTOM_VISION,
+        TEACHABLE_MACHINE,
+        TAO,
+        LABELS,
+    ]
+    .map(|name| path.with_file_name(name))
 }
 
 impl Beside {
@@ -50,10 +59,11 @@ impl Beside {
     /// Files that can't be read or are no JSON; settings that are not computed.
     pub(super) fn read(path: &Path) -> Result<Self, ModelError> {
         let mut beside = Self::default();
-        let [preprocessor, config] = files_beside(path);
-        if !(preprocessor.exists() || config.exists()) || !belongs_to_one_model(path) {
+        let files = files_beside(path);
+        if !files.iter().any(|file| file.exists()) || !belongs_to_one_model(path) {
             return Ok(beside);
         }
+        let [preprocessor, config, exported @ ..] = files;
 
         if let Some(json) = object(&preprocessor)? {
             let settings = hugging_face(&json).map_err(in_file(PREPROCESSOR))?;
@@ -70,7 +80,44 @@ impl Beside {
                 beside.labels = Some((labels, format!("{CONFIG} holds")));
             }
         }
+        beside.read_exported(exported)?;
         Ok(beside)
+    }
+
+    /// Reads what training services write.
+    fn read_exported(&mut self, files: [PathBuf; 4]) -> Result<(), ModelError> {
+        let [custom_vision, teachable_machine, tao, labels] = files;
+        if let Some(json) = object(&custom_vision)? {
+            let property = |key: &str| exports::text_of(&json, key);
+            if exports::is_custom_visions(property) {
+                let settings = exports::custom_vision(property).map_err(in_file(CUSTOM_VISION))?;
+                self.add(settings, CUSTOM_VISION);
+            }
+        }
+        // Its name is a common one.
+        if let Ok(Some(json)) = object(&teachable_machine)
+            && let Some((settings, labels)) =
+                exports::teachable_machine(&json).map_err(in_file(TEACHABLE_MACHINE))?
+        {
+            self.add(settings, TEACHABLE_MACHINE);
+            self.add_labels(labels, TEACHABLE_MACHINE);
+        }
+        if let Some(text) = text(&tao)? {
+            let settings = exports::tao(&text).map_err(in_file(TAO))?;
+            self.add(settings, TAO);
+        }
+        if let Some(text) = text(&labels)? {
+            self.add_labels(exports::labels(&text), LABELS);
+        }
+        Ok(())
+    }
+
+    /// Adds the labels of a file, unless there are some.
+    fn add_labels(&mut self, labels: Vec<String>, file: &str) {
+        if self.labels.is_none() {
+            self.taken.push(format!("labels from {file}"));
+            self.labels = Some((labels, format!("{file} holds")));
+        }
     }
 
     /// Adds what the metadata of the model say, with less weight than what is there.
@@ -78,20 +125,23 @@ impl Beside {
     /// # Errors
     /// Metadata that can't be read.
     pub(super) fn with_metadata(mut self, model: &ModelProto) -> Result<Self, ModelError> {
-        let property = |key: &str| {
-            let entry = model.metadata_props.iter().find(|entry| entry.key() == key);
-            entry.map(|entry| entry.value())
+        let property = |key: &str| exports::property(model, key);
+        let in_metadata = |reason| ModelError::Beside {
+            file: "its metadata".into(),
+            reason,
         };
+        if exports::is_custom_visions(property) {
+            let settings = exports::custom_vision(property).map_err(in_metadata)?;
+            self.add(settings, "the metadata of Custom Vision");
+        } else if let Some(settings) = exports::image_properties(property).map_err(in_metadata)? {
+            self.add(settings, "its metadata");
+        }
         let is_classifier = property("author") == Some("Ultralytics")
             && property("task").is_none_or(|task| task == "classify");
         if !is_classifier {
             return Ok(self);
         }
 
-        let in_metadata = |reason| ModelError::Beside {
-            file: "its metadata".into(),
-            reason,
-        };
         let mut settings = Preset::YoloCls.settings();
         if let Some(size) = property("imgsz") {
             let [width, height] = height_and_width(size).map_err(in_metadata)?;
@@ -153,6 +203,19 @@ fn object(path: &Path) -> Result<Option<Map<String, Value>>, ModelError> {
     serde_json::from_slice(&content)
         .map(Some)
         .map_err(|error| in_file(&name)(format!("is no JSON object: {error}")))
+}
+
+/// Reads a file of text; `None` if there is no such file.
+fn text(path: &Path) -> Result<Option<String>, ModelError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let content = files::read_limited(path, files::LARGEST_TEXT)
+        .map_err(|error| in_file(&name)(error.reason.to_string()))?;
+    let text = String::from_utf8(content);
+    text.map(Some)
+        .map_err(|_| in_file(&name)("is no UTF-8 text".into()))
 }
 
 fn in_file(name: &str) -> impl Fn(String) -> ModelError {
@@ -570,6 +633,7 @@ mod tests {
         assert_eq!(
             hugging_face(&object(vit)).unwrap(),
             Preprocessing {
+                recompress: None,
                 input_size: Some([192, 224]),
                 scale: Some(Scale::Unit),
                 mean: Some([0.5; 3]),
@@ -678,6 +742,7 @@ mod tests {
         assert_eq!(
             timm_settings(&object(config)).unwrap(),
             Preprocessing {
+                recompress: None,
                 input_size: Some([32, 28]),
                 channels: Some(ChannelOrder::Gray),
                 scale: Some(Scale::Unit),

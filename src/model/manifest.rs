@@ -59,6 +59,9 @@ pub struct Manifest {
     /// Whether the filter covers all pixels of an image that is scaled down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub antialias: Option<bool>,
+    /// The quality of JPEG, 1 to 100, by which crops are compressed and decompressed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recompress: Option<u8>,
     /// The output with the scores, of a network that has several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
@@ -140,6 +143,7 @@ impl Manifest {
             interpolation: self.interpolation,
             antialias: self.antialias,
             resize: self.resize_shorter_side.map(Resize::Pixels),
+            recompress: self.recompress,
         }
     }
 
@@ -241,7 +245,7 @@ mod tests {
     #[test]
     fn settings_of_preprocessing_are_read_and_written_by_their_names() {
         let json = r#"{"mean":[123.5],"std":[58.0,57.0,57.5],"scale":255,"channels":"BGR",
-            "fit":"letterbox:7f7f7f","resample":3,"antialias":false}"#;
+            "fit":"letterbox:7f7f7f","resample":3,"antialias":false,"recompress":75}"#;
         let manifest = Manifest::read(&model(json)).unwrap();
         let Preprocessing {
             channels,
@@ -250,6 +254,7 @@ mod tests {
             fit,
             interpolation,
             antialias,
+            recompress,
             ..
         } = manifest.preprocessing();
         assert_eq!(
@@ -257,11 +262,12 @@ mod tests {
             (Some(ChannelOrder::Bgr), Some(Scale::Byte), Some([123.5; 3]))
         );
         assert_eq!(
-            (fit, interpolation, antialias),
+            (fit, interpolation, antialias, recompress),
             (
                 Some(Fit::Letterbox([127; 3])),
                 Some(Interpolation::Bicubic),
-                Some(false)
+                Some(false),
+                Some(75)
             )
         );
 

@@ -8,6 +8,7 @@ mod base;
 mod beside;
 pub mod checkpoint;
 mod error;
+mod exports;
 mod external;
 mod graph;
 mod labels;
@@ -97,6 +98,8 @@ pub struct Overrides {
     pub interpolation: Option<Interpolation>,
     /// Whether the filter covers all pixels of an image that is scaled down.
     pub antialias: Option<bool>,
+    /// The quality of JPEG, 1 to 100, by which crops are compressed and decompressed.
+    pub recompress: Option<u8>,
     /// What applies where the settings above are not given.
     pub preset: Option<Preset>,
     /// The output with the scores, of a network that has several.
@@ -117,6 +120,7 @@ impl Overrides {
             interpolation: self.interpolation,
             antialias: self.antialias,
             resize: self.resize_shorter_side.map(Resize::Pixels),
+            recompress: self.recompress,
         };
         match self.preset {
             Some(preset) => own.or(&preset.settings()),
@@ -271,6 +275,7 @@ impl Model {
             resize_shorter_side,
             fit,
             filter,
+            recompress,
         } = self.geometry;
         let input_keys = self.manifest.input.as_ref();
         let all = !self.taken.is_empty();
@@ -290,8 +295,8 @@ impl Model {
                 other: input_keys.map_or_else(Default::default, |input| input.other.clone()),
             }),
             resize_shorter_side: match fit {
-                Fit::Crop | Fit::Squash => Some(resize_shorter_side),
-                Fit::Letterbox(_) => None,
+                Fit::Crop | Fit::CropRounded | Fit::Squash => Some(resize_shorter_side),
+                Fit::Letterbox(_) | Fit::Line(_) => None,
             },
             mean: values.map(|values| values.mean).or(settings.mean),
             std: values.map(|values| values.std).or(settings.std),
@@ -301,7 +306,9 @@ impl Model {
             fit: (all || fit != Fit::Crop).then_some(fit),
             interpolation: (all || filter != Filter::Bilinear)
                 .then_some(settings.interpolation.unwrap_or_default()),
-            antialias: (all || filter == Filter::Linear).then_some(filter != Filter::Linear),
+            antialias: (all || filter.is_without_antialiasing())
+                .then_some(!filter.is_without_antialiasing()),
+            recompress,
             output: self.output.clone(),
             // The file says so itself, unless somebody has said otherwise.
             activation: (self.activation != self.graph.activation

@@ -67,9 +67,9 @@ pub enum Interpolation {
     /// Pillow's `BILINEAR`; without antialiasing OpenCV's `INTER_LINEAR`.
     #[default]
     Bilinear,
-    /// Pillow's `BICUBIC`.
+    /// Pillow's `BICUBIC`; without antialiasing OpenCV's `INTER_CUBIC`.
     Bicubic,
-    /// Pillow's `LANCZOS`.
+    /// Pillow's `LANCZOS`; without antialiasing OpenCV's `INTER_LANCZOS4`.
     Lanczos,
     /// Pillow's `NEAREST`.
     Nearest,
@@ -99,21 +99,16 @@ impl Interpolation {
         }
     }
 
-    /// # Errors
-    /// A filter that is not computed without antialiasing.
-    fn filter(self, antialias: bool) -> Result<Filter, ModelError> {
+    fn filter(self, antialias: bool) -> Filter {
         match (self, antialias) {
-            (Self::Bilinear, true) => Ok(Filter::Bilinear),
-            (Self::Bilinear, false) => Ok(Filter::Linear),
-            (Self::Bicubic, true) => Ok(Filter::Bicubic),
-            (Self::Lanczos, true) => Ok(Filter::Lanczos),
-            (Self::Nearest, _) => Ok(Filter::Nearest),
-            (Self::Area, _) => Ok(Filter::Area),
-            (Self::Bicubic | Self::Lanczos, false) => Err(ModelError::Preprocessing(format!(
-                "{} interpolation is computed with antialiasing only; leave `--antialias false` \
-                 out, or choose `--interpolation bilinear`",
-                self.name()
-            ))),
+            (Self::Bilinear, true) => Filter::Bilinear,
+            (Self::Bilinear, false) => Filter::Linear,
+            (Self::Bicubic, true) => Filter::Bicubic,
+            (Self::Bicubic, false) => Filter::Cubic,
+            (Self::Lanczos, true) => Filter::Lanczos,
+            (Self::Lanczos, false) => Filter::Lanczos4,
+            (Self::Nearest, _) => Filter::Nearest,
+            (Self::Area, _) => Filter::Area,
         }
     }
 }
@@ -131,6 +126,8 @@ pub enum Preset {
     KerasTf,
     /// Classifiers of Ultralytics: the shorter side at the input's size, values from 0 to 1.
     YoloCls,
+    /// PaddleClas: as torchvision, with OpenCV's bilinear filter and PaddleClas's rounding.
+    Paddleclas,
     /// CLIP of OpenAI: the shorter side at the input's size, bicubic, its own mean and deviation.
     Clip,
 }
@@ -147,6 +144,7 @@ impl Preset {
             antialias: Some(true),
             resize: Some(Resize::Usual),
             input_size: None,
+            recompress: None,
         };
         // Keras scales without regard to proportions, and without antialiasing.
         let keras = Preprocessing {
@@ -178,6 +176,11 @@ impl Preset {
                 mean: Some([0.0; 3]),
                 std: Some([1.0; 3]),
                 resize: Some(Resize::Fraction(1.0)),
+                ..imagenet
+            },
+            Self::Paddleclas => Preprocessing {
+                fit: Some(Fit::CropRounded),
+                antialias: Some(false),
                 ..imagenet
             },
             Self::Clip => Preprocessing {
@@ -216,6 +219,8 @@ pub(super) struct Preprocessing {
     pub(super) interpolation: Option<Interpolation>,
     pub(super) antialias: Option<bool>,
     pub(super) resize: Option<Resize>,
+    /// The quality of JPEG by which crops are compressed and decompressed.
+    pub(super) recompress: Option<u8>,
 }
 
 impl From<Normalization> for Preprocessing {
@@ -259,6 +264,7 @@ impl Preprocessing {
             fit: self.fit.or(other.fit),
             antialias: self.antialias.or(other.antialias.filter(|_| same_filter)),
             interpolation: self.interpolation.or(other.interpolation),
+            recompress: self.recompress.or(other.recompress),
         }
     }
 
@@ -272,16 +278,16 @@ impl Preprocessing {
         let filter = self
             .interpolation
             .unwrap_or_default()
-            .filter(self.antialias.unwrap_or(true))?;
+            .filter(self.antialias.unwrap_or(true));
         let resize = match (self.resize, fit) {
-            (Some(Resize::Pixels(_)), Fit::Letterbox(_)) => {
+            (Some(Resize::Pixels(_)), Fit::Letterbox(_) | Fit::Line(_)) => {
                 return Err(ModelError::Preprocessing(
-                    "`--resize` has no meaning with `--fit letterbox`, which scales images to just \
-                     fit; leave it out"
+                    "`--resize` has no meaning with `--fit letterbox` and `--fit line`, which scale \
+                     images to just fit; leave it out"
                         .into(),
                 ));
             }
-            (_, Fit::Letterbox(_)) | (None, Fit::Squash) => Resize::Fraction(1.0),
+            (_, Fit::Letterbox(_) | Fit::Line(_)) | (None, Fit::Squash) => Resize::Fraction(1.0),
             (resize, _) => resize.unwrap_or(Resize::Usual),
         };
         let resize_shorter_side = match resize {
@@ -293,8 +299,8 @@ impl Preprocessing {
             }
         };
         let least = match fit {
-            Fit::Crop => longer,
-            Fit::Squash | Fit::Letterbox(_) => shorter,
+            Fit::Crop | Fit::CropRounded => longer,
+            Fit::Squash | Fit::Letterbox(_) | Fit::Line(_) => shorter,
         };
         if resize_shorter_side < least {
             return Err(ModelError::Resize {
@@ -310,6 +316,7 @@ impl Preprocessing {
             resize_shorter_side,
             fit,
             filter,
+            recompress: self.recompress.map(quality).transpose()?,
         })
     }
 
@@ -333,6 +340,16 @@ impl Preprocessing {
         };
         values.check(channels)?;
         Ok(values)
+    }
+}
+
+/// A quality of JPEG.
+fn quality(quality: u8) -> Result<u8, ModelError> {
+    match quality {
+        1..=100 => Ok(quality),
+        _ => Err(ModelError::Preprocessing(format!(
+            "`--recompress {quality}` is no quality of JPEG, which is from 1 to 100"
+        ))),
     }
 }
 

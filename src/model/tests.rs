@@ -528,6 +528,75 @@ fn a_base_of_an_old_opset_with_a_function_is_cut_and_completed() {
 }
 
 #[test]
+fn what_training_services_export_is_served_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.onnx");
+    fs::write(&path, bytes(&tiny())).unwrap();
+    let file = |name: &str, content: &str| fs::write(folder.path().join(name), content).unwrap();
+    let served = || Model::from_file(&path, &Overrides::default());
+
+    file("labels.txt", "0 owl\n1 wren\n2 finch\n3 crow\n");
+    assert_eq!(served().unwrap().labels.join(" "), "owl wren finch crow");
+    file("labels.txt", "owl;wren;finch");
+    let error = served().unwrap_err().to_string();
+    assert!(error.contains("labels.txt holds 3 labels"), "{error}");
+    file("labels.txt", "owl;wren;finch;crow\n");
+    file(
+        "nvinfer_config.txt",
+        "offsets=103.939;116.779;123.68\nmodel-color-format=1\n",
+    );
+    let model = served().unwrap();
+    assert_eq!(model.labels.join(" "), "owl wren finch crow");
+    assert_eq!(model.graph.channels, ChannelOrder::Bgr);
+    assert_eq!(model.geometry.fit, Fit::Squash);
+    assert_eq!(model.taken.len(), 2, "{:?}", model.taken);
+    file("nvinfer_config.txt", "offsets=1;2");
+    let error = served().unwrap_err().to_string();
+    assert!(error.contains("nvinfer_config.txt beside it"), "{error}");
+    fs::remove_file(folder.path().join("nvinfer_config.txt")).unwrap();
+
+    // A file of this name that is another's.
+    file("metadata.json", "[1, 2");
+    served().unwrap();
+    file(
+        "metadata.json",
+        r#"{"packageName": "@teachablemachine/image", "labels": ["a", "b", "c", "d"]}"#,
+    );
+    // Its networks take squares, and this one does not.
+    let overrides = Overrides {
+        resize_shorter_side: Some(6),
+        ..Overrides::default()
+    };
+    let model = Model::from_file(&path, &overrides).unwrap();
+    assert_eq!(model.labels.join(""), "abcd");
+    assert_eq!(model.geometry.filter, Filter::Lanczos);
+
+    // Other models in the folder: whose labels they are is not known.
+    fs::write(folder.path().join("other.onnx"), bytes(&tiny())).unwrap();
+    let error = served().unwrap_err().to_string();
+    assert!(error.contains("--labels FILE"), "{error}");
+}
+
+#[test]
+fn onnxs_own_properties_of_images_are_followed() {
+    let mut proto = tiny();
+    proto.metadata_props = [
+        ("Image.BitmapPixelFormat", "Bgr8"),
+        ("Image.NominalPixelRange", "NominalRange_0_255"),
+    ]
+    .map(|(key, value)| onnx::StringStringEntryProto {
+        key: Some(key.into()),
+        value: Some(value.into()),
+    })
+    .into();
+    let model = Model::from_bytes(bytes(&proto), &labelled()).unwrap();
+    assert_eq!(model.graph.channels, ChannelOrder::Bgr);
+    let normalization = model.normalization.unwrap();
+    assert_eq!(normalization.mean, [0.0; 3]);
+    assert_eq!(normalization.std, [1.0 / 255.0; 3]);
+}
+
+#[test]
 fn a_new_layer_keeps_the_preprocessing_of_its_base() {
     let mean = [123.68, 116.779, 103.939];
     let overrides = Overrides {

@@ -187,6 +187,10 @@ fn a_forced_engine_that_cannot_start_ends_the_server_with_advice() {
             "libonnxruntime",
         ),
         (
+            &["--engine", "cuda", "--onnxruntime-lib", "/nowhere"],
+            "libonnxruntime",
+        ),
+        (
             &["--engine", "tensorrt", "--tensorrt-lib", "/nowhere"],
             tensorrt,
         ),

@@ -135,7 +135,9 @@ fn what_has_to_be_installed_to_build_is_named() {
     let (chosen, said) = machine.choice("auto");
     assert_eq!(chosen, "");
     assert!(
-        said.contains("apt-get install libclang-dev,") && said.contains("CPU"),
+        said.contains("apt-get install libclang-dev,")
+            && said.contains("`make onnxruntime-gpu`")
+            && said.contains("CPU"),
         "{said}"
     );
     machine.remove("bin/c++");

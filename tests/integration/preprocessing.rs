@@ -218,6 +218,10 @@ fn presets_are_defaults_under_the_flags() {
     assert_eq!(summary(Preset::KerasTf), (Fit::Squash, Filter::Linear, 32));
     assert_eq!(summary(Preset::YoloCls), (Fit::Crop, Filter::Bilinear, 32));
     assert_eq!(summary(Preset::Clip), (Fit::Crop, Filter::Bicubic, 32));
+    assert_eq!(
+        summary(Preset::Paddleclas),
+        (Fit::CropRounded, Filter::Linear, 37)
+    );
 
     let geometry = loaded(Overrides {
         preset: Some(Preset::KerasTf),
@@ -241,14 +245,6 @@ fn settings_that_contradict_each_other_are_rejected() {
             .to_string()
     };
     for (overrides, hint) in [
-        (
-            Overrides {
-                interpolation: Some(Interpolation::Bicubic),
-                antialias: Some(false),
-                ..Overrides::default()
-            },
-            "--antialias false",
-        ),
         (
             Overrides {
                 fit: Some(Fit::Letterbox([0; 3])),

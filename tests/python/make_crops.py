@@ -4,6 +4,7 @@ Needs Pillow, numpy and opencv-python-headless: `python tests/python/make_crops.
 and a column for each filter, in the order of FITS and FILTERS. The photo is scikit-image's `chelsea` (CC0).
 """
 
+import math
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,8 @@ FILTERS = [
     Image.Resampling.NEAREST,
     cv2.INTER_LINEAR,
     cv2.INTER_AREA,
+    cv2.INTER_CUBIC,
+    cv2.INTER_LANCZOS4,
 ]
 
 
@@ -60,7 +63,23 @@ def letterbox(image, filter):
     return padded
 
 
-FITS = [crop, squash, squash_and_crop, letterbox]
+def rounded_crop(image, filter):
+    """As PaddleClas's ResizeImage(resize_short=46) and CropImage."""
+    factor = 46 / min(image.size)
+    scaled = scale(image, tuple(round(side * factor) for side in image.size), filter)
+    left, top = (scaled.width - WIDTH) // 2, (scaled.height - HEIGHT) // 2
+    return scaled.crop((left, top, left + WIDTH, top + HEIGHT))
+
+
+def line(image, filter):
+    """As PaddleOCR's resize_norm_img of lines, with a colour for the padding."""
+    width = min(WIDTH, math.ceil(HEIGHT * (image.width / image.height)))
+    padded = Image.new("RGB", (WIDTH, HEIGHT), PADDING)
+    padded.paste(scale(image, (width, HEIGHT), filter), (0, 0))
+    return padded
+
+
+FITS = [crop, squash, squash_and_crop, letterbox, rounded_crop, line]
 
 
 def main():

@@ -63,8 +63,9 @@ pub struct PixelFlags {
     /// The size of the images, for a network that leaves height and width open, such as 224x224.
     #[arg(long, env = "RESNET18_INPUT_SIZE", value_name = "WxH")]
     input_size: Option<ImageSize>,
-    /// How images of other proportions are fitted: crop the centre, squash each side by itself, or
-    /// letterbox, which pads with a colour: letterbox:RRGGBB [default: crop].
+    /// How images of other proportions are fitted: crop the centre (crop-rounded rounds as PaddleClas
+    /// does), squash each side by itself, letterbox, which pads with a colour: letterbox:RRGGBB, or
+    /// line, which fits the height and pads on the right: line:RRGGBB [default: crop].
     #[arg(long, env = "RESNET18_FIT", value_name = "FIT")]
     fit: Option<Fit>,
     /// The filter that scales images: Pillow's bilinear, bicubic, lanczos or nearest, or OpenCV's
@@ -72,9 +73,15 @@ pub struct PixelFlags {
     #[arg(long, env = "RESNET18_INTERPOLATION", value_name = "FILTER")]
     interpolation: Option<Interpolation>,
     /// Whether the filter covers all pixels of an image that is scaled down, as Pillow's do; false
-    /// with bilinear is OpenCV's INTER_LINEAR [default: true].
+    /// with bilinear, bicubic and lanczos is OpenCV's INTER_LINEAR, INTER_CUBIC and INTER_LANCZOS4
+    /// [default: true].
     #[arg(long, env = "RESNET18_ANTIALIAS", value_name = "BOOL")]
     antialias: Option<bool>,
+    /// Compress every crop as JPEG of this quality, 1 to 100, and decompress it, for a network whose
+    /// authors feed it so [default: not].
+    #[arg(long, env = "RESNET18_RECOMPRESS", value_name = "QUALITY",
+          value_parser = clap::value_parser!(u8).range(1..=100))]
+    recompress: Option<u8>,
     /// The output with the scores, of a network that has several.
     #[arg(long, env = "RESNET18_OUTPUT_NAME", value_name = "NAME")]
     output_name: Option<String>,
@@ -148,6 +155,7 @@ impl PixelFlags {
             fit,
             interpolation,
             antialias,
+            recompress,
             output_name,
         } = self;
         let given = [
@@ -161,6 +169,7 @@ impl PixelFlags {
             ("--fit", fit.map(|fit| fit.to_string())),
             ("--interpolation", interpolation.as_ref().map(value_name)),
             ("--antialias", antialias.map(|value| value.to_string())),
+            ("--recompress", recompress.map(|value| value.to_string())),
             ("--output-name", output_name.clone()),
         ];
         given
@@ -182,6 +191,7 @@ impl PixelFlags {
             fit: self.fit,
             interpolation: self.interpolation,
             antialias: self.antialias,
+            recompress: self.recompress,
             preset: self.preset,
             output: self.output_name.clone(),
             ..Default::default()
@@ -311,6 +321,8 @@ mod tests {
             "area",
             "--antialias",
             "false",
+            "--recompress",
+            "75",
         ];
         let program = Program::parse_from(["program"].iter().chain(&arguments));
         assert_eq!(program.flags.arguments(), arguments);

@@ -2,9 +2,14 @@
 
 use ort::value::{DynTensor, DynValue, Tensor};
 
-use super::{library, limits::LIMITS, session};
+use super::{
+    library,
+    limits::LIMITS,
+    provider::Provider,
+    session::{SessionConfig, session},
+};
 use crate::{
-    engine::conformance::Numbers,
+    engine::{EngineKind, Precision, conformance::Numbers},
     model::{
         first_beyond,
         onnx::{ModelProto, tensor_proto::DataType},
@@ -13,7 +18,7 @@ use crate::{
 
 /// Whether the library can be loaded.
 pub(in crate::engine) fn available() -> bool {
-    library::load(None).is_ok()
+    library::load(EngineKind::OnnxRuntime, None).is_ok()
 }
 
 /// Runs `onnx`, which is `model` as a file, on one set of inputs.
@@ -29,8 +34,14 @@ pub(in crate::engine) fn run(
     if let Some(reason) = first_beyond(model, LIMITS) {
         return Err(reason);
     }
-    let environment = library::load(None).map_err(|error| error.to_string())?;
-    let mut session = session(environment, onnx, 1).map_err(|error| error.to_string())?;
+    let environment =
+        library::load(EngineKind::OnnxRuntime, None).map_err(|error| error.to_string())?;
+    let config = SessionConfig {
+        provider: Provider::Cpu,
+        precision: Precision::Fp32,
+        threads: 1,
+    };
+    let mut session = session(environment, onnx, config).map_err(|error| error.to_string())?;
     let inputs: Vec<(&str, DynTensor)> = inputs
         .iter()
         .map(|(name, numbers)| (name.as_str(), tensor(numbers)))

@@ -1,25 +1,37 @@
-//! ONNX Runtime on the CPU, from a shared library that is found at run time. It takes what the other
-//! engines can't run, and is a third opinion where they disagree.
+//! ONNX Runtime, from a shared library that is found at run time. On the CPU it takes what the other
+//! engines can't run, and is a third opinion where they disagree; on NVIDIA's cards and on Macs it
+//! computes by CUDA and CoreML.
 
 #[cfg(test)]
 pub(super) mod conformance;
 mod library;
 mod limits;
+mod nvidia;
+mod provider;
+mod session;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 
-use ort::{environment::Environment, logging::LogLevel, session::Session, value::TensorRef};
-
-use super::{
-    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, Results, cpu_name,
+use self::{
+    provider::Provider,
+    session::{OnnxRuntime, SessionConfig},
 };
-use crate::model::{Batch, BodyPrecision, EMBEDDING, LOGITS, Model};
+use super::{
+    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, batch_sizes,
+};
+use crate::model::{Batch, BodyPrecision, Model, Serving};
 
-const KIND: EngineKind = EngineKind::OnnxRuntime;
-
-/// The most narrow lanes. Each has its own copy of the weights; with more threads than that, a lane
-/// has several.
+/// The most narrow lanes on a CPU. Each has its own copy of the weights; with more threads than that,
+/// a lane has several.
 const MOST_LANES: usize = 4;
+
+/// The lanes for each card: one computes while the batch of the other is copied and answered.
+const LANES_PER_DEVICE: usize = 2;
+
+/// The largest batch on a card unless another one is given.
+const MAX_BATCH_ON_A_CARD: usize = 32;
 
 /// Settings of the ONNX Runtime engine.
 #[derive(Clone, Debug, Default)]
@@ -33,131 +45,153 @@ pub(super) fn is_installed(config: &EngineConfig) -> bool {
     library::find(config.onnxruntime.library.as_deref()).is_ok()
 }
 
+/// Whether CUDA is worth trying: the library brings its provider, and there is a driver.
+pub(super) fn cuda_is_likely(config: &EngineConfig) -> bool {
+    provider::cuda_is_likely(config)
+}
+
 /// The path of the library that [`load`] uses, with its size and time, which differ from version to
 /// version; empty if there is none.
 pub(super) fn library_stamp(config: &EngineConfig) -> String {
     library::stamp(config.onnxruntime.library.as_deref())
 }
 
-/// Loads the library and `model`, without running it.
+/// Loads the library and `model`, without running it. `kind` says where it computes: on the CPU, by
+/// CUDA, or by CoreML.
 ///
 /// # Errors
-/// If there is no usable library, or ONNX Runtime does not support the model or the precision.
-pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
-    let environment = library::load(config.onnxruntime.library.as_deref())?;
+/// If there is no usable library or device, or ONNX Runtime does not support the model or the
+/// precision.
+pub(super) fn load(
+    kind: EngineKind,
+    config: &EngineConfig,
+    model: &Model,
+) -> Result<Lanes, EngineError> {
+    library::load(kind, config.onnxruntime.library.as_deref())?;
     if let Some(reason) = model.graph.beyond(limits::LIMITS) {
-        return Err(KIND.unsupported(reason));
+        return Err(kind.unsupported(reason));
     }
-    let precision = Precision::choose(model, config.precision, Precision::Fp32, KIND)?;
-    if matches!(precision, Precision::Fp16 | Precision::Bf16) {
-        return Err(EngineError::Unavailable {
-            kind: KIND,
+    let precision = precision(kind, config, model)?;
+    load_on(&provider::devices(kind, config)?, precision, config, model)
+}
+
+/// The precision in which `kind` computes the model.
+fn precision(
+    kind: EngineKind,
+    config: &EngineConfig,
+    model: &Model,
+) -> Result<Precision, EngineError> {
+    let on_cpu = kind == EngineKind::OnnxRuntime;
+    let fastest = if on_cpu {
+        Precision::Fp32
+    } else {
+        Precision::Fp16
+    };
+    let precision = Precision::choose(model, config.precision, fastest, kind)?;
+    match (on_cpu, precision) {
+        (true, Precision::Fp16 | Precision::Bf16) => Err(EngineError::Unavailable {
+            kind,
             reason: format!("on a CPU it does not compute in {precision}"),
             advice: "use --precision fp32 or auto, or --engine openvino".into(),
-        });
+        }),
+        (false, Precision::Bf16) => Err(EngineError::Unavailable {
+            kind,
+            reason: format!("it does not compute in {precision}"),
+            advice: "use --precision fp16, fp32 or auto".into(),
+        }),
+        _ => Ok(precision),
     }
+}
 
-    let max_batch = match model.graph.batch {
-        Batch::Fixed(n) => n,
-        Batch::Any => config.max_batch.map_or(1, |n| n.get()),
+/// Loads `model` on each of the `providers`, which are of one kind. The library has been loaded.
+fn load_on(
+    providers: &[Provider],
+    precision: Precision,
+    config: &EngineConfig,
+    model: &Model,
+) -> Result<Lanes, EngineError> {
+    let kind = providers[0].kind();
+    let environment = library::load(kind, config.onnxruntime.library.as_deref())?;
+    let offloaded = kind != EngineKind::OnnxRuntime;
+    let max_batch = match (model.graph.batch, kind) {
+        (Batch::Fixed(n), _) => n,
+        // CoreML compiles a network for one size.
+        (Batch::Any, EngineKind::CoreMl) => 1,
+        (Batch::Any, EngineKind::Cuda) => config
+            .max_batch
+            .map_or(MAX_BATCH_ON_A_CARD, |batch| batch.get()),
+        (Batch::Any, _) => config.max_batch.map_or(1, |batch| batch.get()),
     };
     let batch = match model.graph.batch {
         Batch::Fixed(n) => Some(n),
-        Batch::Any => None,
+        Batch::Any => (kind == EngineKind::CoreMl).then_some(1),
     };
-    let serving = model
+    let body = match precision {
+        Precision::Fp16 => BodyPrecision::Fp16,
+        _ => BodyPrecision::Fp32,
+    };
+    let Serving { onnx, embedding } = model
         .graph
-        .to_serve(batch, BodyPrecision::Fp32)
-        .map_err(|error| KIND.unsupported(error))?;
+        .to_serve(batch, body)
+        .map_err(|error| kind.unsupported(error))?;
 
+    // cuDNN looks for the fastest algorithm for each size.
+    let sizes = match kind {
+        EngineKind::Cuda => batch_sizes(max_batch, batch.is_some()),
+        _ => Vec::new(),
+    };
     let shape = [
         model.geometry.height as usize,
         model.geometry.width as usize,
         3,
     ];
-    let lane = |threads: usize| -> Result<Box<dyn Engine>, EngineError> {
-        let session = session(environment, &serving.onnx, threads)
-            .map_err(|error| KIND.unsupported(error))?;
-        Ok(Box::new(OnnxRuntime { session, shape }))
+    let lane = |provider: Provider, threads: usize| -> Result<Box<dyn Engine>, EngineError> {
+        let config = SessionConfig {
+            provider,
+            precision,
+            threads,
+        };
+        Ok(Box::new(OnnxRuntime {
+            session: session::session(environment, &onnx, config)?,
+            provider,
+            shape,
+            sizes: sizes.clone(),
+            padded: Vec::new(),
+        }))
     };
     let threads = config.threads.get();
-    let lanes = threads.min(MOST_LANES);
+    let mut wide = None;
+    let narrow: Vec<_> = if offloaded {
+        let lanes = providers
+            .iter()
+            .flat_map(|provider| [*provider; LANES_PER_DEVICE]);
+        lanes
+            .map(|provider| lane(provider, 1))
+            .collect::<Result<_, _>>()?
+    } else {
+        let lanes = threads.min(MOST_LANES);
+        wide = (threads > 1)
+            .then(|| lane(Provider::Cpu, threads))
+            .transpose()?;
+        (0..lanes)
+            .map(|_| lane(Provider::Cpu, threads / lanes))
+            .collect::<Result<_, _>>()?
+    };
     Ok(Lanes {
         info: EngineInfo {
-            kind: KIND,
+            kind,
             version: library::version(),
             precision,
-            device: cpu_name(),
+            device: provider::device_name(providers),
             max_batch,
             fixed_batch: batch.is_some(),
-            batch_sizes: Vec::new(),
-            offloaded: false,
-            embedding: serving.embedding,
+            batch_sizes: sizes,
+            offloaded,
+            embedding,
             warnings: Vec::new(),
         },
-        narrow: (0..lanes)
-            .map(|_| lane(threads / lanes))
-            .collect::<Result<_, _>>()?,
-        wide: (threads > 1).then(|| lane(threads)).transpose()?,
+        narrow,
+        wide,
         plans: Vec::new(),
     })
-}
-
-/// A session that computes on this many threads, of which the calling one is the first.
-fn session(environment: &Environment, onnx: &[u8], threads: usize) -> Result<Session, ort::Error> {
-    let mut builder = Session::builder(environment)?
-        .with_intra_threads(threads)?
-        .with_inter_threads(1)?
-        // Threads that spin while they wait take the cores from those that decode.
-        .with_intra_op_spinning(false)?
-        .with_inter_op_spinning(false)?
-        .with_log_level(LogLevel::Error)?;
-    builder.commit_from_memory(onnx)
-}
-
-struct OnnxRuntime {
-    session: Session,
-    /// Height, width, channels.
-    shape: [usize; 3],
-}
-
-impl Engine for OnnxRuntime {
-    fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
-        self.run(images, n, [(LOGITS, logits)])
-    }
-
-    fn infer_with_embeddings(
-        &mut self,
-        images: &[u8],
-        n: usize,
-        results: Results<'_>,
-    ) -> Result<(), EngineError> {
-        let Results { logits, embeddings } = results;
-        self.run(images, n, [(LOGITS, logits), (EMBEDDING, embeddings)])
-    }
-}
-
-impl OnnxRuntime {
-    /// Computes all outputs, and copies those that are wanted.
-    fn run<const N: usize>(
-        &mut self,
-        images: &[u8],
-        n: usize,
-        wanted: [(&str, &mut [f32]); N],
-    ) -> Result<(), EngineError> {
-        let [height, width, channels] = self.shape;
-        let input = TensorRef::from_array_view(([n, height, width, channels], images))
-            .map_err(|error| KIND.failed(error))?;
-        let outputs = self
-            .session
-            .run(ort::inputs![input])
-            .map_err(|error| KIND.failed(error))?;
-        for (name, target) in wanted {
-            let (_, values) = outputs[name]
-                .try_extract_tensor::<f32>()
-                .map_err(|error| KIND.failed(error))?;
-            KIND.copy_logits(values, target)?;
-        }
-        Ok(())
-    }
 }

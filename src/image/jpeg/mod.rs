@@ -49,6 +49,7 @@ mod marker;
 mod outline;
 mod picture;
 mod progressive;
+mod recompress;
 mod scaled;
 mod scaled_transform;
 mod scan;
@@ -69,6 +70,7 @@ mod upsample;
 mod work;
 mod zigzag;
 
+pub(super) use self::recompress::recompress;
 use self::{
     colour::Colours,
     full::FullSize,

@@ -10,7 +10,7 @@ use super::*;
 use crate::{image::PreprocessConfig, testing::skipped};
 
 /// Python with Pillow, which `make test-env` sets up.
-fn pillow() -> Option<PathBuf> {
+pub(super) fn pillow() -> Option<PathBuf> {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
     let import = Command::new(&python)
         .args(["-c", "import numpy, PIL.Image"])
@@ -23,7 +23,7 @@ fn pillow() -> Option<PathBuf> {
 }
 
 /// The size and the pixels of a binary PNM file.
-fn read_pnm(path: &Path) -> ([u32; 2], Vec<u8>) {
+pub(super) fn read_pnm(path: &Path) -> ([u32; 2], Vec<u8>) {
     let file = fs::read(path).unwrap();
     assert!(file.starts_with(b"P5") || file.starts_with(b"P6"));
     let mut fields = file[3..].splitn(3, |byte| byte.is_ascii_whitespace());

@@ -6,17 +6,19 @@ const WIDTH: u32 = 40;
 const HEIGHT: u32 = 32;
 const PADDING: [u8; 3] = [127, 0, 200];
 /// The columns of a sheet.
-const FILTERS: [Filter; 6] = [
+const FILTERS: [Filter; 8] = [
     Filter::Bilinear,
     Filter::Bicubic,
     Filter::Lanczos,
     Filter::Nearest,
     Filter::Linear,
     Filter::Area,
+    Filter::Cubic,
+    Filter::Lanczos4,
 ];
 
 /// The rows of a sheet.
-fn geometries() -> [Geometry; 4] {
+fn geometries() -> [Geometry; 6] {
     let crop = Geometry::cropped(WIDTH, HEIGHT, 46);
     let squash = |resize_shorter_side| Geometry {
         resize_shorter_side,
@@ -27,7 +29,15 @@ fn geometries() -> [Geometry; 4] {
         fit: Fit::Letterbox(PADDING),
         ..crop
     };
-    [crop, squash(HEIGHT), squash(40), letterbox]
+    let rounded = Geometry {
+        fit: Fit::CropRounded,
+        ..crop
+    };
+    let line = Geometry {
+        fit: Fit::Line(PADDING),
+        ..crop
+    };
+    [crop, squash(HEIGHT), squash(40), letterbox, rounded, line]
 }
 
 fn file(name: &str) -> PathBuf {
@@ -81,7 +91,10 @@ fn every_fit_and_filter_matches_pillow_and_opencv() {
                         "{name} {} {filter}: max {max}, mean {mean:.4}",
                         geometry.fit
                     );
-                    let exact = !matches!(filter, Filter::Linear | Filter::Area);
+                    let exact = matches!(
+                        filter,
+                        Filter::Bilinear | Filter::Bicubic | Filter::Lanczos | Filter::Nearest
+                    );
                     assert!(
                         max <= u8::from(!exact),
                         "{name}, row {row}, {filter}: differs by up to {max}, {mean:.3} in the mean"
@@ -165,7 +178,12 @@ fn a_jpeg_is_decoded_as_far_as_the_filter_reaches() {
 #[test]
 fn extreme_proportions_cost_no_memory() {
     let square = Geometry::cropped(24, 24, 24);
-    let fits = [Fit::Crop, Fit::Squash, Fit::Letterbox(PADDING)];
+    let fits = [
+        Fit::Crop,
+        Fit::CropRounded,
+        Fit::Squash,
+        Fit::Letterbox(PADDING),
+    ];
     for (width, height) in [(1, 10_000), (10_000, 1), (1, 1), (3, 2)] {
         for fit in fits {
             for filter in FILTERS {

@@ -175,6 +175,12 @@ pub(super) fn apply(
     for name in &results {
         let free = names.free(&format!("network_{name}"));
         walk::rename(graph, name, &free);
+        // Its node may have the name of the output, which the node behind it gets.
+        for node in &mut graph.node {
+            if node.name() == name {
+                node.name = Some(free.clone());
+            }
+        }
         narrow.push(free);
     }
     for (output, name) in graph.output.iter_mut().zip(&results) {

@@ -3,16 +3,13 @@
 //!
 //! What happens on the GPU itself is behind the trait [`Device`], so that tests need no GPU.
 
-use std::{
-    iter,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use super::KIND;
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Engine, EngineError, batch_sizes};
 
 /// After so many runs compiled kernels are looked at again, and then each time that their number
 /// has doubled.
@@ -50,18 +47,6 @@ pub(super) trait Device: Send {
 
     /// Keeps the kernels that have been compiled, unless these are kept already.
     fn save_kernels(&mut self);
-}
-
-/// The batch sizes that lanes compute: 1, 2, 4 and so on, and the largest one. Other batches are
-/// padded to the next of them, because each size costs kernels of its own and a CUDA graph.
-pub(super) fn batch_sizes(max_batch: usize, fixed_batch: bool) -> Vec<usize> {
-    if fixed_batch {
-        return vec![max_batch];
-    }
-    iter::successors(Some(1), |n| Some(n * 2))
-        .take_while(|n| *n < max_batch)
-        .chain([max_batch])
-        .collect()
 }
 
 /// Why an operation on a device failed.

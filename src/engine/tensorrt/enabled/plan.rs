@@ -17,11 +17,11 @@ use super::{
     gpu::Gpu,
     lane::GpuLane,
     loaded_plan::LoadedPlan,
-    pipeline::{GpuState, Pipeline, batch_sizes},
+    pipeline::{GpuState, Pipeline},
 };
 use crate::{
     cache::{ArtifactCache, CacheKey, MissReason, Origin, hex},
-    engine::{EngineConfig, EngineError, Precision, tensorrt::PlanOutcome},
+    engine::{EngineConfig, EngineError, Precision, batch_sizes, tensorrt::PlanOutcome},
     model::{Batch, BodyPrecision, Model},
     sync::lock,
 };
