@@ -34,6 +34,8 @@ mod replicas;
 mod rest;
 mod security;
 mod teaching;
+mod teaching_unknown;
+mod teaching_video;
 mod telemetry;
 #[cfg(all(feature = "tensorrt", not(feature = "tensorrt-enterprise")))]
 mod tensorrt;

@@ -19,7 +19,7 @@ use crate::{
         teacher_server::Teacher as Service,
     },
     state::{NotReady, StateCell},
-    teaching::{Added, Example, TeachError, Teacher},
+    teaching::{Added, Example, TeachError, Teacher, Wanted},
 };
 
 /// How many refused pictures are listed.
@@ -91,7 +91,11 @@ impl TeacherService {
     }
 
     async fn train(&self, request: TrainRequest) -> Result<TrainResponse, CallError> {
-        let trained = self.teacher()?.train(request.dataset).await;
+        let wanted = Wanted {
+            dataset: request.dataset,
+            reject_unknown: request.reject_unknown,
+        };
+        let trained = self.teacher()?.train(wanted).await;
         Ok(answers::trained(trained.map_err(logged)?))
     }
 
