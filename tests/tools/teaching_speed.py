@@ -107,7 +107,8 @@ def measure(program, at, photos, more, probe, requests, args):
 
     print(f"machine       {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the beginning")
     first = run(program, "models", *at)["models"][0]["name"]
-    run(program, "classify", *at, requests[0])
+    # It waits until the server has started.
+    run(program, "classify", *at, "--timeout", "300s", requests[0])
     begun = time.monotonic()
     for name, files in photos.items():
         added = add(name, *files)["added"]
