@@ -189,7 +189,7 @@ fn line(name: &str, answer: &Answer) -> String {
     let best = |classes: &[Classification]| match classes.first() {
         Some(class) => format!(
             "{}  {:.1} %",
-            style(output::label(class)).green(),
+            style(output::label(&class.label)).green(),
             class.probability * 100.0
         ),
         None => NO_CLASS.to_owned(),
@@ -257,7 +257,10 @@ fn embedding_row(embedding: Option<&Embedding>) -> String {
 
 /// A row for each class.
 fn rows(classes: &[Classification], bars: bool) -> String {
-    let labels: Vec<_> = classes.iter().map(output::label).collect();
+    let labels: Vec<_> = classes
+        .iter()
+        .map(|class| output::label(&class.label))
+        .collect();
     let width = labels
         .iter()
         .map(|label| measure_text_width(label))

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::{
     client::milliseconds,
+    model::UNKNOWN_LABEL,
     proto::{Classification, Timing},
 };
 
@@ -221,12 +222,12 @@ pub fn thousands(number: u64) -> String {
     text
 }
 
-/// The label of a class, or its number where the model has no labels, for people.
-pub fn label(class: &Classification) -> String {
-    if class.label.is_empty() {
-        format!("class {}", class.class_id)
+/// A label for people, who are told in words that an image shows none of the classes.
+pub fn label(label: &str) -> Cow<'_, str> {
+    if label.is_empty() {
+        UNKNOWN_LABEL.into()
     } else {
-        escaped(&class.label).into_owned()
+        escaped(label)
     }
 }
 

@@ -31,8 +31,9 @@ use crate::{
         evaluation::{Case, Evaluation},
         training::{
             Examples, TrainingPlan,
-            search::{self, SearchResult},
+            search::{self, Material, SearchResult},
             softmax_layer::{self, Example, SoftmaxLayer, TrainingSettings},
+            stand_ins::add_unknown_class,
         },
     },
 };
@@ -46,6 +47,10 @@ turn each photo into features once, and a new last layer with softmax is trained
 The default settings are the customary ones for transfer learning: learning rate 0.001, momentum \
 0.9, and 10 epochs with batches of 32. --auto instead compares settings by cross-validation on \
 the photos of train/ only.
+
+A folder of photos called `nothing of these` becomes the class for everything that the other classes \
+are not: servers answer it with an empty label. --reject-unknown learns that class without photos of \
+it, from what the base model was trained to tell apart; if the folder is there, from both.
 
 The same run on the same machine produces the same file; with --max-batch above 1, rounding may \
 depend on how the photos are batched.
@@ -85,6 +90,10 @@ pub struct Args {
     #[arg(long, env = "RESNET18_TRAIN_NAME", value_name = "NAME",
           value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
+    /// Learn the class `nothing of these` without photos of it, so that photos of other things are
+    /// not called one of the classes.
+    #[arg(long, env = "RESNET18_TRAIN_REJECT_UNKNOWN")]
+    reject_unknown: bool,
     /// Print one line of JSON.
     #[arg(long, env = "RESNET18_TRAIN_JSON")]
     json: bool,
@@ -251,15 +260,30 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         report::print_skipped(&examples.skipped);
     }
 
+    let mut labels = plan.classes.clone();
+    let stand_ins = if args.reject_unknown {
+        let rows = base.rows().ok_or_else(|| {
+            CliError::Failed(
+                "--reject-unknown can't read the weights of the base model's last layer, which it \
+                 learns from; add a folder `nothing of these` with photos instead"
+                    .into(),
+            )
+        })?;
+        add_unknown_class(&mut labels, &rows, &examples.train)
+    } else {
+        Vec::new()
+    };
     let job = TrainingJob {
         args,
         output,
         ignored_files,
         plan,
+        labels,
         base,
         engine,
         threads,
         examples,
+        stand_ins,
         extraction,
         started,
     };
@@ -336,10 +360,14 @@ struct TrainingJob {
     output: OutputFile,
     ignored_files: usize,
     plan: TrainingPlan,
+    /// Those of the plan, and perhaps that of the unknown class.
+    labels: Vec<String>,
     base: Base,
     engine: EngineInfo,
     threads: NonZeroUsize,
     examples: Examples,
+    /// Examples of the unknown class that are no photos.
+    stand_ins: Vec<Example>,
     /// How long the extraction of features took.
     extraction: Duration,
     started: Instant,
@@ -356,7 +384,7 @@ impl TrainingJob {
     /// Trains the layer, writes the model, and prints the report.
     fn run(self) -> Result<(), CliError> {
         let trained = self.train()?;
-        let evaluation = Evaluation::new(&self.plan.classes, &self.cases(&trained.layer));
+        let evaluation = Evaluation::new(&self.labels, &self.cases(&trained.layer));
         let settings = trained
             .settings
             .json(self.args.training.auto, self.args.training.flip);
@@ -364,10 +392,11 @@ impl TrainingJob {
 
         let description = Description {
             name: name.clone(),
-            labels: self.plan.classes.clone(),
+            labels: self.labels.clone(),
             training: json!({
                 "validation_accuracy": (evaluation.top1 * 1e4).round() / 1e4,
                 "train_photos": self.examples.train.len(),
+                "reject_unknown": self.args.reject_unknown,
                 "validation_photos": self.examples.val.len(),
                 "features": {
                     "engine": self.engine.kind.to_string(),
@@ -394,9 +423,9 @@ impl TrainingJob {
             settings,
             epochs: trained.epochs,
             accuracy: evaluation.top1,
-            confusion_matrix: evaluation.matrix(&self.plan.classes),
+            confusion_matrix: evaluation.matrix(&self.labels),
             evaluation,
-            labels: self.plan.classes,
+            labels: self.labels,
         };
         if self.args.json {
             output::print_json(&report)?;
@@ -428,10 +457,11 @@ impl TrainingJob {
         print_unless_json(&self.args, || {
             style("Epoch     loss  validation").bold().to_string()
         })?;
-        let mut layer = SoftmaxLayer::new(&train, self.plan.classes.len(), settings);
+        let all: Vec<&Example> = train.into_iter().chain(&self.stand_ins).collect();
+        let mut layer = SoftmaxLayer::new(&all, self.labels.len(), settings);
         let mut epochs = Vec::new();
         for number in 1..=settings.epochs {
-            let loss = layer.epoch(&train);
+            let loss = layer.epoch(&all);
             if !loss.is_finite() {
                 return Err(CliError::Failed(format!(
                     "training diverged in epoch {number}; choose a --learning-rate below {} or \
@@ -460,8 +490,11 @@ impl TrainingJob {
     fn search_settings(&self, train: &[&Example]) -> Result<TrainingSettings, CliError> {
         let bar = output::progress_in_percent("Settings");
         let found = search::search(
-            train,
-            self.plan.classes.len(),
+            Material {
+                train,
+                stand_ins: &self.stand_ins,
+                classes: self.labels.len(),
+            },
             self.args.training.settings(),
             self.threads,
             |done| bar.set_position((done * 100.0) as u64),

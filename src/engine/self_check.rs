@@ -192,25 +192,30 @@ fn reference_by(
         _ => embedded::load(&config, model)?,
     };
     let batch = lanes.info.max_batch;
-    let logits = crops
-        .iter()
-        .map(|crop| {
-            let mut logits = infer(&mut *lanes.narrow[0], model, &vec![crop; batch])?;
-            Ok(logits.swap_remove(0))
-        })
-        .collect::<Result<Vec<Vec<f32>>, EngineError>>()?;
+    let lane = &mut *lanes.narrow[0];
+    let mut logits = Vec::with_capacity(crops.len());
+    let mut embedding = None;
+    for (index, crop) in crops.iter().enumerate() {
+        let crops = vec![crop; batch];
+        // One run gives both.
+        let answer = match lanes.info.embedding.filter(|_| index == 0) {
+            None => infer(lane, model, &crops)?.swap_remove(0),
+            Some(size) => {
+                let (answer, found) = infer_both(lane, model, size, &crops)?;
+                embedding = Some(found);
+                answer
+            }
+        };
+        logits.push(answer);
+    }
     // Nothing differs from what is not a number.
     if logits.iter().flatten().any(|logit| !logit.is_finite()) {
         return Err(EngineError::NotFinite { kind });
     }
-    let embedding = lanes
-        .info
-        .embedding
-        .map(|size| embedding(&mut *lanes.narrow[0], model, size, &vec![&crops[0]; batch]));
     Ok(Reference {
         kind,
         logits,
-        embedding: embedding.transpose()?,
+        embedding,
     })
 }
 
@@ -227,13 +232,13 @@ fn infer(
     Ok(logits.chunks_exact(classes).map(<[f32]>::to_vec).collect())
 }
 
-/// The embedding, of `size` values, of the first of the crops.
-fn embedding(
+/// The logits and the embedding, of `size` values, of the first of the crops.
+fn infer_both(
     engine: &mut dyn Engine,
     model: &Model,
     size: usize,
     crops: &[&Vec<u8>],
-) -> Result<Vec<f32>, EngineError> {
+) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
     let n = crops.len();
     let images: Vec<u8> = crops.iter().flat_map(|crop| crop.iter().copied()).collect();
     let mut logits = vec![0.0; n * model.graph.classes];
@@ -243,8 +248,9 @@ fn embedding(
         embeddings: &mut embeddings,
     };
     engine.infer_with_embeddings(&images, n, results)?;
+    logits.truncate(model.graph.classes);
     embeddings.truncate(size);
-    Ok(embeddings)
+    Ok((logits, embeddings))
 }
 
 /// Gives no embeddings where they differ from the reference's, with a warning that stays.
@@ -262,10 +268,10 @@ fn drop_wrong_embeddings(lanes: &mut Lanes, model: &Model, crop: &Vec<u8>, refer
         .iter_mut()
         .chain(&mut lanes.narrow)
         .find_map(|lane| {
-            let found = embedding(&mut **lane, model, size, &vec![crop; batch]);
+            let found = infer_both(&mut **lane, model, size, &vec![crop; batch]);
             let compared = found.map_err(|error| error.to_string());
             compared
-                .and_then(|found| features_difference(&found, expected))
+                .and_then(|(_, found)| features_difference(&found, expected))
                 .err()
         });
     if let Some(reason) = wrong {

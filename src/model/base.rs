@@ -7,7 +7,7 @@ use prost::Message;
 use serde_json::{Map, Value};
 
 use super::{
-    BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides,
+    BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides, UNKNOWN_LABEL,
     beside::Beside,
     complete_with, decode, file_stem,
     graph::{self, Head},
@@ -32,7 +32,8 @@ pub struct Base {
 #[derive(Clone, Debug)]
 pub struct Description {
     pub name: String,
-    /// Class names, in the order of the layer's rows.
+    /// Class names, in the order of the layer's rows. One that is [`UNKNOWN_LABEL`] stands for
+    /// everything that none of the others is.
     pub labels: Vec<String>,
     /// Record of the training, stored under the manifest's key `training`.
     pub training: Value,
@@ -113,6 +114,12 @@ impl Base {
         self.head.features
     }
 
+    /// The rows of the last layer, `[classes, features]`: what its own classes look like to the
+    /// base. `None` if they are not stored as floats.
+    pub fn rows(&self) -> Option<Vec<f32>> {
+        self.head.rows(&self.model)
+    }
+
     /// The base's ONNX file with another last layer, and with a manifest that contains every
     /// setting that is needed to serve it.
     ///
@@ -146,6 +153,7 @@ impl Base {
             name: None,
             labels: None,
             activation,
+            unknown_class: labels.iter().position(|label| label == UNKNOWN_LABEL),
             other,
             ..self.backbone.manifest.clone()
         }

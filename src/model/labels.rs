@@ -5,6 +5,9 @@ use std::path::Path;
 use super::ModelError;
 use crate::files;
 
+/// The name of the class, in a dataset, that stands for everything that none of the others is.
+pub const UNKNOWN_LABEL: &str = "nothing of these";
+
 /// The names of ImageNet-1k's 1000 classes, in the order of the published models' logits.
 pub fn imagenet() -> Vec<String> {
     include_str!("../../models/imagenet_classes.txt")

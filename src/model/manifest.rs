@@ -69,6 +69,9 @@ pub struct Manifest {
     /// independent of each other.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,
+    /// The index of the class that stands for everything that none of the other classes is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown_class: Option<usize>,
     /// Keys that are not known here.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -144,6 +147,24 @@ impl Manifest {
             antialias: self.antialias,
             resize: self.resize_shorter_side.map(Resize::Pixels),
             recompress: self.recompress,
+        }
+    }
+
+    /// The class that stands for none of the others, of a model with this many classes.
+    ///
+    /// # Errors
+    /// An index that is not one of a class, or that of the only class.
+    pub(super) fn unknown_class(&self, classes: usize) -> Result<Option<usize>, ModelError> {
+        match self.unknown_class {
+            Some(class) if class >= classes => Err(ModelError::Manifest(format!(
+                "\"unknown_class\" is {class}; the indices of the model's {classes} classes are 0 to {}",
+                classes.saturating_sub(1)
+            ))),
+            Some(_) if classes == 1 => Err(ModelError::Manifest(
+                "\"unknown_class\" is the model's only class, so that every image would be unknown"
+                    .into(),
+            )),
+            class => Ok(class),
         }
     }
 
@@ -300,6 +321,8 @@ mod tests {
             ("{", "EOF"),
             (r#"{"mean":[1,2]}"#, "length 2"),
             (r#"{"labels":"cat"}"#, "sequence"),
+            (r#"{"unknown_class":"cup"}"#, "usize"),
+            (r#"{"unknown_class":-1}"#, "usize"),
             (r#"{"activation":"tanh"}"#, "`softmax` or `sigmoid`"),
             (
                 r#"{"interpolation":"banana"}"#,

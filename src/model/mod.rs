@@ -44,7 +44,7 @@ pub use self::{
         ActivationRange, Batch, BodyPrecision, EMBEDDING, IMAGES, LOGITS, Layer, Limit,
         LinearLayer, Normalization, Operation, Quantization, Serving, ServingGraph,
     },
-    labels::{imagenet, read_labels},
+    labels::{UNKNOWN_LABEL, imagenet, read_labels},
     manifest::{InputSize, Manifest},
     preprocessing::{ChannelOrder, Interpolation, Preset, Scale},
 };
@@ -139,6 +139,8 @@ pub struct Model {
     pub version: String,
     /// Class names, one for each logit.
     pub labels: Arc<[String]>,
+    /// The class that stands for everything that none of the others is.
+    pub unknown_class: Option<usize>,
     /// How images are scaled and cropped before inference.
     pub geometry: Geometry,
     /// The normalization that callers are expected to have applied to tensors that they send;
@@ -240,6 +242,12 @@ impl Model {
             .filter(|name| !name.is_empty())
             .map_or_else(|| fallback_name.to_owned(), Clone::clone);
         let labels = labels(&graph, &manifest)?;
+        // Features have no labels, and are no classes.
+        let unknown_class = if labels.is_empty() {
+            None
+        } else {
+            manifest.unknown_class(labels.len())?
+        };
         let normalization_is_known =
             graph.normalizes || (settings.mean.is_some() && settings.std.is_some());
 
@@ -247,6 +255,7 @@ impl Model {
             name,
             version,
             labels: labels.into(),
+            unknown_class,
             geometry: settings.geometry(graph.width, graph.height)?,
             normalization: normalization_is_known.then_some(graph.normalization),
             activation: if graph.is_binary {
@@ -314,6 +323,7 @@ impl Model {
             activation: (self.activation != self.graph.activation
                 || self.manifest.activation.is_some())
             .then_some(self.activation),
+            unknown_class: self.unknown_class,
             other: self.manifest.other.clone(),
         }
     }

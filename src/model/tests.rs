@@ -611,3 +611,48 @@ fn a_new_layer_keeps_the_preprocessing_of_its_base() {
     assert_eq!(base.backbone.geometry.filter, Filter::Area);
     assert_layer_replaced(&base, mean);
 }
+
+#[test]
+fn the_class_for_everything_else_travels_in_the_file() {
+    let base = Base::bundled(&Overrides::default()).unwrap();
+    let taught = |base: &Base, labels: [&str; 2]| {
+        let layer = LinearLayer {
+            weight: vec![0.5; 2 * base.features()],
+            bias: vec![0.0; 2],
+        };
+        let description = Description {
+            name: "cups".into(),
+            labels: labels.map(str::to_owned).to_vec(),
+            training: Value::Null,
+        };
+        base.with_layer(&layer, description).unwrap()
+    };
+    let file = taught(&base, [UNKNOWN_LABEL, "cup"]);
+    let model = Model::from_bytes(file.clone().into(), &Overrides::default()).unwrap();
+    assert_eq!(model.unknown_class, Some(0));
+    assert_eq!(model.serving_manifest().unknown_class, Some(0));
+
+    // Of a model that is learned from this one it is no class any more.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cups.onnx");
+    fs::write(&path, file).unwrap();
+    let base = Base::from_file(&path, &Overrides::default()).unwrap();
+    assert_eq!(base.backbone.unknown_class, None);
+    let file = taught(&base, ["cup", "glass"]);
+    let model = Model::from_bytes(file.into(), &Overrides::default()).unwrap();
+    assert_eq!(model.unknown_class, None);
+}
+
+#[test]
+fn a_class_for_everything_else_that_is_none_is_refused() {
+    let with = |class: usize| {
+        let json = format!(r#"{{"labels":["e","f","g","h"],"unknown_class":{class}}}"#);
+        Model::from_bytes(with_manifest(&json), &Overrides::default())
+    };
+    assert_eq!(with(3).unwrap().unknown_class, Some(3));
+    let error = with(4).unwrap_err().to_string();
+    assert!(
+        error.contains("resnet18.manifest") && error.contains("0 to 3"),
+        "{error}"
+    );
+}

@@ -27,6 +27,8 @@ pub struct Served {
     pub version: String,
     /// The classes' names, in the order of the logits.
     pub labels: Arc<[String]>,
+    /// The class that stands for everything that none of the others is.
+    pub unknown_class: Option<usize>,
     /// How logits become probabilities.
     pub activation: Activation,
     /// The network's input.
@@ -59,6 +61,7 @@ impl Served {
             name: model.name.clone(),
             version: model.version.clone(),
             labels: Arc::clone(&model.labels),
+            unknown_class: model.unknown_class,
             activation: model.activation,
             geometry: model.geometry,
             normalization: model.normalization,
@@ -68,9 +71,12 @@ impl Served {
         }
     }
 
-    /// The label of a class; empty if the model has none for it.
-    pub fn label(&self, class_id: usize) -> String {
-        self.labels.get(class_id).cloned().unwrap_or_default()
+    /// The label of a class in an answer; empty for the one that stands for none of the others.
+    pub fn label(&self, class_id: usize) -> &str {
+        match self.labels.get(class_id) {
+            Some(label) if self.unknown_class != Some(class_id) => label,
+            _ => "",
+        }
     }
 }
 

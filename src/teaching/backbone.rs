@@ -11,7 +11,10 @@ use crate::{
     image::{ImageError, Source},
     metrics::{EngineLabels, ModelMetrics, statistics::RequestKind},
     model::{Base, Overrides},
-    registry::loader::{ListedModel, Loader},
+    registry::{
+        check::CheckConfig,
+        loader::{ListedModel, Loader},
+    },
     scheduler::{ClientId, InputImage, Job, JobError, LoadedModel, Priority, Queue},
 };
 
@@ -25,6 +28,8 @@ pub struct Backbone {
     pub key: String,
     /// How the engine that computes them is recorded in a model.
     pub engine: (String, String),
+    /// How models are tried before they are loaded.
+    check: Option<CheckConfig>,
     queue: Queue,
 }
 
@@ -90,6 +95,7 @@ impl Backbone {
             base,
             key: hex(&Sha256::digest(depends_on))[..16].to_owned(),
             engine,
+            check: loader.config.check.clone(),
             queue,
         })
     }
@@ -125,6 +131,19 @@ impl Backbone {
             Ok(mut reply) => Ok(Ok(std::mem::take(&mut reply.outputs[0].logits))),
             Err(JobError::Image(error)) => Ok(Err(error)),
             Err(error) => Err(TeachError::Job(error)),
+        }
+    }
+
+    /// Lets a model of this base, which has passed, be loaded without being tried: only the numbers
+    /// of its last layer are new. This reads the file.
+    pub fn vouch(&self, name: &str, path: &Path, version: &str) {
+        if let Some(check) = &self.check {
+            let listed = ListedModel {
+                name: name.to_owned(),
+                path: Some(path.to_owned()),
+                overrides: Overrides::default(),
+            };
+            check.vouch(&listed, path, version);
         }
     }
 

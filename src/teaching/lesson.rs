@@ -10,8 +10,9 @@ use crate::{
     offline::{
         evaluation::{Case, Evaluation},
         training::{
-            search,
+            search::{self, Material as Photos},
             softmax_layer::{self, Example, SoftmaxLayer, TrainingSettings},
+            stand_ins::add_unknown_class,
         },
     },
 };
@@ -36,6 +37,8 @@ pub struct Material {
     pub examples: Vec<Example>,
     /// The name of each one's file.
     pub files: Vec<String>,
+    /// Examples of the unknown class that are no pictures.
+    pub stand_ins: Vec<Example>,
     pub skipped: Vec<Skipped>,
 }
 
@@ -50,6 +53,12 @@ pub struct Lesson {
 }
 
 impl Material {
+    /// Adds the class for everything else, and stand-ins for pictures of it from the rows of the
+    /// base's last layer.
+    pub fn reject_unknown(&mut self, rows: &[f32]) {
+        self.stand_ins = add_unknown_class(&mut self.labels, rows, &self.examples);
+    }
+
     /// Whether there is enough to learn from.
     ///
     /// # Errors
@@ -67,7 +76,8 @@ impl Material {
         for (class, label) in self.labels.iter().enumerate() {
             let of_class = |example: &&Example| example.class == class;
             let count = self.examples.iter().filter(of_class).count();
-            if count < LEAST_EXAMPLES {
+            let has_stand_ins = self.stand_ins.iter().any(|example| example.class == class);
+            if count < LEAST_EXAMPLES && !has_stand_ins {
                 return Err(TeachError::TooFew(format!(
                     "\"{label}\" has {count} usable pictures; each class needs at least \
                      {LEAST_EXAMPLES}"
@@ -85,16 +95,15 @@ impl Material {
         self.check()?;
         let classes = self.labels.len();
         let examples: Vec<&Example> = self.examples.iter().collect();
-        let found = search::search(
-            &examples,
+        let photos = Photos {
+            train: &examples,
+            stand_ins: &self.stand_ins,
             classes,
-            TrainingSettings::DEFAULT,
-            threads,
-            |_| {},
-        );
+        };
+        let found = search::search(photos, TrainingSettings::DEFAULT, threads, |_| {});
         let settings = found.ok_or(TeachError::Diverged)?.settings;
 
-        let left_out = search::left_out(&examples, classes, settings);
+        let left_out = search::left_out(photos, settings);
         let cases: Vec<Case> = self
             .files
             .iter()
@@ -107,9 +116,10 @@ impl Material {
             })
             .collect();
 
-        let mut layer = SoftmaxLayer::new(&examples, classes, settings);
+        let all: Vec<&Example> = examples.iter().copied().chain(&self.stand_ins).collect();
+        let mut layer = SoftmaxLayer::new(&all, classes, settings);
         for _ in 0..settings.epochs {
-            if !layer.epoch(&examples).is_finite() {
+            if !layer.epoch(&all).is_finite() {
                 return Err(TeachError::Diverged);
             }
         }
@@ -168,6 +178,29 @@ mod tests {
         assert_eq!(wrong, [("0-0.jpg", "c1")]);
         assert!((lesson.evaluation.top1 - 0.95).abs() < 1e-9);
         assert_eq!(lesson.layer, material.learn(threads).unwrap().layer);
+    }
+
+    #[test]
+    fn other_things_are_rejected_without_pictures_of_them() {
+        let mut material = material(&[10, 10]);
+        // Two classes of the base: one like the first class here, one that is not taught.
+        let rows = [1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 1.0, -1.0];
+        material.reject_unknown(&rows);
+        assert_eq!(material.labels, ["c0", "c1", "nothing of these"]);
+        let lesson = material.learn(NonZeroUsize::MIN).unwrap();
+        assert_eq!(lesson.evaluation.photos, 20, "stand-ins are not counted");
+        assert_eq!(lesson.layer.bias.len(), 3);
+        let class = |features: &[f32]| {
+            let logits = softmax_layer::logits(&lesson.layer, features);
+            answer::top_k(&answer::softmax(&logits), 1, 0.0)[0].class_id
+        };
+        assert_eq!(class(&[0.1, 0.1, 3.0, 0.1]), 2);
+        assert_eq!(class(&[0.1, 3.0, 0.1, 0.1]), 1);
+
+        // One class is enough then: it, or not.
+        let mut one = self::material(&[5]);
+        one.reject_unknown(&rows);
+        assert!(one.learn(NonZeroUsize::MIN).is_ok());
     }
 
     #[test]

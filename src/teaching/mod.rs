@@ -19,11 +19,11 @@ use std::{io, num::NonZeroUsize, path::PathBuf, sync::Arc};
 pub use self::{
     download::Download,
     store::{ClassContent, Limits},
-    teacher::{Added, Example, Listed, Teacher, Trained},
+    teacher::{Added, Example, Listed, Teacher, Trained, Wanted},
 };
 use crate::{
     engine::EngineError,
-    model::ModelError,
+    model::{ModelError, UNKNOWN_LABEL},
     registry::{control::ControlError, loader::LoadError},
     scheduler::{JobError, QueueFull, SpawnError},
 };
@@ -84,6 +84,12 @@ pub enum TeachError {
     /// There are not enough classes or pictures.
     #[error("{0}")]
     TooFew(String),
+    /// The base's last layer can't be read.
+    #[error(
+        "reject_unknown can't be had with this base: the weights of its last layer are not stored as \
+         floats; add pictures of other things to the class \"{UNKNOWN_LABEL}\" instead"
+    )]
+    NoRows,
     /// Another dataset is being learned.
     #[error("another dataset is being learned; retry in a moment")]
     Busy,

@@ -40,7 +40,7 @@ const MARK: &str = "taught";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// By how much the thread that learns yields to others (`nice`).
 #[cfg(target_os = "linux")]
-const NICE: i32 = 10;
+const NICE: i32 = 5;
 
 /// Teaches, one dataset at a time.
 pub struct Teacher {
@@ -91,11 +91,21 @@ pub struct Removed {
     pub pictures: usize,
 }
 
+/// What is to be learned.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub dataset: String,
+    /// Whether the class for everything else is learned without pictures of it.
+    pub reject_unknown: bool,
+}
+
 /// A model that was learned and is served.
 #[derive(Debug)]
 pub struct Trained {
     pub model: String,
     pub version: String,
+    /// In the order of the model's classes.
+    pub labels: Vec<String>,
     pub examples: usize,
     pub skipped: Vec<Skipped>,
     /// By cross-validation.
@@ -245,7 +255,11 @@ impl Teacher {
     /// # Errors
     /// If there is too little to learn from, another dataset is being learned, the name belongs to
     /// another model, or the model is not served.
-    pub async fn train(self: &Arc<Self>, dataset: String) -> Result<Trained, TeachError> {
+    pub async fn train(self: &Arc<Self>, wanted: Wanted) -> Result<Trained, TeachError> {
+        let Wanted {
+            dataset,
+            reject_unknown,
+        } = wanted;
         names::check("dataset", &dataset)?;
         let backbone = self.backbone().await?;
         let turn = Arc::clone(&self.lesson).try_acquire_owned();
@@ -253,12 +267,17 @@ impl Teacher {
         let teacher = Arc::clone(self);
         let work = tokio::spawn(async move {
             let _turn = turn;
-            teacher.teach(dataset, backbone).await
+            teacher.teach(dataset, reject_unknown, backbone).await
         });
         work.await.unwrap_or(Err(TeachError::Interrupted))
     }
 
-    async fn teach(&self, dataset: String, backbone: Arc<Backbone>) -> Result<Trained, TeachError> {
+    async fn teach(
+        &self,
+        dataset: String,
+        reject_unknown: bool,
+        backbone: Arc<Backbone>,
+    ) -> Result<Trained, TeachError> {
         let started = Instant::now();
         let store = Arc::clone(&self.store);
         let (taken, name) = (self.source.clone(), dataset.clone());
@@ -269,7 +288,11 @@ impl Teacher {
             store.dataset(&name)
         })
         .await??;
-        let material = self.material(&dataset, content, &backbone).await?;
+        let mut material = self.material(&dataset, content, &backbone).await?;
+        if reject_unknown {
+            let rows = backbone.base.rows().ok_or(TeachError::NoRows)?;
+            material.reject_unknown(&rows);
+        }
         material.check()?;
 
         let threads = self.config.threads;
@@ -282,9 +305,17 @@ impl Teacher {
 
         let store = Arc::clone(&self.store);
         let examples = material.examples.len();
-        let (name, labels) = (dataset.clone(), material.labels);
+        let labels = material.labels.clone();
+        let name = dataset.clone();
         let (version, lesson) = blocking(move || {
-            let version = write_model(&store, &backbone, &name, labels, examples, &lesson)?;
+            let written = Written {
+                name,
+                labels,
+                examples,
+                reject_unknown,
+                lesson: &lesson,
+            };
+            let version = written.write(&store, &backbone)?;
             Ok::<_, TeachError>((version, lesson))
         })
         .await??;
@@ -305,6 +336,7 @@ impl Teacher {
         Ok(Trained {
             model: dataset,
             version,
+            labels: material.labels,
             examples,
             skipped: material.skipped,
             evaluation: lesson.evaluation,
@@ -514,32 +546,40 @@ fn read_record(store: &Store, dataset: &str) -> Option<Record> {
     })
 }
 
-/// Writes the base with the new layer, once it is certain that it can be read. Returns its version.
-fn write_model(
-    store: &Store,
-    backbone: &Backbone,
-    name: &str,
+/// A model as it is written.
+struct Written<'a> {
+    name: String,
     labels: Vec<String>,
     examples: usize,
-    lesson: &Lesson,
-) -> Result<String, TeachError> {
-    let (engine, precision) = &backbone.engine;
-    let description = Description {
-        name: name.to_owned(),
-        labels,
-        training: json!({
-            MARK: true,
-            "cross_validated_accuracy": (lesson.evaluation.top1 * 1e4).round() / 1e4,
-            "train_photos": examples,
-            "features": { "engine": engine, "precision": precision },
-            "settings": lesson.settings.json(true, false),
-        }),
-    };
-    let onnx: Bytes = backbone.base.with_layer(&lesson.layer, description)?.into();
-    let model = Model::from_bytes(onnx.clone(), &Overrides::default())?;
-    let path = store.model(name);
-    store::write(&path, &onnx).map_err(TeachError::file(&path))?;
-    Ok(model.version)
+    reject_unknown: bool,
+    lesson: &'a Lesson,
+}
+
+impl Written<'_> {
+    /// Writes the base with the new layer, once it is certain that it can be read. Returns its
+    /// version.
+    fn write(self, store: &Store, backbone: &Backbone) -> Result<String, TeachError> {
+        let (engine, precision) = &backbone.engine;
+        let lesson = self.lesson;
+        let path = store.model(&self.name);
+        let description = Description {
+            name: self.name,
+            labels: self.labels,
+            training: json!({
+                MARK: true,
+                "cross_validated_accuracy": (lesson.evaluation.top1 * 1e4).round() / 1e4,
+                "train_photos": self.examples,
+                "reject_unknown": self.reject_unknown,
+                "features": { "engine": engine, "precision": precision },
+                "settings": lesson.settings.json(true, false),
+            }),
+        };
+        let onnx: Bytes = backbone.base.with_layer(&lesson.layer, description)?.into();
+        let model = Model::from_bytes(onnx.clone(), &Overrides::default())?;
+        store::write(&path, &onnx).map_err(TeachError::file(&path))?;
+        backbone.vouch(&model.name, &path, &model.version);
+        Ok(model.version)
+    }
 }
 
 /// Runs work that blocks its thread for a moment.

@@ -35,6 +35,8 @@ mod rest;
 mod security;
 mod teach_page;
 mod teaching;
+mod teaching_unknown;
+mod teaching_video;
 mod telemetry;
 #[cfg(all(feature = "tensorrt", not(feature = "tensorrt-enterprise")))]
 mod tensorrt;

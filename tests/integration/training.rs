@@ -380,8 +380,12 @@ async fn accuracy_is_pytorchs() {
         "{mean} by {seeds:?}, PyTorch {reference}"
     );
 
-    let found =
-        search::search(&train, classes, TrainingSettings::DEFAULT, threads, |_| {}).unwrap();
+    let material = search::Material {
+        train: &train,
+        stand_ins: &[],
+        classes,
+    };
+    let found = search::search(material, TrainingSettings::DEFAULT, threads, |_| {}).unwrap();
     let auto = learn(found.settings);
     println!("--auto {auto:.4} with {found:?}");
     assert!(auto >= 0.51, "{auto} with {found:?}");

@@ -128,7 +128,8 @@ class Classifier:
     ) -> List[pb.Classification]:
         """The most probable classes of an image, with ``class_id``, ``label`` and ``probability``.
 
-        ``allow`` and ``deny`` are labels, or indices as text. They change no probability.
+        ``allow`` and ``deny`` are labels, or indices as text. They change no probability. An empty
+        ``label`` means that the image shows none of the model's classes.
         """
         request = pb.ClassifyRequest(
             model=self._model if model is None else model,

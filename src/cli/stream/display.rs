@@ -118,7 +118,7 @@ impl StreamDisplay {
             self.mean_latency_ms = Some(mean + 0.1 * (latency - mean));
         }
         let (label, probability) = match classes.first() {
-            Some(class) => (output::label(class), class.probability),
+            Some(class) => (output::label(&class.label).into_owned(), class.probability),
             None => ("(nothing)".into(), 0.0),
         };
 
@@ -235,12 +235,12 @@ pub fn describe(summary: &StreamSummary) -> String {
     let width = summary
         .labels
         .iter()
-        .map(|shown| measure_text_width(&output::escaped(&shown.label)))
+        .map(|shown| measure_text_width(&output::label(&shown.label)))
         .max()
         .unwrap_or(0);
     for (rank, shown) in summary.labels.iter().enumerate() {
         let name = if rank == 0 { "Top label" } else { "" };
-        let label = output::escaped(&shown.label);
+        let label = output::label(&shown.label);
         let label = pad_str(&label, width, Alignment::Left, None);
         line(
             name,

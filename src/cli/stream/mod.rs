@@ -167,6 +167,7 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         real_time,
         repeat: args.repeat,
         shorter_side: model.resize_shorter_side,
+        jpeg: false,
         longest_silence: Some(args.source_timeout).filter(|limit| !limit.is_zero()),
         reconnect: args.reconnect,
         ffmpeg: args.ffmpeg,

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     VideoError, VideoOptions, VideoSource,
+    mpjpeg::{self, MpjpegError},
     y4m::{self, Y4mError, Y4mHeader},
 };
 use crate::proto::{Image, PixelFormat, RawFrame, image::Source};
@@ -38,12 +39,14 @@ pub struct Ffmpeg {
     _watchdog: Option<Watchdog>,
     stdout: BufReader<ChildStdout>,
     stderr: Option<JoinHandle<String>>,
-    header: Y4mHeader,
+    /// Of raw frames; `None` for JPEG files.
+    header: Option<Y4mHeader>,
     source_name: String,
 }
 
 impl Ffmpeg {
-    /// Starts the program and waits until it has written the size of the frames.
+    /// Starts the program and waits until it has written the size of the frames, or something of
+    /// the first one.
     pub async fn start(options: &VideoOptions) -> Result<Self, VideoError> {
         check_source(&options.source)?;
         let passthrough = passthrough_flag(&version(options).await?);
@@ -78,52 +81,57 @@ impl Ffmpeg {
             _watchdog: watchdog,
             stdout: BufReader::new(stdout),
             stderr: Some(tokio::spawn(last_lines(stderr))),
-            header: Y4mHeader {
-                width: 0,
-                height: 0,
-                fps: None,
-            },
+            header: None,
             source_name: options.source.to_string(),
         };
 
-        match y4m::read_header(&mut ffmpeg.stdout).await {
-            Ok(Some(header)) => ffmpeg.header = header,
-            Ok(None) => return Err(ffmpeg.failure("it holds no video".into()).await),
-            Err(error) => return Err(error.into()),
+        let holds_video = if options.jpeg {
+            let beginning = ffmpeg.stdout.fill_buf().await;
+            !beginning.map_err(VideoError::FfmpegIo)?.is_empty()
+        } else {
+            ffmpeg.header = y4m::read_header(&mut ffmpeg.stdout).await?;
+            ffmpeg.header.is_some()
+        };
+        if !holds_video {
+            return Err(ffmpeg.failure("it holds no video".into()).await);
         }
         Ok(ffmpeg)
     }
 
     /// The frame rate in frames per second, if known.
     pub fn fps(&self) -> Option<f64> {
-        self.header.fps
+        self.header?.fps
     }
 
     /// Reads the next frame; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Image>, VideoError> {
-        let data = match y4m::read_frame(&mut self.stdout, &self.header).await {
-            Ok(Some(data)) => data,
-            Ok(None) | Err(Y4mError::Truncated) => {
-                let status = self.child.wait().await.map_err(VideoError::FfmpegIo)?;
-                return if status.success() {
-                    Ok(None)
-                } else {
-                    Err(self.failure(status.to_string()).await)
-                };
-            }
-            Err(error) => return Err(error.into()),
+        let source = match self.header {
+            None => match mpjpeg::read_file(&mut self.stdout).await {
+                Ok(Some(file)) => Some(Source::Encoded(file)),
+                Ok(None) | Err(MpjpegError::Truncated) => None,
+                Err(error) => return Err(error.into()),
+            },
+            Some(header) => match y4m::read_frame(&mut self.stdout, &header).await {
+                Ok(Some(data)) => Some(Source::Raw(RawFrame {
+                    format: PixelFormat::I420.into(),
+                    width: header.width,
+                    height: header.height,
+                    stride: 0,
+                    data,
+                })),
+                Ok(None) | Err(Y4mError::Truncated) => None,
+                Err(error) => return Err(error.into()),
+            },
         };
-
-        let frame = RawFrame {
-            format: PixelFormat::I420.into(),
-            width: self.header.width,
-            height: self.header.height,
-            stride: 0,
-            data,
-        };
-        Ok(Some(Image {
-            source: Some(Source::Raw(frame)),
-        }))
+        if source.is_some() {
+            return Ok(Some(Image { source }));
+        }
+        let status = self.child.wait().await.map_err(VideoError::FfmpegIo)?;
+        if status.success() {
+            Ok(None)
+        } else {
+            Err(self.failure(status.to_string()).await)
+        }
     }
 
     /// An error with the messages that the program printed, or with `otherwise` if there are none.
@@ -283,13 +291,19 @@ fn arguments(options: &VideoOptions, passthrough: &str) -> Vec<OsString> {
         passthrough,
         "passthrough",
     ]);
+    let format: &[&str] = if options.jpeg {
+        &["-c:v", "mjpeg", "-q:v", "2", "-f", "mpjpeg"]
+    } else {
+        &["-f", "yuv4mpegpipe"]
+    };
+    push(format);
     // Without flushing, the end of each frame would stay in a buffer until the next one.
-    push(&["-flush_packets", "1", "-f", "yuv4mpegpipe", "pipe:1"]);
+    push(&["-flush_packets", "1", "pipe:1"]);
     arguments
 }
 
 /// The filter that scales down to the requested size, with square pixels, even sides and the
-/// colour space of the gRPC contract: BT.601 in limited range.
+/// colour space of the gRPC contract, BT.601 in limited range, or that of JPEG files.
 fn filter(options: &VideoOptions) -> String {
     let rate = options
         .fps
@@ -299,9 +313,14 @@ fn filter(options: &VideoOptions) -> String {
         .unwrap_or_default();
     let side = options.shorter_side.max(2).next_multiple_of(2);
     let scale = format!("min(1,{side}/min(iw*sar,ih))");
+    let (range, pixels) = if options.jpeg {
+        ("pc", "yuvj420p")
+    } else {
+        ("tv", "yuv420p")
+    };
     format!(
         "{rate}scale=w='2*max(1,floor(iw*sar*{scale}/2+.01))':h='2*max(1,floor(ih*{scale}/2+.01))'\
-         :flags=bilinear+accurate_rnd:out_color_matrix=bt601:out_range=tv,setsar=1,format=yuv420p"
+         :flags=bilinear+accurate_rnd:out_color_matrix=bt601:out_range={range},setsar=1,format={pixels}"
     )
 }
 
@@ -347,10 +366,9 @@ mod tests {
         assert!(kept.ends_with("  line 99"));
     }
 
-    #[tokio::test]
-    async fn frames_have_the_colours_and_size_of_the_contract() {
-        let folder = tempfile::tempdir().unwrap();
-        let video = folder.path().join("red: full range.avi");
+    /// A video of three red frames; `None`, with a note, where ffmpeg is missing.
+    fn red_video(folder: &std::path::Path) -> Option<std::path::PathBuf> {
+        let video = folder.join("red: full range.avi");
         let made = std::process::Command::new("ffmpeg")
             .args([
                 "-loglevel",
@@ -366,8 +384,39 @@ mod tests {
             .status();
         if let Err(error) = made {
             crate::testing::skipped(&format!("ffmpeg can't be run: {error}"));
-            return;
+            return None;
         }
+        Some(video)
+    }
+
+    #[tokio::test]
+    async fn frames_may_be_jpeg_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let Some(video) = red_video(folder.path()) else {
+            return;
+        };
+        let options = VideoOptions {
+            jpeg: true,
+            ..VideoOptions::new(VideoSource::File(video))
+        };
+        let mut ffmpeg = Ffmpeg::start(&options).await.unwrap();
+        let mut frames = 0;
+        while let Some(Image {
+            source: Some(Source::Encoded(file)),
+        }) = ffmpeg.next().await.unwrap()
+        {
+            assert!(file.starts_with(b"\xff\xd8") && file.ends_with(b"\xff\xd9"));
+            frames += 1;
+        }
+        assert_eq!(frames, 3);
+    }
+
+    #[tokio::test]
+    async fn frames_have_the_colours_and_size_of_the_contract() {
+        let folder = tempfile::tempdir().unwrap();
+        let Some(video) = red_video(folder.path()) else {
+            return;
+        };
         for (shorter_side, width, height) in [(256, 454, 256), (255, 454, 256), (2000, 1280, 720)] {
             let options = VideoOptions {
                 shorter_side,

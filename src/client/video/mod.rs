@@ -2,7 +2,8 @@
 //! from folders of images, without it.
 //!
 //! Frames of video are raw I420 pixels (8 bits a sample, BT.601, limited range), scaled down to
-//! the size that the model needs, which is faster to send and to decode than an encoded image.
+//! the size that the model needs, which is faster to send and to decode than an encoded image. If
+//! asked for, they are JPEG files instead, which can be kept.
 //! Images of a folder are the files as they are.
 //!
 //! ```no_run
@@ -31,11 +32,12 @@ use crate::proto::Image;
 
 mod directory;
 mod ffmpeg;
+mod mpjpeg;
 mod source;
 mod y4m;
 
 use self::{directory::DirectoryFrames, ffmpeg::Ffmpeg};
-pub use self::{source::VideoSource, y4m::Y4mError};
+pub use self::{mpjpeg::MpjpegError, source::VideoSource, y4m::Y4mError};
 
 /// The pause before a source is opened again for the first time; it doubles after each failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -59,6 +61,8 @@ pub struct VideoOptions {
     /// The length of the frames' shorter side in pixels. Larger frames are scaled down to it,
     /// smaller ones stay as they are. A model's `resize_shorter_side` is the best choice.
     pub shorter_side: u32,
+    /// Whether frames of video are JPEG files rather than raw pixels.
+    pub jpeg: bool,
     /// How long a camera or a URL may take for its first frame, and for each further one, before
     /// reading fails with [`VideoError::Silent`]; `None` means without limit.
     pub longest_silence: Option<Duration>,
@@ -82,6 +86,7 @@ impl VideoOptions {
             real_time: false,
             repeat: false,
             shorter_side: 256,
+            jpeg: false,
             longest_silence: Some(Duration::from_secs(15)),
             reconnect: false,
             ffmpeg: "ffmpeg".into(),
@@ -170,6 +175,9 @@ pub enum VideoError {
     /// `ffmpeg` wrote something other than the requested YUV4MPEG2 stream.
     #[error("unexpected output of ffmpeg: {0}")]
     Y4m(#[from] y4m::Y4mError),
+    /// `ffmpeg` wrote something other than the requested JPEG files.
+    #[error("unexpected output of ffmpeg: {0}")]
+    Mpjpeg(#[from] mpjpeg::MpjpegError),
 }
 
 impl VideoError {

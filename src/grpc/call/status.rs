@@ -165,7 +165,7 @@ impl CallError {
             | Self::NotOffered(_)
             | Self::Control(ControlError::Off) => Code::Unimplemented,
             Self::Teach(TeachError::Foreign(_)) => Code::AlreadyExists,
-            Self::Teach(TeachError::TooFew(_) | TeachError::Diverged)
+            Self::Teach(TeachError::TooFew(_) | TeachError::NoRows | TeachError::Diverged)
             | Self::ModelFailed { .. }
             | Self::NoEmbedding { .. }
             | Self::Control(ControlError::Failed { .. } | ControlError::TooMany(_)) => {

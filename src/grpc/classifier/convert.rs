@@ -151,6 +151,7 @@ pub(in crate::grpc) fn model(entry: &Entry) -> proto::Model {
         engine: served.engine.kind.to_string(),
         precision: served.engine.precision.to_string(),
         device: served.engine.device.clone(),
+        unknown_class: served.unknown_class.map(|class| class as u32),
         embedding_size: served.embedding.clone().unwrap_or(0) as u32,
         ..known
     }

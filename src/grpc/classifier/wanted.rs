@@ -62,17 +62,22 @@ impl Classes {
     ///
     /// # Errors
     /// A label that the model does not have; too many of them.
-    pub fn new(
+    pub fn new(allow: &[String], deny: &[String], model: &Served) -> Result<Self, CallError> {
+        Self::of(allow, deny, &model.labels, model.unknown_class, &model.name)
+    }
+
+    fn of(
         allow: &[String],
         deny: &[String],
         labels: &[String],
+        unknown_class: Option<usize>,
         model: &str,
     ) -> Result<Self, CallError> {
         if allow.is_empty() && deny.is_empty() {
             return Ok(Self::default());
         }
         let named = |field: &str, names: &[String]| {
-            find(names, labels).map_err(|reason| {
+            find(names, labels, unknown_class).map_err(|reason| {
                 CallError::Invalid(format!("`{field}` {reason} of the model \"{model}\""))
             })
         };
@@ -96,8 +101,13 @@ impl Classes {
     }
 }
 
-/// For each class whether it is among `names`.
-fn find(names: &[String], labels: &[String]) -> Result<Vec<bool>, String> {
+/// For each class whether it is among `names`, where the empty one means the unknown class, as in
+/// answers.
+fn find(
+    names: &[String],
+    labels: &[String],
+    unknown_class: Option<usize>,
+) -> Result<Vec<bool>, String> {
     if names.len() > MOST_LABELS {
         return Err(format!(
             "has {} entries, more than the {MOST_LABELS} that it may have",
@@ -116,7 +126,11 @@ fn find(names: &[String], labels: &[String]) -> Result<Vec<bool>, String> {
         .collect();
     for name in wanted.difference(&known) {
         let digits = name.bytes().all(|digit| digit.is_ascii_digit());
-        let index = name.parse().ok().filter(|_| digits);
+        let index = if name.is_empty() {
+            unknown_class
+        } else {
+            name.parse().ok().filter(|_| digits)
+        };
         match index.and_then(|index: usize| found.get_mut(index)) {
             Some(found) => *found = true,
             None => {
@@ -169,7 +183,7 @@ impl Wanted {
                 top_k as usize
             },
             min_probability,
-            classes: Classes::new(allow_labels, deny_labels, &model.labels, &model.name)?,
+            classes: Classes::new(allow_labels, deny_labels, model)?,
             embedding,
         })
     }
@@ -188,7 +202,7 @@ impl Wanted {
             .into_iter()
             .map(|class| proto::Classification {
                 class_id: class.class_id as u32,
-                label: model.label(class.class_id),
+                label: model.label(class.class_id).to_owned(),
                 probability: class.probability,
             })
             .collect()
@@ -252,7 +266,7 @@ mod tests {
         let labels = ["cat", "dog", "crane", "crane", "1"].map(String::from);
         let [allow, deny] = [allow, deny]
             .map(|names| -> Vec<String> { names.iter().map(|&name| name.into()).collect() });
-        let classes = Classes::new(&allow, &deny, &labels, "zoo");
+        let classes = Classes::of(&allow, &deny, &labels, None, "zoo");
         let classes = classes.map_err(|error| error.message())?;
         Ok((0..5).filter(|class| classes.accepts(*class)).collect())
     }
@@ -267,6 +281,18 @@ mod tests {
         assert_eq!(classes(&[], &["cat", "2"]), Ok(vec![1, 3, 4]));
         assert_eq!(classes(&["cat", "dog"], &["dog"]), Ok(vec![0]));
         assert_eq!(classes(&["cat"], &["cat"]), Ok(vec![]));
+    }
+
+    #[test]
+    fn the_unknown_class_is_named_as_in_the_model_or_as_in_answers() {
+        let labels = ["cat", "none"].map(String::from);
+        for name in ["", "none", "1"] {
+            let named = [name.to_owned()];
+            let allowed = Classes::of(&named, &[], &labels, Some(1), "zoo").unwrap();
+            assert_eq!([0, 1].map(|class| allowed.accepts(class)), [false, true]);
+            let denied = Classes::of(&[], &named, &labels, Some(1), "zoo").unwrap();
+            assert_eq!([0, 1].map(|class| denied.accepts(class)), [true, false]);
+        }
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub(super) struct Outputs(Vec<RequestedOutput>);
 /// What the tensors show of the replies.
 pub(super) struct Shown<'a> {
     pub labels: &'a [String],
+    /// The class whose label is left empty, because it stands for none of the others.
+    pub unknown_class: Option<usize>,
     pub activation: Activation,
     pub filter: &'a Filter,
     pub embedding: EmbeddingForm,
@@ -176,7 +178,7 @@ impl RequestedOutput {
         let best = top_k_of(scores, accepts, columns, f32::NEG_INFINITY);
         let texts = best
             .into_iter()
-            .map(|class| class_text(class, shown.labels))
+            .map(|class| class_text(class, shown))
             .chain(std::iter::repeat(String::new()))
             .take(columns);
         for text in texts {
@@ -188,12 +190,17 @@ impl RequestedOutput {
 
 /// `value:index:label`, as Triton's classification extension writes it. The value has as many
 /// digits as distinguish it from every other.
-fn class_text(class: Class, labels: &[String]) -> String {
+fn class_text(class: Class, shown: &Shown<'_>) -> String {
     let Class {
         class_id,
         probability: value,
     } = class;
-    format!("{value}:{class_id}:{}", labels[class_id])
+    let label = if shown.unknown_class == Some(class_id) {
+        ""
+    } else {
+        &shown.labels[class_id]
+    };
+    format!("{value}:{class_id}:{label}")
 }
 
 #[cfg(test)]
@@ -243,6 +250,7 @@ mod tests {
     fn shown<'a>(labels: &'a [String], filter: &'a Filter) -> Shown<'a> {
         Shown {
             labels,
+            unknown_class: None,
             activation: Activation::Softmax,
             filter,
             embedding: EmbeddingForm::AsItIs,
@@ -297,6 +305,19 @@ mod tests {
                 .chunks(3)
                 .all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-6)
         );
+    }
+
+    #[test]
+    fn the_unknown_class_has_no_label() {
+        let outputs = Outputs::requested(&[requested("logits", Some(2))]).unwrap();
+        let (labels, filter) = (labels(), Filter::default());
+        let shown = Shown {
+            unknown_class: Some(1),
+            ..shown(&labels, &filter)
+        };
+        let (_, contents) = outputs.tensors(&replies(), &shown);
+        let first = b"\x04\x00\x00\x002:1:\x09\x00\x00\x000.5:0:cat";
+        assert!(contents[0].starts_with(first), "{:?}", contents[0]);
     }
 
     #[test]

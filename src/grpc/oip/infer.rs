@@ -191,12 +191,11 @@ impl Submitted {
                 .unwrap_or(Err(CallError::Timeout))?,
         };
         let ready = Instant::now();
-        let Served {
-            labels, activation, ..
-        } = &*measured.served;
+        let served = &measured.served;
         let shown = Shown {
-            labels,
-            activation: *activation,
+            labels: &served.labels,
+            unknown_class: served.unknown_class,
+            activation: served.activation,
             filter: &filter,
             embedding,
             each,

@@ -134,7 +134,7 @@ impl Filter {
         let allow = labels(parameters, "allow_labels")?;
         let deny = labels(parameters, "deny_labels")?;
         Ok(Self {
-            classes: Classes::new(&allow, &deny, &model.labels, &model.name)?,
+            classes: Classes::new(&allow, &deny, model)?,
             min_probability: probability(parameters, "min_probability")?,
         })
     }

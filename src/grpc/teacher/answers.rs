@@ -13,13 +13,23 @@ pub(super) fn trained(trained: Trained) -> proto::TrainResponse {
     let Trained {
         model,
         version,
+        labels,
         examples,
         skipped,
         evaluation,
         took,
     } = trained;
     let skipped = skipped.into_iter().take(MAX_LISTED);
-    let classes = evaluation.classes.into_iter();
+    // A class that was learned without pictures has none to be judged by.
+    let classes = labels.into_iter().map(|label| {
+        let judged = evaluation.classes.iter().find(|class| class.label == label);
+        proto::ClassAccuracy {
+            class: label,
+            examples: judged.map_or(0, |class| class.photos as u32),
+            right: judged.map_or(0, |class| class.right as u32),
+        }
+    });
+    let classes = classes.collect();
     let confusions = evaluation.confusions.into_iter();
     let mistakes = evaluation.mistakes.into_iter().take(MAX_LISTED);
     proto::TrainResponse {
@@ -34,13 +44,7 @@ pub(super) fn trained(trained: Trained) -> proto::TrainResponse {
             })
             .collect(),
         accuracy: evaluation.top1,
-        classes: classes
-            .map(|class| proto::ClassAccuracy {
-                class: class.label,
-                examples: class.photos as u32,
-                right: class.right as u32,
-            })
-            .collect(),
+        classes,
         confusions: confusions
             .map(|confusion| proto::Confusion {
                 class: confusion.label,

@@ -24,7 +24,7 @@ use crate::{
         RemoveExamplesResponse, TrainRequest, TrainResponse, teacher_server::Teacher as Service,
     },
     state::{NotReady, StateCell},
-    teaching::{Added, Download, Example, TeachError, Teacher},
+    teaching::{Added, Download, Example, TeachError, Teacher, Wanted},
 };
 
 /// How many refused pictures are listed, and how many names of the others.
@@ -96,7 +96,11 @@ impl TeacherService {
     }
 
     async fn train(&self, request: TrainRequest) -> Result<TrainResponse, CallError> {
-        let trained = self.teacher()?.train(request.dataset).await;
+        let wanted = Wanted {
+            dataset: request.dataset,
+            reject_unknown: request.reject_unknown,
+        };
+        let trained = self.teacher()?.train(wanted).await;
         Ok(answers::trained(trained.map_err(logged)?))
     }
 

@@ -55,6 +55,10 @@ pub(in super::super) struct Head {
     pub(in super::super) from: String,
     /// The tensor of scores that it produces.
     to: String,
+    /// The tensor of its weights.
+    weight: String,
+    /// Whether the weights lie class by class, `[classes, features]`.
+    by_class: bool,
     kind: HeadKind,
     /// The element type of its weights, and so of its features.
     pub(super) elem: DataType,
@@ -138,7 +142,8 @@ impl Head {
         let [mut inputs, mut classes] = dims[..] else {
             return Err(wrong("has weights that are not two-dimensional"));
         };
-        if kind == HeadKind::Gemm && int(layer, "transB").unwrap_or(0) != 0 {
+        let by_class = kind == HeadKind::Gemm && int(layer, "transB").unwrap_or(0) != 0;
+        if by_class {
             std::mem::swap(&mut inputs, &mut classes);
         }
         let size = |dim: i64| {
@@ -155,6 +160,8 @@ impl Head {
                 .ok_or_else(|| wrong("has no input"))?
                 .to_owned(),
             to: to.to_owned(),
+            weight: input(layer, 1).unwrap_or_default().to_owned(),
+            by_class,
             kind,
             elem: input(layer, 1).map_or(DataType::Float, |weight| elem_of(graph, weight)),
         })
@@ -172,6 +179,38 @@ impl Head {
         // The tensor is now declared as an output.
         graph.value_info.retain(|value| value.name() != self.from);
         model
+    }
+
+    /// The layer's weights, `[classes, features]`; `None` if they are not stored as floats.
+    pub(in super::super) fn rows(&self, model: &ModelProto) -> Option<Vec<f32>> {
+        let graph = model.graph.as_ref()?;
+        let mut name = self.weight.as_str();
+        let mut by_class = self.by_class;
+        for _ in 0..STEPS {
+            let stored = graph.initializer.iter().find(|found| found.name() == name);
+            let node = producer(graph, name);
+            if let Some(tensor) = stored.or_else(|| node.and_then(fold::constant)) {
+                let values = tensor::to_floats(tensor).ok()?;
+                let of_all = values.len() == self.classes * self.features;
+                return of_all.then(|| match by_class {
+                    true => values,
+                    false => (0..self.classes)
+                        .flat_map(|class| values.iter().skip(class).step_by(self.classes))
+                        .copied()
+                        .collect(),
+                });
+            }
+            let node = node?;
+            if is(node, "Transpose") {
+                // Of two dimensions, which may also be named in their own order.
+                let perm = walk::attribute(node, "perm").map(|perm| &perm.ints[..]);
+                by_class ^= perm.is_none_or(|perm| perm == [1, 0]);
+            } else if !is(node, "Identity") && !is(node, "Cast") {
+                return None;
+            }
+            name = input(node, 0)?;
+        }
+        None
     }
 
     /// The model with `layer` in place of this one.
@@ -349,8 +388,42 @@ mod tests {
         replaced
     }
 
+    /// The rows of the layer are found as they are stored, and if they are transposed first.
+    fn assert_rows(model: &ModelProto) {
+        let rows = |model: &ModelProto| Head::find(model, None).unwrap().rows(model);
+        assert_close(&rows(model).unwrap(), &WEIGHT, 1e-3);
+    }
+
+    #[test]
+    fn rows_of_transposed_weights_are_found_and_computed_ones_are_not() {
+        let mut model = tiny();
+        let graph = graph(&mut model);
+        let gemm = graph.node.pop().unwrap();
+        graph
+            .node
+            .push(testing::node("Transpose", &["fc.weight"], "turned"));
+        graph
+            .node
+            .push(testing::node("MatMul", &["flat", "turned"], "product"));
+        graph
+            .node
+            .push(testing::node("Add", &["product", "fc.bias"], "scores"));
+        assert_rows(&model);
+
+        let graph = testing::graph(&mut model);
+        graph.node.truncate(2);
+        graph
+            .node
+            .push(testing::node("DequantizeLinear", &["fc.weight"], "wide"));
+        let mut gemm = gemm;
+        gemm.input[1] = "wide".into();
+        graph.node.push(gemm);
+        assert_eq!(Head::find(&model, None).unwrap().rows(&model), None);
+    }
+
     #[test]
     fn a_gemm_is_replaced_completely() {
+        assert_rows(&tiny());
         let replaced = assert_replaced(&tiny());
         let stored: Vec<_> = replaced
             .graph
@@ -382,6 +455,7 @@ mod tests {
         graph
             .node
             .push(testing::node("Softmax", &["logits"], "scores").with_int("axis", 1));
+        assert_rows(&model);
         let replaced = assert_replaced(&model);
         assert!(
             replaced
@@ -408,6 +482,7 @@ mod tests {
         graph
             .node
             .push(testing::node("Add", &["fc.bias", "product"], "scores"));
+        assert_rows(&model);
         assert_replaced(&model);
 
         let graph = testing::graph(&mut model);

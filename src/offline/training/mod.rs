@@ -12,6 +12,7 @@ pub mod random;
 pub mod search;
 pub mod softmax_layer;
 pub mod split;
+pub mod stand_ins;
 
 use thiserror::Error;
 

@@ -48,16 +48,27 @@ pub struct SearchResult {
     pub tried: usize,
 }
 
+/// What is learned from.
+#[derive(Clone, Copy, Debug)]
+pub struct Material<'a> {
+    /// One example for each photo.
+    pub train: &'a [&'a Example],
+    /// Examples that are no photos: they are learned from, but not left out and predicted.
+    pub stand_ins: &'a [Example],
+    /// How many classes there are.
+    pub classes: usize,
+}
+
 /// Searches on `threads` threads; the settings that are not searched for are those of `settings`.
 /// `progress` is called on these threads with the share of the work done, 0 to 1. Returns `None` if
 /// no class has two photos, so that none can be left out.
 pub fn search(
-    train: &[&Example],
-    classes: usize,
+    material: Material,
     settings: TrainingSettings,
     threads: NonZeroUsize,
     progress: impl Fn(f32) + Sync,
 ) -> Option<SearchResult> {
+    let Material { train, classes, .. } = material;
     let Folds { assigned, folds } = Folds::new(train, classes, settings.seed)?;
     let used = (PHOTOS_TO_PREDICT / train.len()).clamp(1, folds);
     let trials = candidates(train, settings);
@@ -74,14 +85,9 @@ pub fn search(
                 return results;
             }
             let (trial, fold) = (task / used, task % used);
-            let side = |left_out: bool| -> Vec<&Example> {
-                let photos = train
-                    .iter()
-                    .zip(&assigned)
-                    .filter(|(_, assigned)| (**assigned == fold) == left_out);
-                photos.map(|(example, _)| *example).collect()
-            };
-            let scores = learning_curve(&side(false), &side(true), classes, trials[trial]);
+            let (left_out, mut others) = divided(train, &assigned, fold);
+            others.extend(material.stand_ins);
+            let scores = learning_curve(&others, &left_out, classes, trials[trial]);
             results.push((task, scores));
             progress((done.fetch_add(1, Ordering::Relaxed) + 1) as f32 / tasks as f32);
         }
@@ -129,24 +135,39 @@ pub fn search(
 
 /// The logits of each photo, by a layer that was trained with these settings on the folds of the
 /// search that do not hold the photo. Empty if none can be left out.
-pub fn left_out(train: &[&Example], classes: usize, settings: TrainingSettings) -> Vec<Vec<f32>> {
+pub fn left_out(material: Material, settings: TrainingSettings) -> Vec<Vec<f32>> {
+    let Material { train, classes, .. } = material;
     let Some(Folds { assigned, folds }) = Folds::new(train, classes, settings.seed) else {
         return Vec::new();
     };
     let mut predicted = vec![Vec::new(); train.len()];
     for fold in 0..folds {
-        let (left_out, others): (Vec<usize>, Vec<usize>) =
-            (0..train.len()).partition(|&photo| assigned[photo] == fold);
-        let others: Vec<&Example> = others.iter().map(|&photo| train[photo]).collect();
+        let (_, mut others) = divided(train, &assigned, fold);
+        others.extend(material.stand_ins);
         let mut layer = SoftmaxLayer::new(&others, classes, settings);
         for _ in 0..settings.epochs {
             layer.epoch(&others);
         }
-        for photo in left_out {
+        for photo in (0..train.len()).filter(|&photo| assigned[photo] == fold) {
             predicted[photo] = logits(layer.layer(), &train[photo].features);
         }
     }
     predicted
+}
+
+/// The photos of a fold, and the others.
+fn divided<'a>(
+    train: &[&'a Example],
+    assigned: &[usize],
+    fold: usize,
+) -> (Vec<&'a Example>, Vec<&'a Example>) {
+    let (fold, others): (Vec<_>, Vec<_>) = train
+        .iter()
+        .zip(assigned)
+        .partition(|(_, assigned)| **assigned == fold);
+    let examples =
+        |part: Vec<(&&'a Example, &usize)>| part.into_iter().map(|(one, _)| *one).collect();
+    (examples(fold), examples(others))
 }
 
 /// The folds of the photos.
@@ -251,13 +272,52 @@ mod tests {
         let examples = examples(scale);
         let train: Vec<&Example> = examples.iter().collect();
         search(
-            &train,
-            2,
+            material(&train),
             TrainingSettings::DEFAULT,
             NonZeroUsize::new(threads).unwrap(),
             |_| {},
         )
         .unwrap()
+    }
+
+    fn material<'a>(train: &'a [&'a Example]) -> Material<'a> {
+        Material {
+            train,
+            stand_ins: &[],
+            classes: 2,
+        }
+    }
+
+    #[test]
+    fn stand_ins_are_learned_from_but_not_predicted() {
+        let examples = examples(1.0);
+        let train: Vec<&Example> = examples.iter().collect();
+        // They look like the photos of the first class.
+        let alike = examples.iter().filter(|example| example.class == 0);
+        let stand_ins: Vec<Example> = alike
+            .map(|example| Example {
+                class: 2,
+                ..example.clone()
+            })
+            .collect();
+        let settings = TrainingSettings {
+            learning_rate: 0.1,
+            ..TrainingSettings::DEFAULT
+        };
+        let taken_for_them = |stand_ins: &[Example]| {
+            let with = Material {
+                stand_ins,
+                classes: 3,
+                ..material(&train)
+            };
+            let predicted = left_out(with, settings);
+            assert_eq!(predicted.len(), train.len());
+            let taken = |logits: &&Vec<f32>| logits[2] > logits[0].max(logits[1]);
+            predicted.iter().filter(taken).count()
+        };
+        assert_eq!(taken_for_them(&[]), 0);
+        let taken = taken_for_them(&stand_ins);
+        assert!((5..45).contains(&taken), "{taken} of 60");
     }
 
     #[test]
@@ -295,8 +355,7 @@ mod tests {
         let train: Vec<&Example> = examples.iter().take(2).collect();
         assert_eq!(
             search(
-                &train,
-                2,
+                material(&train),
                 TrainingSettings::DEFAULT,
                 NonZeroUsize::MIN,
                 |_| {}

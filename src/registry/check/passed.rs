@@ -111,22 +111,23 @@ impl Passed {
         let kept = self.cache.as_ref().map(|cache| cache.get(&identity.key));
         let kept = matches!(kept, Some(Ok(_)));
         if kept {
-            self.remember(name);
+            self.remember(identity);
         }
         kept
     }
 
-    fn remember(&self, name: String) {
+    /// Remembers until the end of the process that these files have passed.
+    pub(super) fn remember(&self, identity: &Identity) {
         let mut known = lock(&self.known);
         if known.len() >= MOST_KNOWN {
             known.clear();
         }
-        known.insert(name);
+        known.insert(identity.key.file_name());
     }
 
     /// Remembers that these files have passed.
     pub(super) fn insert(&self, identity: &Identity, report: &Report) {
-        self.remember(identity.key.file_name());
+        self.remember(identity);
         // A folder that can't be written to is no news at each load.
         if let Some(cache) = &self.cache
             && cache.check_writable().is_ok()
