@@ -10,7 +10,6 @@
 mod bmp;
 mod budget;
 mod convolution;
-mod crew;
 mod crop;
 mod decode;
 mod error;
@@ -35,6 +34,7 @@ mod sampling;
 mod simd;
 mod sniff;
 mod source_view;
+mod task_group;
 #[cfg(test)]
 mod tests;
 mod tga;
@@ -47,9 +47,8 @@ use bytes::Bytes;
 
 #[cfg(unix)]
 pub use self::heif::av1::{decode_av1, decode_av1_with};
-use self::{budget::Budget, crew::Help, guard::guarded, jpeg::Needed, rows::Decoded};
+use self::{budget::Budget, guard::guarded, jpeg::Needed, rows::Decoded, task_group::Help};
 pub use self::{
-    crew::{Assist, Helpers},
     crop::Crop,
     decode::decode,
     error::ImageError,
@@ -60,6 +59,7 @@ pub use self::{
     region::{Region, RegionError, RegionUnit},
     resize::Resizer,
     sniff::{ImageFormat, is_image_file},
+    task_group::{Assist, Helpers},
 };
 use crate::metrics;
 

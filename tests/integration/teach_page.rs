@@ -119,7 +119,15 @@ fn the_page_teaches_by_grpc_web_and_fetches_what_it_taught() {
     });
     let model = || file(&call(&server, "GetModel", &[OWN], &model));
     assert_eq!(model().unwrap_err().0, Code::NotFound);
-    let train = call(&server, "Train", &[OWN], &framed(&TrainRequest { dataset }));
+    let train = call(
+        &server,
+        "Train",
+        &[OWN],
+        &framed(&TrainRequest {
+            dataset,
+            reject_unknown: false,
+        }),
+    );
     assert!(train.call().is_ok());
     let (onnx, size) = model().unwrap();
     assert_eq!(onnx.len() as u64, size);

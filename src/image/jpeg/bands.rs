@@ -20,8 +20,8 @@ use super::{
 use crate::image::{
     ImageError, ImageFormat, PreprocessConfig,
     budget::Budget,
-    crew::{Crew, Done, Help},
     rows::{Part, Rows},
+    task_group::{Done, Help, TaskGroup},
 };
 
 /// The fewest pixels for which it pays to wake another thread. Pictures of tests are small.
@@ -114,7 +114,7 @@ impl<'a, F: MakeOutput> Bands<'a, F> {
         output: F::Output,
         rows: &mut Rows<'_>,
     ) -> Result<(), ScanError> {
-        let crew = self.crew(MAX_OPEN);
+        let tasks = self.task_group(MAX_OPEN);
         let mut spare = Vec::new();
         let mut before: Option<Arc<Tape>> = None;
         let bands = self.cut(&output, self.step);
@@ -139,7 +139,7 @@ impl<'a, F: MakeOutput> Bands<'a, F> {
             if !band.rows.is_empty() {
                 let work = self.work(&band, rows);
                 let config = *self.budget.config();
-                crew.give(move || {
+                tasks.spawn(move || {
                     let picture = Arc::clone(&work.picture);
                     let source = RecordedStrips {
                         picture: &picture,
@@ -148,9 +148,9 @@ impl<'a, F: MakeOutput> Bands<'a, F> {
                     (work.write(source, &config), tapes)
                 });
             }
-            self.collect(crew.done()?, rows, &mut spare)?;
+            self.collect(tasks.done()?, rows, &mut spare)?;
         }
-        self.collect(crew.finish()?, rows, &mut spare)
+        self.collect(tasks.finish()?, rows, &mut spare)
     }
 
     /// Makes pixels of coefficients that are all known.
@@ -160,22 +160,22 @@ impl<'a, F: MakeOutput> Bands<'a, F> {
         output: &F::Output,
         rows: &mut Rows<'_>,
     ) -> Result<(), ScanError> {
-        let crew = self.crew((MAX_OPEN + self.help.helpers.idle()).min(COPIES));
+        let tasks = self.task_group((MAX_OPEN + self.help.helpers.idle()).min(COPIES));
         let stored = Arc::new(stored);
         for band in self.cut(output, self.step) {
             if !band.rows.is_empty() {
                 let work = self.work(&band, rows);
                 let stored = Arc::clone(&stored);
                 let config = *self.budget.config();
-                crew.give(move || {
+                tasks.spawn(move || {
                     let budget = Budget::new(&config);
                     let source = StoredStrips::of(&stored, &budget);
                     (work.write(source, &config), Vec::new())
                 });
             }
-            self.collect(crew.done()?, rows, &mut Vec::new())?;
+            self.collect(tasks.done()?, rows, &mut Vec::new())?;
         }
-        self.collect(crew.finish()?, rows, &mut Vec::new())
+        self.collect(tasks.finish()?, rows, &mut Vec::new())
     }
 
     /// Decodes the restart intervals of the scan with all threads. False if that is not possible: the
@@ -204,7 +204,7 @@ impl<'a, F: MakeOutput> Bands<'a, F> {
             return Ok(false);
         };
 
-        let crew = self.crew(open);
+        let tasks = self.task_group(open);
         let mut spare = Vec::new();
         for (index, band) in bands.iter().enumerate() {
             let work = self.work(band, rows);
@@ -213,7 +213,7 @@ impl<'a, F: MakeOutput> Bands<'a, F> {
             let config = *self.budget.config();
             let start = starts[index];
             let next = starts.get(index + 1).copied();
-            crew.give(move || {
+            tasks.spawn(move || {
                 let budget = Budget::new(&config);
                 let picture = Arc::clone(&work.picture);
                 let decoder = SequentialDecoder::new(&codes, &file, start.data);
@@ -221,15 +221,15 @@ impl<'a, F: MakeOutput> Bands<'a, F> {
                 let scan = CodedStrips::new(decoder, start.restarts(), frame, scan, &budget);
                 (work.write(Joined { scan, next }, &config), Vec::new())
             });
-            if self.collect(crew.done()?, rows, &mut spare).is_err() {
+            if self.collect(tasks.done()?, rows, &mut spare).is_err() {
                 return Ok(false);
             }
         }
-        Ok(self.collect(crew.finish()?, rows, &mut spare).is_ok())
+        Ok(self.collect(tasks.finish()?, rows, &mut spare).is_ok())
     }
 
-    fn crew(&self, max_open: usize) -> Crew<Outcome> {
-        Crew::new(self.help.helpers, ImageFormat::Jpeg, max_open)
+    fn task_group(&self, max_open: usize) -> TaskGroup<Outcome> {
+        TaskGroup::new(self.help.helpers, ImageFormat::Jpeg, max_open)
     }
 
     fn cut(&self, output: &F::Output, step: usize) -> Vec<Band> {

@@ -85,11 +85,11 @@ pub(super) use self::{
 use super::{
     Exif, Geometry, ImageError, ImageFormat,
     budget::Budget,
-    crew::Help,
     orientation::Orientation,
     pixels::Pixels,
     resize::{CropPlan, Resizer},
     rows::{Decoded, Rows},
+    task_group::Help,
 };
 
 /// What is needed of a picture, and who may help with it.
@@ -137,7 +137,7 @@ pub(super) fn decode(
     #[cfg(feature = "turbojpeg")]
     if scale.is_none() && header.frame.components.len() < 4 {
         // It has no limit of its own, and can't be interrupted.
-        picture::check_work(encoded, &header)?;
+        work::check_work(encoded, &header)?;
         let row = pixels.width as usize * pixels.layout.channels();
         super::pixels::resize_buffer(&mut pixels.data, row * pixels.height as usize);
         if turbo::decode(pixels, encoded).is_ok() {

@@ -18,7 +18,7 @@ use super::{
     tables::Quantization,
     work::check_work,
 };
-use crate::image::{ImageError, budget::Budget, crew::Help, rows::Rows};
+use crate::image::{ImageError, budget::Budget, rows::Rows, task_group::Help};
 
 /// Takes the blocks of a picture, strip by strip, and makes pixels of them. A strip is a row of MCUs
 /// of all components.

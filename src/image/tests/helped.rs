@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::image::{Helpers, Region, RegionUnit, crew::testing::Threads};
+use crate::image::{Helpers, Region, RegionUnit, task_group::testing::Threads};
 
 /// One thread, and threads with helpers of several kinds.
 struct Decoders {

@@ -1,8 +1,9 @@
 //! The work of one image that is shared out to other threads, where those have nothing else to do.
 //!
 //! Decoders know nothing of the threads: they ask [`Helpers`], which whoever owns threads implements,
-//! and give a [`Crew`] tasks that depend on nothing but what they own. A task is done by a helper, or
-//! else by the thread that decodes, so that an image never waits for a helper to become free.
+//! and spawn tasks in a [`TaskGroup`] that depend on nothing but what they own. A task is done by a
+//! helper, or else by the thread that decodes, so that an image never waits for a helper to become
+//! free.
 
 use std::{
     collections::VecDeque,
@@ -54,7 +55,7 @@ impl<'a> Help<'a> {
 type Task<T> = Box<dyn FnOnce() -> T + Send>;
 
 /// The tasks of one image, and what comes of them.
-pub(super) struct Crew<T: Send + 'static> {
+pub(super) struct TaskGroup<T: Send + 'static> {
     helpers: Arc<dyn Helpers>,
     shared: Arc<Shared<T>>,
     /// How many tasks may wait or be in work at most.
@@ -86,8 +87,8 @@ pub(super) struct Done<T> {
     pub helped: Duration,
 }
 
-impl<T: Send + 'static> Crew<T> {
-    /// A crew for an image of this format, which has at most `max_open` tasks at a time.
+impl<T: Send + 'static> TaskGroup<T> {
+    /// A group for an image of this format, which has at most `max_open` tasks at a time.
     pub fn new(helpers: &Arc<dyn Helpers>, format: ImageFormat, max_open: usize) -> Self {
         Self {
             helpers: Arc::clone(helpers),
@@ -107,7 +108,7 @@ impl<T: Send + 'static> Crew<T> {
     }
 
     /// Has a task done, by this thread if no other one is to be had.
-    pub fn give(&self, task: impl FnOnce() -> T + Send + 'static) {
+    pub fn spawn(&self, task: impl FnOnce() -> T + Send + 'static) {
         let mut state = self.shared.lock();
         if state.waiting.len() + state.running >= self.max_open {
             drop(state);
@@ -131,7 +132,7 @@ impl<T: Send + 'static> Crew<T> {
     }
 
     /// Does what is left of the tasks, waits for those that helpers are at, and returns what has not
-    /// been returned by [`Crew::done`].
+    /// been returned by [`TaskGroup::done`].
     ///
     /// # Errors
     /// [`ImageError::DecoderPanic`] after a helper's task panicked.
@@ -149,7 +150,7 @@ impl<T: Send + 'static> Crew<T> {
     }
 }
 
-impl<T: Send + 'static> Drop for Crew<T> {
+impl<T: Send + 'static> Drop for TaskGroup<T> {
     /// Nobody needs what has not been begun.
     fn drop(&mut self) {
         let waiting = std::mem::take(&mut self.shared.lock().waiting);
@@ -306,9 +307,9 @@ pub(super) mod testing {
 mod tests {
     use super::{testing::Threads, *};
 
-    fn crew(helpers: usize, refused: usize, max_open: usize) -> Crew<usize> {
+    fn task_group(helpers: usize, refused: usize, max_open: usize) -> TaskGroup<usize> {
         let helpers: Arc<dyn Helpers> = Threads::new(helpers, refused);
-        Crew::new(&helpers, ImageFormat::Jpeg, max_open)
+        TaskGroup::new(&helpers, ImageFormat::Jpeg, max_open)
     }
 
     #[test]
@@ -316,13 +317,13 @@ mod tests {
         for (helpers, refused, max_open) in
             [(1, 0, 1), (3, 0, 100), (2, 2, 4), (1, 1, 8), (0, 0, 3)]
         {
-            let crew = crew(helpers, refused, max_open);
+            let tasks = task_group(helpers, refused, max_open);
             let mut results = Vec::new();
             for number in 0..500 {
-                crew.give(move || number);
-                results.extend(crew.done().unwrap().results);
+                tasks.spawn(move || number);
+                results.extend(tasks.done().unwrap().results);
             }
-            results.extend(crew.finish().unwrap().results);
+            results.extend(tasks.finish().unwrap().results);
             results.sort_unstable();
             assert!(results.into_iter().eq(0..500));
         }
@@ -330,27 +331,27 @@ mod tests {
 
     #[test]
     fn a_panic_of_a_helper_is_told_to_the_thread_that_decodes() {
-        let crew = crew(1, 0, 2);
+        let tasks = task_group(1, 0, 2);
         let (release, wait) = std::sync::mpsc::channel::<()>();
-        crew.give(move || {
+        tasks.spawn(move || {
             // Not before the other thread waits for it.
             let _ = wait.recv();
             panic!("as told")
         });
-        while crew.shared.lock().running == 0 {
+        while tasks.shared.lock().running == 0 {
             std::thread::yield_now();
         }
         release.send(()).unwrap();
-        assert!(matches!(crew.finish(), Err(ImageError::DecoderPanic)));
+        assert!(matches!(tasks.finish(), Err(ImageError::DecoderPanic)));
     }
 
     #[test]
     fn what_has_not_begun_is_dropped_with_the_crew() {
         let helpers: Arc<dyn Helpers> = Threads::new(1, 0);
-        let crew = Crew::new(&helpers, ImageFormat::Jpeg, 9);
+        let tasks = TaskGroup::new(&helpers, ImageFormat::Jpeg, 9);
         let (begun, has_begun) = std::sync::mpsc::channel();
         let (release, wait) = std::sync::mpsc::channel::<()>();
-        crew.give(move || {
+        tasks.spawn(move || {
             begun.send(()).unwrap();
             let _ = wait.recv();
             1
@@ -358,8 +359,8 @@ mod tests {
         has_begun.recv().unwrap();
         let owned = Arc::new(());
         let task = Arc::clone(&owned);
-        crew.give(move || Arc::strong_count(&task));
-        drop(crew);
+        tasks.spawn(move || Arc::strong_count(&task));
+        drop(tasks);
         assert_eq!(Arc::strong_count(&owned), 1);
         drop(release);
     }
