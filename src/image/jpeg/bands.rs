@@ -10,11 +10,11 @@ use std::{ops::Range, sync::Arc};
 use super::{
     huffman::Block,
     intervals::{IntervalStart, Intervals},
-    picture::{MakeOutput, Nothing, Output, Picture, Region, Request, write_strips},
+    output::{MakeOutput, Nothing, Output, Picture, Region, Request},
     scan::{EntropyDecoder, Fault},
     scans::{Stored, StoredStrips},
     sequential::{Codes, SequentialDecoder},
-    strips::{CodedStrips, ScanError, Strips},
+    strips::{CodedStrips, ScanError, Strips, write_strips},
     tape::{RecordedStrips, Recorder, Tape},
 };
 use crate::image::{

@@ -8,8 +8,8 @@ use super::{
     full::FullSize,
     header::Header,
     marker,
-    picture::{self, Picture, Region, Request},
-    unsupported,
+    output::{Picture, Region, Request},
+    picture, unsupported,
 };
 use crate::image::{ImageError, budget::Budget, pixels::Pixels, rows::Rows};
 

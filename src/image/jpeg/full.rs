@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     colour::Colours,
     huffman::Block,
-    picture::{Output, Picture, Region},
+    output::{Output, Picture, Region},
     transform,
     upsample::Upsampling,
 };

@@ -47,6 +47,7 @@ mod huffman;
 mod intervals;
 mod marker;
 mod outline;
+mod output;
 mod picture;
 mod progressive;
 mod recompress;
@@ -75,7 +76,7 @@ use self::{
     colour::Colours,
     full::FullSize,
     header::Header,
-    picture::{Picture, Region, Request},
+    output::{Picture, Region, Request},
     scaled::{Scale, Scaled},
 };
 pub(super) use self::{

@@ -12,7 +12,7 @@ use super::{
     colour::Colours,
     frame::Frame,
     huffman::Block,
-    picture::{Output, Picture, Region},
+    output::{Output, Picture, Region},
     scaled_transform::InverseTransform,
 };
 use crate::image::rows::Rows;

@@ -10,7 +10,7 @@ use super::{
     frame::Frame,
     header::Header,
     marker,
-    picture::{Output, Picture},
+    output::{Output, Picture},
     progressive::ProgressiveDecoder,
     scan::{EntropyDecoder, Restarts, ScanHeader},
     segment::Segment,

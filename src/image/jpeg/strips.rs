@@ -7,11 +7,11 @@ use super::{
     frame::Frame,
     huffman::Block,
     marker,
-    picture::Output,
+    output::Output,
     scan::{EntropyDecoder, Fault, Restarts, ScanHeader},
     truncated,
 };
-use crate::image::{ImageError, budget::Budget};
+use crate::image::{ImageError, budget::Budget, rows::Rows};
 
 /// Where the blocks of a picture come from.
 pub(super) trait Strips {
@@ -20,6 +20,20 @@ pub(super) trait Strips {
     /// # Errors
     /// What is wrong with the data of the scan up to the end of this strip.
     fn strip(&mut self, strip: usize, output: &mut impl Output) -> Result<(), ScanError>;
+}
+
+/// Writes what is wanted of the rows of these strips.
+pub(super) fn write_strips(
+    strips: Range<usize>,
+    mut source: impl Strips,
+    mut output: impl Output,
+    rows: &mut Rows<'_>,
+) -> Result<(), ScanError> {
+    for strip in strips {
+        source.strip(strip, &mut output)?;
+        output.finish_strip(strip, rows);
+    }
+    Ok(())
 }
 
 /// Decodes the strips of the only scan of a file.

@@ -4,7 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use super::{
     huffman::Block,
-    picture::{Output, Picture},
+    output::{Output, Picture},
     strips::{ScanError, Strips},
 };
 use crate::image::rows::Rows;

@@ -83,7 +83,13 @@ fn a_crop_is_the_same_whoever_helps() {
             decoders.compare(&turned, &GEOMETRIES[2], &name);
         }
         assert!(accepted > 100, "{accepted} are accepted");
-        assert!(decoders.calls() > 1000, "{} calls", decoders.calls());
+        // What libjpeg-turbo decodes is not shared.
+        let least = if cfg!(feature = "turbojpeg") {
+            100
+        } else {
+            1000
+        };
+        assert!(decoders.calls() > least, "{} calls", decoders.calls());
     }
 }
 
@@ -155,6 +161,7 @@ fn damaged_files_give_the_same_whoever_helps() {
 }
 
 #[test]
+#[cfg(not(feature = "turbojpeg"))]
 fn time_that_helpers_spend_counts() {
     let photo = read(data().join("cat.jpg"));
     let source = Source::Encoded(photo.clone().into());
