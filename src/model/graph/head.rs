@@ -192,12 +192,14 @@ impl Head {
             if let Some(tensor) = stored.or_else(|| node.and_then(fold::constant)) {
                 let values = tensor::to_floats(tensor).ok()?;
                 let of_all = values.len() == self.classes * self.features;
-                return of_all.then(|| match by_class {
-                    true => values,
-                    false => (0..self.classes)
+                return of_all.then(|| {
+                    if by_class {
+                        return values;
+                    }
+                    (0..self.classes)
                         .flat_map(|class| values.iter().skip(class).step_by(self.classes))
                         .copied()
-                        .collect(),
+                        .collect()
                 });
             }
             let node = node?;
