@@ -9,7 +9,7 @@ use super::{
     bands::Bands,
     header::Header,
     intervals::Intervals,
-    output::{MakeOutput, Picture, Request},
+    output::{MakeOutput, Output, Picture, Request},
     scan::Restarts,
     scans::{Stored, StoredStrips, decode_scans, latch_quantization},
     sequential::{Codes, SequentialDecoder},
