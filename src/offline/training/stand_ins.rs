@@ -14,8 +14,8 @@ use crate::model::UNKNOWN_LABEL;
 /// The most stand-ins; of bases with more classes, every second or third one is taken.
 const MOST: usize = 512;
 
-/// Adds the unknown class to the labels, if it is not one of them, and makes stand-ins for it; see
-/// [`stand_ins`].
+/// Adds the unknown class to the labels, if it is not one of them, and makes stand-ins for it from
+/// the rows of a base's last layer, `[classes, features]`.
 pub fn add_unknown_class(
     labels: &mut Vec<String>,
     rows: &[f32],
