@@ -111,7 +111,7 @@ pub enum MissReason {
 impl fmt::Display for MissReason {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::New => f.write_str("nothing is kept for it yet"),
+            Self::New => f.write_str("there is no cached copy"),
             Self::Changed(parts) => write!(
                 f,
                 "the kept file was made for other settings: {}",

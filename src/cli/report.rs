@@ -51,9 +51,9 @@ pub fn print_ignored(files: usize, json: bool) {
     match files {
         _ if json => {}
         0 => {}
-        1 => output::print_note(&"left 1 file alone, which is no image by its name"),
+        1 => output::print_note(&"ignored 1 file whose name has no extension of an image"),
         files => output::print_note(&format_args!(
-            "left {files} files alone, which are no images by their names"
+            "ignored {files} files whose names have no extension of an image"
         )),
     }
 }

@@ -51,8 +51,8 @@ pub(super) type RefusedRequest = (StatusCode, &'static str);
 /// By which names of the server its metrics may be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Names {
-    /// As this machine or by an address, which no other site's name can be: the port is on loopback
-    /// and nothing was said about a proxy.
+    /// By `localhost` or an IP address only, so that a site whose name resolves to this machine can't
+    /// read them (DNS rebinding): the port is on loopback, and no proxy is configured.
     Local,
     /// By any name, such as those that scrapers know services by.
     Any,

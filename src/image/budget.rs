@@ -16,7 +16,7 @@ use super::{ImageError, PreprocessConfig};
 /// which fails in their place.
 pub(super) struct Budget {
     config: PreprocessConfig,
-    /// The thread's time when this image's is over.
+    /// The thread's CPU time at which the image's time is used up.
     end: Cell<Duration>,
     /// The work until the clock is looked at again.
     left: Cell<usize>,

@@ -33,7 +33,7 @@ pub(super) enum Sampling {
     Cubic,
     /// A windowed sinc over the eight pixels around its middle.
     Lanczos4,
-    /// The pixel where it begins, and the next one as far as it is covered: what OpenCV makes of
+    /// A blend of the pixel that contains its start and the next one, weighted by overlap: OpenCV's
     /// `INTER_AREA` where a side is scaled up.
     EnlargedArea,
 }

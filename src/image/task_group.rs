@@ -22,8 +22,8 @@ pub trait Helpers: fmt::Debug + Send + Sync {
     /// How many threads could help now: all that have no work of their own.
     fn idle(&self) -> usize;
 
-    /// Has an idle thread call [`Assist::assist`] once, soon. False if it is not taken: there is
-    /// other work for all threads.
+    /// Asks an idle thread to call [`Assist::assist`] once. Returns false if the call is declined,
+    /// because all threads have other work.
     fn call(&self, work: Arc<dyn Assist>) -> bool;
 }
 
@@ -107,7 +107,7 @@ impl<T: Send + 'static> TaskGroup<T> {
         }
     }
 
-    /// Has a task done, by this thread if no other one is to be had.
+    /// Runs a task on a helper, or on this thread if none is available.
     pub fn spawn(&self, task: impl FnOnce() -> T + Send + 'static) {
         let mut state = self.shared.lock();
         if state.waiting.len() + state.running >= self.max_open {

@@ -55,7 +55,7 @@ pub struct Label {
 /// When a metric is exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// On every server, once a model is known and was called.
+    /// On every server, after the first call to a known model.
     Always,
     /// With an engine on a GPU only.
     Gpu,

@@ -2,8 +2,8 @@
 //! Hugging Face's `preprocessor_config.json` and `config.json`, timm's `pretrained_cfg`,
 //! Ultralytics's metadata, and those of training services, see [`exports`].
 //!
-//! They have less weight than flags and the manifest. What they ask for is computed or rejected by
-//! its name, never left out silently.
+//! Flags and the manifest override them. Every setting is applied, or rejected by its name; none is
+//! ignored silently.
 
 use std::{
     fs,
@@ -56,7 +56,7 @@ impl Beside {
     /// Reads the files beside the model file `path`, if its folder belongs to one model.
     ///
     /// # Errors
-    /// Files that can't be read or are no JSON; settings that are not computed.
+    /// Files that can't be read or are no JSON; settings that are not supported.
     pub(super) fn read(path: &Path) -> Result<Self, ModelError> {
         let mut beside = Self::default();
         let files = files_beside(path);
@@ -225,10 +225,10 @@ fn in_file(name: &str) -> impl Fn(String) -> ModelError {
     }
 }
 
-/// The message for a setting that is not computed.
+/// The message for a setting that is not supported.
 fn not_computed(key: &str, value: &Value) -> String {
     format!(
-        "{key:?} is {value}, which is not computed; give the preprocessing in flags, and move the \
+        "{key:?} is {value}, which is not supported; give the preprocessing in flags, and move the \
          file away"
     )
 }

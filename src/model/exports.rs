@@ -21,7 +21,7 @@ pub(super) const LABELS: &str = "labels.txt";
 /// What the properties that ONNX defines for images say; `None` if they say nothing.
 ///
 /// # Errors
-/// A format or a range that is not computed.
+/// A format or a range that is not supported.
 pub(super) fn image_properties<'a>(
     property: impl Fn(&str) -> Option<&'a str>,
 ) -> Result<Option<Preprocessing>, String> {
@@ -32,7 +32,7 @@ pub(super) fn image_properties<'a>(
     }
     let not_computed = |key: &str, value: &str| {
         Err(format!(
-            "{key:?} is {value:?}, which is not computed; remove it from the file"
+            "{key:?} is {value:?}, which is not supported; remove it from the file"
         ))
     };
     let channels = match format {
@@ -68,7 +68,7 @@ pub(super) fn property<'a>(model: &'a ModelProto, key: &str) -> Option<&'a str> 
 /// whatever the way in which they were resized for training.
 ///
 /// # Errors
-/// Settings that are not computed.
+/// Settings that are not supported.
 pub(super) fn custom_vision<'a>(
     property: impl Fn(&str) -> Option<&'a str>,
 ) -> Result<Preprocessing, String> {
@@ -80,7 +80,7 @@ pub(super) fn custom_vision<'a>(
             && numbers(text).is_none_or(|values| values.iter().any(|value| *value != usual))
         {
             return Err(format!(
-                "{key:?} is {text}, which is not computed; give the preprocessing in flags, and \
+                "{key:?} is {text}, which is not supported; give the preprocessing in flags, and \
                  remove it from the file"
             ));
         }
@@ -148,7 +148,7 @@ pub(super) fn teachable_machine(
 /// factor.
 ///
 /// # Errors
-/// Settings that are no numbers, or are not computed.
+/// Settings that are no numbers, or are not supported.
 pub(super) fn tao(text: &str) -> Result<Preprocessing, String> {
     let value = |key: &str| {
         text.lines().find_map(|line| {
@@ -156,7 +156,7 @@ pub(super) fn tao(text: &str) -> Result<Preprocessing, String> {
             (name.trim() == key).then(|| value.split('#').next().unwrap_or_default().trim())
         })
     };
-    let wrong = |key: &str, value: &str| format!("{key:?} is {value:?}, which is not computed");
+    let wrong = |key: &str, value: &str| format!("{key:?} is {value:?}, which is not supported");
     let numbers = |key: &str| -> Result<Option<Vec<f32>>, String> {
         let Some(text) = value(key) else {
             return Ok(None);

@@ -447,7 +447,7 @@ where
     found.ok_or_else(|| {
         let names: Vec<String> = known.iter().map(|(name, _)| format!("{name:?}")).collect();
         D::Error::custom(format!(
-            "{value} is not computed; accepted is {}",
+            "{value} is not supported; accepted is {}",
             names.join(" or ")
         ))
     })

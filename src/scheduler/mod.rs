@@ -12,13 +12,13 @@
 
 mod capacity;
 mod fair_queue;
-mod gathering;
 mod helping;
 mod job;
 mod model_queue;
 mod pace;
 mod priority;
 mod queue;
+mod reply_to;
 mod running;
 mod state;
 mod sync;
@@ -64,7 +64,7 @@ use crate::{
 /// server that has only one core has none to keep free.
 const HEAVY_DECODE: Duration = Duration::from_millis(50);
 
-/// How many times what it uses work in the background is charged.
+/// Work in the background is charged this multiple of the time that it uses.
 const BACKGROUND_CHARGE: f64 = 8.0;
 
 /// How many threads may hang for each worker thread that there should be. The next one is the end

@@ -12,8 +12,8 @@ use tokio::sync::oneshot;
 use super::{
     Job, JobError, Outcome, QueueFull,
     fair_queue::{FairQueue, Turn},
-    gathering::ReplyTo,
     pace::Pace,
+    reply_to::ReplyTo,
     sync::Condvar,
     turns::Cost,
 };
@@ -64,8 +64,8 @@ pub(super) struct ModelQueue {
     /// served next; an idle queue is raised to the current value, so that idleness earns no
     /// priority.
     pub virtual_time: f64,
-    /// How many times what it uses the queue is charged: more than once for work that comes behind
-    /// requests.
+    /// The multiple of the time that it uses which the queue is charged: more than 1 for work in the
+    /// background.
     pub charge: f64,
     /// The handle was dropped: no more jobs will come.
     pub retired: bool,

@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 
 use super::{
     fair_queue::{FairQueue, Pushed, QueueLimits},
-    gathering::ReplyTo,
     model_queue::{Ready, Waiting},
+    reply_to::ReplyTo,
     turns::Cost,
     *,
 };

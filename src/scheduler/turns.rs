@@ -23,17 +23,17 @@ const MIN_REMEMBERED: usize = 64;
 /// The clients that wait, and what they and others have been charged. Times are in seconds of the
 /// whole machine.
 pub(super) struct Turns {
-    /// In the order in which their oldest item became that; of equals the first is served.
+    /// Ordered by when each client's current oldest item reached the head; ties go to the earliest.
     waiting: VecDeque<Head>,
     /// The accounts of clients that do not wait, unless the clock has left them behind.
     accounts: HashMap<ClientId, f64>,
     /// How many of those who wait each group has.
     groups: HashMap<u64, u32>,
-    /// How many of those there may be before it is looked again which are left behind.
+    /// The number of accounts at which those that the clock has left behind are removed again.
     forget_at: usize,
     clock: f64,
-    /// How unequal the items were that waited when the last one was taken, in what they are charged:
-    /// the clock may be ahead of a client by as much although that client gets its share.
+    /// The spread of what the waiting items are charged, when the last one was taken: the clock may
+    /// lead a client that gets its share by as much.
     lag: f64,
 }
 

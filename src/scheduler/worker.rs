@@ -9,10 +9,10 @@ use std::{
 
 use super::{
     Failure, HEAVY_DECODE, InputImage, Job, JobError, Output, Reply, Shared, Timeline,
-    gathering::ReplyTo,
     helping::IdleCores,
     job::Fetch,
     model_queue::{ModelInfo, ModelQueue, Ready, Waiting},
+    reply_to::ReplyTo,
     running::{Decoding, LaneKind, Loss, RunId, Running, Stage},
     state::{QueueId, SchedulerState, Task, Work},
     sync::{self, Condvar, MutexGuard},

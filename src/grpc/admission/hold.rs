@@ -30,8 +30,8 @@ impl Default for HeldBack {
 }
 
 impl HeldBack {
-    /// Waits for half of the status's retry delay, if the connection was told to retry later than
-    /// now by an earlier rejection. Other statuses, and a connection's first rejection, are not held
+    /// Waits for half of the status's retry delay, if the connection retries before the time that an
+    /// earlier rejection asked for. Other statuses, and a connection's first rejection, are not held
     /// back.
     pub async fn hold(&self, peer: Option<&Peer>, status: &Status, deadline: Option<Instant>) {
         let (Some(peer), Some(delay)) = (peer, retry_delay(status)) else {

@@ -36,7 +36,7 @@ struct Usage {
 #[repr(u8)]
 pub(in crate::grpc) enum Closing {
     Not,
-    /// After the caller was told, and could end by itself.
+    /// The caller is told, and gets time to end by itself.
     Politely,
     AtOnce,
 }

@@ -1,4 +1,4 @@
-//! Places of which no caller may take all: calls in progress, streams, health checks.
+//! Slots for calls in progress, streams and health checks, of which no caller may take all.
 
 use std::{
     collections::HashMap,

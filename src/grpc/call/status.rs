@@ -1,5 +1,5 @@
 //! Why a call or a frame has no answer, and the [`Status`] that its caller gets. All status codes
-//! and messages are decided here, except tonic's own.
+//! and messages of calls are decided here, except tonic's own and those of REST's syntax.
 
 use std::time::Duration;
 

@@ -6,8 +6,8 @@ use tokio::sync::oneshot;
 use tonic::Code;
 
 use super::{
+    answers::{Options, Wanted},
     convert,
-    wanted::{Options, Wanted},
 };
 use crate::{
     grpc::call::{Call, context::Context, status::CallError},

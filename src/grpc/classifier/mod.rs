@@ -1,18 +1,18 @@
 //! The `Classifier` service: single images, streams of frames, and the list of models.
 
+mod answers;
 mod batch;
 mod convert;
 mod slot;
 mod stream;
-mod wanted;
 
 use std::sync::Arc;
 
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-pub(in crate::grpc) use self::wanted::{Classes, EmbeddingForm, gives_embeddings};
-use self::wanted::{Options, Wanted};
+pub(in crate::grpc) use self::answers::{Classes, EmbeddingForm, gives_embeddings};
+use self::answers::{Options, Wanted};
 use super::{
     call::{Call, context::Context, status::CallError},
     stream::open,

@@ -12,9 +12,9 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{
+    answers::{Options, Wanted},
     convert,
     slot::Slot,
-    wanted::{Options, Wanted},
 };
 use crate::{
     answer::Smoothing,

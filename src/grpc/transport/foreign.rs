@@ -19,7 +19,7 @@ use crate::{
     registry::Registry,
 };
 
-/// The part of a message before a body of this length, which is the rest of the message.
+/// Builds the beginning of a message whose rest is a body of this length.
 pub(crate) type Head = Arc<dyn Fn(usize) -> Bytes + Send + Sync>;
 /// The pieces of the message that a body stands for, or what is wrong with it.
 pub(crate) type Convert = Arc<dyn Fn(Bytes) -> Result<Vec<Bytes>, String> + Send + Sync>;

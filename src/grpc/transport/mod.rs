@@ -1,5 +1,5 @@
-//! Connections: accepting them, TLS, what is mended on Unix sockets, and the pace at which messages
-//! must arrive.
+//! Connections: accepting them, TLS, authorities of Unix sockets that HTTP/2 does not allow, and the
+//! pace at which messages must arrive.
 
 pub(in crate::grpc) mod accept;
 #[cfg(unix)]

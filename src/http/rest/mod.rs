@@ -1,7 +1,7 @@
 //! REST: the gRPC services' calls as JSON over HTTP.
 //!
 //! Every request becomes the message of a gRPC call, which passes the same admission and the same
-//! services as one on the gRPC port; its answer, or its status, is told in HTTP's terms.
+//! services as one on the gRPC port; its answer, or its status, is translated to HTTP.
 
 mod call;
 mod classify;

@@ -2,11 +2,13 @@
 //!
 //! A serving graph takes `uint8` RGB pixels and returns float32 logits. [`ServingGraph::new`]
 //! checks what the file asks for (`bounds`), puts nodes in order (`order`), upgrades old operators
-//! (`upgrade`), replaces calls of functions (`inline`), widens 16-bit floats (`fold`), rewrites what
-//! engines compute differently (`operators`), finds the image input (`inspect`) and the scores
-//! (`scores`), puts cast, transpose and normalization in front, and removes a final Softmax or Sigmoid. Further rewrites change the element type (`typing`), the
-//! precision of the layers (`quantize`, `batch_norm`), the last layer (`head`) or the operator of
-//! linear layers (`convolution`); `encode` writes the result. What an engine is still known to compute wrongly, `limits` finds by the engine's table.
+//! (`upgrade`), replaces calls of functions (`inline`), widens 16-bit floats (`fold`), rewrites
+//! what engines compute differently (`operators`), finds the image input (`inspect`) and the scores
+//! (`scores`), puts cast, transpose and normalization in front, and removes a final Softmax or
+//! Sigmoid. Further rewrites change the element type (`typing`), the precision of the layers
+//! (`quantize`, `batch_norm`), the last layer (`head`) or the operator of linear layers
+//! (`convolution`); `encode` writes the result. What an engine is still known to compute wrongly,
+//! `limits` finds by the engine's table.
 
 mod batch_norm;
 mod bounds;

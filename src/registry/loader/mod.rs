@@ -33,7 +33,7 @@ use crate::{
 
 /// The most models that are served from a folder. Each has its own engines in memory.
 const MAX_MODELS: usize = 64;
-/// How often a model is tried whose file changes meanwhile.
+/// How many times a model is tried whose file keeps changing.
 const MAX_ATTEMPTS: usize = 5;
 
 /// Which models are served.

@@ -11,7 +11,7 @@ use std::sync::{
 use super::KIND;
 use crate::engine::{Engine, EngineError, batch_sizes};
 
-/// After so many runs compiled kernels are looked at again, and then each time that their number
+/// After this many runs newly compiled kernels are saved, and again each time that the number of runs
 /// has doubled.
 const RUNS_BEFORE_SAVING_AGAIN: u64 = 1024;
 

@@ -18,7 +18,7 @@ use crate::inference::{
 };
 
 /// The most tensors and dimensions that are read. A model takes one tensor of four dimensions; the
-/// service tells callers so that send a few more.
+/// service explains this to callers that send a few more.
 const MAX_TENSORS: usize = 16;
 const MAX_DIMENSIONS: usize = 16;
 /// The field `raw_input_contents` of a request.

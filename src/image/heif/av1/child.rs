@@ -26,7 +26,8 @@ pub fn decode_av1() -> io::Result<()> {
     serve(&socket)
 }
 
-/// Leaves no image of its memory behind, and is what the system ends first where memory is short.
+/// Switches core dumps off, and makes this process the first that the system ends where memory is
+/// short.
 fn confine() -> io::Result<()> {
     let none = Rlimit {
         current: Some(0),

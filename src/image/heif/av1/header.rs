@@ -5,8 +5,8 @@ use crate::image::outline::area;
 
 /// The most units of a picture's data; each costs some time, however small it is.
 const MAX_UNITS: usize = 4096;
-/// The most frames of a picture. A photo has one, and one in layers a few, of which the last is
-/// shown. Each may take as long to decode as the photo itself.
+/// The most frames of a picture. A photo has one frame; a photo in layers has several, of which the
+/// last is shown. Each may take as long to decode as the photo itself.
 const MAX_FRAMES: usize = 8;
 
 /// The types of units.

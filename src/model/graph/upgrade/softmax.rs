@@ -8,8 +8,8 @@ use super::{
     Upgrading,
 };
 
-/// Version 13: the operator works along one dimension, by default the last. Where more than one
-/// counted, they are made one before, and the shape is restored after.
+/// Version 13: the operator works along one dimension, by default the last. Where several
+/// were normalized together, they are flattened before, and the shape is restored after.
 pub(super) fn last_axis(
     upgrading: &mut Upgrading,
     mut node: NodeProto,

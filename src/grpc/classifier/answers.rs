@@ -1,4 +1,4 @@
-//! What a caller wants to be told of an image: which classes, and its embedding.
+//! The classes and the embedding of an answer, as its caller asked for them.
 
 use std::collections::HashSet;
 
