@@ -95,7 +95,7 @@ impl Manifest {
     ///
     /// # Errors
     /// A manifest that is not JSON, has a value of the wrong type, or asks for preprocessing that
-    /// is not computed.
+    /// is not supported.
     pub fn read(model: &ModelProto) -> Result<Self, ModelError> {
         let Some(entry) = model
             .metadata_props
@@ -203,7 +203,7 @@ fn check_preprocessing(keys: &Map<String, Value>) -> Result<(), ModelError> {
         if !computed.contains(value) {
             let accepted: Vec<String> = computed.iter().map(ToString::to_string).collect();
             return Err(ModelError::Manifest(format!(
-                "{key:?} is {value}, which is not computed; accepted is {}",
+                "{key:?} is {value}, which is not supported; accepted is {}",
                 accepted.join(" or ")
             )));
         }
@@ -326,10 +326,10 @@ mod tests {
             (r#"{"activation":"tanh"}"#, "`softmax` or `sigmoid`"),
             (
                 r#"{"interpolation":"banana"}"#,
-                r#""banana" is not computed; accepted is "bilinear" or "bicubic" or "lanczos""#,
+                r#""banana" is not supported; accepted is "bilinear" or "bicubic" or "lanczos""#,
             ),
             (r#"{"interpolation":5}"#, r#"accepted is "bilinear""#),
-            (r#"{"resample":4}"#, "\"resample\" is 4 is not computed"),
+            (r#"{"resample":4}"#, "\"resample\" is 4 is not supported"),
             (
                 r#"{"resample":3,"interpolation":"nearest"}"#,
                 "contradict each other",
@@ -340,7 +340,7 @@ mod tests {
             (r#"{"resize_mode":"squash"}"#, "shorter_side"),
             (
                 r#"{"scale":2}"#,
-                r#"2 is not computed; accepted is "1" or "255""#,
+                r#"2 is not supported; accepted is "1" or "255""#,
             ),
             (r#"{"channels":"cmyk"}"#, r#""rgb" or "bgr" or "gray""#),
             (
