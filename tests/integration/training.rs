@@ -221,7 +221,7 @@ fn add_other_files(dataset: &Path) -> u64 {
 }
 
 #[test]
-fn files_that_are_no_images_by_their_names_are_left_alone() {
+fn files_that_are_no_images_by_their_names_are_ignored() {
     let dataset = patterns(&[("train", 6), ("val", 2)]);
     let others = add_other_files(dataset.path());
     let output = dataset.path().join("m.onnx");
@@ -250,7 +250,7 @@ fn files_that_are_no_images_by_their_names_are_left_alone() {
         (&4.into(), &12.into())
     );
     let said = text(&run(&evaluate).stderr);
-    assert_eq!(said.matches("left 12 files alone").count(), 1, "{said}");
+    assert_eq!(said.matches("ignored 12 files").count(), 1, "{said}");
 }
 
 #[test]

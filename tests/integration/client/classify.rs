@@ -99,7 +99,7 @@ async fn a_folder_is_a_line_for_each_photo_and_a_summary() {
     );
     assert_eq!(lines.len(), 3);
     let errors = text(&output.stderr);
-    assert!(errors.contains("left 2 files alone"), "{errors}");
+    assert!(errors.contains("ignored 2 files"), "{errors}");
     assert!(
         errors.contains("a.png: the image can't be decoded"),
         "{errors}"
