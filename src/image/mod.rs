@@ -11,6 +11,7 @@ mod bmp;
 mod budget;
 mod convolution;
 mod crop;
+mod crop_plan;
 mod decode;
 mod error;
 mod estimate;

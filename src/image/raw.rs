@@ -8,9 +8,10 @@ use fast_image_resize::images::CroppedImage;
 use super::{
     Geometry, ImageError, PixelFormat, RawFrame,
     budget::Budget,
+    crop_plan::CropPlan,
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
-    resize::{CropPlan, Resizer},
+    resize::Resizer,
     source_view::{SourceView, resize_error, view},
 };
 

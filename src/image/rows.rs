@@ -7,8 +7,9 @@ use std::ops::Range;
 use super::{
     Geometry, ImageError,
     budget::Budget,
+    crop_plan::CropPlan,
     pixels::{PixelLayout, Pixels, resize_buffer},
-    resize::{CropPlan, Resizer},
+    resize::Resizer,
     source_view::{SourceView, view},
 };
 

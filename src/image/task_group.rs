@@ -1,6 +1,6 @@
 //! The work of one image that is shared out to other threads, where those have nothing else to do.
 //!
-//! Decoders know nothing of the threads: they ask [`Helpers`], which whoever owns threads implements,
+//! Decoders know nothing of the threads: they ask [`Helpers`], which the owner of the threads implements,
 //! and spawn tasks in a [`TaskGroup`] that depend on nothing but what they own. A task is done by a
 //! helper, or else by the thread that decodes, so that an image never waits for a helper to become
 //! free.
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn every_task_is_done_once_whoever_does_it() {
+    fn every_task_runs_exactly_once_with_any_number_of_helpers() {
         for (helpers, refused, max_open) in
             [(1, 0, 1), (3, 0, 100), (2, 2, 4), (1, 1, 8), (0, 0, 3)]
         {

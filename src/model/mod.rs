@@ -11,6 +11,7 @@ mod error;
 mod exports;
 mod external;
 mod graph;
+mod image_processors;
 mod labels;
 mod manifest;
 mod preprocessing;

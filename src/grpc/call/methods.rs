@@ -41,8 +41,8 @@ pub(in crate::grpc) fn is_stream(path: &str) -> bool {
     .any(|method| path.ends_with(method))
 }
 
-/// Whether a call of this path takes as long as its work does, which goes on if nobody waits.
-pub(in crate::grpc) fn is_lesson(path: &str) -> bool {
+/// Whether a call of this path trains a model, which goes on when its caller leaves.
+pub(in crate::grpc) fn is_training(path: &str) -> bool {
     method(path) == Some(Method::Train)
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use http::HeaderMap;
 
 use super::{
-    methods::{is_classifying, is_lesson, is_stream},
+    methods::{is_classifying, is_stream, is_training},
     status::CallError,
 };
 use crate::scheduler::Priority;
@@ -20,14 +20,14 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
-    /// How long a call may take whose header asks for `requested`. Streams and lessons have no limit
-    /// but their own.
+    /// How long a call may take whose header asks for `requested`. Streams have no limit but their
+    /// own, and training has none.
     pub(in crate::grpc) fn timeout(
         &self,
         path: &str,
         requested: Option<Duration>,
     ) -> Option<Duration> {
-        if is_stream(path) || is_lesson(path) || !is_classifying(path) {
+        if is_stream(path) || is_training(path) || !is_classifying(path) {
             return requested;
         }
         [requested.or(self.default), self.longest]
@@ -155,9 +155,9 @@ mod tests {
             (both.timeout(stream, None), both.timeout(stream, s(90))),
             (None, s(90))
         );
-        let lesson = "/resnet18.v1.Teacher/Train";
+        let training = "/resnet18.v1.Teacher/Train";
         assert_eq!(
-            (both.timeout(lesson, None), both.timeout(lesson, s(90))),
+            (both.timeout(training, None), both.timeout(training, s(90))),
             (None, s(90))
         );
         assert_eq!(both.timeout("/grpc.health.v1.Health/Watch", None), None);

@@ -86,9 +86,10 @@ pub(super) use self::{
 use super::{
     Exif, Geometry, ImageError, ImageFormat,
     budget::Budget,
+    crop_plan::CropPlan,
     orientation::Orientation,
     pixels::Pixels,
-    resize::{CropPlan, Resizer},
+    resize::Resizer,
     rows::{Decoded, Rows},
     task_group::Help,
 };

@@ -69,7 +69,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_crop_is_the_same_whoever_helps() {
+fn crops_are_the_same_with_and_without_helpers() {
     for config in [PreprocessConfig::default(), SCALED] {
         let mut decoders = Decoders::new(config);
         let mut accepted = 0;
@@ -94,7 +94,7 @@ fn a_crop_is_the_same_whoever_helps() {
 }
 
 #[test]
-fn regions_are_the_same_whoever_helps() {
+fn regions_are_the_same_with_and_without_helpers() {
     let mut decoders = Decoders::new(PreprocessConfig::default());
     let region = |left, top| Region {
         left,
@@ -121,7 +121,7 @@ fn regions_are_the_same_whoever_helps() {
 }
 
 #[test]
-fn damaged_files_give_the_same_whoever_helps() {
+fn damaged_files_give_the_same_with_and_without_helpers() {
     let mut decoders = Decoders::new(PreprocessConfig::default());
     let mut random = random_numbers(0x9e37_79b9_7f4a_7c15);
     let files: Vec<_> = files()

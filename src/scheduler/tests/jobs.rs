@@ -168,7 +168,7 @@ fn an_idle_model_is_retired_at_once() {
 }
 
 #[test]
-fn an_engine_that_is_lost_is_told_to_whoever_watches() {
+fn watchers_are_told_of_a_lost_engine() {
     for offloaded in [false, true] {
         let bench = Setup {
             offloaded,
