@@ -4,6 +4,8 @@ import base64
 import os
 import pathlib
 import subprocess
+import sys
+import time
 
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
@@ -113,3 +115,24 @@ class Page:
         data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
             self.cdp("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def run_tests(self, module, places):
+        """Runs a module's functions `test_…` in their order, then closes the browser. A failure is explained by the text of these
+        elements, the browser's log and, with SHOTS, a picture."""
+        try:
+            for name, test in list(module.items()):
+                if not name.startswith("test_"):
+                    continue
+                started = time.monotonic()
+                try:
+                    test()
+                except Exception:
+                    for place in places:
+                        print(f"{place}: {self.at(place).text!r}", file=sys.stderr)
+                    print(name, self.driver.get_log("browser"), file=sys.stderr)
+                    if os.environ.get("SHOTS"):
+                        pathlib.Path(os.environ["SHOTS"], "failed.png").write_bytes(self.picture(captureBeyondViewport=True))
+                    raise
+                print(f"{name} {time.monotonic() - started:.1f} s ok")
+        finally:
+            self.driver.quit()

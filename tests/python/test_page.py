@@ -10,7 +10,6 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -280,15 +279,4 @@ def test_a_busy_server_is_shown_until_it_has_capacity():
     at("camera").click()
 
 
-try:
-    for name, test in list(globals().items()):
-        if name.startswith("test_"):
-            started = time.monotonic()
-            try:
-                test()
-            except Exception:
-                print(name, at("banner").text, at("trouble").text, page.get_log("browser"), file=sys.stderr)
-                raise
-            print(f"{name} {time.monotonic() - started:.1f} s ok")
-finally:
-    page.quit()
+browser.run_tests(globals(), ("banner", "trouble"))

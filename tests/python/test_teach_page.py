@@ -351,19 +351,4 @@ def test_a_server_with_tokens_is_taught_with_one():
     until("a dolphin", lambda: labels()[0] == "dolphin" and at("model").get_attribute("value") == "guarded")
 
 
-try:
-    for name, test in list(globals().items()):
-        if name.startswith("test_"):
-            started = time.monotonic()
-            try:
-                test()
-            except Exception:
-                for place in ("banner", "trouble", "teach-trouble", "train-trouble", "missing", "cards", "result"):
-                    print(f"{place}: {at(place).text!r}", file=sys.stderr)
-                print(name, page.driver.get_log("browser"), file=sys.stderr)
-                if os.environ.get("SHOTS"):
-                    pathlib.Path(os.environ["SHOTS"], "failed.png").write_bytes(page.picture(captureBeyondViewport=True))
-                raise
-            print(f"{name} {time.monotonic() - started:.1f} s ok")
-finally:
-    page.driver.quit()
+page.run_tests(globals(), ("banner", "trouble", "teach-trouble", "train-trouble", "missing", "cards", "result"))
