@@ -349,7 +349,10 @@ fn a_change_of_anything_that_a_plan_depends_on_misses_the_cache() {
     }
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path();
-    assert_contains(&built_because(cache, &[]).unwrap(), &["nothing is kept"]);
+    assert_contains(
+        &built_because(cache, &[]).unwrap(),
+        &["there is no cached copy"],
+    );
     assert_eq!(built_because(cache, &[]), None);
     assert_contains(
         &built_because(cache, &["--max-batch", "16"]).unwrap(),
