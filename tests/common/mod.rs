@@ -21,7 +21,10 @@ mod turns;
 pub use self::{
     checkpoint::{Checkpoint, checkpoint, tiny_checkpoint, tiny_checkpoints},
     server::{LogReader, Server, Usage, resnet18, resnet18_in_cgroup, resnet18_with_files},
-    tools::{ffmpeg, grpcurl, heif_enc, node, openssl, pillow, python, skipped, tritonclient},
+    tools::{
+        ffmpeg, grpcurl, heif_enc, node, openssl, passed, pillow, python, script, skipped, succeed,
+        tritonclient,
+    },
     turns::{exclusive, shared_turn},
 };
 

@@ -6,6 +6,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+use super::Server;
+
 /// Prints that a test is skipped, directly to standard error: the test harness captures what
 /// `eprintln!` prints in a passing test.
 pub fn skipped(reason: &str) {
@@ -21,6 +23,32 @@ pub fn python() -> Option<PathBuf> {
 
     skipped("there is no Python with grpcio; `make test-env` sets it up");
     None
+}
+
+/// A script of `tests/python`, to be run by this Python.
+pub fn script(python: &Path, name: &str) -> Command {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python");
+    let mut command = Command::new(python);
+    command.arg(folder.join(name));
+    command
+}
+
+/// Runs a program that must succeed, and returns what it prints. If it fails, its errors and the logs of the
+/// servers that it calls are shown.
+pub fn succeed(command: &mut Command, servers: &[&Server]) -> String {
+    let output = command.output().expect("the program can be started");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let logs: Vec<_> = servers.iter().map(|server| server.log()).collect();
+        panic!("{stdout}{stderr}\nservers:\n{}", logs.join("\n"));
+    }
+    stdout
+}
+
+/// How many of its tests a script says have passed.
+pub fn passed(stdout: &str) -> usize {
+    stdout.lines().filter(|line| line.ends_with(" ok")).count()
 }
 
 /// The same Python, where tritonclient is installed too.

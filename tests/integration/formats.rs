@@ -1,12 +1,12 @@
 //! Image files of every kind that Pillow writes, decoded to the pixels that Pillow reads.
 
-use std::{fmt::Write, fs, path::Path, process::Command};
+use std::{fmt::Write, fs, path::Path};
 
 #[cfg(unix)]
 use resnet18_server::image::decode_av1_with;
 use resnet18_server::image::{Exif, ImageError, ImageFormat, Pixels, PreprocessConfig, decode};
 
-use crate::common::pillow;
+use crate::common::{pillow, script, succeed};
 
 fn config() -> PreprocessConfig {
     PreprocessConfig {
@@ -40,19 +40,7 @@ fn files_of_every_kind_that_pillow_writes_are_decoded_as_pillow_does() {
         vec!["decode-av1".into()],
     );
     let folder = tempfile::tempdir().unwrap();
-    let output = Command::new(python)
-        .arg(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/python/make_images.py"
-        ))
-        .arg(folder.path())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    succeed(script(&python, "make_images.py").arg(folder.path()), &[]);
 
     let index = fs::read_to_string(folder.path().join("index.txt")).unwrap();
     let mut wrong = String::new();

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use crate::common::{Server, data, node, python};
+use crate::common::{Server, data, node, python, succeed};
 
 /// Runs the clients, and returns the lines that they print.
 fn run_clients(server: &Server, with_http: bool) -> Option<String> {
@@ -28,15 +28,7 @@ fn run_clients(server: &Server, with_http: bool) -> Option<String> {
     if with_http {
         clients.arg(format!("http://{}", server.http));
     }
-    let output = clients.output().unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{stdout}{}\nserver:\n{}",
-        String::from_utf8_lossy(&output.stderr),
-        server.log()
-    );
-    Some(stdout)
+    Some(succeed(&mut clients, &[server]))
 }
 
 #[test]

@@ -7,24 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{Server, data, shared, tritonclient};
-
-/// A script of `tests/python` with the server's address as its first argument.
-fn script(python: &Path, name: &str, server: &Server) -> Command {
-    let mut command = Command::new(python);
-    command
-        .arg(
-            Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("tests/python")
-                .join(name),
-        )
-        .arg(&server.grpc);
-    command
-}
+use crate::common::{Server, data, passed, script, shared, succeed, tritonclient};
 
 /// Starts a client that streams; returns it and its further output once it has three answers.
 fn streaming(python: &Path, server: &Server) -> (Child, Lines<BufReader<ChildStdout>>) {
-    let mut client = script(python, "triton_stream.py", server)
+    let mut client = script(python, "triton_stream.py")
+        .arg(&server.grpc)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -56,35 +44,17 @@ fn tritonclient_gets_the_same_answers_as_classify() {
     let Some(python) = tritonclient() else { return };
     let server = Server::start(&[]);
     let photos = shared("golden").map_or_else(|| data("photos"), |golden| golden.join("images"));
-    let output = script(&python, "test_triton.py", &server)
-        .arg(photos)
-        .output()
-        .unwrap();
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(
-        output.status.success(),
-        "{stdout}{stderr}\nserver:\n{}",
-        server.log()
-    );
-    assert_eq!(
-        stdout.lines().filter(|line| line.ends_with(" ok")).count(),
-        19,
-        "{stdout}"
-    );
+    let mut script = script(&python, "test_triton.py");
+    let stdout = succeed(script.arg(&server.grpc).arg(photos), &[&server]);
+    assert_eq!(passed(&stdout), 19, "{stdout}");
     eprint!("{stdout}");
 
     // What Triton's image clients ask before they send a photo.
     if let Some(asks) = shared("cases/clients/triton_image_client.py") {
         for model in ["resnet18-demo_tensor", "resnet18-demo"] {
-            let output = Command::new(&python)
-                .arg(&asks)
-                .args([&server.grpc, model])
-                .output()
-                .unwrap();
-            assert!(output.status.success(), "{output:?}");
+            let mut asks_of = Command::new(&python);
+            asks_of.arg(&asks).args([&server.grpc, model]);
+            succeed(&mut asks_of, &[&server]);
         }
     }
 
@@ -164,16 +134,9 @@ fn callers_load_and_unload_the_models_of_a_folder() {
     server.signal("HUP");
     std::thread::sleep(Duration::from_millis(300));
 
-    let output = script(&python, "triton_control.py", &server)
-        .arg(folder.path())
-        .output()
-        .unwrap();
-    assert_eq!(
-        String::from_utf8_lossy(&output.stdout),
-        "ok\n",
-        "{output:?}\nserver:\n{}",
-        server.log()
-    );
+    let mut control = script(&python, "triton_control.py");
+    let stdout = succeed(control.arg(&server.grpc).arg(folder.path()), &[&server]);
+    assert_eq!(stdout, "ok\n");
     let log = server.log();
     assert!(log.contains("the models' files are left alone"), "{log}");
     assert!(log.contains("unloaded by a caller"), "{log}");

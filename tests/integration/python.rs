@@ -2,36 +2,18 @@
 
 use std::{path::Path, process::Command};
 
-use crate::common::{Server, python};
+use crate::common::{Server, passed, python, script, succeed};
 
 #[test]
 fn grpcio_classifies_streams_checks_health_and_reflects() {
     let Some(python) = python() else { return };
     // A burst would be accepted as a whole.
     let server = Server::start(&["--queue-capacity", "16"]);
-    let output = Command::new(python)
-        .arg(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/python/test_client.py"
-        ))
-        .arg(&server.grpc)
-        .output()
-        .unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-
-    assert!(
-        output.status.success(),
-        "{stdout}{stderr}\nserver:\n{}",
-        server.log()
-    );
+    let mut script = script(&python, "test_client.py");
+    let stdout = succeed(script.arg(&server.grpc), &[&server]);
     let refused = server.metric("classifier_rejected_total", &["queue_full"]);
     assert!(refused > 0.0, "no call was refused and had to be retried");
-    assert_eq!(
-        stdout.lines().filter(|line| line.ends_with(" ok")).count(),
-        8,
-        "{stdout}"
-    );
+    assert_eq!(passed(&stdout), 8, "{stdout}");
 }
 
 #[test]
@@ -39,16 +21,6 @@ fn the_ready_made_client_classifies_streams_and_retries() {
     let Some(python) = python() else { return };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = tempfile::tempdir().unwrap();
-    let run = |command: &mut Command| {
-        let output = command.output().unwrap();
-        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-        assert!(
-            output.status.success(),
-            "{}{}",
-            text(&output.stdout),
-            text(&output.stderr)
-        );
-    };
     // The build leaves files beside the sources.
     let copy = folder.path().join("clients/python");
     copy_folder(
@@ -63,17 +35,19 @@ fn the_ready_made_client_classifies_streams_and_retries() {
         &folder.path().join("proto/resnet18/v1"),
     );
     let installed = folder.path().join("installed");
-    run(Command::new(&python)
-        .args(["-m", "pip", "install", "--quiet", "--no-deps"])
+    let mut pip = Command::new(&python);
+    pip.args(["-m", "pip", "install", "--quiet", "--no-deps"])
         .args(["--no-build-isolation", "--target"])
-        .args([&installed, &copy]));
+        .args([&installed, &copy]);
+    succeed(&mut pip, &[]);
 
     let server = Server::start(&[]);
     let small = Server::start(&["--queue-capacity", "1", "--threads", "1"]);
-    run(Command::new(&python)
-        .arg(root.join("tests/python/test_installed_client.py"))
+    let mut script = script(&python, "test_installed_client.py");
+    script
         .args([&server.grpc, &small.grpc])
-        .env("PYTHONPATH", &installed));
+        .env("PYTHONPATH", &installed);
+    succeed(&mut script, &[&server, &small]);
     let rejected = small.metric("classifier_rejected_total", &["queue_full"]);
     assert!(rejected > 0.0, "no call was rejected and had to be retried");
 }

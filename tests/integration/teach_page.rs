@@ -1,6 +1,6 @@
 //! The tab Teach of the live page: its calls, who may make them, and the tab in a real browser.
 
-use std::{path::PathBuf, process::Command};
+use std::path::PathBuf;
 
 use prost::Message;
 use resnet18_server::proto::{
@@ -10,7 +10,7 @@ use resnet18_server::proto::{
 use tonic::Code;
 
 use crate::{
-    common::{Server, data, ffmpeg, python, skipped},
+    common::{Server, data, ffmpeg, passed, python, script, skipped, succeed},
     web::{Answer, framed, send},
 };
 
@@ -182,25 +182,12 @@ fn the_tab_works_in_a_browser() {
     let server = Server::start(&["--teach", &path("taught"), "--teach-pictures", "40"]);
     let guarded = Server::start(&["--teach", &path("guarded"), "--tokens", &path("tokens")]);
 
-    let output = Command::new(python)
-        .arg(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/python/test_teach_page.py"
-        ))
+    let mut script = script(&python, "test_teach_page.py");
+    script
         .args([format!("http://{}", server.http), server.pid().to_string()])
         .args([&format!("http://{}", guarded.http), TOKEN])
         .arg(folder.path())
-        .env("SE_OFFLINE", "true")
-        .output()
-        .unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{stdout}{stderr}\nservers:\n{}\n{}",
-        server.log(),
-        guarded.log()
-    );
-    let passed = stdout.lines().filter(|line| line.ends_with(" ok")).count();
-    assert_eq!(passed, 9, "{stdout}");
+        .env("SE_OFFLINE", "true");
+    let stdout = succeed(&mut script, &[&server, &guarded]);
+    assert_eq!(passed(&stdout), 9, "{stdout}");
 }

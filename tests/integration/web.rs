@@ -4,11 +4,12 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
-    process::Command,
     time::{Duration, Instant},
 };
 
-use crate::common::{Server, data, ffmpeg, image, python, request, resnet18, skipped};
+use crate::common::{
+    Server, data, ffmpeg, image, passed, python, request, resnet18, script, skipped, succeed,
+};
 use prost::Message;
 use resnet18_server::proto::{ClassifyRequest, ClassifyResponse, ListModelsRequest};
 use tonic::Code;
@@ -569,30 +570,12 @@ fn the_page_works_in_a_browser() {
         &two,
     ];
     let guarded = Server::start(&flags);
-    let output = Command::new(python)
-        .arg(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/python/test_page.py"
-        ))
+    let mut script = script(&python, "test_page.py");
+    script
         .args([format!("http://{}", server.http), server.pid().to_string()])
         .args([&format!("http://{}", guarded.http), TOKEN])
         .arg(folder.path())
-        .env("SE_OFFLINE", "true")
-        .output()
-        .unwrap();
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
-    assert!(
-        output.status.success(),
-        "{stdout}{stderr}\nserver:\n{}\n{}",
-        server.log(),
-        guarded.log()
-    );
-    assert_eq!(
-        stdout.lines().filter(|line| line.ends_with(" ok")).count(),
-        15,
-        "{stdout}"
-    );
+        .env("SE_OFFLINE", "true");
+    let stdout = succeed(&mut script, &[&server, &guarded]);
+    assert_eq!(passed(&stdout), 15, "{stdout}");
 }

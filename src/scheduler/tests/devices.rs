@@ -30,10 +30,7 @@ fn images_are_decoded_while_a_device_is_busy() {
                 .unwrap()
         })
         .collect();
-    let give_up = Instant::now() + Duration::from_secs(5);
-    while fetched.load(SeqCst) < 6 && Instant::now() < give_up {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("six are fetched", || fetched.load(SeqCst) >= 6);
     bench.no_call();
     assert_eq!(
         fetched.load(SeqCst),

@@ -292,4 +292,15 @@ fn blocked(estimate: Duration) -> (Job, mpsc::Sender<()>, mpsc::Receiver<()>) {
     (job, release, begun)
 }
 
+/// How long the tests wait for what other threads do.
 const SOON: Duration = Duration::from_secs(10);
+
+/// Waits until this holds, which is asked again and again.
+#[track_caller]
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let give_up = Instant::now() + SOON;
+    while !holds() {
+        assert!(Instant::now() < give_up, "not seen: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -35,11 +35,9 @@ fn a_worker_that_hangs_is_replaced_and_its_image_answered() {
     // It comes back, too late: nothing is left of it.
     assert_eq!(bench.scheduler.shared.lock().lost, 1);
     release.send(()).unwrap();
-    let give_up = Instant::now() + SOON;
-    while bench.scheduler.shared.lock().lost > 0 {
-        assert!(Instant::now() < give_up, "it ends");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("the thread that was left behind ends", || {
+        bench.scheduler.shared.lock().lost == 0
+    });
     let last = bench.occupy(2);
     bench.go();
     assert_eq!(logit(last), 2.0);
@@ -176,11 +174,7 @@ fn stopping_waits_for_no_thread_without_a_limit() {
         "its caller waits no longer"
     );
     release.send(()).unwrap();
-    let give_up = Instant::now() + SOON;
-    while bench.scheduler.stop(SOON) > 0 {
-        assert!(Instant::now() < give_up, "it ends when it can");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("it ends when it can", || bench.scheduler.stop(SOON) == 0);
 }
 
 #[test]
@@ -190,11 +184,9 @@ fn it_is_told_when_nothing_moves_and_when_something_does_again() {
     setup.config.preprocess.max_decode_time = Duration::from_millis(100);
     let bench = setup.start();
     let stalled = |wanted: bool| {
-        let give_up = Instant::now() + SOON;
-        while bench.scheduler.stalled().is_some() != wanted {
-            assert!(Instant::now() < give_up, "stalled is not {wanted}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until(&format!("stalled is {wanted}"), || {
+            bench.scheduler.stalled().is_some() == wanted
+        });
     };
     // As if a wide engine ran that no thread runs.
     bench.scheduler.shared.lock().exclusive = true;

@@ -1,9 +1,9 @@
 //! Clients of others: Triton's over HTTP, requests, and schemathesis, which sends what the OpenAPI
 //! document allows and what it does not.
 
-use std::{path::Path, process::Command};
+use std::process::Command;
 
-use crate::common::{Server, data, python, shared, skipped};
+use crate::common::{Server, data, passed, python, script, shared, skipped, succeed};
 
 /// The test's Python, if it has a module.
 fn python_with(module: &str) -> Option<std::path::PathBuf> {
@@ -20,18 +20,6 @@ fn python_with(module: &str) -> Option<std::path::PathBuf> {
     None
 }
 
-fn run(command: &mut Command, server: &Server) -> String {
-    let output = command.output().unwrap();
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(
-        output.status.success(),
-        "{out}{err}\nserver:\n{}",
-        server.log()
-    );
-    out
-}
-
 #[test]
 fn tritonclient_and_requests_get_the_answers_of_grpc() {
     let Some(python) = python_with("tritonclient.http, requests") else {
@@ -39,15 +27,12 @@ fn tritonclient_and_requests_get_the_answers_of_grpc() {
     };
     let server = Server::start(&["--engine", "embedded"]);
     let photos = shared("golden").map_or_else(|| data("photos"), |golden| golden.join("images"));
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/test_rest.py");
-    let mut command = Command::new(python);
-    command
-        .arg(script)
+    let mut script = script(&python, "test_rest.py");
+    script
         .args([&server.grpc, &server.http.to_string()])
         .arg(photos);
-    let out = run(&mut command, &server);
-    let passed = out.lines().filter(|line| line.ends_with(" ok")).count();
-    assert_eq!(passed, 7, "{out}");
+    let out = succeed(&mut script, &[&server]);
+    assert_eq!(passed(&out), 7, "{out}");
 }
 
 #[test]
@@ -67,6 +52,6 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     command.args(["--exclude-checks", "positive_data_acceptance"]);
     // Where callers may not load models, the answer is 501, which it takes for a failure.
     command.args(["--exclude-path-regex", "^/v2/repository/models"]);
-    let out = run(&mut command, &server);
+    let out = succeed(&mut command, &[&server]);
     assert!(out.contains("Tested: 18"), "{out}");
 }
