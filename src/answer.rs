@@ -40,6 +40,15 @@ pub struct Class {
     pub probability: f32,
 }
 
+/// The label that an answer gives a class: the model's own, or none for the class that stands for
+/// everything that none of the others is, and for classes without a label.
+pub fn label(class_id: usize, labels: &[String], unknown_class: Option<usize>) -> &str {
+    match labels.get(class_id) {
+        Some(label) if unknown_class != Some(class_id) => label,
+        _ => "",
+    }
+}
+
 /// Turns logits into probabilities: `exp(x) / Σ exp`.
 ///
 /// The largest logit is subtracted first, so that large logits do not overflow.

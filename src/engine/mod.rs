@@ -27,7 +27,6 @@ pub use self::{
 };
 
 use self::tensorrt::PlanOutcome;
-use crate::model::Operation;
 
 /// Runs one network on batches of images.
 ///
@@ -132,16 +131,6 @@ pub struct Lanes {
     pub narrow: Vec<Box<dyn Engine>>,
     /// What the plan cache held for this network; empty for engines that need no plans.
     pub plans: Vec<PlanOutcome>,
-}
-
-/// Whether a Resize that aligns corners has sizes, or scales that are whole numbers: ONNX divides by
-/// the size before it is rounded, and engines by the rounded one.
-fn scales_are_whole(node: &Operation) -> bool {
-    node.text("coordinate_transformation_mode") != b"align_corners"
-        || !node.has(2)
-        || node
-            .stored_floats(2)
-            .is_some_and(|scales| scales.iter().all(|scale| scale.fract() == 0.0))
 }
 
 /// The batch sizes that lanes on a GPU compute: 1, 2, 4 and so on, and the largest one. Other batches

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use self::control::Controller;
 use crate::{
-    answer::Activation,
+    answer::{self, Activation},
     engine::EngineInfo,
     image::Geometry,
     metrics::{ModelMetrics, Rejection},
@@ -73,10 +73,7 @@ impl Served {
 
     /// The label of a class in an answer; empty for the one that stands for none of the others.
     pub fn label(&self, class_id: usize) -> &str {
-        match self.labels.get(class_id) {
-            Some(label) if self.unknown_class != Some(class_id) => label,
-            _ => "",
-        }
+        answer::label(class_id, &self.labels, self.unknown_class)
     }
 }
 

@@ -1,10 +1,7 @@
 //! What `rten` accepts and computes differently from ONNX, as its operators' own tests show. What
 //! it does not accept it refuses by itself.
 
-use crate::{
-    engine::scales_are_whole,
-    model::{Limit, onnx::tensor_proto::DataType},
-};
+use crate::model::{Limit, onnx::tensor_proto::DataType};
 
 pub(super) const LIMITS: &[Limit] = &[
     Limit {
@@ -24,7 +21,7 @@ pub(super) const LIMITS: &[Limit] = &[
     },
     Limit {
         operators: &["Resize"],
-        applies: |node| !scales_are_whole(node),
+        applies: |node| !node.has_whole_scales(),
         reason: "it computes align_corners with scales that are not whole numbers differently",
     },
     Limit {

@@ -1,10 +1,7 @@
 //! What OpenVINO accepts and computes differently from ONNX, as its operators' own tests show. What
 //! it does not accept it refuses by itself.
 
-use crate::{
-    engine::scales_are_whole,
-    model::{Limit, Operation, onnx::tensor_proto::DataType},
-};
+use crate::model::{Limit, Operation, onnx::tensor_proto::DataType};
 
 const SMALL_TYPE: &str = "it wraps or overflows where a cast to a 4-bit or 8-bit float or a 4-bit \
                           integer saturates";
@@ -31,7 +28,7 @@ pub(super) const LIMITS: &[Limit] = &[
     },
     Limit {
         operators: &["Resize"],
-        applies: |node| !scales_are_whole(node),
+        applies: |node| !node.has_whole_scales(),
         reason: "it computes align_corners with scales that are not whole numbers differently",
     },
     Limit {

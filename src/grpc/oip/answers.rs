@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{options::Filter, parameters, tensors::TensorError};
 use crate::{
-    answer::{Activation, Class, top_k_of},
+    answer::{self, Activation, Class, top_k_of},
     grpc::{call::status::CallError, classifier::EmbeddingForm},
     inference::{
         model_infer_request::InferRequestedOutputTensor, model_infer_response::InferOutputTensor,
@@ -195,11 +195,7 @@ fn class_text(class: Class, shown: &Shown<'_>) -> String {
         class_id,
         probability: value,
     } = class;
-    let label = if shown.unknown_class == Some(class_id) {
-        ""
-    } else {
-        &shown.labels[class_id]
-    };
+    let label = answer::label(class_id, shown.labels, shown.unknown_class);
     format!("{value}:{class_id}:{label}")
 }
 

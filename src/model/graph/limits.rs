@@ -71,6 +71,16 @@ impl Operation<'_> {
         tensor::to_floats(self.stored.get(walk::input(self.node, slot)?)?).ok()
     }
 
+    /// Whether a Resize that aligns corners has sizes, or scales that are whole numbers: ONNX divides
+    /// by the size before it is rounded, and engines by the rounded one.
+    pub fn has_whole_scales(&self) -> bool {
+        self.text("coordinate_transformation_mode") != b"align_corners"
+            || !self.has(2)
+            || self
+                .stored_floats(2)
+                .is_some_and(|scales| scales.iter().all(|scale| scale.fract() == 0.0))
+    }
+
     /// The operator that computes an input, looking through casts; empty if it is not computed.
     pub fn computed_by(&self, slot: usize) -> &str {
         let producer =

@@ -56,10 +56,15 @@ pub(super) fn routes(calls: &Calls) -> Router {
         ("/stats", statistics(calls)),
         ("/infer", infer(calls)),
     ];
+    let live = |answer: ServerLiveResponse| answer.live;
+    let ready = |answer: ServerReadyResponse| answer.ready;
     let mut routes = Router::new()
         .route("/v2", server(calls))
-        .route("/v2/health/live", live(calls))
-        .route("/v2/health/ready", ready(calls))
+        .route("/v2/health/live", health(calls, "ServerLive", "live", live))
+        .route(
+            "/v2/health/ready",
+            health(calls, "ServerReady", "ready", ready),
+        )
         .route("/v2/models/stats", all_statistics(calls))
         .route("/v2/repository/index", index(calls))
         .route("/v2/repository/models/{name}/load", load(calls))
@@ -84,31 +89,18 @@ fn server(calls: &Calls) -> MethodRouter {
     })
 }
 
-fn live(calls: &Calls) -> MethodRouter {
+/// `GET /v2/health/WHAT`: 200 or 503, by what a method without parameters answers.
+fn health<T: Message + Default + 'static>(
+    calls: &Calls,
+    method: &str,
+    what: &'static str,
+    is: fn(T) -> bool,
+) -> MethodRouter {
     let calls = calls.clone();
-    let method = Method::inference("ServerLive");
+    let method = Method::inference(method);
     get(async move |request: Request| {
         let nothing = Input::Message(Vec::new());
-        let answer = |message: Bytes| {
-            let live = decode::<ServerLiveResponse>(message)?.live;
-            Ok(yes_or_no("live", live))
-        };
-        let path = &method.path;
-        calls
-            .call(path, STYLE, request.into_parts(), nothing, answer)
-            .await
-    })
-}
-
-fn ready(calls: &Calls) -> MethodRouter {
-    let calls = calls.clone();
-    let method = Method::inference("ServerReady");
-    get(async move |request: Request| {
-        let nothing = Input::Message(Vec::new());
-        let answer = |message: Bytes| {
-            let ready = decode::<ServerReadyResponse>(message)?.ready;
-            Ok(yes_or_no("ready", ready))
-        };
+        let answer = move |message: Bytes| Ok(yes_or_no(what, is(decode::<T>(message)?)));
         let path = &method.path;
         calls
             .call(path, STYLE, request.into_parts(), nothing, answer)
