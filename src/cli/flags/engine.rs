@@ -12,7 +12,9 @@ use crate::{
         CliError,
         values::{OrNone, at_most, or_none},
     },
-    engine::{EngineConfig, EngineKind, OnnxRuntimeConfig, OpenVinoConfig, Precision},
+    engine::{
+        EngineConfig, EngineKind, Findings, OnnxRuntimeConfig, OpenVinoConfig, Precision, Tuning,
+    },
 };
 
 /// The flags that an engine's plan depends on; `build` has only these.
@@ -24,8 +26,8 @@ pub struct PlanFlags {
     #[arg(long, env = "RESNET18_PRECISION", default_value = "auto",
           value_parser = or_none::<Precision>("auto"))]
     pub precision: OrNone<Precision>,
-    /// Maximum number of images per engine call [default: 32 on a GPU; on a CPU 2 when serving with
-    /// OpenVINO, else 1].
+    /// Maximum number of images per engine call [default: 32 on a GPU; on a CPU as --tune says when
+    /// serving with OpenVINO, else 1].
     #[arg(long, env = "RESNET18_MAX_BATCH", value_name = "N", value_parser = at_most::<64>)]
     pub max_batch: Option<NonZeroUsize>,
 }
@@ -62,6 +64,43 @@ pub struct EngineFlags {
     device: Devices,
     #[command(flatten)]
     tensorrt: TensorRtFlags,
+}
+
+/// The flags of an engine that only a server has.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub struct TuneFlags {
+    /// Whether OpenVINO's --max-batch is measured where it is not given; auto = at the first start
+    /// with a model, in about a second, and kept for the next ones; off = it is 2.
+    #[arg(
+        long,
+        env = "RESNET18_TUNE",
+        value_name = "WHEN",
+        value_enum,
+        default_value_t
+    )]
+    tune: Tune,
+}
+
+/// The value of --tune.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Tune {
+    #[default]
+    Auto,
+    Off,
+}
+
+impl TuneFlags {
+    /// The configuration of an engine, for a server.
+    pub fn apply(&self, mut engine: EngineConfig) -> EngineConfig {
+        engine.openvino.batch = OpenVinoConfig::SERVING_BATCH;
+        engine.openvino.tuning = match self.tune {
+            Tune::Auto => Tuning::Measured,
+            Tune::Off => Tuning::Off,
+        };
+        engine.findings = engine.cache().ok().map(Findings::new);
+        engine
+    }
 }
 
 /// Indices of GPUs; `None` means all.
@@ -140,6 +179,7 @@ impl EngineFlags {
                 library: self.onnxruntime_lib.clone(),
             },
             tensorrt: self.tensorrt.config(self.device.0.clone()),
+            findings: None,
         })
     }
 }
