@@ -2,6 +2,8 @@
 
 use std::{fmt, num::NonZeroUsize};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     EngineError, Findings, OnnxRuntimeConfig, OpenVinoConfig, Tuning, tensorrt::TensorRtConfig,
 };
@@ -136,7 +138,8 @@ impl fmt::Display for EngineKind {
 }
 
 /// Arithmetic of a network's body. Input (uint8) and logits (float32) are the same for all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     Fp32,
     Fp16,

@@ -32,6 +32,21 @@ pub(super) fn identity() -> String {
     identity_in(&cpuinfo())
 }
 
+/// Whether this is a processor of Intel's that lacks a feature, by its name in `/proc/cpuinfo`; not
+/// where there is no such file.
+pub(super) fn is_intel_without(feature: &str) -> bool {
+    is_intel_without_in(&cpuinfo(), feature)
+}
+
+fn is_intel_without_in(cpuinfo: &str, feature: &str) -> bool {
+    let value = |name| fields(cpuinfo).find(|(key, _)| *key == name);
+    let has_feature = value("flags").is_some_and(|(_, flags)| {
+        let mut flags = flags.split_whitespace();
+        flags.any(|flag| flag == feature)
+    });
+    value("vendor_id").is_some_and(|(_, vendor)| vendor == "GenuineIntel") && !has_feature
+}
+
 fn cpuinfo() -> String {
     std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()
 }
@@ -75,6 +90,18 @@ mod tests {
         for (from, to) in [("207", "143"), ("avx512f", "avx512f amx_bf16")] {
             assert_ne!(identity_in(&CPUINFO.replace(from, to)), identity, "{to}");
         }
+    }
+
+    #[test]
+    fn what_intel_calls_by_another_name_is_not_asked_of_others() {
+        let of = |vendor: &str, flags: &str| {
+            let cpuinfo = format!("vendor_id\t: {vendor}\nflags\t\t: {flags}\n");
+            is_intel_without_in(&cpuinfo, "amx_bf16")
+        };
+        assert!(of("GenuineIntel", "avx512_bf16 amx_bf16_other"));
+        assert!(!of("GenuineIntel", "avx512_bf16 amx_bf16 amx_tile"));
+        assert!(!of("AuthenticAMD", "avx512_bf16"));
+        assert!(!is_intel_without_in("", "amx_bf16"));
     }
 
     #[test]

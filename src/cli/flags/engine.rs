@@ -70,8 +70,8 @@ pub struct EngineFlags {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub struct TuneFlags {
-    /// Whether OpenVINO's --max-batch is measured where it is not given; auto = at the first start
-    /// with a model, in about a second, and kept for the next ones; off = it is 2.
+    /// Whether OpenVINO's --precision and --max-batch are measured where they are not given; auto = at
+    /// the first start with a model, in some seconds, and kept for the next ones; off = the usual ones.
     #[arg(
         long,
         env = "RESNET18_TUNE",
@@ -126,7 +126,7 @@ impl FromStr for Devices {
 }
 
 /// The flags of an engine as arguments, for the same program in another process, without those that
-/// concern only GPUs.
+/// concern only GPUs. The folder of the cache has what OpenVINO was measured with.
 pub fn arguments(config: &EngineConfig) -> Vec<OsString> {
     let named = |name: Option<String>| name.unwrap_or_else(|| "auto".into());
     let mut arguments: Vec<OsString> = [
@@ -141,6 +141,9 @@ pub fn arguments(config: &EngineConfig) -> Vec<OsString> {
     .into();
     if let Some(max_batch) = config.max_batch {
         arguments.extend(["--max-batch".into(), max_batch.to_string().into()]);
+    }
+    if let Some(folder) = &config.tensorrt.cache {
+        arguments.extend(["--engine-cache".into(), folder.into()]);
     }
     if let Some(library) = &config.openvino.library {
         arguments.extend(["--openvino-lib".into(), library.into()]);
@@ -166,13 +169,15 @@ impl EngineFlags {
                 ))
             })?,
         };
-        Ok(EngineConfig {
+        let mut config = EngineConfig {
             kind: self.engine,
             precision: self.plan.precision,
             threads,
             max_batch: self.plan.max_batch,
             openvino: OpenVinoConfig {
                 library: self.openvino_lib.clone(),
+                // As a server has measured it, so that its answers are the same.
+                tuning: Tuning::Kept,
                 ..OpenVinoConfig::default()
             },
             onnxruntime: OnnxRuntimeConfig {
@@ -180,7 +185,10 @@ impl EngineFlags {
             },
             tensorrt: self.tensorrt.config(self.device.0.clone()),
             findings: None,
-        })
+        };
+        let findings = config.cache().ok().map(Findings::new);
+        config.findings = findings.as_ref().map(Findings::read_only);
+        Ok(config)
     }
 }
 

@@ -14,7 +14,9 @@ use openvino::{
     Core, DeviceType, ElementType, InferRequest, PropertyKey, RwPropertyKey, Shape, Tensor,
 };
 
-use super::{Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, Results};
+use super::{
+    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, Results, processor,
+};
 use crate::model::{Batch, BodyPrecision, EMBEDDING, LOGITS, Model};
 
 const KIND: EngineKind = EngineKind::OpenVino;
@@ -31,19 +33,22 @@ pub struct OpenVinoConfig {
     pub library: Option<PathBuf>,
     /// Largest batch unless [`EngineConfig::max_batch`] sets one, or measuring chooses another one:
     /// [`Self::SERVING_BATCH`] when many images wait, 1 if rounding must not depend on which images
-    /// arrive together.
+    /// arrive together, and then it is not measured.
     pub batch: NonZeroUsize,
-    /// Whether the largest batch is measured.
+    /// The precision of a float model unless [`EngineConfig::precision`] sets one; `None` means the
+    /// one that is fastest on most processors of this kind.
+    pub float: Option<Precision>,
+    /// Whether precision and largest batch are measured.
     pub tuning: Tuning,
 }
 
-/// Whether the largest batch is chosen by measuring, where nobody has set it.
+/// Whether precision and largest batch are chosen by measuring, where nobody has set them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tuning {
-    /// It is [`OpenVinoConfig::batch`].
+    /// They are [`OpenVinoConfig::float`] and [`OpenVinoConfig::batch`].
     #[default]
     Off,
-    /// As it was measured at an earlier start, if it was.
+    /// As they were measured at an earlier start, if they were.
     Kept,
     /// The same, or else measured now.
     Measured,
@@ -60,17 +65,16 @@ impl Default for OpenVinoConfig {
         Self {
             library: None,
             batch: NonZeroUsize::MIN,
+            float: None,
             tuning: Tuning::Off,
         }
     }
 }
 
-/// The configuration with the largest batch that suits `model`, from an earlier start or measured now
-/// where [`Tuning`] says so.
+/// The configuration with the precision and the largest batch that suit `model`, from an earlier start
+/// or measured now where [`Tuning`] says so.
 pub(super) fn tuned(config: &EngineConfig, model: &Model) -> EngineConfig {
-    let mut config = config.clone();
-    config.openvino.batch = tuning::batch(&config, model);
-    config
+    tuning::tuned(config, model)
 }
 
 /// Loads the library and compiles `model`, without running it.
@@ -155,7 +159,7 @@ impl Prepared {
             return Err(KIND.unsupported(reason));
         }
         let mut core = Core::new().map_err(|error| library::unusable(&library, error))?;
-        let precision = choose_precision(&core, config.precision, model)?;
+        let precision = choose_precision(&core, config, model)?;
         let device = core
             .get_property(&DeviceType::CPU, &PropertyKey::DeviceFullName)
             .map_err(|error| KIND.failed(error))?;
@@ -241,24 +245,68 @@ fn read_network(
     }
 }
 
+/// What OpenVINO says the processor computes in.
+struct Capabilities(String);
+
+impl Capabilities {
+    fn of(core: &Core) -> Result<Self, EngineError> {
+        core.get_property(&DeviceType::CPU, &PropertyKey::DeviceCapabilities)
+            .map(Self)
+            .map_err(|error| KIND.failed(error))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.0.split_whitespace().any(|word| word == name)
+    }
+
+    /// The half precision that the processor computes in, else fp32.
+    fn float(&self) -> Precision {
+        if self.has("BF16") {
+            Precision::Bf16
+        } else if self.has("FP16") {
+            Precision::Fp16
+        } else {
+            Precision::Fp32
+        }
+    }
+}
+
+/// The half precision that the processor computes in, else fp32.
+///
+/// # Errors
+/// If there is no usable library.
+fn claimed_float(config: &EngineConfig) -> Result<Precision, EngineError> {
+    let library = library::load(config.openvino.library.as_deref())?;
+    let core = Core::new().map_err(|error| library::unusable(&library, error))?;
+    Ok(Capabilities::of(&core)?.float())
+}
+
+/// The fastest precision on a processor that `claims` to compute in this one. Intel's compute faster
+/// in half precision only with units for matrices (AMX); in vectors it takes 1.7 times as long as
+/// fp32.
+fn guessed_float(claims: Precision) -> Precision {
+    let unit = match claims {
+        Precision::Bf16 => "amx_bf16",
+        Precision::Fp16 => "amx_fp16",
+        Precision::Fp32 | Precision::Int8 => return claims,
+    };
+    if processor::is_intel_without(unit) {
+        Precision::Fp32
+    } else {
+        claims
+    }
+}
+
 fn choose_precision(
     core: &Core,
-    requested: Option<Precision>,
+    config: &EngineConfig,
     model: &Model,
 ) -> Result<Precision, EngineError> {
-    let capabilities = core
-        .get_property(&DeviceType::CPU, &PropertyKey::DeviceCapabilities)
-        .map_err(|error| KIND.failed(error))?;
-    let has = |name: &str| capabilities.split_whitespace().any(|word| word == name);
-
-    let fastest = if has("BF16") {
-        Precision::Bf16
-    } else if has("FP16") {
-        Precision::Fp16
-    } else {
-        Precision::Fp32
-    };
-    let precision = Precision::choose(model, requested, fastest, KIND)?;
+    let capabilities = Capabilities::of(core)?;
+    let has = |name: &str| capabilities.has(name);
+    let fastest = config.openvino.float;
+    let fastest = fastest.unwrap_or_else(|| guessed_float(capabilities.float()));
+    let precision = Precision::choose(model, config.precision, fastest, KIND)?;
     let is_native = match precision {
         Precision::Bf16 => has("BF16"),
         Precision::Fp16 => has("FP16"),
@@ -268,7 +316,8 @@ fn choose_precision(
         return Err(EngineError::Unavailable {
             kind: KIND,
             reason: format!(
-                "this processor does not compute in {precision} (it has {capabilities})"
+                "this processor does not compute in {precision} (it has {})",
+                capabilities.0
             ),
             advice: format!("use --precision {fastest} or auto"),
         });

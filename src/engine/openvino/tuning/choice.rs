@@ -1,44 +1,41 @@
-//! Which of the measured batches to serve with.
+//! Which of the measured cases to serve with.
 
 use serde::{Deserialize, Serialize};
 
-/// How much faster than the default another batch has to be, as a factor. Machines are shared, and
-/// rounds differ by as much as the batches often do.
-const CLEARLY: f64 = 1.03;
-
-/// How fast one size of batch was.
+/// How fast one case was, such as one size of batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Measured {
-    pub(super) batch: usize,
-    /// Images per second of all lanes together, in each round. All batches have equally many
-    /// rounds, and those of the same number were measured one after the other.
+pub(super) struct Measured<T> {
+    pub(super) case: T,
+    /// Images per second of all lanes together, in each round. All cases have equally many rounds,
+    /// and those of the same number were measured one after the other.
     pub(super) rounds: Vec<f64>,
 }
 
-impl Measured {
+impl<T> Measured<T> {
     /// The best round: what else runs on the machine makes rounds slower, and never faster.
     pub(super) fn best(&self) -> f64 {
         self.rounds.iter().copied().fold(0.0, f64::max)
     }
 }
 
-/// The batch to serve with: the fastest one if it is clearly faster than the `default`, in its best
-/// round and in most of the rounds; else the default.
-pub(super) fn choose(default: usize, measured: &[Measured]) -> usize {
-    let Some(usual) = measured.iter().find(|found| found.batch == default) else {
+/// The case to serve with: the fastest one if it is `lead` times as fast as the `default`, in its
+/// best round and in most of the rounds; else the default. Machines are shared, and rounds differ by
+/// as much as the cases often do.
+pub(super) fn choose<T: Copy + PartialEq>(default: T, lead: f64, measured: &[Measured<T>]) -> T {
+    let Some(usual) = measured.iter().find(|found| found.case == default) else {
         return default;
     };
-    let is_clearly_faster = |found: &&Measured| {
+    let is_clearly_faster = |found: &&Measured<T>| {
         let pairs = || found.rounds.iter().zip(&usual.rounds);
         let won = pairs().filter(|(new, old)| new > old).count();
-        found.best() >= usual.best() * CLEARLY && 2 * won > pairs().count()
+        found.best() >= usual.best() * lead && 2 * won > pairs().count()
     };
     measured
         .iter()
         .filter(|found| found.best().is_finite())
         .filter(is_clearly_faster)
         .max_by(|a, b| a.best().total_cmp(&b.best()))
-        .map_or(default, |found| found.batch)
+        .map_or(default, |found| found.case)
 }
 
 #[cfg(test)]
@@ -46,14 +43,14 @@ mod tests {
     use super::*;
 
     fn chosen(measured: &[(usize, &[f64])]) -> usize {
-        let measured: Vec<Measured> = measured
+        let measured: Vec<Measured<usize>> = measured
             .iter()
-            .map(|&(batch, rounds)| Measured {
-                batch,
+            .map(|&(case, rounds)| Measured {
+                case,
                 rounds: rounds.to_vec(),
             })
             .collect();
-        choose(2, &measured)
+        choose(2, 1.03, &measured)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Measures how many images a second each size of batch gives, in turn, within limits of time.
+//! Measures how many images a second each of several cases gives, in turn, within limits of time.
 
 use std::time::Duration;
 
@@ -30,47 +30,50 @@ pub(super) enum MeasureError {
 }
 
 /// All narrow lanes at once, as they compute when many images wait.
-pub(super) trait Workload {
+pub(super) trait Workload<T> {
     /// How many lanes there are.
     fn lanes(&self) -> usize;
 
-    /// How long the lanes take, on average, to compute `images` each, in batches of this size.
+    /// How many images each call of the engine gets.
+    fn batch(&self, case: T) -> usize;
+
+    /// How long the lanes take, on average, to compute `images` each.
     ///
     /// # Errors
     /// Those of the engine.
-    fn time(&mut self, batch: usize, images: usize) -> Result<Duration, EngineError>;
+    fn time(&mut self, case: T, images: usize) -> Result<Duration, EngineError>;
 }
 
-/// Measures these sizes of batches, each of which divides the largest. `spent` is what the
-/// preparations took.
+/// Measures these cases, whose batches divide the largest of them. `spent` is what the preparations
+/// took.
 ///
 /// # Errors
 /// Those of the engine, or that it takes too long.
-pub(super) fn measure(
-    workload: &mut impl Workload,
-    batches: &[usize],
+pub(super) fn measure<T: Copy>(
+    workload: &mut impl Workload<T>,
+    cases: &[T],
     spent: Duration,
-) -> Result<Vec<Measured>, MeasureError> {
-    let mut clock = Clock { workload, spent };
+) -> Result<Vec<Measured<T>>, MeasureError> {
+    let batches: Vec<usize> = cases.iter().map(|&case| workload.batch(case)).collect();
     let largest = batches.iter().copied().max().unwrap_or(1);
+    let mut clock = Clock { workload, spent };
 
-    // The first calls of each size pay for what is initialized when it is needed, and the second
+    // The first calls of each case pay for what is initialized when it is needed, and the second
     // ones say how long a round would take.
     let mut round = Duration::ZERO;
-    for &batch in batches {
-        clock.time(batch, largest)?;
-        let time = clock.time(batch, largest)?;
-        round += time;
-        clock.expect(time * batches.len() as u32 * LEAST_ROUNDS)?;
+    for (&case, &batch) in cases.iter().zip(&batches) {
+        clock.time(case, batch)?;
+        round += clock.time(case, batch)? * (largest / batch) as u32;
+        clock.expect(round * LEAST_ROUNDS)?;
     }
-    let wanted = SLICE * batches.len() as u32;
+    let wanted = SLICE * cases.len() as u32;
     let factor = wanted.as_nanos().div_ceil(round.as_nanos().max(1));
     let images = largest * factor.clamp(1, 1000) as usize;
 
-    let mut measured: Vec<Measured> = batches
+    let mut measured: Vec<Measured<T>> = cases
         .iter()
-        .map(|&batch| Measured {
-            batch,
+        .map(|&case| Measured {
+            case,
             rounds: Vec::new(),
         })
         .collect();
@@ -81,7 +84,7 @@ pub(super) fn measure(
             break;
         }
         for found in &mut measured {
-            let time = clock.time(found.batch, images)?.as_secs_f64();
+            let time = clock.time(found.case, images)?.as_secs_f64();
             found.rounds.push((lanes * images) as f64 / time);
         }
     }
@@ -94,9 +97,12 @@ struct Clock<'a, W> {
     spent: Duration,
 }
 
-impl<W: Workload> Clock<'_, W> {
-    fn time(&mut self, batch: usize, images: usize) -> Result<Duration, MeasureError> {
-        let time = self.workload.time(batch, images)?;
+impl<W> Clock<'_, W> {
+    fn time<T>(&mut self, case: T, images: usize) -> Result<Duration, MeasureError>
+    where
+        W: Workload<T>,
+    {
+        let time = self.workload.time(case, images)?;
         self.spent += time;
         self.expect(Duration::ZERO)?;
         Ok(time)
@@ -125,9 +131,13 @@ mod tests {
         fails_at: usize,
     }
 
-    impl Workload for Scripted {
+    impl Workload<usize> for Scripted {
         fn lanes(&self) -> usize {
             2
+        }
+
+        fn batch(&self, case: usize) -> usize {
+            case
         }
 
         fn time(&mut self, batch: usize, images: usize) -> Result<Duration, EngineError> {
@@ -154,7 +164,7 @@ mod tests {
         let measured = measure(&mut workload, &[1, 2, 4], Duration::ZERO).unwrap();
         let rates: Vec<(usize, f64)> = measured
             .iter()
-            .map(|found| (found.batch, found.best().round()))
+            .map(|found| (found.case, found.best().round()))
             .collect();
         assert_eq!(rates, [(1, 200.0), (2, 250.0), (4, 160.0)]);
 
@@ -187,7 +197,7 @@ mod tests {
         };
         assert_eq!(gives_up([10_000; 3], Duration::ZERO), None);
         // After the calls that say so, and not at the end of the time.
-        assert_eq!(gives_up([100_000; 3], Duration::ZERO), Some(2));
+        assert_eq!(gives_up([100_000; 3], Duration::ZERO), Some(4));
         assert_eq!(gives_up([10_000; 3], LIMIT), Some(1));
         // One size that is far slower than the others.
         assert_eq!(gives_up([10_000, 10_000, 300_000], Duration::ZERO), Some(6));
