@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use crate::{
         cache::ArtifactCache,
-        engine::{Engine, EngineKind, Findings, OpenVinoConfig, Precision, start},
+        engine::{EngineKind, Findings, OpenVinoConfig, Precision, start},
         model::{
             Overrides,
             testing::{CLASSES, bytes, tiny},

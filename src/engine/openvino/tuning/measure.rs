@@ -110,10 +110,10 @@ impl<W> Clock<'_, W> {
 
     /// Gives up if there is no time for what will take this long.
     fn expect(&self, time: Duration) -> Result<(), MeasureError> {
-        match self.spent + time <= LIMIT {
-            true => Ok(()),
-            false => Err(MeasureError::TooSlow),
+        if self.spent + time > LIMIT {
+            return Err(MeasureError::TooSlow);
         }
+        Ok(())
     }
 }
 
