@@ -12,10 +12,9 @@ use super::{
     CliError, blocking,
     flags::{EngineFlags, ManifestFlags, ModelCheckFlags},
     output::{self, escaped, thousands},
-    serve::OPENVINO_BATCH,
 };
 use crate::{
-    engine::EngineConfig,
+    engine::{EngineConfig, OpenVinoConfig},
     registry::check::{self, CheckError, Passed, Report},
 };
 
@@ -69,7 +68,7 @@ struct CheckJson<'a> {
 /// If the process for it can't be started.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let mut engine = args.engine.config()?;
-    engine.openvino.batch = OPENVINO_BATCH;
+    engine.openvino.batch = OpenVinoConfig::SERVING_BATCH;
     if args.here {
         return blocking(move || try_here(&args, &engine)).await;
     }

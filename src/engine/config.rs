@@ -2,8 +2,12 @@
 
 use std::{fmt, num::NonZeroUsize};
 
-use super::{EngineError, OnnxRuntimeConfig, OpenVinoConfig, tensorrt::TensorRtConfig};
-use crate::model::Model;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    EngineError, Findings, OnnxRuntimeConfig, OpenVinoConfig, Tuning, tensorrt::TensorRtConfig,
+};
+use crate::{cache::ArtifactCache, model::Model};
 
 /// Which engine to start and how.
 #[derive(Clone, Debug)]
@@ -21,6 +25,8 @@ pub struct EngineConfig {
     pub openvino: OpenVinoConfig,
     pub onnxruntime: OnnxRuntimeConfig,
     pub tensorrt: TensorRtConfig,
+    /// What earlier starts have found out about models; `None` finds all of it out again.
+    pub findings: Option<Findings>,
 }
 
 impl EngineConfig {
@@ -34,7 +40,32 @@ impl EngineConfig {
             openvino: OpenVinoConfig::default(),
             onnxruntime: OnnxRuntimeConfig::default(),
             tensorrt: TensorRtConfig::default(),
+            findings: None,
         }
+    }
+
+    /// The same for a model that is loaded while others are served: nothing is measured, which would
+    /// disturb them and be disturbed, and nothing is added to what is kept.
+    pub fn while_serving(&self) -> Self {
+        let mut config = self.clone();
+        if config.openvino.tuning == Tuning::Measured {
+            config.openvino.tuning = Tuning::Kept;
+        }
+        config.findings = config.findings.as_ref().map(Findings::read_only);
+        config
+    }
+
+    /// The folder for what takes long to make and can be made again, which is that of the plans of
+    /// TensorRT.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn cache(&self) -> Result<ArtifactCache, String> {
+        let folder = self.tensorrt.cache.clone();
+        let folder = folder
+            .or_else(ArtifactCache::default_folder)
+            .ok_or("there is no home folder (HOME is not set)")?;
+        ArtifactCache::open(&folder, self.tensorrt.cache_limit).map_err(|error| error.to_string())
     }
 }
 
@@ -107,7 +138,8 @@ impl fmt::Display for EngineKind {
 }
 
 /// Arithmetic of a network's body. Input (uint8) and logits (float32) are the same for all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     Fp32,
     Fp16,

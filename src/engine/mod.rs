@@ -8,21 +8,28 @@ pub mod embedded;
 mod embeddings;
 mod error;
 mod exit;
+mod findings;
 mod library_search;
+pub mod memory;
 #[cfg(test)]
 mod old_opsets;
 mod onnxruntime;
 mod openvino;
+mod processor;
+mod reference;
 mod self_check;
+mod side_by_side;
 mod start;
 pub mod tensorrt;
+mod warm_up;
 
 pub use self::{
     config::{EngineConfig, EngineKind, Precision},
     error::EngineError,
     exit::exit_at_once,
+    findings::Findings,
     onnxruntime::OnnxRuntimeConfig,
-    openvino::OpenVinoConfig,
+    openvino::{OpenVinoConfig, Tuning},
     start::{identity, start, try_out},
 };
 
@@ -143,15 +150,4 @@ fn batch_sizes(max_batch: usize, fixed_batch: bool) -> Vec<usize> {
         .take_while(|n| *n < max_batch)
         .chain([max_batch])
         .collect()
-}
-
-/// Name of the CPU as its maker calls it, else the architecture.
-fn cpu_name() -> String {
-    let linux = std::fs::read_to_string("/proc/cpuinfo")
-        .ok()
-        .and_then(|info| {
-            let line = info.lines().find(|line| line.starts_with("model name"))?;
-            Some(line.split_once(':')?.1.trim().to_owned())
-        });
-    linux.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }

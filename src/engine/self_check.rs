@@ -1,12 +1,12 @@
 //! Compares an engine's answers with those of another one in fp32, before it may serve.
 
-use std::num::NonZeroUsize;
-
 use bytes::Bytes;
 
 use super::{
-    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, Results, embedded,
-    onnxruntime,
+    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision,
+    reference::{Reference, infer, infer_both, reference, renewed},
+    side_by_side::side_by_side,
+    warm_up::warm_up,
 };
 use crate::{
     answer::{self, Activation},
@@ -32,25 +32,6 @@ const PHOTOS: [&[u8]; 3] = [
     include_bytes!("../../tests/data/moon_16bit.png"),
 ];
 
-/// The answers that an engine's are compared with.
-struct Reference {
-    /// The engine that gave them, in fp32.
-    kind: EngineKind,
-    /// The logits for each photo.
-    logits: Vec<Vec<f32>>,
-    /// The embedding of the first photo, if the engine gives some.
-    embedding: Option<Vec<f32>>,
-}
-
-/// The engines whose answers may be the reference, the first one that runs the model.
-pub(super) fn references(config: &EngineConfig) -> Vec<EngineKind> {
-    let mut references = vec![EngineKind::Embedded];
-    if onnxruntime::is_installed(config) {
-        references.push(EngineKind::OnnxRuntime);
-    }
-    references
-}
-
 /// What becomes of an engine that answers differently from the reference in fp32.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum OnDisagreement {
@@ -60,7 +41,8 @@ pub(super) enum OnDisagreement {
     Warn,
 }
 
-/// Loads an engine while the reference answers are computed, then compares all its lanes.
+/// Loads an engine while the reference answers are computed, then compares all its lanes and warms
+/// them up.
 ///
 /// Where none of the `references` runs the model there is nothing to compare with, which becomes a
 /// warning.
@@ -85,10 +67,24 @@ pub(super) fn load_checked(
     });
 
     let mut lanes = lanes?;
-    let warning = match reference {
-        Ok(reference) => match compare(&mut lanes, model, &crops, &reference) {
-            Ok(()) => {
-                drop_wrong_embeddings(&mut lanes, model, &crops[0], &reference);
+    let mut compare_with = |reference: Reference| {
+        let compared = compare(&mut lanes, model, &crops, &reference);
+        (reference, compared)
+    };
+    let mut compared = reference.map(&mut compare_with);
+    // What an earlier start has kept refuses no engine: the answers are computed again.
+    if let Ok((Reference { is_kept: true, .. }, Err(_))) = compared {
+        compared = renewed(config, references, model, &crops).map(&mut compare_with);
+    }
+
+    let warning = match compared {
+        Ok((reference, compared)) => match compared {
+            Ok(wrong_embeddings) => {
+                if let Some(reason) = wrong_embeddings {
+                    drop_embeddings(&mut lanes, model, &reference, &reason);
+                }
+                let has_run = lanes.info.sizes_to_check();
+                warm_up(&mut lanes, model, &has_run)?;
                 return Ok(lanes);
             }
             Err(error) => {
@@ -117,6 +113,7 @@ pub(super) fn load_checked(
     };
     tracing::warn!(model = model.name, "{warning}");
     lanes.info.warnings.push(warning);
+    warm_up(&mut lanes, model, &[])?;
     Ok(lanes)
 }
 
@@ -157,184 +154,138 @@ fn crops(model: &Model) -> Vec<Vec<u8>> {
     PHOTOS.map(crop).into()
 }
 
-/// The logits for each crop by the first of the `references` that runs the model.
-///
-/// # Errors
-/// Why the first one does not.
-fn reference(
-    config: &EngineConfig,
-    references: &[EngineKind],
-    model: &Model,
-    crops: &[Vec<u8>],
-) -> Result<Reference, EngineError> {
-    let [first, others @ ..] = references else {
-        unreachable!("the embedded engine is always there to compare with");
-    };
-    reference_by(*first, config, model, crops).or_else(|error| {
-        let mut others = others.iter();
-        let found = others.find_map(|kind| reference_by(*kind, config, model, crops).ok());
-        found.ok_or(error)
-    })
-}
-
-fn reference_by(
-    kind: EngineKind,
-    config: &EngineConfig,
-    model: &Model,
-    crops: &[Vec<u8>],
-) -> Result<Reference, EngineError> {
-    let config = EngineConfig {
-        onnxruntime: config.onnxruntime.clone(),
-        ..EngineConfig::new(NonZeroUsize::MIN)
-    };
-    let mut lanes = match kind {
-        EngineKind::OnnxRuntime => onnxruntime::load(kind, &config, model)?,
-        _ => embedded::load(&config, model)?,
-    };
-    let batch = lanes.info.max_batch;
-    let lane = &mut *lanes.narrow[0];
-    let mut logits = Vec::with_capacity(crops.len());
-    let mut embedding = None;
-    for (index, crop) in crops.iter().enumerate() {
-        let crops = vec![crop; batch];
-        // One run gives both.
-        let answer = match lanes.info.embedding.filter(|_| index == 0) {
-            None => infer(lane, model, &crops)?.swap_remove(0),
-            Some(size) => {
-                let (answer, found) = infer_both(lane, model, size, &crops)?;
-                embedding = Some(found);
-                answer
-            }
-        };
-        logits.push(answer);
-    }
-    // Nothing differs from what is not a number.
-    if logits.iter().flatten().any(|logit| !logit.is_finite()) {
-        return Err(EngineError::NotFinite { kind });
-    }
-    Ok(Reference {
-        kind,
-        logits,
-        embedding,
-    })
-}
-
-/// The logits of each of the crops, computed in one call.
-fn infer(
-    engine: &mut dyn Engine,
-    model: &Model,
-    crops: &[&Vec<u8>],
-) -> Result<Vec<Vec<f32>>, EngineError> {
-    let classes = model.graph.classes;
-    let images: Vec<u8> = crops.iter().flat_map(|crop| crop.iter().copied()).collect();
-    let mut logits = vec![0.0; crops.len() * classes];
-    engine.infer(&images, crops.len(), &mut logits)?;
-    Ok(logits.chunks_exact(classes).map(<[f32]>::to_vec).collect())
-}
-
-/// The logits and the embedding, of `size` values, of the first of the crops.
-fn infer_both(
-    engine: &mut dyn Engine,
-    model: &Model,
-    size: usize,
-    crops: &[&Vec<u8>],
-) -> Result<(Vec<f32>, Vec<f32>), EngineError> {
-    let n = crops.len();
-    let images: Vec<u8> = crops.iter().flat_map(|crop| crop.iter().copied()).collect();
-    let mut logits = vec![0.0; n * model.graph.classes];
-    let mut embeddings = vec![0.0; n * size];
-    let results = Results {
-        logits: &mut logits,
-        embeddings: &mut embeddings,
-    };
-    engine.infer_with_embeddings(&images, n, results)?;
-    logits.truncate(model.graph.classes);
-    embeddings.truncate(size);
-    Ok((logits, embeddings))
-}
-
-/// Gives no embeddings where they differ from the reference's, with a warning that stays.
-fn drop_wrong_embeddings(lanes: &mut Lanes, model: &Model, crop: &Vec<u8>, reference: &Reference) {
-    let (Some(size), Some(expected)) = (lanes.info.embedding, &reference.embedding) else {
-        return;
-    };
-    let batch = if lanes.info.fixed_batch {
-        lanes.info.max_batch
-    } else {
-        1
-    };
-    let wrong = lanes
-        .wide
-        .iter_mut()
-        .chain(&mut lanes.narrow)
-        .find_map(|lane| {
-            let found = infer_both(&mut **lane, model, size, &vec![crop; batch]);
-            let compared = found.map_err(|error| error.to_string());
-            compared
-                .and_then(|(_, found)| features_difference(&found, expected))
-                .err()
-        });
-    if let Some(reason) = wrong {
-        let warning = format!(
-            "no embeddings are given: those of the {} engine differ from those of the {} engine: \
-             {reason}",
-            lanes.info.kind, reference.kind
-        );
-        tracing::warn!(model = model.name, "{warning}");
-        lanes.info.warnings.push(warning);
-        lanes.info.embedding = None;
-    }
+/// Gives no embeddings because they differ from the reference's, with a warning that stays.
+fn drop_embeddings(lanes: &mut Lanes, model: &Model, reference: &Reference, reason: &str) {
+    let warning = format!(
+        "no embeddings are given: those of the {} engine differ from those of the {} engine: {reason}",
+        lanes.info.kind, reference.kind
+    );
+    tracing::warn!(model = model.name, "{warning}");
+    lanes.info.warnings.push(warning);
+    lanes.info.embedding = None;
 }
 
 /// Compares every lane on every photo, alone and in batches of different photos, of each size that
-/// has kernels of its own.
+/// has kernels of its own. Returns why the embeddings of a lane are wrong, if they are.
 fn compare(
     lanes: &mut Lanes,
     model: &Model,
     crops: &[Vec<u8>],
     reference: &Reference,
-) -> Result<(), EngineError> {
+) -> Result<Option<String>, EngineError> {
     let info = lanes.info.clone();
-    let tolerance = if info.precision == Precision::Int8 {
-        INT8_TOLERANCE
-    } else {
-        TOLERANCE
+    let comparison = Comparison {
+        batches: photo_batches(&info, crops.len()),
+        info,
+        model,
+        crops,
+        reference,
     };
+    let mut compared = Vec::new();
+    if let Some(wide) = &mut lanes.wide {
+        compared.push(comparison.compare(&mut **wide)?);
+    }
+    if comparison.info.offloaded {
+        for lane in &mut lanes.narrow {
+            compared.push(comparison.compare(&mut **lane)?);
+        }
+    } else {
+        let side_by_side = side_by_side(&mut lanes.narrow, |lane| comparison.compare(lane))?;
+        compared.extend(side_by_side);
+    }
 
-    let batches = photo_batches(&info, crops.len());
-    let mut worst = 0_f32;
-    for lane in lanes.wide.iter_mut().chain(&mut lanes.narrow) {
-        for photos in &batches {
-            let batch: Vec<_> = photos.iter().map(|&photo| &crops[photo]).collect();
-            let answers = infer(&mut **lane, model, &batch)?;
+    let worst = compared.iter().map(|lane| lane.worst).fold(0.0, f32::max);
+    tracing::debug!(
+        "self-check: within {worst:.4} of the {} engine's answers in fp32{}",
+        reference.kind,
+        if reference.is_kept {
+            " from an earlier start"
+        } else {
+            ""
+        }
+    );
+    Ok(compared.into_iter().find_map(|lane| lane.wrong_embeddings))
+}
+
+/// What the answers of each lane are compared with.
+struct Comparison<'a> {
+    info: EngineInfo,
+    model: &'a Model,
+    crops: &'a [Vec<u8>],
+    /// Indices of photos; the first batch begins with the first photo.
+    batches: Vec<Vec<usize>>,
+    reference: &'a Reference,
+}
+
+/// A lane whose logits agree with the reference's.
+struct Compared {
+    /// The largest difference.
+    worst: f32,
+    /// How its embeddings differ, if they do.
+    wrong_embeddings: Option<String>,
+}
+
+impl Comparison<'_> {
+    fn compare(&self, lane: &mut dyn Engine) -> Result<Compared, EngineError> {
+        let mut compared = Compared {
+            worst: 0.0,
+            wrong_embeddings: None,
+        };
+        for (index, photos) in self.batches.iter().enumerate() {
+            let batch: Vec<_> = photos.iter().map(|&photo| &self.crops[photo]).collect();
+            // One run gives both.
+            let answers = match (self.info.embedding, &self.reference.embedding) {
+                (Some(size), Some(expected)) if index == 0 => {
+                    let (answers, problem) = self.with_embedding(lane, &batch, size, expected)?;
+                    compared.wrong_embeddings = problem;
+                    answers
+                }
+                _ => infer(lane, self.model, &batch)?,
+            };
             for (answer, &photo) in answers.iter().zip(photos) {
-                let difference = if model.graph.features {
-                    features_difference(answer, &reference.logits[photo])
-                } else {
-                    probabilities_difference(
-                        answer,
-                        &reference.logits[photo],
-                        model.activation,
-                        tolerance,
-                    )
-                };
-                let difference = difference.map_err(|reason| EngineError::SelfCheck {
-                    kind: info.kind,
-                    precision: info.precision,
-                    reason: format!(
-                        "{reason}{}",
-                        both_answers(info.kind, model, answer, reference, photo)
-                    ),
-                })?;
-                worst = worst.max(difference);
+                let difference = self.difference(answer, photo)?;
+                compared.worst = compared.worst.max(difference);
             }
         }
+        Ok(compared)
     }
-    tracing::debug!(
-        "self-check: within {worst:.4} of the {} engine's answers in fp32",
-        reference.kind
-    );
-    Ok(())
+
+    /// The logits of a batch that begins with the first photo, and what is wrong with the embedding
+    /// of that, if something is.
+    fn with_embedding(
+        &self,
+        lane: &mut dyn Engine,
+        batch: &[&Vec<u8>],
+        size: usize,
+        expected: &[f32],
+    ) -> Result<(Vec<Vec<f32>>, Option<String>), EngineError> {
+        match infer_both(lane, self.model, size, batch) {
+            Ok((answers, found)) => Ok((answers, features_difference(&found, expected).err())),
+            Err(error) => Ok((infer(lane, self.model, batch)?, Some(error.to_string()))),
+        }
+    }
+
+    /// How far an answer for a photo is from the reference's.
+    fn difference(&self, answer: &[f32], photo: usize) -> Result<f32, EngineError> {
+        let expected = &self.reference.logits[photo];
+        let difference = if self.model.graph.features {
+            features_difference(answer, expected)
+        } else {
+            let tolerance = match self.info.precision {
+                Precision::Int8 => INT8_TOLERANCE,
+                _ => TOLERANCE,
+            };
+            probabilities_difference(answer, expected, self.model.activation, tolerance)
+        };
+        difference.map_err(|reason| EngineError::SelfCheck {
+            kind: self.info.kind,
+            precision: self.info.precision,
+            reason: format!(
+                "{reason}{}",
+                both_answers(self.info.kind, self.model, answer, self.reference, photo)
+            ),
+        })
+    }
 }
 
 /// What both engines see on a photo, for the error message; empty for features.
@@ -453,8 +404,11 @@ fn relative_error(logits: &[f32], reference: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+
     use super::*;
     use crate::{
+        engine::{Results, embedded, onnxruntime, reference::references},
         model::{
             Overrides,
             onnx::ModelProto,

@@ -3,10 +3,11 @@
 use std::time::Instant;
 
 use super::{
-    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, cpu_name,
-    embedded, onnxruntime, openvino,
+    EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, embedded, onnxruntime,
+    openvino, processor, reference,
     self_check::{self, OnDisagreement},
     tensorrt,
+    warm_up::warm_up,
 };
 use crate::model::Model;
 
@@ -72,8 +73,7 @@ fn settle(config: &EngineConfig, model: &Model, reason: &str) -> Option<Lanes> {
     if let Ok(lanes) = start_one(EngineKind::OnnxRuntime, config, model) {
         return with_warning(lanes, EngineKind::OpenVino, EngineKind::Embedded);
     }
-    let mut lanes = load_openvino(config, &[EngineKind::OnnxRuntime], model).ok()?;
-    warm_up(&mut lanes, model).ok()?;
+    let lanes = load_openvino(config, &[EngineKind::OnnxRuntime], model).ok()?;
     with_warning(lanes, EngineKind::Embedded, EngineKind::OpenVino)
 }
 
@@ -127,7 +127,7 @@ pub fn identity(config: &EngineConfig) -> String {
             onnxruntime::library_stamp(config)
         ),
     };
-    format!("{} {libraries} on {}", embedded::VERSION, cpu_name())
+    format!("{} {libraries} on {}", embedded::VERSION, processor::name())
 }
 
 /// The engines to try, best first.
@@ -160,13 +160,16 @@ fn on_cpu(config: &EngineConfig) -> Vec<EngineKind> {
 
 fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<Lanes, EngineError> {
     let started = Instant::now();
-    let mut lanes = match kind {
+    let lanes = match kind {
         EngineKind::Embedded => load_embedded(config, model)?,
-        EngineKind::OpenVino => load_openvino(config, &self_check::references(config), model)?,
+        EngineKind::OpenVino => {
+            let config = openvino::tuned(config, model);
+            load_openvino(&config, &reference::references(&config), model)?
+        }
         EngineKind::Cuda | EngineKind::CoreMl => load_in_low_precision(
             &|config| onnxruntime::load(kind, config, model),
             config,
-            &self_check::references(config),
+            &reference::references(config),
             model,
         )?,
         EngineKind::OnnxRuntime => self_check::load_checked(
@@ -181,24 +184,20 @@ fn start_one(kind: EngineKind, config: &EngineConfig, model: &Model) -> Result<L
             self_check::load_checked(
                 || prepared.load(config, model),
                 config,
-                &self_check::references(config),
+                &reference::references(config),
                 model,
                 on_disagreement(config),
             )?
         }
     };
-    let loaded = started.elapsed();
-
-    warm_up(&mut lanes, model)?;
     tracing::debug!(
         engine = %kind,
         version = lanes.info.version,
         precision = %lanes.info.precision,
         device = lanes.info.device,
         lanes = lanes.narrow.len(),
-        "engine loaded and checked in {:.0?}, warmed up in {:.0?}",
-        loaded,
-        started.elapsed() - loaded,
+        "engine loaded, checked and warmed up in {:.0?}",
+        started.elapsed(),
     );
     Ok(lanes)
 }
@@ -212,6 +211,7 @@ fn load_embedded(config: &EngineConfig, model: &Model) -> Result<Lanes, EngineEr
     }
     let mut lanes = embedded::load(config, model)?;
     self_check::check_finite(&mut lanes, model)?;
+    warm_up(&mut lanes, model, &[])?;
     Ok(lanes)
 }
 
@@ -262,40 +262,6 @@ fn load_in_low_precision(
         ..config.clone()
     };
     checked(&config)
-}
-
-/// Runs every batch size once on every lane, so that no request pays for lazy initialization.
-fn warm_up(lanes: &mut Lanes, model: &Model) -> Result<(), EngineError> {
-    let max_batch = lanes.info.max_batch;
-    let sizes = lanes.info.sizes_to_warm_up();
-    let image_len = model.geometry.bytes();
-    let classes = model.graph.classes;
-    let images = vec![0; max_batch * image_len];
-
-    let run_all_sizes = |engine: &mut dyn Engine| -> Result<(), EngineError> {
-        let mut logits = vec![0.0; max_batch * classes];
-        for &n in &sizes {
-            engine.infer(&images[..n * image_len], n, &mut logits[..n * classes])?;
-        }
-        Ok(())
-    };
-
-    if let Some(wide) = &mut lanes.wide {
-        run_all_sizes(&mut **wide)?;
-    }
-    // Narrow lanes run side by side when they serve, so they are warmed up that way.
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = lanes
-            .narrow
-            .iter_mut()
-            .map(|lane| scope.spawn(|| run_all_sizes(&mut **lane)))
-            .collect();
-        threads.into_iter().try_for_each(|thread| {
-            thread
-                .join()
-                .expect("an engine reports errors instead of panicking")
-        })
-    })
 }
 
 #[cfg(test)]

@@ -9,11 +9,10 @@ use serde_json::{Map, Value};
 use super::{
     BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides, UNKNOWN_LABEL,
     beside::Beside,
-    complete_with, decode, file_stem,
+    bundled_version, complete_with, decode, file_stem,
     graph::{self, Head},
     in_file, known_beside,
     onnx::ModelProto,
-    version,
 };
 use crate::answer::Activation;
 
@@ -68,7 +67,7 @@ impl Base {
     /// As for [`Base::from_file`].
     pub fn bundled(overrides: &Overrides) -> Result<Self, ModelError> {
         let model = decode(&Bytes::from_static(BUNDLED))?;
-        Self::load(model, version(BUNDLED), overrides, "model", None)
+        Self::load(model, bundled_version(), overrides, "model", None)
     }
 
     fn load(

@@ -26,7 +26,7 @@ mod tests;
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
@@ -73,6 +73,17 @@ pub(crate) const VERSION_DIGITS: usize = 12;
 /// The model that is served when the user names none. A `static` rather than a `const`, so that the
 /// program contains it only once.
 static BUNDLED: &[u8] = include_bytes!("../../models/resnet18-demo.onnx");
+
+/// The file of the bundled model, which is part of the program's file.
+pub(crate) fn bundled_file() -> &'static [u8] {
+    BUNDLED
+}
+
+/// The version of the bundled model, which is the same whenever it is read.
+fn bundled_version() -> String {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    VERSION.get_or_init(|| version(BUNDLED)).clone()
+}
 
 /// Settings that the user gives for a model. Each field takes precedence over the file's manifest,
 /// which takes precedence over the defaults.
@@ -194,7 +205,8 @@ impl Model {
     /// # Errors
     /// As for [`Model::from_bytes`].
     pub fn bundled(overrides: &Overrides) -> Result<Self, ModelError> {
-        Self::from_bytes(Bytes::from_static(BUNDLED), overrides)
+        let model = decode(&Bytes::from_static(BUNDLED))?;
+        Self::load(model, bundled_version(), overrides, "model", None)
     }
 
     fn load(

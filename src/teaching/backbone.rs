@@ -58,7 +58,7 @@ impl Backbone {
                 Base::from_file(path, &overrides)?
             }
         };
-        let mut lanes = (loader.start)(&loader.config.engine, &base.backbone)?;
+        let mut lanes = (loader.start)(&loader.config.engine.while_serving(), &base.backbone)?;
         // It would take all cores for one picture, and rounds slightly differently.
         lanes.wide = None;
         let info = lanes.info.clone();

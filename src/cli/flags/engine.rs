@@ -12,7 +12,9 @@ use crate::{
         CliError,
         values::{OrNone, at_most, or_none},
     },
-    engine::{EngineConfig, EngineKind, OnnxRuntimeConfig, OpenVinoConfig, Precision},
+    engine::{
+        EngineConfig, EngineKind, Findings, OnnxRuntimeConfig, OpenVinoConfig, Precision, Tuning,
+    },
 };
 
 /// The flags that an engine's plan depends on; `build` has only these.
@@ -24,8 +26,8 @@ pub struct PlanFlags {
     #[arg(long, env = "RESNET18_PRECISION", default_value = "auto",
           value_parser = or_none::<Precision>("auto"))]
     pub precision: OrNone<Precision>,
-    /// Maximum number of images per engine call [default: 32 on a GPU; on a CPU 2 when serving with
-    /// OpenVINO, else 1].
+    /// Maximum number of images per engine call [default: 32 on a GPU; on a CPU as --tune says when
+    /// serving with OpenVINO, else 1].
     #[arg(long, env = "RESNET18_MAX_BATCH", value_name = "N", value_parser = at_most::<64>)]
     pub max_batch: Option<NonZeroUsize>,
 }
@@ -64,6 +66,43 @@ pub struct EngineFlags {
     tensorrt: TensorRtFlags,
 }
 
+/// The flags of an engine that only a server has.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub struct TuneFlags {
+    /// Whether OpenVINO's --precision and --max-batch are measured where they are not given; auto = at
+    /// the first start with a model, in some seconds, and kept for the next ones; off = the usual ones.
+    #[arg(
+        long,
+        env = "RESNET18_TUNE",
+        value_name = "WHEN",
+        value_enum,
+        default_value_t
+    )]
+    tune: Tune,
+}
+
+/// The value of --tune.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum Tune {
+    #[default]
+    Auto,
+    Off,
+}
+
+impl TuneFlags {
+    /// The configuration of an engine, for a server.
+    pub fn apply(&self, mut engine: EngineConfig) -> EngineConfig {
+        engine.openvino.batch = OpenVinoConfig::SERVING_BATCH;
+        engine.openvino.tuning = match self.tune {
+            Tune::Auto => Tuning::Measured,
+            Tune::Off => Tuning::Off,
+        };
+        engine.findings = engine.cache().ok().map(Findings::new);
+        engine
+    }
+}
+
 /// Indices of GPUs; `None` means all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Devices(Option<Vec<usize>>);
@@ -87,7 +126,7 @@ impl FromStr for Devices {
 }
 
 /// The flags of an engine as arguments, for the same program in another process, without those that
-/// concern only GPUs.
+/// concern only GPUs. The folder of the cache has what OpenVINO was measured with.
 pub fn arguments(config: &EngineConfig) -> Vec<OsString> {
     let named = |name: Option<String>| name.unwrap_or_else(|| "auto".into());
     let mut arguments: Vec<OsString> = [
@@ -102,6 +141,9 @@ pub fn arguments(config: &EngineConfig) -> Vec<OsString> {
     .into();
     if let Some(max_batch) = config.max_batch {
         arguments.extend(["--max-batch".into(), max_batch.to_string().into()]);
+    }
+    if let Some(folder) = &config.tensorrt.cache {
+        arguments.extend(["--engine-cache".into(), folder.into()]);
     }
     if let Some(library) = &config.openvino.library {
         arguments.extend(["--openvino-lib".into(), library.into()]);
@@ -127,20 +169,26 @@ impl EngineFlags {
                 ))
             })?,
         };
-        Ok(EngineConfig {
+        let mut config = EngineConfig {
             kind: self.engine,
             precision: self.plan.precision,
             threads,
             max_batch: self.plan.max_batch,
             openvino: OpenVinoConfig {
                 library: self.openvino_lib.clone(),
+                // As a server has measured it, so that its answers are the same.
+                tuning: Tuning::Kept,
                 ..OpenVinoConfig::default()
             },
             onnxruntime: OnnxRuntimeConfig {
                 library: self.onnxruntime_lib.clone(),
             },
             tensorrt: self.tensorrt.config(self.device.0.clone()),
-        })
+            findings: None,
+        };
+        let findings = config.cache().ok().map(Findings::new);
+        config.findings = findings.as_ref().map(Findings::read_only);
+        Ok(config)
     }
 }
 

@@ -6,7 +6,6 @@ use clap::Args;
 
 use super::{ManifestFlags, engine_arguments};
 use crate::{
-    cache::ArtifactCache,
     cli::values,
     engine::{self, EngineConfig},
     memory_limit::memory_limit,
@@ -84,13 +83,9 @@ impl ModelCheckFlags {
 /// What has passed on this `engine` before, which is kept beside the plans of TensorRT.
 pub fn passed_on(engine: &EngineConfig) -> Passed {
     let identity = engine::identity(engine);
-    let folder = engine.tensorrt.cache.clone();
-    let cache = folder
-        .or_else(ArtifactCache::default_folder)
-        .and_then(|folder| ArtifactCache::open(&folder, engine.tensorrt.cache_limit).ok());
-    match cache {
-        Some(cache) => Passed::in_cache(cache, identity),
-        None => Passed::in_memory(identity),
+    match engine.cache() {
+        Ok(cache) => Passed::in_cache(cache, identity),
+        Err(_) => Passed::in_memory(identity),
     }
 }
 

@@ -15,12 +15,11 @@ use super::{
     CliError,
     flags::{
         EngineFlags, HubFlags, ImageFlags, ManifestFlags, ModelCheckFlags, NetworkFlags,
-        QuantizationFlags, SecurityFlags, TeachingFlags, TelemetryFlags, passed_on,
+        QuantizationFlags, SecurityFlags, TeachingFlags, TelemetryFlags, TuneFlags, passed_on,
     },
     output, values,
 };
 use crate::{
-    cache::ArtifactCache,
     engine::{self, EngineConfig, Precision},
     http::Web,
     image::PreprocessConfig,
@@ -38,8 +37,6 @@ use crate::{
 
 /// How long exporting the last traces may take at shutdown.
 const TRACE_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// OpenVINO classifies two images in a batch a few percent faster than one after the other.
-pub const OPENVINO_BATCH: NonZeroUsize = NonZeroUsize::new(2).expect("2 is not 0");
 
 /// The flags of `resnet18 serve`.
 #[derive(Debug, clap::Args)]
@@ -54,6 +51,8 @@ pub struct Args {
     images: ImageFlags,
     #[command(flatten)]
     engine: EngineFlags,
+    #[command(flatten)]
+    tune: TuneFlags,
     #[command(flatten)]
     quantization: CalibrationFlags,
     #[command(flatten)]
@@ -282,8 +281,7 @@ async fn serve(args: &Args) -> Result<Result<(), ServerError>, CliError> {
 }
 
 fn config(args: &Args) -> Result<ServerConfig, CliError> {
-    let mut engine = args.engine.config()?;
-    engine.openvino.batch = OPENVINO_BATCH;
+    let engine = args.tune.apply(args.engine.config()?);
     let http = args.network.http(&args.security)?;
     let burst = args.queue.max_queue;
     let queue_capacity = match (args.queue.queue_capacity, args.queue.latency_target) {
@@ -377,19 +375,11 @@ fn quantization_at_start(
         judge_layers: false,
         ..args.quantization.flags.config(engine.threads)
     };
-    let cache_folder = engine.tensorrt.cache.clone();
-    let cache = cache_folder
-        .or_else(ArtifactCache::default_folder)
-        .ok_or_else(|| "there is no home folder (HOME is not set)".to_owned())
-        .and_then(|folder| {
-            ArtifactCache::open(&folder, engine.tensorrt.cache_limit)
-                .map_err(|error| error.to_string())
-        });
     Ok(Some(StartupQuantization {
         photos: folder.clone(),
         preprocess: args.images.config(),
         config,
-        cache,
+        cache: engine.cache(),
     }))
 }
 

@@ -10,7 +10,7 @@ use rten::{NodeId, RunOptions, ThreadPool, ValueView};
 use rten_tensor::{Layout, Tensor};
 
 use super::{
-    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, Results, cpu_name,
+    Engine, EngineConfig, EngineError, EngineInfo, EngineKind, Lanes, Precision, Results, processor,
 };
 use crate::model::{Batch, BodyPrecision, EMBEDDING, IMAGES, LOGITS, Model, Serving, ServingGraph};
 
@@ -61,7 +61,7 @@ pub(super) fn load(config: &EngineConfig, model: &Model) -> Result<Lanes, Engine
             kind: KIND,
             version: VERSION.into(),
             precision: Precision::Fp32,
-            device: cpu_name(),
+            device: processor::name(),
             max_batch,
             fixed_batch: batch.is_some(),
             batch_sizes: Vec::new(),

@@ -11,7 +11,7 @@ use ort::{
 };
 
 use super::{library, nvidia};
-use crate::engine::{EngineConfig, EngineError, EngineKind, Precision, cpu_name};
+use crate::engine::{EngineConfig, EngineError, EngineKind, Precision, processor};
 
 /// The root of the system's files.
 const ROOT: &str = "/";
@@ -160,8 +160,8 @@ fn cuda_devices(root: &Path, wanted: Option<&[usize]>) -> Result<Vec<Provider>, 
 pub(super) fn device_name(providers: &[Provider]) -> String {
     match providers {
         [Provider::Cuda(_), ..] => cards_name(&nvidia::cards(Path::new(ROOT)), providers.len()),
-        [Provider::CoreMl, ..] => format!("CoreML on {}", cpu_name()),
-        _ => cpu_name(),
+        [Provider::CoreMl, ..] => format!("CoreML on {}", processor::name()),
+        _ => processor::name(),
     }
 }
 

@@ -34,6 +34,9 @@ mod tests;
 
 use std::{collections::HashSet, fmt};
 
+use prost::Message;
+use sha2::{Digest, Sha256};
+
 pub use self::embedding::Serving;
 pub(super) use self::head::Head;
 pub use self::head::LinearLayer;
@@ -279,6 +282,28 @@ impl ServingGraph {
                 .copied()
                 .unwrap_or_else(|| widened_format(tensor))
         })
+    }
+
+    /// The SHA-256 of all that the engines get to see, and so of all that answers depend on but for
+    /// the engine.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut sha256 = Sha256::new();
+        let mut model = self.model.clone();
+        let graph = model.graph.get_or_insert_default();
+        // The weights one by one, as together they would be copied to be encoded.
+        for tensor in &mut graph.initializer {
+            match tensor.raw_data.take() {
+                Some(raw) => {
+                    sha256.update([1]);
+                    sha256.update((raw.len() as u64).to_le_bytes());
+                    sha256.update(&raw);
+                }
+                None => sha256.update([0]),
+            }
+        }
+        sha256.update(format!("{:?} {}", self.embedding, self.features));
+        sha256.update(model.encode_to_vec());
+        sha256.finalize().into()
     }
 
     /// The graph as a file that can be served, with `manifest` in place of its own.

@@ -15,10 +15,10 @@ use tokio::sync::Notify;
 
 use crate::{
     cache::Origin,
-    engine::{EngineConfig, EngineError, Lanes},
+    engine::{EngineConfig, EngineError, Lanes, memory},
     files::{self, ReadFailure},
     metrics::{EngineLabels, ModelMetrics, engine_plan},
-    model::{Model, ModelError, Overrides, files_beside},
+    model::{self, Model, ModelError, Overrides, files_beside},
     quantization::{QuantizationError, StartupQuantization},
     registry::{
         Registry, Served,
@@ -412,7 +412,13 @@ impl Loader {
         let loader = self.clone();
         let listed = model.clone();
         let loading = Arc::clone(&metrics);
-        let Err(error) = blocking(move || loader.load_and_publish(&listed, loading)).await else {
+        let engine = if first && self.registry.serving() == 0 {
+            self.config.engine.clone()
+        } else {
+            self.config.engine.while_serving()
+        };
+        let work = move || loader.load_and_publish(&listed, &engine, loading);
+        let Err(error) = blocking(work).await else {
             return Ok(false);
         };
         if self.was_removed(model).await {
@@ -440,6 +446,7 @@ impl Loader {
     fn load_and_publish(
         &self,
         listed: &ListedModel,
+        engine: &EngineConfig,
         metrics: Arc<ModelMetrics>,
     ) -> Result<(), LoadError> {
         let started = Instant::now();
@@ -459,7 +466,11 @@ impl Loader {
         if let Some(quantization) = &self.config.quantization {
             model = quantization.apply(model)?;
         }
-        let lanes = (self.start)(&self.config.engine, &model)?;
+        let lanes = (self.start)(engine, &model)?;
+        if listed.path.is_none() {
+            memory::forget(model::bundled_file());
+        }
+        memory::return_freed_memory();
         for plan in &lanes.plans {
             engine_plan(plan.origin == Origin::Hit, plan.build_time);
         }

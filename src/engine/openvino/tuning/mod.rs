@@ -1,0 +1,91 @@
+//! Chooses the precision and the largest batch by measuring, where nobody has set them.
+
+mod batch;
+mod choice;
+mod lanes;
+mod measure;
+mod precision;
+
+use std::fmt::Display;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use self::{choice::Measured, measure::MeasureError};
+use super::library;
+use crate::{
+    cache::CacheKey,
+    engine::{EngineConfig, Tuning, processor},
+    model::Model,
+};
+
+/// The configuration with the precision and the largest batch that suit `model`.
+pub(super) fn tuned(config: &EngineConfig, model: &Model) -> EngineConfig {
+    let mut config = config.clone();
+    config.openvino.float = precision::fastest(&config, model);
+    config.openvino.batch = batch::largest(&config, model);
+    config
+}
+
+/// What an earlier start has kept under the first key, else what `measure` measures now, if it may,
+/// else what is kept under the other keys; and when it was measured.
+fn measured<T: Serialize + DeserializeOwned>(
+    config: &EngineConfig,
+    model: &Model,
+    keys: &[CacheKey],
+    is_complete: &dyn Fn(&[Measured<T>]) -> bool,
+    measure: &dyn Fn() -> Result<Vec<Measured<T>>, MeasureError>,
+) -> Option<(Vec<Measured<T>>, &'static str)> {
+    let kept = |key: &CacheKey| {
+        let findings = config.findings.as_ref()?;
+        let kept = findings.get::<Vec<Measured<T>>>(key);
+        kept.filter(|measured| is_complete(measured))
+    };
+    let (own, others) = keys.split_first()?;
+    if let Some(found) = kept(own) {
+        return Some((found, "measured at an earlier start"));
+    }
+    if config.openvino.tuning == Tuning::Measured {
+        match measure() {
+            Ok(found) => {
+                for key in keys {
+                    if let Some(findings) = &config.findings {
+                        findings.put(key, &found);
+                    }
+                }
+                return Some((found, "measured now"));
+            }
+            Err(MeasureError::TooSlow) => tracing::info!(
+                model = model.name,
+                "the usual settings, which were not measured: {}",
+                MeasureError::TooSlow
+            ),
+            // An engine that fails says so when it is loaded.
+            Err(MeasureError::Engine(error)) => tracing::debug!("not measured: {error}"),
+        }
+    }
+    let found = others.iter().find_map(kept)?;
+    Some((found, "measured for another model"))
+}
+
+/// What all figures depend on, whatever the model.
+fn key(kind: &str, config: &EngineConfig) -> CacheKey {
+    CacheKey::new([
+        ("kind", kind.to_owned()),
+        ("program", env!("CARGO_PKG_VERSION").to_owned()),
+        (
+            "library",
+            library::stamp(config.openvino.library.as_deref()),
+        ),
+        ("processor", processor::identity()),
+        ("threads", config.threads.to_string()),
+    ])
+}
+
+/// The rate of each case, for the log.
+fn rates<T: Display>(measured: &[Measured<T>]) -> String {
+    let rates: Vec<String> = measured
+        .iter()
+        .map(|found| format!("{}: {:.0}", found.case, found.best()))
+        .collect();
+    rates.join(", ")
+}
