@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
     CliError, blocking,
-    flags::{ManifestFlags, PlanFlags, TensorRtFlags},
+    flags::{ComputeFlags, ManifestFlags, TensorRtFlags},
     output,
 };
 use crate::{
@@ -45,7 +45,7 @@ pub struct Args {
     #[command(flatten)]
     manifest: ManifestFlags,
     #[command(flatten)]
-    plan: PlanFlags,
+    compute: ComputeFlags,
     #[command(flatten)]
     tensorrt: TensorRtFlags,
 }
@@ -65,8 +65,8 @@ fn build_all(args: &Args) -> Result<(), CliError> {
 
     let config = EngineConfig {
         kind: Some(EngineKind::TensorRt),
-        precision: args.plan.precision,
-        max_batch: args.plan.max_batch,
+        precision: args.compute.precision,
+        max_batch: args.compute.max_batch,
         tensorrt: args.tensorrt.config(None),
         ..EngineConfig::new(NonZeroUsize::MIN)
     };

@@ -17,10 +17,10 @@ use crate::{
     },
 };
 
-/// The flags that an engine's plan depends on; `build` has only these.
+/// How an engine computes: what its plan depends on, so that `build` has these flags too.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Engine")]
-pub struct PlanFlags {
+pub struct ComputeFlags {
     /// The precision of the arithmetic; auto = int8 for a quantized model, else the fastest
     /// floating-point format of the device.
     #[arg(long, env = "RESNET18_PRECISION", default_value = "auto",
@@ -40,7 +40,7 @@ pub struct EngineFlags {
           value_parser = or_none::<EngineKind>("auto"))]
     engine: OrNone<EngineKind>,
     #[command(flatten)]
-    plan: PlanFlags,
+    compute: ComputeFlags,
     /// The OpenVINO C library or its folder [default: the one that `make` fetched, else an
     /// installed one].
     #[arg(long, env = "RESNET18_OPENVINO_LIB", value_name = "PATH")]
@@ -171,9 +171,9 @@ impl EngineFlags {
         };
         let mut config = EngineConfig {
             kind: self.engine,
-            precision: self.plan.precision,
+            precision: self.compute.precision,
             threads,
-            max_batch: self.plan.max_batch,
+            max_batch: self.compute.max_batch,
             openvino: OpenVinoConfig {
                 library: self.openvino_lib.clone(),
                 // As a server has measured it, so that its answers are the same.

@@ -20,7 +20,7 @@ mod tensorrt;
 
 pub use self::{
     connection::{ConnectionFlags, CredentialFlags, ServerFlags},
-    engine::{EngineFlags, PlanFlags, TuneFlags, arguments as engine_arguments},
+    engine::{ComputeFlags, EngineFlags, TuneFlags, arguments as engine_arguments},
     engine_choice::EngineChoice,
     http::HttpFlags,
     hub::HubFlags,
