@@ -164,10 +164,8 @@ mod tests {
     fn all_that_the_figures_depend_on_is_in_the_key() {
         let config = config(Tuning::Measured, None);
         let usual = batch_key(&config, &model());
-        let another_model = Model {
-            version: "another".into(),
-            ..model()
-        };
+        let mut another_model = model();
+        another_model.version = "another".into();
         assert_ne!(batch_key(&config, &another_model), usual);
 
         let folder = tempfile::tempdir().unwrap();

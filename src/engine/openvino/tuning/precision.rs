@@ -111,10 +111,9 @@ mod tests {
             labels: Some((0..CLASSES).map(|class| class.to_string()).collect()),
             ..Default::default()
         };
-        Model {
-            version: version.into(),
-            ..Model::from_bytes(bytes(&tiny()), &overrides).unwrap()
-        }
+        let mut model = Model::from_bytes(bytes(&tiny()), &overrides).unwrap();
+        model.version = version.into();
+        model
     }
 
     fn config(tuning: Tuning, folder: &Path) -> EngineConfig {
