@@ -105,9 +105,9 @@ test: openvino onnxruntime test-env ## fetch what the tests need, then run all o
 	cargo test $(CHECKED) --doc
 
 test-features: openvino onnxruntime tensorrt nvrtc ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
-	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --lib -- cli:: engine:: image:: metrics:: telemetry::
+	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --lib -- cli:: engine:: image:: metrics:: telemetry:: scheduler::tests::watchdog
 	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
-	cargo test $(CHECKED) --features turbojpeg,otlp,tensorrt --test gpu_plumbing
+	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --test gpu_plumbing
 
 test-gpu: tensorrt ## test and time TensorRT on an NVIDIA GPU; skipped visibly where there is none
 	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1

@@ -19,6 +19,8 @@ type Calls = Arc<Mutex<Vec<String>>>;
 #[derive(Default)]
 struct Scripted {
     calls: Calls,
+    /// Bytes of an image, if they are not [`IMAGE`].
+    image_len: Option<usize>,
     /// Larger batches run out of memory in `run`; 0 means no limit.
     fits: usize,
     /// Larger batches run out of memory in `reserve`; 0 means no limit.
@@ -42,6 +44,10 @@ struct Scripted {
 }
 
 impl Scripted {
+    fn image_len(&self) -> usize {
+        self.image_len.unwrap_or(IMAGE)
+    }
+
     fn note(&self, call: String) {
         self.calls.lock().unwrap().push(call);
     }
@@ -53,20 +59,21 @@ impl Device for Scripted {
         if self.room > 0 && n > self.room {
             Err(DeviceError::OutOfMemory("scratch".into()))
         } else {
-            self.input = vec![0; n * IMAGE];
+            self.input = vec![0; n * self.image_len()];
             Ok(())
         }
     }
 
     fn input(&mut self, n: usize) -> Result<&mut [u8], DeviceError> {
         assert!(!self.is_busy, "what was queued still reads it");
-        Ok(&mut self.input[..n * IMAGE])
+        let len = n * self.image_len();
+        Ok(&mut self.input[..len])
     }
 
     fn upload(&mut self, n: usize) -> Result<(), DeviceError> {
         self.note(format!("upload {n}"));
         self.is_busy = true;
-        self.uploaded = self.input[..n * IMAGE].to_vec();
+        self.uploaded = self.input[..n * self.image_len()].to_vec();
         Ok(())
     }
 
@@ -86,7 +93,7 @@ impl Device for Scripted {
         self.note(format!("download {n}"));
         let logits = self
             .uploaded
-            .chunks(IMAGE)
+            .chunks(self.image_len())
             .flat_map(|image| [f32::from(image[0]); CLASSES]);
         self.output = logits.collect();
         Ok(())
@@ -421,6 +428,7 @@ pub(crate) fn hanging_lane(
 ) -> (Box<dyn Engine>, mpsc::Sender<()>) {
     let (release, hangs) = mpsc::channel();
     let device = Scripted {
+        image_len: Some(image_len),
         hangs: Some(hangs),
         ..Scripted::default()
     };
