@@ -440,9 +440,9 @@ fn waiting(bench: &Bench) -> String {
         lane.infer(&image, 1, &mut logits).unwrap();
     }
     let (took, used, slept) = (started.elapsed(), thread_time() - used, sleeps() - slept);
-    // Its share of the CPU would depend on who else wants it; a thread that spins never sleeps.
+    // A thread that spins hardly sleeps, and uses all of the CPU that others leave it.
     assert!(
-        slept >= u64::from(BATCHES),
+        slept >= u64::from(BATCHES) && used < took / 10,
         "it slept {slept} times for {BATCHES} batches, and used the CPU for {used:?} of {took:?}"
     );
     format!("{BATCHES} batches: it slept {slept} times, {used:.1?} on the CPU in {took:.1?}")
