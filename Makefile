@@ -7,6 +7,7 @@ ONNXRUNTIME_GPU := 1.31.1
 CUDA_LIBRARIES := 'nvidia-cuda-runtime~=13.0' 'nvidia-cuda-nvrtc~=13.0' 'nvidia-cufft~=12.0' 'nvidia-curand~=10.0' 'nvidia-cudnn-cu13~=9.0'
 TENSORRT_RTX := 1.7.1.116
 TENSORRT_ENTERPRISE := 11.4.0.106
+NVRTC := 12.9.86
 PYTHON := python3
 VENV := .venv
 # All checks build with this profile, so that they share the dependencies.
@@ -14,7 +15,7 @@ CHECKED := --profile testing
 # The same for tests that need no speed: this crate compiles in a fraction of the time.
 UNOPTIMIZED := $(CHECKED) --config profile.testing.package.resnet18-server.opt-level=0
 
-.PHONY: run build openvino onnxruntime onnxruntime-gpu tensorrt tensorrt-enterprise test test-features test-gpu test-cuda test-env test-triton test-image lint lint-features deny shuttle chaos fuzz bench demo screenshots help
+.PHONY: run build openvino onnxruntime onnxruntime-gpu tensorrt tensorrt-enterprise nvrtc test test-features test-gpu test-gpu-plumbing gpu-plumbing-bundle test-cuda test-env test-triton test-image test-image-gpu lint lint-features deny shuttle chaos fuzz bench demo screenshots help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -83,10 +84,19 @@ tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDI
 tensorrt-enterprise: .runtime/tensorrt/$(TENSORRT_ENTERPRISE) ## fetch the data-centre TensorRT, for A100, H100 and the like, into .runtime (with pip)
 
 .runtime/tensorrt/$(TENSORRT_ENTERPRISE):
-	@echo "Fetching TensorRT $(TENSORRT_ENTERPRISE) into .runtime/tensorrt (some GB, under NVIDIA's licence) ..."
+	@echo "Fetching TensorRT $(TENSORRT_ENTERPRISE) into .runtime/tensorrt (some GB from pypi.nvidia.com, under NVIDIA's licence) ..."
 	@rm -rf .runtime/tensorrt
 	@$(PYTHON) -m pip install --quiet --root-user-action=ignore \
 	    --target .runtime/tensorrt tensorrt-cu12-libs==$(TENSORRT_ENTERPRISE)
+	@touch $@
+
+nvrtc: .runtime/nvrtc/$(NVRTC) ## fetch NVRTC, which compiles the kernels of test-gpu-plumbing, into .runtime (with pip)
+
+.runtime/nvrtc/$(NVRTC):
+	@echo "Fetching NVRTC $(NVRTC) into .runtime/nvrtc (about 90 MB, under NVIDIA's licence) ..."
+	@rm -rf .runtime/nvrtc
+	@$(PYTHON) -m pip install --quiet --no-deps --only-binary=:all: --python-version 3.12 --root-user-action=ignore \
+	    --target .runtime/nvrtc nvidia-cuda-nvrtc-cu12==$(NVRTC)
 	@touch $@
 
 test: openvino onnxruntime test-env ## fetch what the tests need, then run all of them
@@ -94,15 +104,32 @@ test: openvino onnxruntime test-env ## fetch what the tests need, then run all o
 	cargo test $(CHECKED) --no-fail-fast --test integration --test hostile --test chaos --examples
 	cargo test $(CHECKED) --doc
 
-test-features: openvino onnxruntime tensorrt ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
-	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --lib -- cli:: engine:: image:: metrics:: telemetry::
+test-features: openvino onnxruntime tensorrt nvrtc ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
+	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --lib -- cli:: engine:: image:: metrics:: telemetry:: scheduler::tests::watchdog
 	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
+	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --test gpu_plumbing
 
 test-gpu: tensorrt ## test and time TensorRT on an NVIDIA GPU; skipped visibly where there is none
 	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1
 	@if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then \
 	    TEST_ENGINE=tensorrt cargo test --release --features tensorrt --test integration golden:: -- --nocapture --test-threads 1; \
 	else echo "SKIPPED: the golden images on a GPU: there is none"; fi
+
+test-gpu-plumbing: nvrtc ## test what surrounds TensorRT on any NVIDIA GPU, with kernels in its place, and on a simulated driver
+	cargo test $(CHECKED) --features tensorrt --test gpu_plumbing
+
+# Below 60 MB: the program, which contains the model, and the kernels for each generation of GPUs.
+BUNDLE := target/gpu-plumbing
+
+gpu-plumbing-bundle: nvrtc ## the same as target/gpu-plumbing.tar.gz, for a machine with nothing but a GPU and its driver
+	@rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/kernels
+	cargo test $(CHECKED) --features tensorrt --test gpu_plumbing --no-run --message-format json \
+	    | sed -n 's/.*"name":"gpu_plumbing".*"executable":"\([^"]*\)".*/\1/p' | xargs -I% cp % $(BUNDLE)/gpu-plumbing
+	strip $(BUNDLE)/gpu-plumbing
+	$(BUNDLE)/gpu-plumbing kernels $(BUNDLE)/kernels
+	cp tests/gpu/plumbing/run.sh $(BUNDLE)/
+	tar -C $(dir $(BUNDLE)) -czf $(BUNDLE).tar.gz $(notdir $(BUNDLE))
+	@du -m $(BUNDLE).tar.gz
 
 test-cuda: ## test ONNX Runtime's CUDA on an NVIDIA GPU; skipped visibly where there is none
 	@if [ -e /dev/nvidiactl ] || [ -e /dev/dxg ]; then \
@@ -127,7 +154,10 @@ test-triton: build ## run Triton's perf_analyzer and image clients (fetches the 
 	tests/tools/triton.sh target/release/resnet18
 
 test-image: ## build the container image without a daemon and try it (needs root, buildah, debootstrap; see tests/tools)
-	tests/tools/image.sh
+	tests/tools/image.sh deploy/Dockerfile
+
+test-image-gpu: ## the same with the image for GPUs, on a machine without one
+	tests/tools/image.sh deploy/Dockerfile.gpu
 
 lint-features: ## clippy with every feature, for both variants of TensorRT (needs cmake, nasm, libclang)
 	cargo clippy $(CHECKED) --all-targets --features turbojpeg,otlp,tensorrt -- -D warnings

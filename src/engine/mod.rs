@@ -50,6 +50,30 @@ pub trait Engine: Send {
     /// will fail as well. In both cases the logits are meaningless.
     fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError>;
 
+    /// Computes the logits of images that lie apart from each other in memory.
+    ///
+    /// An engine that copies images to memory of its own does that here, so that they are copied
+    /// once. Others need them one after another: they are put `together` first, in a buffer that is
+    /// only lent to be used again.
+    ///
+    /// # Errors
+    /// As for [`Self::infer`].
+    fn infer_apart(
+        &mut self,
+        images: &[Vec<u8>],
+        together: &mut Vec<u8>,
+        logits: &mut [f32],
+    ) -> Result<(), EngineError> {
+        if let [image] = images {
+            return self.infer(image, 1, logits);
+        }
+        together.clear();
+        for image in images {
+            together.extend_from_slice(image);
+        }
+        self.infer(together, images.len(), logits)
+    }
+
     /// Computes the same logits, and the embeddings, `float32 [n, features]`: what the last layer
     /// reads. Only called where [`EngineInfo::embedding`] says that there are some.
     ///
@@ -150,4 +174,42 @@ fn batch_sizes(max_batch: usize, fixed_batch: bool) -> Vec<usize> {
         .take_while(|n| *n < max_batch)
         .chain([max_batch])
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Keeps where the images of its calls were, and what they were.
+    #[derive(Default)]
+    struct Observer(Vec<(usize, Vec<u8>, usize)>);
+
+    impl Engine for Observer {
+        fn infer(&mut self, images: &[u8], n: usize, _: &mut [f32]) -> Result<(), EngineError> {
+            self.0.push((images.as_ptr().addr(), images.to_vec(), n));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn images_that_lie_apart_are_put_together_and_a_single_one_is_not_copied() {
+        let mut engine = Observer::default();
+        let images = [vec![1, 2], vec![3, 4], vec![5, 6]];
+        let mut together = vec![9; 9];
+        let mut infer = |images: &[Vec<u8>]| {
+            engine
+                .infer_apart(images, &mut together, &mut [0.0])
+                .unwrap();
+        };
+        infer(&images);
+        infer(&images[1..2]);
+        let [(_, first, 3), (address, second, 1)] = &engine.0[..] else {
+            panic!("{:?}", engine.0)
+        };
+        assert_eq!(first, &[1, 2, 3, 4, 5, 6]);
+        assert_eq!(
+            (*address, &second[..]),
+            (images[1].as_ptr().addr(), &[3, 4][..])
+        );
+    }
 }

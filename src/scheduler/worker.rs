@@ -475,27 +475,19 @@ impl Buffers {
             crops.len()
         };
         self.logits.resize(n * model.classes, 0.0);
-        let images = if n == 1 {
-            &crops[0]
-        } else {
-            self.images.clear();
-            for crop in crops {
-                self.images.extend_from_slice(crop);
-            }
-            self.images.resize(n * model.geometry.bytes(), 0);
-            &self.images
-        };
-
         let kind = model.engine.kind;
         let logits = &mut self.logits;
         let embedding = model.engine.embedding.filter(|_| input.embeddings);
         self.embeddings.resize(n * embedding.unwrap_or(0), 0.0);
         let embeddings = &mut self.embeddings;
+        let images = &mut self.images;
+        let len = n * model.geometry.bytes();
         catch_unwind(AssertUnwindSafe(|| match embedding {
-            None => engine.infer(images, n, logits),
+            None if n == crops.len() => engine.infer_apart(crops, images, logits),
+            None => engine.infer(together(crops, images, len), n, logits),
             Some(_) => {
                 let results = Results { logits, embeddings };
-                engine.infer_with_embeddings(images, n, results)
+                engine.infer_with_embeddings(together(crops, images, len), n, results)
             }
         }))
         .unwrap_or_else(|_| Err(kind.failed("it panicked")))?;
@@ -508,6 +500,21 @@ impl Buffers {
         }
         Ok(())
     }
+}
+
+/// The crops one after another, in `len` bytes: those that are missing in a fixed batch are black.
+fn together<'a>(crops: &'a [Vec<u8>], buffer: &'a mut Vec<u8>, len: usize) -> &'a [u8] {
+    if let [crop] = crops
+        && crop.len() == len
+    {
+        return crop;
+    }
+    buffer.clear();
+    for crop in crops {
+        buffer.extend_from_slice(crop);
+    }
+    buffer.resize(len, 0);
+    buffer
 }
 
 /// A completed call of an engine.

@@ -1,21 +1,26 @@
 #!/bin/sh
-# Builds the container image from deploy/Dockerfile, unchanged and without a daemon or a registry, and tries it: as its
-# user, with a read-only root and as process 1 it answers both probes, classifies a photo, and ends at SIGTERM.
+# Builds a container image from its Dockerfile, unchanged and without a daemon or a registry, and tries it: as its
+# user, with a read-only root and as process 1 it answers both probes, classifies a photo, and ends at SIGTERM. The image
+# for GPUs must also say why it serves on the CPU, contain NVIDIA's licence, and build an engine with its TensorRT-RTX.
 #
-# usage: tests/tools/image.sh [FOLDER]
+# usage: tests/tools/image.sh [DOCKERFILE [FOLDER]]
 #
+# DOCKERFILE is deploy/Dockerfile, unless it is named, or deploy/Dockerfile.gpu.
 # The images that the Dockerfile starts from are made of Debian's packages, under the names that it uses; the one for Rust
-# gets this machine's toolchain. They and buildah's storage are kept in FOLDER (.runtime/image, about 8 GB).
+# gets this machine's toolchain. They and buildah's storage are kept in FOLDER (.runtime/image, about 8 GB, with the image for
+# GPUs about 20 GB).
 # Needs root, buildah, debootstrap, curl, python3 and a Rust toolchain.
 set -eu
 
-folder=${1:-.runtime/image}
-dockerfile=deploy/Dockerfile
-image=resnet18-test
+dockerfile=${1:-deploy/Dockerfile}
+folder=${2:-.runtime/image}
+# The image of deploy/Dockerfile.gpu is resnet18-test-gpu.
+variant=${dockerfile##*Dockerfile}
+image=resnet18-test${variant:+-${variant#.}}
 photo=tests/data/photos/cat.jpg
 
 skip() {
-    echo "SKIPPED: the container image: $1"
+    echo "SKIPPED: the container image of $dockerfile: $1"
     exit 0
 }
 
@@ -99,4 +104,4 @@ echo "Its largest parts, in MB:"
 du -xm --max-depth=3 "$root" | sort -rn | head -n 12
 echo "Its size: $(du -xsm "$root" | cut -f1) MB, as a compressed archive $(tar -C "$root" -c . | gzip -1 | wc -c | awk '{ print int($1 / 1e6) }') MB"
 
-build inspect --type image "$image" | python3 tests/tools/try_image.py "$root" "$photo"
+build inspect --type image "$image" | python3 tests/tools/try_image.py "$root" "$photo" ${variant:+"--${variant#.}"}

@@ -18,7 +18,7 @@ use self::enabled as implementation;
 #[cfg(all(test, feature = "tensorrt"))]
 pub(crate) use self::enabled::hanging_lane;
 #[cfg(feature = "tensorrt")]
-pub use self::enabled::{DeviceTimes, gpu_uuids, measure};
+pub use self::enabled::{DeviceTimes, gpu_uuids, measure, plumbing};
 pub use self::implementation::build_ahead;
 pub(super) use self::implementation::{COMPILED_IN, prepare};
 

@@ -1,4 +1,4 @@
-//! One execution context of a plan on a GPU, with its CUDA stream and buffers.
+//! A network on a GPU with a CUDA stream and buffers of its own.
 
 #![allow(unsafe_code)]
 
@@ -9,14 +9,15 @@ use cudarc::driver::{
 };
 
 use super::{
-    binding::{Context, Failure, Memory, RECORDS_GRAPHS},
-    loaded_plan::LoadedPlan,
+    binding::Failure,
+    gpu::Gpu,
+    network::{Memory, Network},
     pipeline::{Device, DeviceError},
 };
 
 /// Memory for batches up to a certain size.
 struct Buffers {
-    /// TensorRT's own memory; only the execution context uses it.
+    /// The network's own memory; nothing else uses it.
     scratch: CudaSlice<u8>,
     images: CudaSlice<u8>,
     logits: CudaSlice<f32>,
@@ -24,42 +25,38 @@ struct Buffers {
     host_logits: PinnedHostSlice<f32>,
 }
 
-/// One execution context of a plan, with its stream and buffers.
-pub(super) struct GpuLane {
-    // Dropped from top to bottom: graphs use the context, the context uses the buffers and the
-    // engine.
+/// A network with its stream and buffers.
+pub(super) struct GpuLane<N> {
+    // Dropped from top to bottom: graphs use the network, the network uses the buffers.
     graphs: HashMap<usize, CudaGraph>,
-    context: Context,
+    network: N,
     /// `None` before `reserve`, and after it failed.
     buffers: Option<Buffers>,
     /// Recorded behind what was queued, to wait for it without a thread that spins: cores are there
     /// to decode.
     finished: CudaEvent,
     stream: Arc<CudaStream>,
-    plan: Arc<LoadedPlan>,
+    gpu: Gpu,
     /// Height, width, channels.
     image_shape: [i64; 3],
     classes: usize,
-    /// The batch size that the context is set up for, if any.
+    /// The batch size that the network is set up for, if any.
     batch: Option<usize>,
 }
 
 // SAFETY: CUDA's graphs may be used from any thread, by one at a time; `GpuLane` is not `Clone` and
 // every use of them is through `&mut`.
-unsafe impl Send for GpuLane {}
+unsafe impl<N: Network> Send for GpuLane<N> {}
 
-impl GpuLane {
-    /// Creates a context for images of this shape (height, width, channels). It can't run before
+impl<N: Network> GpuLane<N> {
+    /// Creates a lane for images of this shape (height, width, channels). It can't run before
     /// [`Device::reserve`].
     pub(super) fn new(
-        plan: &Arc<LoadedPlan>,
+        gpu: &Gpu,
+        network: N,
         image_shape: [i64; 3],
         classes: usize,
     ) -> Result<Self, DeviceError> {
-        let gpu = &plan.gpu;
-        gpu.context
-            .bind_to_thread()
-            .map_err(|error| gpu.cuda_error(error))?;
         let stream = gpu
             .context
             .new_stream()
@@ -68,20 +65,22 @@ impl GpuLane {
             .context
             .new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))
             .map_err(|error| gpu.cuda_error(error))?;
-        let context = plan
-            .execution_context()
-            .map_err(|error| gpu.tensorrt_error(error))?;
         Ok(Self {
             graphs: HashMap::new(),
-            context,
+            network,
             buffers: None,
             finished,
             stream,
-            plan: Arc::clone(plan),
+            gpu: gpu.clone(),
             image_shape,
             classes,
             batch: None,
         })
+    }
+
+    /// What its work is queued on.
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
     }
 
     /// Bytes of one image.
@@ -90,15 +89,15 @@ impl GpuLane {
     }
 
     fn cuda<T>(&self, result: Result<T, DriverError>) -> Result<T, DeviceError> {
-        result.map_err(|error| self.plan.gpu.cuda_error(error))
+        result.map_err(|error| self.gpu.cuda_error(error))
     }
 
     fn tensorrt<T>(&self, result: Result<T, Failure>) -> Result<T, DeviceError> {
-        result.map_err(|failure| self.plan.gpu.tensorrt_error(failure))
+        result.map_err(|failure| self.gpu.tensorrt_error(failure))
     }
 
     fn bind(&self) -> Result<(), DeviceError> {
-        self.cuda(self.plan.gpu.context.bind_to_thread())
+        self.cuda(self.gpu.context.bind_to_thread())
     }
 
     fn set_batch(&mut self, n: usize) -> Result<(), DeviceError> {
@@ -107,13 +106,13 @@ impl GpuLane {
         }
         let [height, width, channels] = self.image_shape;
         self.batch = None;
-        let set = self.context.set_images([n as i64, height, width, channels]);
+        let set = self.network.set_images([n as i64, height, width, channels]);
         self.tensorrt(set)?;
         self.batch = Some(n);
         Ok(())
     }
 
-    /// Allocates memory for batches of up to `n` images, of which `scratch` bytes are TensorRT's.
+    /// Allocates memory for batches of up to `n` images, of which `scratch` bytes are the network's.
     fn allocate(&self, n: usize, scratch: usize) -> Result<Buffers, DriverError> {
         let image_bytes = n * self.image_len();
         let logit_count = n * self.classes;
@@ -122,7 +121,7 @@ impl GpuLane {
         // TensorRT requires an address even where it needs no memory.
         let scratch = self.stream.alloc_zeros::<u8>(scratch.max(1))?;
 
-        let context = &self.plan.gpu.context;
+        let context = &self.gpu.context;
         // SAFETY: the memory is uninitialized only until the next lines write all of it.
         let (mut host_images, mut host_logits) = unsafe {
             (
@@ -142,16 +141,16 @@ impl GpuLane {
         })
     }
 
-    /// Tells the execution context where its memory is.
+    /// Tells the network where its memory is.
     fn set_addresses(&mut self, buffers: &mut Buffers, scratch: usize) -> Result<(), Failure> {
         let (images, _images) = buffers.images.device_ptr_mut(&self.stream);
         let (logits, _logits) = buffers.logits.device_ptr_mut(&self.stream);
         let (scratch_memory, _scratch) = buffers.scratch.device_ptr_mut(&self.stream);
-        // SAFETY: the three addresses are of device memory of the sizes that TensorRT requires for
+        // SAFETY: the three addresses are of device memory of the sizes that the network requires for
         // the current batch. `reserve` moves the buffers into `self`, which owns them until the
         // next `reserve` sets new addresses before anything runs again.
         unsafe {
-            self.context.set_memory(Memory {
+            self.network.set_memory(Memory {
                 scratch: (scratch_memory, scratch),
                 images,
                 logits,
@@ -173,11 +172,11 @@ impl GpuLane {
     /// [`check_reserved`](Self::check_reserved) and [`set_batch`](Self::set_batch) must have
     /// succeeded for the batch, and the GPU must be bound to the calling thread.
     unsafe fn enqueue(&mut self) -> Result<(), Failure> {
-        // SAFETY: the stream is alive and belongs to the CUDA context in which the engine was
-        // loaded. `reserve` gave the execution context addresses of device memory that is large
-        // enough for every batch up to its own; the memory is owned by `self` and freed on this
-        // same stream. The caller has checked the rest.
-        unsafe { self.context.enqueue(self.stream.cu_stream().cast()) }
+        // SAFETY: the stream is alive and belongs to the CUDA context in which the network was
+        // loaded. `reserve` gave the network addresses of device memory that is large enough for
+        // every batch up to its own; the memory is owned by `self` and freed on this same stream.
+        // The caller has checked the rest.
+        unsafe { self.network.enqueue(self.stream.cu_stream().cast()) }
     }
 
     /// How long the device alone takes for `n` images, by CUDA's clock, averaged over `runs`.
@@ -199,7 +198,7 @@ fn not_reserved() -> DeviceError {
     DeviceError::Failed("no memory was reserved for this batch".into())
 }
 
-impl Device for GpuLane {
+impl<N: Network> Device for GpuLane<N> {
     fn reserve(&mut self, n: usize) -> Result<(), DeviceError> {
         self.bind()?;
         self.graphs.clear();
@@ -207,7 +206,7 @@ impl Device for GpuLane {
         self.buffers = None;
 
         self.set_batch(n)?;
-        let scratch = self.context.scratch_size();
+        let scratch = self.network.scratch_size();
         let scratch = self.tensorrt(scratch)?;
         let mut buffers = self.cuda(self.allocate(n, scratch))?;
         let set = self.set_addresses(&mut buffers, scratch);
@@ -216,21 +215,35 @@ impl Device for GpuLane {
         Ok(())
     }
 
-    fn upload(&mut self, images: &[u8], n: usize) -> Result<(), DeviceError> {
+    fn input(&mut self, n: usize) -> Result<&mut [u8], DeviceError> {
+        let len = n * self.image_len();
         let Some(buffers) = &mut self.buffers else {
             return Err(not_reserved());
         };
-        let len = images.len();
-        if len > buffers.host_images.len() || len > buffers.images.len() || len < n {
+        let gpu = &self.gpu;
+        // A copy that an earlier call left behind still reads the buffer.
+        let input = self
+            .finished
+            .synchronize()
+            .and_then(|()| buffers.host_images.as_mut_slice())
+            .map_err(|error| gpu.cuda_error(error))?;
+        input.get_mut(..len).ok_or_else(not_reserved)
+    }
+
+    fn upload(&mut self, n: usize) -> Result<(), DeviceError> {
+        self.check_reserved(n)?;
+        let len = n * self.image_len();
+        let Some(buffers) = &mut self.buffers else {
             return Err(not_reserved());
-        }
-        let copied = (|| {
-            // A copy that an earlier call left behind still reads the buffer.
-            self.finished.synchronize()?;
-            let host = &mut buffers.host_images.as_mut_slice()?[..len];
-            host.copy_from_slice(images);
-            self.stream.memcpy_htod(&*host, &mut buffers.images)
-        })();
+        };
+        let Buffers {
+            images,
+            host_images,
+            ..
+        } = buffers;
+        let copied = host_images
+            .as_slice()
+            .and_then(|host| self.stream.memcpy_htod(&host[..len], images));
         self.cuda(copied)
     }
 
@@ -282,14 +295,14 @@ impl Device for GpuLane {
     fn capture(&mut self, n: usize) -> Result<(), DeviceError> {
         self.check_reserved(n)?;
         self.set_batch(n)?;
-        // SAFETY: the stream belongs to the plan's GPU, which is bound since `n` images ran on this
+        // SAFETY: the stream belongs to the network's GPU, which is bound since `n` images ran on this
         // thread; the lines above have checked and set the batch.
-        if !unsafe { self.context.is_capturable(self.stream.cu_stream().cast()) } {
+        if !unsafe { self.network.is_capturable(self.stream.cu_stream().cast()) } {
             return Err(DeviceError::Failed(
                 "TensorRT can't capture this network".into(),
             ));
         }
-        if !RECORDS_GRAPHS {
+        if !N::RECORDED_BY_LANE {
             return Ok(());
         }
 
@@ -312,15 +325,15 @@ impl Device for GpuLane {
     }
 
     fn save_kernels(&mut self) {
-        self.plan.save_kernels();
+        self.network.save_kernels();
     }
 }
 
-impl Drop for GpuLane {
+impl<N> Drop for GpuLane<N> {
     fn drop(&mut self) {
         // TensorRT and CUDA free memory in the context of the calling thread, and not under a
         // kernel that runs.
-        let _ = self.plan.gpu.context.bind_to_thread();
+        let _ = self.gpu.context.bind_to_thread();
         let _ = self.stream.synchronize();
     }
 }

@@ -14,8 +14,11 @@ mod lane;
 mod library;
 mod loaded_plan;
 mod measure;
+mod network;
 mod pipeline;
 mod plan;
+#[doc(hidden)]
+pub mod plumbing;
 
 use std::time::Instant;
 

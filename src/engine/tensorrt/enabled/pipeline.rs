@@ -3,9 +3,12 @@
 //!
 //! What happens on the GPU itself is behind the trait [`Device`], so that tests need no GPU.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use super::KIND;
@@ -22,8 +25,12 @@ pub(super) trait Device: Send {
     /// Allocates memory for batches of up to `n` images.
     fn reserve(&mut self, n: usize) -> Result<(), DeviceError>;
 
-    /// Queues the copy of `n` images to the device. `images` may be reused when this returns.
-    fn upload(&mut self, images: &[u8], n: usize) -> Result<(), DeviceError>;
+    /// The memory that `n` images are copied to the device from, to be filled before
+    /// [`upload`](Self::upload). Nothing that was queued uses it any more.
+    fn input(&mut self, n: usize) -> Result<&mut [u8], DeviceError>;
+
+    /// Queues the copy of the `n` images in [`input`](Self::input) to the device.
+    fn upload(&mut self, n: usize) -> Result<(), DeviceError>;
 
     /// Queues the network for `n` images, as a CUDA graph if one was captured for `n`. The first
     /// call for `n` compiles the kernels that all later ones use.
@@ -181,7 +188,7 @@ impl<D: Device> Pipeline<D> {
     }
 
     /// Runs a batch that fits, padded to the next size.
-    fn run(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), DeviceError> {
+    fn run(&mut self, images: Images, n: usize, logits: &mut [f32]) -> Result<(), DeviceError> {
         let queued = self.queue(images, n);
         // Waits also after an error: work that was queued before it still uses the buffers.
         let finished = self.device.synchronise();
@@ -193,8 +200,9 @@ impl<D: Device> Pipeline<D> {
         Ok(())
     }
 
-    fn queue(&mut self, images: &[u8], n: usize) -> Result<(), DeviceError> {
-        self.device.upload(images, n)?;
+    fn queue(&mut self, images: Images, n: usize) -> Result<(), DeviceError> {
+        images.write(self.device.input(n)?);
+        self.device.upload(n)?;
         // What pads the batch are images of earlier ones, whose logits nobody reads.
         self.device.run(self.state.sizes[self.state.padded(n)])?;
         self.device.download(n)
@@ -242,8 +250,47 @@ impl<D: Device> Pipeline<D> {
     }
 }
 
-impl<D: Device> Engine for Pipeline<D> {
-    fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
+/// The images of a batch.
+#[derive(Clone, Copy)]
+enum Images<'a> {
+    /// One after another.
+    Together(&'a [u8]),
+    /// Each for itself.
+    Apart(&'a [Vec<u8>]),
+}
+
+impl Images<'_> {
+    /// The images in this range; each has `len` bytes.
+    fn part(self, range: Range<usize>, len: usize) -> Self {
+        match self {
+            Self::Together(images) => Self::Together(&images[range.start * len..range.end * len]),
+            Self::Apart(images) => Self::Apart(&images[range]),
+        }
+    }
+
+    /// Copies them one after another.
+    fn write(self, target: &mut [u8]) {
+        match self {
+            Self::Together(images) => target.copy_from_slice(images),
+            Self::Apart(images) => {
+                let mut rest = target;
+                for image in images {
+                    let (place, after) = rest.split_at_mut(image.len());
+                    place.copy_from_slice(image);
+                    rest = after;
+                }
+            }
+        }
+    }
+}
+
+impl<D: Device> Pipeline<D> {
+    fn infer_parts(
+        &mut self,
+        images: Images,
+        n: usize,
+        logits: &mut [f32],
+    ) -> Result<(), EngineError> {
         let mut done = 0;
         while done < n {
             if self.state.lost.load(Ordering::Relaxed) {
@@ -254,7 +301,7 @@ impl<D: Device> Engine for Pipeline<D> {
             let end = done + part;
             let result = self
                 .run(
-                    &images[done * self.image_len..end * self.image_len],
+                    images.part(done..end, self.image_len),
                     part,
                     &mut logits[done * self.classes..end * self.classes],
                 )
@@ -274,6 +321,21 @@ impl<D: Device> Engine for Pipeline<D> {
             }
         }
         Ok(())
+    }
+}
+
+impl<D: Device> Engine for Pipeline<D> {
+    fn infer(&mut self, images: &[u8], n: usize, logits: &mut [f32]) -> Result<(), EngineError> {
+        self.infer_parts(Images::Together(images), n, logits)
+    }
+
+    fn infer_apart(
+        &mut self,
+        images: &[Vec<u8>],
+        _: &mut Vec<u8>,
+        logits: &mut [f32],
+    ) -> Result<(), EngineError> {
+        self.infer_parts(Images::Apart(images), images.len(), logits)
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     compatibility::{Flavour, GpuInfo, check_memory, check_precision},
     gpu::Gpu,
     lane::GpuLane,
-    loaded_plan::LoadedPlan,
+    loaded_plan::{Execution, LoadedPlan},
     pipeline::{GpuState, Pipeline},
 };
 use crate::{
@@ -205,8 +205,9 @@ impl PlanSource {
         gpu: &Gpu,
         plan: &Arc<LoadedPlan>,
         state: &Arc<GpuState>,
-    ) -> Result<Pipeline<GpuLane>, EngineError> {
-        let lane = GpuLane::new(plan, self.image_shape, self.classes)
+    ) -> Result<Pipeline<GpuLane<Execution>>, EngineError> {
+        let lane = LoadedPlan::execution(plan)
+            .and_then(|network| GpuLane::new(gpu, network, self.image_shape, self.classes))
             .map_err(|error| gpu.engine_error(error))?;
         let image_len = self.image_shape.iter().product::<i64>() as usize;
         Pipeline::new(lane, Arc::clone(state), image_len, self.classes)

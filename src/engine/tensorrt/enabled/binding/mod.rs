@@ -26,14 +26,19 @@ use self::rtx as flavour;
 pub(super) use self::{
     build::{BatchRange, BuildRequest, build},
     flavour::{FLAVOUR, RECORDS_GRAPHS},
-    run::{Context, Kernels, Memory, Plan},
+    run::{Context, Kernels, Plan},
 };
 
 /// A call of TensorRT's that failed: what TensorRT logged about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure(String);
+pub struct Failure(String);
 
 impl Failure {
+    /// A failure for this reason.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+
     /// The errors that TensorRT logged on this thread, or `default` if there are none.
     fn of(default: impl ToString) -> Self {
         Self(log::take_errors().unwrap_or_else(|| default.to_string()))

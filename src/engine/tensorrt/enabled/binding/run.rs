@@ -16,7 +16,7 @@ use trtx::{
 };
 
 pub(in super::super) use super::flavour::Kernels;
-use super::{Failure, RUNTIME, flavour, log};
+use super::{super::network::Memory, Failure, RUNTIME, flavour, log};
 use crate::{
     model::{IMAGES, LOGITS},
     sync::lock,
@@ -139,15 +139,6 @@ fn runtime_config(
         return Err(Failure::of("no runtime configuration could be created"));
     }
     Ok(config)
-}
-
-/// The device memory of one execution context.
-#[derive(Clone, Copy)]
-pub(in super::super) struct Memory {
-    /// TensorRT's own, and its size in bytes.
-    pub(in super::super) scratch: (u64, usize),
-    pub(in super::super) images: u64,
-    pub(in super::super) logits: u64,
 }
 
 /// An execution context: one run of the plan at a time.

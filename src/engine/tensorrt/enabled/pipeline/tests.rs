@@ -19,6 +19,8 @@ type Calls = Arc<Mutex<Vec<String>>>;
 #[derive(Default)]
 struct Scripted {
     calls: Calls,
+    /// Bytes of an image, if they are not [`IMAGE`].
+    image_len: Option<usize>,
     /// Larger batches run out of memory in `run`; 0 means no limit.
     fits: usize,
     /// Larger batches run out of memory in `reserve`; 0 means no limit.
@@ -33,11 +35,19 @@ struct Scripted {
     compiled: BTreeSet<usize>,
     /// Where these are kept.
     store: Option<KernelStore>,
+    /// As large as `reserve` made it.
     input: Vec<u8>,
+    /// Whether something was queued that may still read it.
+    is_busy: bool,
+    uploaded: Vec<u8>,
     output: Vec<f32>,
 }
 
 impl Scripted {
+    fn image_len(&self) -> usize {
+        self.image_len.unwrap_or(IMAGE)
+    }
+
     fn note(&self, call: String) {
         self.calls.lock().unwrap().push(call);
     }
@@ -49,14 +59,21 @@ impl Device for Scripted {
         if self.room > 0 && n > self.room {
             Err(DeviceError::OutOfMemory("scratch".into()))
         } else {
+            self.input = vec![0; n * self.image_len()];
             Ok(())
         }
     }
 
-    fn upload(&mut self, images: &[u8], n: usize) -> Result<(), DeviceError> {
-        assert_eq!(images.len(), n * IMAGE);
+    fn input(&mut self, n: usize) -> Result<&mut [u8], DeviceError> {
+        assert!(!self.is_busy, "what was queued still reads it");
+        let len = n * self.image_len();
+        Ok(&mut self.input[..len])
+    }
+
+    fn upload(&mut self, n: usize) -> Result<(), DeviceError> {
         self.note(format!("upload {n}"));
-        self.input = images.to_vec();
+        self.is_busy = true;
+        self.uploaded = self.input[..n * self.image_len()].to_vec();
         Ok(())
     }
 
@@ -75,8 +92,8 @@ impl Device for Scripted {
     fn download(&mut self, n: usize) -> Result<(), DeviceError> {
         self.note(format!("download {n}"));
         let logits = self
-            .input
-            .chunks(IMAGE)
+            .uploaded
+            .chunks(self.image_len())
             .flat_map(|image| [f32::from(image[0]); CLASSES]);
         self.output = logits.collect();
         Ok(())
@@ -87,6 +104,7 @@ impl Device for Scripted {
         if let Some(hangs) = &self.hangs {
             let _ = hangs.recv();
         }
+        self.is_busy = false;
         self.sticky.clone().map_or(Ok(()), Err)
     }
 
@@ -129,6 +147,19 @@ fn infer(pipeline: &mut Pipeline<Scripted>, n: usize) -> Result<(), EngineError>
     let expected: Vec<f32> = (0..n).flat_map(|image| [image as f32; CLASSES]).collect();
     assert_eq!(logits, expected);
     Ok(())
+}
+
+/// The same for images that lie apart from each other.
+fn infer_apart(pipeline: &mut Pipeline<Scripted>, n: usize) {
+    let images: Vec<Vec<u8>> = (0..n as u8).map(|image| vec![image, 0]).collect();
+    let mut together = Vec::new();
+    let mut logits = vec![f32::NAN; n * CLASSES];
+    pipeline
+        .infer_apart(&images, &mut together, &mut logits)
+        .unwrap();
+    let expected: Vec<f32> = (0..n).flat_map(|image| [image as f32; CLASSES]).collect();
+    assert_eq!(logits, expected);
+    assert_eq!(together.capacity(), 0, "they were copied once more");
 }
 
 /// The calls that begin with `what`.
@@ -296,6 +327,24 @@ fn out_of_memory_halves_the_batch_for_all_lanes_and_loses_no_image() {
 }
 
 #[test]
+fn images_that_lie_apart_are_copied_once_and_straight_to_where_the_gpu_reads_them() {
+    let state = state(16);
+    let device = Scripted {
+        fits: 6,
+        ..Scripted::default()
+    };
+    let (mut pipeline, calls) = pipeline(device, &state);
+    for n in [1, 3, 11] {
+        infer_apart(&mut pipeline, n);
+    }
+    // The eleven don't fit at once: what has been done is not done again.
+    let runs = [
+        "run 1", "run 4", "run 16", "run 8", "run 4", "run 4", "run 4",
+    ];
+    assert_eq!(named(&calls, "run"), runs);
+}
+
+#[test]
 fn when_not_one_image_fits_the_error_says_so() {
     let runs = std::iter::repeat_n(Some(DeviceError::OutOfMemory("kernel".into())), 9).collect();
     let (mut pipeline, _) = pipeline(
@@ -379,6 +428,7 @@ pub(crate) fn hanging_lane(
 ) -> (Box<dyn Engine>, mpsc::Sender<()>) {
     let (release, hangs) = mpsc::channel();
     let device = Scripted {
+        image_len: Some(image_len),
         hangs: Some(hangs),
         ..Scripted::default()
     };
