@@ -84,7 +84,7 @@ tensorrt: .runtime/tensorrt-rtx/$(TENSORRT_RTX) ## fetch TensorRT-RTX, for NVIDI
 tensorrt-enterprise: .runtime/tensorrt/$(TENSORRT_ENTERPRISE) ## fetch the data-centre TensorRT, for A100, H100 and the like, into .runtime (with pip)
 
 .runtime/tensorrt/$(TENSORRT_ENTERPRISE):
-	@echo "Fetching TensorRT $(TENSORRT_ENTERPRISE) into .runtime/tensorrt (some GB from pypi.nvidia.com, under NVIDIA's licence) ..."
+	@echo "Fetching TensorRT $(TENSORRT_ENTERPRISE) into .runtime/tensorrt (some GB from NVIDIA's own registry, under its licence) ..."
 	@rm -rf .runtime/tensorrt
 	@$(PYTHON) -m pip install --quiet --root-user-action=ignore \
 	    --target .runtime/tensorrt tensorrt-cu12-libs==$(TENSORRT_ENTERPRISE)
