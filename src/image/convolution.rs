@@ -655,7 +655,7 @@ mod avx512 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::random_numbers;
+    use crate::{image::simd::with_and_without_avx512, testing::random_numbers};
 
     const FILTERS: [Filter; 3] = [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos];
 
@@ -747,6 +747,10 @@ mod tests {
 
     #[test]
     fn vectors_scale_rows_as_the_portable_code_does() {
+        with_and_without_avx512(check_rows);
+    }
+
+    fn check_rows() {
         let mut random = random_numbers(13);
         for case in 0..600 {
             let filter = FILTERS[case % 3];
@@ -786,6 +790,10 @@ mod tests {
 
     #[test]
     fn vectors_scale_columns_as_the_portable_code_does() {
+        with_and_without_avx512(check_columns);
+    }
+
+    fn check_columns() {
         let mut random = random_numbers(14);
         for case in 0..600 {
             let filter = FILTERS[case % 3];

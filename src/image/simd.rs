@@ -5,7 +5,7 @@
 /// Defines functions with two implementations: the one in parentheses, which is compiled for AVX2 and
 /// BMI2, is called where there are both. The two are the same inlined function unless instructions
 /// are chosen by hand. One in brackets before them is called where there is AVX-512 with its products
-/// of words (VNNI).
+/// of words (VNNI) and permutations of bytes (VBMI).
 macro_rules! simd {
     () => {};
     (
@@ -43,7 +43,7 @@ macro_rules! simd {
         $($others:tt)*
     ) => {
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512bw,avx512vl,avx512vnni")]
+        #[target_feature(enable = "avx512bw,avx512vl,avx512vbmi,avx512vnni")]
         fn $avx512($($argument: $type),*) $(-> $result)? {
             ($with_avx512)($($argument),*)
         }
@@ -60,8 +60,10 @@ macro_rules! simd {
         fn $name($($argument: $type),*) $(-> $result)? {
             #[cfg(target_arch = "x86_64")]
             {
-                if std::arch::is_x86_feature_detected!("avx512bw")
+                if !$crate::image::simd::is_limited()
+                    && std::arch::is_x86_feature_detected!("avx512bw")
                     && std::arch::is_x86_feature_detected!("avx512vl")
+                    && std::arch::is_x86_feature_detected!("avx512vbmi")
                     && std::arch::is_x86_feature_detected!("avx512vnni")
                 {
                     // SAFETY: the processor has the features that the function requires.
@@ -84,13 +86,40 @@ macro_rules! simd {
 
 pub(super) use simd;
 
+#[cfg(test)]
+thread_local! {
+    /// Whether this thread does without AVX-512.
+    static LIMITED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether there is to be no AVX-512, so that tests compare the functions for AVX2 as well.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) fn is_limited() -> bool {
+    #[cfg(test)]
+    let limited = LIMITED.get();
+    #[cfg(not(test))]
+    let limited = false;
+    limited
+}
+
+/// Does a test with all that the processor has, and then without AVX-512.
+#[cfg(test)]
+pub(super) fn with_and_without_avx512(test: impl Fn()) {
+    for limited in [false, true] {
+        LIMITED.set(limited);
+        test();
+    }
+    LIMITED.set(false);
+}
+
 /// Moves between memory and vectors, which the compiler does not make single instructions of
 /// otherwise.
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86 {
     use std::arch::x86_64::{
-        __m128i, __m256i, _mm_loadu_si128, _mm_storeu_si128, _mm256_loadu_si256,
-        _mm256_storeu_si256,
+        __m128i, __m256i, __m512i, _mm_loadu_si128, _mm_storeu_si128, _mm256_loadu_si256,
+        _mm256_storeu_si256, _mm512_loadu_si512, _mm512_storeu_si512,
     };
 
     /// The first 16 bytes of a slice.
@@ -135,5 +164,22 @@ pub(super) mod x86 {
     pub fn store_32(bytes: &mut [u8; 32], vector: __m256i) {
         // SAFETY: 32 bytes are written, at any alignment.
         unsafe { _mm256_storeu_si256(bytes.as_mut_ptr().cast(), vector) }
+    }
+
+    /// Sixty-four bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    #[allow(unsafe_code)]
+    pub fn load_64(bytes: &[u8; 64]) -> __m512i {
+        // SAFETY: 64 bytes are read, at any alignment.
+        unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    #[allow(unsafe_code)]
+    pub fn store_64(bytes: &mut [u8; 64], vector: __m512i) {
+        // SAFETY: 64 bytes are written, at any alignment.
+        unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), vector) }
     }
 }

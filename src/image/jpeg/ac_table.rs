@@ -730,7 +730,7 @@ mod tests {
 
             let mut reader = BitReader::at(&data, 0);
             let mut prediction = 0;
-            while !reader.overrun() {
+            for _ in 0..60 {
                 let expected = read_slowly(&dc_codes, &ac_codes, reader);
                 let next = |mut bits: BitReader<'_>| {
                     bits.top_up();
@@ -769,14 +769,17 @@ mod tests {
                         assert_eq!(block[place], expected[place], "{case}, {way}");
                     }
                 }
-                let Some((block, rest)) = expected else {
-                    break;
-                };
-                prediction += i32::from(block[0]);
-                reader = rest;
-                blocks += 1;
+                match expected {
+                    Some((block, rest)) if !rest.overrun() => {
+                        prediction += i32::from(block[0]);
+                        reader = rest;
+                        blocks += 1;
+                    }
+                    // Goes on somewhere else.
+                    _ => reader = BitReader::at(&data, random(data.len())),
+                }
             }
         }
-        assert!(blocks > 10_000, "{blocks}");
+        assert!(blocks > 5_000, "{blocks}");
     }
 }
