@@ -5,8 +5,7 @@
 
 use super::{
     bits::BitReader,
-    dc_table::DcTable,
-    huffman::{Block, SymbolTable, extend},
+    huffman::{Block, DcTable, SymbolTable, extend},
     scan::{EntropyDecoder, Fault, ScanHeader},
     sequential::{check, impossible_size, missing_table, restart},
     tables::Tables,
