@@ -9,10 +9,11 @@ use super::{
     damaged,
     frame::Frame,
     header::Header,
+    huffman::Block,
     marker,
     output::{Output, Picture},
     progressive::ProgressiveDecoder,
-    scan::{EntropyDecoder, Restarts, ScanHeader},
+    scan::{EntropyDecoder, Fault, Restarts, ScanHeader},
     segment::Segment,
     sequential::{Codes, SequentialDecoder},
     smoothing::Smoothing,
@@ -48,14 +49,15 @@ pub(super) fn decode_scans(
 
     loop {
         latch_quantization(&mut quantization, &frame, &scan, &tables)?;
-        progress.note(&scan, frame.progressive);
-        budget.spend(SAMPLES_PER_SCAN)?;
         let pass = Pass {
             frame: &frame,
             scan: &scan,
             tables: &tables,
+            repeats: progress.has_any_of(&scan),
             budget,
         };
+        progress.note(&scan, frame.progressive);
+        budget.spend(SAMPLES_PER_SCAN)?;
         position = decode_scan(encoded, position, &pass, &mut coefficients)
             .map_err(|error| error.explain(encoded, first_scan))?;
 
@@ -142,6 +144,8 @@ struct Pass<'a> {
     frame: &'a Frame,
     scan: &'a ScanHeader,
     tables: &'a Tables,
+    /// Whether an earlier scan has coded some of its components.
+    repeats: bool,
     budget: &'a Budget,
 }
 
@@ -170,7 +174,41 @@ fn decode_scan(
     } else {
         let codes = Codes::new(encoded.len() - position, scan, tables, |_| 63)?;
         let decoder = SequentialDecoder::new(&codes, encoded, position);
-        decode_blocks(decoder, pass, coefficients)
+        if pass.repeats {
+            decode_blocks(Repeated(decoder), pass, coefficients)
+        } else {
+            decode_blocks(decoder, pass, coefficients)
+        }
+    }
+}
+
+/// Decodes components that an earlier scan has coded. As in libjpeg, an AC coefficient that this scan
+/// leaves at 0 keeps its earlier value.
+struct Repeated<'a>(SequentialDecoder<'a>);
+
+impl EntropyDecoder for Repeated<'_> {
+    fn block(&mut self, component: usize, block: &mut Block) -> Result<usize, Fault> {
+        let mut decoded = [0; 64];
+        let last = self.0.block(component, &mut decoded)?;
+        block[0] = decoded[0];
+        for (earlier, now) in block[1..].iter_mut().zip(&decoded[1..]) {
+            if *now != 0 {
+                *earlier = *now;
+            }
+        }
+        Ok(last)
+    }
+
+    fn restart(&mut self, number: u8) -> Result<(), Fault> {
+        self.0.restart(number)
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        self.0.check()
+    }
+
+    fn position(&self) -> usize {
+        self.0.position()
     }
 }
 
@@ -269,6 +307,12 @@ impl Progress {
                 low.fill(Some(0));
             }
         }
+    }
+
+    /// Whether anything is known of a component of this scan.
+    fn has_any_of(&self, scan: &ScanHeader) -> bool {
+        let mut components = scan.components.iter();
+        components.any(|component| self.low[component.index].iter().any(Option::is_some))
     }
 
     /// Whether all bits of all coefficients are known.
