@@ -320,3 +320,41 @@ impl Progress {
         self.low.as_flattened().iter().all(|low| *low == Some(0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::PreprocessConfig;
+
+    /// The DC coefficient and the first two AC coefficients of a grey picture of one block, whose
+    /// scans have these data in the standard's codes.
+    fn coefficients(scans: &[&[u8]]) -> [i16; 3] {
+        let mut file = vec![0xff, 0xd8, 0xff, 0xdb, 0, 67, 0];
+        file.extend([1; 64]);
+        file.extend([0xff, 0xc0, 0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0]);
+        for data in scans {
+            file.extend([0xff, 0xda, 0, 8, 1, 1, 0, 0, 63, 0]);
+            file.extend_from_slice(data);
+        }
+        file.extend([0xff, 0xd9]);
+
+        let header = Header::read(&file).unwrap();
+        let budget = Budget::new(&PreprocessConfig::default());
+        let stored = decode_scans(&file, header, &budget).unwrap();
+        let block = stored.coefficients.block(0, 0, 0);
+        [block[0], block[1], block[8]]
+    }
+
+    #[test]
+    fn a_repeated_channel_keeps_what_is_0_in_its_last_scan() {
+        // 0, 1, 1, end: 00 001 001 1010.
+        let first: &[u8] = &[0b0000_1001, 0b1010_1111];
+        assert_eq!(coefficients(&[first]), [0, 1, 1]);
+        // 0, end: 00 1010.
+        assert_eq!(coefficients(&[first, &[0b0010_1011]]), [0, 1, 1]);
+        // 1, a zero and -1, end: 0101 11000 1010.
+        let second: &[u8] = &[0b0101_1100, 0b0101_0111];
+        assert_eq!(coefficients(&[first, second]), [1, 1, -1]);
+        assert_eq!(coefficients(&[second, first]), [0, 1, 1]);
+    }
+}
