@@ -201,23 +201,28 @@ pub(super) fn scale_rows<V: IntoImageView>(
 
 simd! {
     fn four_rows_of_1(rows: [&[u8]; 4], begin: usize, columns: &Weights, targets: [&mut [u8]; 4])
-        = four_rows_of_1_avx2(avx2::four_rows::<1>), |rows, begin, columns, targets| {
+        = [four_rows_of_1_avx512(avx512::four_rows::<1>)],
+        four_rows_of_1_avx2(avx2::four_rows::<1>), |rows, begin, columns, targets| {
             four_rows_inline::<1>(rows, begin, columns, targets, 0);
         };
     fn four_rows_of_2(rows: [&[u8]; 4], begin: usize, columns: &Weights, targets: [&mut [u8]; 4])
-        = four_rows_of_2_avx2(avx2::four_rows::<2>), |rows, begin, columns, targets| {
+        = [four_rows_of_2_avx512(avx512::four_rows::<2>)],
+        four_rows_of_2_avx2(avx2::four_rows::<2>), |rows, begin, columns, targets| {
             four_rows_inline::<2>(rows, begin, columns, targets, 0);
         };
     fn four_rows_of_3(rows: [&[u8]; 4], begin: usize, columns: &Weights, targets: [&mut [u8]; 4])
-        = four_rows_of_3_avx2(avx2::four_rows::<3>), |rows, begin, columns, targets| {
+        = [four_rows_of_3_avx512(avx512::four_rows::<3>)],
+        four_rows_of_3_avx2(avx2::four_rows::<3>), |rows, begin, columns, targets| {
             four_rows_inline::<3>(rows, begin, columns, targets, 0);
         };
     fn four_rows_of_4(rows: [&[u8]; 4], begin: usize, columns: &Weights, targets: [&mut [u8]; 4])
-        = four_rows_of_4_avx2(avx2::four_rows::<4>), |rows, begin, columns, targets| {
+        = [four_rows_of_4_avx512(avx512::four_rows::<4>)],
+        four_rows_of_4_avx2(avx2::four_rows::<4>), |rows, begin, columns, targets| {
             four_rows_inline::<4>(rows, begin, columns, targets, 0);
         };
     fn row_of_rows(rows: &[&[u8]], groups: &[Group], target: &mut [u8])
-        = row_of_rows_avx2(avx2::row_of_rows), |rows, groups, target| {
+        = [row_of_rows_avx512(avx512::row_of_rows)],
+        row_of_rows_avx2(avx2::row_of_rows), |rows, groups, target| {
             row_of_rows_inline(rows, groups, target, 0);
         };
 }
@@ -288,6 +293,28 @@ fn row_of_rows_inline(rows: &[&[u8]], groups: &[Group], target: &mut [u8], begin
         });
         *value = (sum >> FRACTION).clamp(0, 255) as u8;
     }
+}
+
+/// Which byte goes where, so that each channel of the pixel `first` of four is beside that of the next
+/// one, in words of 16 bits. Indices from 128 on give a zero.
+#[cfg(target_arch = "x86_64")]
+fn order<const CHANNELS: usize>(first: usize) -> [u8; 16] {
+    let mut order = [128; 16];
+    for channel in 0..CHANNELS {
+        order[4 * channel] = (first * CHANNELS + channel) as u8;
+        order[4 * channel + 2] = ((first + 1) * CHANNELS + channel) as u8;
+    }
+    order
+}
+
+/// Which byte goes where, so that four pixels of four bytes become packed ones.
+#[cfg(target_arch = "x86_64")]
+fn packed<const CHANNELS: usize>() -> [u8; 16] {
+    let mut order = [128; 16];
+    for (byte, source) in order.iter_mut().enumerate().take(4 * CHANNELS) {
+        *source = (byte / CHANNELS * 4 + byte % CHANNELS) as u8;
+    }
+    order
 }
 
 /// The same with instructions chosen by hand.
@@ -391,7 +418,11 @@ mod avx2 {
     /// room.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn store_pixels<const CHANNELS: usize>(target: &mut [u8], byte: usize, pixels: __m128i) {
+    pub(super) fn store_pixels<const CHANNELS: usize>(
+        target: &mut [u8],
+        byte: usize,
+        pixels: __m128i,
+    ) {
         let rest = &mut target[byte..];
         if let Some(room) = rest.first_chunk_mut() {
             store(room, pixels);
@@ -446,42 +477,185 @@ mod avx2 {
         _mm256_srai_epi32::<{ FRACTION as i32 }>(_mm256_add_epi32(upper, lower))
     }
 
-    /// Which byte goes where, so that each channel of the pixel `first` of four is beside that of the
-    /// next one, in words of 16 bits.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn order<const CHANNELS: usize>(first: usize) -> __m256i {
-        let mut order = [-1; 16];
-        for channel in 0..CHANNELS {
-            order[4 * channel] = (first * CHANNELS + channel) as i8;
-            order[4 * channel + 2] = ((first + 1) * CHANNELS + channel) as i8;
-        }
-        twice(order)
+        twice(super::order::<CHANNELS>(first))
     }
 
-    /// Which byte goes where, so that four pixels of four bytes become packed ones.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn packed<const CHANNELS: usize>() -> __m256i {
-        let mut order = [-1; 16];
-        for (byte, source) in order.iter_mut().enumerate().take(4 * CHANNELS) {
-            *source = (byte / CHANNELS * 4 + byte % CHANNELS) as i8;
-        }
-        twice(order)
+        twice(super::packed::<CHANNELS>())
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn twice(order: [i8; 16]) -> __m256i {
-        let order = load(&order.map(i8::cast_unsigned));
+    fn twice(order: [u8; 16]) -> __m256i {
+        let order = load(&order);
         _mm256_set_m128i(order, order)
+    }
+}
+
+/// The same with vectors twice as wide, and with products that are added in one instruction.
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::{FRACTION, Group, LOWER, ROUNDING, Weights, avx2::store_pixels};
+    use crate::image::simd::x86::{load, load_32, store_32};
+
+    /// Scales four rows.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni")]
+    pub(super) fn four_rows<const CHANNELS: usize>(
+        rows: [&[u8]; 4],
+        begin: usize,
+        columns: &Weights,
+        targets: [&mut [u8]; 4],
+    ) {
+        let orders = [
+            everywhere(super::order::<CHANNELS>(0)),
+            everywhere(super::order::<CHANNELS>(2)),
+        ];
+        let packed = everywhere(super::packed::<CHANNELS>());
+        let [a, b, c, d] = rows;
+        let shortest = a.len().min(b.len()).min(c.len()).min(d.len());
+        // What is read for a pixel, with whole vectors.
+        let window = columns.groups_per_pixel * Group::LENGTH * CHANNELS + 16;
+        let [target_a, target_b, target_c, target_d] = targets;
+        let mut done = 0;
+        let batches = columns.first.as_chunks::<4>().0;
+        let groups = columns
+            .groups
+            .chunks_exact(4 * columns.groups_per_pixel.max(1));
+        for (first, groups) in batches.iter().zip(groups) {
+            let starts = first.map(|column| (column as usize - begin) * CHANNELS);
+            if starts[3] + window > shortest {
+                break;
+            }
+            let mut pixels = [_mm512_setzero_si512(); 4];
+            let groups = groups.chunks_exact(columns.groups_per_pixel);
+            for ((pixel, start), groups) in pixels.iter_mut().zip(starts).zip(groups) {
+                let end = start + window;
+                let windows = [
+                    &a[start..end],
+                    &b[start..end],
+                    &c[start..end],
+                    &d[start..end],
+                ];
+                *pixel = one_pixel::<CHANNELS>(windows, groups, orders);
+            }
+
+            // In each quarter, the pixels of a row.
+            let [first, second, third, fourth] = pixels;
+            let words = [
+                _mm512_packs_epi32(first, second),
+                _mm512_packs_epi32(third, fourth),
+            ];
+            let bytes = _mm512_packus_epi16(words[0], words[1]);
+            let bytes = _mm512_shuffle_epi8(bytes, packed);
+            let byte = CHANNELS * done;
+            store_pixels::<CHANNELS>(target_a, byte, _mm512_castsi512_si128(bytes));
+            store_pixels::<CHANNELS>(target_b, byte, _mm512_extracti32x4_epi32::<1>(bytes));
+            store_pixels::<CHANNELS>(target_c, byte, _mm512_extracti32x4_epi32::<2>(bytes));
+            store_pixels::<CHANNELS>(target_d, byte, _mm512_extracti32x4_epi32::<3>(bytes));
+            done += 4;
+        }
+        let targets = [target_a, target_b, target_c, target_d];
+        super::four_rows_inline::<CHANNELS>(rows, begin, columns, targets, done);
+    }
+
+    /// A pixel of four rows, each in a quarter.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni")]
+    fn one_pixel<const CHANNELS: usize>(
+        [a, b, c, d]: [&[u8]; 4],
+        groups: &[Group],
+        orders: [__m512i; 2],
+    ) -> __m512i {
+        // Sums of their own for both pairs of a group: additions take a while.
+        let zero = _mm512_setzero_si512();
+        let (mut upper, mut lower) = ([zero; 2], [_mm512_set1_epi32(ROUNDING), zero]);
+        let mut byte = 0;
+        for group in groups {
+            let ab = _mm256_set_m128i(load(&b[byte..]), load(&a[byte..]));
+            let cd = _mm256_set_m128i(load(&d[byte..]), load(&c[byte..]));
+            let rows = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(ab), cd);
+            for (pair, order) in orders.into_iter().enumerate() {
+                let words = _mm512_shuffle_epi8(rows, order);
+                let [high, low] = [group.upper[pair], group.lower[pair]];
+                upper[pair] = _mm512_dpwssd_epi32(upper[pair], words, _mm512_set1_epi32(high));
+                lower[pair] = _mm512_dpwssd_epi32(lower[pair], words, _mm512_set1_epi32(low));
+            }
+            byte += Group::LENGTH * CHANNELS;
+        }
+        rounded(
+            _mm512_add_epi32(upper[0], upper[1]),
+            _mm512_add_epi32(lower[0], lower[1]),
+        )
+    }
+
+    /// Makes a row of those from the first of `rows` on, thirty-two bytes at a time.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni")]
+    pub(super) fn row_of_rows(rows: &[&[u8]], groups: &[Group], target: &mut [u8]) {
+        let (batches, last) = target.as_chunks_mut::<32>();
+        let done = 32 * batches.len();
+        for (batch, values) in batches.iter_mut().enumerate() {
+            let begin = 32 * batch;
+            let words = |row: &[u8]| {
+                let bytes = row[begin..].first_chunk().expect("rows are equally long");
+                _mm512_cvtepu8_epi16(load_32(bytes))
+            };
+            let zero = _mm512_setzero_si512();
+            let rounding = _mm512_set1_epi32(ROUNDING);
+            let (mut upper_a, mut upper_b) = (zero, zero);
+            let (mut lower_a, mut lower_b) = (rounding, rounding);
+            // Rows that are missing at the end have no weight.
+            for (group, rows) in groups.iter().zip(rows.chunks(Group::LENGTH)) {
+                for (pair, rows) in rows.chunks(2).enumerate() {
+                    let upper = _mm512_set1_epi32(group.upper[pair]);
+                    let lower = _mm512_set1_epi32(group.lower[pair]);
+                    let [first, second] = [words(rows[0]), words(rows[rows.len() - 1])];
+                    let a = _mm512_unpacklo_epi16(first, second);
+                    let b = _mm512_unpackhi_epi16(first, second);
+                    upper_a = _mm512_dpwssd_epi32(upper_a, a, upper);
+                    upper_b = _mm512_dpwssd_epi32(upper_b, b, upper);
+                    lower_a = _mm512_dpwssd_epi32(lower_a, a, lower);
+                    lower_b = _mm512_dpwssd_epi32(lower_b, b, lower);
+                }
+            }
+            let words = _mm512_packs_epi32(rounded(upper_a, lower_a), rounded(upper_b, lower_b));
+            // From 0 to 255, as words are when they are narrowed without a sign.
+            let words = _mm512_max_epi16(words, zero);
+            store_32(values, _mm512_cvtusepi16_epi8(words));
+        }
+        if !last.is_empty() {
+            super::row_of_rows_inline(rows, groups, target, done);
+        }
+    }
+
+    /// The same order in each quarter.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni")]
+    fn everywhere(order: [u8; 16]) -> __m512i {
+        _mm512_broadcast_i32x4(load(&order))
+    }
+
+    /// The sums of the upper and of the lower bits, joined and rounded.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vnni")]
+    fn rounded(upper: __m512i, lower: __m512i) -> __m512i {
+        let upper = _mm512_slli_epi32::<{ LOWER }>(upper);
+        _mm512_srai_epi32::<{ FRACTION }>(_mm512_add_epi32(upper, lower))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::random_numbers;
+    use crate::{image::simd::with_and_without_avx512, testing::random_numbers};
 
     const FILTERS: [Filter; 3] = [Filter::Bilinear, Filter::Bicubic, Filter::Lanczos];
 
@@ -573,6 +747,10 @@ mod tests {
 
     #[test]
     fn vectors_scale_rows_as_the_portable_code_does() {
+        with_and_without_avx512(check_rows);
+    }
+
+    fn check_rows() {
         let mut random = random_numbers(13);
         for case in 0..600 {
             let filter = FILTERS[case % 3];
@@ -612,6 +790,10 @@ mod tests {
 
     #[test]
     fn vectors_scale_columns_as_the_portable_code_does() {
+        with_and_without_avx512(check_columns);
+    }
+
+    fn check_columns() {
         let mut random = random_numbers(14);
         for case in 0..600 {
             let filter = FILTERS[case % 3];

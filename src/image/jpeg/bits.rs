@@ -12,10 +12,11 @@ pub(super) const TOPPED_UP: u32 = 56;
 /// loops need not check every read; [`BitReader::overrun`] tells afterwards.
 #[derive(Clone, Copy)]
 pub(super) struct BitReader<'a> {
-    data: &'a [u8],
-    position: usize,
+    /// The data that has not been read, and where it ends.
+    rest: &'a [u8],
+    end: usize,
     /// The next bits, from the most significant one down. After `count` of them there are zeros, or
-    /// bits of the byte at `position`.
+    /// bits of the byte that `rest` begins with.
     buffer: u64,
     /// Less than 64.
     count: u32,
@@ -27,8 +28,8 @@ impl<'a> BitReader<'a> {
     /// Reads from this position of `data` on.
     pub fn at(data: &'a [u8], position: usize) -> Self {
         Self {
-            data,
-            position,
+            rest: &data[position..],
+            end: data.len(),
             buffer: 0,
             count: 0,
             padding: 0,
@@ -49,13 +50,14 @@ impl<'a> BitReader<'a> {
     /// many bits there are.
     #[inline(always)]
     pub fn top_up(&mut self) {
-        let word = match self.data[self.position..].first_chunk() {
+        let word = match self.rest.first_chunk() {
             Some(word) => u64::from_be_bytes(*word),
             None => u64::MAX,
         };
-        // The bits of the bytes that fit in whole, 0 to 56; less than 64 bits have to be shifted.
-        let bits = (63 - self.count) & !7;
-        if contains_ff(word >> 1 >> (63 - bits)) {
+        // As many whole bytes as fit, 0 to 7, make 56 to 63 bits.
+        let topped_up = self.count | TOPPED_UP;
+        let bytes = (topped_up - self.count) as usize / 8 & 7;
+        if contains_ff(word >> 1 >> (self.count | 7)) {
             // Passed by value: taking its address would keep the reader out of registers.
             *self = self.filled_bytewise();
             return;
@@ -63,22 +65,22 @@ impl<'a> BitReader<'a> {
         // Bits of the byte after the last whole one are set as well. They do not count, and are set
         // again by the next call.
         self.buffer |= word >> self.count;
-        self.position += bits as usize / 8;
-        self.count += bits;
+        self.rest = &self.rest[bytes..];
+        self.count = topped_up;
     }
 
     #[cold]
     fn filled_bytewise(mut self) -> Self {
         self.buffer &= !(u64::MAX >> self.count);
         while self.count < TOPPED_UP {
-            let byte = match self.data[self.position..] {
-                [0xff, 0, ..] => {
-                    self.position += 2;
+            let byte = match self.rest {
+                [0xff, 0, rest @ ..] => {
+                    self.rest = rest;
                     0xff
                 }
-                [byte, ..] if byte != 0xff => {
-                    self.position += 1;
-                    byte
+                [byte, rest @ ..] if *byte != 0xff => {
+                    self.rest = rest;
+                    *byte
                 }
                 // A marker, or the end of the file.
                 _ => {
@@ -96,6 +98,12 @@ impl<'a> BitReader<'a> {
     #[inline(always)]
     pub fn peek(&self, count: u32) -> usize {
         (self.buffer >> (64 - count)) as usize
+    }
+
+    /// The last `size` of the next `count` bits, 1 to 32, as a number.
+    #[inline(always)]
+    pub fn peek_last(&self, count: u32, size: u32) -> u32 {
+        (self.buffer >> (64 - count)) as u32 & !(u32::MAX << size)
     }
 
     #[inline(always)]
@@ -121,7 +129,7 @@ impl<'a> BitReader<'a> {
 
     /// Where the data begins that has not been read: no marker is before it.
     pub fn position(&self) -> usize {
-        self.position
+        self.end - self.rest.len()
     }
 
     /// Whether more bits were consumed than the segment has.
@@ -135,14 +143,19 @@ impl<'a> BitReader<'a> {
     /// last byte.
     pub fn next_marker(&mut self) -> Option<u8> {
         let bits_left = self.count.checked_sub(self.padding)?;
-        let rest = &self.data[self.position..];
-        let ff_bytes = rest.iter().take_while(|byte| **byte == 0xff).count();
-        let marker = *rest.get(ff_bytes)?;
+        let ff_bytes = self.rest.iter().take_while(|byte| **byte == 0xff).count();
+        let marker = *self.rest.get(ff_bytes)?;
         if bits_left >= 8 || ff_bytes == 0 || marker == 0 {
             return None;
         }
 
-        *self = Self::at(self.data, self.position + ff_bytes + 1);
+        *self = Self {
+            rest: &self.rest[ff_bytes + 1..],
+            buffer: 0,
+            count: 0,
+            padding: 0,
+            ..*self
+        };
         Some(marker)
     }
 }

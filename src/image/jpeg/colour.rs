@@ -86,7 +86,7 @@ simd! {
     /// Converts full-range YCbCr to RGB (ITU-T T.871, section 7), with coefficients rounded to
     /// 1/65536 as libjpeg rounds them.
     fn ycbcr_to_rgb(row: &mut [u8], samples: [&[u8]; 3])
-        = ycbcr_to_rgb_avx2(|row, samples| {
+        = [ycbcr_to_rgb_avx512(avx512::ycbcr_to_rgb)], ycbcr_to_rgb_avx2(|row, samples| {
             ycbcr_to_rgb_inline(row, samples, |pixels, y, cb, cr| avx2::convert(pixels, y, cb, cr));
         }), |row, samples| ycbcr_to_rgb_inline(row, samples, convert);
 }
@@ -226,10 +226,124 @@ mod avx2 {
     }
 }
 
+/// The same for 64 pixels at once.
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use crate::image::simd::x86::{load_64, store_64};
+
+    /// Pixels that are converted at once.
+    const BATCH: usize = 64;
+
+    /// By the third of the pixels: the pixel that each byte belongs to.
+    const PIXELS: [[u8; BATCH]; 3] = {
+        let mut pixels = [[0; BATCH]; 3];
+        let mut index = 0;
+        while index < 3 * BATCH {
+            pixels[index / BATCH][index % BATCH] = (index / 3) as u8;
+            index += 1;
+        }
+        pixels
+    };
+
+    /// By the third of the pixels and the channel: a bit for each byte of the channel.
+    const CHANNELS: [[u64; 3]; 3] = {
+        let mut channels = [[0; 3]; 3];
+        let mut index = 0;
+        while index < 3 * BATCH {
+            channels[index / BATCH][index % 3] |= 1 << (index % BATCH);
+            index += 1;
+        }
+        channels
+    };
+
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vbmi")]
+    pub(super) fn ycbcr_to_rgb(row: &mut [u8], [y, cb, cr]: [&[u8]; 3]) {
+        let (batches, rest) = row.as_chunks_mut::<{ 3 * BATCH }>();
+        let done = batches.len() * BATCH;
+        for (((batch, y), cb), cr) in batches
+            .iter_mut()
+            .zip(y.as_chunks().0)
+            .zip(cb.as_chunks().0)
+            .zip(cr.as_chunks().0)
+        {
+            convert(batch, y, cb, cr);
+        }
+        let samples = [&y[done..], &cb[done..], &cr[done..]];
+        super::ycbcr_to_rgb_inline(rest, samples, |pixels, y, cb, cr| {
+            super::avx2::convert(pixels, y, cb, cr);
+        });
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vbmi")]
+    fn convert(pixels: &mut [u8; 3 * BATCH], y: &[u8; BATCH], cb: &[u8; BATCH], cr: &[u8; BATCH]) {
+        let zero = _mm512_setzero_si512();
+        let (y, cb, cr) = (load_64(y), load_64(cb), load_64(cr));
+        let first = colours(
+            _mm512_unpacklo_epi8(y, zero),
+            _mm512_unpacklo_epi8(cb, zero),
+            _mm512_unpacklo_epi8(cr, zero),
+        );
+        let second = colours(
+            _mm512_unpackhi_epi8(y, zero),
+            _mm512_unpackhi_epi8(cb, zero),
+            _mm512_unpackhi_epi8(cr, zero),
+        );
+        let planes = [
+            _mm512_packus_epi16(first[0], second[0]),
+            _mm512_packus_epi16(first[1], second[1]),
+            _mm512_packus_epi16(first[2], second[2]),
+        ];
+        let thirds = pixels.as_chunks_mut::<BATCH>().0.iter_mut();
+        for ((third, order), channels) in thirds.zip(&PIXELS).zip(&CHANNELS) {
+            let order = load_64(order);
+            let mut bytes = _mm512_permutexvar_epi8(order, planes[0]);
+            bytes = _mm512_mask_permutexvar_epi8(bytes, channels[1], order, planes[1]);
+            bytes = _mm512_mask_permutexvar_epi8(bytes, channels[2], order, planes[2]);
+            store_64(third, bytes);
+        }
+    }
+
+    /// The red, green and blue of 32 pixels, which may be beyond 0 to 255.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vbmi")]
+    fn colours(y: __m512i, cb: __m512i, cr: __m512i) -> [__m512i; 3] {
+        let middle = _mm512_set1_epi16(128);
+        let [cb, cr] = [_mm512_sub_epi16(cb, middle), _mm512_sub_epi16(cr, middle)];
+        let [twice_cb, twice_cr] = [_mm512_add_epi16(cb, cb), _mm512_add_epi16(cr, cr)];
+        let red = _mm512_add_epi16(_mm512_add_epi16(y, cr), times(twice_cr, 26_345));
+        let blue = _mm512_add_epi16(_mm512_add_epi16(y, twice_cb), times(twice_cb, -14_942));
+
+        let [first, second] = [-22_554i16, 18_734].map(i16::to_le_bytes);
+        let factors = i32::from_le_bytes([first[0], first[1], second[0], second[1]]);
+        let factors = _mm512_set1_epi32(factors);
+        let rounding = _mm512_set1_epi32(32_768);
+        let low = _mm512_madd_epi16(_mm512_unpacklo_epi16(cb, cr), factors);
+        let high = _mm512_madd_epi16(_mm512_unpackhi_epi16(cb, cr), factors);
+        let subtracted = _mm512_packs_epi32(
+            _mm512_srai_epi32::<16>(_mm512_add_epi32(low, rounding)),
+            _mm512_srai_epi32::<16>(_mm512_add_epi32(high, rounding)),
+        );
+        let green = _mm512_add_epi16(_mm512_sub_epi16(y, cr), subtracted);
+        [red, green, blue]
+    }
+
+    /// The product of a doubled value with a fraction of 65536, rounded to the nearest number.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512vl,avx512vbmi")]
+    fn times(twice: __m512i, fraction: i16) -> __m512i {
+        let doubled = _mm512_mulhi_epi16(twice, _mm512_set1_epi16(fraction));
+        _mm512_srai_epi16::<1>(_mm512_add_epi16(doubled, _mm512_set1_epi16(1)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::random_numbers;
+    use crate::{image::simd::with_and_without_avx512, testing::random_numbers};
 
     #[test]
     fn every_colour_is_converted_as_by_the_rounded_formula() {
@@ -255,16 +369,18 @@ mod tests {
 
     #[test]
     fn vectors_compute_what_the_portable_code_does() {
-        let mut random = random_numbers(12);
-        for width in 1..200 {
-            let samples: [Vec<u8>; 3] =
-                std::array::from_fn(|_| (0..width).map(|_| random(256) as u8).collect());
-            let samples = [0, 1, 2].map(|component: usize| &samples[component][..]);
-            let mut rows = [vec![0; 3 * width], vec![0; 3 * width]];
-            ycbcr_to_rgb(&mut rows[0], samples);
-            ycbcr_to_rgb_inline(&mut rows[1], samples, convert);
-            assert_eq!(rows[0], rows[1], "{width}");
-        }
+        with_and_without_avx512(|| {
+            let mut random = random_numbers(12);
+            for width in 1..300 {
+                let samples: [Vec<u8>; 3] =
+                    std::array::from_fn(|_| (0..width).map(|_| random(256) as u8).collect());
+                let samples = [0, 1, 2].map(|component: usize| &samples[component][..]);
+                let mut rows = [vec![0; 3 * width], vec![0; 3 * width]];
+                ycbcr_to_rgb(&mut rows[0], samples);
+                ycbcr_to_rgb_inline(&mut rows[1], samples, convert);
+                assert_eq!(rows[0], rows[1], "{width}");
+            }
+        });
     }
 
     #[test]

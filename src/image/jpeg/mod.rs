@@ -34,11 +34,13 @@
 //!   frequencies in both directions, so that those which are mostly 0 form long runs at the end
 //!   (A.3.6, figure A.6). The first is the DC coefficient, all others are AC coefficients.
 
+mod ac_table;
 mod arithmetic;
 mod bands;
 mod bits;
 mod coefficients;
 mod colour;
+mod dc_table;
 mod embedded;
 mod frame;
 mod full;

@@ -5,7 +5,8 @@
 
 use super::{
     bits::BitReader,
-    huffman::{Block, DcTable, SymbolTable, extend},
+    dc_table::DcTable,
+    huffman::{Block, SymbolTable, extend},
     scan::{EntropyDecoder, Fault, ScanHeader},
     sequential::{check, impossible_size, missing_table, restart},
     tables::Tables,

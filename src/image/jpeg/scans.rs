@@ -9,10 +9,11 @@ use super::{
     damaged,
     frame::Frame,
     header::Header,
+    huffman::Block,
     marker,
     output::{Output, Picture},
     progressive::ProgressiveDecoder,
-    scan::{EntropyDecoder, Restarts, ScanHeader},
+    scan::{EntropyDecoder, Fault, Restarts, ScanHeader},
     segment::Segment,
     sequential::{Codes, SequentialDecoder},
     smoothing::Smoothing,
@@ -48,14 +49,15 @@ pub(super) fn decode_scans(
 
     loop {
         latch_quantization(&mut quantization, &frame, &scan, &tables)?;
-        progress.note(&scan, frame.progressive);
-        budget.spend(SAMPLES_PER_SCAN)?;
         let pass = Pass {
             frame: &frame,
             scan: &scan,
             tables: &tables,
+            repeats: progress.has_any_of(&scan),
             budget,
         };
+        progress.note(&scan, frame.progressive);
+        budget.spend(SAMPLES_PER_SCAN)?;
         position = decode_scan(encoded, position, &pass, &mut coefficients)
             .map_err(|error| error.explain(encoded, first_scan))?;
 
@@ -142,6 +144,8 @@ struct Pass<'a> {
     frame: &'a Frame,
     scan: &'a ScanHeader,
     tables: &'a Tables,
+    /// Whether an earlier scan has coded some of its components.
+    repeats: bool,
     budget: &'a Budget,
 }
 
@@ -170,7 +174,41 @@ fn decode_scan(
     } else {
         let codes = Codes::new(encoded.len() - position, scan, tables, |_| 63)?;
         let decoder = SequentialDecoder::new(&codes, encoded, position);
-        decode_blocks(decoder, pass, coefficients)
+        if pass.repeats {
+            decode_blocks(Repeated(decoder), pass, coefficients)
+        } else {
+            decode_blocks(decoder, pass, coefficients)
+        }
+    }
+}
+
+/// Decodes components that an earlier scan has coded. As in libjpeg, an AC coefficient that this scan
+/// leaves at 0 keeps its earlier value.
+struct Repeated<'a>(SequentialDecoder<'a>);
+
+impl EntropyDecoder for Repeated<'_> {
+    fn block(&mut self, component: usize, block: &mut Block) -> Result<usize, Fault> {
+        let mut decoded = [0; 64];
+        let last = self.0.block(component, &mut decoded)?;
+        block[0] = decoded[0];
+        for (earlier, now) in block[1..].iter_mut().zip(&decoded[1..]) {
+            if *now != 0 {
+                *earlier = *now;
+            }
+        }
+        Ok(last)
+    }
+
+    fn restart(&mut self, number: u8) -> Result<(), Fault> {
+        self.0.restart(number)
+    }
+
+    fn check(&self) -> Result<(), Fault> {
+        self.0.check()
+    }
+
+    fn position(&self) -> usize {
+        self.0.position()
     }
 }
 
@@ -271,8 +309,52 @@ impl Progress {
         }
     }
 
+    /// Whether anything is known of a component of this scan.
+    fn has_any_of(&self, scan: &ScanHeader) -> bool {
+        let mut components = scan.components.iter();
+        components.any(|component| self.low[component.index].iter().any(Option::is_some))
+    }
+
     /// Whether all bits of all coefficients are known.
     fn is_complete(&self) -> bool {
         self.low.as_flattened().iter().all(|low| *low == Some(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::PreprocessConfig;
+
+    /// The DC coefficient and the first two AC coefficients of a grey picture of one block, whose
+    /// scans have these data in the standard's codes.
+    fn coefficients(scans: &[&[u8]]) -> [i16; 3] {
+        let mut file = vec![0xff, 0xd8, 0xff, 0xdb, 0, 67, 0];
+        file.extend([1; 64]);
+        file.extend([0xff, 0xc0, 0, 11, 8, 0, 8, 0, 8, 1, 1, 0x11, 0]);
+        for data in scans {
+            file.extend([0xff, 0xda, 0, 8, 1, 1, 0, 0, 63, 0]);
+            file.extend_from_slice(data);
+        }
+        file.extend([0xff, 0xd9]);
+
+        let header = Header::read(&file).unwrap();
+        let budget = Budget::new(&PreprocessConfig::default());
+        let stored = decode_scans(&file, header, &budget).unwrap();
+        let block = stored.coefficients.block(0, 0, 0);
+        [block[0], block[1], block[8]]
+    }
+
+    #[test]
+    fn a_repeated_channel_keeps_what_is_0_in_its_last_scan() {
+        // 0, 1, 1, end: 00 001 001 1010.
+        let first: &[u8] = &[0b0000_1001, 0b1010_1111];
+        assert_eq!(coefficients(&[first]), [0, 1, 1]);
+        // 0, end: 00 1010.
+        assert_eq!(coefficients(&[first, &[0b0010_1011]]), [0, 1, 1]);
+        // 1, a zero and -1, end: 0101 11000 1010.
+        let second: &[u8] = &[0b0101_1100, 0b0101_0111];
+        assert_eq!(coefficients(&[first, second]), [1, 1, -1]);
+        assert_eq!(coefficients(&[second, first]), [0, 1, 1]);
     }
 }

@@ -1,9 +1,13 @@
 //! The scans of sequential files that are coded by Huffman codes (ITU-T T.81, F.2.2).
 
+use std::sync::Arc;
+
 use super::{
+    ac_table::AcTable,
     bits::BitReader,
     damaged,
-    huffman::{AcTable, Block, DcTable},
+    dc_table::DcTable,
+    huffman::Block,
     marker,
     scan::{EntropyDecoder, Fault, ScanHeader},
     tables::Tables,
@@ -15,13 +19,14 @@ const LONG_DATA: usize = 1 << 17;
 
 /// The codes of a scan, made ready for decoding.
 pub(super) struct Codes {
-    /// By destination.
-    dc: [Option<DcTable>; 4],
-    ac: [Option<AcTable>; 4],
-    components: Vec<Component>,
+    dc: Vec<DcTable>,
+    ac: Vec<Arc<AcTable>>,
+    components: Vec<Choice>,
 }
 
-struct Component {
+/// What is used for a component.
+struct Choice {
+    /// The tables, by their indices.
     dc: usize,
     ac: usize,
     /// The last coefficient, in zigzag order, that is of interest.
@@ -38,8 +43,8 @@ impl Codes {
         last_of_interest: impl Fn(usize) -> usize,
     ) -> Result<Self, ImageError> {
         let mut codes = Self {
-            dc: Default::default(),
-            ac: Default::default(),
+            dc: Vec::with_capacity(2),
+            ac: Vec::with_capacity(2),
             components: Vec::with_capacity(scan.components.len()),
         };
         let components = scan
@@ -47,49 +52,57 @@ impl Codes {
             .iter()
             .map(|component| (component, last_of_interest(component.index)));
         let may_skip = bytes >= LONG_DATA || components.clone().any(|(_, last)| last < 63);
+        // By destination.
+        let [mut dc_made, mut ac_made] = [[None; 4]; 2];
         for (component, last) in components {
             let (Some(dc), Some(ac)) = (&tables.dc[component.dc], &tables.ac[component.ac]) else {
                 return Err(missing_table());
             };
-            if codes.dc[component.dc].is_none() {
-                let table = DcTable::new(dc).ok_or_else(impossible_size)?;
-                codes.dc[component.dc] = Some(table);
-            }
-            codes.ac[component.ac].get_or_insert_with(|| AcTable::new(ac, may_skip));
-            codes.components.push(Component {
-                dc: component.dc,
-                ac: component.ac,
-                last,
+            let dc = match dc_made[component.dc] {
+                Some(index) => index,
+                None => {
+                    codes.dc.push(DcTable::new(dc).ok_or_else(impossible_size)?);
+                    codes.dc.len() - 1
+                }
+            };
+            let ac = ac_made[component.ac].unwrap_or_else(|| {
+                codes.ac.push(AcTable::of(ac, may_skip));
+                codes.ac.len() - 1
             });
+            dc_made[component.dc] = Some(dc);
+            ac_made[component.ac] = Some(ac);
+            codes.components.push(Choice { dc, ac, last });
         }
         Ok(codes)
-    }
-
-    #[inline(always)]
-    fn of(&self, component: &Component) -> Result<(&DcTable, &AcTable), Fault> {
-        match (&self.dc[component.dc], &self.ac[component.ac]) {
-            (Some(dc), Some(ac)) => Ok((dc, ac)),
-            _ => Err(Fault::Invalid),
-        }
     }
 }
 
 /// Decodes whole blocks one after the other.
 pub(super) struct SequentialDecoder<'a> {
     bits: BitReader<'a>,
-    codes: &'a Codes,
-    /// The DC coefficient of the previous block of each component: the prediction of the next one
-    /// (A.3.5).
-    predictors: Vec<i32>,
+    components: Vec<Component<'a>>,
+}
+
+struct Component<'a> {
+    dc: &'a DcTable,
+    ac: &'a AcTable,
+    last: usize,
+    /// The DC coefficient of the previous block: the prediction of the next one (A.3.5).
+    prediction: i32,
 }
 
 impl<'a> SequentialDecoder<'a> {
     /// Begins at this position, which is the first one of a restart interval.
     pub fn new(codes: &'a Codes, encoded: &'a [u8], position: usize) -> Self {
+        let components = codes.components.iter().map(|choice| Component {
+            dc: &codes.dc[choice.dc],
+            ac: &codes.ac[choice.ac],
+            last: choice.last,
+            prediction: 0,
+        });
         Self {
             bits: BitReader::at(encoded, position),
-            codes,
-            predictors: vec![0; codes.components.len()],
+            components: components.collect(),
         }
     }
 }
@@ -105,30 +118,32 @@ pub(super) fn impossible_size() -> ImageError {
 impl EntropyDecoder for SequentialDecoder<'_> {
     #[inline(always)]
     fn block(&mut self, number: usize, block: &mut Block) -> Result<usize, Fault> {
-        let component = &self.codes.components[number];
-        let (dc, ac) = self.codes.of(component)?;
-        let read = match component.last {
-            63 => ac.read(dc, &mut self.bits, block),
-            last => ac.read_up_to(last, dc, &mut self.bits, block),
+        let Component {
+            dc,
+            ac,
+            last,
+            prediction,
+        } = &mut self.components[number];
+        let read = match *last {
+            63 => ac.read(dc, &mut self.bits, prediction, block),
+            last => ac.read_up_to(last, dc, &mut self.bits, prediction, block),
         };
-        let (difference, last) = read.ok_or(Fault::Invalid)?;
-        let predictor = &mut self.predictors[number];
-        *predictor = predictor.wrapping_add(difference);
-        block[0] = *predictor as i16;
-        Ok(last)
+        read.ok_or(Fault::Invalid)
     }
 
     #[inline(always)]
     fn skip(&mut self, number: usize) -> Result<(), Fault> {
-        let (dc, ac) = self.codes.of(&self.codes.components[number])?;
-        let difference = ac.skip(dc, &mut self.bits).ok_or(Fault::Invalid)?;
-        let predictor = &mut self.predictors[number];
-        *predictor = predictor.wrapping_add(difference);
-        Ok(())
+        let Component {
+            dc, ac, prediction, ..
+        } = &mut self.components[number];
+        let skipped = ac.skip(dc, &mut self.bits, prediction);
+        skipped.ok_or(Fault::Invalid)
     }
 
     fn restart(&mut self, number: u8) -> Result<(), Fault> {
-        self.predictors.fill(0);
+        for component in &mut self.components {
+            component.prediction = 0;
+        }
         restart(&mut self.bits, number)
     }
 
