@@ -780,6 +780,6 @@ mod tests {
                 }
             }
         }
-        assert!(blocks > 5_000, "{blocks}");
+        assert!(blocks > 3_000, "{blocks}");
     }
 }
