@@ -56,7 +56,7 @@ impl<'a> BitReader<'a> {
         };
         // As many whole bytes as fit, 0 to 7, make 56 to 63 bits.
         let topped_up = self.count | TOPPED_UP;
-        let bytes = (topped_up - self.count) as usize / 8 & 7;
+        let bytes = ((topped_up - self.count) as usize / 8) & 7;
         if contains_ff(word >> 1 >> (self.count | 7)) {
             // Passed by value: taking its address would keep the reader out of registers.
             *self = self.filled_bytewise();
