@@ -228,6 +228,8 @@ impl AcTable {
     /// Reads the coefficients of one block, and stores them. `dc` is the table of its DC coefficient,
     /// and `prediction` the DC coefficient of the block before, which this one's becomes.
     ///
+    /// `block` has to hold zeros: some of them are stored again, and most are not.
+    ///
     /// Returns the index in zigzag order of the last coefficient that is not 0, or a greater one;
     /// `None` if the bits are invalid.
     #[inline(always)]
