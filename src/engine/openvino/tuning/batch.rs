@@ -214,11 +214,18 @@ mod tests {
     fn a_measurement_that_fails_leaves_the_default_and_keeps_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(Tuning::Measured, findings(folder.path()));
-        let too_slow = || Err(MeasureError::TooSlow);
         let failed = || Err(EngineKind::OpenVino.failed("as told").into());
-        assert_eq!(decide(&config, &model(), &too_slow).get(), 2);
         assert_eq!(decide(&config, &model(), &failed).get(), 2);
         assert_eq!(decided(&config, [100.0, 100.0, 120.0]), (4, 1));
+    }
+
+    #[test]
+    fn what_is_too_slow_to_be_measured_is_not_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(Tuning::Measured, findings(folder.path()));
+        let too_slow = || Err(MeasureError::TooSlow);
+        assert_eq!(decide(&config, &model(), &too_slow).get(), 2);
+        assert_eq!(decided(&config, [100.0, 100.0, 120.0]), (2, 0));
     }
 
     #[test]

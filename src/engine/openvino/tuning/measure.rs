@@ -6,7 +6,7 @@ use super::choice::Measured;
 use crate::engine::EngineError;
 
 /// The most that measuring may take, compiling included.
-pub(super) const LIMIT: Duration = Duration::from_secs(2);
+pub(super) const LIMIT: Duration = Duration::from_secs(3);
 
 /// The time that all rounds together should take.
 const USUAL: Duration = Duration::from_millis(500);
@@ -197,7 +197,7 @@ mod tests {
         };
         assert_eq!(gives_up([10_000; 3], Duration::ZERO), None);
         // After the calls that say so, and not at the end of the time.
-        assert_eq!(gives_up([100_000; 3], Duration::ZERO), Some(4));
+        assert_eq!(gives_up([150_000; 3], Duration::ZERO), Some(4));
         assert_eq!(gives_up([10_000; 3], LIMIT), Some(1));
         // One size that is far slower than the others.
         assert_eq!(gives_up([10_000, 10_000, 300_000], Duration::ZERO), Some(6));

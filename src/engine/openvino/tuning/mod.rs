@@ -27,7 +27,8 @@ pub(super) fn tuned(config: &EngineConfig, model: &Model) -> EngineConfig {
 }
 
 /// What an earlier start has kept under the first key, else what `measure` measures now, if it may,
-/// else what is kept under the other keys; and when it was measured.
+/// else what is kept under the other keys; and when it was measured. `None` if there are no figures,
+/// which an earlier start may have found out as well: it keeps an empty list.
 fn measured<T: Serialize + DeserializeOwned>(
     config: &EngineConfig,
     model: &Model,
@@ -38,27 +39,34 @@ fn measured<T: Serialize + DeserializeOwned>(
     let kept = |key: &CacheKey| {
         let findings = config.findings.as_ref()?;
         let kept = findings.get::<Vec<Measured<T>>>(key);
-        kept.filter(|measured| is_complete(measured))
+        kept.filter(|measured| measured.is_empty() || is_complete(measured))
+    };
+    let keep = |key: &CacheKey, found: &Vec<Measured<T>>| {
+        if let Some(findings) = &config.findings {
+            findings.put(key, found);
+        }
     };
     let (own, others) = keys.split_first()?;
     if let Some(found) = kept(own) {
-        return Some((found, "measured at an earlier start"));
+        return (!found.is_empty()).then_some((found, "measured at an earlier start"));
     }
     if config.openvino.tuning == Tuning::Measured {
         match measure() {
             Ok(found) => {
                 for key in keys {
-                    if let Some(findings) = &config.findings {
-                        findings.put(key, &found);
-                    }
+                    keep(key, &found);
                 }
-                return Some((found, "measured now"));
+                return (!found.is_empty()).then_some((found, "measured now"));
             }
-            Err(MeasureError::TooSlow) => tracing::info!(
-                model = model.name,
-                "the usual settings, which were not measured: {}",
-                MeasureError::TooSlow
-            ),
+            Err(MeasureError::TooSlow) => {
+                tracing::info!(
+                    model = model.name,
+                    "the usual settings, which were not measured: {}",
+                    MeasureError::TooSlow
+                );
+                // The next start would wait as long for the same result.
+                keep(own, &Vec::new());
+            }
             // An engine that fails says so when it is loaded.
             Err(MeasureError::Engine(error)) => tracing::debug!("not measured: {error}"),
         }

@@ -38,7 +38,7 @@ fn decide(
         let cases: Vec<Precision> = measured.iter().map(|found| found.case).collect();
         matches!(
             cases[..],
-            [Precision::Bf16 | Precision::Fp16, Precision::Fp32] | []
+            [Precision::Bf16 | Precision::Fp16, Precision::Fp32]
         )
     };
     // What holds for one network usually holds for the others.
