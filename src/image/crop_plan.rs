@@ -5,8 +5,6 @@
 
 use std::ops::Range;
 
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions};
-
 use super::{
     Filter, Fit, Geometry, ImageError,
     orientation::Orientation,
@@ -119,7 +117,7 @@ impl Axis {
     }
 
     /// The start and the length of the stretch, in source pixels.
-    pub fn stretch(&self) -> (f64, f64) {
+    fn stretch(&self) -> (f64, f64) {
         let to_source = |scaled: u64| {
             (u128::from(scaled) * u128::from(self.source)) as f64 / self.scaled as f64
         };
@@ -278,7 +276,7 @@ impl CropPlan {
         self.column.length as usize * layout.channels() * self.filter.bytes_between_passes()
     }
 
-    /// How pixels are sampled, if not by the resampler.
+    /// How pixels are sampled; `None` if the filter is one of `convolution`.
     pub fn sampling(&self) -> Option<Sampling> {
         let enlarges = |axis: &Axis| axis.scaled > u64::from(axis.source);
         match self.filter {
@@ -287,18 +285,9 @@ impl CropPlan {
             Filter::Area => Some(Sampling::Area),
             Filter::Cubic => Some(Sampling::Cubic),
             Filter::Lanczos4 => Some(Sampling::Lanczos4),
-            Filter::Bilinear | Filter::Bicubic | Filter::Lanczos | Filter::Linear => None,
+            Filter::Linear => Some(Sampling::Linear),
+            Filter::Bilinear | Filter::Bicubic | Filter::Lanczos => None,
         }
-    }
-
-    /// The options of the resampler.
-    pub fn options(&self) -> ResizeOptions {
-        let algorithm = match self.filter {
-            Filter::Linear => ResizeAlg::Interpolation(FilterType::Bilinear),
-            // Not scaled by the resampler: see `convolution` and `sampling`.
-            _ => ResizeAlg::Nearest,
-        };
-        ResizeOptions::new().resize_alg(algorithm).use_alpha(false)
     }
 
     /// Fills the crop with the colour of the padding.

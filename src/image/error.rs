@@ -211,10 +211,6 @@ pub enum ImageError {
     /// The buffer for the crop has the wrong length: a defect of this program.
     #[error("the buffer for the crop has {got} bytes, but height x width x 3 is {expected}")]
     CropLength { expected: u64, got: u64 },
-
-    /// The resampler rejected its input: a defect of this program.
-    #[error("the image could not be resized: {0}")]
-    Resize(String),
 }
 
 fn describe(looks_like: Option<&str>) -> String {

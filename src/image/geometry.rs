@@ -174,11 +174,11 @@ impl Filter {
         }
     }
 
-    /// The bytes of a value of a pixel that is scaled by rows and not yet by columns: the filters of
-    /// OpenCV that overshoot don't round it to a byte.
+    /// The bytes of a value of a pixel that is scaled by rows and not yet by columns: OpenCV's filters
+    /// around a middle don't round it to a byte.
     pub(super) fn bytes_between_passes(self) -> usize {
         match self {
-            Self::Cubic | Self::Lanczos4 => 2,
+            Self::Linear | Self::Cubic | Self::Lanczos4 => 2,
             _ => 1,
         }
     }

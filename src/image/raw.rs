@@ -3,8 +3,6 @@
 
 use std::{fmt, ops::Range};
 
-use fast_image_resize::images::CroppedImage;
-
 use super::{
     Geometry, ImageError, PixelFormat, RawFrame,
     budget::Budget,
@@ -12,7 +10,7 @@ use super::{
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
     resize::Resizer,
-    source_view::{SourceView, resize_error, view},
+    source_view::SourceView,
 };
 
 impl fmt::Display for PixelFormat {
@@ -56,7 +54,10 @@ pub(super) fn crop(
     let planes = Planes::locate(frame, budget)?;
     let plan = CropPlan::new(frame.width, frame.height, Orientation::default(), geometry)?;
     match frame.format.layout() {
-        Some(layout) => crop_interleaved(&planes, layout, &plan, scratch, resizer, crop),
+        Some(layout) => {
+            let pixels = SourceView::packed(frame.width, &frame.data, layout);
+            resizer.crop_view(pixels.with_stride(planes.stride), &plan, crop)
+        }
         None => crop_planar(&planes, &plan, scratch, resizer, crop),
     }
 }
@@ -85,56 +86,6 @@ pub(super) fn decode(
     Ok(())
 }
 
-fn crop_interleaved(
-    planes: &Planes<'_>,
-    layout: PixelLayout,
-    plan: &CropPlan,
-    scratch: &mut Vec<u8>,
-    resizer: &mut Resizer,
-    crop: &mut [u8],
-) -> Result<(), ImageError> {
-    let frame = planes.frame;
-    let channels = layout.channels();
-    let whole = planes.stride.saturating_mul(frame.height as usize);
-
-    // Where the stride is a whole number of pixels, the frame is resized in place, with its padding
-    // as further columns that are cropped away.
-    if planes.stride.is_multiple_of(channels) && frame.data.len() >= whole {
-        let padded = view(
-            (planes.stride / channels) as u32,
-            frame.height,
-            &frame.data[..whole],
-            layout,
-        )?;
-        let source =
-            CroppedImage::new(&padded, 0, 0, frame.width, frame.height).map_err(resize_error)?;
-        let source = SourceView {
-            view: &source,
-            origin: (0, 0),
-            layout,
-        };
-        return resizer.crop_view(&source, plan, crop);
-    }
-
-    // Otherwise the rows of the region that the crop depends on are copied together.
-    let (columns, rows) = plan.region();
-    let origin = (columns.start, rows.start);
-    let (width, height) = (columns.len() as u32, rows.len() as u32);
-    let bytes = columns.start as usize * channels..columns.end as usize * channels;
-
-    resize_buffer(scratch, bytes.len() * rows.len());
-    for (target, row) in scratch.chunks_exact_mut(bytes.len()).zip(rows) {
-        planes.budget.spend(target.len())?;
-        target.copy_from_slice(&frame.data[row as usize * planes.stride..][bytes.clone()]);
-    }
-    let source = SourceView {
-        view: &view(width, height, scratch, layout)?,
-        origin,
-        layout,
-    };
-    resizer.crop_view(&source, plan, crop)
-}
-
 fn crop_planar(
     planes: &Planes<'_>,
     plan: &CropPlan,
@@ -146,15 +97,11 @@ fn crop_planar(
     // Two neighbouring pixels share a chroma sample, so the region starts at an even column.
     let columns = columns.start & !1..columns.end;
     let origin = (columns.start, rows.start);
-    let (width, height) = (columns.len() as u32, rows.len() as u32);
+    let width = columns.len() as u32;
 
     planes.convert_to_rgbx(columns, rows, scratch)?;
-    let source = SourceView {
-        view: &view(width, height, scratch, PixelLayout::Rgba)?,
-        origin,
-        layout: PixelLayout::Rgba,
-    };
-    resizer.crop_view(&source, plan, crop)
+    let source = SourceView::packed(width, scratch, PixelLayout::Rgba).at(origin);
+    resizer.crop_view(source, plan, crop)
 }
 
 /// A frame whose data is known to be complete, and where its rows are.

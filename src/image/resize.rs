@@ -3,29 +3,26 @@
 
 use std::ops::Range;
 
-use fast_image_resize::{self as fir, IntoImageView, images::Image};
-
 use super::{
     Geometry, ImageError,
-    convolution::{self, Weights, is_convolution},
+    convolution::{self, Weights},
     crop_plan::CropPlan,
     orientation::Orientation,
     pixels::{PixelLayout, Pixels, resize_buffer},
     sampling::{self, Table},
-    source_view::{SourceView, pixel_type, resize_error, view},
+    source_view::SourceView,
 };
 
 /// Scales and crops images. Its buffers are kept for the next image.
 #[derive(Debug, Default)]
 pub struct Resizer {
-    resizer: fir::Resizer,
     /// The scaled pixels, before they are turned upright and converted to RGB.
     scaled: Vec<u8>,
     /// The pixels scaled horizontally but not yet vertically.
     narrowed: Vec<u8>,
     /// The stored row that they begin with.
     first: u32,
-    /// How columns and rows are sampled, where that is not done by the resampler.
+    /// What scaled columns and rows are made of, where they are sampled.
     columns: Table,
     rows: Table,
     /// What scaled columns and rows are made of, where that is a convolution.
@@ -56,18 +53,13 @@ impl Resizer {
         }
 
         let plan = CropPlan::new(width, height, orientation, geometry)?;
-        let source = SourceView {
-            view: &view(width, height, data, layout)?,
-            origin: (0, 0),
-            layout,
-        };
-        self.crop_view(&source, &plan, crop)
+        self.crop_view(SourceView::packed(width, data, layout), &plan, crop)
     }
 
     /// Like [`Resizer::crop`], for any view of the stored pixels.
-    pub(super) fn crop_view<V: IntoImageView>(
+    pub(super) fn crop_view(
         &mut self,
-        source: &SourceView<'_, V>,
+        source: SourceView<'_>,
         plan: &CropPlan,
         crop: &mut [u8],
     ) -> Result<(), ImageError> {
@@ -77,12 +69,13 @@ impl Resizer {
             return Ok(());
         }
         if plan.orientation.swapped && plan.sampling().is_none() {
-            return self.write(plan, source.layout, crop, |resizer, target| {
-                resizer.scale_columns_first(source, plan, target)
+            self.write(plan, source.layout, crop, |resizer, target| {
+                resizer.convolve_columns_first(source, plan, target);
             });
+            return Ok(());
         }
         self.begin(plan, source.layout);
-        self.narrow(source, plan, plan.rows())?;
+        self.narrow(source, plan, plan.rows());
         self.finish(plan, source.layout, crop)
     }
 
@@ -93,11 +86,13 @@ impl Resizer {
             plan.narrowed_row_bytes(layout) * plan.rows().len(),
         );
         self.first = plan.rows().start;
-        if let Some(sampling) = plan.sampling() {
-            self.columns.fill(sampling, plan.column.to_sample());
-            self.rows.fill(sampling, plan.row.to_sample());
+        match plan.sampling() {
+            Some(sampling) => {
+                self.columns.fill(sampling, plan.column.to_sample());
+                self.rows.fill(sampling, plan.row.to_sample());
+            }
+            None => self.weigh(plan),
         }
-        self.weigh(plan);
     }
 
     /// What narrows some of the rows of the plan that this has begun with.
@@ -120,56 +115,30 @@ impl Resizer {
     }
 
     fn weigh(&mut self, plan: &CropPlan) {
-        if is_convolution(plan.filter) {
-            self.column_weights
-                .fill(plan.filter, plan.column.to_sample());
-            self.row_weights.fill(plan.filter, plan.row.to_sample());
-        }
+        self.column_weights
+            .fill(plan.filter, plan.column.to_sample());
+        self.row_weights.fill(plan.filter, plan.row.to_sample());
     }
 
     /// Scales rows of the stored image horizontally, all of which the plan needs.
     ///
     /// Pillow scales the rows of the upright image before its columns, and rounds to bytes in
-    /// between. The resampler scales columns first. That is the right order for images that are
-    /// stored with their axes swapped; all others are scaled in two passes, of which this is the
-    /// first.
-    pub(super) fn narrow<V: IntoImageView>(
-        &mut self,
-        source: &SourceView<'_, V>,
-        plan: &CropPlan,
-        rows: Range<u32>,
-    ) -> Result<(), ImageError> {
+    /// between. Images that are stored with their axes swapped are convolved in the other order.
+    pub(super) fn narrow(&mut self, source: SourceView<'_>, plan: &CropPlan, rows: Range<u32>) {
         let row_bytes = plan.narrowed_row_bytes(source.layout);
         let first = (rows.start - self.first) as usize;
         let target = &mut self.narrowed[first * row_bytes..][..rows.len() * row_bytes];
-        let count = rows.len() as u32;
         if plan.sampling().is_some() {
-            return sampling::scale_rows(source, rows, &self.columns, target);
+            sampling::scale_rows(source, rows, &self.columns, target);
+        } else {
+            convolution::scale_rows(source, rows, &self.column_weights, target);
         }
-        if is_convolution(plan.filter) {
-            return convolution::scale_rows(source, rows, &self.column_weights, target);
-        }
-
-        let pixel_type = pixel_type(source.layout);
-        let mut target = Image::from_slice_u8(plan.column.length, count, target, pixel_type)
-            .map_err(resize_error)?;
-
-        let (left, width) = plan.column.stretch();
-        let options = plan.options().crop(
-            left - f64::from(source.origin.0),
-            f64::from(rows.start - source.origin.1),
-            width,
-            f64::from(count),
-        );
-        self.resizer
-            .resize(source.view, &mut target, &options)
-            .map_err(resize_error)
     }
 
     /// Writes the crop of all rows that have been scaled horizontally.
     ///
     /// # Errors
-    /// [`ImageError::CropLength`] or [`ImageError::Resize`].
+    /// [`ImageError::CropLength`].
     pub(super) fn finish(
         &mut self,
         plan: &CropPlan,
@@ -178,8 +147,9 @@ impl Resizer {
     ) -> Result<(), ImageError> {
         plan.check_length(crop)?;
         self.write(plan, layout, crop, |resizer, target| {
-            resizer.scale_columns(plan, layout, target)
-        })
+            resizer.scale_columns(plan, layout, target);
+        });
+        Ok(())
     }
 
     /// Has the scaled pixels written to the crop, by way of a buffer if they have to be rearranged.
@@ -188,8 +158,8 @@ impl Resizer {
         plan: &CropPlan,
         layout: PixelLayout,
         crop: &mut [u8],
-        scale: impl FnOnce(&mut Self, &mut [u8]) -> Result<(), ImageError>,
-    ) -> Result<(), ImageError> {
+        scale: impl FnOnce(&mut Self, &mut [u8]),
+    ) {
         if layout == PixelLayout::Rgb && plan.needs_no_rearrangement() {
             return scale(self, crop);
         }
@@ -199,86 +169,31 @@ impl Resizer {
             &mut scaled,
             plan.column.length as usize * plan.row.length as usize * layout.channels(),
         );
-        let result = scale(self, &mut scaled);
-        if result.is_ok() {
-            rearrange(&scaled, layout, plan, crop);
-        }
+        scale(self, &mut scaled);
+        rearrange(&scaled, layout, plan, crop);
         self.scaled = scaled;
-        result
     }
 
     /// The second pass: scales the narrowed rows vertically.
-    fn scale_columns(
-        &mut self,
-        plan: &CropPlan,
-        layout: PixelLayout,
-        target: &mut [u8],
-    ) -> Result<(), ImageError> {
-        let (columns, rows) = (plan.column.length, plan.row.length);
-        let lines = plan.rows();
+    fn scale_columns(&self, plan: &CropPlan, layout: PixelLayout, target: &mut [u8]) {
+        let columns = plan.column.length;
+        let first = plan.rows().start;
         if plan.sampling().is_some() {
-            let first = lines.start;
             sampling::scale_columns(&self.narrowed, first, &self.rows, layout, columns, target);
-            return Ok(());
+            return;
         }
-        if is_convolution(plan.filter) {
-            let row_bytes = columns as usize * layout.channels();
-            let packed: Vec<_> = self.narrowed.chunks_exact(row_bytes).collect();
-            convolution::scale_columns(&packed, lines.start, &self.row_weights, target);
-            return Ok(());
-        }
-
-        let pixel_type = pixel_type(layout);
-        let mut target =
-            Image::from_slice_u8(columns, rows, target, pixel_type).map_err(resize_error)?;
-        let narrowed =
-            Image::from_slice_u8(columns, lines.len() as u32, &mut self.narrowed, pixel_type)
-                .map_err(resize_error)?;
-
-        let (top, height) = plan.row.stretch();
-        let options = plan.options().crop(
-            0.0,
-            top - f64::from(lines.start),
-            f64::from(columns),
-            height,
-        );
-        self.resizer
-            .resize(&narrowed, &mut target, &options)
-            .map_err(resize_error)
+        let row_bytes = columns as usize * layout.channels();
+        let packed: Vec<_> = self.narrowed.chunks_exact(row_bytes).collect();
+        convolution::scale_columns(&packed, first, &self.row_weights, target);
     }
 
-    /// Scales the stored region to `plan.column.length` x `plan.row.length` pixels in one go.
-    fn scale_columns_first<V: IntoImageView>(
+    /// Scales the stored region to `plan.column.length` x `plan.row.length` pixels, columns first.
+    fn convolve_columns_first(
         &mut self,
-        source: &SourceView<'_, V>,
+        source: SourceView<'_>,
         plan: &CropPlan,
         target: &mut [u8],
-    ) -> Result<(), ImageError> {
-        let (columns, rows) = (plan.column.length, plan.row.length);
-        if is_convolution(plan.filter) {
-            return self.convolve_columns_first(source, plan, target);
-        }
-        let mut target = Image::from_slice_u8(columns, rows, target, pixel_type(source.layout))
-            .map_err(resize_error)?;
-        let (left, width) = plan.column.stretch();
-        let (top, height) = plan.row.stretch();
-        let options = plan.options().crop(
-            left - f64::from(source.origin.0),
-            top - f64::from(source.origin.1),
-            width,
-            height,
-        );
-        self.resizer
-            .resize(source.view, &mut target, &options)
-            .map_err(resize_error)
-    }
-
-    fn convolve_columns_first<V: IntoImageView>(
-        &mut self,
-        source: &SourceView<'_, V>,
-        plan: &CropPlan,
-        target: &mut [u8],
-    ) -> Result<(), ImageError> {
+    ) {
         let layout = source.layout;
         let (columns, lines) = plan.region();
         self.weigh(plan);
@@ -286,23 +201,18 @@ impl Resizer {
             &mut self.narrowed,
             columns.len() * plan.row.length as usize * layout.channels(),
         );
-        let weights = &self.row_weights;
         let flattened = &mut self.narrowed;
-        convolution::scale_columns_of(source, columns.clone(), lines, weights, flattened)?;
+        convolution::scale_columns_of(source, columns.clone(), lines, &self.row_weights, flattened);
 
-        let flattened = SourceView {
-            view: &view(columns.len() as u32, plan.row.length, flattened, layout)?,
-            origin: (columns.start, 0),
-            layout,
-        };
-        convolution::scale_rows(&flattened, 0..plan.row.length, &self.column_weights, target)
+        let flattened = SourceView::packed(columns.len() as u32, flattened, layout);
+        let flattened = flattened.at((columns.start, 0));
+        convolution::scale_rows(flattened, 0..plan.row.length, &self.column_weights, target);
     }
 
     /// The size of the buffers, in bytes.
     pub(super) fn memory(&self) -> usize {
         self.scaled.capacity()
             + self.narrowed.capacity()
-            + self.resizer.size_of_internal_buffers()
             + self.columns.memory()
             + self.rows.memory()
             + self.column_weights.memory()

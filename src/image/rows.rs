@@ -10,14 +10,14 @@ use super::{
     crop_plan::CropPlan,
     pixels::{PixelLayout, Pixels, resize_buffer},
     resize::Resizer,
-    source_view::{SourceView, view},
+    source_view::SourceView,
 };
 
 /// The bytes of a band: few enough to be in a processor's cache beside the tables of a decoder, and
 /// enough rows to be worth it.
 const BAND_BYTES: usize = 1 << 16;
 
-/// The rows that the resampler scales side by side.
+/// The rows that `convolution` scales side by side.
 const ROWS_AT_ONCE: usize = 4;
 
 /// The rows in a band of a picture.
@@ -67,7 +67,6 @@ impl Part {
             layout: scaling.layout,
             band: self.band,
             filled: 0,
-            result: Ok(()),
         });
         Rows {
             buffer: &mut self.buffer,
@@ -99,8 +98,6 @@ struct Scaling<'a> {
     band: usize,
     /// The rows that it holds now.
     filled: usize,
-    /// The first error, which is told at the end.
-    result: Result<(), ImageError>,
 }
 
 impl<'a> Rows<'a> {
@@ -162,7 +159,6 @@ impl<'a> Rows<'a> {
                 layout: pixels.layout,
                 band,
                 filled: 0,
-                result: Ok(()),
             }),
             buffer: &mut pixels.data,
         }
@@ -235,34 +231,27 @@ impl<'a> Rows<'a> {
     /// Scales what is left.
     ///
     /// # Errors
-    /// [`ImageError::Resize`].
+    /// As for [`Budget::check`].
     pub fn finish(self, budget: &Budget) -> Result<(), ImageError> {
         budget.check()?;
-        let Some(mut scaling) = self.scaling else {
-            return Ok(());
-        };
-        scaling.flush(self.buffer, self.first);
-        scaling.result
+        if let Some(mut scaling) = self.scaling {
+            scaling.flush(self.buffer, self.first);
+        }
+        Ok(())
     }
 }
 
 impl Scaling<'_> {
     fn flush(&mut self, buffer: &[u8], first: usize) {
         let filled = std::mem::take(&mut self.filled);
-        if filled == 0 || self.result.is_err() {
+        if filled == 0 {
             return;
         }
         let bytes = self.width as usize * self.layout.channels() * filled;
         let rows = first as u32..(first + filled) as u32;
-        self.result =
-            view(self.width, filled as u32, &buffer[..bytes], self.layout).and_then(|view| {
-                let source = SourceView {
-                    view: &view,
-                    origin: (0, rows.start),
-                    layout: self.layout,
-                };
-                self.resizer.narrow(&source, &self.plan, rows)
-            });
+        let source = SourceView::packed(self.width, &buffer[..bytes], self.layout);
+        self.resizer
+            .narrow(source.at((0, rows.start)), &self.plan, rows);
     }
 }
 

@@ -1,25 +1,22 @@
-//! Scaling by filters that the resampler does not have: the nearest pixel as Pillow picks it, and
-//! OpenCV's mean of an area, cubic, and Lanczos.
+//! Scaling by filters that don't blur a picture that gets smaller: the nearest pixel as Pillow picks
+//! it, and OpenCV's linear, cubic, and Lanczos; and by its mean of an area.
 //!
 //! Each axis is described by a [`Table`] of the source pixels that a scaled one is made of. Rows
-//! are scaled before columns, and rounded to bytes in between, or, where a filter overshoots, to parts
-//! of [`PARTS`].
+//! are scaled before columns, and rounded in between as [`Sampling::keeps_fractions`] says.
 
 use std::ops::Range;
 
-use fast_image_resize::IntoImageView;
-
-use super::{ImageError, pixels::PixelLayout, source_view::SourceView};
+use super::{pixels::PixelLayout, source_view::SourceView};
 
 /// The longest axis along which Pillow's sum of steps is followed; beyond it, the steps are
 /// multiplied, which differs only where a middle falls on the border of two pixels.
 const LONGEST_SUM: u64 = 1 << 16;
 
-/// The parts of a value of a pixel that are told apart between the passes of a filter that overshoots.
-/// 16 bits hold more than twice the range of such values.
+/// The parts of a value of a pixel that are told apart between the passes of a filter that keeps
+/// fractions. 16 bits hold more than twice the range of such values.
 const PARTS: f32 = 64.0;
 
-/// OpenCV's weights of cubics and of Lanczos are multiples of one part of this many.
+/// OpenCV's weights of pixels around a middle are multiples of one part of this many.
 const WEIGHT_PARTS: f32 = 2048.0;
 
 /// How a scaled pixel is made of those of the source.
@@ -29,6 +26,8 @@ pub(super) enum Sampling {
     Nearest,
     /// The mean of what it covers.
     Area,
+    /// A blend of the two pixels around its middle.
+    Linear,
     /// A cubic over the four pixels around its middle.
     Cubic,
     /// A windowed sinc over the eight pixels around its middle.
@@ -39,9 +38,11 @@ pub(super) enum Sampling {
 }
 
 impl Sampling {
-    /// Whether values can lie outside those of the pixels that they are made of.
-    fn overshoots(self) -> bool {
-        matches!(self, Self::Cubic | Self::Lanczos4)
+    /// Whether values are rounded to parts of [`PARTS`] between the passes, as OpenCV does, and not
+    /// to bytes. Those of [`Sampling::Cubic`] and [`Sampling::Lanczos4`] also lie outside the range
+    /// of a byte.
+    fn keeps_fractions(self) -> bool {
+        matches!(self, Self::Linear | Self::Cubic | Self::Lanczos4)
     }
 }
 
@@ -99,6 +100,7 @@ impl Table {
                         .min(axis.source - 1)
                 }
                 Sampling::Area => self.push_area(index, step, axis.source),
+                Sampling::Linear => self.push_around(index, step, axis.source, |x| [1.0 - x, x]),
                 Sampling::Cubic => self.push_around(index, step, axis.source, cubic),
                 Sampling::Lanczos4 => self.push_around(index, step, axis.source, lanczos4),
                 Sampling::EnlargedArea => self.push_enlarged(index, step, axis.source),
@@ -181,8 +183,8 @@ impl Table {
         })
     }
 
-    fn overshoots(&self) -> bool {
-        self.sampling.is_some_and(Sampling::overshoots)
+    fn keeps_fractions(&self) -> bool {
+        self.sampling.is_some_and(Sampling::keeps_fractions)
     }
 
     /// The size of the table, in bytes.
@@ -248,48 +250,47 @@ impl Middles {
 }
 
 /// Scales these rows of the stored image into `target`.
-pub(super) fn scale_rows<V: IntoImageView>(
-    source: &SourceView<'_, V>,
+pub(super) fn scale_rows(
+    source: SourceView<'_>,
     rows: Range<u32>,
     columns: &Table,
     target: &mut [u8],
-) -> Result<(), ImageError> {
-    if columns.overshoots() {
+) {
+    if columns.keeps_fractions() {
         scale_rows_to(source, rows, columns, target, |sum| {
             ((sum * PARTS).round_ties_even() as i16).to_le_bytes()
-        })
+        });
     } else {
-        scale_rows_to(source, rows, columns, target, |sum| [(sum + 0.5) as u8])
+        scale_rows_to(source, rows, columns, target, |sum| [(sum + 0.5) as u8]);
     }
 }
 
 /// Scales rows to values of `BYTES` bytes, which `round` makes of sums.
-fn scale_rows_to<const BYTES: usize, V: IntoImageView>(
-    source: &SourceView<'_, V>,
+fn scale_rows_to<const BYTES: usize>(
+    source: SourceView<'_>,
     rows: Range<u32>,
     columns: &Table,
     target: &mut [u8],
     round: impl Fn(f32) -> [u8; BYTES],
-) -> Result<(), ImageError> {
+) {
     let channels = source.layout.channels();
     let row_bytes = columns.pixels.len() * channels * BYTES;
     let left = source.origin.0 as usize;
-    source.with_rows(rows, |rows| {
-        for (row, target) in rows.iter().zip(target.chunks_exact_mut(row_bytes)) {
-            let values = target.as_chunks_mut::<BYTES>().0;
-            for ((first, weights), pixel) in columns.rows().zip(values.chunks_exact_mut(channels)) {
-                let begin = (first - left) * channels;
-                for (channel, value) in pixel.iter_mut().enumerate() {
-                    let sum: f32 = weights
-                        .iter()
-                        .zip(row[begin + channel..].iter().step_by(channels))
-                        .map(|(weight, &value)| weight * f32::from(value))
-                        .sum();
-                    *value = round(sum);
-                }
+    let rows = source.rows(rows);
+    for (row, target) in rows.iter().zip(target.chunks_exact_mut(row_bytes)) {
+        let values = target.as_chunks_mut::<BYTES>().0;
+        for ((first, weights), pixel) in columns.rows().zip(values.chunks_exact_mut(channels)) {
+            let begin = (first - left) * channels;
+            for (channel, value) in pixel.iter_mut().enumerate() {
+                let sum: f32 = weights
+                    .iter()
+                    .zip(row[begin + channel..].iter().step_by(channels))
+                    .map(|(weight, &value)| weight * f32::from(value))
+                    .sum();
+                *value = round(sum);
             }
         }
-    })
+    }
 }
 
 /// Scales the columns of packed rows, the first of which is row `first_row` of the source.
@@ -302,7 +303,7 @@ pub(super) fn scale_columns(
     target: &mut [u8],
 ) {
     let row = columns as usize * layout.channels();
-    if rows.overshoots() {
+    if rows.keeps_fractions() {
         scale_columns_of(narrowed, first_row, rows, row, target, |bytes| {
             f32::from(i16::from_le_bytes(bytes)) / PARTS
         });
@@ -342,10 +343,11 @@ fn scale_columns_of<const BYTES: usize>(
 mod tests {
     use super::*;
 
-    const ALL: [Sampling; 5] = [
+    const ALL: [Sampling; 6] = [
         Sampling::Nearest,
         Sampling::Area,
         Sampling::EnlargedArea,
+        Sampling::Linear,
         Sampling::Cubic,
         Sampling::Lanczos4,
     ];

@@ -265,7 +265,7 @@ impl From<TeachError> for CallError {
 fn is_internal(error: &ImageError) -> bool {
     matches!(
         error,
-        ImageError::Geometry { .. } | ImageError::CropLength { .. } | ImageError::Resize { .. }
+        ImageError::Geometry { .. } | ImageError::CropLength { .. }
     )
 }
 

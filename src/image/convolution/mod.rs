@@ -11,9 +11,7 @@ mod avx512;
 
 use std::ops::Range;
 
-use fast_image_resize::IntoImageView;
-
-use super::{Filter, ImageError, sampling::Stretch, simd::simd, source_view::SourceView};
+use super::{Filter, sampling::Stretch, simd::simd, source_view::SourceView};
 
 /// Fraction bits of the weights.
 const FRACTION: u32 = 22;
@@ -133,11 +131,6 @@ impl Weights {
     }
 }
 
-/// Whether a filter is one of those here.
-pub(super) fn is_convolution(filter: Filter) -> bool {
-    matches!(filter, Filter::Bilinear | Filter::Bicubic | Filter::Lanczos)
-}
-
 /// The value of a filter at a distance from its middle.
 fn value_of(filter: Filter, distance: f64) -> f64 {
     let x = distance.abs();
@@ -175,12 +168,12 @@ fn value_of(filter: Filter, distance: f64) -> f64 {
 type ScaleFourRows = fn([&[u8]; 4], usize, &Weights, [&mut [u8]; 4]);
 
 /// Scales these rows of the stored image into `target`.
-pub(super) fn scale_rows<V: IntoImageView>(
-    source: &SourceView<'_, V>,
+pub(super) fn scale_rows(
+    source: SourceView<'_>,
     rows: Range<u32>,
     columns: &Weights,
     target: &mut [u8],
-) -> Result<(), ImageError> {
+) {
     let channels = source.layout.channels();
     let row_bytes = columns.first.len() * channels;
     let begin = source.origin.0 as usize;
@@ -190,18 +183,16 @@ pub(super) fn scale_rows<V: IntoImageView>(
         3 => four_rows_of_3,
         _ => four_rows_of_4,
     };
-    source.with_rows(rows, |rows| {
-        let targets = target.chunks_mut(4 * row_bytes);
-        for (rows, targets) in rows.chunks(4).zip(targets) {
-            // In place of missing ones, the last is scaled again, to nowhere.
-            let mut nowhere = vec![0; (4 - rows.len()) * row_bytes];
-            let rows = std::array::from_fn(|i| rows[i.min(rows.len() - 1)]);
-            let targets = targets.chunks_exact_mut(row_bytes);
-            let mut targets = targets.chain(nowhere.chunks_exact_mut(row_bytes));
-            let targets = std::array::from_fn(|_| targets.next().unwrap_or_default());
-            scale(rows, begin, columns, targets);
-        }
-    })
+    let targets = target.chunks_mut(4 * row_bytes);
+    for (rows, targets) in source.rows(rows).chunks(4).zip(targets) {
+        // In place of missing ones, the last is scaled again, to nowhere.
+        let mut nowhere = vec![0; (4 - rows.len()) * row_bytes];
+        let rows = std::array::from_fn(|i| rows[i.min(rows.len() - 1)]);
+        let targets = targets.chunks_exact_mut(row_bytes);
+        let mut targets = targets.chain(nowhere.chunks_exact_mut(row_bytes));
+        let targets = std::array::from_fn(|_| targets.next().unwrap_or_default());
+        scale(rows, begin, columns, targets);
+    }
 }
 
 simd! {
@@ -273,19 +264,22 @@ pub(super) fn scale_columns(lines: &[&[u8]], first_row: u32, rows: &Weights, tar
 }
 
 /// Scales the columns of a part of the stored image: `columns` by those that `rows` need.
-pub(super) fn scale_columns_of<V: IntoImageView>(
-    source: &SourceView<'_, V>,
+pub(super) fn scale_columns_of(
+    source: SourceView<'_>,
     columns: Range<u32>,
     lines: Range<u32>,
     rows: &Weights,
     target: &mut [u8],
-) -> Result<(), ImageError> {
+) {
     let byte = |column: u32| (column - source.origin.0) as usize * source.layout.channels();
     let bytes = byte(columns.start)..byte(columns.end);
-    source.with_rows(lines.clone(), |all| {
-        let parts: Vec<_> = all.iter().map(|row| &row[bytes.clone()]).collect();
-        scale_columns(&parts, lines.start, rows, target);
-    })
+    let first = lines.start;
+    let parts: Vec<_> = source
+        .rows(lines)
+        .into_iter()
+        .map(|row| &row[bytes.clone()])
+        .collect();
+    scale_columns(&parts, first, rows, target);
 }
 
 /// Makes a row of those from the first of `rows` on, from its byte `begin` on.
