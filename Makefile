@@ -105,7 +105,8 @@ test: openvino onnxruntime test-env ## fetch what the tests need, then run all o
 	cargo test $(CHECKED) --doc
 
 test-features: openvino onnxruntime tensorrt nvrtc ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
-	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --lib -- cli:: engine:: image:: metrics:: telemetry:: scheduler::tests::watchdog
+	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --lib -- cli:: engine:: image:: metrics:: telemetry:: scheduler::tests::watchdog \
+	    --skip engine::conformance --skip engine::embeddings --skip engine::old_opsets
 	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
 	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --test gpu_plumbing
 
