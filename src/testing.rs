@@ -3,6 +3,7 @@
 use std::{
     io::{self, Write},
     path::PathBuf,
+    sync::{Arc, Mutex},
 };
 
 /// Says that a test is skipped, past the test harness, which keeps what a passing test prints to
@@ -10,6 +11,35 @@ use std::{
 pub(crate) fn skipped(reason: &str) {
     // Without standard error nobody is there to read it.
     let _ = writeln!(io::stderr(), "SKIPPED: {reason}");
+}
+
+/// What is logged by a test, shared by all who write it.
+#[derive(Clone, Default)]
+pub(crate) struct CapturedLog(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for CapturedLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What `work` logs, written by the subscriber that is made here.
+pub(crate) fn log_of<S>(subscriber: impl FnOnce(CapturedLog) -> S, work: impl FnOnce()) -> String
+where
+    S: tracing::Subscriber + Send + Sync + 'static,
+{
+    // Where there is only one subscriber, the thread that is the first to reach a line decides for all
+    // threads whether it is logged, and that may be the thread of a test without a subscriber.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+    let log = CapturedLog::default();
+    tracing::subscriber::with_default(subscriber(log.clone()), work);
+    let bytes = log.0.lock().unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Numbers from 0 up to a limit, by Marsaglia's xorshift generator: the same for the same `seed`, which

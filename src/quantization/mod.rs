@@ -315,13 +315,12 @@ fn manifest(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use super::photos::Photo;
     use super::*;
     use crate::{
         image::Fit,
         model::{ChannelOrder, Overrides, Preset, testing},
+        testing::CapturedLog,
     };
 
     /// A model whose logits are these weights times the mean colours of an image.
@@ -531,27 +530,13 @@ mod tests {
 
     /// What `work` logs.
     fn log_of(work: impl FnOnce()) -> String {
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || LogWriter(writer.clone()))
-            .finish();
-        tracing::subscriber::with_default(subscriber, work);
-        String::from_utf8(log.lock().unwrap().clone()).unwrap()
-    }
-
-    struct LogWriter(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for LogWriter {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
+        let subscriber = |log: CapturedLog| {
+            tracing_subscriber::fmt()
+                .with_ansi(false)
+                .with_writer(move || log.clone())
+                .finish()
+        };
+        crate::testing::log_of(subscriber, work)
     }
 
     #[test]

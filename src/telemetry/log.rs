@@ -196,11 +196,10 @@ impl<W: Write> Write for Escaping<W> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use tracing::Level;
 
     use super::*;
+    use crate::testing::{CapturedLog, log_of};
 
     #[test]
     fn a_bare_level_applies_to_the_server_and_libraries_stay_quiet() {
@@ -226,34 +225,19 @@ mod tests {
 
     #[test]
     fn control_characters_of_callers_are_escaped_wherever_they_are() {
-        #[derive(Clone, Default)]
-        struct Lines(Arc<Mutex<Vec<u8>>>);
-
-        impl io::Write for Lines {
-            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-                self.0.lock().unwrap().extend(bytes);
-                Ok(bytes.len())
-            }
-
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
-        }
-
-        let lines = Lines::default();
-        let writer = lines.clone();
-        let log = tracing_subscriber::fmt()
-            .with_writer(move || writer.clone())
-            .without_time()
-            .with_target(false)
-            .with_ansi(false)
-            .fmt_fields(debug_fn(write_field).delimited(" "))
-            .finish();
+        let subscriber = |log: CapturedLog| {
+            tracing_subscriber::fmt()
+                .with_writer(move || log.clone())
+                .without_time()
+                .with_target(false)
+                .with_ansi(false)
+                .fmt_fields(debug_fn(write_field).delimited(" "))
+                .finish()
+        };
         let hostile = "a\nWARN forged \u{1b}[2Jé\u{85}";
-        tracing::subscriber::with_default(log, || {
+        let written = log_of(subscriber, || {
             tracing::warn!(name = hostile, shown = %hostile, number = 3, "refused: {hostile}");
         });
-        let written = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
         let safe = r"a\nWARN forged \u{1b}[2Jé\u{85}";
         assert_eq!(
             written,
