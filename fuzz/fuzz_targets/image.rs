@@ -41,7 +41,6 @@ fn crop(preprocessor: &mut Preprocessor, image: &Source) -> Result<Vec<u8>, Stri
         Err(
             error @ (ImageError::Geometry { .. }
             | ImageError::CropLength { .. }
-            | ImageError::Resize { .. }
             | ImageError::TookTooLong { .. }
             | ImageError::DecoderPanic),
         ) => panic!("no image may cause this: {error}"),

@@ -213,7 +213,6 @@ impl CropPlan {
                 )
             }
             Fit::Line(_) => {
-                check_rows(upright_width, upright_height, crop_width)?;
                 let proportion = f64::from(upright_width) / f64::from(upright_height);
                 let scaled_width = (f64::from(crop_height) * proportion).ceil() as u32;
                 (
@@ -222,7 +221,6 @@ impl CropPlan {
                 )
             }
             Fit::Squash => {
-                check_rows(upright_width, upright_height, crop_width)?;
                 let shorter = u64::from(crop_width.min(crop_height));
                 let scale = |side: u32| u64::from(side) * u64::from(resize_shorter_side) / shorter;
                 (
@@ -248,7 +246,7 @@ impl CropPlan {
             row = row.mirrored();
         }
 
-        Ok(Self {
+        let plan = Self {
             orientation,
             crop_width,
             crop_height,
@@ -258,7 +256,33 @@ impl CropPlan {
             y,
             column,
             row,
-        })
+        };
+        if matches!(fit, Fit::Line(_) | Fit::Squash) {
+            plan.check_rows(upright_width, upright_height)?;
+        }
+        Ok(plan)
+    }
+
+    /// Rejects pictures of so many rows that squashing them would take much memory: all of them are
+    /// kept at the width of the crop before the columns are scaled.
+    fn check_rows(&self, upright_width: u32, upright_height: u32) -> Result<(), ImageError> {
+        // Sampling begins with the rows as they are stored.
+        let (rows, crop_width) = if self.orientation.swapped && self.sampling().is_some() {
+            (upright_width, self.crop_height)
+        } else {
+            (upright_height, self.crop_width)
+        };
+        let row_bytes = 4 * u64::from(crop_width) * self.filter.bytes_between_passes() as u64;
+        let most = u32::try_from(MOST_NARROWED_BYTES / row_bytes).unwrap_or(u32::MAX);
+        let max_side = most.max(FEW_ROWS);
+        if rows > max_side {
+            return Err(ImageError::SideTooLong {
+                width: upright_width,
+                height: upright_height,
+                max_side,
+            });
+        }
+        Ok(())
     }
 
     /// The stored columns and rows that the crop depends on.
@@ -356,21 +380,6 @@ fn contained(picture: [u32; 2], crop: [u32; 2]) -> (u32, u32) {
     }
 }
 
-/// Rejects pictures of so many rows that squashing them would take much memory: all of them are
-/// kept at the width of the crop before the columns are scaled.
-fn check_rows(width: u32, height: u32, crop_width: u32) -> Result<(), ImageError> {
-    let most = MOST_NARROWED_BYTES / (4 * u64::from(crop_width));
-    let max_side = u32::try_from(most).unwrap_or(u32::MAX).max(FEW_ROWS);
-    if height > max_side {
-        return Err(ImageError::SideTooLong {
-            width,
-            height,
-            max_side,
-        });
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -379,6 +388,33 @@ mod tests {
 
     fn plan(width: u32, height: u32, geometry: &Geometry) -> CropPlan {
         CropPlan::new(width, height, Orientation::default(), geometry).unwrap()
+    }
+
+    #[test]
+    fn the_rows_that_are_kept_for_squashing_are_limited() {
+        let longest = |width, height, exif, filter| {
+            let geometry = Geometry {
+                fit: Fit::Squash,
+                filter,
+                ..IMAGENET
+            };
+            match CropPlan::new(width, height, Orientation::from_exif(exif), &geometry) {
+                Err(ImageError::SideTooLong { max_side, .. }) => Some(max_side),
+                plan => plan.map(|_| None).unwrap(),
+            }
+        };
+        let (convolved, sampled) = (Filter::Bilinear, Filter::Linear);
+        assert_eq!(longest(1, 18_725, 1, convolved), Some(18_724));
+        assert_eq!(longest(1, 18_724, 1, convolved), None);
+        assert_eq!(longest(1, 16_385, 1, sampled), Some(16_384));
+        assert_eq!(longest(1, 16_384, 1, sampled), None);
+        assert_eq!(longest(30_000, 1, 1, convolved), None);
+        assert_eq!(longest(30_000, 1, 1, sampled), None);
+        // Turned by a quarter.
+        assert_eq!(longest(30_000, 1, 6, convolved), Some(18_724));
+        assert_eq!(longest(30_000, 1, 6, sampled), None);
+        assert_eq!(longest(1, 30_000, 6, convolved), None);
+        assert_eq!(longest(1, 30_000, 6, sampled), Some(16_384));
     }
 
     #[test]

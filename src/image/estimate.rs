@@ -108,7 +108,7 @@ fn resizing(outline: &Outline, geometry: &Geometry) -> u64 {
     pixels * 2 * geometry.filter.support() as u64
 }
 
-/// What converting a raw frame needs, as far as it is not resized in place.
+/// What converting a raw frame needs. One that is resized in place counts as if it were copied.
 fn raw_frame(frame: &RawFrame) -> Outline {
     let (width, height) = (frame.width, frame.height);
     let bytes_per_pixel = match frame.format {

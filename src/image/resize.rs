@@ -123,7 +123,8 @@ impl Resizer {
     /// Scales rows of the stored image horizontally, all of which the plan needs.
     ///
     /// Pillow scales the rows of the upright image before its columns, and rounds to bytes in
-    /// between. Images that are stored with their axes swapped are convolved in the other order.
+    /// between. Images that are stored with their axes swapped are convolved in the other order, and
+    /// sampled in this one.
     pub(super) fn narrow(&mut self, source: SourceView<'_>, plan: &CropPlan, rows: Range<u32>) {
         let row_bytes = plan.narrowed_row_bytes(source.layout);
         let first = (rows.start - self.first) as usize;

@@ -103,7 +103,7 @@ struct Scaling<'a> {
 impl<'a> Rows<'a> {
     /// Takes the rows of `pixels`, whose size, layout and orientation are known. They are scaled at
     /// once if there is a resizer and if that is possible: not where the picture is turned by a
-    /// quarter, whose columns are scaled first.
+    /// quarter, which is scaled when it is complete.
     ///
     /// # Errors
     /// [`ImageError::Geometry`].

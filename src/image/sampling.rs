@@ -1,5 +1,5 @@
-//! Scaling by filters that don't blur a picture that gets smaller: the nearest pixel as Pillow picks
-//! it, and OpenCV's linear, cubic, and Lanczos; and by its mean of an area.
+//! Scaling by the nearest pixel, as Pillow picks it, and by OpenCV's filters: linear, cubic and
+//! Lanczos without antialiasing, and the mean of an area.
 //!
 //! Each axis is described by a [`Table`] of the source pixels that a scaled one is made of. Rows
 //! are scaled before columns, and rounded in between as [`Sampling::keeps_fractions`] says.
@@ -15,6 +15,9 @@ const LONGEST_SUM: u64 = 1 << 16;
 /// The parts of a value of a pixel that are told apart between the passes of a filter that keeps
 /// fractions. 16 bits hold more than twice the range of such values.
 const PARTS: f32 = 64.0;
+
+/// More than any negative value, in these parts.
+const ABOVE_ZERO: f32 = 32768.0;
 
 /// OpenCV's weights of pixels around a middle are multiples of one part of this many.
 const WEIGHT_PARTS: f32 = 2048.0;
@@ -38,9 +41,9 @@ pub(super) enum Sampling {
 }
 
 impl Sampling {
-    /// Whether values are rounded to parts of [`PARTS`] between the passes, as OpenCV does, and not
-    /// to bytes. Those of [`Sampling::Cubic`] and [`Sampling::Lanczos4`] also lie outside the range
-    /// of a byte.
+    /// Whether values are rounded to parts of [`PARTS`] between the passes, and not to bytes. OpenCV
+    /// keeps fractions as well, in fixed point. Values of [`Sampling::Cubic`] and
+    /// [`Sampling::Lanczos4`] also lie outside the range of a byte.
     fn keeps_fractions(self) -> bool {
         matches!(self, Self::Linear | Self::Cubic | Self::Lanczos4)
     }
@@ -258,7 +261,9 @@ pub(super) fn scale_rows(
 ) {
     if columns.keeps_fractions() {
         scale_rows_to(source, rows, columns, target, |sum| {
-            ((sum * PARTS).round_ties_even() as i16).to_le_bytes()
+            // Rounded by truncating a positive number, for which every processor has an instruction.
+            let shifted = (sum * PARTS + ABOVE_ZERO + 0.5) as i32;
+            ((shifted - ABOVE_ZERO as i32) as i16).to_le_bytes()
         });
     } else {
         scale_rows_to(source, rows, columns, target, |sum| [(sum + 0.5) as u8]);

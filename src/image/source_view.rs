@@ -18,7 +18,7 @@ pub(super) struct SourceView<'a> {
 }
 
 impl<'a> SourceView<'a> {
-    /// A whole image, without padding between its rows.
+    /// Rows of `width` pixels, one directly after another.
     pub fn packed(width: u32, data: &'a [u8], layout: PixelLayout) -> Self {
         let row_bytes = width as usize * layout.channels();
         Self {
@@ -35,7 +35,7 @@ impl<'a> SourceView<'a> {
         Self { origin, ..self }
     }
 
-    /// The same with rows that begin so many bytes after one another.
+    /// The same with rows that begin `stride` bytes after one another.
     pub fn with_stride(self, stride: usize) -> Self {
         Self { stride, ..self }
     }

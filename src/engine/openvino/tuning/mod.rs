@@ -27,8 +27,9 @@ pub(super) fn tuned(config: &EngineConfig, model: &Model) -> EngineConfig {
 }
 
 /// What an earlier start has kept under the first key, else what `measure` measures now, if it may,
-/// else what is kept under the other keys; and when it was measured. `None` if there are no figures,
-/// which an earlier start may have found out as well: it keeps an empty list.
+/// else what is kept under the other keys; and when it was measured. `None` if there are no figures.
+///
+/// An empty list is kept where there is nothing to measure, or where it takes too long.
 fn measured<T: Serialize + DeserializeOwned>(
     config: &EngineConfig,
     model: &Model,
@@ -47,16 +48,16 @@ fn measured<T: Serialize + DeserializeOwned>(
         }
     };
     let (own, others) = keys.split_first()?;
-    if let Some(found) = kept(own) {
-        return (!found.is_empty()).then_some((found, "measured at an earlier start"));
-    }
-    if config.openvino.tuning == Tuning::Measured {
-        match measure() {
+    match kept(own) {
+        Some(found) if !found.is_empty() => return Some((found, "measured at an earlier start")),
+        None if config.openvino.tuning == Tuning::Measured => match measure() {
             Ok(found) => {
                 for key in keys {
                     keep(key, &found);
                 }
-                return (!found.is_empty()).then_some((found, "measured now"));
+                if !found.is_empty() {
+                    return Some((found, "measured now"));
+                }
             }
             Err(MeasureError::TooSlow) => {
                 tracing::info!(
@@ -69,9 +70,11 @@ fn measured<T: Serialize + DeserializeOwned>(
             }
             // An engine that fails says so when it is loaded.
             Err(MeasureError::Engine(error)) => tracing::debug!("not measured: {error}"),
-        }
+        },
+        _ => {}
     }
-    let found = others.iter().find_map(kept)?;
+    let mut others = others.iter().filter_map(kept);
+    let found = others.find(|found| !found.is_empty())?;
     Some((found, "measured for another model"))
 }
 

@@ -180,6 +180,22 @@ mod tests {
     }
 
     #[test]
+    fn a_network_that_is_too_slow_gets_the_same_at_every_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(Tuning::Measured, folder.path());
+        assert_eq!(decided(&config, "a", &[1.0, 2.0]).0, Some(Precision::Fp32));
+        let too_slow = || Err(MeasureError::TooSlow);
+        for _ in 0..2 {
+            let chosen = decide(&config, &model("b"), &too_slow);
+            assert_eq!(chosen, Some(Precision::Fp32), "as for the other model");
+        }
+        assert_eq!(
+            decided(&config, "b", &[2.0, 1.0]),
+            (Some(Precision::Fp32), 0)
+        );
+    }
+
+    #[test]
     fn nothing_is_decided_where_it_is_off_or_somebody_has_chosen() {
         let folder = tempfile::tempdir().unwrap();
         let off = config(Tuning::Off, folder.path());
