@@ -284,17 +284,34 @@ fn scale_rows_to<const BYTES: usize>(
     let rows = source.rows(rows);
     for (row, target) in rows.iter().zip(target.chunks_exact_mut(row_bytes)) {
         let values = target.as_chunks_mut::<BYTES>().0;
-        for ((first, weights), pixel) in columns.rows().zip(values.chunks_exact_mut(channels)) {
-            let begin = (first - left) * channels;
-            for (channel, value) in pixel.iter_mut().enumerate() {
-                let sum: f32 = weights
-                    .iter()
-                    .zip(row[begin + channel..].iter().step_by(channels))
-                    .map(|(weight, &value)| weight * f32::from(value))
-                    .sum();
-                *value = round(sum);
+        // The number of channels is a constant in each loop, so that each can be vectorised.
+        match channels {
+            1 => scale_row::<1, BYTES>(row, left, columns, values, &round),
+            2 => scale_row::<2, BYTES>(row, left, columns, values, &round),
+            3 => scale_row::<3, BYTES>(row, left, columns, values, &round),
+            _ => scale_row::<4, BYTES>(row, left, columns, values, &round),
+        }
+    }
+}
+
+/// Scales a row that begins with column `left` of the source.
+fn scale_row<const CHANNELS: usize, const BYTES: usize>(
+    row: &[u8],
+    left: usize,
+    columns: &Table,
+    values: &mut [[u8; BYTES]],
+    round: &impl Fn(f32) -> [u8; BYTES],
+) {
+    let row = row.as_chunks::<CHANNELS>().0;
+    let pixels = values.as_chunks_mut::<CHANNELS>().0;
+    for ((first, weights), pixel) in columns.rows().zip(pixels) {
+        let mut sums = [0.0; CHANNELS];
+        for (weight, source) in weights.iter().zip(&row[first - left..]) {
+            for (sum, &value) in sums.iter_mut().zip(source) {
+                *sum += weight * f32::from(value);
             }
         }
+        *pixel = sums.map(round);
     }
 }
 
