@@ -4,6 +4,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::LazyLock,
 };
 
 use super::Server;
@@ -53,12 +54,18 @@ pub fn passed(stdout: &str) -> usize {
 
 /// The same Python, where tritonclient is installed too.
 pub fn tritonclient() -> Option<PathBuf> {
+    // Importing it takes seconds, and several tests ask.
+    static INSTALLED: LazyLock<bool> = LazyLock::new(|| {
+        python().is_some_and(|python| {
+            let import = Command::new(python)
+                .args(["-c", "import tritonclient.grpc"])
+                .output();
+            import.expect("Python runs").status.success()
+        })
+    });
+
     let python = python()?;
-    let import = Command::new(&python)
-        .args(["-c", "import tritonclient.grpc"])
-        .output()
-        .expect("Python runs");
-    if import.status.success() {
+    if *INSTALLED {
         return Some(python);
     }
 

@@ -9,7 +9,6 @@ mod bombs;
 mod clients;
 mod connections;
 mod container;
-mod dead_mount;
 mod fairness;
 mod hammering;
 mod http;

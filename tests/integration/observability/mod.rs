@@ -23,7 +23,7 @@ async fn prometheus_and_the_clients_agree_and_alerts_fire() {
     if !ffmpeg() || !prometheus::installed() {
         return;
     }
-    let _alone = exclusive();
+    let alone = exclusive();
     let mut server = Server::start(&["--threads", "2", "--queue-capacity", CAPACITY]);
     let prometheus = Prometheus::start(server.http);
     prometheus.wait_for_scrapes().await;
@@ -38,6 +38,8 @@ async fn prometheus_and_the_clients_agree_and_alerts_fire() {
     every_query_answers(&prometheus, &server);
     load.stop().await;
     overload.stop().await;
+    drop(alone);
+
     let fired = prometheus.firing();
     for wrong in [
         "ClassifierDown",

@@ -1,6 +1,8 @@
 //! Hostile models: files that crash libraries, compute without end or take all memory, and files
 //! that are none. A model that can't be served is no other model's end.
 
+mod dead_mount;
+
 use std::{
     fs::{self, File},
     os::unix::fs::symlink,
@@ -23,7 +25,7 @@ use resnet18_server::{
 };
 use tonic::{Code, Request, Status};
 
-use super::{
+use crate::{
     assert_discreet, cat,
     common::{Server, resnet18, shared, text, tiny_model::tiny_model},
 };

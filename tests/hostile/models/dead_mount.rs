@@ -10,10 +10,8 @@ use std::{
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-use super::{
-    common::{resnet18, text, tiny_model::tiny_model},
-    models::{classify, problem, serve},
-};
+use super::{classify, problem, serve};
+use crate::common::{resnet18, text, tiny_model::tiny_model};
 
 /// A FUSE mount that nobody serves: every call on it waits until the mount goes.
 struct DeadMount {
