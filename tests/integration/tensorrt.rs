@@ -98,54 +98,47 @@ fn assert_contains(text: &str, parts: &[&str]) {
     }
 }
 
+/// A second build must find the plans of the first one, which are of these GPUs, in the cache.
+fn assert_found_again(cache: &Path, arguments: &[&str], first: &[Value], targets: &[&str]) {
+    let names: Vec<&str> = first
+        .iter()
+        .map(|line| line["compute_capability"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, targets);
+    for line in first {
+        assert_eq!(line["cached"], false, "{line}");
+        let size = fs::metadata(line["file"].as_str().unwrap()).unwrap().len();
+        assert!(size > 5_000_000, "{line}");
+    }
+
+    for line in build(cache, arguments) {
+        assert_eq!(line["cached"], true, "{line}");
+    }
+}
+
+/// More models can be given as a list of paths: `RESNET18_TEST_ONNX=/a.onnx:/b.onnx`. The test of the
+/// table below also builds the shared models.
 #[test]
 fn every_model_is_built_for_every_gpu_and_found_again() {
     if library().is_none() {
         return;
     }
-    let mut models: Vec<Vec<String>> = vec![vec![BUNDLED.into()]];
-    if let Some(models_folder) = shared("models") {
-        let path = models_folder
-            .join("efficientnet-lite0.onnx")
-            .display()
-            .to_string();
-        let normalization =
-            ["--mean", "0.498,0.498,0.498", "--std", "0.502,0.502,0.502"].map(String::from);
-        models.push([vec![path], normalization.to_vec()].concat());
-    }
-    let folder = tempfile::tempdir().unwrap();
-    if let Some(onnx) = shared("models").and_then(|models| resnet50(&models, folder.path())) {
-        models.push(vec![onnx.display().to_string()]);
-    }
-    // More models can be given as a list of paths: RESNET18_TEST_ONNX=/a.onnx:/b.onnx
+    let mut models = vec![PathBuf::from(BUNDLED)];
     if let Some(more) = std::env::var_os("RESNET18_TEST_ONNX") {
-        models.extend(std::env::split_paths(&more).map(|path| vec![path.display().to_string()]));
+        models.extend(std::env::split_paths(&more));
     }
     for model in models {
         let cache = tempfile::tempdir().unwrap();
-        let arguments: Vec<&str> = ["--sm", ALL]
-            .into_iter()
-            .chain(model.iter().map(String::as_str))
-            .collect();
+        let arguments = ["--sm", ALL, model.to_str().unwrap()];
         let first = build(cache.path(), &arguments);
-        let targets: Vec<&str> = first
-            .iter()
-            .map(|line| line["compute_capability"].as_str().unwrap())
-            .collect();
-        assert_eq!(targets, ["7.5", "8.6", "8.9", "12.0"]);
-        for line in &first {
-            assert_eq!(line["cached"], false, "{line}");
-            let size = fs::metadata(line["file"].as_str().unwrap()).unwrap().len();
-            assert!(size > 5_000_000, "{line}");
-        }
         let seconds: Vec<f64> = first
             .iter()
             .map(|line| line["seconds"].as_f64().unwrap())
             .collect();
-        eprintln!("{}: built for {targets:?} in {seconds:.2?} s", model[0]);
-        for line in build(cache.path(), &arguments) {
-            assert_eq!(line["cached"], true, "{line}");
-        }
+        eprintln!("{}: built in {seconds:.2?} s", model.display());
+
+        let targets = ["7.5", "8.6", "8.9", "12.0"];
+        assert_found_again(cache.path(), &arguments, &first, &targets);
     }
 }
 
@@ -160,12 +153,15 @@ fn row(name: &str, precision: &str, arguments: &[&str]) -> String {
     while cells.len() < targets.len() {
         let cache = tempfile::tempdir().unwrap();
         let left = targets[cells.len()..].join(",");
-        let output = command(cache.path(), &[arguments, &["--sm", &left]].concat())
-            .output()
-            .unwrap();
+        let arguments = [arguments, &["--sm", &left]].concat();
+        let output = command(cache.path(), &arguments).output().unwrap();
         // It ends at the first one that is refused.
         cells.extend(text(&output.stdout).lines().map(|_| "built"));
         if output.status.success() {
+            if precision == "fp16" {
+                let targets = ["7.5", "8.0", "8.6", "8.9", "12.0", "12.1"];
+                assert_found_again(cache.path(), &arguments, &lines(&output), &targets);
+            }
             continue;
         }
         let said = text(&output.stderr);
@@ -220,17 +216,31 @@ fn the_documentation_says_what_is_built_for_which_gpu() {
         }
     }
 
-    let mut rows = Vec::new();
-    for (name, arguments) in &models {
+    // The models are built beside each other: each takes many seconds on one core.
+    let rows_of = |name: &str, arguments: &[String]| {
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let mut rows = Vec::new();
         for precision in ["fp16", "fp32", "bf16"] {
             let arguments = [&arguments[..], &["--precision", precision]].concat();
             rows.push(row(name, precision, &arguments));
         }
+
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join(arguments[0]);
+        let folder = tempfile::tempdir().unwrap();
         let int8 = quantized(&model, folder.path());
         rows.push(row(name, "int8", &[int8.to_str().unwrap()]));
-    }
+        rows
+    };
+    let rows: Vec<String> = std::thread::scope(|scope| {
+        let running: Vec<_> = models
+            .iter()
+            .map(|(name, arguments)| scope.spawn(move || rows_of(name, arguments)))
+            .collect();
+        running
+            .into_iter()
+            .flat_map(|rows| rows.join().unwrap())
+            .collect()
+    });
 
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/gpu.md");
     let text = fs::read_to_string(&page).unwrap();
