@@ -564,6 +564,9 @@ fn the_page_works_in_a_browser() {
         tokens.to_str().unwrap(),
         "--max-calls",
         "1",
+        // Slow enough that the calls of the camera overlap.
+        "--engine",
+        "embedded",
         "--model",
         &one,
         "--model",
