@@ -278,7 +278,8 @@ fn measure(variant: &Variant, bytes: &Bytes, duration: Duration) -> Result<Cost,
         println!("{clients:>7} clients  {:.2}", rate / limit);
     }
     println!();
-    let (user, system, rate) = typical.ok_or("the typical clients were measured")?;
+    let (user, system, rate) =
+        typical.expect("TYPICAL_CLIENTS is one of the measured numbers of clients");
     Ok(Cost {
         precision,
         terms,
@@ -464,7 +465,8 @@ impl Server {
         println!("start to ready         {:.0?}\n", started.elapsed());
         Ok(Self {
             child,
-            url: url.ok_or("the server says where it listens")?,
+            url: url
+                .ok_or("the server ended before it listened; run `resnet18 serve` to see why")?,
         })
     }
 

@@ -40,8 +40,8 @@ pub struct Class {
     pub probability: f32,
 }
 
-/// The label that an answer gives a class: the model's own, or none for the class that stands for
-/// everything that none of the others is, and for classes without a label.
+/// The label of a class in an answer: the model's own, or an empty string for the unknown class and
+/// for classes without a label.
 pub fn label(class_id: usize, labels: &[String], unknown_class: Option<usize>) -> &str {
     match labels.get(class_id) {
         Some(label) if unknown_class != Some(class_id) => label,
@@ -69,8 +69,8 @@ pub fn top_k(probabilities: &[f32], k: usize, min_probability: f32) -> Vec<Class
     top_k_of(probabilities, |_| true, k, min_probability)
 }
 
-/// Like [`top_k`], of the classes that `accepts` alone. Their probabilities are what they are among
-/// all classes.
+/// Like [`top_k`], but only for classes that `accepts` returns true for. The probabilities are not
+/// renormalized.
 pub fn top_k_of(
     probabilities: &[f32],
     accepts: impl Fn(usize) -> bool,

@@ -1,5 +1,6 @@
-//! A folder of artifacts that take long to make from a model and can be made again: TensorRT plans,
-//! compiled kernels and int8 models.
+//! A cache on disk for artifacts that are slow to make from a model and can be made again: TensorRT
+//! plans, compiled kernels, int8 models, and the measurements and reference answers of earlier
+//! starts.
 //!
 //! Each artifact is one file, named after the hash of its [`CacheKey`]: all inputs that it depends
 //! on. The file has a header (magic, key, length and SHA-256 of the content) and the content. A
@@ -126,7 +127,7 @@ impl fmt::Display for MissReason {
 
 /// Why a folder can't be used as a cache.
 #[derive(Debug, thiserror::Error)]
-#[error("the cache {}: {source}", folder.display())]
+#[error("the cache folder {} cannot be used: {source}", folder.display())]
 pub struct CacheError {
     folder: PathBuf,
     source: io::Error,
@@ -247,7 +248,7 @@ impl ArtifactCache {
             }
             Err(error) => {
                 tracing::warn!(
-                    "nothing can be kept in {}: {error}; it will be made again",
+                    "cannot write to the cache {}: {error}; the next start has to make the artifact again",
                     self.folder.display()
                 );
             }
@@ -284,7 +285,7 @@ impl ArtifactCache {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                tracing::info!("waiting for another process that is making the same");
+                tracing::info!("waiting for another process that is making the same artifact");
                 file.lock().ok()?;
             }
             Err(TryLockError::Error(_)) => return None,

@@ -66,7 +66,7 @@ use crate::{
 const FLUSH: Duration = Duration::from_secs(1);
 /// How long the worker threads may take to end after the last call.
 const THREADS_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often it is looked whether anything moves.
+/// How often the scheduler is checked for a stall.
 const STALL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the exporter's histograms are brought up to date.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
@@ -204,6 +204,7 @@ async fn run_with(
     let exporter = Exporter::install();
     #[cfg(feature = "tensorrt")]
     exporter.number_gpus(engine::tensorrt::gpu_uuids);
+
     let state = StateCell::default();
     let (controller, commands) = config.model_control.channel(config.teaching.is_some());
     let registry = Arc::new(Registry::controlled(config.default_model, controller));
@@ -216,6 +217,7 @@ async fn run_with(
     };
     let scheduler = Arc::new(Scheduler::new(config.scheduler)?);
 
+    // What answers the two ports.
     let services = Services::new(
         Arc::clone(&registry),
         state.clone(),
@@ -247,6 +249,7 @@ async fn run_with(
         served
     };
 
+    // What loads and teaches models.
     let loader = Loader {
         config: config.loader,
         start,
@@ -256,6 +259,8 @@ async fn run_with(
     };
     let teach = start_teacher(teacher, loader.clone());
     let load = loader.run(control.reload, commands);
+
+    // What watches over the server and ends it.
     let upkeep = async {
         loop {
             sleep(METRICS_UPKEEP).await;
@@ -290,14 +295,25 @@ async fn run_with(
         () = stalls => Ok(()),
     };
 
+    stop_threads(scheduler, &ended).await;
+    ended
+}
+
+/// Waits for the worker threads to end, and logs that the server has stopped if it did without an
+/// error.
+async fn stop_threads(scheduler: Arc<Scheduler>, ended: &Result<(), ServerError>) {
     // Threads of an engine that has failed may hang in a driver that no longer answers.
-    let limit = match &ended {
+    let limit = match ended {
         Err(ServerError::Failed(_)) => Duration::ZERO,
         _ => THREADS_TIMEOUT,
     };
     let left = tokio::task::spawn_blocking(move || scheduler.stop(limit)).await;
+    if ended.is_err() {
+        return;
+    }
+
     match left {
-        Ok(left @ 1..) if ended.is_ok() => {
+        Ok(left @ 1..) => {
             let threads = if left == 1 {
                 "thread was"
             } else {
@@ -305,10 +321,8 @@ async fn run_with(
             };
             tracing::warn!("stopped; {left} worker {threads} still busy and left behind");
         }
-        _ if ended.is_ok() => tracing::info!("stopped"),
-        _ => {}
+        _ => tracing::info!("stopped"),
     }
-    ended
 }
 
 /// Finds what was taught before.
@@ -343,25 +357,31 @@ async fn start_teacher(teacher: Option<Arc<Teacher>>, loader: Loader) -> Teachin
     }
 }
 
-/// Makes the server unready, and its health checks fail, while nothing moves although work waits.
+/// Makes the server unready, and its health checks fail, while no job makes progress although jobs
+/// are queued.
 async fn follow_stalls(scheduler: &Scheduler, state: &StateCell) {
     let mut was_stalled = false;
     loop {
         match scheduler.stalled() {
             Some(time) => {
                 state.stall(|| {
-                    format!("work waits, and nothing has moved for {time:.0?} (--stall-timeout)")
-                        .into()
+                    format!(
+                        "no job has made progress for {time:.0?} although jobs are queued \
+                         (--stall-timeout)"
+                    )
+                    .into()
                 });
                 if !was_stalled {
-                    tracing::error!("work waits, and nothing has moved for {time:.0?}");
+                    tracing::error!(
+                        "no job has made progress for {time:.0?} although jobs are queued"
+                    );
                 }
                 was_stalled = true;
             }
             None => {
                 state.moves_again();
                 if was_stalled {
-                    tracing::info!("work is done again");
+                    tracing::info!("jobs make progress again");
                 }
                 was_stalled = false;
             }

@@ -124,8 +124,8 @@ impl StateCell {
         });
     }
 
-    /// Work has waited for `reason` without anything moving. Only a server that is ready otherwise
-    /// is stalled; the other states are no better.
+    /// Marks the server as stalled, for `reason`. Only a ready server changes; in every other state
+    /// it already receives no new requests.
     pub fn stall(&self, reason: impl FnOnce() -> Arc<str>) {
         self.state.send_if_modified(|state| {
             let is_ready = *state == State::Ready;
@@ -136,7 +136,7 @@ impl StateCell {
         });
     }
 
-    /// Something moves again: a server that was stalled is ready.
+    /// Jobs make progress again: a server that was stalled is ready.
     pub fn moves_again(&self) {
         self.state.send_if_modified(|state| {
             let is_stalled = matches!(state, State::Stalled(_));

@@ -40,7 +40,7 @@ pub struct Args {
     )]
     sm: Vec<ComputeCapability>,
     /// Print one line of JSON per engine.
-    #[arg(long, env = "RESNET18_JSON")]
+    #[arg(long, env = "RESNET18_BUILD_JSON")]
     json: bool,
     #[command(flatten)]
     manifest: ManifestFlags,

@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 
 use super::{CliError, output};
 use crate::{
-    client::MAX_MESSAGE_BYTES,
+    client::{MAX_MESSAGE_BYTES, video::VideoError},
     files::{ReadFailure, has_image_name, read_limited_async, read_to_end},
 };
 
@@ -35,7 +35,7 @@ impl Images {
     /// Replaces each folder by the images in it, at any depth. Hidden files are left out.
     ///
     /// # Errors
-    /// A folder that can't be read or holds no images; standard input that is named twice.
+    /// A folder that can't be read or holds no image files; standard input that is named twice.
     pub fn find(arguments: &[PathBuf]) -> Result<Self, CliError> {
         if arguments.iter().filter(|path| is_stdin(path)).count() > 1 {
             return Err(CliError::Usage(
@@ -53,10 +53,8 @@ impl Images {
             let before = images.files.len();
             images.add_folder(path)?;
             if images.files.len() == before {
-                return Err(CliError::Failed(format!(
-                    "{} holds no images (jpg, png, webp, gif, bmp, tif, pnm)",
-                    path.display()
-                )));
+                let error = VideoError::NoImages(path.clone());
+                return Err(CliError::Failed(error.to_string()));
             }
             images.files[before..].sort();
         }
@@ -176,7 +174,7 @@ mod tests {
         assert_eq!((images.has_folder, images.ignored), (true, 1));
 
         let error = Images::find(&[at("empty")]).unwrap_err().to_string();
-        assert!(error.contains("holds no images"), "{error}");
+        assert!(error.contains("holds no image files"), "{error}");
         assert!(Images::find(&["-".into(), "-".into()]).is_err());
     }
 

@@ -208,11 +208,11 @@ fn import(args: &Args) -> Result<ImportReport, CliError> {
         };
         let taken = model::complete(&mut onnx, &settings, &name, Some(path))
             .map_err(|error| in_file(&error))?;
-        output::print_taken(&taken);
+        output::print_sources(&taken);
     }
     let taken = model::complete(&mut onnx, &overrides, &name, Some(path))
         .map_err(|error| in_file(&error))?;
-    output::print_taken(&taken);
+    output::print_sources(&taken);
     let content: Bytes = onnx.encode_to_vec().into();
     drop(onnx);
 

@@ -199,7 +199,9 @@ pub fn main() -> ExitCode {
             return match image::decode_av1() {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
-                    output::print_error(&format_args!("this is no subcommand for people: {error}"));
+                    output::print_error(&format_args!(
+                        "decode-av1 is started by the server only: {error}"
+                    ));
                     ExitCode::FAILURE
                 }
             };
@@ -275,6 +277,8 @@ mod tests {
 
     #[test]
     fn every_flag_has_an_environment_variable() {
+        // A variable that several subcommands read is about the same flag.
+        let mut flags = std::collections::HashMap::new();
         for command in Cli::command().get_subcommands() {
             for flag in command.get_arguments().filter(|arg| !arg.is_positional()) {
                 let id = flag.get_id().as_str();
@@ -290,6 +294,8 @@ mod tests {
                     "{} --{id}: {variable:?}",
                     command.get_name()
                 );
+                let other = flags.entry(variable.to_owned()).or_insert(id.to_owned());
+                assert_eq!(other, id, "{} --{id}: {variable}", command.get_name());
             }
         }
     }

@@ -26,7 +26,7 @@ why the newest file of a model is not served; a warning is what is doubtful abou
 With --json, the result is one object:
   {\"models\": [{\"name\", \"version\", \"state\", \"labels\", \"input\": {\"width\", \"height\"},
     \"resize_shorter_side\", \"engine\", \"precision\", \"device\", \"problem\", \"warnings\"}]}
-where state is loading, ready or failed, labels are their number, and problem may be null.
+where state is loading, ready, failed or unloaded, labels is their number, and problem may be null.
 
 Exit status: 0 = success, 1 = the server cannot be reached, 64 = wrong flags.";
 

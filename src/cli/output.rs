@@ -35,10 +35,10 @@ pub fn print_note(note: &dyn Display) {
     print_message(&format_args!("{name} {}", escaped_lines(&note.to_string())));
 }
 
-/// Prints what was taken from files beside a model.
-pub fn print_taken(taken: &[String]) {
-    for taken in taken {
-        print_note(taken);
+/// Prints what was read from files beside a model.
+pub fn print_sources(sources: &[String]) {
+    for source in sources {
+        print_note(source);
     }
 }
 

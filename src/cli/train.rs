@@ -302,7 +302,7 @@ fn start_backbone(
         None => Base::bundled(overrides),
     };
     let base = base.map_err(CliError::failed)?;
-    output::print_taken(&base.backbone.taken);
+    output::print_sources(&base.backbone.sources);
     let backbone = OfflineModel::start(config, &base.backbone).map_err(CliError::failed)?;
     Ok((base, backbone))
 }

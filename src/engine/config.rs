@@ -102,12 +102,14 @@ impl EngineKind {
         }
     }
 
-    /// Copies the `values` of an engine's output, which must be as many as the `logits`, or
-    /// embeddings, are to be.
+    /// Copies an engine's output to `logits`, or embeddings.
+    ///
+    /// # Errors
+    /// If their lengths differ.
     pub(super) fn copy_logits(self, values: &[f32], logits: &mut [f32]) -> Result<(), EngineError> {
         if values.len() != logits.len() {
             return Err(self.failed(format!(
-                "{} values instead of {}",
+                "the output has {} values instead of {}",
                 values.len(),
                 logits.len()
             )));
@@ -115,9 +117,7 @@ impl EngineKind {
         logits.copy_from_slice(values);
         Ok(())
     }
-}
 
-impl EngineKind {
     /// The name that flags, metrics and `ListModels` use.
     pub fn name(self) -> &'static str {
         match self {

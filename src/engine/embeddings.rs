@@ -1,4 +1,5 @@
-//! Embeddings on every engine that is there: right, and at no cost to those who want none.
+//! Tests that every available engine returns correct embeddings, and that computing them does not
+//! change the logits.
 
 use std::num::NonZeroUsize;
 

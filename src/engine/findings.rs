@@ -1,5 +1,5 @@
-//! What starting an engine finds out about a model and later starts need not find out again: the
-//! fastest batch, and the answers of the reference.
+//! What a start has measured or computed about a model and later starts reuse: the fastest batch,
+//! and the answers of the reference.
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -38,7 +38,7 @@ impl Findings {
 
     /// Keeps a finding for later starts, where that is possible.
     pub(super) fn put(&self, key: &CacheKey, finding: &impl Serialize) {
-        // A folder that can't be written to is no news at each start.
+        // Do not warn at every start about a cache folder that cannot be written.
         if self.read_only || self.cache.check_writable().is_err() {
             return;
         }

@@ -1,5 +1,5 @@
-//! Models of opsets 7 to 12 on every engine, upgraded as every model is: each has one operator that
-//! has changed since. `tests/python/old_opsets.py` writes them, with what they should answer.
+//! Tests that every available engine computes models of opsets 7 to 12 correctly after they are
+//! upgraded. Each model has one operator that has changed since. `tests/python/old_opsets.py` writes them, with what they should answer.
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 

@@ -175,7 +175,7 @@ fn reference_by(
         };
         logits.push(answer);
     }
-    // Nothing differs from what is not a number.
+    // Comparisons with NaN are always false: a reference that has one would accept every engine.
     if logits.iter().flatten().any(|logit| !logit.is_finite()) {
         return Err(EngineError::NotFinite { kind });
     }

@@ -72,7 +72,7 @@ pub(super) fn load_checked(
         (reference, compared)
     };
     let mut compared = reference.map(&mut compare_with);
-    // What an earlier start has kept refuses no engine: the answers are computed again.
+    // A cached reference must not reject an engine: it may be outdated, so it is computed anew.
     if let Ok((Reference { is_kept: true, .. }, Err(_))) = compared {
         compared = renewed(config, references, model, &crops).map(&mut compare_with);
     }

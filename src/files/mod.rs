@@ -1,6 +1,6 @@
 //! Reads whole files, each with a limit on its size.
 //!
-//! Every file that the program reads into memory comes through here, so a wrong path, such as
+//! Files that users or models name are read through here, so a wrong path, such as
 //! `/dev/zero`, a named pipe that nobody writes to or a backup of many gigabytes, is an error
 //! instead of exhausted memory or a wait without end.
 
@@ -18,7 +18,7 @@ use std::{
 use thiserror::Error;
 
 #[cfg(feature = "server")]
-pub use self::stall::{PATIENCE, PatientFile, within};
+pub use self::stall::{READ_TIMEOUT, TimedFile, within};
 
 /// Limit for a photo, in bytes.
 #[cfg(feature = "server")]
@@ -131,7 +131,7 @@ impl From<ReadFailure> for io::Error {
 #[cfg(feature = "server")]
 pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     let read = || {
-        let (file, bytes) = PatientFile::open(path, limit)?;
+        let (file, bytes) = TimedFile::open(path, limit)?;
         read_to_end(file, bytes, limit)
     };
     read().map_err(|reason| ReadError {

@@ -1,7 +1,7 @@
 //! Bounds how long a file system may stall, such as a network mount whose server is gone.
 //!
-//! The system calls on such a mount never return, and nothing can interrupt them. They are made on
-//! a thread of their own, which is left behind when it gives no sign of life for [`PATIENCE`].
+//! The system calls on such a mount never return, and nothing can interrupt them. They run on a
+//! separate thread, which is abandoned if it makes no progress within [`READ_TIMEOUT`].
 
 use std::{
     fs::File,
@@ -22,53 +22,53 @@ use crate::sync::lock;
 
 /// How long a file system may take for the next part of a file. A disk that has to spin up or a
 /// mount whose server restarts answers sooner.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The most threads that may be left behind in a file system; beyond that, files are not read.
+/// The most threads that may be abandoned in a file system; beyond that, files are not read.
 const MOST_STALLED: usize = 32;
 
 /// How much is read at a time, in bytes.
 const PART: usize = 1 << 20;
 
-/// The threads that have been left behind and have not returned since.
+/// The threads that have been abandoned and have not returned since.
 static STALLED: Stalled = Stalled(AtomicUsize::new(0));
 
 struct Stalled(AtomicUsize);
 
-/// Does `work` on a thread of its own, and waits for it at most `patience`.
+/// Does `work` on a separate thread, and waits for it at most `timeout`.
 ///
 /// # Errors
 /// [`ReadFailure::Stalled`] if it takes longer, or if too many have not returned.
 pub fn within<T: Send + 'static>(
-    patience: Duration,
+    timeout: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ReadFailure> {
-    within_counted(&STALLED, patience, work)
+    within_counted(&STALLED, timeout, work)
 }
 
 fn within_counted<T: Send + 'static>(
     stalled: &'static Stalled,
-    patience: Duration,
+    timeout: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ReadFailure> {
     let call = Call::start(stalled, move |done| {
         let _ = done.send(work());
     })?;
-    call.next(patience)?.ok_or_else(|| {
+    call.next(timeout)?.ok_or_else(|| {
         ReadFailure::Io(io::Error::other("the thread that reads ended unexpectedly"))
     })
 }
 
 /// A regular file that is read on a thread of its own.
-pub struct PatientFile {
+pub struct TimedFile {
     parts: Call<io::Result<Vec<u8>>>,
-    patience: Duration,
+    timeout: Duration,
     /// What has been read and not been taken, from `taken` on.
     part: Vec<u8>,
     taken: usize,
 }
 
-impl PatientFile {
+impl TimedFile {
     /// Opens a regular file of at most `limit` bytes, and returns its size in bytes as well.
     ///
     /// # Errors
@@ -76,17 +76,17 @@ impl PatientFile {
     /// file system that stalls.
     pub fn open(path: &Path, limit: u64) -> Result<(Self, u64), ReadFailure> {
         let path = path.to_owned();
-        let (file, bytes): (File, u64) = within(PATIENCE, move || open_regular(&path))??;
+        let (file, bytes): (File, u64) = within(READ_TIMEOUT, move || open_regular(&path))??;
         if bytes > limit {
             return Err(ReadFailure::TooLarge { limit });
         }
-        Ok((Self::new(&STALLED, file, PATIENCE)?, bytes))
+        Ok((Self::new(&STALLED, file, READ_TIMEOUT)?, bytes))
     }
 
     fn new(
         stalled: &'static Stalled,
         mut file: impl Read + Send + 'static,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Self, ReadFailure> {
         let parts = Call::start(stalled, move |parts: SyncSender<io::Result<Vec<u8>>>| {
             loop {
@@ -101,18 +101,18 @@ impl PatientFile {
         })?;
         Ok(Self {
             parts,
-            patience,
+            timeout,
             part: Vec::new(),
             taken: 0,
         })
     }
 }
 
-impl Read for PatientFile {
+impl Read for TimedFile {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.taken == self.part.len() {
             // After the end, the thread has ended as well.
-            self.part = match self.parts.next(self.patience)? {
+            self.part = match self.parts.next(self.timeout)? {
                 Some(part) => part?,
                 None => Vec::new(),
             };
@@ -129,16 +129,16 @@ impl Read for PatientFile {
 /// A thread in the file system, and what it has found.
 struct Call<T> {
     results: Receiver<T>,
-    fate: Arc<Mutex<Fate>>,
+    state: Arc<Mutex<CallState>>,
     stalled: &'static Stalled,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum CallState {
     Running,
     Ended,
     /// Nobody waits for it any more, and it is counted as stalled until it returns.
-    LeftBehind,
+    Abandoned,
 }
 
 impl<T: Send + 'static> Call<T> {
@@ -151,9 +151,9 @@ impl<T: Send + 'static> Call<T> {
         }
         // One part is read ahead.
         let (sender, results) = mpsc::sync_channel(1);
-        let fate = Arc::new(Mutex::new(Fate::Running));
+        let state = Arc::new(Mutex::new(CallState::Running));
         let end = End {
-            fate: Arc::clone(&fate),
+            state: Arc::clone(&state),
             stalled,
         };
         thread::Builder::new()
@@ -165,23 +165,23 @@ impl<T: Send + 'static> Call<T> {
             .map_err(ReadFailure::Io)?;
         Ok(Self {
             results,
-            fate,
+            state,
             stalled,
         })
     }
 
     /// The next result; none once the thread has ended.
-    fn next(&self, patience: Duration) -> Result<Option<T>, ReadFailure> {
-        match self.results.recv_timeout(patience) {
+    fn next(&self, timeout: Duration) -> Result<Option<T>, ReadFailure> {
+        match self.results.recv_timeout(timeout) {
             Ok(result) => Ok(Some(result)),
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Err(RecvTimeoutError::Timeout) => {
-                let mut fate = lock(&self.fate);
-                if *fate == Fate::Running {
-                    *fate = Fate::LeftBehind;
+                let mut state = lock(&self.state);
+                if *state == CallState::Running {
+                    *state = CallState::Abandoned;
                     self.stalled.0.fetch_add(1, Ordering::Relaxed);
                 }
-                Err(ReadFailure::Stalled(patience))
+                Err(ReadFailure::Stalled(timeout))
             }
         }
     }
@@ -189,14 +189,14 @@ impl<T: Send + 'static> Call<T> {
 
 /// Notes that the thread which owns it has returned.
 struct End {
-    fate: Arc<Mutex<Fate>>,
+    state: Arc<Mutex<CallState>>,
     stalled: &'static Stalled,
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        let fate = mem::replace(&mut *lock(&self.fate), Fate::Ended);
-        if fate == Fate::LeftBehind {
+        let state = mem::replace(&mut *lock(&self.state), CallState::Ended);
+        if state == CallState::Abandoned {
             self.stalled.0.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -241,7 +241,7 @@ mod tests {
         let mut releases = Vec::new();
         for _ in 0..MOST_STALLED {
             let (file, release) = stalling(vec![7; PART + 3]);
-            let file = PatientFile::new(&COUNTED, file, SHORT).unwrap();
+            let file = TimedFile::new(&COUNTED, file, SHORT).unwrap();
             let started = Instant::now();
             let error = read_to_end(file, 0, 1 << 30).unwrap_err();
             assert!(started.elapsed() >= SHORT);
@@ -266,7 +266,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &content).unwrap();
 
-        let (opened, bytes) = PatientFile::open(file.path(), u64::MAX).unwrap();
+        let (opened, bytes) = TimedFile::open(file.path(), u64::MAX).unwrap();
         assert_eq!(bytes, content.len() as u64);
         assert!(read_to_end(opened, bytes, bytes).unwrap() == content);
     }
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn an_error_in_the_middle_is_the_readers() {
         let broken = io::Cursor::new(vec![1; 10]).chain(Broken);
-        let file = PatientFile::new(&STALLED, broken, PATIENCE).unwrap();
+        let file = TimedFile::new(&STALLED, broken, READ_TIMEOUT).unwrap();
         let error = read_to_end(file, 10, 100).unwrap_err();
         assert!(error.to_string().contains("the disk is on fire"), "{error}");
     }
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_panic_of_the_work_is_an_error() {
-        let error = within(PATIENCE, || panic!("on purpose")).unwrap_err();
+        let error = within(READ_TIMEOUT, || panic!("on purpose")).unwrap_err();
         assert!(error.to_string().contains("ended unexpectedly"), "{error}");
     }
 }

@@ -93,7 +93,8 @@ fn check_kind(headers: &HeaderMap) -> Result<(), RefusedRequest> {
         Some(kind) if KINDS.contains(&kind.as_bytes()) => Ok(()),
         _ => Err((
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "calls are gRPC-Web: application/grpc-web+proto or application/grpc-web-text\n",
+            "the content type must be application/grpc-web, application/grpc-web+proto, \
+             application/grpc-web-text or application/grpc-web-text+proto\n",
         )),
     }
 }

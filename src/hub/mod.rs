@@ -265,7 +265,7 @@ fn by_hand(url: &str, path: &Path) -> String {
 /// Checks the hash of a file that was found, as another program may have written it.
 fn verify(path: &Path, expected: &str) -> Result<(), HubError> {
     let failed = |source| fetch::disk(path, source);
-    let (mut file, _) = files::PatientFile::open(path, files::LARGEST_CHECKPOINT)
+    let (mut file, _) = files::TimedFile::open(path, files::LARGEST_CHECKPOINT)
         .map_err(|reason| failed(std::io::Error::other(reason.to_string())))?;
     let found = fetch::digest(&mut file).map_err(failed)?;
     if found.starts_with(expected) {

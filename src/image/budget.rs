@@ -61,7 +61,7 @@ impl Budget {
     /// [`ImageError::TookTooLong`].
     pub fn check(&self) -> Result<(), ImageError> {
         if thread_time() >= self.end.get() {
-            return Err(self.is_over());
+            return Err(self.timeout_error());
         }
         Ok(())
     }
@@ -88,8 +88,8 @@ impl Budget {
         self.end.set(self.end.get().saturating_sub(time));
     }
 
-    /// The error of an image whose time is over.
-    pub fn is_over(&self) -> ImageError {
+    /// The error for an image that has used up its time.
+    pub fn timeout_error(&self) -> ImageError {
         ImageError::TookTooLong {
             max_time: self.config.max_decode_time,
         }

@@ -106,7 +106,7 @@ impl Axis {
         }
     }
 
-    pub fn to_sample(self) -> Stretch {
+    pub fn to_stretch(self) -> Stretch {
         Stretch {
             source: self.source,
             scaled: self.scaled,
@@ -117,7 +117,7 @@ impl Axis {
     }
 
     /// The start and the length of the stretch, in source pixels.
-    fn stretch(&self) -> (f64, f64) {
+    fn source_interval(&self) -> (f64, f64) {
         let to_source = |scaled: u64| {
             (u128::from(scaled) * u128::from(self.source)) as f64 / self.scaled as f64
         };
@@ -129,7 +129,7 @@ impl Axis {
     /// The source pixels that the stretch depends on, with a filter that reaches `support` pixels
     /// of the coarser side.
     pub fn region(&self, support: f64) -> Range<u32> {
-        let (start, length) = self.stretch();
+        let (start, length) = self.source_interval();
         // One pixel more covers any rounding.
         let reach = (f64::from(self.source) / self.scaled as f64).max(1.0) * support + 1.0;
         let first = (start - reach).floor().max(0.0) as u32;

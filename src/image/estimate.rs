@@ -28,8 +28,8 @@ pub struct Estimate {
 /// Estimates the cost of making the crop of an image, or those of its `regions`, from its headers,
 /// within microseconds.
 ///
-/// JPEG files of several scans are searched to their end for the headers of their scans. Files that will be rejected by their headers cost next to
-/// nothing, as do ready crops.
+/// JPEG files of several scans are searched to their end for the headers of their scans. Files that
+/// will be rejected by their headers cost next to nothing, as do ready crops.
 pub fn estimate(
     source: &Source,
     regions: &[Region],

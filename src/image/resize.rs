@@ -88,8 +88,8 @@ impl Resizer {
         self.first = plan.rows().start;
         match plan.sampling() {
             Some(sampling) => {
-                self.columns.fill(sampling, plan.column.to_sample());
-                self.rows.fill(sampling, plan.row.to_sample());
+                self.columns.fill(sampling, plan.column.to_stretch());
+                self.rows.fill(sampling, plan.row.to_stretch());
             }
             None => self.weigh(plan),
         }
@@ -116,8 +116,8 @@ impl Resizer {
 
     fn weigh(&mut self, plan: &CropPlan) {
         self.column_weights
-            .fill(plan.filter, plan.column.to_sample());
-        self.row_weights.fill(plan.filter, plan.row.to_sample());
+            .fill(plan.filter, plan.column.to_stretch());
+        self.row_weights.fill(plan.filter, plan.row.to_stretch());
     }
 
     /// Scales rows of the stored image horizontally, all of which the plan needs.

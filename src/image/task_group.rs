@@ -71,7 +71,7 @@ struct Shared<T> {
 
 struct State<T> {
     waiting: VecDeque<Task<T>>,
-    /// How many tasks helpers are at.
+    /// The number of tasks that helpers are running.
     running: usize,
     /// Whether one of those panicked.
     panicked: bool,
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_not_begun_is_dropped_with_the_crew() {
+    fn tasks_that_have_not_begun_are_dropped_with_the_group() {
         let helpers: Arc<dyn Helpers> = Threads::new(1, 0);
         let tasks = TaskGroup::new(&helpers, ImageFormat::Jpeg, 9);
         let (begun, has_begun) = std::sync::mpsc::channel();

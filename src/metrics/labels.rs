@@ -1,4 +1,5 @@
-//! Label values, as closed sets: no client can create series.
+//! Label values. All sets are closed, except the names of models: those are of the operator and of
+//! callers who teach.
 
 /// Why work that arrived was not done: `classifier_rejected_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,7 +212,7 @@ impl Closure {
     pub const LABELS: [&'static str; 2] = ["idle", "displaced"];
 }
 
-/// Why a worker thread was replaced: `classifier_worker_restarts_total`.
+/// Why a worker thread gave up its work: `classifier_worker_restarts_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restart {
     /// It panicked.

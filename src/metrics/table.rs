@@ -409,8 +409,8 @@ pub const METRICS: [Metric; 42] = [
             name: "reason",
             values: &Restart::LABELS,
         }],
-        help: "Worker threads that were replaced. The work that each had was answered with an \
-               error.",
+        help: "Worker threads that panicked, or that hung and were replaced. The work that each had \
+               was answered with an error.",
         when_high: "`hang`: images or a model that take longer than `--stall-timeout`; the log \
                     says which. `panic`: report it, with the log.",
         presence: Presence::Always,

@@ -1,4 +1,4 @@
-//! Counts worker threads that were replaced.
+//! Counts worker threads that panicked, or that hung and were replaced.
 
 use metrics::counter;
 
@@ -11,7 +11,7 @@ pub(super) fn register() {
     }
 }
 
-/// A worker thread was replaced.
+/// A worker thread panicked, or it hung and was replaced.
 pub(crate) fn worker_restarted(reason: Restart) {
     counter!(WORKER_RESTARTS, "reason" => Restart::LABELS[reason as usize]).increment(1);
 }

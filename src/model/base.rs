@@ -7,12 +7,13 @@ use prost::Message;
 use serde_json::{Map, Value};
 
 use super::{
-    BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides, UNKNOWN_LABEL,
-    beside::Beside,
-    bundled_version, complete_with, decode, file_stem,
+    BUNDLED, LinearLayer, Manifest, Model, ModelError, Overrides, UNKNOWN_LABEL, bundled_version,
+    complete_with, decode, file_stem,
     graph::{self, Head},
-    in_file, known_beside,
+    in_file,
     onnx::ModelProto,
+    read_sidecar,
+    sidecar::Sidecar,
 };
 use crate::answer::Activation;
 
@@ -24,15 +25,15 @@ pub struct Base {
     model: ModelProto,
     head: Head,
     overrides: Overrides,
-    beside: Beside,
+    sidecar: Sidecar,
 }
 
 /// The parts of a new model's manifest that differ from its base's.
 #[derive(Clone, Debug)]
 pub struct Description {
     pub name: String,
-    /// Class names, in the order of the layer's rows. One that is [`UNKNOWN_LABEL`] stands for
-    /// everything that none of the others is.
+    /// Class names, in the order of the layer's rows. [`UNKNOWN_LABEL`] is the class
+    /// for images that belong to none of the other classes.
     pub labels: Vec<String>,
     /// Record of the training, stored under the manifest's key `training`.
     pub training: Value,
@@ -78,9 +79,9 @@ impl Base {
         path: Option<&Path>,
     ) -> Result<Self, ModelError> {
         // The labels beside the base name the classes of its last layer.
-        let beside = Beside {
+        let sidecar = Sidecar {
             labels: None,
-            ..known_beside(path, &model)?
+            ..read_sidecar(path, &model)?
         };
         graph::modernize(&mut model)?;
         let output = overrides.output.clone().or(Manifest::read(&model)?.output);
@@ -94,7 +95,7 @@ impl Base {
             version,
             &to_features,
             fallback_name,
-            &beside,
+            &sidecar,
             // Features have no labels; the file's labels name the classes of its last layer.
             |_, _| Ok(Vec::new()),
         )?;
@@ -104,7 +105,7 @@ impl Base {
             model,
             head,
             overrides: overrides.clone(),
-            beside,
+            sidecar,
         })
     }
 
@@ -164,7 +165,7 @@ impl Base {
             activation,
             ..self.overrides.clone()
         };
-        complete_with(&mut model, &overrides, "model", None, &self.beside)?;
+        complete_with(&mut model, &overrides, "model", None, &self.sidecar)?;
         Ok(model.encode_to_vec())
     }
 }

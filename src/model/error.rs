@@ -104,7 +104,7 @@ pub enum ModelError {
     /// A file beside the model, or the metadata of another project, asks for something that is not
     /// computed, or cannot be read.
     #[error("{file}: {reason}")]
-    Beside {
+    Sidecar {
         /// The file, in words.
         file: String,
         reason: String,

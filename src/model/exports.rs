@@ -140,7 +140,7 @@ pub(super) fn teachable_machine(
         resize: Some(Resize::Fraction(1.0)),
         recompress: None,
     };
-    let labels = labels.ok_or("\"labels\" is no list of texts")?;
+    let labels = labels.ok_or("\"labels\" must be a list of strings")?;
     Ok(Some((settings, labels)))
 }
 

@@ -196,7 +196,7 @@ fn pixels(value: &Value) -> Result<u32, String> {
         .as_u64()
         .and_then(|pixels| u32::try_from(pixels).ok())
         .filter(|pixels| *pixels > 0)
-        .ok_or_else(|| format!("{value} is no number of pixels"))
+        .ok_or_else(|| format!("{value} is not a positive whole number of pixels"))
 }
 
 fn width_and_height(key: &str, value: &Value) -> Result<[u32; 2], String> {

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::ModelError;
 use crate::files;
 
-/// The name of the class, in a dataset, that stands for everything that none of the others is.
+/// The name, in a dataset, of the class for images that belong to none of the other classes.
 pub const UNKNOWN_LABEL: &str = "nothing of these";
 
 /// The names of ImageNet-1k's 1000 classes, in the order of the published models' logits.

@@ -69,7 +69,7 @@ pub struct Manifest {
     /// independent of each other.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation: Option<Activation>,
-    /// The index of the class that stands for everything that none of the other classes is.
+    /// The index of the class for images that belong to none of the other classes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unknown_class: Option<usize>,
     /// Keys that are not known here.
@@ -106,7 +106,7 @@ impl Manifest {
         };
         let mut manifest: Self = serde_json::from_str(entry.value())
             .map_err(|error| ModelError::Manifest(error.to_string()))?;
-        manifest.take_other_names()?;
+        manifest.apply_aliases()?;
         check_preprocessing(&manifest.other)?;
         if let Some(input) = &manifest.input {
             check_preprocessing(&input.other)?;
@@ -114,11 +114,13 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Takes settings that stand under the names by which others write them.
-    fn take_other_names(&mut self) -> Result<(), ModelError> {
+    /// Applies settings that are written under the names that other projects use.
+    fn apply_aliases(&mut self) -> Result<(), ModelError> {
         if let Some(value) = self.other.get("resample") {
             let same = serde_json::from_value(value.clone()).map_err(|error| {
-                ModelError::Manifest(format!("\"resample\" is {error}, or Pillow's number of it"))
+                ModelError::Manifest(format!(
+                    "\"resample\": {error}, or one of Pillow's numbers for it"
+                ))
             })?;
             match self.interpolation.replace(same) {
                 Some(other) if other != same => {
@@ -329,7 +331,7 @@ mod tests {
                 r#""banana" is not supported; accepted is "bilinear" or "bicubic" or "lanczos""#,
             ),
             (r#"{"interpolation":5}"#, r#"accepted is "bilinear""#),
-            (r#"{"resample":4}"#, "\"resample\" is 4 is not supported"),
+            (r#"{"resample":4}"#, "\"resample\": 4 is not supported"),
             (
                 r#"{"resample":3,"interpolation":"nearest"}"#,
                 "contradict each other",

@@ -2,10 +2,9 @@
 //!
 //! [`Model`] is the entry point. `graph` rewrites any ONNX classifier into a [`ServingGraph`],
 //! `checkpoint` imports PyTorch and safetensors weights, `manifest`, `preprocessing`, `labels` and
-//! `beside` describe a model, and `base` replaces the last layer for transfer learning.
+//! `sidecar` describe a model, and `base` replaces the last layer for transfer learning.
 
 mod base;
-mod beside;
 pub mod checkpoint;
 mod error;
 mod exports;
@@ -15,6 +14,7 @@ mod image_processors;
 mod labels;
 mod manifest;
 mod preprocessing;
+mod sidecar;
 mod sniff;
 mod tensor;
 mod wire;
@@ -33,10 +33,10 @@ use bytes::Bytes;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-pub(crate) use self::beside::files_beside;
 pub(crate) use self::external::{combined, find, locations, weight_file};
 #[cfg(test)]
 pub(crate) use self::graph::{first_beyond, rewritten_bytes};
+pub(crate) use self::sidecar::files_beside;
 pub use self::{
     base::{Base, Description, training_record},
     error::ModelError,
@@ -50,9 +50,9 @@ pub use self::{
     preprocessing::{ChannelOrder, Interpolation, Preset, Scale},
 };
 use self::{
-    beside::Beside,
     onnx::ModelProto,
     preprocessing::{Preprocessing, Resize},
+    sidecar::Sidecar,
 };
 use crate::{
     answer::Activation,
@@ -151,7 +151,7 @@ pub struct Model {
     pub version: String,
     /// Class names, one for each logit.
     pub labels: Arc<[String]>,
-    /// The class that stands for everything that none of the others is.
+    /// The class for images that belong to none of the other classes.
     pub unknown_class: Option<usize>,
     /// How images are scaled and cropped before inference.
     pub geometry: Geometry,
@@ -167,7 +167,7 @@ pub struct Model {
     /// The output with the scores, if it was chosen by its name.
     output: Option<String>,
     /// What was taken from the files beside the model and from other projects' metadata, in words.
-    pub taken: Vec<String>,
+    pub sources: Vec<String>,
     /// The settings of preprocessing, from wherever they come.
     settings: Preprocessing,
 }
@@ -216,11 +216,11 @@ impl Model {
         fallback_name: &str,
         path: Option<&Path>,
     ) -> Result<Self, ModelError> {
-        let beside = known_beside(path, &model)?;
+        let sidecar = read_sidecar(path, &model)?;
         let labels = |graph: &ServingGraph, manifest: &Manifest| {
-            choose_labels(graph, overrides, manifest, path, &beside)
+            choose_labels(graph, overrides, manifest, path, &sidecar)
         };
-        Self::from_proto(model, version, overrides, fallback_name, &beside, labels)
+        Self::from_proto(model, version, overrides, fallback_name, &sidecar, labels)
     }
 
     fn from_proto(
@@ -228,14 +228,14 @@ impl Model {
         version: String,
         overrides: &Overrides,
         fallback_name: &str,
-        beside: &Beside,
+        sidecar: &Sidecar,
         labels: impl FnOnce(&ServingGraph, &Manifest) -> Result<Vec<String>, ModelError>,
     ) -> Result<Self, ModelError> {
         let manifest = Manifest::read(&model)?;
         let settings = overrides
             .preprocessing()
             .or(&manifest.preprocessing())
-            .or(&beside.settings);
+            .or(&sidecar.settings);
         let output = overrides.output.as_ref().or(manifest.output.as_ref());
         let graph = ServingGraph::new(model, &settings, output.map(String::as_str))?;
         let is_normalized =
@@ -282,7 +282,7 @@ impl Model {
             output: output.cloned(),
             graph,
             manifest,
-            taken: beside.taken.clone(),
+            sources: sidecar.sources.clone(),
             settings,
         })
     }
@@ -300,7 +300,7 @@ impl Model {
             recompress,
         } = self.geometry;
         let input_keys = self.manifest.input.as_ref();
-        let all = !self.taken.is_empty();
+        let all = !self.sources.is_empty();
         let settings = &self.settings;
         // A network that normalizes by itself uses neither mean nor deviation.
         let values = match settings.normalization(self.graph.channels) {
@@ -347,7 +347,7 @@ impl Model {
             mean: None,
             std: None,
             scale: None,
-            channels: (!self.taken.is_empty()).then_some(ChannelOrder::Rgb),
+            channels: (!self.sources.is_empty()).then_some(ChannelOrder::Rgb),
             // Its only output are logits.
             output: None,
             activation: (self.activation != Activation::default()).then_some(self.activation),
@@ -357,8 +357,8 @@ impl Model {
 }
 
 /// What lies beside the file at `path`, and in the metadata of the model.
-fn known_beside(path: Option<&Path>, model: &ModelProto) -> Result<Beside, ModelError> {
-    path.map_or_else(|| Ok(Beside::default()), Beside::read)?
+fn read_sidecar(path: Option<&Path>, model: &ModelProto) -> Result<Sidecar, ModelError> {
+    path.map_or_else(|| Ok(Sidecar::default()), Sidecar::read)?
         .with_metadata(model)
 }
 
@@ -407,8 +407,8 @@ pub fn complete(
     fallback_name: &str,
     origin: Option<&Path>,
 ) -> Result<Vec<String>, ModelError> {
-    let beside = known_beside(origin, model)?;
-    complete_with(model, overrides, fallback_name, origin, &beside)
+    let sidecar = read_sidecar(origin, model)?;
+    complete_with(model, overrides, fallback_name, origin, &sidecar)
 }
 
 fn complete_with(
@@ -416,21 +416,21 @@ fn complete_with(
     overrides: &Overrides,
     fallback_name: &str,
     origin: Option<&Path>,
-    beside: &Beside,
+    sidecar: &Sidecar,
 ) -> Result<Vec<String>, ModelError> {
     let labels = |graph: &ServingGraph, manifest: &Manifest| {
-        choose_labels(graph, overrides, manifest, origin, beside)
+        choose_labels(graph, overrides, manifest, origin, sidecar)
     };
     let served = Model::from_proto(
         model.clone(),
         String::new(),
         overrides,
         fallback_name,
-        beside,
+        sidecar,
         labels,
     )?;
     served.complete_manifest().write(model);
-    Ok(served.taken)
+    Ok(served.sources)
 }
 
 /// Decodes an ONNX file. Weights are shared with `onnx`, not copied. Those that lie in other files
@@ -464,7 +464,7 @@ fn choose_labels(
     overrides: &Overrides,
     manifest: &Manifest,
     path: Option<&Path>,
-    beside: &Beside,
+    sidecar: &Sidecar,
 ) -> Result<Vec<String>, ModelError> {
     let classes = graph.classes;
     let file = path.map(labels_beside).filter(|path| path.exists());
@@ -474,7 +474,7 @@ fn choose_labels(
         (labels.clone(), "its manifest holds".to_owned())
     } else if let Some(path) = file {
         (read_labels(&path)?, format!("{} holds", path.display()))
-    } else if let Some(labels) = &beside.labels {
+    } else if let Some(labels) = &sidecar.labels {
         labels.clone()
     } else if let Some(labels) = &graph.labels {
         (labels.clone(), "its last node names".to_owned())

@@ -348,7 +348,7 @@ fn quality(quality: u8) -> Result<u8, ModelError> {
     match quality {
         1..=100 => Ok(quality),
         _ => Err(ModelError::Preprocessing(format!(
-            "`--recompress {quality}` is no quality of JPEG, which is from 1 to 100"
+            "`--recompress {quality}`: the JPEG quality must be from 1 to 100"
         ))),
     }
 }
@@ -522,7 +522,7 @@ pub(super) mod fit {
             // What others call a crop of the centre.
             Some("shorter_side" | "cover") => Ok(Fit::Crop),
             Some(text) => Fit::from_str(text),
-            None => Err("a fit is a text".into()),
+            None => Err("expected a string such as \"crop\"".into()),
         };
         fit.map(Some)
             .map_err(|reason| D::Error::custom(format!("\"fit\" is {value}: {reason}")))

@@ -549,7 +549,7 @@ fn what_training_services_export_is_served_as_it_is() {
     assert_eq!(model.labels.join(" "), "owl wren finch crow");
     assert_eq!(model.graph.channels, ChannelOrder::Bgr);
     assert_eq!(model.geometry.fit, Fit::Squash);
-    assert_eq!(model.taken.len(), 2, "{:?}", model.taken);
+    assert_eq!(model.sources.len(), 2, "{:?}", model.sources);
     file("nvinfer_config.txt", "offsets=1;2");
     let error = served().unwrap_err().to_string();
     assert!(error.contains("nvinfer_config.txt beside it"), "{error}");

@@ -69,7 +69,7 @@ impl Histogram {
         self.negative |= smallest < 0.0;
         self.cover(largest.max(-smallest));
         if self.end == 0.0 {
-            self.counts[0] += values.len() as u64;
+            self.counts[0] += values.iter().filter(|value| value.is_finite()).count() as u64;
             return;
         }
 
@@ -213,6 +213,17 @@ mod tests {
                 .limit,
             1.0
         );
+    }
+
+    #[test]
+    fn values_that_are_not_finite_change_nothing() {
+        let mut first = histogram(&[f32::NAN, f32::INFINITY]);
+        let values: Vec<f32> = (1..=100).map(|value| value as f32).collect();
+        first.add(&values);
+        let expected = histogram(&values);
+        for estimator in [Estimator::MinMax, Estimator::Percentile, Estimator::Mse] {
+            assert_eq!(first.range(estimator), expected.range(estimator));
+        }
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl StartupQuantization {
         if origin == Origin::Hit {
             tracing::info!(
                 model = model.name,
-                "the quantized model is {}",
+                "using the quantized model {}",
                 cache.folder().join(key.file_name()).display()
             );
         }

@@ -69,7 +69,7 @@ pub struct Command {
     pub(super) done: oneshot::Sender<Result<(), ControlError>>,
 }
 
-/// Passes callers' requests on to the loader; by default there is no way there.
+/// Sends callers' requests to the loader. The default has no channel and rejects every request.
 #[derive(Default)]
 pub struct Controller {
     commands: Option<mpsc::Sender<Command>>,
@@ -84,8 +84,9 @@ pub struct Commands {
 }
 
 impl ModelControl {
-    /// Both ends of the way from callers to the loader. `teaches` says whether models come into
-    /// being while the server runs.
+    /// The sending and the receiving end of the channel from callers to the loader. With `teaches`
+    /// the channel exists even if callers may not load models, for models that are created while the
+    /// server runs.
     pub fn channel(self, teaches: bool) -> (Controller, Commands) {
         let explicit = self == Self::Explicit;
         let (sender, receiver) = if explicit || teaches {

@@ -27,7 +27,7 @@ pub struct Served {
     pub version: String,
     /// The classes' names, in the order of the logits.
     pub labels: Arc<[String]>,
-    /// The class that stands for everything that none of the others is.
+    /// The class for images that belong to none of the other classes.
     pub unknown_class: Option<usize>,
     /// How logits become probabilities.
     pub activation: Activation,
@@ -279,6 +279,23 @@ impl Registry {
         true
     }
 
+    /// Removes the entry of one unloaded model. Returns whether there was one.
+    pub fn remove_unloaded(&self) -> bool {
+        let unloaded = self
+            .read()
+            .entries
+            .iter()
+            .find(|entry| entry.unloaded)
+            .map(|entry| entry.name.clone());
+        match unloaded {
+            Some(name) => {
+                self.remove(&name);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Stops serving a model.
     pub fn remove(&self, name: &str) {
         let mut models = self.write();
@@ -355,6 +372,20 @@ mod tests {
                 .len()
                 < 200
         );
+    }
+
+    #[test]
+    fn unloaded_models_make_room_for_others_and_the_rest_stays() {
+        let registry = Registry::new(None);
+        for name in ["cats", "birds", "fish"] {
+            registry.announce(name);
+        }
+        assert!(!registry.remove_unloaded());
+        assert!(registry.unload("birds"));
+        assert_eq!(names(&registry).len(), 3, "it is listed as unloaded");
+        assert!(registry.remove_unloaded());
+        assert_eq!(names(&registry), ["cats", "fish"]);
+        assert!(!registry.remove_unloaded());
     }
 
     #[test]

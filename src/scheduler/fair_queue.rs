@@ -15,8 +15,8 @@ const MAX_PASSED: usize = 4;
 /// Items by priority. Within a priority the clients take turns by what their items cost, and each
 /// client's items keep their order of arrival.
 ///
-/// Items that count are limited in number. Of those, ones that came in a burst are apart: they give
-/// way to nobody, and leave the others their room.
+/// Counted items are limited in number. Those that were admitted in a burst are counted apart: they
+/// do not use up the standing limit, and are displaced only when the whole queue is full.
 pub(super) struct FairQueue<T> {
     clients: HashMap<ClientId, Client<T>>,
     /// For each priority the clients that have items of it.
@@ -345,7 +345,7 @@ impl<T> FairQueue<T> {
         self.turns[priority as usize].correct(client, difference);
     }
 
-    /// Nothing waits and nothing is in work: nobody owes anybody anything.
+    /// Clears all accounts. Called when no item waits or is in progress.
     pub fn settle(&mut self) {
         self.turns.iter_mut().for_each(Turns::settle);
     }

@@ -64,10 +64,10 @@ impl SchedulerState {
         cores.saturating_sub(self.active)
     }
 
-    /// Takes a call for help, which counts as work of this name from now on.
+    /// Takes a call for help and registers it as work in progress under the returned id.
     pub fn answer_call(&mut self) -> Option<(RunId, Arc<dyn Assist>)> {
         let work = self.calls.pop_front()?;
-        let run = self.name_run();
+        let run = self.next_run_id();
         let watched = Duration::ZERO;
         self.helping.insert(run, Helping { watched });
         Some((run, work))
@@ -93,13 +93,13 @@ impl Shared {
         }
         let lost = state.lost;
         drop(state);
-        let reason = match loss {
+        let (reason, happened) = match loss {
             Loss::Stopping => return true,
-            Loss::Panicked => Restart::Panic,
-            Loss::Hangs(_) => Restart::Hang,
+            Loss::Panicked => (Restart::Panic, "panicked, and goes on"),
+            Loss::Hangs(_) => (Restart::Hang, "hung; it is left behind and replaced"),
         };
         metrics::worker_restarted(reason);
-        tracing::error!("a worker thread that helped another one was given up and replaced");
+        tracing::error!("a worker thread that helped to decode an image {happened}");
         if lost >= self.max_lost() {
             self.fail(Failure::Hanging { threads: lost });
         }

@@ -145,10 +145,7 @@ pub enum Failure {
     #[error(transparent)]
     Engine(Arc<EngineError>),
     /// So many worker threads hang that the process cannot go on.
-    #[error(
-        "{threads} worker threads hang, the most that are left behind; the server has to be \
-         restarted"
-    )]
+    #[error("{threads} worker threads hang, which is the limit; the server has to be restarted")]
     Hanging {
         /// How many.
         threads: usize,

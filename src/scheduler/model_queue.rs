@@ -55,10 +55,13 @@ pub(super) struct ModelQueue {
     pub image_ready: Arc<Condvar>,
     /// Buffers of crops that have been inferred. Reusing them saves a page fault for every 4 KiB.
     spare: Vec<Vec<u8>>,
+    /// Jobs that have expired, which own images: freed once the scheduler's lock is released.
+    expired: Vec<Job>,
     /// How many images are being decoded or inferred.
     pub in_progress: usize,
     pub pace: Pace,
-    /// When no request waited, decoded or not, as far as was seen when others came.
+    /// When the queue was last seen without a waiting request, decoded or not; updated when a
+    /// request arrives.
     pub emptied: Instant,
     /// Seconds of the whole machine that this queue has been charged. The queue with the least is
     /// served next; an idle queue is raised to the current value, so that idleness earns no
@@ -82,6 +85,7 @@ impl ModelQueue {
             narrow: Vec::new(),
             image_ready: Arc::new(Condvar::new()),
             spare: Vec::new(),
+            expired: Vec::new(),
             in_progress: 0,
             pace: Pace::default(),
             emptied: Instant::now(),
@@ -198,7 +202,8 @@ impl ModelQueue {
             match expired(item.deadline, item.reply.is_closed(), now) {
                 None => i += 1,
                 Some(reason) => {
-                    let item = self.ready.remove(i).expect("the index was just used");
+                    let mut item = self.ready.remove(i).expect("the index was just used");
+                    self.recycle(std::mem::take(&mut item.crop));
                     self.waiting.correct(item.turn, -item.inference_cost);
                     if item.reply.is_first() {
                         self.model.metrics.rejected(reason);
@@ -225,9 +230,15 @@ impl ModelQueue {
                     metrics.rejected(reason);
                     self.waiting.correct(waiting.turn(), -waiting.cost.time());
                     reject(waiting.reply, reason);
+                    self.expired.push(waiting.job);
                 }
             }
         }
+    }
+
+    /// The expired jobs, which the caller drops without the scheduler's lock.
+    pub fn take_expired(&mut self) -> Vec<Job> {
+        std::mem::take(&mut self.expired)
     }
 
     /// A buffer for a crop, `uint8 [height, width, 3]`.

@@ -14,17 +14,21 @@ use tokio::sync::oneshot;
 use super::{
     Failure, JobError, Outcome, Shared,
     fair_queue::Turn,
-    model_queue::{ModelInfo, Ready},
+    model_queue::{ModelInfo, ModelQueue, Ready},
+    reply_to::ReplyTo,
     state::{QueueId, SchedulerState},
     turns::Cost,
 };
 use crate::{
     engine::EngineError,
-    metrics::{self, Restart, statistics::RequestKind},
+    metrics::{
+        self, Restart,
+        statistics::{RequestKind, Stages},
+    },
     telemetry::context::SpanContext,
 };
 
-/// Names work in progress, uniquely.
+/// The unique id of work in progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct RunId(pub u64);
 
@@ -67,6 +71,37 @@ pub(super) struct Decoding {
     pub cost: Cost,
 }
 
+impl Decoding {
+    /// Queues the crops of the image, which was decoded at `since`, for inference.
+    pub fn queue_crops(
+        self,
+        queue: &mut ModelQueue,
+        crops: Vec<Vec<u8>>,
+        stages: Stages,
+        since: Instant,
+        inference_cost: f64,
+    ) {
+        let replies = ReplyTo::split(self.reply, crops.len());
+        for (crop, reply) in crops.into_iter().zip(replies) {
+            queue.ready.push_back(Ready {
+                crop,
+                deadline: self.deadline,
+                reply,
+                wants_embedding: self.wants_embedding,
+                stages,
+                since,
+                span: self.span,
+                kind: self.kind,
+                turn: self.turn,
+                inference_cost,
+            });
+        }
+        if queue.model.engine.offloaded {
+            queue.image_ready.notify_one();
+        }
+    }
+}
+
 /// Why a thread does not bring its work back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
@@ -78,8 +113,8 @@ pub(super) enum Loss {
 }
 
 impl SchedulerState {
-    /// A name for work that begins.
-    pub fn name_run(&mut self) -> RunId {
+    /// Allocates the id of work that begins.
+    pub fn next_run_id(&mut self) -> RunId {
         let run = RunId(self.next_run);
         self.next_run += 1;
         run
@@ -87,7 +122,7 @@ impl SchedulerState {
 
     /// Notes that a thread begins with work of the queue `id`.
     pub fn begin(&mut self, id: QueueId, model: Arc<ModelInfo>, stage: Stage) -> RunId {
-        let run = self.name_run();
+        let run = self.next_run_id();
         self.moves += 1;
         let images = match &stage {
             Stage::Decode(decoding) => {
@@ -254,7 +289,11 @@ fn answer_image(decoding: Decoding, after: Option<Duration>) {
     let trace_id = decoding.span.map(|span| span.trace.to_string());
     let error = match after {
         None => {
-            tracing::error!(trace_id, "a worker thread panicked and was replaced");
+            tracing::error!(
+                trace_id,
+                "a worker thread panicked; its image was answered with an error, and the thread \
+                 goes on"
+            );
             JobError::Panicked
         }
         Some(after) => {

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     helping::Helping,
-    job::Fetch,
+    job::{Fetch, Job},
     model_queue::{ModelInfo, ModelQueue, Waiting},
     running::{Decoding, LaneKind, RunId, Running, Stage},
     worker::wants_embeddings,
@@ -207,6 +207,14 @@ impl SchedulerState {
             queue.image_ready.notify_all();
             self.finished.push(queue);
         }
+    }
+
+    /// The expired jobs of all queues, which the caller drops without the scheduler's lock.
+    pub fn take_expired(&mut self) -> Vec<Job> {
+        self.queues
+            .values_mut()
+            .flat_map(ModelQueue::take_expired)
+            .collect()
     }
 
     /// Wakes the threads of all devices.

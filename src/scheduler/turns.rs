@@ -1,14 +1,15 @@
 //! Whose turn it is within one priority: clients share the machine's time, whatever each image
 //! costs.
 //!
-//! This is weighted fair queuing (Demers, Keshav and Shenker, 1989), in which the clients of a group
-//! that wait share the weight of one client: each is charged as many times what its item costs. Each client
-//! has an account of the time that it has been charged, and the one whose next item would leave its
-//! account lowest is served. A clock runs along at the pace of a client that gets its fair share. A
-//! client that comes begins where the one that waits and has got least is, and not far behind the
-//! clock: idleness earns nothing, one that only paused between two items loses nothing, and any
-//! number of new clients starves nobody. If all items cost the same, clients take turns in the order
-//! in which they came.
+//! This is weighted fair queuing (Demers, Keshav and Shenker, 1989). Each client has an account of
+//! the time that it has been charged, and the client whose next item would leave its account lowest
+//! is served. The waiting clients of a group share the weight of one client: each is charged the
+//! cost of its item times the number of clients of its group that wait.
+//!
+//! A clock advances at the rate of a client that gets its fair share. A client that joins starts at
+//! the lowest account among those that wait, but not far behind the clock. So an idle client saves
+//! up no credit, a client that pauses briefly loses none, and new clients cannot starve old ones. If
+//! all items cost the same, clients take turns in the order in which they joined.
 
 use std::collections::{HashMap, VecDeque, hash_map::Entry};
 
@@ -92,7 +93,7 @@ impl Turns {
     pub fn join(&mut self, client: ClientId, cost: Cost) {
         let starts = self.waiting.iter().map(Head::start);
         let least = starts.fold(self.clock, f64::min).max(self.past());
-        // Nobody who comes is put behind two items of one that waits.
+        // A joining client is never placed behind two items of a client that already waits.
         let finishes = self.waiting.iter().map(|head| self.finish(head));
         let since = finishes.fold(least, f64::min);
         let account = self.accounts.remove(&client).unwrap_or(since);
@@ -176,7 +177,7 @@ impl Turns {
         self.remember(client, account + difference);
     }
 
-    /// Nobody waits, and nothing is in work: nobody owes anybody anything.
+    /// Clears all accounts. Called when no item waits or is in progress.
     pub fn settle(&mut self) {
         self.accounts.clear();
         self.forget_at = MIN_REMEMBERED;
@@ -214,7 +215,7 @@ impl Turns {
         head.start() + self.charge(head)
     }
 
-    /// Accounts that are no higher are those of idle clients.
+    /// Clients whose account is at or below this value count as idle and are forgotten.
     fn past(&self) -> f64 {
         self.clock - self.lag
     }

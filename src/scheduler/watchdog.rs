@@ -36,7 +36,8 @@ impl Limits {
     }
 }
 
-/// What the watchdog tells everybody, without the scheduler's lock: a thread could hang with it.
+/// What the watchdog reports to other threads. It has a lock of its own, because a thread may hang
+/// while it holds the scheduler's.
 #[derive(Debug)]
 pub(super) struct Pulse {
     /// When the watchdog last looked.

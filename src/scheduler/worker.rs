@@ -12,7 +12,6 @@ use super::{
     helping::IdleCores,
     job::Fetch,
     model_queue::{ModelInfo, ModelQueue, Ready, Waiting},
-    reply_to::ReplyTo,
     running::{Decoding, LaneKind, Loss, RunId, Running, Stage},
     state::{QueueId, SchedulerState, Task, Work},
     sync::{self, Condvar, MutexGuard},
@@ -88,6 +87,17 @@ enum Next {
     Help(RunId, Arc<dyn Assist>),
     /// Drop the engines of a model that has been retired.
     Drop(Box<ModelQueue>),
+}
+
+/// An image that has been decoded, or why it was not.
+struct Decoded {
+    result: Result<InputImage, JobError>,
+    /// The crops, or buffers for them.
+    crops: Vec<Vec<u8>>,
+    started: Instant,
+    ended: Instant,
+    /// The time that other workers have helped.
+    helped: Duration,
 }
 
 /// An image that a worker is to decode.
@@ -179,8 +189,7 @@ impl CoreWorker {
             is_estimated,
         } = image;
         let started = Instant::now();
-        let fetched = fetch();
-        let fetched = match fetched {
+        let fetched = match fetch() {
             Some(image) if !is_estimated => {
                 let config = self.shared.config.preprocess;
                 let time = estimate(&image.source, &image.regions, config, &model.geometry).time;
@@ -191,9 +200,10 @@ impl CoreWorker {
             }
             fetched => fetched,
         };
+
         let mut crops = vec![crop];
         let mut helped = Duration::ZERO;
-        let decoded = match fetched {
+        let result = match fetched {
             None => Err(JobError::Abandoned),
             Some(image) => {
                 let cropped = self.crop(&image, model, &mut crops);
@@ -201,66 +211,68 @@ impl CoreWorker {
                 cropped.map(|()| image)
             }
         };
-        let ended = Instant::now();
+
+        let decoded = Decoded {
+            result,
+            crops,
+            started,
+            ended: Instant::now(),
+            helped,
+        };
+        self.finish_decoding(id, run, model, decoded)
+    }
+
+    /// Charges the client for what decoding has cost, and queues the crops for inference or answers
+    /// with the error.
+    fn finish_decoding(
+        &self,
+        id: QueueId,
+        run: RunId,
+        model: &ModelInfo,
+        decoded: Decoded,
+    ) -> Result<(), GivenUp> {
+        let Decoded {
+            result,
+            crops,
+            started,
+            ended,
+            helped,
+        } = decoded;
         let took = ended - started;
 
         let mut state = self.shared.lock();
         let decoding = state.end_decoding(run).ok_or(GivenUp)?;
+        let cost = decoding.cost;
         let queue = state.busy_queue(id);
-        let Decoding {
-            turn,
-            deadline,
-            reply,
-            span,
-            kind,
-            wants_embedding,
-            cost,
-        } = decoding;
         let spent = (took + helped).as_secs_f64() * self.share;
         queue.virtual_time += queue.charge * (spent - cost.decode);
-        if !matches!(decoded, Err(JobError::Abandoned)) {
+        if !matches!(result, Err(JobError::Abandoned)) {
             model.metrics.decoded(took, helped);
             queue.pace.record_decode(took + helped, self.share);
         }
-        let failed = match decoded {
-            Ok(InputImage {
-                arrived, regions, ..
-            }) => {
+
+        let failed = match result {
+            // By reference, so that the image is freed after the lock has been released.
+            Ok(ref image) => {
                 // A live stream shows only now how many crops its frame gives.
                 let inference_cost = queue.cost(None, false, 1).inference;
                 let charged = inference_cost * crops.len() as f64;
-                queue
-                    .waiting
-                    .correct(turn, spent - cost.decode + charged - cost.inference);
-                model.metrics.regions(regions.len());
-                let replies = ReplyTo::split(reply, crops.len());
-                for (crop, reply) in crops.into_iter().zip(replies) {
-                    queue.ready.push_back(Ready {
-                        crop,
-                        deadline,
-                        reply,
-                        wants_embedding,
-                        stages: Stages {
-                            decode: took,
-                            queue: started.saturating_duration_since(arrived),
-                            ..Stages::default()
-                        },
-                        since: ended,
-                        span,
-                        kind,
-                        turn,
-                        inference_cost,
-                    });
-                }
-                if model.engine.offloaded {
-                    queue.image_ready.notify_one();
-                }
+                let difference = spent - cost.decode + charged - cost.inference;
+                queue.waiting.correct(decoding.turn, difference);
+                model.metrics.regions(image.regions.len());
+
+                let stages = Stages {
+                    decode: took,
+                    queue: started.saturating_duration_since(image.arrived),
+                    ..Stages::default()
+                };
+                decoding.queue_crops(queue, crops, stages, ended, inference_cost);
                 None
             }
             Err(error) => {
-                queue.waiting.correct(turn, spent - cost.time());
+                queue.waiting.correct(decoding.turn, spent - cost.time());
                 crops.into_iter().for_each(|crop| queue.recycle(crop));
-                Some((reply, error))
+                Some((decoding.reply, error))
             }
         };
         state.finish(id, 1);
@@ -647,7 +659,7 @@ impl Shared {
             return;
         }
         metrics::worker_restarted(Restart::Panic);
-        tracing::error!("a worker thread panicked outside of its work and was replaced");
+        tracing::error!("a worker thread panicked outside of its work, and goes on");
         sleep(PAUSE_AFTER_PANIC);
     }
 
@@ -730,17 +742,28 @@ impl Shared {
             let mut until = None;
             if !state.exclusive {
                 let delay = self.batch_delay(&state);
-                match state.next_task(delay) {
+                let next = state.next_task(delay);
+                let expired = state.take_expired();
+                match next {
                     Ok(task) => {
                         // Wake another worker to watch the rest, including batch timeouts.
                         if state.queues.values().any(|queue| !queue.is_empty()) {
                             self.work_available.notify_one();
                         }
+                        drop(state);
+                        drop(expired);
                         return Some(Next::Task(task));
                     }
                     Err(wait) => until = wait,
                 }
+                if !expired.is_empty() {
+                    drop(state);
+                    drop(expired);
+                    state = self.lock();
+                    continue;
+                }
             }
+
             if !state.finished.is_empty() {
                 continue;
             }

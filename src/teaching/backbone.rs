@@ -136,14 +136,14 @@ impl Backbone {
 
     /// Lets a model of this base, which has passed, be loaded without being tried: only the numbers
     /// of its last layer are new. This reads the file.
-    pub fn vouch(&self, name: &str, path: &Path, version: &str) {
+    pub fn mark_checked(&self, name: &str, path: &Path, version: &str) {
         if let Some(check) = &self.check {
             let listed = ListedModel {
                 name: name.to_owned(),
                 path: Some(path.to_owned()),
                 overrides: Overrides::default(),
             };
-            check.vouch(&listed, path, version);
+            check.mark_checked(&listed, path, version);
         }
     }
 

@@ -8,14 +8,14 @@ use std::{
 use bytes::Bytes;
 
 use super::{TeachError, teacher::blocking};
-use crate::files::{PatientFile, ReadFailure};
+use crate::files::{ReadFailure, TimedFile};
 
 /// The size of a part, in bytes.
 const PART: usize = 256 << 10;
 
 /// A file that is being read. One that is replaced or removed meanwhile is read to its end.
 pub struct Download {
-    file: PatientFile,
+    file: TimedFile,
     path: PathBuf,
     bytes: u64,
 }
@@ -26,7 +26,7 @@ impl Download {
     /// # Errors
     /// If it is gone, too large, or can't be read.
     pub(super) fn open(path: PathBuf, limit: u64) -> Result<Self, TeachError> {
-        match PatientFile::open(&path, limit) {
+        match TimedFile::open(&path, limit) {
             Ok((file, bytes)) => Ok(Self { file, path, bytes }),
             Err(ReadFailure::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
                 Err(TeachError::Unknown("the file was removed".into()))

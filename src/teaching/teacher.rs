@@ -577,7 +577,7 @@ impl Written<'_> {
         let onnx: Bytes = backbone.base.with_layer(&lesson.layer, description)?.into();
         let model = Model::from_bytes(onnx.clone(), &Overrides::default())?;
         store::write(&path, &onnx).map_err(TeachError::file(&path))?;
-        backbone.vouch(&model.name, &path, &model.version);
+        backbone.mark_checked(&model.name, &path, &model.version);
         Ok(model.version)
     }
 }

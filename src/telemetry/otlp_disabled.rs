@@ -14,7 +14,7 @@ pub enum Exporter {}
 
 impl Exporter {
     pub fn start(_: &ServerAddress) -> Result<Self, String> {
-        Err("this program was built without it; \
+        Err("this program was built without the feature otlp; \
              build it with `cargo build --release --features otlp`"
             .into())
     }

@@ -435,7 +435,7 @@ fn files_beside_a_model_complete_it() {
     assert_eq!(model.normalization.unwrap().mean, [0.5; 3]);
     // The file's manifest has labels of its own, and more weight.
     assert_eq!(&*model.labels, ["red", "green", "blue"]);
-    assert_eq!(model.taken.len(), 2, "{:?}", model.taken);
+    assert_eq!(model.sources.len(), 2, "{:?}", model.sources);
 
     // Flags have more weight, and what `import` writes is complete.
     let model = imported(&path, &["--fit", "crop", "--mean", "0.25,0.25,0.25"]);
@@ -517,7 +517,7 @@ fn labels_and_sizes_in_ultralytics_metadata_are_taken() {
         (normalization.mean, normalization.std),
         ([0.0; 3], [1.0; 3])
     );
-    assert_eq!(model.taken.len(), 2, "{:?}", model.taken);
+    assert_eq!(model.sources.len(), 2, "{:?}", model.sources);
 
     // Ultralytics scales each side by itself where they differ.
     let geometry = with_size("[48, 64]").unwrap().geometry;

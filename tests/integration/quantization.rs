@@ -243,7 +243,7 @@ fn a_server_quantizes_at_startup_and_caches_the_result() {
 
     let second = start();
     assert!(
-        !second.contains("quantizing to int8") && second.contains("the quantized model is"),
+        !second.contains("quantizing to int8") && second.contains("using the quantized model"),
         "{second}"
     );
 

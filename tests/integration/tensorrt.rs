@@ -843,7 +843,7 @@ fn serve_finds_the_engine_that_was_built_ahead() {
     assert_contains(
         &message,
         &[
-            "engine cache hit",
+            "plan cache hit",
             &file,
             "too little memory",
             "10 of 24576 MiB are free",
@@ -858,6 +858,6 @@ fn serve_finds_the_engine_that_was_built_ahead() {
     };
     assert_contains(
         &ada.serve(&flags).unwrap(),
-        &["engine cache miss", "compute capability 8.9 instead of 8.6"],
+        &["plan cache miss", "compute capability 8.9 instead of 8.6"],
     );
 }

@@ -48,7 +48,7 @@ enum Mode {
 
 impl HttpFlags {
     /// What the HTTP port serves, and to whom. It must not admit callers that the gRPC port would
-    /// reject, whose own address is TCP or not.
+    /// reject. `grpc_is_tcp` is false if that port is a Unix socket.
     ///
     /// # Errors
     /// If the flags contradict each other.

@@ -136,7 +136,7 @@ impl ManifestFlags {
             None => Model::bundled(&overrides),
         };
         let model = model.map_err(CliError::failed)?;
-        output::print_taken(&model.taken);
+        output::print_sources(&model.sources);
         Ok(model)
     }
 }

@@ -120,19 +120,7 @@ enum PolicyArg {
 
 /// Classifies the frames and shows the responses as they arrive.
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
-    if args.repeat && args.source.is_live() {
-        return Err(CliError::Usage(format!(
-            "{} cannot start over: remove --loop",
-            args.source
-        )));
-    }
-    if args.reconnect && !args.source.is_remote() {
-        return Err(CliError::Usage(format!(
-            "{} cannot be lost, only a camera or a URL: remove --reconnect",
-            args.source
-        )));
-    }
-
+    args.check()?;
     let server = args.server.server()?;
     let mut client = client::connect(&server).await?;
     let model = client::find_model(
@@ -142,36 +130,9 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
         CONNECT_TIMEOUT,
     )
     .await?;
-
-    let source = args.source.clone();
-    let is_images = matches!(source, VideoSource::Directory(_)) || source.image().is_some();
-    let real_time = args.policy == PolicyArg::Latest || args.fps.is_some();
-    let options = StreamOptions {
-        server,
-        model: args.server.model,
-        top_k: args.top_k as u32,
-        policy: match args.policy {
-            PolicyArg::Latest => FramePolicy::Latest,
-            PolicyArg::Every => FramePolicy::Every,
-        },
-        smoothing: args.smoothing.unwrap_or(if is_images {
-            Duration::ZERO
-        } else {
-            VIDEO_SMOOTHING
-        }),
-        reconnect: source.is_live() || real_time,
-    };
-    let video_options = VideoOptions {
-        source: args.source,
-        fps: args.fps,
-        real_time,
-        repeat: args.repeat,
-        shorter_side: model.resize_shorter_side,
-        jpeg: false,
-        longest_silence: Some(args.source_timeout).filter(|limit| !limit.is_zero()),
-        reconnect: args.reconnect,
-        ffmpeg: args.ffmpeg,
-    };
+    let options = args.stream_options(server);
+    let video_options = args.video_options(model.resize_shorter_side);
+    let source = &args.source;
 
     let (stop, mut stopped) = watch::channel(false);
     let stopper = tokio::spawn(stop_on_interrupt(args.duration, stop.clone()));
@@ -213,27 +174,85 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     display.finish();
     written?;
 
-    if args.json {
-        output::print_json(&json!({ "summary": &result.summary }))?;
-    } else {
-        output::print_line(&display::describe(&result.summary))?;
-    }
     let failed = result.video_error.is_some() || result.server_error.is_some();
+    let summary = result.summary;
+    if args.json {
+        output::print_json(&json!({ "summary": &summary }))?;
+    } else {
+        output::print_line(&display::describe(&summary))?;
+    }
     if let Some(error) = result.video_error {
         output::print_error(&video_failure(error));
     }
     if let Some(error) = result.server_error {
         output::print_error(&CliError::from(error));
     }
-    if result.summary.sent == 0 && !failed && !interrupted {
+    if summary.sent == 0 && !failed && !interrupted {
         output::print_error(&format_args!("{source} holds no frame"));
     }
 
-    Ok(if !failed && result.summary.answered > 0 {
+    Ok(if !failed && summary.answered > 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+impl Args {
+    /// Rejects flags that do not fit the source.
+    fn check(&self) -> Result<(), CliError> {
+        let source = &self.source;
+        if self.repeat && source.is_live() {
+            return Err(CliError::Usage(format!(
+                "{source} cannot start over: remove --loop"
+            )));
+        }
+        if self.reconnect && !source.is_remote() {
+            return Err(CliError::Usage(format!(
+                "{source} cannot be lost, only a camera or a URL: remove --reconnect"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether frames are sent at the rate at which they were taken.
+    fn is_real_time(&self) -> bool {
+        self.policy == PolicyArg::Latest || self.fps.is_some()
+    }
+
+    fn stream_options(&self, server: client::Server) -> StreamOptions {
+        let source = &self.source;
+        let is_images = matches!(source, VideoSource::Directory(_)) || source.image().is_some();
+        StreamOptions {
+            server,
+            model: self.server.model.clone(),
+            top_k: self.top_k as u32,
+            policy: match self.policy {
+                PolicyArg::Latest => FramePolicy::Latest,
+                PolicyArg::Every => FramePolicy::Every,
+            },
+            smoothing: self.smoothing.unwrap_or(if is_images {
+                Duration::ZERO
+            } else {
+                VIDEO_SMOOTHING
+            }),
+            reconnect: source.is_live() || self.is_real_time(),
+        }
+    }
+
+    fn video_options(&self, shorter_side: u32) -> VideoOptions {
+        VideoOptions {
+            source: self.source.clone(),
+            fps: self.fps,
+            real_time: self.is_real_time(),
+            repeat: self.repeat,
+            shorter_side,
+            jpeg: false,
+            longest_silence: Some(self.source_timeout).filter(|limit| !limit.is_zero()),
+            reconnect: self.reconnect,
+            ffmpeg: self.ffmpeg.clone(),
+        }
+    }
 }
 
 /// Opens the video, with --reconnect for as often as it takes.

@@ -40,7 +40,7 @@ pub(super) struct VideoFlags {
           conflicts_with = "remove", num_args = 0..=1, default_missing_value = "camera:0")]
     camera: Option<VideoSource>,
     /// How many pictures to take of a camera or a video; those of a video file are spread over it.
-    #[arg(long, env = "RESNET18_TEACH_PICTURES", value_name = "N", default_value = "20",
+    #[arg(long, env = "RESNET18_TEACH_TAKE", value_name = "N", default_value = "20",
           value_parser = values::at_most::<1000>)]
     pictures: std::num::NonZeroUsize,
     /// How many frames of a camera or a video to look at per second.

@@ -24,7 +24,8 @@ const BUSY: &str = "classifier_busy_seconds_total";
 /// The shortest interval for which CPU use is reported, in seconds: its counter has whole seconds.
 const SHORTEST_FOR_CPU: f64 = 4.5;
 
-/// The methods with one answer to each request. The duration of a stream is no latency.
+/// The methods whose requests normally carry one image. The duration of a stream is no latency, and
+/// that of a batch depends on how many images it has.
 const SINGLE_METHODS: [&str; 2] = ["Classify", "ModelInfer"];
 
 /// The state of a server. Rates are per second, averaged over `interval_s`. A value that the server
@@ -98,7 +99,7 @@ pub struct ModelSnapshot {
 /// The engine that runs a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EngineSnapshot {
-    /// `openvino`, `embedded` or `tensorrt`.
+    /// The engine's name, such as `openvino` or `tensorrt`.
     pub engine: String,
     /// The numbers it computes with, such as `fp32`.
     pub precision: String,

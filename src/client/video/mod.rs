@@ -124,7 +124,9 @@ pub enum VideoError {
     #[error("no such file, folder or device: {0}")]
     NotFound(PathBuf),
     /// The folder contains no images.
-    #[error("{0} holds no images (jpg, png, webp, gif, bmp, tif, pnm)")]
+    #[error(
+        "{0} holds no image files (jpg, png, webp, gif, bmp, tif, pnm, heic, avif, qoi, ico, tga)"
+    )]
     NoImages(PathBuf),
     /// Standard input is a terminal, from which no video can be read.
     #[error("standard input is a terminal; pipe a video into it, or name a file")]

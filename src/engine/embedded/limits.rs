@@ -27,19 +27,19 @@ pub(super) const LIMITS: &[Limit] = &[
     Limit {
         operators: &["ReduceMax", "ReduceMin"],
         applies: |node| node.elem(0) == DataType::Bool,
-        reason: "it has no truth values",
+        reason: "it does not support the boolean type",
     },
     Limit {
         operators: &["Cast"],
         applies: |node| {
             node.int("to") == Some(DataType::Bool as i64) && node.elem(0) != DataType::Bool
         },
-        reason: "it has no truth values, and the type of the input is not known here",
+        reason: "it does not support the boolean type, and the type of the input is not known here",
     },
     Limit {
         operators: &["CastLike"],
         applies: |node| node.elem(1) == DataType::Bool && node.elem(0) != DataType::Bool,
-        reason: "it has no truth values",
+        reason: "it does not support the boolean type",
     },
     Limit {
         operators: &[

@@ -67,11 +67,14 @@ pub(super) fn load(
     });
     match loaded {
         Ok(loaded) if loaded.path == path => Ok(&loaded.environment),
-        Ok(loaded) => Err(unusable(
+        Ok(loaded) => Err(EngineError::Unavailable {
             kind,
-            &path,
-            &format!("this process has loaded {} already", loaded.path.display()),
-        )),
+            reason: format!(
+                "this process has already loaded {}, and a process can load only one ONNX Runtime",
+                loaded.path.display()
+            ),
+            advice: format!("restart the server to use {}", path.display()),
+        }),
         Err(reason) => Err(unusable(kind, &path, reason)),
     }
 }
@@ -139,27 +142,32 @@ pub(super) fn stamp(requested: Option<&Path>) -> String {
     find(requested).map_or_else(|_| String::new(), |library| stamp_of(&library))
 }
 
-/// There is no library.
+/// Why no library was found.
 pub(super) enum Missing {
-    /// Not where it should be.
-    At(PathBuf),
-    /// Nowhere.
-    Everywhere,
+    /// The requested path holds no library.
+    NotAt(PathBuf),
+    /// None of the usual folders holds a library.
+    NotFound,
+}
+
+/// The target of the Makefile that fetches the library of this engine.
+fn make_target(kind: EngineKind) -> &'static str {
+    match kind {
+        EngineKind::Cuda => "make onnxruntime-gpu",
+        _ => "make onnxruntime",
+    }
 }
 
 impl Missing {
     fn error(self, kind: EngineKind) -> EngineError {
-        let make = match kind {
-            EngineKind::Cuda => "make onnxruntime-gpu",
-            _ => "make onnxruntime",
-        };
+        let make = make_target(kind);
         let (reason, advice) = match self {
-            Self::At(path) => (
+            Self::NotAt(path) => (
                 format!("there is no ONNX Runtime library at {}", path.display()),
                 "give --onnxruntime-lib the file libonnxruntime.so* or the folder that holds it"
                     .to_owned(),
             ),
-            Self::Everywhere => (
+            Self::NotFound => (
                 "the library of ONNX Runtime was not found".to_owned(),
                 format!(
                     "run `{make}` in the project's folder, or `pip install {}` and point \
@@ -183,7 +191,7 @@ impl Missing {
 /// that with CUDA; else an installed one.
 pub(super) fn find(requested: Option<&Path>) -> Result<PathBuf, Missing> {
     if let Some(path) = requested {
-        return library_at(path, is_library).ok_or_else(|| Missing::At(path.to_owned()));
+        return library_at(path, is_library).ok_or_else(|| Missing::NotAt(path.to_owned()));
     }
     let mut fetched = [FETCHED, FETCHED_FOR_GPUS];
     if nvidia::has_driver(Path::new("/")) {
@@ -194,7 +202,7 @@ pub(super) fn find(requested: Option<&Path>) -> Result<PathBuf, Missing> {
         .flat_map(fetched_folders)
         .chain(INSTALLED.iter().map(PathBuf::from))
         .find_map(|folder| library_at(&folder, is_library))
-        .ok_or(Missing::Everywhere)
+        .ok_or(Missing::NotFound)
 }
 
 /// Whether the file's name is that of the library and not of one of its providers.
@@ -208,12 +216,12 @@ fn is_library(path: &Path) -> bool {
     })
 }
 
-/// A library was found and does not work.
+/// The error for a library that was found but cannot be used.
 fn unusable(kind: EngineKind, library: &Path, reason: &str) -> EngineError {
     EngineError::Unavailable {
         kind,
         reason: format!("{}: {reason}", library.display()),
-        advice: "fetch one that fits with `make onnxruntime`".into(),
+        advice: format!("fetch one that works with `{}`", make_target(kind)),
     }
 }
 

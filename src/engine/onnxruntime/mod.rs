@@ -1,5 +1,5 @@
 //! ONNX Runtime, from a shared library that is found at run time. On the CPU it takes what the other
-//! engines can't run, and is a third opinion where they disagree; on NVIDIA's cards and on Macs it
+//! engines can't run, and is a third opinion where they disagree; on NVIDIA's GPUs and on Macs it
 //! computes by CUDA and CoreML.
 
 #[cfg(test)]
@@ -27,11 +27,11 @@ use crate::model::{Batch, BodyPrecision, Model, Serving};
 /// a lane has several.
 const MOST_LANES: usize = 4;
 
-/// The lanes for each card: one computes while the batch of the other is copied and answered.
+/// The lanes for each GPU: one computes while the batch of the other is copied and answered.
 const LANES_PER_DEVICE: usize = 2;
 
-/// The largest batch on a card unless another one is given.
-const MAX_BATCH_ON_A_CARD: usize = 32;
+/// The largest batch on a GPU unless another one is given.
+const MAX_BATCH_ON_GPU: usize = 32;
 
 /// Settings of the ONNX Runtime engine.
 #[derive(Clone, Debug, Default)]
@@ -119,7 +119,7 @@ fn load_on(
         (Batch::Any, EngineKind::CoreMl) => 1,
         (Batch::Any, EngineKind::Cuda) => config
             .max_batch
-            .map_or(MAX_BATCH_ON_A_CARD, |batch| batch.get()),
+            .map_or(MAX_BATCH_ON_GPU, |batch| batch.get()),
         (Batch::Any, _) => config.max_batch.map_or(1, |batch| batch.get()),
     };
     let batch = match model.graph.batch {

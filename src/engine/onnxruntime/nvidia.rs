@@ -1,4 +1,4 @@
-//! What the system's files say about NVIDIA's driver and cards.
+//! What the system's files say about NVIDIA's driver and GPUs.
 
 use std::{fs, path::Path};
 
@@ -10,8 +10,8 @@ pub(super) fn has_driver(root: &Path) -> bool {
     SIGNS.iter().any(|sign| root.join(sign).exists())
 }
 
-/// The names of the cards in the order of their slots, where the driver lists them: not in WSL.
-pub(super) fn cards(root: &Path) -> Vec<String> {
+/// The names of the GPUs in the order of their slots, where the driver lists them: not in WSL.
+pub(super) fn gpu_names(root: &Path) -> Vec<String> {
     let mut folders: Vec<_> = fs::read_dir(root.join("proc/driver/nvidia/gpus"))
         .into_iter()
         .flatten()
@@ -28,21 +28,21 @@ pub(super) fn cards(root: &Path) -> Vec<String> {
     folders.iter().map(|folder| name(folder)).collect()
 }
 
-/// Whether everything in this process that uses the card fails after this error of ONNX Runtime's,
+/// Whether everything in this process that uses the GPU fails after this error of ONNX Runtime's,
 /// which has CUDA's code in its text.
 pub(super) fn is_sticky(error: &str) -> bool {
     let code = error.split("CUDA failure ").nth(1).and_then(|rest| {
         let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
         digits.parse().ok()
     });
-    // Uncorrectable memory errors, faults of a kernel, and a card that is gone.
+    // Uncorrectable memory errors, faults of a kernel, and a GPU that is gone.
     matches!(
         code,
         Some(214 | 219..=221 | 226 | 700 | 702 | 709..=710 | 714..=720)
     )
 }
 
-/// Whether this error of ONNX Runtime's says that the card's memory is full.
+/// Whether this error of ONNX Runtime's says that the GPU's memory is full.
 pub(super) fn is_out_of_memory(error: &str) -> bool {
     let error = error.to_ascii_lowercase();
     [
@@ -59,11 +59,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_driver_and_its_cards_are_found_in_the_systems_files() {
+    fn the_driver_and_its_gpus_are_found_in_the_systems_files() {
         let machine = tempfile::tempdir().unwrap();
         let root = machine.path();
         assert!(!has_driver(root));
-        assert_eq!(cards(root), [""; 0]);
+        assert_eq!(gpu_names(root), [""; 0]);
 
         for (slot, text) in [
             ("0000:41:00.0", "Model: \t\t NVIDIA H100 PCIe\nIRQ: 42\n"),
@@ -74,7 +74,10 @@ mod tests {
             fs::create_dir_all(&folder).unwrap();
             fs::write(folder.join("information"), text).unwrap();
         }
-        assert_eq!(cards(root), ["NVIDIA L4", "NVIDIA H100 PCIe", "NVIDIA GPU"]);
+        assert_eq!(
+            gpu_names(root),
+            ["NVIDIA L4", "NVIDIA H100 PCIe", "NVIDIA GPU"]
+        );
         for sign in SIGNS {
             let machine = tempfile::tempdir().unwrap();
             let file = machine.path().join(sign);
@@ -85,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_after_which_the_card_is_lost_are_told_from_others() {
+    fn errors_after_which_the_gpu_is_lost_are_told_from_others() {
         let failure = |code: u32, text: &str| {
             format!("Non-zero status code: CUDA failure {code}: {text} ; GPU=0 ; hostname=h")
         };

@@ -1,4 +1,4 @@
-//! Where ONNX Runtime computes: its execution providers for the CPU, NVIDIA's cards and Macs.
+//! Where ONNX Runtime computes: its execution providers for the CPU, NVIDIA's GPUs and Macs.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ const INSTALL_CUDA: &str = "run `make onnxruntime-gpu` in the project's folder, 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Provider {
     Cpu,
-    /// The card with this number.
+    /// The GPU with this number.
     Cuda(usize),
     CoreMl,
 }
@@ -66,7 +66,7 @@ impl Provider {
             .map_err(|error| self.unusable(&error.to_string()))
     }
 
-    /// The library has the provider, and it does not work.
+    /// The error for a provider that the library has but that cannot be used.
     pub(super) fn unusable(self, reason: &str) -> EngineError {
         let advice = match self {
             Self::Cuda(_) => format!(
@@ -110,7 +110,7 @@ pub(super) fn devices(
     }
 }
 
-/// The library lacks a provider.
+/// The error for a library that was built without a provider.
 fn without(kind: EngineKind, name: &str, advice: &str) -> EngineError {
     EngineError::Unavailable {
         kind,
@@ -122,7 +122,7 @@ fn without(kind: EngineKind, name: &str, advice: &str) -> EngineError {
     }
 }
 
-/// The cards with these numbers; `None` means all that the driver lists.
+/// The GPUs with these numbers; `None` means all that the driver lists.
 fn cuda_devices(root: &Path, wanted: Option<&[usize]>) -> Result<Vec<Provider>, EngineError> {
     let unavailable = |reason: String, advice: &str| EngineError::Unavailable {
         kind: EngineKind::Cuda,
@@ -132,43 +132,43 @@ fn cuda_devices(root: &Path, wanted: Option<&[usize]>) -> Result<Vec<Provider>, 
     if !nvidia::has_driver(root) {
         return Err(unavailable(
             "there is no NVIDIA driver on this machine".into(),
-            "install the driver of the card, or in a container start it with the GPUs \
+            "install the driver of the GPU, or in a container start it with the GPUs \
              (`--gpus all`)",
         ));
     }
-    let cards = nvidia::cards(root).len();
+    let gpus = nvidia::gpu_names(root).len();
     let wanted: Vec<usize> = match wanted {
         Some(wanted) => wanted.to_vec(),
-        None if cards == 0 => {
+        None if gpus == 0 => {
             return Err(unavailable(
-                "the driver does not list the cards".into(),
+                "the driver does not list the GPUs".into(),
                 "give their numbers, such as --device 0,1",
             ));
         }
-        None => (0..cards).collect(),
+        None => (0..gpus).collect(),
     };
-    if let Some(missing) = wanted.iter().find(|device| cards > 0 && **device >= cards) {
+    if let Some(missing) = wanted.iter().find(|device| gpus > 0 && **device >= gpus) {
         return Err(unavailable(
-            format!("there is no GPU {missing}, the machine has {cards}"),
+            format!("there is no GPU {missing}, the machine has {gpus}"),
             "choose others with --device",
         ));
     }
     Ok(wanted.into_iter().map(Provider::Cuda).collect())
 }
 
-/// The name of the processor or of the cards.
+/// The name of the processor or of the GPUs.
 pub(super) fn device_name(providers: &[Provider]) -> String {
     match providers {
-        [Provider::Cuda(_), ..] => cards_name(&nvidia::cards(Path::new(ROOT)), providers.len()),
+        [Provider::Cuda(_), ..] => gpus_name(&nvidia::gpu_names(Path::new(ROOT)), providers.len()),
         [Provider::CoreMl, ..] => format!("CoreML on {}", processor::name()),
         _ => processor::name(),
     }
 }
 
-/// The name of `used` of the cards. CUDA may number cards of several kinds in another order than
+/// The name of `used` of the GPUs. CUDA may number GPUs of several kinds in another order than
 /// the driver lists them, so these are not told apart.
-fn cards_name(cards: &[String], used: usize) -> String {
-    let name = match cards {
+fn gpus_name(gpus: &[String], used: usize) -> String {
+    let name = match gpus {
         [first, others @ ..] if others.iter().all(|other| other == first) => first.as_str(),
         _ => "NVIDIA GPU",
     };
@@ -191,13 +191,13 @@ mod tests {
 
     use super::*;
 
-    fn machine(cards: usize) -> tempfile::TempDir {
+    fn machine(gpus: usize) -> tempfile::TempDir {
         let machine = tempfile::tempdir().unwrap();
         let driver = machine.path().join("proc/driver/nvidia");
         fs::create_dir_all(&driver).unwrap();
         fs::write(driver.join("version"), "NVRM version: 580").unwrap();
-        for card in 0..cards {
-            let folder = driver.join(format!("gpus/0000:0{card}:00.0"));
+        for gpu in 0..gpus {
+            let folder = driver.join(format!("gpus/0000:0{gpu}:00.0"));
             fs::create_dir_all(&folder).unwrap();
             fs::write(folder.join("information"), "Model: NVIDIA H100").unwrap();
         }
@@ -205,9 +205,9 @@ mod tests {
     }
 
     #[test]
-    fn cards_are_chosen_by_number_and_missing_ones_are_named() {
-        let devices = |cards: usize, wanted: Option<&[usize]>| {
-            let machine = machine(cards);
+    fn gpus_are_chosen_by_number_and_missing_ones_are_named() {
+        let devices = |gpus: usize, wanted: Option<&[usize]>| {
+            let machine = machine(gpus);
             cuda_devices(machine.path(), wanted).map_err(|error| error.to_string())
         };
         assert_eq!(devices(2, Some(&[1])), Ok(vec![Provider::Cuda(1)]));
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn cards_of_one_kind_have_their_name() {
+    fn gpus_of_one_kind_have_their_name() {
         let names = |names: &[&str]| {
             names
                 .iter()
@@ -236,13 +236,13 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         let h100 = names(&["NVIDIA H100", "NVIDIA H100"]);
-        assert_eq!(cards_name(&h100, 1), "NVIDIA H100");
-        assert_eq!(cards_name(&h100, 2), "2 × NVIDIA H100");
+        assert_eq!(gpus_name(&h100, 1), "NVIDIA H100");
+        assert_eq!(gpus_name(&h100, 2), "2 × NVIDIA H100");
         assert_eq!(
-            cards_name(&names(&["NVIDIA L4", "NVIDIA T4"]), 1),
+            gpus_name(&names(&["NVIDIA L4", "NVIDIA T4"]), 1),
             "NVIDIA GPU"
         );
-        assert_eq!(cards_name(&[], 1), "NVIDIA GPU");
+        assert_eq!(gpus_name(&[], 1), "NVIDIA GPU");
     }
 
     #[test]

@@ -53,7 +53,7 @@ fn is_library(path: &Path) -> bool {
     name.contains("openvino_c.") && !name.ends_with(".lib")
 }
 
-/// A library was found and does not work.
+/// The error for a library that was found but cannot be used.
 pub(super) fn unusable(library: &Path, reason: impl ToString) -> EngineError {
     EngineError::Unavailable {
         kind: KIND,

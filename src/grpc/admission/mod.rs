@@ -270,11 +270,9 @@ where
         let is_stream = is_stream(path);
         let (timing, priority) = self.admission.timing(&request);
         let trace = Trace::begin(request.headers());
-
         let trace_id = trace.context().trace;
-
-        // Health checks by load balancers are not worth a record.
         let peer = request.extensions().get::<Peer>().cloned();
+        // Health checks by load balancers are not worth a record.
         let record = is_classifying(path)
             .then(|| Arc::new(CallRecord::new(path, trace, timing, peer.as_ref())));
 
@@ -285,7 +283,6 @@ where
             Ok(admitted) => admitted,
             Err(error) => return Box::pin(self.admission.reject(request, record, error)),
         };
-
         let open_call = peer.as_ref().and_then(|peer| peer.call(record.is_some()));
         let until_sent = (open_call, admitted.place.until_sent.take());
 
@@ -296,47 +293,35 @@ where
             Ok(encoding) => encoding,
             Err(error) => return Box::pin(self.admission.reject(request, record, error)),
         };
-        let config = &self.admission.config;
-        let foreign = request.extensions_mut().remove::<ForeignBody>();
-        let call = record.as_ref().map(|record| {
-            let holder = Holder::of(admitted.caller.as_ref(), peer.as_ref());
-            let key = Holder::budget_key(holder.as_ref());
-            ReceivingCall {
-                record: Arc::clone(record),
-                encoding,
-                inflater: config.inflater.clone(),
-                memory: MessageMemory::new(config.memory.clone(), key),
-                registry: Arc::clone(&config.registry),
-            }
+        let holder = Holder::of(admitted.caller.as_ref(), peer.as_ref());
+        let receiving = record.as_ref().map(|record| {
+            self.admission
+                .receiving_call(record, encoding, holder.as_ref())
         });
-        let memory = call.as_ref().map(|call| call.memory.clone());
-        if let (Some(record), Some(memory)) = (&record, &memory) {
-            request.extensions_mut().insert(Arc::clone(record));
-            request.extensions_mut().insert(memory.clone());
+        let memory = receiving.as_ref().map(|call| call.memory.clone());
+        if let Some(receiving) = &receiving {
+            request = self.admission.prepare(request, receiving);
         }
-        if let (Some(foreign), Some(call)) = (foreign, &call) {
-            let reading = Reading {
-                memory: call.memory.clone(),
-                inflater: config.inflater.clone(),
-                registry: Arc::clone(&config.registry),
-                limit: config.max_message_bytes,
-            };
-            request = request.map(|body| foreign.framed(body, reading));
-        }
+
+        let config = &self.admission.config;
         let receive = ReceiveConfig {
             limits: ReceiveLimits {
                 time: config.receive_timeout,
                 bytes: config.max_message_bytes,
             },
             is_stream,
-            call,
+            call: receiving,
         };
         let response = self
             .inner
             .call(request.map(|body| Receiving::body(body, receive)));
 
-        let held_back = self.admission.held_back.clone();
-
+        let ending = Ending {
+            deadline: timing.deadline,
+            record,
+            peer,
+            held_back: self.admission.held_back.clone(),
+        };
         Box::pin(async move {
             let response = match timing.deadline {
                 None => response.await,
@@ -344,37 +329,83 @@ where
                     .await
                     .unwrap_or_else(|_| Ok(Status::from(CallError::Deadline).into_http())),
             };
-
             // The memory of a single message was held until here.
             drop((admitted, memory));
 
-            // Also record calls that ended before the service ran, with an oversized message for
-            // example.
-            if let (Some(record), Ok(response)) = (record, &response)
-                && !record.has_ended()
-                && let Some(status) = Status::from_header_map(response.headers())
-            {
-                let reworded = received(&status);
-                record.failed(&CallError::Transport(
-                    reworded.as_ref().unwrap_or(&status).clone(),
-                ));
-                if let Some(status) = reworded {
-                    return Ok(status.into_http());
-                }
-            }
-            if let Ok(response) = &response
-                && let Some(status) = Status::from_header_map(response.headers())
-            {
-                held_back
-                    .hold(peer.as_ref(), &status, timing.deadline)
-                    .await;
-            }
-            response.map(|response| response.map(|body| keep::until_sent(body, until_sent)))
+            let response = ending.finish(response?).await;
+            Ok(response.map(|body| keep::until_sent(body, until_sent)))
         })
     }
 }
 
+/// What is still to be done for a call that the service has answered.
+struct Ending {
+    deadline: Option<Instant>,
+    record: Option<Arc<CallRecord>>,
+    peer: Option<Peer>,
+    held_back: HeldBack,
+}
+
+impl Ending {
+    /// Records a call that ended before the service ran, with an oversized message for example, and
+    /// holds rejections back.
+    async fn finish(self, response: Response<Body>) -> Response<Body> {
+        let Some(status) = Status::from_header_map(response.headers()) else {
+            return response;
+        };
+        if let Some(record) = self.record
+            && !record.has_ended()
+        {
+            let reworded = received(&status);
+            let error = reworded.as_ref().unwrap_or(&status).clone();
+            record.failed(&CallError::Transport(error));
+            if let Some(status) = reworded {
+                return status.into_http();
+            }
+        }
+
+        self.held_back
+            .hold(self.peer.as_ref(), &status, self.deadline)
+            .await;
+        response
+    }
+}
+
 impl Admission {
+    /// What reading the messages of an admitted call needs.
+    fn receiving_call(
+        &self,
+        record: &Arc<CallRecord>,
+        encoding: Option<Encoding>,
+        holder: Option<&Holder>,
+    ) -> ReceivingCall {
+        let config = &self.config;
+        ReceivingCall {
+            record: Arc::clone(record),
+            encoding,
+            inflater: config.inflater.clone(),
+            memory: MessageMemory::new(config.memory.clone(), Holder::budget_key(holder)),
+            registry: Arc::clone(&config.registry),
+        }
+    }
+
+    /// Gives the service the call's record and memory, and frames the body of a call by REST.
+    fn prepare(&self, mut request: Request<Body>, call: &ReceivingCall) -> Request<Body> {
+        let extensions = request.extensions_mut();
+        extensions.insert(Arc::clone(&call.record));
+        extensions.insert(call.memory.clone());
+        let Some(foreign) = extensions.remove::<ForeignBody>() else {
+            return request;
+        };
+        let reading = Reading {
+            memory: call.memory.clone(),
+            inflater: call.inflater.clone(),
+            registry: Arc::clone(&call.registry),
+            limit: self.config.max_message_bytes,
+        };
+        request.map(|body| foreign.framed(body, reading))
+    }
+
     /// Answers a call that is not admitted.
     fn reject<E>(
         &self,

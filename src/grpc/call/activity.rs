@@ -36,8 +36,8 @@ struct Usage {
 #[repr(u8)]
 pub(in crate::grpc) enum Closing {
     Not,
-    /// The caller is told, and gets time to end by itself.
-    Politely,
+    /// GOAWAY is sent, and the client gets time to close the connection.
+    Gracefully,
     AtOnce,
 }
 
@@ -97,7 +97,7 @@ impl Activity {
     pub fn closing(&self) -> Closing {
         match self.closing.load(SeqCst) {
             0 => Closing::Not,
-            1 => Closing::Politely,
+            1 => Closing::Gracefully,
             _ => Closing::AtOnce,
         }
     }

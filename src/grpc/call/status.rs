@@ -47,9 +47,8 @@ pub(in crate::grpc) enum CallError {
     #[error("{open} {what} are open, the most that this server accepts; retry in a moment")]
     TooManyOpen { open: usize, what: &'static str },
     #[error(
-        "{held} of the {limit} {what} that this server accepts are this client's; no client may \
-         hold more of those that others leave (its flag --max-per-client); retry when one of its \
-         own has ended"
+        "this client holds {held} of the {limit} {what} that this server accepts, the most that \
+         the server's --max-per-client allows it at present; retry when one of them has ended"
     )]
     ClientLimit {
         held: usize,

@@ -27,7 +27,10 @@ pub enum MessageError {
     #[error("the message has more than {MAX_FIELDS} tensors, parameters and elements in all")]
     Fields,
     /// A shape with too many dimensions.
-    #[error("a tensor's shape has more dimensions than any image needs")]
+    #[error(
+        "a tensor's shape takes more than {MAX_SHAPE_BYTES} bytes; no input of this server has more than \
+         4 dimensions"
+    )]
     Dimensions,
     /// Groups, whose content can't be counted.
     #[error("the message has groups, which this protocol does not use")]

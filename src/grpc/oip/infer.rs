@@ -24,7 +24,7 @@ use crate::{
         call::{Call, context::Context, status::CallError, timing::CallTiming},
         classifier::{EmbeddingForm, gives_embeddings},
     },
-    image::Source,
+    image::{Region, Source},
     inference::{
         InferParameter, ModelInferRequest, ModelInferResponse, infer_parameter::ParameterChoice,
     },
@@ -83,17 +83,10 @@ pub(super) fn submit(
         arrived: timing.arrived,
         answered: false,
     };
-    let timeout =
-        parameters::integer(&request.parameters, "timeout", 0)?.filter(|micros| *micros > 0);
-    let priority = match parameters::integer(&request.parameters, "priority", 0)? {
-        Some(number) => Priority::from_number(number),
-        None => timing.priority,
-    };
-    let own_deadline =
-        timeout.and_then(|micros| timing.arrived.checked_add(Duration::from_micros(micros)));
-    let deadline = [timing.deadline, own_deadline].into_iter().flatten().min();
-    let outputs = Outputs::requested(&request.outputs)?;
+
     let id = request.id.clone();
+    let (deadline, priority) = deadline_and_priority(&request, &timing)?;
+    let outputs = Outputs::requested(&request.outputs)?;
     if outputs.want_embedding() {
         gives_embeddings(&served)?;
     }
@@ -102,25 +95,17 @@ pub(super) fn submit(
     if !filter.is_none() && !outputs.want_classes() {
         return Err(TensorError::FilterOfTensors.into());
     }
+
     let regions = Regions::take(&mut request)?;
+    let each = regions.as_ref().map(|regions| regions.each);
     let expected = Expected {
         form,
         geometry: served.geometry,
         normalization: served.normalization,
     };
     let images = tensors::images(request, &expected)?;
-    let each = regions.as_ref().map(|regions| regions.each);
-    let of_images = match regions {
-        None => vec![[].into(); images.len()],
-        Some(Regions { of_images, .. }) if of_images.len() == images.len() => of_images,
-        Some(Regions { of_images, .. }) => {
-            return Err(TensorError::RegionsOfOthers {
-                images: images.len(),
-                regions: of_images.len(),
-            }
-            .into());
-        }
-    };
+    let regions = regions_of_images(regions, images.len())?;
+
     let crops = each.map_or(0, |each| each * images.len());
     let crops = call.memory.crops(crops, served.geometry.bytes())?;
     let bytes = images.iter().map(Source::bytes).sum();
@@ -128,7 +113,7 @@ pub(super) fn submit(
     call.record.received(bytes);
 
     let wants_embedding = outputs.want_embedding();
-    let jobs = images.into_iter().zip(of_images).map(|(source, regions)| {
+    let jobs = images.into_iter().zip(regions).map(|(source, regions)| {
         let decode_estimate = Some(served.queue.estimate(&source, &regions));
         let image = InputImage {
             source,
@@ -162,6 +147,40 @@ pub(super) fn submit(
         id,
         _crops: crops,
     })
+}
+
+/// The deadline and the priority of a request, which its parameters `timeout` (in microseconds) and
+/// `priority` may set.
+fn deadline_and_priority(
+    request: &ModelInferRequest,
+    timing: &CallTiming,
+) -> Result<(Option<Instant>, Priority), CallError> {
+    let timeout = parameters::integer(&request.parameters, "timeout", 0)?;
+    let own_deadline = timeout
+        .filter(|micros| *micros > 0)
+        .and_then(|micros| timing.arrived.checked_add(Duration::from_micros(micros)));
+    let deadline = [timing.deadline, own_deadline].into_iter().flatten().min();
+
+    let priority = match parameters::integer(&request.parameters, "priority", 0)? {
+        Some(number) => Priority::from_number(number),
+        None => timing.priority,
+    };
+    Ok((deadline, priority))
+}
+
+/// The regions of each of so many images; none if the request has no regions.
+fn regions_of_images(
+    regions: Option<Regions>,
+    images: usize,
+) -> Result<Vec<Arc<[Region]>>, TensorError> {
+    match regions {
+        None => Ok(vec![[].into(); images]),
+        Some(Regions { of_images, .. }) if of_images.len() == images => Ok(of_images),
+        Some(Regions { of_images, .. }) => Err(TensorError::RegionsOfOthers {
+            images,
+            regions: of_images.len(),
+        }),
+    }
 }
 
 impl Submitted {

@@ -1,4 +1,5 @@
-//! What a request asks for beside its images: regions of them, and which classes it is told.
+//! Options of an inference request: the regions of its images, and the filter of the returned
+//! classes.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -29,7 +30,7 @@ pub(super) struct Regions {
     pub each: usize,
 }
 
-/// Which classes a request is told where it asks for the best ones.
+/// Which classes may be returned when a request asks for the best ones.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Filter {
     classes: Classes,
@@ -139,12 +140,12 @@ impl Filter {
         })
     }
 
-    /// Whether all classes may be told.
+    /// Whether no class is filtered out.
     pub fn is_none(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether a class of this probability may be told.
+    /// Whether this class may be returned with this probability.
     pub fn accepts(&self, class: usize, probability: f32) -> bool {
         probability >= self.min_probability && self.classes.accepts(class)
     }

@@ -1,4 +1,5 @@
-//! One connection: closed when it is silent, when it is to give way, and with patience at its end.
+//! One gRPC connection: the deadline for its preface, its closing in favour of another connection,
+//! and the draining of its input at shutdown.
 
 use std::{
     future::Future,
@@ -27,8 +28,8 @@ const PREFACE: usize = 24 + 9;
 /// How long input is drained after the server has shut its side of a connection down. Closing with
 /// unread data sends RST, and a caller that is still sending could lose the final status.
 const LINGER: Duration = Duration::from_millis(500);
-/// How long a caller may take to end a connection after it was told that the server will.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a caller may take to end a connection after GOAWAY was sent.
+const GOAWAY_GRACE: Duration = Duration::from_secs(1);
 
 /// A frame of HTTP/2 that says: begin no more calls here, without an error (RFC 9113, 6.8). It
 /// allows all calls that are on their way. Its payload is the greatest stream identifier, and
@@ -63,9 +64,9 @@ pub(in crate::grpc) struct Connection {
 enum End {
     Open,
     /// The next byte of [`GOAWAY`] to be sent.
-    Telling(usize),
-    /// The caller has been told, and may still finish calls.
-    Told(Pin<Box<Sleep>>),
+    SendingGoaway(usize),
+    /// The caller may still finish calls until this time has passed.
+    GoawaySent(Pin<Box<Sleep>>),
     Closed,
 }
 
@@ -98,35 +99,35 @@ impl Connection {
                 End::Open => match self.registered.activity.poll_closing(cx) {
                     Poll::Pending => return Poll::Ready(false),
                     // Before the preface, and within a frame, the caller would not understand.
-                    Poll::Ready(Closing::Politely)
+                    Poll::Ready(Closing::Gracefully)
                         if self.silence.is_none() && self.between_frames =>
                     {
-                        self.end = End::Telling(0);
+                        self.end = End::SendingGoaway(0);
                     }
                     Poll::Ready(_) => self.end = End::Closed,
                 },
-                End::Telling(sent) if *sent == GOAWAY.len() => {
+                End::SendingGoaway(sent) if *sent == GOAWAY.len() => {
                     if ready!(Pin::new(&mut self.stream).poll_flush(cx)).is_err() {
                         self.end = End::Closed;
                     } else {
-                        self.end = End::Told(Box::pin(sleep(FAREWELL)));
+                        self.end = End::GoawaySent(Box::pin(sleep(GOAWAY_GRACE)));
                     }
                 }
-                End::Telling(sent) => {
+                End::SendingGoaway(sent) => {
                     match ready!(Pin::new(&mut self.stream).poll_write(cx, &GOAWAY[*sent..])) {
                         Ok(bytes) if bytes > 0 => *sent += bytes,
                         _ => self.end = End::Closed,
                     }
                 }
-                End::Told(farewell) => {
-                    if farewell.as_mut().poll(cx).is_pending() {
+                End::GoawaySent(grace) => {
+                    if grace.as_mut().poll(cx).is_pending() {
                         return Poll::Ready(false);
                     }
                     // Calls that were on their way are answered.
                     self.end = if self.registered.activity.idle().is_some() {
                         End::Closed
                     } else {
-                        End::Told(Box::pin(sleep(FAREWELL)))
+                        End::GoawaySent(Box::pin(sleep(GOAWAY_GRACE)))
                     };
                 }
                 End::Closed => return Poll::Ready(true),

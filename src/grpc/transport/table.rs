@@ -25,8 +25,8 @@ const STRANGERS: usize = 8;
 const MIN_STRANGERS: usize = 16;
 /// How long a new connection may take to make its first call before it counts as a stranger.
 const GREETING: Duration = Duration::from_secs(1);
-/// How many connections may be closing politely at once. Others are closed without a word.
-const MAX_POLITE: usize = 32;
+/// How many connections may be closing gracefully at once. Others are closed at once.
+const MAX_GRACEFUL: usize = 32;
 /// How many connections may be closing at once; meanwhile no other is accepted.
 const MAX_CLOSING: usize = 64;
 /// The longest time between two looks for connections that have been idle for too long.
@@ -221,8 +221,8 @@ impl Table {
             return;
         };
         let has_called = entry.activity.idle().is_none_or(|idle| idle.has_called);
-        let how = if has_called && open.closing < MAX_POLITE {
-            Closing::Politely
+        let how = if has_called && open.closing < MAX_GRACEFUL {
+            Closing::Gracefully
         } else {
             Closing::AtOnce
         };

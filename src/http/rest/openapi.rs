@@ -344,63 +344,87 @@ fn form(schemas: &mut Schemas, request: &MessageDescriptor, name: &str, files: &
 
 /// `/v2`.
 fn protocol(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
-    let mut get = |path: &str, id: &str, text: &str, schema: &Value, codes: &[(u16, &str)]| {
-        let names: Vec<_> = ["name", "version"]
-            .into_iter()
-            .filter(|name| path.contains(&format!("{{{name}}}")))
-            .map(|name| {
-                let schema = json!({"type": "string", "minLength": 1});
-                json!({"name": name, "in": "path", "required": true, "schema": schema})
-            })
-            .collect();
-        let operation = json!({
-            "operationId": id,
-            "summary": text,
-            "parameters": names,
-            "responses": responses(text, schema, "ProtocolError", codes),
-        });
-        paths.insert(path.to_owned(), json!({"get": operation}));
-    };
-    let yes = |what: &str| {
-        json!({
-            "type": "object",
-            "required": [what],
-            "properties": {what: {"type": "boolean"}, "name": {"type": "string"}},
+    health(paths);
+    metadata(schemas, paths);
+    inference(paths);
+    repository(schemas, paths);
+    tensors(schemas);
+}
+
+/// The parameters of this path: the name and the version of a model.
+fn path_parameters(path: &str) -> Vec<Value> {
+    ["name", "version"]
+        .into_iter()
+        .filter(|name| path.contains(&format!("{{{name}}}")))
+        .map(|name| {
+            let schema = json!({"type": "string", "minLength": 1});
+            json!({"name": name, "in": "path", "required": true, "schema": schema})
         })
-    };
-    get(
-        "/v2/health/live",
-        "ServerLive",
-        "Whether the server is alive.",
-        &yes("live"),
-        &OF_CALLS,
-    );
-    get(
-        "/v2/health/ready",
-        "ServerReady",
-        "Whether the server is ready.",
-        &yes("ready"),
-        &OF_CALLS,
-    );
+        .collect()
+}
+
+/// Adds an operation of the protocol without a body.
+fn get(
+    paths: &mut Map<String, Value>,
+    path: &str,
+    (id, text): (&str, &str),
+    schema: &Value,
+    codes: &[(u16, &str)],
+) {
+    let operation = json!({
+        "operationId": id,
+        "summary": text,
+        "parameters": path_parameters(path),
+        "responses": responses(text, schema, "ProtocolError", codes),
+    });
+    paths.insert(path.to_owned(), json!({"get": operation}));
+}
+
+/// The answer of a probe.
+fn probe(what: &str) -> Value {
+    json!({
+        "type": "object",
+        "required": [what],
+        "properties": {what: {"type": "boolean"}, "name": {"type": "string"}},
+    })
+}
+
+/// `/v2/health`.
+fn health(paths: &mut Map<String, Value>) {
+    for (path, id, text, what) in [
+        (
+            "/v2/health/live",
+            "ServerLive",
+            "Whether the server is alive.",
+            "live",
+        ),
+        (
+            "/v2/health/ready",
+            "ServerReady",
+            "Whether the server is ready.",
+            "ready",
+        ),
+    ] {
+        get(paths, path, (id, text), &probe(what), &OF_CALLS);
+        let answers = &mut paths[path]["get"]["responses"];
+        let no = answers["200"]["content"]["application/json"]["schema"].clone();
+        let error = answers["503"]["content"]["application/json"]["schema"].clone();
+        answers["503"]["content"]["application/json"]["schema"] = json!({"anyOf": [no, error]});
+    }
+}
+
+/// What describes the server and its models.
+fn metadata(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
     let message = |schemas: &mut Schemas, name: &str| {
         schemas.of(&Method::inference(name).output, Form::Numbers)
     };
     let server = message(schemas, "ServerMetadata");
-    get(
-        "/v2",
-        "ServerMetadata",
-        "The server and its extensions.",
-        &server,
-        &OF_CALLS,
-    );
+    let about = ("ServerMetadata", "The server and its extensions.");
+    get(paths, "/v2", about, &server, &OF_CALLS);
     let statistics = message(schemas, "ModelStatistics");
-    get(
-        "/v2/models/stats",
-        "AllStatistics",
-        "The statistics of all models.",
-        &statistics,
-        &OF_CALLS,
-    );
+    let about = ("AllStatistics", "The statistics of all models.");
+    get(paths, "/v2/models/stats", about, &statistics, &OF_CALLS);
+
     let metadata = message(schemas, "ModelMetadata");
     let config = Method::inference("ModelConfig").output;
     let config = config.get_field_by_name("config").expect("the protocol");
@@ -414,7 +438,7 @@ fn protocol(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
                 "/ready",
                 "ModelReady",
                 "Whether a model is ready.",
-                &yes("ready"),
+                &probe("ready"),
             ),
             ("/config", "ModelConfig", "How a model is served.", &config),
             (
@@ -424,39 +448,21 @@ fn protocol(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
                 &statistics,
             ),
         ] {
-            get(
-                &format!("{model}{what}"),
-                &format!("{id}{suffix}"),
-                text,
-                schema,
-                &of_models,
-            );
+            let path = format!("{model}{what}");
+            let id = format!("{id}{suffix}");
+            get(paths, &path, (&id, text), schema, &of_models);
         }
-    }
 
-    for path in [
-        "/v2/models/{name}/ready",
-        "/v2/models/{name}/versions/{version}/ready",
-    ] {
-        let answers = &mut paths[path]["get"]["responses"];
+        let answers = &mut paths[&format!("{model}/ready")]["get"]["responses"];
         answers["404"] = answers["200"].clone();
         answers["404"]["description"] = "It is not ready, or there is no such model.".into();
     }
-    for path in ["/v2/health/live", "/v2/health/ready"] {
-        let answers = &mut paths[path]["get"]["responses"];
-        let no = answers["200"]["content"]["application/json"]["schema"].clone();
-        let error = answers["503"]["content"]["application/json"]["schema"].clone();
-        answers["503"]["content"]["application/json"]["schema"] = json!({"anyOf": [no, error]});
-    }
+}
 
-    let infer = |suffix: &str, names: &[&str]| {
-        let names: Vec<_> = names
-            .iter()
-            .map(|name| {
-                let schema = json!({"type": "string", "minLength": 1});
-                json!({"name": name, "in": "path", "required": true, "schema": schema})
-            })
-            .collect();
+/// The operations that classify images.
+fn inference(paths: &mut Map<String, Value>) {
+    for (of, suffix) in [("", ""), ("/versions/{version}", "OfVersion")] {
+        let path = format!("/v2/models/{{name}}{of}/infer");
         let length = json!({
             "name": "Inference-Header-Content-Length",
             "in": "header",
@@ -468,23 +474,22 @@ fn protocol(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
         let codes = [&OF_CALLS[..], &OF_BODIES].concat();
         let mut responses = responses("The tensors.", &answer, "ProtocolError", &codes);
         responses["200"]["content"]["application/octet-stream"] = json!({"schema": {}});
-        json!({"post": {
+        let operation = json!({
             "operationId": format!("ModelInfer{suffix}"),
             "summary": "Classifies images.",
-            "parameters": names,
+            "parameters": path_parameters(&path),
             "requestBody": {"required": true, "content": {
                 "application/json": {"schema": request},
                 "application/octet-stream": {"schema": {}, "x-header": length},
             }},
             "responses": responses,
-        }})
-    };
-    paths.insert("/v2/models/{name}/infer".into(), infer("", &["name"]));
-    paths.insert(
-        "/v2/models/{name}/versions/{version}/infer".into(),
-        infer("OfVersion", &["name", "version"]),
-    );
+        });
+        paths.insert(path, json!({"post": operation}));
+    }
+}
 
+/// `/v2/repository`.
+fn repository(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
     let index = Method::inference("RepositoryIndex");
     let models = index.output.get_field_by_name("models");
     let models = schemas.field(&models.expect("the protocol"), Form::Numbers);
@@ -499,29 +504,22 @@ fn protocol(schemas: &mut Schemas, paths: &mut Map<String, Value>) {
             "responses": responses("The models.", &models, "ProtocolError", &codes),
         }}),
     );
-    for (what, text) in [("load", "Loads a model."), ("unload", "Unloads a model.")] {
+
+    for (what, id, text) in [
+        ("load", "RepositoryModelLoad", "Loads a model."),
+        ("unload", "RepositoryModelUnload", "Unloads a model."),
+    ] {
+        let path = format!("/v2/repository/models/{{name}}/{what}");
         let codes = [&OF_CALLS[..], &OF_MODELS, &OF_CONTROL].concat();
-        paths.insert(
-            format!("/v2/repository/models/{{name}}/{what}"),
-            json!({"post": {
-                "operationId": format!("RepositoryModel{what}"),
-                "summary": text,
-                "parameters": [{
-                    "name": "name",
-                    "in": "path",
-                    "required": true,
-                    "schema": {"type": "string", "minLength": 1},
-                }],
-                "responses": responses(
-                    "It is done.",
-                    &json!({"type": "object"}),
-                    "ProtocolError",
-                    &codes,
-                ),
-            }}),
-        );
+        let answer = json!({"type": "object"});
+        let operation = json!({
+            "operationId": id,
+            "summary": text,
+            "parameters": path_parameters(&path),
+            "responses": responses("It is done.", &answer, "ProtocolError", &codes),
+        });
+        paths.insert(path, json!({"post": operation}));
     }
-    tensors(schemas);
 }
 
 /// The messages that REST has in another form than gRPC.

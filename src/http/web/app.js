@@ -197,7 +197,7 @@ function showModels(list) {
   const items = list.map(({ name, engine, precision, device, state, problem }) => {
     const item = document.createElement("li");
     item.append(text("span", "name", name));
-    if (state !== 2) item.append(text("span", "tag", state === 3 ? "failed" : "loading"));
+    if (state !== 2) item.append(text("span", "tag", { 3: "failed", 4: "unloaded" }[state] ?? "loading"));
     const where = [engine, precision, device].filter(Boolean).join(" · ");
     if (where) item.append(text("div", "muted", where));
     if (problem) item.append(text("div", "problem", state === 2 ? `Its newest file is not served: ${problem}` : problem));

@@ -59,12 +59,15 @@ async function ask(method, request, options) {
   }
 }
 
-/** Adds a picture to a class. Returns its name; throws a `CallError` with the reason if the server does not keep it. */
+/**
+ * Adds a picture to a class. Returns its name, and whether the server did not have it yet; throws a `CallError` with
+ * the reason if the server does not keep it.
+ */
 export async function addPicture(dataset, className, bytes) {
   const request = join([...strings(dataset, className), field(3, bytes)]);
-  const { examples, refusals } = added(await ask("AddExamples", request, { timeout: PICTURE }));
+  const { examples, kept, refusals } = added(await ask("AddExamples", request, { timeout: PICTURE }));
   if (refusals.length) throw new CallError(Code.invalid, refusals[0].reason);
-  return examples[0] ?? null;
+  return { name: examples[0] ?? null, isNew: kept > 0 };
 }
 
 /** Removes these pictures of a class; without pictures the class, without a class the dataset and its model. */

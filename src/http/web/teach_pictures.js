@@ -133,9 +133,10 @@ export class Pictures {
   async send(picture) {
     if (!picture.isGone) {
       try {
-        const name = await this.attempt(picture);
-        if (picture.isGone) await remove(this.dataset, picture.className, [name]);
-        else this.arrived(picture, name);
+        const { name, isNew } = await this.attempt(picture);
+        if (!picture.isGone) this.arrived(picture, name);
+        // One that the server had already stays: another tile shows it.
+        else if (isNew) await remove(this.dataset, picture.className, [name]);
       } catch (error) {
         picture.problem = explain(error);
       }

@@ -1,4 +1,4 @@
-//! How the samples of a picture are colours.
+//! Determines how a HEIF picture codes its colours, and converts its samples to RGBA.
 
 use heifer::{
     color::{ColorParams, frame_to_rgba_into},

@@ -1,10 +1,10 @@
-//! What is wrong with a file, in the words of its format.
+//! Errors about a HEIF or AVIF file, and the conversion of those of its libraries.
 
 use heifer::heifer_isobmff as container;
 
 use super::super::{ImageError, ImageFormat};
 
-/// A file that errors speak of.
+/// The file that an error is about.
 #[derive(Clone, Copy)]
 pub(super) struct Named {
     pub format: ImageFormat,

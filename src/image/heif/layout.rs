@@ -48,7 +48,7 @@ impl Layout {
         }
         // Another picture, turned.
         let [source] = *file.referenced_items(primary, b"dimg") else {
-            return Err(named.damaged("its picture is the same as several others"));
+            return Err(named.damaged("its `iden` item must refer to exactly one picture"));
         };
         let mut layout = reader.picture(source)?;
         reader.show(&mut layout.shown, primary)?;
@@ -171,8 +171,7 @@ impl Reader<'_> {
                     if shown.orientation != Orientation::default() {
                         return Err(named.unsupported("its picture is turned before it is cropped"));
                     }
-                    let wrong =
-                        || named.damaged("it is cropped to what is not part of its picture");
+                    let wrong = || named.damaged("its clean aperture reaches beyond the picture");
                     let (left, width) =
                         aperture(shown.width, width, horiz_offset).ok_or_else(wrong)?;
                     let (top, height) =

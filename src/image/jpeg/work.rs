@@ -65,7 +65,7 @@ impl Work {
             match segment.marker {
                 marker::EOI => break,
                 marker::SOS => {
-                    // What is wrong with a header is said when its turn comes.
+                    // An invalid scan header is reported when the scan is decoded.
                     let Ok(scan) = ScanHeader::read(segment.body, frame) else {
                         break;
                     };

@@ -87,7 +87,10 @@ impl<'a> Grid<'a> {
             offsets,
             byte_counts,
         };
-        let parts = grid.across * grid.down * planes as u64;
+        let parts = grid
+            .across
+            .saturating_mul(grid.down)
+            .saturating_mul(planes as u64);
         if parts > MAX_CHUNKS {
             return Err(damaged(&format!(
                 "it is cut into {parts} {kind}s, more than the {MAX_CHUNKS} allowed"
@@ -95,7 +98,7 @@ impl<'a> Grid<'a> {
         }
         if (grid.offsets.len() as u64) < parts {
             return Err(damaged(&format!(
-                "it says where {} {kind}s are, but has {parts}",
+                "it has {parts} {kind}s, but the offsets of only {}",
                 grid.offsets.len()
             )));
         }

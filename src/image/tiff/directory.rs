@@ -282,7 +282,7 @@ impl<'a> Directory<'a> {
         match self.values(tag)? {
             Some(values) => match values.number(0) {
                 Some(number) => Ok(Some(number)),
-                None => Err(damaged(&format!("tag {tag} is not a positive integer"))),
+                None => Err(damaged(&format!("tag {tag} is not a non-negative integer"))),
             },
             None => Ok(None),
         }

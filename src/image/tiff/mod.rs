@@ -176,7 +176,7 @@ impl<'a> Image<'a> {
             return Err(unsupported("its subsampled YCbCr has extra channels"));
         }
         if subsampling != Subsampling::NONE && self.predictor != Predictor::None {
-            return Err(unsupported("its subsampled YCbCr is predicted"));
+            return Err(unsupported("its subsampled YCbCr uses a predictor"));
         }
         Ok((subsampling != Subsampling::NONE).then_some(subsampling))
     }

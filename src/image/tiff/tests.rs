@@ -221,7 +221,7 @@ fn what_cannot_be_read_is_named() {
         (&[(tag::ROWS_PER_STRIP, &[0])], "a side of 0"),
         (
             &[(tag::ROWS_PER_STRIP, &[1])],
-            "it says where 1 strips are, but has 2",
+            "it has 2 strips, but the offsets of only 1",
         ),
         (
             &[(tag::COMPRESSION, &[8]), (tag::STRIP_BYTE_COUNTS, &[0])],

@@ -35,7 +35,10 @@ impl YCbCr {
         )?;
         let [red, green, blue] = [luma[0], luma[1], luma[2]];
         if !(luma.iter().chain(&range).all(|value| value.is_finite()) && green != 0.0) {
-            return Err(damaged("its YCbCr coefficients are no numbers"));
+            return Err(damaged(
+                "its YCbCr coefficients or reference values are not finite, or the coefficient of \
+                 green is 0",
+            ));
         }
 
         // Black becomes 0, and white becomes `to`.

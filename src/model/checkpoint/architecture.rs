@@ -287,6 +287,15 @@ fn stem(
                 return Err(error::tensor(&weight, reason));
             }
         };
+        if let Some((_, previous)) = convs.last()
+            && previous.outputs != conv.inputs
+        {
+            let reason = format!(
+                "has {} input channels, but the convolution before it has {} outputs",
+                conv.inputs, previous.outputs
+            );
+            return Err(error::tensor(&weight, reason));
+        }
         convs.push((names, conv));
     }
 

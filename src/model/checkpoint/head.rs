@@ -130,8 +130,7 @@ impl Head {
         self.layers[self.layers.len() - 1].outputs
     }
 
-    /// The name of each layer and of what lies between it and the one before: nothing where their
-    /// indices follow each other.
+    /// Whether the `nn.Sequential` has other modules between this layer and the one before it.
     pub(super) fn has_gap_before(&self, layer: usize) -> bool {
         let index = |layer: usize| self.layers[layer].index;
         match (index(layer - 1), index(layer)) {

@@ -1,6 +1,6 @@
 //! Puts the bytes of files of weights into the tensors of a decoded model.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, num::ParseIntError};
 
 use bytes::Bytes;
 
@@ -98,10 +98,12 @@ impl Filling<'_> {
             return wrong("is stored in another file and does not name it".into());
         };
         let Some(content) = self.contents.get(location) else {
-            return wrong(format!("is stored in `{location}` in an unusual way"));
+            return wrong(format!(
+                "names its file `{location}` in a form that is not supported; save the model again with \
+                 Python's `onnx.save`"
+            ));
         };
-        let (Some(offset), Some(length)) = (number(tensor, "offset"), number(tensor, "length"))
-        else {
+        let (Ok(offset), Ok(length)) = (number(tensor, "offset"), number(tensor, "length")) else {
             return wrong(format!(
                 "its offset or its length in `{location}` is not a number of bytes"
             ));
@@ -155,12 +157,11 @@ fn entry<'a>(tensor: &'a TensorProto, key: &str) -> Option<&'a str> {
         .map(|entry| entry.value())
 }
 
-/// A number among the tensor's entries: `Some(None)` if it is absent, `None` if it is none.
-fn number(tensor: &TensorProto, key: &str) -> Option<Option<u64>> {
-    match entry(tensor, key) {
-        None => Some(None),
-        Some(text) => text.trim().parse().ok().map(Some),
-    }
+/// The number under `key` in the tensor's entries; `None` if the entry is absent.
+fn number(tensor: &TensorProto, key: &str) -> Result<Option<u64>, ParseIntError> {
+    entry(tensor, key)
+        .map(|text| text.trim().parse())
+        .transpose()
 }
 
 /// The bytes that the tensor's values take by its shape and type.

@@ -220,7 +220,7 @@ fn check_inputs(node: &NodeProto) -> Result<(), ModelError> {
 }
 
 /// Rejects two tensors with the same name in one graph, which is also how a graph can run in a
-/// circle although every node uses only what was produced before.
+/// cycle although every node uses only what was produced before.
 fn check_outputs(graph: &GraphProto) -> Result<(), ModelError> {
     let mut known: HashSet<&str> = graph
         .initializer

@@ -212,7 +212,7 @@ impl Inlining<'_> {
             let mut defaults = function.attribute_proto.iter();
             let value = given.or_else(|| defaults.find(|default| default.name() == wanted));
             if let Some(value) = value {
-                self.bytes += shared_apart(value.encoded_len(), attribute_weights(value));
+                self.bytes += value.encoded_len().saturating_sub(attribute_weights(value));
                 if self.bytes > MOST_BYTES {
                     return Err(too_many("bytes in calls of functions", MOST_BYTES));
                 }
@@ -231,7 +231,7 @@ impl Inlining<'_> {
         let (nodes, parts) = size(node);
         self.nodes += nodes;
         self.parts += parts;
-        self.bytes += shared_apart(node.encoded_len(), weights(node));
+        self.bytes += node.encoded_len().saturating_sub(weights(node));
         for (found, limit, what) in [
             (self.nodes, MOST_NODES, "nodes"),
             (self.parts, MOST_PARTS, "parts in calls of functions"),
@@ -292,10 +292,6 @@ fn attribute_weights(attribute: &AttributeProto) -> usize {
         stored + graph.node.iter().map(weights).sum::<usize>()
     };
     own + graphs.map(within).sum::<usize>()
-}
-
-fn shared_apart(bytes: usize, shared: usize) -> usize {
-    bytes.saturating_sub(shared)
 }
 
 /// The names of tensors during one call.

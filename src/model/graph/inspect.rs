@@ -89,23 +89,14 @@ pub(super) fn find_input(
         }
     };
 
-    // Where the shape does not tell the colours, the first convolution's input channels do.
-    let channels = first_conv_channels(graph, &name);
-    let (layout, count, height, width) = match (a, c, channels) {
-        (Some(3), _, _) | (None, None, Some(3)) => (ImageLayout::Nchw, 3, b, c),
-        (_, Some(3), _) if a != Some(1) => (ImageLayout::Nhwc, 3, a, b),
-        (None, Some(_), Some(3)) => (ImageLayout::Nchw, 3, b, c),
-        (Some(1), _, _) | (None, None, Some(1)) => (ImageLayout::Nchw, 1, b, c),
-        (_, Some(1), _) => (ImageLayout::Nhwc, 1, a, b),
-        (None, Some(_), Some(1)) => (ImageLayout::Nchw, 1, b, c),
-        _ => {
-            return Err(wrong(format!(
+    let (layout, count, height, width) = layout_of([a, b, c], first_conv_channels(graph, &name))
+        .ok_or_else(|| {
+            wrong(format!(
                 "has the shape {}: no dimension is known to be the 3 colours, or the 1 of gray \
                  images; an image input is [N,3,H,W] or [N,H,W,3]",
                 show(&dims)
-            )));
-        }
-    };
+            ))
+        })?;
     let channels = match (count, settings.channels) {
         (1, None | Some(ChannelOrder::Gray)) => ChannelOrder::Gray,
         (3, None) => ChannelOrder::Rgb,
@@ -139,24 +130,7 @@ pub(super) fn find_input(
     let size = settings.input_size;
     let height = side("the height", height, size.map(|[_, height]| height))?;
     let width = side("the width", width, size.map(|[width, _]| width))?;
-    if !(1..=LARGEST_SIDE).contains(&height) || !(1..=LARGEST_SIDE).contains(&width) {
-        return Err(wrong(format!(
-            "takes {width}×{height} pixels; each side must be 1 to {LARGEST_SIDE}"
-        )));
-    }
-
-    let images = batch.unwrap_or(1);
-    if images > LARGEST_BATCH {
-        return Err(wrong(format!(
-            "takes batches of exactly {images} images; {LARGEST_BATCH} is the most that is run"
-        )));
-    }
-    let bytes = u64::from(width) * u64::from(height) * 3 * images as u64;
-    if bytes > LARGEST_INPUT {
-        return Err(wrong(format!(
-            "takes {bytes} bytes of images at once; {LARGEST_INPUT} is the most that is run"
-        )));
-    }
+    check_limits(width, height, batch.unwrap_or(1)).map_err(wrong)?;
     let batch = match batch {
         Some(batch) => Batch::Fixed(batch as usize),
         None => Batch::Any,
@@ -173,6 +147,45 @@ pub(super) fn find_input(
         batch,
         any_size,
     })
+}
+
+/// The layout of an input whose dimensions without the batch are these, with its number of channels,
+/// its height and its width. Where the shape does not tell the colours, the input channels of the
+/// first convolution do. `None` if they are not known.
+fn layout_of(
+    [a, b, c]: [Option<i64>; 3],
+    channels: Option<i64>,
+) -> Option<(ImageLayout, u32, Option<i64>, Option<i64>)> {
+    Some(match (a, c, channels) {
+        (Some(3), _, _) | (None, None, Some(3)) => (ImageLayout::Nchw, 3, b, c),
+        (_, Some(3), _) if a != Some(1) => (ImageLayout::Nhwc, 3, a, b),
+        (None, Some(_), Some(3)) => (ImageLayout::Nchw, 3, b, c),
+        (Some(1), _, _) | (None, None, Some(1)) => (ImageLayout::Nchw, 1, b, c),
+        (_, Some(1), _) => (ImageLayout::Nhwc, 1, a, b),
+        (None, Some(_), Some(1)) => (ImageLayout::Nchw, 1, b, c),
+        _ => return None,
+    })
+}
+
+/// Whether images of this size, so many at once, are within the limits.
+fn check_limits(width: u32, height: u32, images: i64) -> Result<(), String> {
+    if !(1..=LARGEST_SIDE).contains(&height) || !(1..=LARGEST_SIDE).contains(&width) {
+        return Err(format!(
+            "takes {width}×{height} pixels; each side must be 1 to {LARGEST_SIDE}"
+        ));
+    }
+    if images > LARGEST_BATCH {
+        return Err(format!(
+            "takes batches of exactly {images} images; {LARGEST_BATCH} is the most that is run"
+        ));
+    }
+    let bytes = u64::from(width) * u64::from(height) * 3 * images as u64;
+    if bytes > LARGEST_INPUT {
+        return Err(format!(
+            "takes {bytes} bytes of images at once; {LARGEST_INPUT} is the most that is run"
+        ));
+    }
+    Ok(())
 }
 
 fn only_input(graph: &GraphProto) -> Result<&ValueInfoProto, ModelError> {

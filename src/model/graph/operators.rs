@@ -44,7 +44,7 @@ pub(super) fn rewrite(graph: &mut GraphProto) {
 
         let elem = input(&next, 0).map_or(DataType::Undefined, elem_of);
         if is(&next, "Cast") && int(&next, "to") == Some(DataType::Bool as i64) {
-            truth(graph, next, elem, &mut names, &mut nodes);
+            cast_to_bool(graph, next, elem, &mut names, &mut nodes);
         } else if is(&next, "ConvInteger") && (2..4).any(|slot| input(&next, slot).is_some()) {
             integer_convolution(graph, next, &mut names, &mut nodes);
         } else if is(&next, "MatMul") && is_vector(graph, input(&next, 1)) {
@@ -71,7 +71,7 @@ fn forget_dropout(graph: &GraphProto, node: &mut NodeProto) {
     }
 }
 
-/// The value of a stored truth value.
+/// The value of a stored boolean.
 fn stored_bytes<'a>(graph: &'a GraphProto, name: &str) -> Option<&'a [u8]> {
     let stored = stored(graph, name)?;
     match &stored.raw_data {
@@ -157,9 +157,9 @@ fn explicit_pads(node: &mut NodeProto, sizes: &HashMap<String, Vec<i64>>) {
     node.attribute.push(ints_attribute("pads", &pads));
 }
 
-/// A cast to truth values as a comparison: some engines have no truth values and would keep other
-/// numbers than 0 and 1, or round 0.5 to 0.
-fn truth(
+/// Replaces a cast to bool with a comparison, because some engines have no boolean type: they would
+/// keep values other than 0 and 1, or round 0.5 to 0.
+fn cast_to_bool(
     graph: &mut GraphProto,
     cast: NodeProto,
     elem: DataType,
@@ -392,6 +392,13 @@ fn wide_quantization(graph: &mut GraphProto) {
     let mut names = Names::of(graph);
     let mut replaced: Vec<(usize, Vec<NodeProto>)> = Vec::new();
     let mut added = Vec::new();
+    let mut readers_of: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (index, node) in graph.node.iter().enumerate() {
+        for name in walk::uses(node) {
+            readers_of.entry(name).or_default().push(index);
+        }
+    }
+
     for (index, quantize) in graph.node.iter().enumerate() {
         if !is_quantizing(quantize, "QuantizeLinear") {
             continue;
@@ -409,9 +416,9 @@ fn wide_quantization(graph: &mut GraphProto) {
         let Some(output) = quantize.output.first() else {
             continue;
         };
-        let readers: Vec<usize> = (0..graph.node.len())
-            .filter(|&reader| walk::uses(&graph.node[reader]).contains(&output.as_str()))
-            .collect();
+        let mut readers = readers_of.get(output.as_str()).cloned().unwrap_or_default();
+        // A node may use a tensor twice.
+        readers.dedup();
         let restored = readers.iter().all(|&reader| {
             let reader = &graph.node[reader];
             is_quantizing(reader, "DequantizeLinear")

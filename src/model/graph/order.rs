@@ -21,7 +21,7 @@ const MOST_NAMED: usize = 4;
 /// Sorts the nodes of the graph and of its subgraphs. Nodes keep their order as far as possible.
 ///
 /// # Errors
-/// Nodes that use each other's outputs in a circle.
+/// Nodes that use each other's outputs in a cycle.
 pub(super) fn sort(graph: &mut GraphProto) -> Result<(), ModelError> {
     let subgraphs = graph.node.iter_mut().flat_map(|node| &mut node.attribute);
     for attribute in subgraphs {
@@ -96,7 +96,7 @@ fn cycle(
     // Each node that is stuck needs another one that is, so this comes back to where it was.
     let mut path = vec![stuck];
     let mut position: HashMap<usize, usize> = HashMap::from([(stuck, 0)]);
-    let circle = loop {
+    let cycle = loop {
         let last = path[path.len() - 1];
         let Some(&next) = needed[last].iter().find(|&&next| missing[next] > 0) else {
             break &path[..];
@@ -109,10 +109,10 @@ fn cycle(
     };
 
     let describe = |&index: &usize| format!("`{}`", walk::describe(&nodes[index]));
-    let others: Vec<String> = circle[1..].iter().take(MOST_NAMED).map(describe).collect();
+    let others: Vec<String> = cycle[1..].iter().take(MOST_NAMED).map(describe).collect();
     ModelError::Node {
-        node: walk::describe(&nodes[circle[0]]),
-        reason: match (others.len(), circle.len() - 1) {
+        node: walk::describe(&nodes[cycle[0]]),
+        reason: match (others.len(), cycle.len() - 1) {
             (0, _) => "uses its own output".to_owned(),
             (named, all) => format!(
                 "needs its own output, by way of {}{}",

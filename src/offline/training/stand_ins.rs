@@ -1,4 +1,4 @@
-//! Stand-ins for pictures of anything else: examples of the unknown class without a picture.
+//! Synthetic examples of the unknown class, made from the rows of the base's last layer.
 //!
 //! A model that knows only its own classes calls every picture one of them, and is often sure of it:
 //! its probabilities tell little about pictures of other things. But the base's last layer knows

@@ -62,20 +62,20 @@ pub enum CheckError {
     #[error("{}", .0.reason)]
     Refused(Refusal),
     /// A signal ended the process.
-    #[error("loading it crashed the check with {signal}{}", in_brackets(.last_words))]
+    #[error("loading it crashed the check with {signal}{}", in_brackets(.last_line))]
     Crashed {
         /// Its name, such as `SIGSEGV`.
         signal: String,
         /// The last line that the process wrote to standard error.
-        last_words: String,
+        last_line: String,
     },
     /// The process ended by itself and without an answer.
-    #[error("loading it ended the check without an answer ({status}){}", in_brackets(.last_words))]
+    #[error("loading it ended the check without an answer ({status}){}", in_brackets(.last_line))]
     Ended {
         /// How it ended.
         status: ExitStatus,
         /// The last line that the process wrote to standard error.
-        last_words: String,
+        last_line: String,
     },
     /// The process had to be ended.
     #[error("loading it takes longer than {0:?}, the limit of --model-timeout")]
@@ -165,10 +165,10 @@ impl CheckConfig {
         }
     }
 
-    /// Lets a model pass that this program has written itself, from one that has passed and with
-    /// nothing in it that somebody else chose. `version` is that of what was written: another file
-    /// that may lie at `path` by now is tried like any other.
-    pub fn vouch(&self, model: &ListedModel, path: &Path, version: &str) {
+    /// Records a model as checked that this program itself has just written, from a checked base and
+    /// without foreign content. `version` identifies the file that was written; any other file at
+    /// `path` is checked as usual.
+    pub fn mark_checked(&self, model: &ListedModel, path: &Path, version: &str) {
         match self.passed.identify(self, model, path) {
             Ok(identity) if identity.version == version => self.passed.remember(&identity),
             // Loading it says what is wrong.
@@ -223,7 +223,7 @@ impl CheckConfig {
         errors: &[u8],
     ) -> Result<Report, CheckError> {
         let errors = String::from_utf8_lossy(errors);
-        let last_words = last_line(&errors);
+        let last_line = last_line(&errors);
         // Libraries may have written to standard output as well, but before the answer.
         let last = answer.trim_ascii_end().rsplit(|&byte| byte == b'\n').next();
         match serde_json::from_slice(last.unwrap_or_default()) {
@@ -241,8 +241,8 @@ impl CheckConfig {
         Err(match signal_of(status) {
             Some(signal) if signal == "SIGKILL" => CheckError::Killed,
             Some(signal) if signal == "SIGXCPU" => CheckError::TimedOut(self.limits.timeout),
-            Some(signal) => CheckError::Crashed { signal, last_words },
-            None => CheckError::Ended { status, last_words },
+            Some(signal) => CheckError::Crashed { signal, last_line },
+            None => CheckError::Ended { status, last_line },
         })
     }
 }
@@ -484,11 +484,11 @@ mod tests {
         };
         let check = script("kill -SEGV $$");
         // Somebody else's file lies there by now.
-        check.vouch(&listed, &path, "0123456789ab");
+        check.mark_checked(&listed, &path, "0123456789ab");
         assert!(check.check(&listed, &path).is_err());
 
         let version = "9372c470eead"; // The beginning of the SHA-256 of `model`.
-        check.vouch(&listed, &path, version);
+        check.mark_checked(&listed, &path, version);
         let passed = check.check(&listed, &path).unwrap();
         assert_eq!(passed.as_deref(), Some(version));
         fs::write(&path, "another").unwrap();

@@ -128,7 +128,7 @@ impl Passed {
     /// Remembers that these files have passed.
     pub(super) fn insert(&self, identity: &Identity, report: &Report) {
         self.remember(identity);
-        // A folder that can't be written to is no news at each load.
+        // Do not warn at every load about a cache folder that cannot be written.
         if let Some(cache) = &self.cache
             && cache.check_writable().is_ok()
         {
@@ -159,7 +159,7 @@ fn hash_all(path: &Path) -> Result<String, ReadFailure> {
 
 /// The SHA-256 of a file, in hexadecimal digits.
 fn hash(path: &Path, limit: u64) -> Result<String, ReadFailure> {
-    let (file, _) = files::PatientFile::open(path, limit)?;
+    let (file, _) = files::TimedFile::open(path, limit)?;
     // One that grows while it is read is cut off, and then is not the file that was checked.
     let mut file = file.take(limit);
     let mut chunk = vec![0; CHUNK];

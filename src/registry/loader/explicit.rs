@@ -12,7 +12,7 @@ use crate::registry::{
 
 impl Loader {
     /// Loads and unloads models as callers request, and nothing else.
-    pub(super) async fn obey(
+    pub(super) async fn serve_commands(
         &self,
         mut commands: Commands,
         reload: &Notify,
@@ -62,7 +62,9 @@ impl Loader {
         let model = models
             .find(|model| model.name == name)
             .ok_or_else(no_file)?;
-        if self.registry.find(name).is_err() && self.registry.list().len() >= MAX_MODELS {
+        let is_full = self.registry.list().len() >= MAX_MODELS;
+        // Unloaded models are listed as long as no other one needs their place.
+        if self.registry.find(name).is_err() && is_full && !self.registry.remove_unloaded() {
             return Err(ControlError::TooMany(MAX_MODELS));
         }
         match self.load(&model, false).await {

@@ -69,9 +69,9 @@ pub struct LoaderConfig {
     /// How floating-point models are quantized first; `None` means that they are served as they
     /// are.
     pub quantization: Option<StartupQuantization>,
-    /// How models are tried in a process of their own first, so that one that crashes a library is
-    /// a model less and not the server's end; `None` means that they are not. The bundled model is
-    /// never tried.
+    /// How models are tried in a process of their own first, so that a model that crashes a library
+    /// is rejected instead of crashing the server; `None` means that they are not. The bundled model
+    /// is never tried.
     pub check: Option<CheckConfig>,
     /// How often the files are checked for changes; `None` means only on request.
     pub watch_interval: Option<Duration>,
@@ -219,7 +219,7 @@ impl Loader {
         }
 
         if commands.are_explicit() {
-            return Ok(self.obey(commands, &reload, &weights).await);
+            return Ok(self.serve_commands(commands, &reload, &weights).await);
         }
         let mut last_problem = String::new();
         loop {
@@ -460,7 +460,7 @@ impl Loader {
                 read => break read?,
             }
         };
-        for taken in &model.taken {
+        for taken in &model.sources {
             tracing::info!(model = model.name, "{taken}");
         }
         if let Some(quantization) = &self.config.quantization {
@@ -611,9 +611,11 @@ fn answered<T: Send + 'static>(
     ask: impl FnOnce(&Path) -> T + Send + 'static,
 ) -> Result<T, LoadError> {
     let asked = path.to_owned();
-    files::within(files::PATIENCE, move || ask(&asked)).map_err(|reason| LoadError::Unresponsive {
-        path: path.to_owned(),
-        reason,
+    files::within(files::READ_TIMEOUT, move || ask(&asked)).map_err(|reason| {
+        LoadError::Unresponsive {
+            path: path.to_owned(),
+            reason,
+        }
     })
 }
 

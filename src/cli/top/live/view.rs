@@ -566,7 +566,8 @@ Rates and latencies cover the last 10 s, charts 180 scrapes.
 Latencies are estimated from the buckets of histograms.
 request and frame: from arrival to response; bars show means.
 Saturation near 100 %: add cores or servers.
-Long queue: as above. Rejected: requests not done, by reason.";
+A long queue: also add cores or servers.
+Rejected: requests that were not served, by reason.";
 
 fn draw_help(frame: &mut Frame, area: Rect) {
     let (width, height) = (
@@ -734,7 +735,7 @@ mod tests {
         app.act(Action::Pause);
         assert_shown(
             &rows(&app, 80, 24),
-            &["Help", "queue: as above", " paused ", "p resume"],
+            &["Help", "A long queue: also add", " paused ", "p resume"],
         );
         app.act(Action::Back);
         assert!(!rows(&app, 80, 24).join("").contains("Help "));

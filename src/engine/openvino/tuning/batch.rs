@@ -1,4 +1,5 @@
-//! The largest batch: which one is fastest depends on the processor and on the network.
+//! Chooses the largest batch by measuring the speed of 1, 2 and 4 images: which one is fastest depends
+//! on the processor and on the network.
 
 use std::{num::NonZeroUsize, time::Instant};
 
@@ -49,7 +50,7 @@ fn decide(
     let chosen = choose(default.get(), LEAD, &measured);
     tracing::info!(
         model = model.name,
-        "batches of up to {chosen}, {when} (images/s: {})",
+        "using batches of up to {chosen}, {when} (images/s: {})",
         rates(&measured)
     );
     NonZeroUsize::new(chosen).unwrap_or(default)

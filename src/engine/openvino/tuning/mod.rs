@@ -62,7 +62,7 @@ fn measured<T: Serialize + DeserializeOwned>(
             Err(MeasureError::TooSlow) => {
                 tracing::info!(
                     model = model.name,
-                    "the usual settings, which were not measured: {}",
+                    "using the default settings, because measuring was given up: {}",
                     MeasureError::TooSlow
                 );
                 // The next start would wait as long for the same result.

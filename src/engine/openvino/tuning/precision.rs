@@ -1,4 +1,5 @@
-//! The precision of a float model: some processors compute in half precision, but slower than in fp32.
+//! Chooses between half precision and fp32 for float models by measuring both: some processors
+//! compute in half precision, but slower than in fp32.
 
 use std::time::Instant;
 
@@ -49,7 +50,7 @@ fn decide(
     let chosen = choose(half, LEAD, &measured);
     tracing::info!(
         model = model.name,
-        "in {chosen}, {when} (images/s: {})",
+        "computing in {chosen}, {when} (images/s: {})",
         rates(&measured)
     );
     Some(chosen)

@@ -214,8 +214,8 @@ pub(super) fn check_precision(
     Ok(())
 }
 
-/// What is not proven about this driver, for the log.
-pub(super) fn driver_doubt(flavour: Flavour, driver: CudaVersion) -> Option<String> {
+/// A warning for the log if the driver is older than the CUDA version that TensorRT was built with.
+pub(super) fn driver_warning(flavour: Flavour, driver: CudaVersion) -> Option<String> {
     (driver < flavour.cuda()).then(|| {
         format!(
             "the NVIDIA driver supports CUDA {driver}, and {flavour} is built with CUDA {}: NVIDIA \
@@ -374,14 +374,14 @@ mod tests {
 
     #[test]
     fn an_older_driver_of_the_same_cuda_is_doubted_and_a_matching_one_is_not() {
-        let doubt = |number| driver_doubt(Flavour::Rtx, CudaVersion::from_number(number));
-        let said = doubt(12040).unwrap();
+        let warning = |number| driver_warning(Flavour::Rtx, CudaVersion::from_number(number));
+        let said = warning(12040).unwrap();
         assert!(
             said.contains("CUDA 12.4") && said.contains("CUDA 12.9"),
             "{said}"
         );
-        assert_eq!(doubt(12090), None);
-        assert_eq!(doubt(13000), None);
+        assert_eq!(warning(12090), None);
+        assert_eq!(warning(13000), None);
         assert!(check_support(Flavour::Rtx, &gpu("RTX 3090", 86, 12000)).is_ok());
     }
 

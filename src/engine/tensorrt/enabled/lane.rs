@@ -277,7 +277,7 @@ impl<N: Network> Device for GpuLane<N> {
     fn synchronise(&mut self) -> Result<(), DeviceError> {
         let waited = match self.finished.record(&self.stream) {
             Ok(()) => self.finished.synchronize(),
-            // Nothing may run on whose buffers are used again.
+            // Wait for the whole stream, because the caller reuses the buffers.
             Err(error) => self.stream.synchronize().and(Err(error)),
         };
         self.cuda(waited)

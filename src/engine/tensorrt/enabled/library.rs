@@ -133,7 +133,7 @@ fn newest_version(folder: &Path, name: &str) -> Option<PathBuf> {
     newest(files_in(folder).filter(is_version))
 }
 
-/// The requested library is not there; perhaps the other flavour is.
+/// The error for a requested path that holds no library. Says so if the other flavour is there.
 fn not_at(path: &Path) -> EngineError {
     let other = FLAVOUR.other();
     let advice = match library_at(path, other) {

@@ -11,14 +11,14 @@ use crate::{
 /// Calls that each time is averaged over.
 const RUNS: u32 = 50;
 
-/// So many times in a row have to be alike for them to be settled.
-const ALIKE: u32 = 3;
+/// The number of consecutive measurements that must agree before the time counts as stable.
+const STABLE_RUNS: u32 = 3;
 
-/// How much times that are alike may differ.
+/// How much measurements that agree may differ.
 const TOLERANCE: f64 = 0.05;
 
-/// So many times are taken at most.
-const MAX_TIMES: u32 = 40;
+/// The most measurements that are taken for one batch.
+const MAX_MEASUREMENTS: u32 = 40;
 
 /// The cost of one batch.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +64,7 @@ pub fn measure(
             }
             Ok(started.elapsed() / RUNS)
         };
-        let Settled { taken, settled } = settle(&mut lane_time)?;
+        let Stability { taken, settled } = measure_until_stable(&mut lane_time)?;
         let lane_time = lane_time()?;
 
         let device_time = lane
@@ -85,32 +85,32 @@ pub fn measure(
     Ok(times)
 }
 
-/// How the taking of times ended.
+/// How measuring ended.
 #[derive(Debug, PartialEq, Eq)]
-struct Settled {
+struct Stability {
     /// How many were taken.
     taken: u32,
     settled: bool,
 }
 
-/// Takes times until they are alike, or there have been enough.
-fn settle<E>(take: &mut impl FnMut() -> Result<Duration, E>) -> Result<Settled, E> {
+/// Measures until the times agree, or there have been enough.
+fn measure_until_stable<E>(take: &mut impl FnMut() -> Result<Duration, E>) -> Result<Stability, E> {
     let mut previous = take()?.as_secs_f64();
     let mut alike = 1;
-    for taken in 2..=MAX_TIMES {
+    for taken in 2..=MAX_MEASUREMENTS {
         let time = take()?.as_secs_f64();
         let close = (time - previous).abs() <= TOLERANCE * time.max(previous);
         alike = if close { alike + 1 } else { 1 };
         previous = time;
-        if alike == ALIKE {
-            return Ok(Settled {
+        if alike == STABLE_RUNS {
+            return Ok(Stability {
                 taken,
                 settled: true,
             });
         }
     }
-    Ok(Settled {
-        taken: MAX_TIMES,
+    Ok(Stability {
+        taken: MAX_MEASUREMENTS,
         settled: false,
     })
 }
@@ -121,13 +121,13 @@ mod tests {
 
     use super::*;
 
-    fn settled(time: impl Fn(u32) -> u64) -> Settled {
+    fn settled(time: impl Fn(u32) -> u64) -> Stability {
         let mut taken = 0;
         let mut take = || {
             taken += 1;
             Ok::<_, Infallible>(Duration::from_micros(time(taken)))
         };
-        let Ok(settled) = settle(&mut take);
+        let Ok(settled) = measure_until_stable(&mut take);
         settled
     }
 
@@ -135,19 +135,19 @@ mod tests {
     fn times_are_taken_until_they_stay_the_same() {
         // Compiled kernels take over from the fifth time on.
         let found = settled(|taken| if taken < 5 { 900 - taken * 100 } else { 200 }.into());
-        let expected = Settled {
+        let expected = Stability {
             taken: 7,
             settled: true,
         };
         assert_eq!(found, expected);
-        assert_eq!(settled(|_| 100).taken, ALIKE);
+        assert_eq!(settled(|_| 100).taken, STABLE_RUNS);
     }
 
     #[test]
     fn times_that_never_settle_are_told() {
         let found = settled(|taken| 100 + u64::from(taken % 2) * 100);
-        let expected = Settled {
-            taken: MAX_TIMES,
+        let expected = Stability {
+            taken: MAX_MEASUREMENTS,
             settled: false,
         };
         assert_eq!(found, expected);

@@ -29,7 +29,7 @@ pub use self::measure::{DeviceTimes, measure};
 
 use self::{
     binding::FLAVOUR,
-    compatibility::{Flavour, check_support, check_target, driver_doubt},
+    compatibility::{Flavour, check_support, check_target, driver_warning},
     gpu::Gpu,
     plan::{PlanSource, log_origin, open_cache},
 };
@@ -63,7 +63,7 @@ pub(in crate::engine) fn prepare(config: &EngineConfig) -> Result<Prepared, Engi
     }
     if let Some(doubt) = gpus
         .first()
-        .and_then(|gpu| driver_doubt(FLAVOUR, gpu.info.driver))
+        .and_then(|gpu| driver_warning(FLAVOUR, gpu.info.driver))
     {
         tracing::warn!("{doubt}");
     }
@@ -139,8 +139,8 @@ impl Prepared {
 /// How a plan was obtained, for the log.
 fn describe(outcome: Option<&PlanOutcome>) -> String {
     match outcome.and_then(|outcome| outcome.build_time) {
-        Some(took) => format!("engine built in {:.1} s", took.as_secs_f64()),
-        None => "engine from the cache".into(),
+        Some(took) => format!("plan built in {:.1} s", took.as_secs_f64()),
+        None => "plan from the cache".into(),
     }
 }
 
@@ -212,14 +212,14 @@ mod tests {
     use crate::cache::Origin;
 
     #[test]
-    fn the_log_says_how_an_engine_was_obtained() {
+    fn the_log_says_how_a_plan_was_obtained() {
         let outcome = |build_time| PlanOutcome {
             origin: Origin::Hit,
             build_time,
         };
-        assert_eq!(describe(Some(&outcome(None))), "engine from the cache");
+        assert_eq!(describe(Some(&outcome(None))), "plan from the cache");
         let built = outcome(Some(Duration::from_millis(2345)));
-        assert_eq!(describe(Some(&built)), "engine built in 2.3 s");
+        assert_eq!(describe(Some(&built)), "plan built in 2.3 s");
     }
 
     #[test]

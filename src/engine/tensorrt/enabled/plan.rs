@@ -188,7 +188,7 @@ impl PlanSource {
         config: &TensorRtConfig,
         miss: &MissReason,
     ) -> Result<(Vec<u8>, Duration), EngineError> {
-        tracing::info!("building for {}: {miss}", gpu.info);
+        tracing::info!("building a plan for {}: {miss}", gpu.info);
         gpu.bind()?;
         let started = Instant::now();
         let plan = self.build(config, log_progress())?;
@@ -275,9 +275,12 @@ pub(super) fn open_cache(config: &TensorRtConfig) -> Result<ArtifactCache, Engin
 pub(super) fn log_origin(origin: &Origin, cache: &ArtifactCache, key: &CacheKey) {
     let file = cache.folder().join(key.file_name());
     match origin {
-        Origin::Hit => tracing::info!("engine cache hit: {}", file.display()),
+        Origin::Hit => tracing::info!("plan cache hit: {}", file.display()),
         Origin::Miss(miss) => {
-            tracing::info!("engine cache miss: {miss}; now kept in {}", file.display());
+            tracing::info!(
+                "plan cache miss: {miss}; the new plan is in {}",
+                file.display()
+            );
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Lanes that run a network of the caller's in place of TensorRT's, with the streams, buffers, events
-//! and graphs of those that serve; for tests, on cards too that TensorRT does not run on.
+//! and graphs of those that serve; for tests, on GPUs too that TensorRT does not run on.
 
 use std::{sync::Arc, time::Duration};
 

@@ -62,7 +62,9 @@ pub enum TensorError {
          each of the N images, at most {MAX_IMAGES} in all"
     )]
     Regions(String),
-    #[error("there are {images} images, and regions for {regions}")]
+    #[error(
+        "`regions` is for {regions} images, but the request has {images}; send regions for each image"
+    )]
     RegionsOfOthers { images: usize, regions: usize },
     #[error("the parameter `{name}` must be {expected}")]
     Parameter {

@@ -21,7 +21,7 @@ use serde_json::json;
 use tonic::Status;
 
 use super::{
-    call::{Calls, Input, json_response},
+    call::{Calls, Input, discard, json_response},
     nothing,
     schema::{Method, from_json, to_json},
     status::{Refusal, Style},
@@ -279,12 +279,17 @@ fn infer(calls: &Calls) -> MethodRouter {
     let calls = calls.clone();
     let method = Method::inference("ModelInfer");
     post(async move |Path(model): Path<Named>, request: Request| {
-        let length = match request.headers().get(HEADER_LENGTH) {
+        let (head, body) = request.into_parts();
+        let length = match head.headers.get(HEADER_LENGTH) {
             None => None,
             Some(length) => {
                 let parsed = length.to_str().ok().and_then(|text| text.parse().ok());
                 if parsed.is_none() {
-                    let refusal = format!("{HEADER_LENGTH} is {length:?}; it must be a number");
+                    let refusal = format!(
+                        "{HEADER_LENGTH} is {length:?}; it must be the number of bytes of JSON at \
+                         the beginning of the body"
+                    );
+                    discard(Some(body));
                     return Refusal::invalid(refusal).into_response(STYLE);
                 }
                 parsed
@@ -308,9 +313,7 @@ fn infer(calls: &Calls) -> MethodRouter {
         };
         let input = Input::Body(BodyForm::Whole(Arc::new(read)));
         let path = &method.path;
-        calls
-            .call(path, STYLE, request.into_parts(), input, answer)
-            .await
+        calls.call(path, STYLE, (head, body), input, answer).await
     })
 }
 

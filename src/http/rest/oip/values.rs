@@ -51,7 +51,7 @@ impl<'de, T: Deserialize<'de>, const N: usize> Deserialize<'de> for Few<T, N> {
     }
 }
 
-/// Parameters: truth values, numbers and text by name.
+/// Parameters: booleans, numbers and text by name.
 #[derive(Default)]
 pub(super) struct Parameters(pub HashMap<String, InferParameter>);
 
@@ -61,7 +61,7 @@ impl Parameters {
         self.0.remove(name)?.parameter_choice
     }
 
-    /// Takes a truth value out.
+    /// Takes a boolean out.
     ///
     /// # Errors
     /// When it is something else.
@@ -111,7 +111,7 @@ impl<'de> Deserialize<'de> for Parameter {
             type Value = ParameterChoice;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a truth value, a number or text")
+                f.write_str("a boolean, a number or text")
             }
 
             fn visit_bool<E>(self, value: bool) -> Result<ParameterChoice, E> {

@@ -72,17 +72,17 @@ pub(super) fn decode(
         max_pixels: u32::try_from(pixels).map_err(|_| too_large())?,
         memory: 2 * header.decoder_bytes(pixels) + 2 * data.len() as u64 + BESIDE,
     };
-    // The time is that of a processor, which may have others to serve.
-    let patience = budget.left().saturating_mul(2);
-    let decoded = process::decode(data, request, patience);
+    // The budget is CPU time, and the process may have to share its core: it gets twice that.
+    let timeout = budget.left().saturating_mul(2);
+    let decoded = process::decode(data, request, timeout);
     let decoded = decoded.map_err(|failure| match failure {
         Failure::NoProgram => ImageError::NoDecoder {
             format: named.format,
-            reason: "this program has not been told how to start one".to_owned(),
+            reason: "this program is not configured to start one".to_owned(),
         },
         Failure::NotStarted(error) => ImageError::NoDecoder {
             format: named.format,
-            reason: format!("that can't be started: {error}"),
+            reason: format!("it can't be started: {error}"),
         },
         Failure::Crashed => {
             metrics::decoder_panicked();
@@ -94,9 +94,9 @@ pub(super) fn decode(
             }
             ImageError::DecoderPanic
         }
-        Failure::TookTooLong => budget.is_over(),
+        Failure::TookTooLong => budget.timeout_error(),
         Failure::Refused(Outcome::Unsupported) => {
-            named.unsupported("its picture uses what the decoder doesn't know")
+            named.unsupported("its picture uses an AV1 feature that the decoder does not support")
         }
         Failure::Refused(Outcome::Nothing) => named.damaged("it shows no picture"),
         Failure::Refused(Outcome::Damaged | Outcome::Decoded) => {
@@ -122,6 +122,6 @@ pub(super) fn decode(
 ) -> Result<Frame, ImageError> {
     Err(ImageError::NoDecoder {
         format: named.format,
-        reason: "there is none for this operating system".to_owned(),
+        reason: "this operating system is not supported".to_owned(),
     })
 }

@@ -52,9 +52,9 @@ pub struct Decoded {
     pub took: Duration,
 }
 
-/// Decodes a picture in a process of its own. Waits for it as long as `patience`.
-pub fn decode(data: &[u8], request: Request, patience: Duration) -> Result<Decoded, Failure> {
-    let deadline = Instant::now().checked_add(patience);
+/// Decodes a picture in a process of its own. Waits for it at most `timeout`.
+pub fn decode(data: &[u8], request: Request, timeout: Duration) -> Result<Decoded, Failure> {
+    let deadline = Instant::now().checked_add(timeout);
     let mut process = match idle() {
         Some(process) => process,
         None => Process::start()?,

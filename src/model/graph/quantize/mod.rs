@@ -488,7 +488,8 @@ impl QuantizedWeights {
         let values = tensor::to_floats(stored)?;
         let wrong = || {
             ModelError::Quantization(format!(
-                "the weights `{}` have the shape {:?}",
+                "the weights `{}` have the shape {:?}, which cannot be quantized: every dimension must \
+                 be at least 1",
                 stored.name(),
                 stored.dims
             ))

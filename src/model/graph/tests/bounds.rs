@@ -62,8 +62,8 @@ fn loop_of(rounds: i64) -> ModelProto {
 
 #[test]
 fn a_tensor_that_is_produced_twice_is_refused() {
-    let circle = after(vec![node("Identity", &["pixels"], "pixels")]);
-    let reason = refusal(&circle);
+    let cycle = after(vec![node("Identity", &["pixels"], "pixels")]);
+    let reason = refusal(&cycle);
     assert!(
         reason.contains("`pixels`, which exists already"),
         "{reason}"

@@ -75,7 +75,7 @@ fn what_is_left_of_training_is_removed() {
 }
 
 #[test]
-fn truth_values_are_computed_by_comparison() {
+fn booleans_are_computed_by_comparison() {
     let model = with_front(
         vec![
             node("Cast", &["pixels"], "some").with_int("to", DataType::Bool as i64),

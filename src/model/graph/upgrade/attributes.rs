@@ -89,22 +89,22 @@ pub(super) fn pad(upgrading: &mut Upgrading, mut node: NodeProto) -> Upgraded {
     Ok(node)
 }
 
-/// Dropout 10: the mask became one of truth values.
+/// Dropout 10: the mask became boolean.
 pub(super) fn dropout_mask(upgrading: &mut Upgrading, mut node: NodeProto) -> Upgraded {
     let Some(mask) = used_mask(upgrading, &mut node) else {
         return Ok(node);
     };
-    let truth = upgrading.free(&node, "mask");
+    let boolean = upgrading.free(&node, "mask");
     let elem = walk::input(&node, 0).map_or(DataType::Float, |name| upgrading.shapes.elem(name));
     let elem = match elem {
         DataType::Undefined => DataType::Float,
         elem => elem,
     };
-    node.output[1].clone_from(&truth);
+    node.output[1].clone_from(&boolean);
     let to = int_attribute("to", elem as i64);
     upgrading
         .after
-        .push(walk::node("Cast", &[&truth], &mask, Some(to)));
+        .push(walk::node("Cast", &[&boolean], &mask, Some(to)));
     Ok(node)
 }
 

@@ -49,9 +49,9 @@ pub(super) fn upsample(_: &mut Upgrading, mut node: NodeProto) -> Result<NodePro
     Ok(node)
 }
 
-/// Resize 11: `roi` became the second input, and where a pixel comes from became a choice. It was by
-/// the index times the scale: of the pixels around that the lower one by `nearest` where the image
-/// grows, and the upper one where it shrinks.
+/// Resize 11: `roi` became the second input, and `coordinate_transformation_mode` was added. Version
+/// 10 always used what is now `asymmetric`; its mode `nearest` rounded down where the image grows and
+/// up where it shrinks.
 pub(super) fn resize(
     upgrading: &mut Upgrading,
     mut node: NodeProto,
@@ -124,7 +124,7 @@ pub(super) fn half_pixels(
         return Ok(node);
     }
     if text(&node, "nearest_mode") != b"floor" {
-        return Err(upgrading.refuse(&node, "rounds `tf_half_pixel_for_nn` in an unusual way"));
+        return Err(upgrading.refuse(&node, "uses `tf_half_pixel_for_nn` with a `nearest_mode` other than `floor`, which is not supported"));
     }
     let changed = ["coordinate_transformation_mode", "nearest_mode"];
     node.attribute

@@ -63,8 +63,8 @@ const SAME_SHAPE: [&str; 41] = [
     "Celu",
 ];
 /// Operators whose inputs are broadcast.
-const BROADCAST: [&str; 10] = [
-    "Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "PRelu", "Sub", "Sum",
+const BROADCAST: [&str; 9] = [
+    "Add", "Div", "Max", "Mean", "Min", "Mul", "Pow", "Sub", "Sum",
 ];
 
 /// The shapes and types of tensors, by name.

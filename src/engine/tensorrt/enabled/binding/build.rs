@@ -77,8 +77,8 @@ pub(in super::super) fn build(request: &BuildRequest) -> Result<Vec<u8>, EngineE
     })
 }
 
-/// Builds a plan, which allocates nothing while it runs if `memory_is_ours`.
-fn attempt(request: &BuildRequest, memory_is_ours: bool) -> Result<Vec<u8>, Refusal> {
+/// Builds a plan. With `user_allocation` it allocates no memory while it runs.
+fn attempt(request: &BuildRequest, user_allocation: bool) -> Result<Vec<u8>, Refusal> {
     log::forget_errors();
     let other = |error: trtx::Error| Refusal::Other(Failure::of(error));
     let network = |error: trtx::Error| Refusal::Network(Failure::of(error));
@@ -108,8 +108,8 @@ fn attempt(request: &BuildRequest, memory_is_ours: bool) -> Result<Vec<u8>, Refu
             .map_err(other)?;
     }
     configure(&mut config, request).map_err(Refusal::Other)?;
-    if memory_is_ours {
-        flavour::leave_memory_to_us(&mut config);
+    if user_allocation {
+        flavour::require_user_allocation(&mut config);
     }
 
     let plan = builder

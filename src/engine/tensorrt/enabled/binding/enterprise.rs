@@ -26,7 +26,7 @@ pub(super) fn set_target(_: &mut BuilderConfig, _: ComputeCapability) -> Result<
 
 /// Does nothing: this TensorRT has no such flag. Its execution contexts get their memory from us in
 /// any case.
-pub(super) fn leave_memory_to_us(_: &mut BuilderConfig) {}
+pub(super) fn require_user_allocation(_: &mut BuilderConfig) {}
 
 /// Does nothing.
 pub(super) fn configure(_: &mut UniquePtr<IRuntimeConfig>, _: &Kernels) -> Result<(), Failure> {

@@ -1,4 +1,4 @@
-//! TensorRT's log: told through `tracing`, with the errors of each thread kept for the call that
+//! TensorRT's log: forwarded to `tracing`, with the errors of each thread kept for the call that
 //! failed.
 
 use std::{

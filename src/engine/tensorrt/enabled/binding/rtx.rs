@@ -44,7 +44,7 @@ pub(super) fn set_target(
 }
 
 /// Makes a plan that allocates nothing while it runs, which CUDA graphs require.
-pub(super) fn leave_memory_to_us(config: &mut BuilderConfig) {
+pub(super) fn require_user_allocation(config: &mut BuilderConfig) {
     config.set_flag(BuilderFlag::kREQUIRE_USER_ALLOCATION);
 }
 

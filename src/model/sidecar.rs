@@ -32,12 +32,12 @@ const MOST_LABELS: usize = 1 << 20;
 
 /// What is known of a model besides its graph and its manifest.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Beside {
+pub(super) struct Sidecar {
     pub(super) settings: Preprocessing,
     /// Class names, in the order of the logits, and where they come from, with a verb.
     pub(super) labels: Option<(Vec<String>, String)>,
-    /// What was taken from where.
-    pub(super) taken: Vec<String>,
+    /// What was read from which file, in words, for the log.
+    pub(super) sources: Vec<String>,
 }
 
 /// The files beside the model file `path` that may describe it.
@@ -53,36 +53,36 @@ pub(crate) fn files_beside(path: &Path) -> [PathBuf; 6] {
     .map(|name| path.with_file_name(name))
 }
 
-impl Beside {
+impl Sidecar {
     /// Reads the files beside the model file `path`, if its folder belongs to one model.
     ///
     /// # Errors
     /// Files that can't be read or are no JSON; settings that are not supported.
     pub(super) fn read(path: &Path) -> Result<Self, ModelError> {
-        let mut beside = Self::default();
+        let mut sidecar = Self::default();
         let files = files_beside(path);
         if !files.iter().any(|file| file.exists()) || !belongs_to_one_model(path) {
-            return Ok(beside);
+            return Ok(sidecar);
         }
         let [preprocessor, config, exported @ ..] = files;
 
         if let Some(json) = object(&preprocessor)? {
             let settings = hugging_face(&json).map_err(in_file(PREPROCESSOR))?;
-            beside.add(settings, PREPROCESSOR);
+            sidecar.add(settings, PREPROCESSOR);
         }
         if let Some(json) = object(&config)? {
             if let Some(Value::Object(timm)) = json.get("pretrained_cfg") {
                 let settings = timm_settings(timm).map_err(in_file(CONFIG))?;
-                beside.add(settings, "config.json (pretrained_cfg)");
+                sidecar.add(settings, "config.json (pretrained_cfg)");
             }
             let labels = labels(&json).map_err(in_file(CONFIG))?;
             if let Some(labels) = labels {
-                beside.taken.push(format!("labels from {CONFIG}"));
-                beside.labels = Some((labels, format!("{CONFIG} holds")));
+                sidecar.sources.push(format!("labels from {CONFIG}"));
+                sidecar.labels = Some((labels, format!("{CONFIG} holds")));
             }
         }
-        beside.read_exported(exported)?;
-        Ok(beside)
+        sidecar.read_exported(exported)?;
+        Ok(sidecar)
     }
 
     /// Reads what training services write.
@@ -116,7 +116,7 @@ impl Beside {
     /// Adds the labels of a file, unless there are some.
     fn add_labels(&mut self, labels: Vec<String>, file: &str) {
         if self.labels.is_none() {
-            self.taken.push(format!("labels from {file}"));
+            self.sources.push(format!("labels from {file}"));
             self.labels = Some((labels, format!("{file} holds")));
         }
     }
@@ -127,7 +127,7 @@ impl Beside {
     /// Metadata that can't be read.
     pub(super) fn with_metadata(mut self, model: &ModelProto) -> Result<Self, ModelError> {
         let property = |key: &str| exports::property(model, key);
-        let in_metadata = |reason| ModelError::Beside {
+        let in_metadata = |reason| ModelError::Sidecar {
             file: "its metadata".into(),
             reason,
         };
@@ -154,7 +154,7 @@ impl Beside {
         self.add(settings, "the metadata of Ultralytics");
         if let Some(names) = property("names").filter(|_| self.labels.is_none()) {
             let names = python_names(names).map_err(in_metadata)?;
-            self.taken
+            self.sources
                 .push("labels from the metadata of Ultralytics".into());
             self.labels = Some((names, "its metadata hold".into()));
         }
@@ -163,7 +163,7 @@ impl Beside {
 
     fn add(&mut self, settings: Preprocessing, origin: &str) {
         self.settings = std::mem::take(&mut self.settings).or(&settings);
-        self.taken.push(format!("preprocessing from {origin}"));
+        self.sources.push(format!("preprocessing from {origin}"));
     }
 }
 
@@ -216,11 +216,11 @@ fn text(path: &Path) -> Result<Option<String>, ModelError> {
         .map_err(|error| in_file(&name)(error.reason.to_string()))?;
     let text = String::from_utf8(content);
     text.map(Some)
-        .map_err(|_| in_file(&name)("is no UTF-8 text".into()))
+        .map_err(|_| in_file(&name)("must be UTF-8 text".into()))
 }
 
 fn in_file(name: &str) -> impl Fn(String) -> ModelError {
-    move |reason| ModelError::Beside {
+    move |reason| ModelError::Sidecar {
         file: format!("{name} beside it"),
         reason,
     }
@@ -257,7 +257,7 @@ fn labels(json: &Map<String, Value>) -> Result<Option<Vec<String>>, String> {
     let labels: Option<Vec<String>> = names.iter().map(described).collect();
     labels
         .map(Some)
-        .ok_or_else(|| "\"label_names\" holds something else than texts".into())
+        .ok_or_else(|| "\"label_names\" must be a list of strings".into())
 }
 
 /// Reads a size such as `[224, 224]`, height and width, or `224`. Returns width and height.
@@ -272,14 +272,17 @@ fn height_and_width(text: &str) -> Result<[u32; 2], String> {
     match numbers.as_deref() {
         Some(&[side]) => Ok([side; 2]),
         Some(&[height, width]) => Ok([width, height]),
-        _ => Err(format!("`imgsz` is {text:?}, which is no size")),
+        _ => Err(format!(
+            "`imgsz` is {text:?}; expected a size such as `224` or `[224, 224]`"
+        )),
     }
 }
 
 /// Reads the literal of a Python dictionary from class numbers to names, such as
 /// `{0: 'tench', 1: "cock's comb"}`. Nothing is evaluated.
 fn python_names(text: &str) -> Result<Vec<String>, String> {
-    let wrong = || "`names` is no dictionary of class names".to_owned();
+    let wrong =
+        || "`names` must be a Python dictionary such as {0: 'tench', 1: 'goldfish'}".to_owned();
     let inner = text.trim().strip_prefix('{').ok_or_else(wrong)?;
     let mut rest = inner.strip_suffix('}').ok_or_else(wrong)?.trim_start();
     let mut names = Vec::new();
@@ -398,9 +401,9 @@ mod tests {
         let file = |name: &str| folder.path().join(name);
         fs::write(file("a.onnx"), "").unwrap();
         fs::write(file("config.json"), r#"{"id2label": {"0": "owl"}}"#).unwrap();
-        assert!(Beside::read(&file("a.onnx")).unwrap().labels.is_some());
+        assert!(Sidecar::read(&file("a.onnx")).unwrap().labels.is_some());
         fs::write(file("b.onnx"), "").unwrap();
-        assert!(Beside::read(&file("a.onnx")).unwrap().labels.is_none());
+        assert!(Sidecar::read(&file("a.onnx")).unwrap().labels.is_none());
 
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
@@ -408,9 +411,9 @@ mod tests {
             fs::write(file(name), "").unwrap();
         }
         fs::write(file("config.json"), r#"{"id2label": {"0": "owl"}}"#).unwrap();
-        assert!(Beside::read(&file("model.onnx")).unwrap().labels.is_some());
+        assert!(Sidecar::read(&file("model.onnx")).unwrap().labels.is_some());
         fs::write(file("config.json"), "[]").unwrap();
-        let error = Beside::read(&file("model.onnx")).unwrap_err().to_string();
+        let error = Sidecar::read(&file("model.onnx")).unwrap_err().to_string();
         assert!(error.contains("config.json beside it"), "{error}");
     }
 
@@ -425,7 +428,7 @@ mod tests {
             .status()
             .unwrap();
         assert!(made.success());
-        let refusal = || Beside::read(&file("a.onnx")).unwrap_err().to_string();
+        let refusal = || Sidecar::read(&file("a.onnx")).unwrap_err().to_string();
         let error = refusal();
         assert!(error.contains("named pipe"), "{error}");
 
