@@ -51,7 +51,7 @@ pub fn warn(warning: Warning<'_>, log: impl FnOnce(Option<u64>)) {
 /// Logs what was summed up. Must be called regularly.
 pub fn flush() {
     for ((kind, host), further) in lock(&SUMMARIES).due(Instant::now()) {
-        tracing::warn!(host, "{kind}; repeated {further} times since the last line");
+        tracing::warn!(host, further, "{kind}: repeated since the last line");
     }
 }
 

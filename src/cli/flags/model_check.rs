@@ -30,7 +30,7 @@ pub struct ModelCheckFlags {
     #[arg(long, env = "RESNET18_MODEL_MEMORY", value_name = "MIB",
           value_parser = clap::value_parser!(u64).range(64..=1 << 20))]
     model_memory: Option<u64>,
-    /// Maximum time for it. A model that takes longer is not served.
+    /// Maximum time for trying a model. One that takes longer is not served.
     #[arg(long, env = "RESNET18_MODEL_TIMEOUT", value_name = "DURATION", default_value = "120s",
           value_parser = values::positive_duration)]
     model_timeout: Duration,

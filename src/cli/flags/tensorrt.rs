@@ -14,11 +14,12 @@ pub struct TensorRtFlags {
     /// one].
     #[arg(long, env = "RESNET18_TENSORRT_LIB", value_name = "PATH")]
     tensorrt_lib: Option<PathBuf>,
-    /// The folder that caches engines for the next start [default: resnet18 in the user's cache
+    /// The folder for what later starts reuse: TensorRT's plans, quantized models, the measurements
+    /// of --tune, and which models have passed their check [default: resnet18 in the user's cache
     /// folder].
     #[arg(long, env = "RESNET18_ENGINE_CACHE", value_name = "DIR")]
     engine_cache: Option<PathBuf>,
-    /// Maximum size of this folder, in MiB; the least recently used files are removed.
+    /// Maximum size of the folder of --engine-cache, in MiB; the least recently used files are removed.
     #[arg(long, env = "RESNET18_ENGINE_CACHE_MIB", value_name = "MIB", default_value = "4096",
           value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     engine_cache_mib: u64,
