@@ -41,9 +41,10 @@ pub struct Args {
     /// Print one line of JSON.
     #[arg(long, env = "RESNET18_CHECK_JSON")]
     json: bool,
-    /// Try the model in this process, and answer in the form that the parent expects.
-    #[arg(long, env = "RESNET18_CHECK_HERE", hide = true)]
-    here: bool,
+    /// Try the model in this process, and answer in the form that the parent expects, which has
+    /// this process id.
+    #[arg(long, env = "RESNET18_CHECK_PARENT", hide = true)]
+    parent: Option<u32>,
     #[command(flatten)]
     check: ModelCheckFlags,
     #[command(flatten)]
@@ -69,8 +70,8 @@ struct CheckJson<'a> {
 pub async fn run(args: Args) -> Result<ExitCode, CliError> {
     let mut engine = args.engine.config()?;
     engine.openvino.batch = OpenVinoConfig::SERVING_BATCH;
-    if args.here {
-        return blocking(move || try_here(&args, &engine)).await;
+    if let Some(parent) = args.parent {
+        return blocking(move || try_here(&args, &engine, parent)).await;
     }
 
     // It is tried in any case, so nothing need be remembered.
@@ -101,9 +102,9 @@ pub async fn run(args: Args) -> Result<ExitCode, CliError> {
 }
 
 /// What the process does that the server starts.
-fn try_here(args: &Args, engine: &EngineConfig) -> Result<ExitCode, CliError> {
+fn try_here(args: &Args, engine: &EngineConfig, parent: u32) -> Result<ExitCode, CliError> {
     let threads = engine.threads.get() as u64;
-    check::confine(&args.check.limits(), threads).map_err(CliError::failed)?;
+    check::confine(&args.check.limits(), threads, parent).map_err(CliError::failed)?;
     let overrides = args.manifest.overrides(None).map_err(CliError::failed)?;
     output::print_json(&check::answer(&args.model, &overrides, engine))?;
     Ok(ExitCode::SUCCESS)

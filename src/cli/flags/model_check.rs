@@ -63,7 +63,6 @@ impl ModelCheckFlags {
     ) -> Option<CheckConfig> {
         let mut arguments: Vec<OsString> = vec![
             "check".into(),
-            "--here".into(),
             "--model-memory".into(),
             (self.memory() >> 20).to_string().into(),
             "--model-timeout".into(),

@@ -50,13 +50,13 @@ pub struct Refusal {
     pub unavailable: bool,
 }
 
-/// Limits this process: its memory, its time on the processors and its life, which ends with its
-/// parent's. `threads` is how many of them compute.
+/// Limits this process: its memory, its time on the processors and its life, which ends with that of
+/// its parent, the process `parent`. `threads` is how many of them compute.
 ///
 /// # Errors
-/// What the operating system reports.
+/// What the operating system reports, or that the parent has ended.
 #[cfg(unix)]
-pub fn confine(limits: &CheckLimits, threads: u64) -> io::Result<()> {
+pub fn confine(limits: &CheckLimits, threads: u64, parent: u32) -> io::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     // A limit that the server has itself can't be raised.
@@ -80,13 +80,16 @@ pub fn confine(limits: &CheckLimits, threads: u64) -> io::Result<()> {
     set(Resource::Cpu, seconds.saturating_mul(threads + 2), 5)?;
     set(Resource::Core, 0, 0)?;
 
+    #[cfg(not(target_os = "linux"))]
+    let _ = parent;
     #[cfg(target_os = "linux")]
     {
         use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-        let parent = getppid();
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        if getppid() != parent {
+        // The parent may have ended before: then another process is the parent.
+        let is_parent = |pid: rustix::process::Pid| pid.as_raw_nonzero().get() as u32 == parent;
+        if !getppid().is_some_and(is_parent) {
             return Err(io::Error::other("the server has ended"));
         }
         // Where memory is short, the system should rather end this process than the server.
@@ -100,7 +103,7 @@ pub fn confine(limits: &CheckLimits, threads: u64) -> io::Result<()> {
 /// # Errors
 /// None.
 #[cfg(not(unix))]
-pub fn confine(_: &CheckLimits, _: u64) -> io::Result<()> {
+pub fn confine(_: &CheckLimits, _: u64, _: u32) -> io::Result<()> {
     Ok(())
 }
 

@@ -184,6 +184,7 @@ impl CheckConfig {
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
+            .args(["--parent", &std::process::id().to_string()])
             .arg("--")
             .arg(path)
             // A backtrace would push the reason out of what is kept of standard error.
