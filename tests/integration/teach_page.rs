@@ -189,5 +189,5 @@ fn the_tab_works_in_a_browser() {
         .arg(folder.path())
         .env("SE_OFFLINE", "true");
     let stdout = succeed(&mut script, &[&server, &guarded]);
-    assert_eq!(passed(&stdout), 9, "{stdout}");
+    assert_eq!(passed(&stdout), 10, "{stdout}");
 }

@@ -223,6 +223,24 @@ def test_pictures_are_looked_at_and_removed_also_after_a_reload():
     assert page.driver.switch_to.active_element.get_attribute("class") == "thumb", "the focus stays in the list"
 
 
+def test_a_picture_that_is_removed_while_it_is_sent_leaves_its_twin():
+    # The server has this one already, under another tile.
+    os.kill(PID, signal.SIGSTOP)
+    try:
+        page.drop([FOLDER / "things/train/leopard/05.jpg"], inside("leopard", "h3")[0])
+        sending = lambda: inside("leopard", "li[data-state=sending] .thumb")
+        until("it is on its way", sending)
+        time.sleep(1)
+        run("arguments[0].focus()", sending()[0])
+        webdriver.ActionChains(page.driver).send_keys(Keys.DELETE).perform()
+    finally:
+        os.kill(PID, signal.SIGCONT)
+    until("it is gone", lambda: not inside("leopard", "li[data-state=sending]"))
+    until("all is sent", lambda: not at("progress").is_displayed())
+    open_tab()
+    until("the twin", lambda: card("leopard") is not None and count("leopard") == 12)
+
+
 def test_nothing_is_lost_while_the_server_hangs_and_limits_are_told():
     more = pictures_of(PHOTOS / "grand_piano.jpg", FOLDER / "pianos", 45)
     add_class("piano")
