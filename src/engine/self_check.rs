@@ -78,34 +78,20 @@ pub(super) fn load_checked(
     }
 
     let warning = match compared {
-        Ok((reference, compared)) => match compared {
-            Ok(wrong_embeddings) => {
-                if let Some(reason) = wrong_embeddings {
-                    drop_embeddings(&mut lanes, model, &reference, &reason);
-                }
-                let has_run = lanes.info.sizes_to_check();
-                warm_up(&mut lanes, model, &has_run)?;
-                return Ok(lanes);
+        Ok((reference, Ok(wrong_embeddings))) => {
+            if let Some(reason) = wrong_embeddings {
+                drop_embeddings(&mut lanes, model, &reference, &reason);
             }
-            Err(error) => {
-                if lanes.info.precision == Precision::Fp32 {
-                    check_finite(&mut lanes, model)?;
-                }
-                match error {
-                    EngineError::SelfCheck {
-                        kind,
-                        precision: Precision::Fp32,
-                        reason,
-                    } if on_disagreement == OnDisagreement::Warn => {
-                        format!(
-                            "the {kind} and the {} engine disagree in fp32: {reason}",
-                            reference.kind
-                        )
-                    }
-                    error => return Err(error),
-                }
+            let has_run = lanes.info.sizes_to_check();
+            warm_up(&mut lanes, model, &has_run)?;
+            return Ok(lanes);
+        }
+        Ok((reference, Err(error))) => {
+            if lanes.info.precision == Precision::Fp32 {
+                check_finite(&mut lanes, model)?;
             }
-        },
+            disagreement(error, reference.kind, on_disagreement)?
+        }
         Err(error) => {
             check_finite(&mut lanes, model)?;
             format!("not compared with another engine: {error}")
@@ -115,6 +101,24 @@ pub(super) fn load_checked(
     lanes.info.warnings.push(warning);
     warm_up(&mut lanes, model, &[])?;
     Ok(lanes)
+}
+
+/// The warning about an engine that disagrees with the reference in fp32, where that is no error.
+fn disagreement(
+    error: EngineError,
+    reference: EngineKind,
+    on_disagreement: OnDisagreement,
+) -> Result<String, EngineError> {
+    match error {
+        EngineError::SelfCheck {
+            kind,
+            precision: Precision::Fp32,
+            reason,
+        } if on_disagreement == OnDisagreement::Warn => Ok(format!(
+            "the {kind} and the {reference} engine disagree in fp32: {reason}"
+        )),
+        error => Err(error),
+    }
 }
 
 /// Checks that the first lane's logits for the photos are finite numbers.

@@ -113,6 +113,7 @@ fn load_on(
     let kind = providers[0].kind();
     let environment = library::load(kind, config.onnxruntime.library.as_deref())?;
     let offloaded = kind != EngineKind::OnnxRuntime;
+
     let max_batch = match (model.graph.batch, kind) {
         (Batch::Fixed(n), _) => n,
         // CoreML compiles a network for one size.
@@ -134,12 +135,12 @@ fn load_on(
         .graph
         .to_serve(batch, body)
         .map_err(|error| kind.unsupported(error))?;
-
     // cuDNN looks for the fastest algorithm for each size.
     let sizes = match kind {
         EngineKind::Cuda => batch_sizes(max_batch, batch.is_some()),
         _ => Vec::new(),
     };
+
     let shape = [
         model.geometry.height as usize,
         model.geometry.width as usize,
@@ -159,6 +160,7 @@ fn load_on(
             padded: Vec::new(),
         }))
     };
+
     let threads = config.threads.get();
     let mut wide = None;
     let narrow: Vec<_> = if offloaded {
@@ -177,6 +179,7 @@ fn load_on(
             .map(|_| lane(Provider::Cpu, threads / lanes))
             .collect::<Result<_, _>>()?
     };
+
     Ok(Lanes {
         info: EngineInfo {
             kind,

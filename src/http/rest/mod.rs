@@ -17,14 +17,15 @@ use axum::{
     Router,
     extract::Request,
     http::{
-        HeaderValue, StatusCode,
+        HeaderMap, HeaderValue, StatusCode,
         header::{CACHE_CONTROL, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
     },
     middleware::{self, Next},
     response::Response,
-    routing::{any, get, post},
+    routing::{MethodRouter, any, get, post},
 };
 use bytes::Bytes;
+use prost_reflect::MessageDescriptor;
 use tonic::Code;
 
 use self::{
@@ -50,34 +51,6 @@ pub(super) fn routes(calls: &HttpCalls, guard: Guard) -> Router {
 /// `resnet18.v1.Classifier`.
 fn contract(calls: &Calls) -> Router {
     let style = Style::Contract;
-    let classify = {
-        let calls = calls.clone();
-        let method = Arc::new(Method::classifier("Classify"));
-        async move |request: Request| {
-            let (head, body) = request.into_parts();
-            match classify::input(&method.input, &head.headers, head.uri.query()) {
-                Ok(input) => calls.json(&method, style, (head, body), input).await,
-                Err(refusal) => {
-                    discard(Some(body));
-                    refusal.into_response(style)
-                }
-            }
-        }
-    };
-    let batch = {
-        let calls = calls.clone();
-        let method = Arc::new(Method::classifier("ClassifyBatch"));
-        async move |request: Request| {
-            let (head, body) = request.into_parts();
-            match classify::batch(&method.input, &head.headers, head.uri.query()) {
-                Ok(input) => calls.json(&method, style, (head, body), input).await,
-                Err(refusal) => {
-                    discard(Some(body));
-                    refusal.into_response(style)
-                }
-            }
-        }
-    };
     let models = {
         let calls = calls.clone();
         let method = Arc::new(Method::classifier("ListModels"));
@@ -89,10 +62,35 @@ fn contract(calls: &Calls) -> Router {
         }
     };
     Router::new()
-        .route("/v1/classify", post(classify))
-        .route("/v1/classify-batch", post(batch))
+        .route("/v1/classify", images(calls, "Classify", classify::input))
+        .route(
+            "/v1/classify-batch",
+            images(calls, "ClassifyBatch", classify::batch),
+        )
         .route("/v1/models", get(models))
         .route("/v1/{*path}", any(async move || nothing(style)))
+}
+
+/// A route whose body holds images, as `read` tells from the method's input, the headers and the
+/// query.
+fn images(
+    calls: &Calls,
+    method: &str,
+    read: fn(&MessageDescriptor, &HeaderMap, Option<&str>) -> Result<Input, Refusal>,
+) -> MethodRouter {
+    let style = Style::Contract;
+    let calls = calls.clone();
+    let method = Arc::new(Method::classifier(method));
+    post(async move |request: Request| {
+        let (head, body) = request.into_parts();
+        match read(&method.input, &head.headers, head.uri.query()) {
+            Ok(input) => calls.json(&method, style, (head, body), input).await,
+            Err(refusal) => {
+                discard(Some(body));
+                refusal.into_response(style)
+            }
+        }
+    })
 }
 
 /// The description of all of it.

@@ -61,6 +61,12 @@ struct TensorInfo {
     is_image: bool,
 }
 
+/// What the network computes from the pixels.
+const COMPUTED: TensorInfo = TensorInfo {
+    elem: DataType::Float,
+    is_image: true,
+};
+
 /// How a float32 tensor that does not depend on the pixels is used.
 #[derive(Default)]
 struct TensorUses {
@@ -88,6 +94,29 @@ pub(super) fn apply(
         .find(|opset| walk::is_default_domain(opset.domain()));
     let opset = opset.map_or(0, |opset| opset.version());
     let graph = model.graph.get_or_insert_default();
+    let mut known = stored_tensors(graph, body);
+    let uses = retype_nodes(graph, body, opset, elem, &mut known)?;
+    let results = float_results(graph, elem, &known)?;
+
+    let mut names = Names::of(graph);
+    let mut typed = HashMap::new();
+    let mut casts = PendingCasts::default();
+    convert_sources(graph, uses, elem, &mut names, &mut typed, &mut casts)?;
+
+    for value in &mut graph.value_info {
+        if (known.get(value.name()) == Some(&COMPUTED) || typed.contains_key(value.name()))
+            && let Some(type_proto::Value::TensorType(tensor)) =
+                value.r#type.as_mut().and_then(|value| value.value.as_mut())
+        {
+            tensor.elem_type = Some(elem as i32);
+        }
+    }
+    cast_ends(graph, body, elem, &results, &mut names, casts);
+    Ok(typed)
+}
+
+/// The tensors that the graph stores, and the network's input.
+fn stored_tensors(graph: &GraphProto, body: &NetworkBody) -> HashMap<String, TensorInfo> {
     let mut known: HashMap<String, TensorInfo> = HashMap::new();
     for tensor in &graph.initializer {
         let stored = tensor::elem(tensor);
@@ -102,66 +131,77 @@ pub(super) fn apply(
         };
         known.insert(tensor.name().to_owned(), info);
     }
-    known.insert(
-        body.input.to_owned(),
-        TensorInfo {
-            elem: body.elem,
-            is_image: true,
-        },
-    );
 
+    let input = TensorInfo {
+        elem: body.elem,
+        is_image: true,
+    };
+    known.insert(body.input.to_owned(), input);
+    known
+}
+
+/// Converts the nodes that depend on the pixels to `elem`, and finds what each node gives and how
+/// the other tensors are used.
+fn retype_nodes(
+    graph: &mut GraphProto,
+    body: &NetworkBody,
+    opset: i64,
+    elem: DataType,
+    known: &mut HashMap<String, TensorInfo>,
+) -> Result<HashMap<String, TensorUses>, ModelError> {
     let mut uses: HashMap<String, TensorUses> = HashMap::new();
-    for index in 0..graph.node.len() {
+    for (index, node) in graph.node.iter_mut().enumerate() {
         if index < body.first {
-            for name in &graph.node[index].input {
+            for name in &node.input {
                 uses.entry(name.clone()).or_default().kept = true;
             }
             continue;
         }
-        let is_image = record_uses(&graph.node[index], index, opset, elem, &known, &mut uses)?;
-        let node = &mut graph.node[index];
-        for (output, elem) in outputs(node, &known) {
+
+        let is_image = record_uses(node, index, opset, elem, known, &mut uses)?;
+        for (output, elem) in outputs(node, known) {
             known.insert(output, TensorInfo { elem, is_image });
         }
         if is_image {
             retype(node, elem)?;
         }
     }
+    Ok(uses)
+}
 
-    let computed = TensorInfo {
-        elem: DataType::Float,
-        is_image: true,
-    };
+/// The names of the network's outputs, which must be float32 computed from the images.
+fn float_results(
+    graph: &GraphProto,
+    elem: DataType,
+    known: &HashMap<String, TensorInfo>,
+) -> Result<Vec<String>, ModelError> {
     let results: Vec<String> = graph
         .output
         .iter()
         .map(|output| output.name().to_owned())
         .collect();
-    for name in &results {
-        if known.get(name) != Some(&computed) {
-            return Err(refusal(
-                elem,
-                name,
-                "does not give float32 computed from the images",
-            ));
-        }
+    let other = results
+        .iter()
+        .find(|name| known.get(*name) != Some(&COMPUTED));
+    match other {
+        Some(name) => Err(refusal(
+            elem,
+            name,
+            "does not give float32 computed from the images",
+        )),
+        None => Ok(results),
     }
+}
 
-    let mut names = Names::of(graph);
-    let mut typed = HashMap::new();
-    let mut casts = PendingCasts::default();
-    convert_sources(graph, uses, elem, &mut names, &mut typed, &mut casts)?;
-
-    for value in &mut graph.value_info {
-        if (known.get(value.name()) == Some(&computed) || typed.contains_key(value.name()))
-            && let Some(type_proto::Value::TensorType(tensor)) =
-                value.r#type.as_mut().and_then(|value| value.value.as_mut())
-        {
-            tensor.elem_type = Some(elem as i32);
-        }
-    }
-
-    // The network's input and output: float32 before and after.
+/// Casts the network's input to `elem` and its outputs from it: they are float32 before and after.
+fn cast_ends(
+    graph: &mut GraphProto,
+    body: &NetworkBody,
+    elem: DataType,
+    results: &[String],
+    names: &mut Names,
+    mut casts: PendingCasts,
+) {
     let to = |elem: DataType| Some(int_attribute("to", elem as i64));
     if body.elem == DataType::Float && body.first > 0 {
         let wide = names.free("preprocess_float");
@@ -171,8 +211,9 @@ pub(super) fn apply(
         last.name = Some(wide.clone());
         casts.after(body.first - 1, node("Cast", &[&wide], body.input, to(elem)));
     }
+
     let mut narrow = Vec::new();
-    for name in &results {
+    for name in results {
         let free = names.free(&format!("network_{name}"));
         walk::rename(graph, name, &free);
         // Its node may have the name of the output, which the node behind it gets.
@@ -183,16 +224,16 @@ pub(super) fn apply(
         }
         narrow.push(free);
     }
-    for (output, name) in graph.output.iter_mut().zip(&results) {
+    for (output, name) in graph.output.iter_mut().zip(results) {
         output.name = Some(name.clone());
     }
+
     casts.insert_into(&mut graph.node, body.first);
-    for (narrow, name) in narrow.iter().zip(&results) {
+    for (narrow, name) in narrow.iter().zip(results) {
         graph
             .node
             .push(node("Cast", &[narrow], name, to(DataType::Float)));
     }
-    Ok(typed)
 }
 
 /// Records what the node uses, in `uses`. Returns whether its outputs depend on the pixels.
