@@ -220,10 +220,7 @@ mod tests {
         let mut first = histogram(&[f32::NAN, f32::INFINITY]);
         let values: Vec<f32> = (1..=100).map(|value| value as f32).collect();
         first.add(&values);
-        let expected = histogram(&values);
-        for estimator in [Estimator::MinMax, Estimator::Percentile, Estimator::Mse] {
-            assert_eq!(first.range(estimator), expected.range(estimator));
-        }
+        assert_eq!(first.counts, histogram(&values).counts);
     }
 
     #[test]

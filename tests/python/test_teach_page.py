@@ -233,9 +233,9 @@ def test_a_picture_that_is_removed_while_it_is_sent_leaves_its_twin():
         time.sleep(1)
         run("arguments[0].focus()", sending()[0])
         webdriver.ActionChains(page.driver).send_keys(Keys.DELETE).perform()
+        until("it is gone", lambda: not sending())
     finally:
         os.kill(PID, signal.SIGCONT)
-    until("it is gone", lambda: not inside("leopard", "li[data-state=sending]"))
     until("all is sent", lambda: not at("progress").is_displayed())
     open_tab()
     until("the twin", lambda: card("leopard") is not None and count("leopard") == 12)

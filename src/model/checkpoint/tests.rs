@@ -758,6 +758,25 @@ fn wrong_shapes_are_named() {
 }
 
 #[test]
+fn the_convolutions_of_a_stem_have_to_fit_together() {
+    let stem = |inputs| {
+        let mut weights = Weights::resnet18().without("conv1.weight");
+        weights.conv("conv1.0.weight", "conv1.1", &[32, 3, 3, 3]);
+        weights.conv("conv1.3.weight", "conv1.4", &[32, inputs, 3, 3]);
+        weights.conv("conv1.6.weight", "bn1", &[64, 32, 3, 3]);
+        weights.build()
+    };
+    assert!(stem(32).is_ok());
+    for inputs in [0, 3] {
+        let error = stem(inputs).unwrap_err();
+        let reason = format!(
+            "`conv1.3.weight` has {inputs} input channels, but the convolution before it has 32"
+        );
+        assert!(error.contains(&reason), "{error}");
+    }
+}
+
+#[test]
 fn values_that_cannot_be_are_named() {
     for (name, value, reason) in [
         ("layer2.0.bn2.bias", f32::NAN, "contains NaN (128 of 128"),

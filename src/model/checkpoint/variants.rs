@@ -786,27 +786,6 @@ fn stems_of_other_kinds_are_told_by_their_kernels() {
 }
 
 #[test]
-fn the_convolutions_of_a_stem_have_to_fit_together() {
-    for inputs in [0, 3] {
-        let net = Net::stem(
-            &[
-                ("conv1.0", "conv1.1", [2, 3, 3, 3]),
-                ("conv1.3", "conv1.4", [2, inputs, 3, 3]),
-                ("conv1.6", "bn1", [4, 2, 3, 3]),
-            ],
-            0,
-        );
-        let error = import(zipped(&net.state_dict()), None)
-            .unwrap_err()
-            .to_string();
-        let reason = format!(
-            "`conv1.3.weight` has {inputs} input channels, but the convolution before it has 2"
-        );
-        assert!(error.contains(&reason), "{error}");
-    }
-}
-
-#[test]
 fn files_that_are_almost_a_resnet_are_refused_with_the_reason() {
     let plain = Net::plain;
     let module = |class: &'static str, attribute: &'static str, values: [usize; 2]| {
